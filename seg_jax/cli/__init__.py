@@ -1,0 +1,1 @@
+"""The programs of seg-jax, one story a file."""

@@ -1,0 +1,1 @@
+"""Host side of a batch: sources, the encoder and the pipeline."""

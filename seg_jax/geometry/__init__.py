@@ -1,0 +1,1 @@
+"""Pure arithmetic on polygons, masks, boxes and grids: jax and numpy only."""

@@ -1,0 +1,1 @@
+"""Text to meaning and back: outlines, chat turns, tokens."""

@@ -1,0 +1,1 @@
+"""Pallas kernels behind the signatures of geometry and models."""

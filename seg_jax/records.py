@@ -1,0 +1,155 @@
+"""The few records that every floor speaks in.
+
+Axes, by their letters everywhere in the package:
+
+| letter | counts                                | letter | counts                              |
+|--------|---------------------------------------|--------|-------------------------------------|
+| `B`    | prompts (rows) in a batch             | `H W`  | rows and columns of a picture       |
+| `G`    | answers per prompt                    | `M`    | masks (objects) per picture         |
+| `N`    | answers in all, `B * G`               | `R`    | rings per answer                    |
+| `T`    | tokens of a row (`L`: of an answer)   | `P`    | points per ring                     |
+| `V`    | vocabulary                            | `S`    | picture patches of a row            |
+| `D`    | width of the model                    | `C`    | numbers per patch                   |
+| `K`    | 32-row words of a packed mask         |        |                                     |
+
+Points are (x, y); arrays index [row, column]; boxes are x0 y0 x1 y1, half open. `_px` means
+continuous pixels (pixel (i, j) covers [j, j+1) x [i, i+1)), `_unit` fractions of the picture's
+width and height before any padding. Rings do not repeat their first vertex.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8, UInt32
+
+# A device array, or its abstract or numpy stand-in: steps are lowered from shapes alone.
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+
+Ring = Float[np.ndarray, "P 2"]
+"""Vertices of one closed ring, x then y, first vertex not repeated."""
+
+
+class Kind(enum.IntEnum):
+    """What an answer is: the three target types of the grammar."""
+
+    POINT = 0
+    BOX = 1
+    MASK = 2
+
+
+class Verdict(enum.IntEnum):
+    """What a reader found in an answer, from clean to useless: the worst fault met counts.
+
+    A verdict other than `OK` never raises: what can be kept of the answer is kept.
+    """
+
+    OK = 0
+    """The whole answer follows the grammar."""
+    CLAMPED = 1
+    """A number lay outside 0..1 and was clamped."""
+    DEGENERATE = 2
+    """A polygon had fewer than three distinct points and was dropped."""
+    TRUNCATED = 3
+    """The answer ended before its brackets closed: the complete points are kept."""
+    MALFORMED = 4
+    """Something in the list is not of the grammar: what came before is kept."""
+    EMPTY = 5
+    """No usable point at all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A picture with the true masks of its objects and what one may call them (host)."""
+
+    key: str
+    """Names the sample within its source; also seeds its random choices."""
+    image: UInt8[np.ndarray, "H W 3"]
+    masks: Bool[np.ndarray, "M H W"]
+    phrases: tuple[tuple[str, ...], ...]
+    """For each mask the expressions that fit it and no other object of the picture."""
+
+
+class Polygons(NamedTuple):
+    """Rings of many answers, padded to one shape (device)."""
+
+    points_unit: Float[Array, "*n R P 2"]
+    used: Bool[Array, "*n R P"]
+    """False for padding; the used vertices of a ring come first."""
+
+
+class Pictures(NamedTuple):
+    """The pictures of each row as patches, packed and padded to one length (device).
+
+    Patches of a picture lie in merge-block order: the `merge * merge` patches that become one
+    language token are neighbours, blocks run row by row.
+    """
+
+    patches: UInt8[Array, "B S C"]
+    """Raw pixels of a patch, channel first (3, patch, patch); normalised on the device."""
+    place: Int[Array, "B S 2"]
+    """Row and column of the patch within its picture, in patches."""
+    window: Int[Array, "B S"]
+    """Attention window of the patch, unique within the row; -1 for padding."""
+    picture: Int[Array, "B S"]
+    """Picture of the patch within the row; -1 for padding."""
+
+
+class Tokens(NamedTuple):
+    """Token rows with all that a model needs beside the ids (device)."""
+
+    ids: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    """0 for padding, else the number (from 1) of the conversation that the token belongs to."""
+    positions: Int[Array, "B 3 T"]
+    """Rotary positions along time, height and width (M-RoPE); equal for text."""
+    cells: Int[Array, "B T"]
+    """Which merged cell of the row's pictures stands at a token; -1 for text."""
+
+
+class Batch(NamedTuple):
+    """One step of supervised training (device)."""
+
+    tokens: Tokens
+    pictures: Pictures
+    targets: Int[Array, "B T"]
+    """The token that should follow each token."""
+    weights: Float[Array, "B T"]
+    """Weight of each target in the loss: 0 outside answers."""
+
+
+class Truth(NamedTuple):
+    """What an answer is judged by (device)."""
+
+    words: UInt32[Array, "*n K W"]
+    """The true mask, packed: bit j of word k is row 32 k + j."""
+    size: Int[Array, "*n 2"]
+    """Height and width of the picture in pixels, at most 32 K and W."""
+    kind: Int[Array, "*n"]
+    """The `Kind` of answer that was asked for."""
+
+
+class Prompts(NamedTuple):
+    """Questions with their pictures and truth: what is sampled from and judged (device).
+
+    Prompts are right-aligned: the last token of every row stands in the last column.
+    """
+
+    tokens: Tokens
+    pictures: Pictures
+    truth: Truth
+
+
+class Rollout(NamedTuple):
+    """G sampled answers per prompt (device)."""
+
+    ids: Int[Array, "B G L"]
+    """Answer tokens up to and including the end token; padding after it."""
+    used: Bool[Array, "B G L"]
+    """True up to and including the end token."""
+    logp: Float[Array, "B G L"]
+    """Log-probability of each token under the distribution that it was drawn from."""

@@ -1,0 +1,1 @@
+"""Drawn worlds with exact masks and expressions that fit one object only."""

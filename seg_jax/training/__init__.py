@@ -1,0 +1,1 @@
+"""Supervised and reinforcement learning: state, optimizer, steps, checkpoints."""
