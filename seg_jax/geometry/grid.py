@@ -1,0 +1,168 @@
+"""Lays pictures out as patches, windows and rotary positions (host).
+
+A picture of `gh` x `gw` patches becomes one language token per cell of `merge` x `merge` patches.
+In merge-block order the patches of a cell are neighbours (row by row within it), and cells run
+row by row: this is the order of `records.Pictures`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
+
+MAX_ASPECT = 200
+
+
+class Layout(NamedTuple):
+    """Rotary positions of a token row."""
+
+    positions: Int32[np.ndarray, "3 T"]
+    """Position along time, height and width."""
+    following: int
+    """Position of the first token after the row."""
+
+
+def smart_resize(
+    height: int, width: int, *, patch: int, merge: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Returns the size near height and width that whole cells cover within the pixel budget.
+
+    Both sides are multiples of `patch * merge`: rounded to the nearest (halves to even) where that
+    fits the budget, else scaled to it and rounded towards it. A side that rounds to nothing counts
+    as too few pixels, so no side is ever 0.
+
+    Args:
+      height: of the picture in pixels, at least 1.
+      width: of the picture in pixels, at least 1.
+      patch: side of a patch in pixels.
+      merge: side of a cell in patches.
+      min_pixels: least area of the result.
+      max_pixels: largest area of the result; a side is never less than one cell, though.
+
+    Raises:
+      ValueError: an empty picture, or one side more than 200 times the other.
+
+    Source: Qwen2-VL image processor (`smart_resize`), kept to the last rounding.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"expected a picture of at least 1x1, got {height}x{width}: drop it")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"expected an aspect ratio of at most {MAX_ASPECT}, got {height}x{width}: "
+            "crop or drop the picture"
+        )
+    cell = patch * merge
+    new_height, new_width = round(height / cell) * cell, round(width / cell) * cell
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(cell, math.floor(height / shrink / cell) * cell)
+        new_width = max(cell, math.floor(width / shrink / cell) * cell)
+    elif new_height * new_width < min_pixels:
+        stretch = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * stretch / cell) * cell
+        new_width = math.ceil(width * stretch / cell) * cell
+    return new_height, new_width
+
+
+def places(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:
+    """Returns row and column of every patch, in merge-block order.
+
+    Raises:
+      ValueError: gh or gw is no multiple of merge.
+    """
+    row, column = np.indices((gh, gw), np.int32)
+    return np.stack([_merge_order(row, merge), _merge_order(column, merge)], axis=-1)
+
+
+def windows(gh: int, gw: int, merge: int, window_cells: int) -> Int32[np.ndarray, " S"]:
+    """Returns the attention window of every patch, in merge-block order.
+
+    Squares of `window_cells` cells a side tile the picture from its top left corner; those at the
+    right and the bottom edge may be smaller. They are numbered row by row from 0.
+
+    Raises:
+      ValueError: gh or gw is no multiple of merge.
+
+    Source: Qwen2.5-VL technical report 2025, section 2.1.1 (window attention).
+    """
+    row, column = places(gh, gw, merge).T // np.int32(merge * window_cells)
+    across = -(-gw // (merge * window_cells))
+    return row * np.int32(across) + column
+
+
+def positions(
+    is_cell: Bool[np.ndarray, " T"], grids: Sequence[tuple[int, int]], *, merge: int
+) -> Layout:
+    """Returns the rotary positions (M-RoPE) of one conversation with pictures in it.
+
+    Text counts up equally on all three axes. The cells of a picture share one time, and their row
+    and column are added to it; what follows continues after the longer side of the picture, not
+    after its number of cells.
+
+    Args:
+      is_cell: True where a cell of a picture stands rather than text.
+      grids: rows and columns of each picture in patches, in the order of the row.
+      merge: side of a cell in patches.
+
+    Raises:
+      ValueError: the pictures do not have as many cells as the row.
+
+    Source: Qwen2-VL, Wang et al. 2024, section 2.1 (multimodal rotary position embedding).
+    """
+    for gh, gw in grids:
+        _check_multiple(gh, gw, merge, "patches: resize the picture to whole cells")
+    sides = [(gh // merge, gw // merge) for gh, gw in grids]
+    cells = sum(rows * columns for rows, columns in sides)
+    if (seen := np.count_nonzero(is_cell)) != cells:
+        raise ValueError(
+            f"expected {cells} cells for pictures of {sides} cells, got {seen} in the row: "
+            "give each picture's grid in patches and one placeholder token per cell"
+        )
+    out = np.empty((3, is_cell.size), np.int32)
+    at, following = 0, 0
+    spots = np.flatnonzero(is_cell)
+    for rows, columns in sides:
+        begin, end = int(spots[0]), int(spots[0]) + rows * columns
+        if not is_cell[begin:end].all():
+            raise ValueError(
+                f"expected the {rows}x{columns} cells of a picture without a break, "
+                f"got text among them at {begin}..{end}: keep placeholders together"
+            )
+        out[:, at:begin] = np.arange(following, following + begin - at)
+        following += begin - at
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        out[:, begin:end] = following + np.stack([np.zeros_like(row), row, column])
+        following += max(rows, columns)
+        at, spots = end, spots[rows * columns :]
+    out[:, at:] = np.arange(following, following + is_cell.size - at)
+    return Layout(out, following + is_cell.size - at)
+
+
+def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8[np.ndarray, "S C"]:
+    """Returns the patches of a picture in merge-block order, each channel first (3, patch, patch).
+
+    Raises:
+      ValueError: a side of the picture is no multiple of `patch * merge`.
+    """
+    height, width, channels = image.shape
+    _check_multiple(height, width, patch * merge, "pixels: resize the picture first")
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    split = image.reshape(rows, merge, patch, columns, merge, patch, channels)
+    return split.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
+
+
+def _merge_order(values: Int[np.ndarray, "h w"], merge: int) -> Int[np.ndarray, " S"]:
+    """Returns the entries of a patch grid in merge-block order."""
+    gh, gw = values.shape
+    _check_multiple(gh, gw, merge, "patches: resize the picture to whole cells")
+    blocks = values.reshape(gh // merge, merge, gw // merge, merge)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1)
+
+
+def _check_multiple(height: int, width: int, unit: int, advice: str) -> None:
+    if height % unit or width % unit:
+        raise ValueError(f"expected multiples of {unit}, got {height}x{width} {advice}")

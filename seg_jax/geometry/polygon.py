@@ -1,0 +1,177 @@
+"""Measures, simplifies, clips and normalises closed rings (host).
+
+Coordinates are x then y with y pointing down, in any one unit (pixels or fractions).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from seg_jax.records import Ring
+
+
+def signed_area(ring: Ring) -> float:
+    """Returns the enclosed area, positive where the ring runs clockwise as seen on the screen.
+
+    Source: shoelace formula; y points down, which turns its usual sign around.
+    """
+    if len(ring) < 3:
+        return 0.0
+    x, y = (ring - ring[0]).T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
+
+
+def is_clockwise(ring: Ring) -> bool:
+    """Returns whether the ring runs clockwise as seen on the screen (y down)."""
+    return signed_area(ring) > 0
+
+
+def arc_length(ring: Ring) -> float:
+    """Returns the length of the closed ring."""
+    if not len(ring):
+        return 0.0
+    step = np.roll(ring, -1, axis=0) - ring
+    return float(np.hypot(step[:, 0], step[:, 1]).sum())
+
+
+def canonical(ring: Ring, *, clockwise: bool = True) -> Ring:
+    """Returns the same ring from its topmost vertex, in one direction.
+
+    It starts at the smallest y, of those at the smallest x, and runs clockwise as seen on the
+    screen (y down), or counter-clockwise. A ring without area keeps its direction. So a shape has
+    one way to be written, however its ring was found.
+    """
+    if not len(ring):
+        return ring
+    area = signed_area(ring)
+    if area and (area > 0) != clockwise:
+        ring = ring[::-1]
+    return np.roll(ring, -_top(ring), axis=0)
+
+
+def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Ring:
+    """Returns the part of a ring inside a box x0 y0 x1 y1; no vertex where nothing is left.
+
+    Where the box cuts a ring into several parts they stay connected along the border of the box,
+    which changes no fill.
+
+    Source: Sutherland and Hodgman 1974, "Reentrant polygon clipping".
+    """
+    for axis, sign, bound in ((0, 1, box[0]), (1, 1, box[1]), (0, -1, box[2]), (1, -1, box[3])):
+        ring = _clip_half(ring, axis, sign, bound)
+    return ring
+
+
+def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> Ring:
+    """Returns the part of a ring where `sign * (coordinate - bound) >= 0`."""
+    depth = sign * (ring[:, axis] - bound)
+    inside = depth >= 0
+    if inside.all():
+        return ring
+    after = np.roll(np.arange(len(ring)), -1)
+    crosses = inside != inside[after]
+    share = depth / np.where(crosses, depth - depth[after], 1.0)
+    cut = ring + share[:, None] * (ring[after] - ring)
+    cut[:, axis] = bound
+    both = np.stack([ring, cut], axis=1).reshape(-1, 2)
+    return both[np.stack([inside, crosses], axis=1).ravel()]
+
+
+def simplify(ring: Ring, epsilon: float) -> Ring:
+    """Returns fewer vertices such that every dropped one lies within epsilon of the new ring.
+
+    A subset of the vertices in their order. At least three stay (if there were as many), even where
+    epsilon is larger than the shape. Two of them are the topmost vertex and the one farthest from
+    it, so the result does not depend on where the ring starts.
+
+    Args:
+      ring: vertices of a closed ring.
+      epsilon: largest distance of a dropped vertex from the segment that replaces it, in the unit
+        of the ring; 0 drops only vertices on straight lines.
+
+    Source: Douglas and Peucker 1973; distances to segments rather than lines.
+    """
+    if len(ring) <= 3:
+        return ring
+    weight = _significance(ring, epsilon)
+    kept = weight > epsilon
+    if np.count_nonzero(kept) < 3:
+        kept[np.argsort(-weight, kind="stable")[:3]] = True
+    return ring[kept]
+
+
+def simplify_to(ring: Ring, max_points: int) -> Ring:
+    """Returns the simplification with the smallest epsilon that keeps at most `max_points`.
+
+    Of vertices that matter equally the first in ring order stay, as many as fit; vertices on
+    straight lines always go (`simplify` with epsilon 0).
+
+    Raises:
+      ValueError: max_points is less than three.
+    """
+    if max_points < 3:
+        raise ValueError(f"expected max_points >= 3, got {max_points}: a ring needs three vertices")
+    if len(ring) <= 3:
+        return ring
+    weight = _significance(ring, 0.0)
+    wanted = min(max_points, max(3, np.count_nonzero(weight)))
+    return ring[np.sort(np.argsort(-weight, kind="stable")[:wanted])]
+
+
+def _top(ring: Ring) -> int:
+    """Returns the index of the vertex with the smallest y, then the smallest x."""
+    highest = np.flatnonzero(ring[:, 1] == ring[:, 1].min())
+    return int(highest[np.argmin(ring[highest, 0])])
+
+
+def _significance(ring: Ring, floor: float) -> Float[np.ndarray, " P"]:
+    """Returns for every vertex the epsilon below which Douglas-Peucker keeps it.
+
+    Both anchors are infinite. All open pieces are split at once, level by level, at their vertex
+    farthest from the chord; it matters no more than the split that it came out of. Pieces whose
+    vertices all lie within `floor` are not opened: their vertices are 0.
+    """
+    count = len(ring)
+    top = _top(ring)
+    offset = ring - ring[top]
+    far = int(np.argmax(np.einsum("ij,ij->i", offset, offset)))
+    weight = np.zeros(count)
+    weight[[top, far]] = np.inf
+    if top == far:
+        return weight
+    rolled = np.roll(offset, -top, axis=0)
+    rolled = np.concatenate([rolled, rolled[:1]])
+    first = np.array([0, (far - top) % count])
+    last = np.array([(far - top) % count, count])
+    limit = np.full(2, np.inf)
+    while first.size:
+        first, last, limit, split, value = _split(rolled, first, last, limit, floor)
+        weight[(split + top) % count] = value
+    return weight
+
+
+def _split(ring, first, last, limit, floor):
+    """Returns the halves of all pieces first..last that open, with the split vertices' weights."""
+    open_ = last - first > 1
+    first, last, limit = first[open_], last[open_], limit[open_]
+    if not first.size:
+        return first, last, limit, first, limit
+    size = last - first - 1
+    starts = np.cumsum(size) - size
+    piece = np.repeat(np.arange(first.size), size)
+    index = np.arange(piece.size) + (first + 1 - starts)[piece]
+    chord = ring[last] - ring[first]
+    square = np.maximum(chord[:, 0] ** 2 + chord[:, 1] ** 2, np.finfo(np.float64).tiny)
+    dx, dy = (ring[index] - ring[first][piece]).T
+    cx, cy = chord[piece].T
+    share = np.clip((dx * cx + dy * cy) / square[piece], 0.0, 1.0)
+    distance = np.hypot(dx - share * cx, dy - share * cy)
+    most = np.maximum.reduceat(distance, starts)
+    hits = np.flatnonzero(distance == most[piece])
+    winner = index[hits[np.searchsorted(hits, starts)]]
+    value = np.minimum(most, limit)
+    goes = value > floor
+    first, last, winner, value = first[goes], last[goes], winner[goes], value[goes]
+    halves = np.concatenate([first, winner]), np.concatenate([winner, last])
+    return *halves, np.concatenate([value, value]), winner, value
