@@ -1,168 +1,45 @@
-"""Referring expressions that provably fit one thing of a drawn world, with their wordings.
+"""Phrases that provably fit one thing of a drawn world, in several wordings.
 
-Meaning comes first: an `Expression` is a set of predicates, judged on what can be seen. Vague
-predicates (place, order, relation) have two readings: the things that they surely fit and the
-things that they possibly fit. A phrase is used for a thing only if both are just that thing.
+A phrase is used for a thing only if its expression surely fits that thing and possibly fits no
+other (`meaning.fits_only`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool
 
+from seg_jax.scenes import draw, meaning
+from seg_jax.scenes import world as worlds
+from seg_jax.scenes.meaning import Expression, Fact, Order, Place, Side
 from seg_jax.scenes.things import Colour, Kind, Texture
-from seg_jax.scenes.world import World
-
-
-class Order(enum.StrEnum):
-    """A line-up in which a thing may be the first, the second and so on."""
-
-    LEFT = "left"
-    RIGHT = "right"
-    TOP = "top"
-    BOTTOM = "bottom"
-    LARGE = "large"
-    SMALL = "small"
-
-
-class Place(enum.StrEnum):
-    """A region of the picture; the value follows "on the", "at the" or "in the"."""
-
-    LEFT = "left"
-    RIGHT = "right"
-    TOP = "top"
-    BOTTOM = "bottom"
-    CENTRE = "centre"
-    TOP_LEFT = "top left"
-    TOP_RIGHT = "top right"
-    BOTTOM_LEFT = "bottom left"
-    BOTTOM_RIGHT = "bottom right"
-
-
-class Side(enum.StrEnum):
-    """Where a thing lies as seen from another."""
-
-    LEFT = "left"
-    RIGHT = "right"
-    ABOVE = "above"
-    BELOW = "below"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Expression:
-    """Predicates that must all hold; None asks nothing. At most one of rank, place, beside."""
-
-    kind: Kind | None = None
-    colour: Colour | None = None
-    texture: Texture | None = None
-    rank: tuple[Order, int] | None = None
-    """Line-up among the things of these attributes, and the position in it, from 1."""
-    place: Place | None = None
-    beside: tuple[Side, Expression] | None = None
-    """Side on which the thing lies of the one thing that the inner expression fits."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fact:
-    """What can be seen of one thing."""
-
-    kind: Kind
-    colour: Colour
-    texture: Texture
-    x_unit: float
-    """Of the visible centroid."""
-    y_unit: float
-    """Of the visible centroid."""
-    area_unit: float
-    """Visible share of the picture."""
-    extent_unit: float
-    """Longer side of the visible mask's box over the picture's shorter side."""
+from seg_jax.scenes.world import Config, World
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """Which expressions are used and in how many wordings."""
+    """Which families of expressions are used, beside kind and colour, in how many wordings."""
 
-    texture: bool = True
-    rank: bool = True
-    place: bool = True
-    beside: bool = True
-    wordings: int = 4
+    texture: bool = False
+    """As in "the striped star"."""
+    rank: bool = False
+    """As in "the largest star", "the second star from the left"."""
+    place: bool = False
+    """As in "the star in the top left corner"."""
+    beside: bool = False
+    """As in "the star left of the blue ring"."""
+    wordings: int = 2
     """Most wordings of one expression, the simplest first."""
 
 
-def easy() -> Style:
-    """Returns the style that names kind and colour only, in two wordings."""
-    return Style(texture=False, rank=False, place=False, beside=False, wordings=2)
-
-
 def rich() -> Style:
-    """Returns the style with every family of expressions and all wordings."""
-    return Style(wordings=12)
-
-
-APART = 0.12
-"""Least distance in the picture's unit between things said to lie left, right, above or below."""
-LARGER = 1.5
-"""Least ratio of visible areas between things said to differ in size."""
-LONGER = 1.15
-"""Least ratio of visible extents between things said to differ in size."""
-
-
-def facts(world: World, masks: Bool[np.ndarray, "M H W"]) -> dict[int, Fact]:
-    """Returns what can be seen of each thing, by index; things out of sight are left out."""
-    _, height, width = masks.shape
-    rows, columns = masks.sum(2), masks.sum(1)
-    areas = rows.sum(1).tolist()
-    ys = (rows @ np.arange(0.5, height)).tolist()
-    xs = (columns @ np.arange(0.5, width)).tolist()
-    extents = np.maximum(_spans(rows), _spans(columns)).tolist()
-    return {
-        index: Fact(
-            kind=thing.kind,
-            colour=thing.colour,
-            texture=thing.texture,
-            x_unit=xs[index] / areas[index] / width,
-            y_unit=ys[index] / areas[index] / height,
-            area_unit=areas[index] / (height * width),
-            extent_unit=extents[index] / min(height, width),
-        )
-        for index, thing in enumerate(world.things)
-        if areas[index]
-    }
-
-
-def matches(
-    expression: Expression, facts: dict[int, Fact], *, lenient: bool = False
-) -> frozenset[int]:
-    """Returns the things that the expression surely fits or, leniently, possibly fits."""
-    base = [
-        index
-        for index, fact in facts.items()
-        if (expression.kind is None or fact.kind == expression.kind)
-        and (expression.colour is None or fact.colour == expression.colour)
-        and (expression.texture is None or fact.texture == expression.texture)
-    ]
-    if expression.rank:
-        order, position = expression.rank
-        return frozenset(i for i in base if _ranks(order, position, i, base, facts, lenient))
-    if expression.place:
-        return frozenset(i for i in base if _lies(expression.place, facts[i], lenient))
-    if expression.beside:
-        side, inner = expression.beside
-        anchors = matches(inner, facts, lenient=True)
-        if len(anchors) != 1 or anchors != matches(inner, facts):
-            return frozenset(base) if lenient else frozenset()
-        (anchor,) = anchors
-        return frozenset(
-            i for i in base if i != anchor and _beside(side, facts[i], facts[anchor], lenient)
-        )
-    return frozenset(base)
+    """Returns the style with every family of expressions in up to four wordings."""
+    return Style(texture=True, rank=True, place=True, beside=True, wordings=4)
 
 
 def describe(
@@ -178,45 +55,166 @@ def describe(
     Args:
       world: what was drawn.
       masks: visible masks of its things, from `draw.render`.
-      style: which phrases; `Style()` if None.
+      style: which phrases; `Style()`, kind and colour only, if None.
       limit: most phrases per thing.
       rng: draws the phrases that stay under the limit; None keeps the simplest.
 
     A thing that no phrase of the style fits alone, or that is out of sight, has none.
     """
     style = style or Style()
-    seen = facts(world, masks)
-    return tuple(_limited(_phrases(index, seen, style), limit, rng) for index in range(len(masks)))
+    if limit is not None and limit < 1:
+        raise ValueError(f"expected a limit of at least 1 phrase, got {limit}, do pass None or 1")
+    if len(masks) != len(world.things):
+        raise ValueError(
+            f"expected one mask for each of {len(world.things)} things, got {len(masks)},"
+            " do pass the masks that draw.render gave for this world"
+        )
+    found = expressions(meaning.facts(world, masks), style)
+    return tuple(
+        _phrases(found.get(index, []), style, limit, rng) for index in range(len(world.things))
+    )
 
 
-def _limited(phrases: list[str], limit, rng) -> tuple[str, ...]:
-    if limit is None or len(phrases) <= limit:
-        return tuple(phrases)
+def expressions(facts: dict[int, Fact], style: Style) -> dict[int, list[Expression]]:
+    """Returns for each thing the style's expressions that fit it and no other, simplest first."""
+    names = {
+        index: [
+            expression
+            for expression in _names(fact, texture=style.texture)
+            if meaning.matches(expression, facts) == {index}
+        ]
+        for index, fact in facts.items()
+    }
+    if not (style.rank or style.place or style.beside):
+        return names
+    return {
+        index: names[index]
+        + [
+            expression
+            for expression in _candidates(index, facts, names, style)
+            if meaning.fits_only(expression, index, facts)
+        ]
+        for index in facts
+    }
+
+
+@functools.lru_cache(maxsize=65536)
+def wordings(expression: Expression, most: int = 8) -> tuple[str, ...]:
+    """Returns at most so many ways to say the expression, the simplest first."""
+    nouns = [str(expression.kind)] if expression.kind else ["object", "thing"]
+    adjectives = [str(word) for word in (expression.texture, expression.colour) if word]
+    cores = [" ".join([*adjectives, noun]) for noun in nouns]
+    if expression.rank:
+        told = [way for core in cores for way in _ranked(*expression.rank, core)]
+    elif expression.place:
+        told = [f"{core} {tail}" for tail in _PLACES[expression.place] for core in cores]
+    elif expression.beside:
+        side, inner = expression.beside
+        told = [f"{core} {link} {wordings(inner, 1)[0]}" for link in _SIDES[side] for core in cores]
+    else:
+        told = cores + [
+            f"{noun} that is {' and '.join(adjectives)}" for noun in nouns if adjectives
+        ]
+    both = itertools.chain.from_iterable((f"the {way}", way) for way in told)
+    return tuple(itertools.islice(both, most))
+
+
+@functools.cache
+def vocabulary() -> tuple[str, ...]:
+    """Returns every word that any phrase may hold, sorted."""
+    ring = Expression(kind=Kind.RING)
+    spoken = [
+        *(Expression(kind=kind) for kind in Kind),
+        *(Expression(colour=colour, texture=texture) for colour in Colour for texture in Texture),
+        *(Expression(rank=(order, place)) for order in Order for place in range(1, _DEEPEST + 1)),
+        *(Expression(place=place) for place in Place),
+        *(Expression(beside=(side, ring)) for side in Side),
+    ]
+    told = itertools.chain.from_iterable(wordings(expression, 1000) for expression in spoken)
+    return tuple(sorted({word for way in told for word in way.split()}))
+
+
+def corpus(
+    rng: np.random.Generator,
+    count: int,
+    *,
+    config: Config | None = None,
+    style: Style | None = None,
+) -> list[str]:
+    """Returns so many phrases of random worlds, for training a tokenizer.
+
+    Args:
+      rng: picks the worlds and, in each, up to eight phrases per thing.
+      count: phrases to return.
+      config: of the worlds; `worlds.standard()` if None.
+      style: of the phrases; `rich()` if None.
+    """
+    config, style = config or worlds.standard(), style or rich()
+    told: list[str] = []
+    while len(told) < count:
+        made = worlds.make(config, int(rng.integers(2**32)))
+        masks = draw.render(dataclasses.replace(made, noise=0.0))[1]
+        for phrases in describe(made, masks, style=style, limit=8, rng=rng):
+            told.extend(phrases)
+    return told[:count]
+
+
+_DEEPEST = 3
+"""Ranks are told up to this position."""
+
+_SUPERLATIVES = {
+    Order.LEFT: ("leftmost",),
+    Order.RIGHT: ("rightmost",),
+    Order.TOP: ("topmost", "highest"),
+    Order.BOTTOM: ("bottommost", "lowest"),
+    Order.LARGE: ("largest", "biggest"),
+    Order.SMALL: ("smallest",),
+}
+_ORDINALS = ("first", "second", "third")
+_PLACES = {
+    Place.LEFT: ("on the left", "on the left side"),
+    Place.RIGHT: ("on the right", "on the right side"),
+    Place.TOP: ("at the top", "near the top"),
+    Place.BOTTOM: ("at the bottom", "near the bottom"),
+    Place.CENTRE: ("in the centre", "in the middle"),
+    Place.TOP_LEFT: ("in the top left corner", "at the top left"),
+    Place.TOP_RIGHT: ("in the top right corner", "at the top right"),
+    Place.BOTTOM_LEFT: ("in the bottom left corner", "at the bottom left"),
+    Place.BOTTOM_RIGHT: ("in the bottom right corner", "at the bottom right"),
+}
+_SIDES = {
+    Side.LEFT: ("left of", "to the left of"),
+    Side.RIGHT: ("right of", "to the right of"),
+    Side.ABOVE: ("above", "over"),
+    Side.BELOW: ("below", "under"),
+}
+
+
+def _ranked(order: Order, place: int, core: str) -> list[str]:
+    """Returns ways to say that something stands at this place (from 1) of a line-up."""
+    if not 1 <= place <= _DEEPEST:
+        raise ValueError(f"expected a rank in 1..{_DEEPEST}, got {place}, do add its ordinal")
+    ordinal = _ORDINALS[place - 1]
+    lead = "" if place == 1 else f"{ordinal} "
+    told = [f"{lead}{word} {core}" for word in _SUPERLATIVES[order]]
+    if order in (Order.LARGE, Order.SMALL):
+        return told
+    counted = f"{ordinal} {core} from the {order}"
+    return [*told, counted] if place == 1 else [counted, *told]
+
+
+def _phrases(found: list[Expression], style: Style, limit, rng) -> tuple[str, ...]:
+    """Returns the wordings of the expressions, within the limit."""
+    told = [way for expression in found for way in wordings(expression, style.wordings)]
+    if limit is None or len(told) <= limit:
+        return tuple(told)
     if rng is None:
-        return tuple(phrases[:limit])
-    return tuple(phrases[i] for i in sorted(rng.permutation(len(phrases))[:limit].tolist()))
+        return tuple(told[:limit])
+    return tuple(told[place] for place in sorted(rng.permutation(len(told))[:limit].tolist()))
 
 
-def _phrases(index: int, seen: dict[int, Fact], style: Style) -> list[str]:
-    found: dict[str, None] = {}
-    for expression in expressions(index, seen, style):
-        found.update(dict.fromkeys(wordings(expression, style.wordings)))
-    return list(found)
-
-
-def expressions(index: int, seen: dict[int, Fact], style: Style) -> Iterator[Expression]:
-    """Yields the expressions of the style that fit this thing and no other, simplest first."""
-    if index not in seen:
-        return
-    mine = frozenset((index,))
-    for expression in _candidates(index, seen, style):
-        if matches(expression, seen) == mine == matches(expression, seen, lenient=True):
-            yield expression
-
-
-def _candidates(index: int, seen: dict[int, Fact], style: Style) -> Iterator[Expression]:
-    fact = seen[index]
-    yield from _named(fact.kind, fact.colour, fact.texture if style.texture else None)
+def _names(fact: Fact, *, texture: bool) -> tuple[Expression, ...]:
+    return _named(fact.kind, fact.colour, fact.texture if texture else None)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -233,80 +231,46 @@ def _named(kind: Kind, colour: Colour, texture: Texture | None) -> tuple[Express
         *plain,
         Expression(texture=texture),
         Expression(kind=kind, texture=texture),
-        Expression(colour=colour, texture=texture),
         Expression(kind=kind, colour=colour, texture=texture),
     )
 
 
-def _spans(counts: np.ndarray) -> np.ndarray:
-    """Returns the distance from the first to the last nonzero entry of each row."""
-    hit = counts > 0
-    return hit.shape[1] - hit.argmax(1) - hit[:, ::-1].argmax(1)
-
-
-def _ahead(order: Order, one: Fact, other: Fact) -> bool:
-    """Returns whether one surely comes before the other in the line-up."""
-    match order:
-        case Order.LEFT:
-            return other.x_unit - one.x_unit >= APART / 2
-        case Order.RIGHT:
-            return one.x_unit - other.x_unit >= APART / 2
-        case Order.TOP:
-            return other.y_unit - one.y_unit >= APART / 2
-        case Order.BOTTOM:
-            return one.y_unit - other.y_unit >= APART / 2
-        case Order.SMALL:
-            one, other = other, one
-    return (
-        one.area_unit >= LARGER * other.area_unit and one.extent_unit >= LONGER * other.extent_unit
-    )
-
-
-def _ranks(order: Order, position: int, index: int, base, facts, lenient: bool) -> bool:
-    """Returns whether the thing stands at this position of the line-up of base."""
+def _candidates(
+    index: int, facts: dict[int, Fact], names: dict[int, list[Expression]], style: Style
+) -> Iterator[Expression]:
+    """Yields the vague expressions that surely fit the thing; others may fit them too."""
     mine = facts[index]
-    before = sum(_ahead(order, facts[i], mine) for i in base)
-    after = sum(_ahead(order, mine, facts[i]) for i in base)
-    if lenient:
-        return before < position <= len(base) - after
-    return before == position - 1 and after == len(base) - position
+    bases = (
+        Expression(),
+        Expression(kind=mine.kind),
+        Expression(colour=mine.colour),
+        Expression(kind=mine.kind, colour=mine.colour),
+    )
+    if style.rank:
+        for base in bases:
+            yield from _rank_candidates(index, facts, base)
+    if style.place:
+        places = [place for place in Place if meaning.lies(place, mine)]
+        for base, place in itertools.product(bases, places):
+            yield dataclasses.replace(base, place=place)
+    if style.beside:
+        sides = [
+            (side, names[other][0])
+            for other, fact in facts.items()
+            if other != index and names[other]
+            for side in Side
+            if meaning.is_beside(side, mine, fact)
+        ]
+        for base, side in itertools.product(bases, sides):
+            yield dataclasses.replace(base, beside=side)
 
 
-def _lies(place: Place, fact: Fact, lenient: bool) -> bool:
-    """Returns whether the thing surely (or possibly) lies in the region."""
-    x, y = fact.x_unit, fact.y_unit
-    if place == Place.CENTRE:
-        return max(abs(x - 0.5), abs(y - 0.5)) <= (0.25 if lenient else 0.1)
-    edge = 0.55 if lenient else 0.4
-    within = {"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}
-    return all(within[word] <= edge for word in place.split())
-
-
-def _beside(side: Side, one: Fact, other: Fact, lenient: bool) -> bool:
-    """Returns whether one surely (or possibly) lies on this side of the other."""
-    right, down = one.x_unit - other.x_unit, one.y_unit - other.y_unit
-    along, across = {
-        Side.LEFT: (-right, down),
-        Side.RIGHT: (right, down),
-        Side.ABOVE: (-down, right),
-        Side.BELOW: (down, right),
-    }[side]
-    if lenient:
-        return along > 0
-    return along >= APART and along >= abs(across)
-
-
-@functools.lru_cache(maxsize=65536)
-def wordings(expression: Expression, most: int = 12) -> tuple[str, ...]:
-    """Returns ways to say the expression, the simplest first."""
-    words = " ".join(_adjectives(expression))
-    noun = expression.kind or "object"
-    core = f"{words} {noun}" if words else str(noun)
-    says = [f"the {core}", core if expression.kind else f"the {core.replace(noun, 'thing')}"]
-    if words:
-        says.append(f"the {noun} that is {words}")
-    return tuple(says[:most])
-
-
-def _adjectives(expression: Expression) -> list[str]:
-    return [str(word) for word in (expression.texture, expression.colour) if word]
+def _rank_candidates(index: int, facts: dict[int, Fact], base: Expression) -> Iterator[Expression]:
+    """Yields the ranks that the thing surely holds among the things like it."""
+    among = sorted(meaning.matches(base, facts))
+    if len(among) < 2:
+        return
+    for order in Order:
+        place = meaning.position(order, index, among, facts)
+        if place is not None and place <= min(_DEEPEST, (len(among) + 1) // 2):
+            yield dataclasses.replace(base, rank=(order, place))
