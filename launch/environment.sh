@@ -1,0 +1,58 @@
+# Finds or makes the Python environment of the other scripts; they source it and call `prepare`.
+#
+# An active virtual environment is used as it is; else `.venv` beside the code is made once. What
+# was installed is remembered beside it, so that a second start costs nothing.
+# shellcheck shell=bash
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+fail() {
+    printf 'launch: %s\n' "$*" >&2
+    exit 1
+}
+
+# Prints the first Python on the path that is new enough.
+python_command() {
+    local name found=""
+    for name in python3 python3.13 python3.12 python3.11 python; do
+        command -v "$name" >/dev/null || continue
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            printf '%s\n' "$name"
+            return
+        fi
+        found="${found:-$("$name" --version 2>&1)}"
+    done
+    fail "expected Python 3.11 or newer, got ${found:-none}, do: install Python 3.11 to 3.13" \
+        "(Debian: apt-get install python3 python3-venv)"
+}
+
+# prepare EXTRAS: the package with these extras is installed and its programs are on the path.
+prepare() {
+    local extras="$1" environment python stamp wanted
+    environment="${VIRTUAL_ENV:-}"
+    [[ -x "$environment/bin/python" ]] || environment="$root/.venv"
+    if [[ ! -x "$environment/bin/python" ]]; then
+        python="$(python_command)"
+        printf 'launch: making %s\n' "$environment" >&2
+        if ! "$python" -m venv "$environment"; then
+            rm -rf "$environment"
+            fail "expected a Python that can make virtual environments," \
+                "do: apt-get install python3-venv"
+        fi
+    fi
+    python="$environment/bin/python"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "expected Python 3.11 or newer in $environment, got $("$python" --version)," \
+            "do: remove or leave this environment and start again"
+    stamp="$environment/.seg-jax-${extras//,/-}"
+    wanted="$root $("$python" --version) $(cksum <"$root/pyproject.toml")"
+    if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
+        printf 'launch: installing seg-jax[%s]; this takes some minutes, once\n' "$extras" >&2
+        export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+        (cd "$root" && "$python" -m pip install --quiet --editable ".[$extras]") ||
+            fail "the installation failed, see above, do: check the network and start again"
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+    export VIRTUAL_ENV="$environment" PATH="$environment/bin:$PATH"
+}
