@@ -1,0 +1,163 @@
+"""Turns a command line into the configuration of a program.
+
+A command line is `[CONFIG.py] [--option value ...]`. The file returns a whole configuration from
+its function `config()`; dotted options are laid over that, or over the program's defaults. Which
+class fills a union (an optimizer, a sampler) is chosen in a file; options turn its knobs, so every
+union needs a default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+# The parser (tyro) is imported by the function that needs it: `seg-jax --help` stays quick.
+
+ConfigT = TypeVar("ConfigT")
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; exit status 2."""
+
+
+def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> ConfigT:
+    """Returns the configuration that a command line asks for.
+
+    Args:
+      kind: the program's `Config`, a dataclass.
+      arguments: the command line after the name of the program.
+      program: its name as the user types it, for the help.
+
+    Raises:
+      UsageError: the command line or its configuration file is wrong; one line says how.
+      SystemExit: after `--help` was answered.
+    """
+    path, options = None, list(arguments)
+    if options and not options[0].startswith("-"):
+        path, options = options[0], options[1:]
+    default = None if path is None else load(path, kind)
+    if {"-h", "--help"} & set(options):
+        _parse(kind, ["--help"], default, program)
+    with _captured() as printed:
+        _check_names(options, _names(kind, default))
+        try:
+            config, unknown = _parse(kind, options, default, program)
+        except SystemExit:
+            raise UsageError(_sentence(printed.getvalue())) from None
+    if unknown:
+        raise UsageError(
+            f"expected the configuration file before the options, then --option value, "
+            f"got {unknown[0]!r}; do: {program} --help"
+        )
+    return config
+
+
+def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
+    """Returns what the function `config()` of a configuration file returns.
+
+    Raises:
+      UsageError: there is no such file, it fails, or its configuration is for another program.
+    """
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        guess = f"did you mean {path.parent / near[0]}?" if near else "do: ls configs"
+        raise UsageError(f"expected a configuration file CONFIG.py, got {str(path)!r}; {guess}")
+    try:
+        config = runpy.run_path(str(path), run_name=path.stem)["config"]()
+    except Exception as error:
+        raise UsageError(_where(path, error)) from error
+    if not isinstance(config, kind):
+        raise UsageError(
+            f"{path}: expected config() to return {_qualified(kind)}, "
+            f"got {_qualified(type(config))}; is it for another program?"
+        )
+    return config
+
+
+def _where(path: Path, error: Exception) -> str:
+    """Returns the line of a configuration file that fails, and how."""
+    if isinstance(error, KeyError) and error.args == ("config",):
+        return f"{path}: expected a function config(), got none; do: define it"
+    line = None
+    if isinstance(error, SyntaxError):
+        line = error.lineno
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == str(path):
+            line = number
+    place = f"{path}, line {line}" if line else f"{path}"
+    return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
+
+
+def _parse(
+    kind: type[ConfigT], options: Sequence[str], default: ConfigT | None, program: str
+) -> tuple[ConfigT, list[str]]:
+    """Returns a configuration with the words that no option took; exits after --help."""
+    import tyro
+
+    return tyro.cli(
+        kind,
+        args=options,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        prog=program,
+        config=(tyro.conf.AvoidSubcommands,),
+        return_unknown_args=True,
+    )
+
+
+def _names(kind: type[ConfigT], default: ConfigT | None) -> list[str]:
+    """Returns every option of a configuration, read off its help."""
+    with _captured() as printed, contextlib.suppress(SystemExit):
+        _parse(kind, ["--help"], default, "")
+    return re.findall(r"(?<![\w-])--[a-z][\w.-]*", printed.getvalue())
+
+
+def _check_names(options: Sequence[str], names: Sequence[str]) -> None:
+    """Raises at the first option that does not exist, naming the nearest one."""
+    for option in options:
+        given = option.partition("=")[0]
+        if not given.startswith("--") or given.replace("_", "-") in names or given in names:
+            continue
+        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+        guess = f"did you mean {near[0]!r}?" if near else "--help lists them"
+        raise UsageError(f"expected an option of this program, got {given!r}; {guess}")
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    """Catches what the parser prints, on lines so wide that no name is broken."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield printed
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _sentence(box: str) -> str:
+    """Returns the first paragraph of the parser's boxed message as one line."""
+    words = []
+    for row in box.splitlines():
+        text = row.strip("│ \t")
+        if text.startswith("─"):
+            break
+        if row.startswith("│"):
+            words.append(text)
+    return " ".join(words) or " ".join(box.split())

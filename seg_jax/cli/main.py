@@ -1,0 +1,160 @@
+"""The command `seg-jax`: finds the program, hands it its configuration, says what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Protocol, cast
+
+import seg_jax
+from seg_jax.cli import arguments as command_line
+
+# This file imports neither jax nor a program before it is needed: `seg-jax --help` stays quick.
+
+PROGRAMS = {
+    "quickstart": "learn to outline from nothing in minutes: SFT, GSPO, a report",
+    "finetune": "supervised fine-tuning (SFT) of a configuration",
+    "reinforce": "reinforcement learning (GSPO) from a checkpoint",
+    "evaluate": "score a checkpoint on held-out scenes",
+    "predict": "outline an object of one picture",
+}
+
+_HELP = """\
+usage: seg-jax PROGRAM [CONFIG.py] [--option value ...]
+
+{description}
+
+programs:
+{programs}
+
+examples:
+  seg-jax quickstart
+  seg-jax finetune configs/tiny_sft.py --optimizer.lr 1e-3
+  seg-jax reinforce configs/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
+  seg-jax evaluate --checkpoint runs/quickstart/checkpoint --scenes 512 --seed 7
+  seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
+
+`seg-jax PROGRAM --help` lists the options of a program, `seg-jax --version` tells the version.
+An error is one line; with SEG_JAX_TRACEBACK=1 in the environment it is the whole traceback.
+"""
+
+
+class _Program(Protocol):
+    """What every module of a program offers."""
+
+    Config: type
+
+    def main(self, config: object, /) -> int | None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program that a command line asks for.
+
+    Args:
+      arguments: the command line after `seg-jax`; that of the process if left out.
+
+    Returns:
+      The exit status: 0 for success, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else "--help"
+    try:
+        status = _run(name, arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # The reader of our output left, as `| head` does: nothing to say.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        line, status = _verdict(error)
+        if line is None or os.environ.get("SEG_JAX_TRACEBACK") == "1":
+            traceback.print_exc()
+        else:
+            print(f"{_command(name)}: {line}", file=sys.stderr)
+    return status
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """Runs one program, or answers a question about all of them."""
+    if name in ("-h", "--help", "help"):
+        programs = "\n".join(f"  {program:<12}{line}" for program, line in PROGRAMS.items())
+        print(_HELP.format(description=seg_jax.__doc__, programs=programs), end="")
+        return 0
+    if name == "--version":
+        print(f"seg-jax {seg_jax.__version__}")
+        return 0
+    if name not in PROGRAMS:
+        nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.5)
+        guess = f"did you mean {nearest[0]!r}?" if nearest else "do: seg-jax --help"
+        raise command_line.UsageError(
+            f"expected one of {', '.join(PROGRAMS)}, got {name!r}; {guess}"
+        )
+    program = cast(_Program, _load(name))
+    config = command_line.read(program.Config, arguments, program=f"seg-jax {name}")
+    return program.main(config) or 0
+
+
+def _load(name: str) -> ModuleType:
+    """Returns the module of a program, imported only now."""
+    match name:
+        case "quickstart":
+            from seg_jax.cli import quickstart as program
+        case "finetune":
+            from seg_jax.cli import finetune as program
+        case "reinforce":
+            from seg_jax.cli import reinforce as program
+        case "evaluate":
+            from seg_jax.cli import evaluate as program
+        case "predict":
+            from seg_jax.cli import predict as program
+        case _:
+            raise AssertionError(f"{name} stands in PROGRAMS but not here")
+    return program
+
+
+def _command(name: str) -> str:
+    return f"seg-jax {name}" if name in PROGRAMS else "seg-jax"
+
+
+def _verdict(error: BaseException) -> tuple[str | None, int]:
+    """Returns a line on an error, or None where only its traceback can tell, and the status."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted: {text}" if text else "interrupted", 130
+    if _is_disk_full(error):
+        file = getattr(error, "filename", None)
+        place = f" while writing {file}" if file else ""
+        return f"disk full{place}: free some space, then run the same command again", 1
+    if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
+        return f"expected the package {error.name!r}, do: pip install 'seg-jax[train]'", 1
+    if isinstance(error, OSError):
+        if error.strerror and error.filename:
+            text = f"{error.strerror.lower()}: {os.fspath(error.filename)}"
+        return text or type(error).__name__, 1
+    if isinstance(error, ValueError):
+        hint = "" if _is_ours(error) else " (SEG_JAX_TRACEBACK=1 in the environment shows where)"
+        return f"{text}{hint}", 2 if isinstance(error, command_line.UsageError) else 1
+    return None, 1
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Returns whether an error says so, also in the words of a library that wraps it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error)
+
+
+def _is_foreign(module: str | None) -> bool:
+    return bool(module) and not str(module).startswith("seg_jax")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Returns whether the package itself raised an error, in its own words."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("seg_jax")

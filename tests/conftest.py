@@ -1,0 +1,21 @@
+"""Sets the stage of all tests: eight virtual CPU devices, no network, steady examples.
+
+Nothing of seg_jax is imported here: its annotations are checked only in modules imported later.
+"""
+
+import os
+
+# Both are read when jax first touches a device. Another platform can be asked for from outside.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# A test that wants a file from a hub must fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import hypothesis
+
+# Compilation makes the first example slow; the same examples everywhere make failures repeatable.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("house")
