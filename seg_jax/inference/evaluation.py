@@ -1,0 +1,102 @@
+"""Evaluation: greedy answers over a source, judged by the task, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from seg_jax.inference import statistics
+from seg_jax.records import Kind, Prompts, Rollout, Verdict
+from seg_jax.tasks.task import Example, Judgement
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of each question, in the order of the source (host)."""
+
+    examples: list[Example]
+    texts: list[str]
+    kinds: Int[np.ndarray, " n"]
+    iou: Float[np.ndarray, " n"]
+    intersection: Int[np.ndarray, " n"]
+    union: Int[np.ndarray, " n"]
+    centroid_error: Float[np.ndarray, " n"]
+    """In sides of the picture; nan where there is no answer."""
+    verdicts: Int[np.ndarray, " n"]
+    tokens: Int[np.ndarray, " n"]
+    """Tokens of each answer, end token included."""
+
+
+Answer = Callable[[Prompts], tuple[Rollout, Judgement, Any]]
+"""Prompts on the host -> one answer each, its judgement and its verdict."""
+
+
+def run(
+    answer: Answer,
+    prompts: Iterable[tuple[list[Example], Prompts]],
+    decode: Callable[[list[int]], str],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Returns the outcome of every question of the batches, in order."""
+    examples: list[Example] = []
+    texts: list[str] = []
+    columns: dict[str, list[np.ndarray]] = {}
+    for batch, rows in prompts:
+        rollout, judged, verdict = answer(rows)
+        real = len(batch)
+        ids, used = np.asarray(rollout.ids)[:real, 0], np.asarray(rollout.used)[:real, 0]
+        for name, values in {
+            "iou": judged.scores["iou"],
+            "intersection": judged.intersection,
+            "union": judged.union,
+            "centroid_error": judged.centroid_error,
+            "verdicts": verdict,
+            "tokens": used.sum(-1, keepdims=True),
+        }.items():
+            columns.setdefault(name, []).append(np.asarray(values)[:real, 0])
+        examples += batch
+        texts += [decode(row[keep].tolist()) for row, keep in zip(ids, used, strict=True)]
+        progress(len(examples))
+    if not examples:
+        raise ValueError("evaluation: expected at least one question, got none")
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    kinds = np.array([example.kind for example in examples])
+    return Outcome(examples=examples, texts=texts, kinds=kinds, **joined)
+
+
+def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
+    """Returns the numbers of an outcome; means carry 95 % bootstrap intervals.
+
+    gIoU, cIoU and P@0.5 are over mask answers; box and point answers have their own lines.
+    """
+    mask = outcome.kinds == Kind.MASK
+    summary: dict[str, Any] = {"questions": len(outcome.examples)}
+    if mask.any():
+        iou = outcome.iou[mask]
+        summary["giou"] = _interval(statistics.bootstrap(iou, seed=seed))
+        summary["ciou"] = _interval(
+            statistics.bootstrap_ratio(outcome.intersection[mask], outcome.union[mask], seed=seed)
+        )
+        above = (iou > 0.5).astype(np.float64)
+        summary["p_at_0.5"] = _interval(statistics.bootstrap(above, seed=seed))
+    for kind, name in ((Kind.BOX, "box_iou"), (Kind.POINT, "point_in_mask")):
+        if (outcome.kinds == kind).any():
+            values = outcome.iou[outcome.kinds == kind]
+            summary[name] = _interval(statistics.bootstrap(values, seed=seed))
+    answered = outcome.centroid_error[np.isfinite(outcome.centroid_error)]
+    if answered.size:
+        summary["centroid_error"] = _interval(statistics.bootstrap(answered, seed=seed))
+    parsed = (outcome.verdicts == Verdict.OK).astype(np.float64)
+    summary["parse_rate"] = _interval(statistics.bootstrap(parsed, seed=seed))
+    summary["verdicts"] = {v.name: int((outcome.verdicts == v).sum()) for v in Verdict}
+    lengths = outcome.tokens.astype(np.float64)
+    summary["tokens"] = _interval(statistics.bootstrap(lengths, seed=seed))
+    return summary
+
+
+def _interval(interval: statistics.Interval) -> dict[str, float]:
+    return {key: round(float(value), 6) for key, value in interval._asdict().items()}

@@ -1,0 +1,52 @@
+"""A task asks about a sample, writes the true answer and judges what a model answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from seg_jax.records import Array, Kind, Polygons, Truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question about a picture with its true answer (host)."""
+
+    key: str
+    """Key of the sample that the question is about."""
+    image: UInt8[np.ndarray, "H W 3"]
+    question: str
+    answer: str
+    kind: Kind
+    """What the answer is: a point, a box or a mask."""
+    mask: Bool[np.ndarray, "H W"]
+    """The true region, whatever the kind of answer."""
+
+
+class Judgement(NamedTuple):
+    """How good answers are, each entry `[*n]` (device)."""
+
+    scores: Mapping[str, Float[Array, "*n"]]
+    """Named scores in 0..1, higher is better."""
+    intersection: Int[Array, "*n"]
+    """Pixels of the answer's mask that are true; 0 for answers that are no mask."""
+    union: Int[Array, "*n"]
+    """Pixels in the answer's mask, the true one or both."""
+    centroid_error: Float[Array, "*n"]
+    """Distance of the centroids in units of the picture's sides; nan without an answer."""
+
+
+class Task(Protocol):
+    """What training, evaluation and serving share: there is no second way to ask or judge."""
+
+    def example(self, sample, rng: np.random.Generator) -> Example:
+        """Returns a question about the sample and its true answer."""
+        ...
+
+    def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
+        """Returns the scores of parsed answers against the truth, on the device."""
+        ...

@@ -1,0 +1,165 @@
+"""The loop of a stage: steps until the horizon, with log, progress, budget and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training.log import Log
+from seg_jax.training.state import State
+
+Body = Callable[[State], tuple[State, Mapping[str, Any]]]
+"""Runs one step on the next batch and returns device metrics without waiting for them."""
+
+Progress = Callable[[int, int, str], None]
+"""Told (steps done, steps in all, a short text) after every logged step."""
+
+
+class Diverged(ValueError):
+    """A loss is not finite; the last good state has been saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long a stage runs and how often it reports and saves."""
+
+    steps: int = 1000
+    """Steps at most."""
+    minutes: float = math.inf
+    """Wall-clock budget, compilation apart; when the machine is too slow for `steps`, the horizon
+    is shortened so that the schedule still ends on time."""
+    log_every: int = 10
+    save_minutes: float = 2.0
+    """Time between checkpoints."""
+
+    def __post_init__(self):
+        if self.steps < 1 or self.log_every < 1 or self.minutes <= 0:
+            raise ValueError(f"loop: expected steps, log_every and minutes > 0, got {self}")
+
+
+@dataclasses.dataclass
+class Pace:
+    """Keeps the horizon within the budget by the measured time of a step."""
+
+    loop: Loop
+    start: float = 0.0
+    """When the first call came: by then the step is compiled."""
+    begin: int = 0
+
+    def horizon(self, step: int, horizon: int, seconds_before: float) -> int:
+        """Returns the horizon after `step` steps: unchanged, or shorter when time runs out."""
+        if math.isinf(self.loop.minutes):
+            return horizon
+        if self.start == 0.0:
+            self.start, self.begin = time.monotonic(), step
+            return horizon
+        done = step - self.begin
+        if done < 10:
+            return horizon
+        each = (time.monotonic() - self.start) / done
+        left = self.loop.minutes * 60.0 - seconds_before - (time.monotonic() - self.start)
+        reachable = step + max(1, int(left / each))
+        # A small overrun is cheaper than a horizon that moves all the time.
+        return reachable if reachable < 0.97 * horizon else horizon
+
+
+def run(
+    loop: Loop,
+    body: Body,
+    state: State,
+    *,
+    stage: str,
+    log: Log,
+    checkpoints: Checkpoints,
+    iterator: Any,
+    record: dict[str, Any],
+    progress: Progress,
+    seconds_before: float = 0.0,
+) -> tuple[State, float]:
+    """Returns the state at the horizon and the seconds that the stage's steps have taken.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; the running step was finished and saved.
+      Diverged: a logged loss is not finite.
+    """
+    step, horizon = int(state.step), int(state.horizon)
+    pace = Pace(loop)
+    begin = saved = time.monotonic()
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - begin
+
+    def save(state: State) -> None:
+        checkpoints.save(state, iterator, record | {"seconds": seconds()})
+
+    with Interruption() as interruption:
+        while step < horizon:
+            state, metrics = body(state)
+            step += 1
+            last = step >= horizon
+            if step % loop.log_every == 0 or last:
+                values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+                _check(values, stage, step)
+                log.write(stage, step, values)
+                progress(step, horizon, _brief(values))
+                sooner = pace.horizon(step, horizon, seconds_before)
+                if sooner != horizon:
+                    horizon = sooner
+                    state = state._replace(horizon=jnp.full_like(state.horizon, horizon))
+            if time.monotonic() - saved > loop.save_minutes * 60 or last or interruption.asked:
+                save(state)
+                saved = time.monotonic()
+            if interruption.asked:
+                checkpoints.wait()
+                raise KeyboardInterrupt(f"{stage} stopped after step {step}, which is saved")
+    checkpoints.wait()
+    return state, seconds()
+
+
+class Interruption:
+    """Holds Ctrl-C and a polite kill back until the running step is done and saved.
+
+    A second one is obeyed at once. A step donates its state: stopping inside it would lose it.
+    """
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            signals = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._ask) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _check(values: Mapping[str, float], stage: str, step: int) -> None:
+    if not math.isfinite(values.get("loss", 0.0)):
+        raise Diverged(
+            f"{stage}: expected a finite loss, got {values['loss']} at step {step}; "
+            "lower optimizer.lr and resume from the last checkpoint"
+        )
+
+
+def _brief(values: Mapping[str, float]) -> str:
+    shown = [name for name in ("loss", "reward", "scores/iou") if name in values]
+    return "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in shown)

@@ -1,0 +1,179 @@
+"""Optimizers: Muon for matrices with AdamW for the rest, plain AdamW, and their schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float, Int
+
+from seg_jax.records import Array
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration (Jordan et al. 2024, also torch.optim.Muon)."""
+
+MATRICES = ("kernel",)
+"""Last path entries of the leaves that are matrices, apart from embeddings and heads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then cosine decay to `final` times the peak.
+
+    Source: SimpleSeg SFT (warm-up ratio 0.03, cosine 5e-5 -> 2e-6, so final = 0.04).
+    """
+
+    warmup: float = 0.03
+    """Share of all steps."""
+    final: float = 0.04
+    """Last rate as a share of the peak; 1 keeps the rate constant after the warm-up."""
+
+    def rate(
+        self, peak: float, step: int | Int[Array, ""], horizon: int | Int[Array, ""]
+    ) -> Float[Array, ""]:
+        """Returns the learning rate of a step (from 0) of `horizon` steps."""
+        rising = jnp.maximum(1.0, self.warmup * horizon)
+        falling = jnp.clip((step - rising) / jnp.maximum(horizon - rising, 1.0), 0.0, 1.0)
+        cosine = self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * falling))
+        return peak * jnp.minimum((step + 1.0) / rising, 1.0) * cosine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW on every leaf; decay on matrices and embeddings only."""
+
+    lr: float = 1e-4
+    schedule: Schedule = Schedule()
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Muon on matrices, AdamW on embeddings, head, norms and biases, at one learning rate.
+
+    Source: Moonlight, arXiv 2502.16982, section 2.2: update 0.2 sqrt(max(A, B)) NS(g + m M),
+    decoupled decay of lr * weight_decay.
+    """
+
+    lr: float = 5e-5
+    schedule: Schedule = Schedule()
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    newton_schulz_steps: int = 5
+    newton_schulz_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+
+
+Optimizer = Muon | AdamW
+
+
+def is_matrix(path: tuple[Any, ...]) -> bool:
+    """Returns whether the leaf at a key path is a (stack of) matrices that Muon trains."""
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    names = [name for name in names if name != "value"]
+    return names[-1] in MATRICES and not any("head" in name for name in names)
+
+
+def build(config: Optimizer) -> optax.GradientTransformation:
+    """Returns the transformation of gradients into a direction of descent at learning rate 1.
+
+    The rate is applied by `state.advance`: it depends on a horizon that may move at run time.
+    """
+    adam = optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=_decays),
+    )
+    if isinstance(config, AdamW):
+        return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+    muon = optax.chain(
+        scale_by_muon(
+            momentum=config.momentum,
+            steps=config.newton_schulz_steps,
+            dtype=jnp.dtype(config.newton_schulz_dtype),
+        ),
+        optax.add_decayed_weights(config.weight_decay),
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.partition({"muon": muon, "adam": adam}, _labels),
+    )
+
+
+def _labels(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: "muon" if is_matrix(path) else "adam", params
+    )
+
+
+def _decays(params: Any) -> Any:
+    """Returns a mask of the leaves that weight decay shrinks: not norms, not biases."""
+
+    def decays(path, leaf) -> bool:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return not any(name in ("bias", "scale") for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+class MuonState(NamedTuple):
+    """Momentum of every matrix."""
+
+    momentum: optax.Updates
+
+
+def scale_by_muon(
+    *, momentum: float, steps: int, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+    """Returns Nesterov momentum orthogonalised by Newton-Schulz, scaled to AdamW's update RMS.
+
+    Axes before the last two are stacks (layers, experts): each matrix is its own.
+    Differs: optax.contrib.muon keeps a bias-corrected average and runs in the gradient's dtype.
+    """
+
+    def init(params: optax.Params) -> MuonState:
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state, params=None):
+        del params
+        buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, grads)
+
+        def direction(grad, moment):
+            rows, columns = grad.shape[-2:]
+            flat = orthogonalise(grad + momentum * moment, steps=steps, dtype=dtype)
+            return 0.2 * max(rows, columns) ** 0.5 * flat.astype(grad.dtype)
+
+        return jax.tree.map(direction, grads, buffer), MuonState(buffer)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonalise(
+    matrix: Float[Array, "*stack rows columns"], *, steps: int, dtype: jnp.dtype
+) -> Float[Array, "*stack rows columns"]:
+    """Returns nearly the closest semi-orthogonal matrix, singular values about 0.7 to 1.2.
+
+    Source: quintic Newton-Schulz iteration X <- a X + (b A + c A A) X with A = X X^T.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = jnp.swapaxes(matrix, -1, -2) if tall else matrix
+    x = x.astype(dtype)
+    norm = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), (-2, -1), keepdims=True))
+    x = x / (norm + 1e-7).astype(dtype)
+    for _ in range(steps):
+        gram = jnp.einsum("...mk,...nk->...mn", x, x)
+        poly = b * gram + c * jnp.einsum("...mk,...kn->...mn", gram, gram)
+        x = a * x + jnp.einsum("...mk,...kn->...mn", poly, x)
+    return jnp.swapaxes(x, -1, -2) if tall else x

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning: cross-entropy on answer tokens and its update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float
+
+from seg_jax.records import Array, Batch
+from seg_jax.training import state as states
+from seg_jax.training.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How the loss is formed."""
+
+    soften_bins: float = 0.0
+    """Standard deviation of the Gaussian around a coordinate, in steps of the last decimal.
+    0 means hard targets. It acts on numbers that are one token each."""
+    accumulate: int = 1
+    """Pieces that a batch is cut into; their gradients are summed, weighted by their tokens."""
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.soften_bins < 0:
+            raise ValueError(f"objective: expected accumulate >= 1 and soften >= 0, got {self}")
+
+
+TokenLoss = Callable[[Any, Batch], Float[Array, "B T"]]
+"""(params, batch) -> cross-entropy of each target."""
+
+
+def update(
+    config: Objective,
+    optimizer: Optimizer,
+    transform: optax.GradientTransformation,
+    token_loss: TokenLoss,
+    state: states.State,
+    batch: Batch,
+) -> tuple[states.State, dict[str, Float[Array, ""]]]:
+    """Returns the state after one update on the batch, with metrics.
+
+    The loss is the weighted mean over all targets of the batch, however it is cut.
+    """
+    total = jnp.maximum(batch.weights.sum(), 1e-6)
+    rows = batch.weights.shape[0]
+    if rows % config.accumulate:
+        raise ValueError(
+            f"objective.accumulate: expected a divisor of {rows} rows, got {config.accumulate}"
+        )
+
+    def summed(params, piece):
+        return jnp.sum(token_loss(params, piece) * piece.weights) / total
+
+    if config.accumulate == 1:
+        loss, grads = jax.value_and_grad(summed)(state.params, batch)
+    else:
+        pieces = jax.tree.map(
+            lambda leaf: leaf.reshape(config.accumulate, -1, *leaf.shape[1:]), batch
+        )
+
+        def add(carry, piece):
+            return jax.tree.map(
+                jnp.add, carry, jax.value_and_grad(summed)(state.params, piece)
+            ), None
+
+        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, grads), _ = jax.lax.scan(add, nothing, pieces)
+    norm = optax.global_norm(grads)
+    state, rate = states.advance(state, grads, optimizer, transform)
+    return state, {
+        "loss": loss,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "answer_tokens": total,
+    }
