@@ -1,0 +1,279 @@
+"""Fills against pycocotools bit for bit, and against slow integers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from seg_jax.geometry import bitmask, raster
+
+SIZES = [(64, 64), (37, 53)]
+POINTS = 12
+
+
+def coco_mask(rings, height, width):
+    """Returns what pycocotools draws for a list of rings in pixels."""
+    flat = [np.asarray(ring, np.float64).ravel().tolist() for ring in rings if len(ring) >= 3]
+    if not flat:
+        return np.zeros((height, width), bool)
+    return coco.decode(coco.merge(coco.frPyObjects(flat, height, width))).astype(bool)
+
+
+def center_mask(ring, height, width):
+    """Returns the pixels whose centre lies in a ring of 1/256 px integers, one by one."""
+    ring = np.asarray(ring, np.int64)
+    x = 256 * np.arange(width, dtype=np.int64) + 128
+    y = (256 * np.arange(height, dtype=np.int64) + 128)[:, None]
+    inside = np.zeros((height, width), bool)
+    for begin, end in zip(ring, np.roll(ring, -1, 0), strict=True):
+        (x0, y0), (x1, y1) = sorted([tuple(begin), tuple(end)])
+        below = y0 * (x1 - x0) + (x - x0) * (y1 - y0) <= y * (x1 - x0)
+        inside ^= below & (x0 <= x) & (x < x1)
+    return inside
+
+
+def draw(kind, rng, count, height, width):
+    """Returns count rings of one kind as float32 pixels [count, POINTS, 2] and their lengths."""
+    shape = (count, POINTS, 2)
+    scale = np.array([width, height])
+    lengths = rng.integers(3, POINTS + 1, count)
+    points = rng.random(shape) * scale
+    if kind == "integers":
+        points = np.round(points)
+    elif kind == "tenths":
+        points = np.round(points, 1)
+    elif kind == "fifths":
+        points = np.round(points * 5) / 5
+    elif kind == "halves":
+        points = np.round(points * 2) / 2
+    elif kind == "unit":
+        points = np.float32(np.round(points / scale, 3)) * np.float32(scale)
+    elif kind == "outside":
+        points = (rng.random(shape) * 5 - 2) * scale
+        points = np.where(rng.random((count, 1, 1)) < 0.5, np.round(points), points)
+    elif kind == "spiky":
+        angle = np.arange(POINTS) * 2 * np.pi / POINTS + rng.random((count, 1))
+        radius = rng.random((count, POINTS)) * 0.7 * min(height, width)
+        points = radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1) + scale / 2
+    elif kind == "tiny":
+        points = rng.random((count, 1, 2)) * scale + rng.random(shape) * rng.choice([0.3, 1.5, 3])
+    elif kind == "collinear":
+        points[:, :, 1] = points[:, :1, 1] + (points[:, :, 0] - 3) * rng.integers(-2, 3, (count, 1))
+        points = np.round(points)
+    elif kind == "repeated":
+        points = np.round(points / 8) * 8
+        points[:, 1::2] = points[:, ::2]
+    elif kind == "ties":  # N t / D = h + 1/2 happens often at odd slopes over even runs
+        points = np.round(points / 2) * 2 + rng.choice([0, 0.2, 0.4, 0.6, 0.8], shape)
+    return points.astype(np.float32), lengths
+
+
+KINDS = ["floats", "integers", "tenths", "fifths", "halves", "unit", "outside", "spiky"]
+KINDS += ["tiny", "collinear", "repeated", "ties"]
+
+
+def fill(points, lengths, height, width, **options):
+    """Returns bool masks of rings [*n, R, P, 2] of which the first `lengths` vertices are used."""
+    used = np.arange(points.shape[-2]) < np.asarray(lengths)[..., None]
+    words = raster.fill(points, used, height=height, width=width, **options)
+    return np.asarray(bitmask.unpack(words, height=height))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_coco_rule_is_pycocotools(kind, size):
+    points, lengths = draw(kind, np.random.default_rng(7), 500, *size)
+    got = fill(points[:, None], lengths[:, None], *size)
+    for ring, length, mask in zip(points, lengths, got, strict=True):
+        np.testing.assert_array_equal(mask, coco_mask([ring[:length]], *size), str(ring[:length]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_coco_rule_is_pycocotools_at_length(kind):
+    for seed in range(10):
+        points, lengths = draw(kind, np.random.default_rng(100 + seed), 500, 96, 128)
+        got = fill(points[:, None], lengths[:, None], 96, 128)
+        for ring, length, mask in zip(points, lengths, got, strict=True):
+            np.testing.assert_array_equal(mask, coco_mask([ring[:length]], 96, 128), str(ring))
+
+
+def test_coco_rule_is_pycocotools_on_the_largest_canvas():
+    rng = np.random.default_rng(3)
+    points = rng.random((4, POINTS, 2)) * raster.MAX_SIDE
+    points[1] = np.round(points[1])
+    points[2] = np.round(rng.uniform(*raster.REACH_PX, (POINTS, 2)))
+    points[3] = np.round(points[3] / 4096) * 4096 + rng.integers(0, 3, (POINTS, 2))
+    points = points.astype(np.float32)
+    for ring in points:
+        mask = fill(ring[None], [POINTS], 4096, 4096)
+        np.testing.assert_array_equal(mask, coco_mask([ring], 4096, 4096))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(-60, 380), st.integers(-60, 380)), min_size=3, max_size=12))
+def test_coco_rule_is_pycocotools_on_its_own_grid(vertices):
+    ring = np.float32(np.array(vertices) / 5)
+    points = np.zeros((1, POINTS, 2), np.float32)
+    points[0, : len(ring)] = ring
+    np.testing.assert_array_equal(fill(points, [len(ring)], 64, 64), coco_mask([ring], 64, 64))
+
+
+def test_union_merges_rings_and_evenodd_cuts_holes():
+    rng = np.random.default_rng(5)
+    points, lengths = draw("floats", rng, 600, 64, 64)
+    points, lengths = points.reshape(200, 3, POINTS, 2), lengths.reshape(200, 3)
+    lengths[rng.random((200, 3)) < 0.2] = 0
+    union = fill(points, lengths, 64, 64, rings="union")
+    evenodd = fill(points, lengths, 64, 64, rings="evenodd")
+    for item in range(200):
+        rings = [r[:n] for r, n in zip(points[item], lengths[item], strict=True)]
+        np.testing.assert_array_equal(union[item], coco_mask(rings, 64, 64))
+        odd = np.logical_xor.reduce([coco_mask([r], 64, 64) for r in rings])
+        np.testing.assert_array_equal(evenodd[item], odd)
+
+
+@pytest.mark.parametrize("rings", ["union", "evenodd"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_center_rule_is_the_crossing_number(kind, rings):
+    points, lengths = draw(kind, np.random.default_rng(11), 200, 37, 53)
+    points, lengths = points.reshape(100, 2, POINTS, 2), lengths.reshape(100, 2)
+    got = fill(points, lengths, 37, 53, rule="center", rings=rings)
+    join = np.logical_or if rings == "union" else np.logical_xor
+    snapped = np.floor(points.astype(np.float64) * 256 + 0.5)
+    for rings_, length, mask in zip(snapped, lengths, got, strict=True):
+        a, b = (center_mask(r[:n], 37, 53) for r, n in zip(rings_, length, strict=True))
+        np.testing.assert_array_equal(mask, join(a, b))
+
+
+def test_center_rule_on_the_largest_canvas():
+    rng = np.random.default_rng(13)
+    points = rng.uniform(*raster.REACH_PX, (2, POINTS, 2)).astype(np.float32)
+    points[1] = rng.integers(0, 2, (POINTS, 2)) * 4095 + rng.random((POINTS, 2)) * 1.5
+    for ring in points:
+        mask = fill(ring[None], [POINTS], 4096, 4096, rule="center")
+        snapped = np.floor(ring.astype(np.float64) * 256 + 0.5)
+        np.testing.assert_array_equal(mask, center_mask(snapped, 4096, 4096))
+
+
+def test_center_rule_agrees_with_shapely_away_from_edges():
+    rng = np.random.default_rng(17)
+    points, lengths = draw("spiky", rng, 30, 64, 64)
+    got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
+    x, y = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
+    for ring, length, mask in zip(points, lengths, got, strict=True):
+        shape = shapely.Polygon(ring[:length])
+        if not shape.is_valid:
+            continue
+        clear = shapely.distance(shape.exterior, shapely.points(x, y)) > 0.01
+        np.testing.assert_array_equal(mask[clear], shapely.contains_xy(shape, x, y)[clear])
+
+
+def test_center_rule_shares_no_pixel_between_neighbours():
+    rng = np.random.default_rng(19)
+    points, _ = draw("fifths", rng, 200, 64, 64)
+    hub = np.round(rng.random((200, 1, 2)) * 64).astype(np.float32)
+    # A closed path splits into triangles from any point: their parities add up to the whole.
+    fan = np.stack([np.broadcast_to(hub, points.shape), points, np.roll(points, -1, 1)], axis=2)
+    parts = fill(fan, np.full(fan.shape[:2], 3), 64, 64, rule="center", rings="evenodd")
+    whole = fill(points[:, None], np.full((200, 1), POINTS), 64, 64, rule="center")
+    np.testing.assert_array_equal(parts, whole)
+    # Pixels exactly on the line between two squares belong to the lower, the right one.
+    square = np.array([[0.5, 0.5], [4.5, 0.5], [4.5, 4.5], [0.5, 4.5]], np.float32)
+    mask = fill(square[None], [4], 8, 8, rule="center")
+    expected = np.zeros((8, 8), bool)
+    expected[:4, :4] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("rule", ["coco", "center"])
+def test_broken_rings_are_empty_and_leave_others_alone(rule):
+    points, _ = draw("floats", np.random.default_rng(23), 6, 64, 64)
+    lengths = np.array([12, 2, 0, 12, 12, 12])
+    points[3, 4, 0], points[4, 5, 1] = np.nan, np.inf
+    points[1, 2:], points[2] = np.nan, np.inf
+    points[5, 9:], lengths[5] = np.nan, 9
+    got = fill(points[:, None], lengths[:, None], 64, 64, rule=rule)
+    assert got.any((1, 2)).tolist() == [True, False, False, False, False, True]
+    together = fill(points, lengths, 64, 64, rule=rule)
+    np.testing.assert_array_equal(together, got[0] | got[5])
+    assert not fill(np.zeros((0, POINTS, 2), np.float32), [], 64, 64, rule=rule).any()
+
+
+@pytest.mark.parametrize("rule", ["coco", "center"])
+def test_far_vertices_are_pulled_to_reach(rule):
+    far = np.array([[-1e9, 10], [3e38, -7], [60, 1e7]], np.float32)
+    near = np.clip(far, *raster.REACH_PX)
+    np.testing.assert_array_equal(
+        fill(far[None], [3], 64, 64, rule=rule), fill(near[None], [3], 64, 64, rule=rule)
+    )
+
+
+@pytest.mark.parametrize("rule", ["coco", "center"])
+def test_padding_batching_and_cropping_change_nothing(rule):
+    points, lengths = draw("outside", np.random.default_rng(29), 24, 64, 64)
+    used = np.arange(POINTS) < lengths[:, None]
+    base = raster.fill(points[:, None], used[:, None], height=64, width=64, rule=rule)
+    shaped = raster.fill(
+        points.reshape(2, 3, 4, 1, POINTS, 2),
+        used.reshape(2, 3, 4, 1, POINTS),
+        height=64,
+        width=64,
+        rule=rule,
+    )
+    np.testing.assert_array_equal(shaped.reshape(base.shape), base)
+    mapped = jax.vmap(lambda p, u: raster.fill(p, u, height=64, width=64, rule=rule))(
+        points[:, None], used[:, None]
+    )
+    np.testing.assert_array_equal(mapped, base)
+    wide = np.pad(points, ((0, 0), (0, 5), (0, 0)), constant_values=31)
+    np.testing.assert_array_equal(
+        fill(wide[:, None], lengths[:, None], 45, 33, rule=rule),
+        bitmask.unpack(base, height=64)[:, :45, :33],
+    )
+
+
+@pytest.mark.parametrize("rule", ["coco", "center"])
+def test_bits_below_the_canvas_are_clear(rule):
+    points, lengths = draw("outside", np.random.default_rng(31), 50, 37, 53)
+    used = np.arange(POINTS) < lengths[:, None]
+    words = raster.fill(points[:, None], used[:, None], height=37, width=53, rule=rule)
+    assert words.shape == (50, 2, 53)
+    assert words.dtype == jnp.uint32
+    assert not np.any(np.asarray(words)[:, 1] >> np.uint32(5))
+
+
+def test_to_pixels_is_one_rounded_product_also_inside_jit():
+    rng = np.random.default_rng(37)
+    unit = np.float32(np.round(rng.random((400, 1, POINTS, 2)), 3))
+    size = rng.integers(20, 65, (400, 2)).astype(np.int32)
+    used = np.ones(unit.shape[:-1], bool)
+    expected = unit * size[:, None, None, ::-1].astype(np.float32)
+    np.testing.assert_array_equal(raster.to_pixels(unit, size), expected)
+
+    @jax.jit
+    def route(unit, size, used):
+        return raster.fill(raster.to_pixels(unit, size), used, height=64, width=64)
+
+    got = np.asarray(bitmask.unpack(route(unit, size, used), height=64))
+    for ring, (height, width), mask in zip(expected[:, 0], size, got, strict=True):
+        np.testing.assert_array_equal(mask[:height, :width], coco_mask([ring], height, width))
+
+
+def test_fill_lowers_from_shapes():
+    points = jax.ShapeDtypeStruct((3, 2, 8, 2), jnp.float32)
+    used = jax.ShapeDtypeStruct((3, 2, 8), jnp.bool_)
+    lowered = raster.fill.lower(points, used, height=40, width=50)
+    assert lowered.out_info.shape == (3, 2, 50)
+
+
+def test_wrong_input_is_refused():
+    points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
+    with pytest.raises(ValueError, match="4096x4096, got 4097x8"):
+        raster.fill(points, used, height=4097, width=8)
+    with pytest.raises((ValueError, TypeError), match="xor"):  # TypeError under the type checker
+        raster.fill(points, used, height=8, width=8, rings="xor")
