@@ -177,8 +177,8 @@ class Reading:
 
     verdict: Verdict
     rings: tuple[Ring, ...] = ()
-    point: Float[np.ndarray, "2"] | None = None
-    box: Float[np.ndarray, "4"] | None = None
+    point: Float[np.ndarray, " 2"] | None = None
+    box: Float[np.ndarray, " 4"] | None = None
 
 
 def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None = None) -> Reading:
