@@ -84,6 +84,8 @@ class Fact:
 
 APART = 0.12
 """Least distance in the picture's unit between things said to lie left, right, above or below."""
+GAP = 0.06
+"""Least distance in the picture's unit between neighbours in a line-up from one edge."""
 LARGER = 1.5
 """Least ratio of visible areas between things said to differ in size."""
 LONGER = 1.15
@@ -125,33 +127,33 @@ def matches(
         and (expression.texture is None or fact.texture == expression.texture)
     ]
     if expression.rank:
-        order, position = expression.rank
-        return frozenset(i for i in base if _ranks(order, position, i, base, facts, lenient))
+        rank = expression.rank
+        return frozenset(i for i in base if _ranks(rank, i, base, facts, lenient=lenient))
     if expression.place:
-        return frozenset(i for i in base if lies(expression.place, facts[i], lenient))
+        return frozenset(i for i in base if lies(expression.place, facts[i], lenient=lenient))
     if expression.beside:
         side, inner = expression.beside
         anchors = matches(inner, facts, lenient=True)
         if len(anchors) != 1 or anchors != matches(inner, facts):
             return frozenset(base) if lenient else frozenset()
-        (anchor,) = anchors
+        anchor = facts[min(anchors)]
         return frozenset(
-            i for i in base if i != anchor and is_beside(side, facts[i], facts[anchor], lenient)
+            i
+            for i in base
+            if i not in anchors and is_beside(side, facts[i], anchor, lenient=lenient)
         )
     return frozenset(base)
 
 
 def fits_only(expression: Expression, index: int, facts: dict[int, Fact]) -> bool:
     """Returns whether the expression surely fits this thing and no other thing possibly."""
-    only = frozenset((index,))
-    return matches(expression, facts) == only == matches(expression, facts, lenient=True)
+    possible = matches(expression, facts, lenient=True)
+    return len(possible) == 1 and index in possible and index in matches(expression, facts)
 
 
 def position(order: Order, index: int, among: list[int], facts: dict[int, Fact]) -> int | None:
     """Returns the thing's certain position, from 1, in the line-up of `among`; else None."""
-    mine = facts[index]
-    before = sum(_ahead(order, facts[other], mine) for other in among)
-    after = sum(_ahead(order, mine, facts[other]) for other in among)
+    before, after = _standing(order, index, among, facts)
     return before + 1 if before + after == len(among) - 1 else None
 
 
@@ -161,53 +163,65 @@ def _spans(counts: np.ndarray) -> np.ndarray:
     return hit.shape[1] - hit.argmax(1) - hit[:, ::-1].argmax(1)
 
 
-def _ahead(order: Order, one: Fact, other: Fact) -> bool:
-    """Returns whether one surely comes before the other in the line-up."""
-    match order:
-        case Order.LEFT:
-            return other.x_unit - one.x_unit >= APART / 2
-        case Order.RIGHT:
-            return one.x_unit - other.x_unit >= APART / 2
-        case Order.TOP:
-            return other.y_unit - one.y_unit >= APART / 2
-        case Order.BOTTOM:
-            return one.y_unit - other.y_unit >= APART / 2
-        case Order.SMALL:
-            one, other = other, one
+def _standing(order: Order, index: int, among: list[int], facts) -> tuple[int, int]:
+    """Returns how many things surely come before and surely come after in the line-up."""
+    mine = facts[index]
+    if order in (Order.LARGE, Order.SMALL):
+        less = sum(_is_larger(facts[other], mine) for other in among)
+        more = sum(_is_larger(mine, facts[other]) for other in among)
+        return (less, more) if order == Order.LARGE else (more, less)
+    if order in (Order.LEFT, Order.RIGHT):
+        ahead = [facts[other].x_unit - mine.x_unit for other in among]
+    else:
+        ahead = [facts[other].y_unit - mine.y_unit for other in among]
+    less = sum(gap <= -GAP for gap in ahead)
+    more = sum(gap >= GAP for gap in ahead)
+    return (less, more) if order in (Order.LEFT, Order.TOP) else (more, less)
+
+
+def _is_larger(one: Fact, other: Fact) -> bool:
+    """Returns whether one surely looks larger than the other."""
     return (
         one.area_unit >= LARGER * other.area_unit and one.extent_unit >= LONGER * other.extent_unit
     )
 
 
-def _ranks(order: Order, position: int, index: int, base, facts, lenient: bool = False) -> bool:
-    """Returns whether the thing stands at this position of the line-up of base."""
-    mine = facts[index]
-    before = sum(_ahead(order, facts[i], mine) for i in base)
-    after = sum(_ahead(order, mine, facts[i]) for i in base)
+def _ranks(rank: tuple[Order, int], index: int, base: list[int], facts, *, lenient: bool) -> bool:
+    """Returns whether the thing surely (or possibly) holds this rank among base."""
+    before, after = _standing(rank[0], index, base, facts)
     if lenient:
-        return before < position <= len(base) - after
-    return before == position - 1 and after == len(base) - position
+        return before < rank[1] <= len(base) - after
+    return before == rank[1] - 1 and after == len(base) - rank[1]
 
 
-def lies(place: Place, fact: Fact, lenient: bool = False) -> bool:
+def lies(place: Place, fact: Fact, *, lenient: bool = False) -> bool:
     """Returns whether the thing surely (or possibly) lies in the region."""
     x, y = fact.x_unit, fact.y_unit
     if place == Place.CENTRE:
         return max(abs(x - 0.5), abs(y - 0.5)) <= (0.25 if lenient else 0.1)
     edge = 0.55 if lenient else 0.4
-    within = {"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}
-    return all(within[word] <= edge for word in place.split())
+    across, down = _EDGES[place]
+    return (across is None or abs(x - across) <= edge) and (down is None or abs(y - down) <= edge)
 
 
-def is_beside(side: Side, one: Fact, other: Fact, lenient: bool = False) -> bool:
+_EDGES = {
+    Place.LEFT: (0, None),
+    Place.RIGHT: (1, None),
+    Place.TOP: (None, 0),
+    Place.BOTTOM: (None, 1),
+    Place.TOP_LEFT: (0, 0),
+    Place.TOP_RIGHT: (1, 0),
+    Place.BOTTOM_LEFT: (0, 1),
+    Place.BOTTOM_RIGHT: (1, 1),
+}
+"""Which edge of the picture a place lies near: x, y, in units; None: neither."""
+
+
+def is_beside(side: Side, one: Fact, other: Fact, *, lenient: bool = False) -> bool:
     """Returns whether one surely (or possibly) lies on this side of the other."""
-    right, down = one.x_unit - other.x_unit, one.y_unit - other.y_unit
-    along, across = {
-        Side.LEFT: (-right, down),
-        Side.RIGHT: (right, down),
-        Side.ABOVE: (-down, right),
-        Side.BELOW: (down, right),
-    }[side]
-    if lenient:
-        return along > 0
-    return along >= APART and along >= abs(across)
+    along, across = one.x_unit - other.x_unit, one.y_unit - other.y_unit
+    if side in (Side.ABOVE, Side.BELOW):
+        along, across = across, along
+    if side in (Side.LEFT, Side.ABOVE):
+        along = -along
+    return along > 0 if lenient else along >= APART and along >= abs(across)

@@ -240,19 +240,15 @@ def _candidates(
 ) -> Iterator[Expression]:
     """Yields the vague expressions that surely fit the thing; others may fit them too."""
     mine = facts[index]
-    bases = (
-        Expression(),
-        Expression(kind=mine.kind),
-        Expression(colour=mine.colour),
-        Expression(kind=mine.kind, colour=mine.colour),
-    )
+    bases = ((None, None), (mine.kind, None), (None, mine.colour), (mine.kind, mine.colour))
     if style.rank:
-        for base in bases:
-            yield from _rank_candidates(index, facts, base)
+        for kind, colour in bases:
+            for rank in _certain_ranks(index, facts, _said(kind, colour)):
+                yield _said(kind, colour, rank=rank)
     if style.place:
         places = [place for place in Place if meaning.lies(place, mine)]
-        for base, place in itertools.product(bases, places):
-            yield dataclasses.replace(base, place=place)
+        for (kind, colour), place in itertools.product(bases, places):
+            yield _said(kind, colour, place=place)
     if style.beside:
         sides = [
             (side, names[other][0])
@@ -261,16 +257,24 @@ def _candidates(
             for side in Side
             if meaning.is_beside(side, mine, fact)
         ]
-        for base, side in itertools.product(bases, sides):
-            yield dataclasses.replace(base, beside=side)
+        for (kind, colour), side in itertools.product(bases, sides):
+            yield _said(kind, colour, beside=side)
 
 
-def _rank_candidates(index: int, facts: dict[int, Fact], base: Expression) -> Iterator[Expression]:
-    """Yields the ranks that the thing surely holds among the things like it."""
+@functools.lru_cache(maxsize=65536)
+def _said(kind, colour, rank=None, place=None, beside=None) -> Expression:
+    """Returns an expression, made once."""
+    return Expression(kind=kind, colour=colour, rank=rank, place=place, beside=beside)
+
+
+def _certain_ranks(
+    index: int, facts: dict[int, Fact], base: Expression
+) -> Iterator[tuple[Order, int]]:
+    """Yields the ranks that the thing surely holds among those that the base fits."""
     among = sorted(meaning.matches(base, facts))
     if len(among) < 2:
         return
     for order in Order:
         place = meaning.position(order, index, among, facts)
         if place is not None and place <= min(_DEEPEST, (len(among) + 1) // 2):
-            yield dataclasses.replace(base, rank=(order, place))
+            yield order, place

@@ -159,11 +159,13 @@ def hard() -> Config:
 
 
 def make(config: Config, seed: int) -> World:
-    """Returns the world that this seed stands for.
+    """Returns the world that this seed (any integer from 0) stands for.
 
     Raises:
       ValueError: if the things found no room, which only an overfull config causes.
     """
+    if seed < 0:
+        raise ValueError(f"expected a seed >= 0, got {seed}, do count worlds from 0")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     for _ in range(_LAYOUTS):
         placed = _arrange(config, rng, _looks(config, rng))
