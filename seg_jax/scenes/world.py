@@ -286,7 +286,7 @@ def _put(config: Config, owner, placed: list[Thing], whole: list[int], thing: Th
     level = level[top - field.top : height - field.top, left - field.left : width - field.left]
     window = owner[top : top + level.shape[0], left : left + level.shape[1]]
     below = window[level < 1.5]
-    met = {placed[index].colour for index in set(below.tolist()) if index >= 0}
+    met = {placed[index].colour for index in set(below[below >= 0].tolist())}
     # Outlines between things of one colour could not be seen.
     if met and (config.least_visible >= 1 or thing.colour in met):
         return False
