@@ -15,7 +15,7 @@ _FALLING, _RISING = _TL | _BR, _TR | _BL
 _CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.intp)
 
 
-def trace(mask: Bool[np.ndarray, "H W"], *, min_area: float = 0.0) -> list[Ring]:
+def trace(mask: Bool[np.ndarray, "H W"], *, min_area: float | int = 0) -> list[Ring]:
     """Returns the borders of a mask as closed rings of pixel corners.
 
     The even-odd fill of all rings by pixel centres gives the mask back, whatever the mask. Rings

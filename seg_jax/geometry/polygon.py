@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from seg_jax.records import Ring
 
+_Fewer = Float[np.ndarray, "Q 2"]
+
 
 def signed_area(ring: Ring) -> float:
     """Returns the enclosed area, positive where the ring runs clockwise as seen on the screen.
@@ -50,7 +52,7 @@ def canonical(ring: Ring, *, clockwise: bool = True) -> Ring:
     return np.roll(ring, -_top(ring), axis=0)
 
 
-def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Ring:
+def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> _Fewer:
     """Returns the part of a ring inside a box x0 y0 x1 y1; no vertex where nothing is left.
 
     Where the box cuts a ring into several parts they stay connected along the border of the box,
@@ -63,7 +65,7 @@ def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.
     return ring
 
 
-def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> Ring:
+def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> _Fewer:
     """Returns the part of a ring where `sign * (coordinate - bound) >= 0`."""
     depth = sign * (ring[:, axis] - bound)
     inside = depth >= 0
@@ -78,7 +80,7 @@ def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> Ring:
     return both[np.stack([inside, crosses], axis=1).ravel()]
 
 
-def simplify(ring: Ring, epsilon: float) -> Ring:
+def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
     """Returns fewer vertices such that every dropped one lies within epsilon of the new ring.
 
     A subset of the vertices in their order. At least three stay (if there were as many), even where
@@ -94,14 +96,13 @@ def simplify(ring: Ring, epsilon: float) -> Ring:
     """
     if len(ring) <= 3:
         return ring
-    weight = _significance(ring, epsilon)
-    kept = weight > epsilon
+    kept = _significance(ring, epsilon) > epsilon
     if np.count_nonzero(kept) < 3:
-        kept[np.argsort(-weight, kind="stable")[:3]] = True
+        return simplify_to(ring, 3)
     return ring[kept]
 
 
-def simplify_to(ring: Ring, max_points: int) -> Ring:
+def simplify_to(ring: Ring, max_points: int) -> _Fewer:
     """Returns the simplification with the smallest epsilon that keeps at most `max_points`.
 
     Of vertices that matter equally the first in ring order stay, as many as fit; vertices on
