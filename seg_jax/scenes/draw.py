@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from seg_jax.scenes import things
-from seg_jax.scenes.things import Colour, Texture, Thing
+from seg_jax.scenes.things import Texture, Thing
 from seg_jax.scenes.world import Ground, Pattern, World
 
 
@@ -45,7 +45,7 @@ def _paint(canvas, owner, index: int, thing: Thing, ground) -> None:
     outer = np.s_[top : top + level.shape[0], left : left + level.shape[1]]
     owner[outer][level < 0] = index
     share = np.clip(0.5 - level, 0, 1).astype(np.float32)[..., None]
-    base, other = _tones(thing.colour, thing.shade)
+    base, other = things.tones(thing.colour, thing.shade)
     paint = base
     if thing.texture != Texture.PLAIN:
         radius = things.radius_px(thing, height=height, width=width)
@@ -55,16 +55,6 @@ def _paint(canvas, owner, index: int, thing: Thing, ground) -> None:
         elsewhere = np.roll(ground, (height // 3, width // 3), (0, 1))[outer]
         paint = elsewhere + np.float32(thing.contrast) * (paint - elsewhere)
     canvas[outer] += share * (paint - canvas[outer])
-
-
-def _tones(colour, shade: float):
-    """Returns a colour and its partner in a pattern, both float32 [3]."""
-    base = np.array(things.RGB[colour], np.float32)
-    # Black and white bear grey, or else each in stripes of the other would look the same.
-    depth = 0.45 if colour in (Colour.BLACK, Colour.WHITE) else 0.75
-    partner = 25 if base @ (0.3, 0.6, 0.1) > 125 else 245
-    base += np.float32(abs(shade)) * ((255 if shade > 0 else 0) - base)
-    return base, base + np.float32(depth) * (partner - base)
 
 
 def _texture(texture: Texture, u_px, v_px, radius: float):

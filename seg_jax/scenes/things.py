@@ -134,6 +134,18 @@ class Field(NamedTuple):
     """The thing's own y coordinate, before its rotation; 0 at its centre."""
 
 
+def tones(
+    colour: Colour, shade: float = 0.0
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+    """Returns a shaded colour and its partner in a texture, float32, 0..255."""
+    base = np.array(RGB[colour], np.float32)
+    # Black and white bear grey, or else each in stripes of the other would look the same.
+    depth = 0.45 if colour in (Colour.BLACK, Colour.WHITE) else 0.75
+    partner = 25 if base @ (0.3, 0.6, 0.1) > 125 else 245
+    base += np.float32(abs(shade)) * ((255 if shade > 0 else 0) - base)
+    return base, base + np.float32(depth) * (partner - base)
+
+
 def radius_px(thing: Thing, *, height: int, width: int) -> float:
     """Returns the radius of the thing's enclosing circle in pixels."""
     return 0.5 * thing.size_unit * min(height, width)

@@ -101,7 +101,8 @@ class Config:
     ground_contrast: tuple[float, float] = (20.0, 60.0)
     """Range of the distance between the ground's two tones, in 8-bit levels."""
     clearance: float = 75.0
-    """Least distance between the ground's tones and every colour, in 8-bit levels."""
+    """Least distance between the ground's tones and every colour, in 8-bit levels; from the
+    second tones of textures the ground keeps 0.6 of it."""
     noise: float = 0.0
     """Standard deviation of the pixel noise, in 8-bit levels."""
     held_out: tuple[tuple[Kind | Colour | Texture, ...], ...] = ()
@@ -305,7 +306,8 @@ def _put(config: Config, owner, placed: list[Thing], whole: list[int], thing: Th
 def _ground(config: Config, rng: np.random.Generator) -> Ground:
     """Returns a ground whose tones keep clear of every colour in play."""
     draw = rng.random(6).tolist()
-    pairs = _tone_pairs(config.colours, config.clearance, config.ground_contrast)
+    textured = any(texture != Texture.PLAIN for texture in config.textures)
+    pairs = _tone_pairs(config.colours, config.clearance, config.ground_contrast, textured=textured)
     first, second = pairs[int(draw[0] * len(pairs))]
     return Ground(
         pattern=config.patterns[int(draw[1] * len(config.patterns))],
@@ -318,13 +320,15 @@ def _ground(config: Config, rng: np.random.Generator) -> Ground:
 
 
 @functools.lru_cache(maxsize=64)
-def _tone_pairs(colours, clearance: float, contrast: tuple[float, float]):
+def _tone_pairs(colours, clearance: float, contrast: tuple[float, float], *, textured: bool):
     """Returns pairs of muted tones that lie far from the colours but not far from each other."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(0)))
-    grey = rng.uniform(40, 235, (1500, 1))
-    tones = np.clip(grey + rng.uniform(-28, 28, (1500, 3)), 0, 255).round()
-    palette = np.array([things.RGB[colour] for colour in colours], float)
-    far = np.linalg.norm(tones[:, None] - palette, axis=-1).min(1) >= clearance
+    grey = rng.uniform(40, 235, (4000, 1))
+    tones = np.clip(grey + rng.uniform(-32, 32, (4000, 3)), 0, 255).round()
+    palette = np.array([things.tones(colour) for colour in colours])
+    far = np.linalg.norm(tones[:, None] - palette[:, 0], axis=-1).min(1) >= clearance
+    if textured:
+        far &= np.linalg.norm(tones[:, None] - palette[:, 1], axis=-1).min(1) >= 0.6 * clearance
     tones = tones[far][:300]
     apart = np.linalg.norm(tones[:, None] - tones, axis=-1)
     pairs = np.argwhere((apart >= contrast[0]) & (apart <= contrast[1]))

@@ -13,19 +13,8 @@ from seg_jax.scenes.world import HeldOut
 
 PRESETS = (world.easy, world.standard, world.hard)
 
-COLOURS = [
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "purple",
-    "orange",
-    "cyan",
-    "pink",
-    "brown",
-    "white",
-    "black",
-]
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
+COLOURS += ["cyan", "pink", "brown", "white", "black"]
 TEXTURES = ["plain", "striped", "dotted", "checkered"]
 NOUNS = sorted([*map(str, Kind), "object", "thing"], key=len, reverse=True)
 FIRSTS = {
@@ -122,7 +111,7 @@ class Scene:
 def test_a_phrase_means_its_thing_and_no_other(preset, style):
     style = dataclasses.replace(style, wordings=8)
     told = 0
-    for seed in range(60):
+    for seed in range(40):
         made = world.make(preset(), seed)
         masks = draw.render(made)[1]
         scene = Scene(made, masks)
@@ -153,7 +142,7 @@ def test_no_name_that_fits_one_thing_is_left_out(preset):
 
 def test_every_family_of_expressions_is_used():
     used = set()
-    for seed in range(50):
+    for seed in range(40):
         made = world.make(world.hard(), seed)
         facts = meaning.facts(made, draw.render(made)[1])
         for found in phrases.expressions(facts, phrases.rich()).values():
@@ -249,9 +238,9 @@ def test_the_easy_phrases_are_those_one_expects():
 
 
 def test_the_corpus_is_drawn_from_the_vocabulary():
-    told = phrases.corpus(np.random.default_rng(0), 3000)
-    assert len(told) == 3000
-    assert told == phrases.corpus(np.random.default_rng(0), 3000)
+    told = phrases.corpus(np.random.default_rng(0), 2500)
+    assert len(told) == 2500
+    assert told[:200] == phrases.corpus(np.random.default_rng(0), 200)
     words = {word for way in told for word in way.split()}
     assert words <= set(phrases.vocabulary())
     assert len(words) > 0.95 * len(phrases.vocabulary())
