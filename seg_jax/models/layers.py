@@ -1,0 +1,287 @@
+"""Layers that transformers are built of: linear, norm, rotary, attention, block, stack."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from seg_jax.records import Array
+
+NEVER = -1e30
+"""Score of a forbidden key: finite, so that a row without keys gives numbers, not NaN."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model computes; changes no architecture and no saved weight."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and matrix products; norms, softmax and logits are always float32."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    """What is recomputed in the backward pass: nothing, all but matrix products, every layer."""
+    unroll: bool = False
+    """Layers one after another instead of a scan: faster on CPU, slower to compile."""
+    fuse: bool = True
+    """One product for q, k and v, and for gate and up. Turn it off under tensor parallelism."""
+
+
+class Linear(nnx.Module):
+    """y = x kernel + bias; the kernel is the transpose of torch's weight."""
+
+    def __init__(
+        self, size: tuple[int, int], *, bias: bool, stack: int, std: float, dtype: str, rngs
+    ):
+        """Draws a stack of `stack` kernels (0: a single one) of size (in, out)."""
+        lead = (stack,) if stack else ()
+        draw = std * jax.random.normal(rngs.params(), (*lead, *size), jnp.dtype(dtype))
+        self.kernel = nnx.Param(draw)
+        self.bias = nnx.Param(jnp.zeros((*lead, size[1]), jnp.dtype(dtype))) if bias else None
+
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        """Returns the product in the dtype of x."""
+        return fused([self], x)[0]
+
+
+def fused(linears: list[Linear], x: Float[Array, "*n i"]) -> list[Float[Array, "*n _"]]:
+    """Returns the outputs of several layers with the same input from one matrix product."""
+    kernels = [linear.kernel[...].astype(x.dtype) for linear in linears]
+    widths = [kernel.shape[-1] for kernel in kernels]
+    kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, -1)
+    y = jnp.dot(x, kernel)
+    if linears[0].bias is not None:
+        biases = [linear.bias[...].astype(x.dtype) for linear in linears]
+        y = y + (biases[0] if len(biases) == 1 else jnp.concatenate(biases, -1))
+    if len(linears) == 1:
+        return [y]
+    edges = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    return jnp.split(y, edges, -1)
+
+
+def project(linears: list[Linear], x: Float[Array, "*n i"], *, fuse: bool) -> list:
+    """Returns the outputs of layers with the same input, in one product or one by one."""
+    return fused(linears, x) if fuse else [linear(x) for linear in linears]
+
+
+class Embedding(nnx.Module):
+    """A table of V rows of width D; the output head is one too."""
+
+    def __init__(self, size: tuple[int, int], *, std: float, dtype: str, rngs):
+        draw = std * jax.random.normal(rngs.params(), size, jnp.dtype(dtype))
+        self.embedding = nnx.Param(draw)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, *, eps: float, stack: int, dtype: str):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((stack, width) if stack else (width,), jnp.dtype(dtype)))
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Returns the normalised x in its own dtype."""
+        wide = x.astype(jnp.float32)
+        power = jnp.mean(jnp.square(wide), -1, keepdims=True)
+        unit = wide * jax.lax.rsqrt(power + self.eps)
+        return (unit * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the rotation of each pair of channels (half the head width)."""
+
+    cos: Float[Array, "*n half"]
+    sin: Float[Array, "*n half"]
+
+
+def frequencies(count: int, theta: float) -> Float[Array, " {count}"]:
+    """Returns theta^(-i / count) for i < count (RoFormer, Su et al. 2021)."""
+    return jnp.float32(theta) ** -(jnp.arange(count, dtype=jnp.float32) / count)
+
+
+def rotary(angles: Float[Array, "*n half"]) -> Rotary:
+    """Returns the rotation by the given angles."""
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n heads hd"]:
+    """Returns x with channel i and channel i + hd/2 rotated as a pair, in float32 inside."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    cos, sin = by.cos[..., None, :], by.sin[..., None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values of one layer; keys and values have fewer heads (GQA)."""
+
+    q: Float[Array, "*n heads hd"]
+    k: Float[Array, "*n kv hd"]
+    v: Float[Array, "*n kv hd"]
+
+
+def attend(
+    heads: Heads, segments: Int[Array, "B T"], *, causal: bool
+) -> Float[Array, "B T heads hd"]:
+    """Returns attention within equal segments: block-diagonal, causal within a block if asked.
+
+    Padding is a segment like any other, so that no row is without keys.
+    """
+    batch, length, count, width = heads.q.shape
+    kv = heads.k.shape[2]
+    q = heads.q.reshape(batch, length, kv, count // kv, width)
+    scores = jnp.einsum("btkrd,bskd->bkrts", q, heads.k, preferred_element_type=jnp.float32)
+    allowed = segments[:, :, None] == segments[:, None, :]
+    if causal:
+        allowed &= jnp.tril(jnp.ones((length, length), bool))
+    weights = softmax(scores * width**-0.5, allowed[:, None, None]).astype(heads.v.dtype)
+    out = jnp.einsum("bkrts,bskd->btkrd", weights, heads.v)
+    return out.reshape(batch, length, count, width)
+
+
+def softmax(scores: Float[Array, "*n s"], allowed: Bool[Array, "*m s"]) -> Float[Array, "*n s"]:
+    """Returns the float32 softmax over allowed keys."""
+    return jax.nn.softmax(jnp.where(allowed, scores, NEVER), -1)
+
+
+class Shared(NamedTuple):
+    """Keys and values of the prompt in one layer, common to all its answers."""
+
+    k: Float[Array, "B kv P hd"]
+    v: Float[Array, "B kv P hd"]
+
+
+class Own(NamedTuple):
+    """Keys and values of each answer in one layer."""
+
+    k: Float[Array, "B G kv L hd"]
+    v: Float[Array, "B G kv L hd"]
+
+
+def attend_shared(
+    q: Float[Array, "B G Q heads hd"],
+    shared: Shared,
+    own: Own,
+    *,
+    prompt: Bool[Array, "B P"],
+    causal: Bool[Array, "Q L"],
+) -> Float[Array, "B G Q heads hd"]:
+    """Returns attention of answers to their prompt, never copied per answer, and to themselves.
+
+    Args:
+      q: queries of G answers per prompt.
+      shared: the prompt's keys and values.
+      own: the answers' keys and values.
+      prompt: True where the prompt has a token.
+      causal: True where a query sees a column of its own answer.
+    """
+    batch, answers, length, count, width = q.shape
+    kv, reach = shared.k.shape[1:3]
+    q = q.reshape(batch, answers, length, kv, count // kv, width) * width**-0.5
+    q = q.transpose(0, 3, 1, 2, 4, 5)  # B kv G Q rep hd
+    to_prompt = jnp.einsum("bkgqrd,bkpd->bkgqrp", q, shared.k, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("bkgqrd,bgkld->bkgqrl", q, own.k, preferred_element_type=jnp.float32)
+    to_prompt = jnp.where(prompt[:, None, None, None, None], to_prompt, NEVER)
+    to_own = jnp.where(causal[:, None], to_own, NEVER)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], -1), -1).astype(own.v.dtype)
+    out = jnp.einsum("bkgqrp,bkpd->bgqkrd", weights[..., :reach], shared.v)
+    out += jnp.einsum("bkgqrl,bgkld->bgqkrd", weights[..., reach:], own.v)
+    return out.reshape(batch, answers, length, count, width)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of one block."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    eps: float
+    std: float
+    out_bias: bool
+    """Whether the attention output has a bias; q, k and v always do."""
+    ffn_bias: bool
+
+
+Mix = Callable[[Heads], tuple[Float[Array, "*n heads hd"], Any]]
+
+
+class Block(nnx.Module):
+    """Pre-norm attention, then a gated feed-forward layer (SwiGLU), both residual."""
+
+    def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
+        """Draws a stack of `stack` blocks."""
+        self.shape, self.fuse = shape, compute.fuse
+        head = shape.width // shape.heads
+        dtype = compute.param_dtype
+
+        def linear(size: tuple[int, int], bias: bool) -> Linear:
+            return Linear(size, bias=bias, stack=stack, std=shape.std, dtype=dtype, rngs=rngs)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(shape.width, eps=shape.eps, stack=stack, dtype=dtype)
+
+        self.norm_attention, self.norm_ffn = norm(), norm()
+        self.q = linear((shape.width, shape.width), bias=True)
+        self.k = linear((shape.width, shape.kv_heads * head), bias=True)
+        self.v = linear((shape.width, shape.kv_heads * head), bias=True)
+        self.o = linear((shape.width, shape.width), bias=shape.out_bias)
+        self.gate = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
+        self.up = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
+        self.down = linear((shape.ffn, shape.width), bias=shape.ffn_bias)
+
+    def __call__(
+        self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
+    ) -> tuple[Float[Array, "*n D"], Any]:
+        """Returns the block's output and what `mix` returned beside the attention output."""
+        q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
+        lead = x.shape[:-1]
+        head = self.shape.width // self.shape.heads
+        q, k, v = (part.reshape(*lead, -1, head) for part in (q, k, v))
+        out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
+        x = x + self.o(out.reshape(*lead, -1))
+        gate, up = project([self.gate, self.up], self.norm_ffn(x), fuse=self.fuse)
+        return x + self.down(jax.nn.silu(gate) * up), extra
+
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""(block, carry, per-layer value) -> (carry, per-layer result), as in a scan."""
+
+
+def through(stack: Block, carry: Any, step: Step, *, each: Any, compute: Compute) -> tuple:
+    """Returns the carry after all blocks of a stack and the stacked results of its layers.
+
+    Args:
+      stack: a block whose parameters have a leading axis of layers.
+      carry: what goes from block to block.
+      step: applies one block.
+      each: a tree of values with a leading axis of layers, or None.
+      compute: scan or unrolled, and what to recompute in the backward pass.
+    """
+    graph, params = nnx.split(stack)
+
+    def body(carry, item):
+        weights, value = item
+        return step(nnx.merge(graph, weights), carry, value)
+
+    if compute.remat == "full":
+        body = jax.checkpoint(body, prevent_cse=compute.unroll)
+    elif compute.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        body = jax.checkpoint(body, prevent_cse=compute.unroll, policy=policy)
+    return jax.lax.scan(body, carry, (params, each), unroll=compute.unroll or 1)
+
+
+def unstack(stack: Block) -> list[Block]:
+    """Returns the blocks of a stack one by one."""
+    graph, params = nnx.split(stack)
+    layers = jax.tree.leaves(params)[0].shape[0]
+    return [
+        nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(layers)
+    ]

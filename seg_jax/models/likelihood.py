@@ -1,0 +1,145 @@
+"""Log-probabilities of tokens, never holding the logits of a whole row at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from seg_jax.models import vlm
+from seg_jax.records import Array, Pictures, Tokens
+
+
+class Likelihood(NamedTuple):
+    """What a model thinks of given tokens."""
+
+    logp: Float[Array, "*n T"]
+    entropy: Float[Array, "*n T"]
+    """Of the distribution that the token comes from, in nats."""
+
+
+def token_logp(
+    hidden: Float[Array, "*n T D"],
+    unembed: Float[Array, "V D"],
+    targets: Int[Array, "*n T"],
+    *,
+    chunk: int | None = None,
+    temperature: float = 1.0,
+) -> Float[Array, "*n T"]:
+    """Returns the log-probability of each target under softmax(hidden unembed^T / temperature).
+
+    Args:
+      hidden: outputs of the model at the tokens before the targets.
+      unembed: output head.
+      targets: ids.
+      chunk: tokens of a row whose logits exist at once, in the backward pass too (where they
+        are computed again). None: all at once and kept, fastest for a small vocabulary.
+      temperature: the sampler's, to score under the distribution that was drawn from.
+    """
+    return token_likelihood(hidden, unembed, targets, chunk=chunk, temperature=temperature).logp
+
+
+def token_likelihood(
+    hidden: Float[Array, "*n T D"],
+    unembed: Float[Array, "V D"],
+    targets: Int[Array, "*n T"],
+    *,
+    chunk: int | None = None,
+    temperature: float = 1.0,
+) -> Likelihood:
+    """Returns log-probability and entropy at each target; arguments as in `token_logp`."""
+
+    def piece(hidden, targets):
+        logits = _logits(hidden, unembed) / temperature
+        total = jax.nn.logsumexp(logits, -1)
+        # A comparison instead of a gather: its gradient is no scatter, and V may be sharded.
+        hit = jnp.arange(logits.shape[-1]) == targets[..., None]
+        chosen = jnp.sum(jnp.where(hit, logits, 0.0), -1)
+        mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, -1)
+        return Likelihood(chosen - total, total - mean)
+
+    return _chunked(piece, hidden, targets, chunk=chunk)
+
+
+def soft_cross_entropy(
+    hidden: Float[Array, "*n T D"],
+    unembed: Float[Array, "V D"],
+    targets: Int[Array, "*n T"],
+    *,
+    neighbours: Int[Array, "V J"],
+    shares: Float[Array, "V J"],
+    chunk: int | None = None,
+) -> Float[Array, "*n T"]:
+    """Returns the cross-entropy to targets that are spread over neighbouring tokens.
+
+    Args:
+      hidden: outputs of the model at the tokens before the targets.
+      unembed: output head.
+      targets: ids.
+      neighbours: tokens that share in the target of each id.
+      shares: their shares, adding up to 1 per row (0 for fillers).
+      chunk: as in `token_logp`.
+    """
+
+    def piece(hidden, targets):
+        logits = _logits(hidden, unembed)
+        near = jnp.take_along_axis(logits, neighbours[targets], -1)
+        return jax.nn.logsumexp(logits, -1) - jnp.sum(shares[targets] * near, -1)
+
+    return _chunked(piece, hidden, targets, chunk=chunk)
+
+
+def answer_logp(
+    model: vlm.VLM,
+    tokens: Tokens,
+    pictures: Pictures | None,
+    *,
+    ids: Int[Array, "B G L"],
+    chunk: int | None = None,
+    temperature: float = 1.0,
+) -> Float[Array, "B G L"]:
+    """Returns the log-probability of each token of G answers per prompt, prompts read once.
+
+    It equals `decode.generate`'s `logp` for the same weights and temperature. Columns after the
+    end token hold numbers without meaning: mask them with `Rollout.used`.
+    """
+    prefix = model.prefill(tokens, pictures)
+    first = jnp.broadcast_to(
+        prefix.hidden[:, None, None], (*ids.shape[:2], 1, prefix.hidden.shape[-1])
+    )
+    hidden = jnp.concatenate([first, model.extend(ids[..., :-1], prefix)], 2)
+    return token_logp(hidden, model.unembed(), ids, chunk=chunk, temperature=temperature)
+
+
+def _logits(hidden: Float[Array, "*n D"], unembed: Float[Array, "V D"]) -> Float[Array, "*n V"]:
+    return jnp.einsum(
+        "...d,vd->...v", hidden, unembed.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def _chunked(piece: Callable[..., Any], *rows: Array, chunk: int | None) -> Any:
+    """Returns `piece` of rows [*n T ..] as if applied at once, chunk by chunk along T."""
+    hidden, targets = rows
+    length, axis = targets.shape[-1], targets.ndim - 1
+    if chunk is None:
+        return piece(hidden, targets)
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1 token or None, got {chunk}")
+    count = -(-length // chunk)
+
+    def split(x):
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (0, count * chunk - length)
+        x = jnp.pad(x, pad).reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    def join(y):
+        y = jnp.moveaxis(y, 0, axis)
+        return y.reshape(*y.shape[:axis], count * chunk)[..., :length]
+
+    one = jax.checkpoint(piece, prevent_cse=False)
+    _, out = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, (split(hidden), split(targets)))
+    return jax.tree.map(join, out)

@@ -1,0 +1,86 @@
+"""The protocol that training, decoding and evaluation ask of a vision-language model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Bool, Float, Int
+
+from seg_jax.models import layers
+from seg_jax.records import Array, Pictures, Tokens
+
+
+class Prefix(NamedTuple):
+    """A prompt that has been read: all that its answers need of it."""
+
+    k: Float[Array, "layers B kv P hd"]
+    v: Float[Array, "layers B kv P hd"]
+    used: Bool[Array, "B P"]
+    """True where the prompt has a token."""
+    following: Int[Array, " B"]
+    """Rotary position of the first answer token, on all three axes."""
+    hidden: Float[Array, "B D"]
+    """Output at the prompt's last token, which predicts the first answer token."""
+
+
+class Suffix(NamedTuple):
+    """Keys and values of answers on the way, one entry per layer."""
+
+    own: tuple[layers.Own, ...]
+    length: Int[Array, ""]
+    """Columns filled, the same for every answer."""
+
+
+class VLM(Protocol):
+    """What a model can do. Hidden states come in the compute dtype, logits in float32.
+
+    Prompts are right-aligned and hold one conversation; answers hold text only and continue at
+    the rotary position after the prompt. All methods are pure, lower from shapes alone and may
+    be differentiated, `prefill` and `extend` included.
+    """
+
+    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        """Returns the merged cells of each row's pictures, in the order of their patches."""
+        ...
+
+    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+        """Returns the outputs at every token: causal within a segment, blind across segments."""
+        ...
+
+    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> Prefix:
+        """Returns the prompts as read once, for any number of answers."""
+        ...
+
+    def extend(self, ids: Int[Array, "B G Q"], prefix: Prefix) -> Float[Array, "B G Q D"]:
+        """Returns the outputs at whole answers, scored at once behind their shared prompt."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """Returns the model laid out for decoding: layers apart, weights cast once."""
+        ...
+
+    def unembed(self) -> Float[Array, "V D"]:
+        """Returns the output head; the token embedding itself where they are tied."""
+        ...
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        ...
+
+
+class Decoder(Protocol):
+    """A model laid out for decoding token by token."""
+
+    def empty(self, prefix: Prefix, *, answers: int, length: int) -> Suffix:
+        """Returns the empty cache of `answers` answers per prompt of at most `length` tokens."""
+        ...
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: Prefix, suffix: Suffix
+    ) -> tuple[Float[Array, "B G Q D"], Suffix]:
+        """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
+        ...
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        ...
