@@ -111,7 +111,7 @@ class Scene:
 def test_a_phrase_means_its_thing_and_no_other(preset, style):
     style = dataclasses.replace(style, wordings=8)
     told = 0
-    for seed in range(40):
+    for seed in range(25):
         made = world.make(preset(), seed)
         masks = draw.render(made)[1]
         scene = Scene(made, masks)
@@ -121,7 +121,7 @@ def test_a_phrase_means_its_thing_and_no_other(preset, style):
             told += len(ways)
             for way in ways:
                 assert scene.read(way) == {index}, (seed, way)
-    assert told > 500
+    assert told > 300
 
 
 def made_distinct(made):
@@ -130,7 +130,7 @@ def made_distinct(made):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_name_that_fits_one_thing_is_left_out(preset):
-    for seed in range(60):
+    for seed in range(40):
         made = world.make(preset(), seed)
         masks = draw.render(made)[1]
         scene = Scene(made, masks)
@@ -142,7 +142,7 @@ def test_no_name_that_fits_one_thing_is_left_out(preset):
 
 def test_every_family_of_expressions_is_used():
     used = set()
-    for seed in range(40):
+    for seed in range(30):
         made = world.make(world.hard(), seed)
         facts = meaning.facts(made, draw.render(made)[1])
         for found in phrases.expressions(facts, phrases.rich()).values():
