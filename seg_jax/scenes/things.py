@@ -162,13 +162,14 @@ def field(thing: Thing, *, height: int, width: int) -> Field:
     cos, sin = math.cos(thing.rotation), math.sin(thing.rotation)
     u = cos * across + sin * down
     v = cos * down - sin * across
-    return Field(top, left, level(thing, u, v, radius), u, v)
+    return Field(top, left, level(thing, u, v, radius=radius), u, v)
 
 
 def level(
     thing: Thing,
     u_px: Float[np.ndarray, "*n"],
     v_px: Float[np.ndarray, "*n"],
+    *,
     radius: float,
 ) -> Float[np.ndarray, "*n"]:
     """Returns the signed distance in pixels of points to the thing's outline, negative inside.
