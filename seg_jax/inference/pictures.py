@@ -144,8 +144,8 @@ def overlay(
       colour: red, green, blue, 0..255.
       opacity: how much of the region's own colour is replaced, 0..1.
       scale: size of the result over that of the picture; whole factors repeat pixels. None takes
-        the whole factor, at most 16, that brings the longer side to 512 pixels, or the fraction that
-        brings it down to 2048.
+        the whole factor, at most 16, that brings the longer side to 512 pixels, or the fraction
+        that brings it down to 2048.
 
     Raises:
       ValueError: if the result would have no pixels or too many.
