@@ -84,8 +84,9 @@ def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
     """Returns fewer vertices such that every dropped one lies within epsilon of the new ring.
 
     A subset of the vertices in their order. At least three stay (if there were as many), even where
-    epsilon is larger than the shape. Two of them are the topmost vertex and the one farthest from
-    it, so the result does not depend on where the ring starts.
+    epsilon is larger than the shape. The two anchors are the vertex farthest from the middle of the
+    bounding box and the one farthest from that (of equals the topmost, then the leftmost), so the
+    result does not depend on where the ring starts.
 
     Args:
       ring: vertices of a closed ring.
@@ -105,7 +106,7 @@ def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
 def simplify_to(ring: Ring, max_points: int) -> _Fewer:
     """Returns the simplification with the smallest epsilon that keeps at most `max_points`.
 
-    Of vertices that matter equally the first in ring order stay, as many as fit; vertices on
+    Of vertices that matter equally the topmost (then leftmost) stay, as many as fit; vertices on
     straight lines always go (`simplify` with epsilon 0).
 
     Raises:
@@ -117,7 +118,8 @@ def simplify_to(ring: Ring, max_points: int) -> _Fewer:
         return ring
     weight = _significance(ring, 0.0)
     wanted = min(max_points, max(3, np.count_nonzero(weight)))
-    return ring[np.sort(np.argsort(-weight, kind="stable")[:wanted])]
+    ranked = np.lexsort((ring[:, 0], ring[:, 1], -weight))
+    return ring[np.sort(ranked[:wanted])]
 
 
 def _top(ring: Ring) -> int:
@@ -126,7 +128,15 @@ def _top(ring: Ring) -> int:
     return int(highest[np.argmin(ring[highest, 0])])
 
 
-def _significance(ring: Ring, floor: float) -> Float[np.ndarray, " P"]:
+def _farthest(ring: Ring, point: Float[np.ndarray, " 2"]) -> int:
+    """Returns the index of the vertex farthest from a point, of equals the topmost."""
+    offset = ring - point
+    square = offset[:, 0] ** 2 + offset[:, 1] ** 2
+    most = np.flatnonzero(square == square.max())
+    return int(most[_top(ring[most])])
+
+
+def _significance(ring: Ring, floor: float | int) -> Float[np.ndarray, " P"]:
     """Returns for every vertex the epsilon below which Douglas-Peucker keeps it.
 
     Both anchors are infinite. All open pieces are split at once, level by level, at their vertex
@@ -134,21 +144,20 @@ def _significance(ring: Ring, floor: float) -> Float[np.ndarray, " P"]:
     vertices all lie within `floor` are not opened: their vertices are 0.
     """
     count = len(ring)
-    top = _top(ring)
-    offset = ring - ring[top]
-    far = int(np.argmax(np.einsum("ij,ij->i", offset, offset)))
+    start = _farthest(ring, (ring.min(0) + ring.max(0)) / 2)
+    far = _farthest(ring, ring[start])
     weight = np.zeros(count)
-    weight[[top, far]] = np.inf
-    if top == far:
+    weight[[start, far]] = np.inf
+    if start == far:
         return weight
-    rolled = np.roll(offset, -top, axis=0)
+    rolled = np.roll(ring, -start, axis=0)
     rolled = np.concatenate([rolled, rolled[:1]])
-    first = np.array([0, (far - top) % count])
-    last = np.array([(far - top) % count, count])
+    first = np.array([0, (far - start) % count])
+    last = np.array([(far - start) % count, count])
     limit = np.full(2, np.inf)
     while first.size:
         first, last, limit, split, value = _split(rolled, first, last, limit, floor)
-        weight[(split + top) % count] = value
+        weight[(split + start) % count] = value
     return weight
 
 
