@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from seg_jax.records import Kind, Ring, Verdict
+from seg_jax.records import Kind, Verdict
 
 DECIMALS = 6
 """The reader keeps so many decimals; further digits are ignored."""
@@ -121,16 +121,22 @@ def _steps(values: object, shape: tuple[int | None, ...], digits: int) -> np.nda
     return np.rint(np.clip(array, 0.0, 1.0) * 10**digits).astype(np.int64)
 
 
+Outline = Float[np.ndarray, "_ 2"]
+"""A `records.Ring` among others: its length is its own."""
+Numbers = Sequence[float | int] | np.ndarray
+"""Coordinates in unit of the picture."""
+
+
 def _number(step: int, digits: int) -> str:
-    whole, fraction = divmod(int(step), 10**digits)
+    whole, fraction = divmod(step, 10**digits)
     return f"{whole}.{fraction:0{digits}d}"
 
 
-def _list(steps: Sequence[int] | np.ndarray, digits: int) -> str:
-    return "[" + ", ".join(_number(step, digits) for step in steps) + "]"
+def _list(steps: np.ndarray, digits: int) -> str:
+    return "[" + ", ".join(_number(step, digits) for step in steps.tolist()) + "]"
 
 
-def write_mask(rings: Sequence[Ring], *, digits: int = 3) -> str:
+def write_mask(rings: Sequence[Outline], *, digits: int = 3) -> str:
     """Returns rings as text, "[[[0.100, 0.200], ...], [[...]]]".
 
     Args:
@@ -154,12 +160,12 @@ def write_mask(rings: Sequence[Ring], *, digits: int = 3) -> str:
     return "[" + ", ".join(written) + "]"
 
 
-def write_point(point: Sequence[float] | np.ndarray, *, digits: int = 3) -> str:
+def write_point(point: Numbers, *, digits: int = 3) -> str:
     """Returns a point (x, y) in unit coordinates as text, "[0.100, 0.200]"."""
     return _list(_steps(point, (2,), digits), digits)
 
 
-def write_box(box: Sequence[float] | np.ndarray, *, digits: int = 3) -> str:
+def write_box(box: Numbers, *, digits: int = 3) -> str:
     """Returns a box (x0, y0, x1, y1) in unit coordinates as text, "[0.1, 0.2, 0.3, 0.4]".
 
     A side that rounding brought to zero is widened to one step, so the box can be read back.
@@ -168,7 +174,7 @@ def write_box(box: Sequence[float] | np.ndarray, *, digits: int = 3) -> str:
     low, high = np.minimum(low, high), np.maximum(low, high)
     high = np.where(low == high, np.minimum(high + 1, 10**digits), high)
     low = np.where(low == high, low - 1, low)
-    return _list([*low, *high], digits)
+    return _list(np.concatenate([low, high]), digits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Reading:
     """What an answer says, in unit coordinates; only the field of the asked kind is filled."""
 
     verdict: Verdict
-    rings: tuple[Ring, ...] = ()
+    rings: tuple[Outline, ...] = ()
     point: Float[np.ndarray, " 2"] | None = None
     box: Float[np.ndarray, " 4"] | None = None
 
@@ -201,8 +207,7 @@ def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None 
     nothing remains.
     """
     machine = _Machine(Kind(kind), rings, points)
-    for klass in text.encode("ascii", "replace").translate(BYTE_CLASS):
-        machine.step(klass)
+    machine.run(text.encode("ascii", "replace").translate(BYTE_CLASS))
     return machine.finish()
 
 
@@ -217,7 +222,6 @@ class _Machine:
         self.rings: list[list[tuple[int, int]]] = []
         self.ring: list[tuple[int, int]] = []
         self.box: tuple[int, ...] = ()
-        self.table = TABLE.tolist()
 
     def clear(self) -> None:
         """Forgets the numbers of the point being read."""
@@ -231,25 +235,28 @@ class _Machine:
     def fault(self, verdict: Verdict) -> None:
         self.worst = max(self.worst, verdict)
 
-    def step(self, klass: int) -> None:
-        action, following = divmod(self.table[self.state][klass], 16)
-        if action == STAY:
-            self.state = following
-        elif action == DIGIT:
-            self.state = following
-            if following == WHOLE:
-                self.whole = min(self.whole * 10 + klass, 10)
+    def run(self, classes: bytes) -> None:
+        """Reads all characters; the many that only move the state or grow a number stay here."""
+        table = TABLE.tolist()
+        for klass in classes:
+            action, following = divmod(table[self.state][klass], 16)
+            if action == STAY:
+                self.state = following
+            elif action == DIGIT:
+                self.state = following
+                if following == WHOLE:
+                    self.whole = min(self.whole * 10 + klass, 10)
+                else:
+                    self.fraction += klass * self.place
+                    self.place //= 10
+            elif self.act(action, following):
+                continue
+            elif self.level:
+                self.state = STOPPED
+                self.fault(Verdict.MALFORMED)
             else:
-                self.fraction += klass * self.place
-                self.place //= 10
-        elif self.act(action, following):
-            pass
-        elif self.level:
-            self.state = STOPPED
-            self.fault(Verdict.MALFORMED)
-        else:
-            self.state, self.depth = (OPENED, 1) if klass == OPEN else (PROSE, 0)
-            self.clear()
+                self.state, self.depth = (OPENED, 1) if klass == OPEN else (PROSE, 0)
+                self.clear()
 
     def act(self, action: int, following: int) -> bool:
         """Returns False where the list breaks."""

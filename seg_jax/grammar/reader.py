@@ -247,7 +247,7 @@ def read(
     used: Bool[Array, "*n L"],
     table: Table,
     *,
-    kind: Int[Array, "*n"] | int,
+    kind: Int[Array, "*n"] | Int[Array, ""] | int,
     rings: int,
     points: int,
 ) -> tuple[Polygons, Int[Array, "*n"]]:

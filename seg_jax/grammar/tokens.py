@@ -60,7 +60,7 @@ class Tokenizer:
     sandbox.
     """
 
-    def __init__(self, definition: str, config: Mapping[str, Any]):
+    def __init__(self, definition: str, config: object):
         """Reads the text of a tokenizer.json and the contents of a tokenizer_config.json.
 
         Raises:
@@ -72,10 +72,12 @@ class Tokenizer:
         try:
             self._backend = Backend.from_str(definition)
             self._plain = Backend.from_str(definition)
-            self._described = json.loads(definition)
+            described = json.loads(definition)
+            self._decoder = json.dumps(described.get("decoder"))
+            self._added = [(t["content"], t["id"], t["special"]) for t in described["added_tokens"]]
         except Exception as error:
             raise ValueError(
-                f"expected a tokenizer.json of the tokenizers library, got {error}; "
+                f"expected a tokenizer.json of the tokenizers library, got {error!r}; "
                 "do save the tokenizer again in Hugging Face's fast format"
             ) from error
         if not isinstance(config, Mapping):
@@ -85,11 +87,16 @@ class Tokenizer:
             )
         self._plain.encode_special_tokens = True
         self._config = config
-        added = self._described.get("added_tokens") or []
-        self.special: dict[str, int] = {t["content"]: t["id"] for t in added if t["special"]}
+        self.special: dict[str, int] = {text: number for text, number, is_ in self._added if is_}
         """Ids of the special tokens by their text."""
-        self.vocab_size: int = max(self._backend.get_vocab().values(), default=-1) + 1
+        numbers = self._backend.get_vocab().values()
+        self.vocab_size: int = max(numbers, default=-1) + 1
         """One more than the highest id; a model's table may be larger."""
+        if self.vocab_size > 2 * len(numbers) + 10_000:
+            raise ValueError(
+                f"expected ids without wide gaps, got {len(numbers)} tokens with ids up to "
+                f"{self.vocab_size - 1}; do check tokenizer.json, it looks damaged"
+            )
         self.pad_id: int = self._named("pad_token")
         self.end_id: int = self._named("eos_token")
         """The token that ends an answer."""
@@ -156,12 +163,11 @@ class Tokenizer:
     def pieces(self) -> list[bytes | None]:
         """The bytes of every token by id; None for special tokens and unused ids."""
         pieces: list[bytes | None] = [None] * self.vocab_size
-        byte_level = '"ByteLevel"' in json.dumps(self._described.get("decoder"))
+        byte_level = '"ByteLevel"' in self._decoder
         for token, number in self._backend.get_vocab().items():
             pieces[number] = bytelevel.piece(token, byte_level)
-        for added in self._described.get("added_tokens") or []:
-            special = added["special"]
-            pieces[added["id"]] = None if special else added["content"].encode()
+        for text, number, special in self._added:
+            pieces[number] = None if special else text.encode()
         return pieces
 
     def render(
