@@ -227,9 +227,6 @@ class _Machine:
         """Forgets the numbers of the point being read."""
         self.numbers: list[int] = []
         self.over = False
-        self.clear_number()
-
-    def clear_number(self) -> None:
         self.whole, self.fraction, self.place, self.minus = 0, 0, ONE // 10, False
 
     def fault(self, verdict: Verdict) -> None:
@@ -288,7 +285,7 @@ class _Machine:
         value = self.whole * ONE + self.fraction
         self.over |= value > ONE or (self.minus and value > 0)
         self.numbers.append(0 if self.minus else min(value, ONE))
-        self.clear_number()
+        self.whole, self.fraction, self.place, self.minus = 0, 0, ONE // 10, False
 
     def rise(self) -> bool:
         self.depth -= 1
