@@ -72,9 +72,7 @@ class Tokenizer:
         try:
             self._backend = Backend.from_str(definition)
             self._plain = Backend.from_str(definition)
-            described = json.loads(definition)
-            self._decoder = json.dumps(described.get("decoder"))
-            self._added = [(t["content"], t["id"], t["special"]) for t in described["added_tokens"]]
+            self._decoder = json.dumps(json.loads(definition).get("decoder"))
         except Exception as error:
             raise ValueError(
                 f"expected a tokenizer.json of the tokenizers library, got {error!r}; "
@@ -87,9 +85,12 @@ class Tokenizer:
             )
         self._plain.encode_special_tokens = True
         self._config = config
-        self.special: dict[str, int] = {text: number for text, number, is_ in self._added if is_}
+        self._added = self._backend.get_added_tokens_decoder()
+        self.special: dict[str, int] = {
+            token.content: number for number, token in self._added.items() if token.special
+        }
         """Ids of the special tokens by their text."""
-        numbers = self._backend.get_vocab().values()
+        numbers = {*self._backend.get_vocab().values(), *self._added}
         self.vocab_size: int = max(numbers, default=-1) + 1
         """One more than the highest id; a model's table may be larger."""
         if self.vocab_size > 2 * len(numbers) + 10_000:
@@ -166,8 +167,8 @@ class Tokenizer:
         byte_level = '"ByteLevel"' in self._decoder
         for token, number in self._backend.get_vocab().items():
             pieces[number] = bytelevel.piece(token, byte_level)
-        for text, number, special in self._added:
-            pieces[number] = None if special else text.encode()
+        for number, token in self._added.items():
+            pieces[number] = None if token.special else token.content.encode()
         return pieces
 
     def render(

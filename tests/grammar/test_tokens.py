@@ -227,6 +227,18 @@ def test_other_broken_folders(whole, tmp_path):
         tokens.Tokenizer.load(damaged(whole[0], tmp_path, tokenizer=json.dumps(described)))
 
 
+def test_ids_are_those_that_are_written_even_if_the_file_claims_others(single, tmp_path):
+    described = json.loads((single[0] / "tokenizer.json").read_text())
+    described["added_tokens"][2]["id"] = 2**31
+    del described["added_tokens"][5]
+    text = json.dumps(described)
+    config = json.loads((single[0] / "tokenizer_config.json").read_text())
+    loaded = tokens.Tokenizer(text, config)
+    for name, token in loaded.special.items():
+        assert loaded.encode(name, special=True) == [token]
+        assert loaded.pieces[token] is None
+
+
 def test_special_ids_come_from_the_files(whole, tmp_path):
     config = {"eos_token": {"content": "<|endoftext|>"}, "pad_token": "<|video_pad|>"}
     config["image_token"] = "<|vision_start|>"
