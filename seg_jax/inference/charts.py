@@ -238,9 +238,16 @@ def _sorted(steps: Numbers, values: Numbers):
 
 
 def _smoothed(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]):
-    """Returns the line's running mean (triangular window), thinned; short lines as they are."""
-    if len(x) <= _FEW:
+    """Returns the line's running mean (triangular window), thinned.
+
+    Short lines stay as they are, and those that are smooth of themselves, such as a learning rate:
+    steps back and forth come to less than a hundredth of their range.
+    """
+    known = y[np.isfinite(y)]
+    if len(x) <= _FEW or len(known) < 3:
         return x, y
+    if np.abs(np.diff(known, 2)).mean() < 0.01 * np.ptp(known):
+        return _thinned(x, y)
     half = max(2, len(x) // 30)
     window = np.concatenate([np.arange(1, half + 1), np.arange(half - 1, 0, -1)])
     there = np.isfinite(y)
@@ -278,13 +285,13 @@ def _lines(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float
     for index, name in enumerate(series):
         style = f'style="stroke:var(--c{index % COLOURS})"'
         dashed = " dashed" if index >= COLOURS else ""
-        if len(series[name][0]) > _FEW:
-            path = _path(*_thinned(*series[name]), x_range, y_range)
+        if len(series[name][0]) > _FEW and not np.isin(smooth[name][1], series[name][1]).all():
+            path = _path(_thinned(*series[name]), x_range, y_range)
             faint.append(f'<path class="line raw" {style} d="{path}"/>')
         else:
-            marks = _path(*series[name], x_range, y_range, joined=False)
+            marks = _path(series[name], x_range, y_range, joined=False)
             strong.append(f'<path class="line marked" {style} d="{marks}"/>')
-        path = _path(*smooth[name], x_range, y_range)
+        path = _path(smooth[name], x_range, y_range)
         strong.append(f'<path class="line{dashed}" {style} d="{path}"/>')
     return "".join(faint + strong[::-1]), x_range, y_range
 
@@ -308,13 +315,15 @@ def _areas(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float
     y_range = (low, 1.0) if 0.9 < top < 1.02 else _range(0.0, top)
     body = []
     for index, (low, high) in enumerate(itertools.pairwise(sums)):
-        ring = _path(np.append(grid, grid[::-1]), np.append(high, low[::-1]), x_range, y_range)
+        around = np.append(grid, grid[::-1]), np.append(high, low[::-1])
+        ring = _path(around, x_range, y_range)
         body.append(f'<path class="area" style="fill:{_tone(index)}" d="{ring}Z"/>')
     return "".join(body), x_range, y_range
 
 
-def _path(x, y, x_range, y_range, *, joined: bool = True) -> str:
+def _path(points, x_range, y_range, *, joined: bool = True) -> str:
     """Returns path data in the frame's pixels; a gap where a value is missing."""
+    x, y = points
     across = (x - x_range[0]) / (x_range[1] - x_range[0]) * (_WIDTH - _LEFT - _RIGHT)
     down = (y_range[1] - y) / (y_range[1] - y_range[0]) * (_HEIGHT - _TOP - _BOTTOM)
     there: Bool[np.ndarray, " n"] = np.isfinite(down)

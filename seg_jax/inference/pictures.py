@@ -162,10 +162,11 @@ def overlay(
     corners = np.reshape(np.asarray(boxes_unit, np.float64), (-1, 4))[:, [0, 1, 2, 1, 2, 3, 0, 3]]
     frames = [_finite(box) * unit_px for box in corners.reshape(-1, 4, 2)]
     line = max(2.0, max(height, width) / 180)
-    _stroke(canvas, [_segments(ring) for ring in rings + frames], line, colour)
+    _stroke(canvas, [_segments(ring) for ring in rings + frames], line, colour=colour)
     dots = [(ring, _dot_px(ring, line)) for ring in rings]
     for place, radius in [*dots, *((point[None], 2 * line) for point in points)]:
-        _stroke(canvas, [np.stack([place, place], axis=1)], 2 * radius, (255, 255, 255), colour)
+        spot = np.stack([place, place], axis=1)
+        _stroke(canvas, [spot], 2 * radius, colour=(255, 255, 255), rim=colour)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -173,17 +174,18 @@ def _resized(image: Picture, scale: float | int | None) -> UInt8[np.ndarray, "h 
     """Returns the picture at another size; whole factors repeat pixels, others are smooth."""
     height, width = image.shape[:2]
     longer = max(height, width)
-    if scale is None:
-        scale = min(math.ceil(_SMALL_PX / max(longer, 1)), 16)
-        scale = _LARGE_PX / longer if longer > _LARGE_PX else scale
-    if not (0 < scale < MAX_PIXELS and 1 <= height * width * scale**2 <= MAX_PIXELS):
+    factor = scale
+    if factor is None:
+        factor = min(math.ceil(_SMALL_PX / max(longer, 1)), 16)
+        factor = _LARGE_PX / longer if longer > _LARGE_PX else factor
+    if not (0 < factor < MAX_PIXELS and 1 <= height * width * factor**2 <= MAX_PIXELS):
         raise ValueError(
-            f"expected 1 to {MAX_PIXELS} pixels, got {width} x {height} times {scale},"
+            f"expected 1 to {MAX_PIXELS} pixels, got {width} x {height} times {factor},"
             " do change scale"
         )
-    if scale == int(scale):
-        return image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if factor == int(factor):
+        return image.repeat(int(factor), axis=0).repeat(int(factor), axis=1)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
@@ -226,6 +228,7 @@ def _stroke(
     canvas: Float[np.ndarray, "H W 3"],
     paths: Sequence[Float[np.ndarray, "_ 2 2"]],
     line: float,
+    *,
     colour: tuple[int, int, int],
     rim: tuple[int, int, int] = _DARK,
 ) -> None:

@@ -247,7 +247,7 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
     parts = ['<div class="exhibits">']
     for index, exhibit in enumerate(exhibits, 1):
         panels = "".join(
-            _figure(exhibit, panel, colours[panel.caption], min(budget, 60_000))
+            _figure(exhibit, panel, colour=colours[panel.caption], budget=min(budget, 60_000))
             for panel in exhibit.panels
         )
         parts.append(
@@ -259,7 +259,7 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
     return "".join([*parts, "</div>"])
 
 
-def _figure(exhibit: Exhibit, panel: Panel, colour: tuple[int, int, int], budget: int) -> str:
+def _figure(exhibit: Exhibit, panel: Panel, *, colour: tuple[int, int, int], budget: int) -> str:
     """Returns one panel: the picture, how good it is, what was answered."""
     shown = pictures.overlay(
         exhibit.image,

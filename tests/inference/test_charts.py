@@ -135,6 +135,8 @@ def test_smoothing_keeps_level_and_size():
     np.testing.assert_allclose(values, 3.0)
     noise = np.random.default_rng(0).normal(size=2000)
     assert charts._smoothed(x, noise)[1].std() < 0.2
+    ramp = np.minimum(x / 10, 1.0)
+    assert set(charts._smoothed(x, ramp)[1]) <= set(ramp)
     thin = charts._thinned(x, noise)
     assert len(thin[0]) <= 2 * charts._MOST
     assert thin[1].max() == noise.max()
