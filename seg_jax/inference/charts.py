@@ -285,12 +285,12 @@ def _lines(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float
     for index, name in enumerate(series):
         style = f'style="stroke:var(--c{index % COLOURS})"'
         dashed = " dashed" if index >= COLOURS else ""
-        if len(series[name][0]) > _FEW and not np.isin(smooth[name][1], series[name][1]).all():
-            path = _path(_thinned(*series[name]), x_range, y_range)
-            faint.append(f'<path class="line raw" {style} d="{path}"/>')
-        else:
+        if len(series[name][0]) <= _FEW:
             marks = _path(series[name], x_range, y_range, joined=False)
             strong.append(f'<path class="line marked" {style} d="{marks}"/>')
+        elif not np.isin(smooth[name][1], series[name][1]).all():
+            path = _path(_thinned(*series[name]), x_range, y_range)
+            faint.append(f'<path class="line raw" {style} d="{path}"/>')
         path = _path(smooth[name], x_range, y_range)
         strong.append(f'<path class="line{dashed}" {style} d="{path}"/>')
     return "".join(faint + strong[::-1]), x_range, y_range

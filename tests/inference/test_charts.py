@@ -142,6 +142,23 @@ def test_smoothing_keeps_level_and_size():
     assert thin[1].max() == noise.max()
 
 
+def test_marks_and_raw_lines_are_for_those_that_need_them():
+    steps = list(range(100))
+    kinds = {
+        "few": ([1, 2], [0.0, 1.0]),
+        "calm": (steps, [step / 99 for step in steps]),
+        "loud": (steps, list(np.random.default_rng(0).normal(size=100))),
+    }
+    seen = {
+        name: [
+            len(paths(charts.svg(Curve("a", "", {"b": pair})), kind))
+            for kind in ("line", "line marked", "line raw")
+        ]
+        for name, pair in kinds.items()
+    }
+    assert seen == {"few": [1, 1, 0], "calm": [1, 0, 0], "loud": [1, 0, 1]}
+
+
 @pytest.mark.parametrize(
     ("low", "high", "texts"),
     [
