@@ -21,16 +21,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
 # A device array, or its abstract or numpy stand-in: steps are lowered from shapes alone.
-Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+if TYPE_CHECKING:
+    Array = jax.Array | np.ndarray
+else:
+    Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
-Ring = Float[np.ndarray, "P 2"]
+Ring = Float[np.ndarray, "_ 2"]
 """Vertices of one closed ring, x then y, first vertex not repeated."""
 
 
@@ -112,13 +115,19 @@ class Tokens(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step of supervised training (device)."""
+    """One step of supervised training (device): pictures with G questions and answers each.
+
+    A picture is read once, in front of its questions, which do not see each other.
+    """
 
     tokens: Tokens
+    """The turn up to the question, picture included; right-aligned."""
     pictures: Pictures
-    targets: Int[Array, "B T"]
+    ids: Int[Array, "B G L"]
+    """Question and answer, one conversation each, continuing `tokens`; left-aligned."""
+    targets: Int[Array, "B G L"]
     """The token that should follow each token."""
-    weights: Float[Array, "B T"]
+    weights: Float[Array, "B G L"]
     """Weight of each target in the loss: 0 outside answers."""
 
 

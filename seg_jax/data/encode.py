@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Int, UInt8, UInt32
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.records import Batch, Pictures, Prompts, Tokens, Truth
+from seg_jax.records import Batch, Kind, Pictures, Prompts, Tokens, Truth
 from seg_jax.tasks.task import Example
 
 
@@ -31,6 +32,8 @@ class Layout:
     """Patches per row, padding included."""
     max_prompt: int = 1536
     """Tokens of a prompt, picture tokens included."""
+    max_question: int = 128
+    """Of these the tokens from the question on."""
     max_answer: int = 1024
     """Tokens of an answer, end token included."""
     canvas: tuple[int, int] = (1024, 1024)
@@ -68,22 +71,48 @@ class Encoder:
     tokenizer: Tokenizer
     layout: Layout
 
-    def batch_row(self, example: Example) -> Batch:
-        """Returns an SFT row (no batch axis): prompt and answer, weights on the answer only.
+    def batch_row(self, examples: Sequence[Example]) -> Batch:
+        """Returns an SFT row (no batch axis): a picture and all questions about it.
 
         Raises:
           TooLong: prompt, answer or picture exceeds the layout.
+          ValueError: the examples are not about one picture.
         """
-        pictures, patches = self.picture(example.image)
-        turn = self.turn(example.question, patches, example.answer)
-        length = self.layout.max_prompt + self.layout.max_answer
-        ids = turn.prompt + turn.answer
-        tokens = self._tokens(ids, patches, start=0, length=length)
-        targets = np.full(length, self.tokenizer.pad_id, np.int32)
+        image = examples[0].image
+        if any(example.image is not image for example in examples):
+            raise ValueError("expected examples about one picture, got several; encode each alone")
+        pictures, patches = self.picture(image)
+        turns = [self.turn(e.question, patches, e.answer) for e in examples]
+        # All turns begin alike, up to the question; the picture must be in that part.
+        split = max(i for i, token in enumerate(turns[0].prompt) if token == self.tokenizer.image_id)
+        head = turns[0].prompt[: split + 2]
+        if any(turn.prompt[: split + 2] != head for turn in turns):
+            raise ValueError("expected a chat template with the picture before the question")
+        length = self.layout.max_question + self.layout.max_answer
+        rows = [self._conversation(turn, len(head), length) for turn in turns]
+        room = self.layout.max_prompt - self.layout.max_question
+        if len(head) > room:
+            raise TooLong(
+                f"expected at most {room} tokens before the question, got {len(head)}; "
+                "raise layout.max_prompt"
+            )
+        tokens = self._tokens(head, patches, start=room - len(head), length=room)
+        return Batch(tokens, pictures, *(np.stack(part) for part in zip(*rows, strict=True)))
+
+    def _conversation(self, turn: Turn, head: int, length: int):
+        """Returns ids, targets and weights of a question and its answer, without the head."""
+        ids = [*turn.prompt[head:], *turn.answer]
+        if len(turn.prompt) - head > self.layout.max_question:
+            raise TooLong(
+                f"expected at most {self.layout.max_question} tokens in the question, got "
+                f"{len(turn.prompt) - head}; raise layout.max_question"
+            )
+        row, targets = np.full((2, length), self.tokenizer.pad_id, np.int32)
+        row[: len(ids)] = ids
         targets[: len(ids) - 1] = ids[1:]
         weights = np.zeros(length, np.float32)
-        weights[len(turn.prompt) - 1 : len(ids) - 1] = 1.0
-        return Batch(tokens, pictures, targets, weights)
+        weights[len(turn.prompt) - head - 1 : len(ids) - 1] = 1.0
+        return row, targets, weights
 
     def prompt_row(self, example: Example) -> Prompts:
         """Returns a prompt (no batch axis), right-aligned, with the truth.
@@ -95,9 +124,15 @@ class Encoder:
         truth = Truth(
             words=pack(example.mask, self.layout.canvas),
             size=np.array(example.mask.shape, np.int32),
-            kind=np.int32(example.kind),
+            kind=np.array(example.kind, np.int32),
         )
         return Prompts(tokens, pictures, truth)
+
+    def blank_truth(self, kind: Kind) -> Truth:
+        """Returns an empty truth for questions whose answer is not known (no batch axis)."""
+        height, width = self.layout.canvas
+        words = np.zeros((height // 32, width), np.uint32)
+        return Truth(words, np.array([height, width], np.int32), np.array(kind, np.int32))
 
     def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Pictures]:
         """Returns the prompt for a question about a picture, right-aligned (no batch axis)."""

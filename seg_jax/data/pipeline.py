@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from seg_jax.data.encode import Encoder
-from seg_jax.records import Sample
+from seg_jax.records import Batch, Prompts, Sample
 from seg_jax.tasks.task import Example, Task
 
 Row = TypeVar("Row")
@@ -22,7 +22,9 @@ class Feed:
     """How batches are drawn."""
 
     batch: int = 32
-    """Rows of all hosts together."""
+    """Pictures of all hosts together."""
+    questions: int = 1
+    """Questions about each picture in supervised training, drawn independently."""
     seed: int = 0
     """Of the order and of every random choice about a sample."""
     threads: int = 2
@@ -57,10 +59,13 @@ def batches(
         raise ValueError(
             f"feed.batch: expected a multiple of {shards} hosts, got {feed.batch}; change feed.batch"
         )
-    encode = {"sft": encoder.batch_row, "prompts": encoder.prompt_row}[rows]
 
-    def ask(sample: Sample, rng: np.random.Generator) -> Example:
-        return task.example(sample, rng)
+    def ask(sample: Sample, rng: np.random.Generator) -> list[Example]:
+        count = feed.questions if rows == "sft" else 1
+        return [task.example(sample, rng) for _ in range(count)]
+
+    def encode(examples: list[Example]) -> Batch | Prompts:
+        return encoder.batch_row(examples) if rows == "sft" else encoder.prompt_row(examples[0])
 
     dataset = (
         grain.MapDataset.source(source)

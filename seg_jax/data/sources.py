@@ -13,6 +13,8 @@ class Scenes:
     """Drawn scenes: scene i of a seed, as many as `count`."""
 
     world: world.Config = dataclasses.field(default_factory=world.easy)
+    style: phrases.Style = phrases.Style()
+    """Which expressions name the things, in how many wordings."""
     seed: int = 0
     count: int = 1_000_000
 
@@ -37,7 +39,7 @@ class Scenes:
             key=f"scene-{self.seed}-{index}",
             image=image,
             masks=masks,
-            phrases=phrases.describe(made, masks),
+            phrases=phrases.describe(made, masks, style=self.style),
         )
 
 

@@ -99,4 +99,4 @@ def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
 
 
 def _interval(interval: statistics.Interval) -> dict[str, float]:
-    return {key: round(float(value), 6) for key, value in interval._asdict().items()}
+    return {key: round(float(value), 6) for key, value in dataclasses.asdict(interval).items()}

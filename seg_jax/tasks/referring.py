@@ -47,7 +47,7 @@ class Referring:
     epsilon: float = 0.005
     """Douglas-Peucker tolerance as a share of the ring's length (the paper's best is 0.005)."""
     max_points: int = 64
-    """Vertex budget of a ring in true answers; the tolerance grows until a ring fits."""
+    """Vertex budget of a true answer, all its rings together; the tolerance grows until it fits."""
     max_rings: int = 4
     """Rings of an answer that are read; in true answers the largest are kept."""
     min_area: float = 2.0
@@ -89,8 +89,8 @@ class Referring:
         mask = sample.masks[which]
         clue = {
             "text": lambda: phrase,
-            "point": lambda: interior_point_unit(mask, rng),
-            "box": lambda: box_unit(mask),
+            "point": lambda: np.array(interior_point_unit(mask, rng)),
+            "box": lambda: np.array(box_unit(mask)),
         }[given]()
         template_rng = rng if self.wordings == "many" else None
         written = outline_text(mask, kind, self)
@@ -166,13 +166,16 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarra
     """Returns the simplified rings of a mask in unit coordinates, within the task's budgets."""
     size = np.array([mask.shape[1], mask.shape[0]], np.float64)
     traced = contour.trace(mask, min_area=task.min_area) or contour.trace(mask)
-    rings = []
-    for ring in traced[: task.max_rings]:
-        simple = polygon.simplify(ring, task.epsilon * polygon.arc_length(ring))
-        if len(simple) > task.max_points:
-            simple = polygon.simplify_to(ring, task.max_points)
-        rings.append(polygon.canonical(simple) / size)
-    return rings
+    traced = traced[: min(task.max_rings, task.max_points // 3)]
+    rings = [polygon.simplify(ring, task.epsilon * polygon.arc_length(ring)) for ring in traced]
+    total = sum(len(ring) for ring in rings)
+    if total > task.max_points:
+        spare = task.max_points - 3 * len(rings)
+        shares = [3 + spare * (len(ring) - 3) // (total - 3 * len(rings)) for ring in rings]
+        rings = [
+            polygon.simplify_to(ring, share) for ring, share in zip(traced, shares, strict=True)
+        ]
+    return [polygon.canonical(ring) / size for ring in rings]
 
 
 def box_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from seg_jax.records import Array, Kind, Polygons, Truth
+from seg_jax.grammar import reader
+from seg_jax.records import Array, Kind, Polygons, Rollout, Sample, Truth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +43,50 @@ class Judgement(NamedTuple):
     """Distance of the centroids in units of the picture's sides; nan without an answer."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """What training, evaluation and serving share: there is no second way to ask or judge."""
 
-    def example(self, sample, rng: np.random.Generator) -> Example:
+    @property
+    def max_rings(self) -> int:
+        """Rings of an answer that are read."""
+        ...
+
+    @property
+    def max_points(self) -> int:
+        """Points of a ring that are read."""
+        ...
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Example:
         """Returns a question about the sample and its true answer."""
         ...
 
     def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
         """Returns the scores of parsed answers against the truth, on the device."""
         ...
+
+
+def judge(
+    task: Task, table: reader.Table, rollout: Rollout, truth: Truth
+) -> tuple[Judgement, Int[Array, "B G"]]:
+    """Returns what sampled answers are worth and their verdicts: tokens to scores on the device.
+
+    Args:
+      task: reads and judges.
+      table: of the tokenizer that the answers are written in.
+      rollout: G answers per prompt.
+      truth: one per prompt.
+    """
+    shape = rollout.ids.shape[:2]
+    spread = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf[:, None], (*shape, *leaf.shape[1:])), truth
+    )
+    polygons, verdict = reader.read(
+        rollout.ids,
+        rollout.used,
+        table,
+        kind=spread.kind,
+        rings=task.max_rings,
+        points=task.max_points,
+    )
+    return task.judge(polygons, verdict, spread), verdict

@@ -16,8 +16,9 @@ class Log:
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(folder / "metrics.jsonl")
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        _drop_torn_line(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"))
         self._start = time.monotonic()
 
@@ -32,6 +33,19 @@ class Log:
         for name, value in numbers.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
 
+    def forget_after(self, stage: str, step: int) -> None:
+        """Removes a stage's records beyond a step: a resumed run will write them again."""
+        self._file.close()
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["stage"] != stage or record["step"] <= step:
+                kept.append(line + "\n")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Flushes and closes the files."""
         self._board.close()
@@ -42,23 +56,6 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def forget_after(path: Path, stage: str, step: int) -> None:
-    """Removes the records of a stage beyond a step: those that a resumed run will write again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("stage") != stage or record.get("step", 0) <= step:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -31,7 +31,7 @@ class Objective:
             raise ValueError(f"objective: expected accumulate >= 1 and soften >= 0, got {self}")
 
 
-TokenLoss = Callable[[Any, Batch], Float[Array, "B T"]]
+TokenLoss = Callable[[Any, Batch], Float[Array, "B G L"]]
 """(params, batch) -> cross-entropy of each target."""
 
 

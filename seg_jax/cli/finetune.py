@@ -1,0 +1,167 @@
+"""Supervised fine-tuning: random or given weights learn to answer as the scenes' truth does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from seg_jax.cli import console, runs
+from seg_jax.data import pipeline
+from seg_jax.data.encode import Encoder, Layout
+from seg_jax.data.sources import Scenes
+from seg_jax.grammar import chat, tokens
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models import layers, qwen25_vl, sharding
+from seg_jax.scenes import phrases
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import loop, optimizer, sft, state, stations
+from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training.log import Log
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run of supervised fine-tuning."""
+
+    out: Path = Path("runs/finetune")
+    """Folder of the run; its model ends up in OUT/checkpoint."""
+    checkpoint: Path | None = None
+    """Model folder to start from; without one the weights are random and `model` says their size,
+    and `task` and `layout` hold. A given model brings its own task and layout."""
+    seed: int = 0
+    model: qwen25_vl.Config = qwen25_vl.Config()
+    compute: layers.Compute = layers.Compute()
+    mesh: sharding.Mesh = sharding.Mesh()
+    source: Scenes = dataclasses.field(default_factory=Scenes)
+    task: Referring = Referring()
+    layout: Layout = Layout()
+    feed: pipeline.Feed = pipeline.Feed()
+    objective: sft.Objective = sft.Objective()
+    optimizer: optimizer.Muon | optimizer.AdamW = optimizer.Muon()
+    loop: loop.Loop = loop.Loop()
+    loss_chunk: int | None = None
+    """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
+    resume: bool = False
+    """Go on with the run in OUT where it stopped."""
+    anew: bool = False
+    """Replace the run in OUT."""
+
+
+def main(config: Config) -> int:
+    """Runs the stage; prints where the model is."""
+    runs.claim(config.out, config, resume=config.resume, anew=config.anew)
+    with Log(config.out) as log:
+        bundle = start(config, config.out / "tokenizer")
+        trained, _ = train(config, bundle, folder=config.out, stage="sft", log=log)
+    bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")
+    print(config.out / "checkpoint")
+    return 0
+
+
+def start(config: Config, tokenizer_folder: Path) -> Bundle:
+    """Returns the model to train: the given one, or random weights with a tokenizer of its own.
+
+    Raises:
+      ValueError: the given folder holds no model, or the configured one fits no tokenizer.
+    """
+    if config.checkpoint is not None:
+        return bundles.load(config.checkpoint, compute=config.compute)
+    tokenizer = scene_tokenizer(config.source, config.task, tokenizer_folder)
+    vocab = config.model.text.vocab_size
+    if tokenizer.vocab_size > vocab:
+        raise ValueError(
+            f"model.text.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, "
+            f"got {vocab}"
+        )
+    model_config = dataclasses.replace(
+        config.model,
+        image_token_id=tokenizer.image_id,
+        video_token_id=tokenizer.id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.id("<|vision_end|>"),
+        text=dataclasses.replace(
+            config.model.text, bos_token_id=tokenizer.pad_id, eos_token_id=tokenizer.end_id
+        ),
+    )
+    model = qwen25_vl.Qwen25VL(model_config, compute=config.compute, rngs=nnx.Rngs(config.seed))
+    graph, params = nnx.split(model)
+    return Bundle(graph, params, tokenizer, tokenizer_folder, config.layout, config.task)
+
+
+def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tokenizer:
+    """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
+    if (folder / "tokenizer.json").exists():
+        return tokens.Tokenizer.load(folder)
+    told = phrases.corpus(
+        np.random.default_rng(0), 2000, config=source.world, style=source.style
+    )
+    return tokens.train(
+        chat.sentences(told), folder=folder, numbers="whole", digits=task.digits
+    )
+
+
+def train(
+    config: Config, bundle: Bundle, *, folder: Path, stage: str, log: Log
+) -> tuple[state.State, float]:
+    """Returns the trained state and the seconds that its steps took; resumes what it finds.
+
+    Checkpoints of the stage lie in FOLDER/state/STAGE.
+    """
+    mesh = sharding.make(config.mesh)
+    encoder = Encoder(bundle.tokenizer, bundle.layout)
+    batches = pipeline.batches(config.source, bundle.task, encoder, config.feed, rows="sft")
+    speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
+    step = stations.supervised_step(speaker, config.objective, config.optimizer)
+
+    def body(current: state.State):
+        return step(current, pipeline.to_device(next(batches), sharding.rows(mesh)))
+
+    fresh = state.fresh(
+        bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps
+    )
+    return go(config.loop, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)
+
+
+def go(
+    plan: loop.Loop,
+    body: loop.Body,
+    fresh: state.State,
+    batches: Any,
+    *,
+    folder: Path,
+    stage: str,
+    log: Log,
+    mesh: jax.sharding.Mesh,
+) -> tuple[state.State, float]:
+    """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
+    checkpoints = Checkpoints(folder / "state" / stage)
+    # Steps donate their state, and the weights of `fresh` may be needed again.
+    current = jax.device_put(fresh, sharding.of_state(mesh, fresh), may_alias=False)
+    seconds = 0.0
+    if checkpoints.latest() is not None:
+        current, record = checkpoints.restore(current, batches)
+        seconds = float(record["seconds"])
+        console.say(f"{stage}: resuming after step {int(current.step)}")
+    log.forget_after(stage, int(current.step))
+    with console.progress(stage, plan.steps) as move:
+        try:
+            return loop.run(
+                plan,
+                body,
+                current,
+                stage=stage,
+                log=log,
+                checkpoints=checkpoints,
+                iterator=batches,
+                record={},
+                progress=move,
+                seconds_before=seconds,
+            )
+        finally:
+            checkpoints.close()

@@ -1,0 +1,71 @@
+"""Asks a trained model about one picture: JSON on standard output, an overlay beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference import pictures
+from seg_jax.inference.predictor import Predictor
+from seg_jax.records import Kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One question about one picture; tell the object by exactly one of text, point and box."""
+
+    checkpoint: Path
+    """Folder of a trained model, as runs/quickstart/checkpoint."""
+    image: Path
+    """Picture file."""
+    text: str | None = None
+    """An expression, as "the red star"."""
+    point: tuple[float, float] | None = None
+    """A point in the object: x y, fractions of width and height."""
+    box: tuple[float, float, float, float] | None = None
+    """A box around the object: x0 y0 x1 y1, fractions of width and height."""
+    answer: Literal["mask", "box", "point"] = "mask"
+    """What is asked for."""
+    out: Path | None = None
+    """Folder for the overlay, NAME-overlay.png; none is drawn without it."""
+
+
+def main(config: Config) -> int:
+    """Prints the prediction."""
+    clue = _clue(config)
+    image = pictures.read(config.image)
+    predictor = Predictor(bundles.load(config.checkpoint))
+    prediction = predictor.predict(image, clue, Kind[config.answer.upper()])
+    result = prediction.as_json()
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        path = config.out / f"{config.image.stem}-overlay.png"
+        pictures.write(path, pictures.overlay(image, prediction.rings_unit))
+        result["overlay"] = str(path)
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def _clue(config: Config) -> str | np.ndarray:
+    given = [x for x in (config.text, config.point, config.box) if x is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"expected exactly one of --text, --point and --box, got {len(given)}; "
+            'as: --text "the red star"'
+        )
+    if isinstance(given[0], str):
+        if not given[0].strip():
+            raise ValueError('expected an expression, got an empty --text; as: "the red star"')
+        return given[0]
+    numbers = np.array(given[0])
+    if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 1:
+        raise ValueError(
+            f"expected fractions of width and height in 0..1, got {tuple(given[0])}; "
+            "divide pixels by the picture's size"
+        )
+    return numbers

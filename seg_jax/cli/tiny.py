@@ -1,0 +1,139 @@
+"""The tiny setting: a model of a million weights, 64-pixel scenes, stages of a few minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from seg_jax.cli import finetune, reinforce
+from seg_jax.data.encode import Layout
+from seg_jax.data.pipeline import Feed
+from seg_jax.data.sources import Scenes
+from seg_jax.models import layers, qwen25_vl
+from seg_jax.scenes import world
+from seg_jax.scenes.things import Kind
+from seg_jax.tasks.referring import Mixture, Referring
+from seg_jax.training import loop, optimizer, policy, sft, stations
+
+MANY_STEPS = 100_000
+"""For stages that end by their minutes."""
+SIDE = 64
+PATCH = 8
+KINDS = (Kind.CIRCLE, Kind.SQUARE, Kind.TRIANGLE, Kind.STAR)
+
+
+def scenes(*, seed: int) -> Scenes:
+    """Returns the two-object scenes of the tiny setting."""
+    return Scenes(world=dataclasses.replace(world.easy(), kinds=KINDS), seed=seed)
+
+
+def model() -> qwen25_vl.Config:
+    """Returns Qwen2.5-VL at a millionth of its size.
+
+    Rotary bases are small: positions here run to tens, not to a hundred thousand.
+    """
+    return qwen25_vl.Config(
+        text=qwen25_vl.Text(
+            vocab_size=576,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mrope_section=(4, 6, 6),
+            rope_theta=10.0,
+            max_position_embeddings=512,
+        ),
+        vision=qwen25_vl.Vision(
+            depth=3,
+            hidden_size=96,
+            intermediate_size=192,
+            num_heads=4,
+            patch_size=PATCH,
+            window_size=2 * 2 * PATCH,
+            fullatt_block_indexes=(1,),
+        ),
+        tie_word_embeddings=True,
+    )
+
+
+def layout() -> Layout:
+    """Returns rows of one 64-pixel picture, a short question and a short answer."""
+    return Layout(
+        patch=PATCH,
+        merge=2,
+        window_cells=2,
+        min_pixels=(2 * PATCH) ** 2,
+        max_pixels=SIDE * SIDE,
+        max_patches=(SIDE // PATCH) ** 2,
+        max_prompt=48,
+        max_answer=40,
+        canvas=(SIDE, SIDE),
+    )
+
+
+def task() -> Referring:
+    """Returns referring with two decimals, outlines of at most twelve points, one wording."""
+    return Referring(
+        mixture=Mixture(text_mask=1.0, text_box=0.25, point_mask=0.25, box_mask=0.25),
+        digits=2,
+        epsilon=0.02,
+        max_points=12,
+        max_rings=2,
+        wordings="one",
+    )
+
+
+def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.Config:
+    """Returns supervised fine-tuning from random weights, about five minutes on two cores."""
+    return finetune.Config(
+        out=out,
+        seed=seed,
+        model=model(),
+        compute=compute(),
+        source=scenes(seed=1000 + seed),
+        task=task(),
+        layout=layout(),
+        feed=Feed(batch=32, seed=seed),
+        objective=sft.Objective(soften_bins=2.0),
+        optimizer=optimizer.Muon(
+            lr=4e-3,
+            newton_schulz_dtype="float32",
+            schedule=optimizer.Schedule(warmup=0.05),
+        ),
+        loop=loop.Loop(steps=1500, log_every=10),
+    )
+
+
+def control_config(*, out: Path, seed: int = 0) -> finetune.Config:
+    """Returns more supervised fine-tuning of a trained model: what GSPO is held against."""
+    base = sft_config(out=out, seed=seed)
+    return dataclasses.replace(
+        base,
+        source=scenes(seed=2000 + seed),
+        optimizer=optimizer.Muon(
+            lr=1e-3, newton_schulz_dtype="float32", schedule=optimizer.Schedule(warmup=0.05)
+        ),
+    )
+
+
+def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinforce.Config:
+    """Returns GSPO from a supervised model, about four minutes on two cores."""
+    return reinforce.Config(
+        out=out,
+        seed=seed,
+        compute=compute(),
+        source=scenes(seed=2000 + seed),
+        feed=Feed(batch=32, seed=seed),
+        sampling=stations.Sampling(answers=8, temperature=0.7, max_tokens=40),
+        policy=policy.Policy(minibatches=4, clip_low=3e-4, clip_high=4e-4, spread_floor=0.1),
+        optimizer=optimizer.AdamW(
+            lr=1.5e-4, schedule=optimizer.Schedule(warmup=0.1, final=1.0), weight_decay=0.0
+        ),
+        loop=loop.Loop(steps=200, log_every=2),
+    )
+
+
+def compute() -> layers.Compute:
+    """Returns float32 with unrolled layers: fastest where matrices are small."""
+    return layers.Compute(unroll=True)

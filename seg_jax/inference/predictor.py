@@ -1,0 +1,154 @@
+"""A model at work: greedy answers to questions about pictures, read and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Int, UInt8
+
+from seg_jax.geometry import bitmask, raster
+from seg_jax.grammar import chat, outline, reader
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models import decode
+from seg_jax.records import Kind, Prompts, Ring, Rollout, Verdict
+from seg_jax.tasks.task import Judgement, judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """An answer to one question (host)."""
+
+    question: str
+    text: str
+    """What the model wrote."""
+    kind: Kind
+    verdict: Verdict
+    rings_unit: tuple[Ring, ...]
+    """The outline, or a single point, or the corners of a box."""
+    size: tuple[int, int]
+    """Height and width of the picture in pixels."""
+    mask: np.ndarray
+    """bool[H, W]; empty unless the answer is an outline."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values: text, verdict, polygons, box and COCO RLE."""
+        height, width = self.size
+        scale = np.array([width, height])
+        rle = bitmask.to_rle(self.mask)
+        rle["counts"] = rle["counts"].decode("ascii")
+        corners = np.concatenate(self.rings_unit) if self.rings_unit else np.zeros((0, 2))
+        box = [*corners.min(0), *corners.max(0)] if len(corners) else None
+        return {
+            "question": self.question,
+            "text": self.text,
+            "kind": self.kind.name.lower(),
+            "verdict": self.verdict.name,
+            "polygons_unit": [_rounded(ring, 6) for ring in self.rings_unit],
+            "polygons_px": [_rounded(ring * scale, 3) for ring in self.rings_unit],
+            "box_unit": None if box is None else _rounded(np.array(box), 6),
+            "box_px": None if box is None else _rounded(np.array(box) * np.tile(scale, 2), 3),
+            "area_px": int(self.mask.sum()),
+            "size": {"height": height, "width": width},
+            "rle": rle,
+        }
+
+
+class Predictor:
+    """Asks a model of a bundle; greedy, one answer per prompt."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle = bundle
+        self._table = reader.table(bundle.tokenizer.pieces)
+        self._answer = jax.jit(self._traced)
+        self._params = bundle.params
+
+    def answer(
+        self, prompts: Prompts, params: Any = None
+    ) -> tuple[Rollout, Judgement, Int[np.ndarray, "B 1"]]:
+        """Returns greedy answers to a batch of prompts, judged against their truth.
+
+        Args:
+          prompts: rows of the bundle's layout.
+          params: other weights of the same model.
+        """
+        return self._answer(self._params if params is None else params, prompts)
+
+    def predict(
+        self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: Kind = Kind.MASK
+    ) -> Prediction:
+        """Returns the point, box or outline of what an expression, point or box refers to.
+
+        Raises:
+          ValueError: the question does not fit the model's rows.
+        """
+        task, encoder = self.bundle.task, self.bundle.encoder
+        question = chat.question(kind, clue, digits=task.digits)
+        tokens, pictures = encoder.question(image, question)
+        truth = encoder.blank_truth(kind)
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Prompts(tokens, pictures, truth))
+        rollout, _, _ = self.answer(rows)
+        ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
+        text = self.bundle.tokenizer.decode(ids)
+        reading = outline.read(text, kind)
+        rings = _rings(reading)
+        mask = np.zeros(image.shape[:2], bool)
+        if kind == Kind.MASK and rings:
+            mask = fill(rings, image.shape[0], image.shape[1], rule=task.rule)
+        return Prediction(
+            question=question,
+            text=text,
+            kind=kind,
+            verdict=reading.verdict,
+            rings_unit=rings,
+            size=(image.shape[0], image.shape[1]),
+            mask=mask,
+        )
+
+    def _traced(self, params: Any, prompts: Prompts):
+        bundle = self.bundle
+        rollout = decode.generate(
+            nnx.merge(bundle.graph, params),
+            prompts.tokens,
+            prompts.pictures,
+            answers=1,
+            max_tokens=bundle.layout.max_answer,
+            sampler=decode.Greedy(),
+            end_ids=(bundle.tokenizer.end_id,),
+            pad_id=bundle.tokenizer.pad_id,
+            key=jax.random.key(0),
+        )
+        judged, verdict = judge(bundle.task, self._table, rollout, prompts.truth)
+        return rollout, judged, verdict
+
+
+def fill(
+    rings_unit: tuple[Ring, ...], height: int, width: int, *, rule: Literal["coco", "center"]
+) -> np.ndarray:
+    """Returns the mask bool[height, width] of rings in unit coordinates, holes by even-odd."""
+    most = max(len(ring) for ring in rings_unit)
+    points = np.zeros((len(rings_unit), most, 2), np.float32)
+    used = np.zeros((len(rings_unit), most), bool)
+    for index, ring in enumerate(rings_unit):
+        points[index, : len(ring)], used[index, : len(ring)] = ring, True
+    pixels = raster.to_pixels(points, np.array([height, width], np.int32))
+    words = raster.fill(pixels, used, height=height, width=width, rule=rule, rings="evenodd")
+    return np.asarray(bitmask.unpack(words, height=height))
+
+
+def _rings(reading: outline.Reading) -> tuple[Ring, ...]:
+    """Returns what was read as rings: a point is one vertex, a box two corners."""
+    if reading.rings:
+        return tuple(np.asarray(ring, np.float64) for ring in reading.rings)
+    if reading.point is not None:
+        return (np.asarray(reading.point, np.float64).reshape(1, 2),)
+    if reading.box is not None:
+        return (np.asarray(reading.box, np.float64).reshape(2, 2),)
+    return ()
+
+
+def _rounded(values: np.ndarray, digits: int) -> list:
+    return np.round(values, digits).tolist()

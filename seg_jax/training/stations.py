@@ -1,0 +1,142 @@
+"""The stations of training for one model: token loss, sampling, judging, supervised and RL steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int
+
+from seg_jax.grammar import reader, tokens
+from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.models import decode, likelihood
+from seg_jax.records import Array, Batch, Prompts, Rollout, Verdict
+from seg_jax.tasks.task import Task, judge
+from seg_jax.training import optimizer as optimizers
+from seg_jax.training import policy, sft
+from seg_jax.training.state import State, step_key
+
+SOFTENED_REACH = 3.0
+"""Soft targets end at so many standard deviations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A model's graph and the tokenizer that it speaks with."""
+
+    graph: nnx.GraphDef
+    tokenizer: Tokenizer
+    chunk: int | None = None
+    """Tokens of a row whose logits exist at once; None: all."""
+
+    def model(self, params: Any) -> Any:
+        """Returns the model with the weights; merge inside jit only."""
+        return nnx.merge(self.graph, params)
+
+
+def supervised_step(
+    speaker: Speaker, objective: sft.Objective, optimizer: optimizers.Optimizer
+) -> Any:
+    """Returns the jitted function (state, batch) -> (state, metrics); the state is donated."""
+    transform = optimizers.build(optimizer)
+    soft = None
+    if objective.soften_bins > 0:
+        reach = max(1, round(SOFTENED_REACH * objective.soften_bins))
+        near = tokens.neighbours(speaker.tokenizer, objective.soften_bins, reach)
+        soft = [jnp.asarray(part) for part in near]
+
+    def token_loss(params: Any, batch: Batch) -> Float[Array, "B G L"]:
+        model = speaker.model(params)
+        hidden = model.extend(batch.ids, model.prefill(batch.tokens, batch.pictures))
+        if soft is None:
+            return -likelihood.token_logp(
+                hidden, model.unembed(), batch.targets, chunk=speaker.chunk
+            )
+        return likelihood.soft_cross_entropy(
+            hidden,
+            model.unembed(),
+            batch.targets,
+            neighbours=soft[0],
+            shares=soft[1],
+            chunk=speaker.chunk,
+        )
+
+    def step(state: State, batch: Batch):
+        return sft.update(objective, optimizer, transform, token_loss, state, batch)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn while learning."""
+
+    answers: int = 8
+    """G, answers per prompt."""
+    temperature: float = 1.0
+    max_tokens: int = 64
+
+
+def sampler(speaker: Speaker, sampling: Sampling, *, seed: int) -> Any:
+    """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key."""
+
+    def draw(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Rollout:
+        return decode.generate(
+            speaker.model(params),
+            prompts.tokens,
+            prompts.pictures,
+            answers=sampling.answers,
+            max_tokens=sampling.max_tokens,
+            sampler=decode.Sample(temperature=sampling.temperature),
+            end_ids=(speaker.tokenizer.end_id,),
+            pad_id=speaker.tokenizer.pad_id,
+            key=step_key(seed, step),
+        )
+
+    return jax.jit(draw)
+
+
+def reinforcing_step(
+    speaker: Speaker,
+    task: Task,
+    config: policy.Policy,
+    weights: Mapping[str, float],
+    optimizer: optimizers.Optimizer,
+    sampling: Sampling,
+) -> Any:
+    """Returns the jitted (state, prompts, rollout, reference) -> (state, metrics); state donated.
+
+    It reads, judges and learns without returning to the host.
+    """
+    transform = optimizers.build(optimizer)
+    table = reader.table(speaker.tokenizer.pieces)
+
+    def score(params: Any, prompts: Prompts, rollout: Rollout) -> Float[Array, "B G L"]:
+        return likelihood.answer_logp(
+            speaker.model(params),
+            prompts.tokens,
+            prompts.pictures,
+            ids=rollout.ids,
+            chunk=speaker.chunk,
+            temperature=sampling.temperature,
+        )
+
+    def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
+        judged, verdict = judge(task, table, rollout, prompts.truth)
+        reward = policy.reward(judged.scores, weights)
+        advantage = policy.advantages(reward, spread_floor=config.spread_floor)
+        state, metrics = policy.update(
+            config, optimizer, transform, score, state, prompts, rollout, advantage, reference
+        )
+        metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
+        metrics |= {f"verdicts/{v.name}": (verdict == v).mean() for v in Verdict}
+        metrics["reward"] = reward.mean()
+        metrics["reward_spread"] = reward.std(1).mean()
+        metrics["answer_tokens"] = rollout.used.sum(-1).mean()
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0)
