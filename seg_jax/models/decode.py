@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
 from seg_jax.models import vlm
 from seg_jax.records import Array, Pictures, Rollout, Tokens
@@ -132,15 +132,17 @@ def draw(
     sampler: Sampler, logits: Float[Array, "B _ V"], keys: Array
 ) -> tuple[Int[Array, "B G"], Float[Array, "B G"]]:
     """Returns a token per key and its log-probability under the distribution drawn from."""
+    noisy = logits
     if isinstance(sampler, Sample):
         logits = narrow(logits / sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
-        shape = logits.shape[-1:]
-        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, shape)))(keys)
-        ids = jnp.argmax(logits + noise, -1)
-    else:
-        ids = jnp.argmax(logits, -1)
-    logits = jnp.broadcast_to(logits, (*ids.shape, logits.shape[-1]))
-    chosen = jnp.take_along_axis(logits, ids[..., None], -1)[..., 0]
+        bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, logits.shape[-1:])))(keys)
+        noisy = logits + _gumbel(bits)
+    # The first of the largest; a plain maximum runs faster than argmax on every backend tried.
+    top = jnp.max(noisy, -1, keepdims=True)
+    vocabulary = jnp.arange(noisy.shape[-1])
+    ids = jnp.min(jnp.where(noisy == top, vocabulary, noisy.shape[-1] - 1), -1)
+    hit = vocabulary == ids[..., None]
+    chosen = jnp.max(jnp.where(hit, logits, -jnp.inf), -1)
     return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, -1)
 
 
@@ -174,3 +176,12 @@ def _keys(key: Array, rows: Int[Array, " B"], answers: int) -> Array:
 def _at(column):
     """Returns the function from an answer's key to its key at a column."""
     return lambda key: jax.random.fold_in(key, column)
+
+
+def _gumbel(bits: UInt32[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns noise whose maximum over logits + noise falls on each token with its probability.
+
+    Source: Gumbel-max; u lies strictly inside 0..1, in steps of 2^-23.
+    """
+    u = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+    return -jnp.log(-jnp.log(u))

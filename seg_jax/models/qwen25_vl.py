@@ -275,8 +275,7 @@ class Qwen25VL(nnx.Module):
         turn = self._turn(tokens.positions)
 
         def mix(heads):
-            shared = layers.Shared(heads.k.swapaxes(1, 2), heads.v.swapaxes(1, 2))
-            return layers.attend(heads, tokens.segments, causal=True), shared
+            return layers.attend(heads, tokens.segments, causal=True), layers.shared(heads)
 
         def step(block, x, _):
             return block(x, turn, mix)
@@ -293,13 +292,12 @@ class Qwen25VL(nnx.Module):
         turn = self._answer_turn(prefix, columns)
         causal = columns[:, None] >= columns
 
-        def step(block, x, shared):
+        def step(block, x, prompt):
             def mix(heads):
-                own = layers.Own(heads.k.swapaxes(2, 3), heads.v.swapaxes(2, 3))
-                out = layers.attend_shared(
-                    heads.q, layers.Shared(*shared), own, prompt=prefix.used, causal=causal
-                )
-                return out, None
+                prior, own = layers.Shared(*prompt), layers.own(heads)
+                return layers.attend_shared(
+                    heads.q, prior, own, used=prefix.used, causal=causal
+                ), None
 
             return block(x, turn, mix)
 
@@ -365,9 +363,12 @@ class Decoder:
 
     def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
-        _, batch, kv, _, head = prefix.k.shape
-        zeros = jnp.zeros((batch, answers, kv, length, head), prefix.k.dtype)
-        return vlm.Suffix(tuple(layers.Own(zeros, zeros) for _ in self.blocks), jnp.int32(0))
+        _, batch, kv, head, _ = prefix.k.shape
+        own = layers.Own(
+            jnp.zeros((batch, kv, answers, head, length), prefix.k.dtype),
+            jnp.zeros((batch, kv, answers, length, head), prefix.v.dtype),
+        )
+        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
@@ -375,20 +376,20 @@ class Decoder:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         columns = suffix.length + jnp.arange(ids.shape[-1])
         turn = self.model._answer_turn(prefix, columns)
-        causal = columns[:, None] >= jnp.arange(suffix.own[0].k.shape[-2])
+        causal = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
         x = self.model._words(ids)
-        filled = []
+        filled, write = [], jax.lax.dynamic_update_slice_in_dim
         for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
 
             def mix(heads, i=i, own=own):
-                at = (0, 0, 0, suffix.length, 0)
+                new = layers.own(heads)
                 own = layers.Own(
-                    jax.lax.dynamic_update_slice(own.k, heads.k.swapaxes(2, 3), at),
-                    jax.lax.dynamic_update_slice(own.v, heads.v.swapaxes(2, 3), at),
+                    write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
                 )
-                shared = layers.Shared(prefix.k[i], prefix.v[i])
-                out = layers.attend_shared(heads.q, shared, own, prompt=prefix.used, causal=causal)
-                return out, own
+                prompt = layers.Shared(prefix.k[i], prefix.v[i])
+                return layers.attend_shared(
+                    heads.q, prompt, own, used=prefix.used, causal=causal
+                ), own
 
             x, own = block(x, turn, mix)
             filled.append(own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 
@@ -13,7 +13,7 @@ from seg_jax.records import Array, Pictures, Tokens
 class Prefix(NamedTuple):
     """A prompt that has been read: all that its answers need of it."""
 
-    k: Float[Array, "layers B kv P hd"]
+    k: Float[Array, "layers B kv hd P"]
     v: Float[Array, "layers B kv P hd"]
     used: Bool[Array, "B P"]
     """True where the prompt has a token."""
@@ -31,6 +31,7 @@ class Suffix(NamedTuple):
     """Columns filled, the same for every answer."""
 
 
+@runtime_checkable
 class VLM(Protocol):
     """What a model can do. Hidden states come in the compute dtype, logits in float32.
 
@@ -68,6 +69,7 @@ class VLM(Protocol):
         ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A model laid out for decoding token by token."""
 
