@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import sharding
 from seg_jax.records import Array
 
 NEVER = -1e30
@@ -266,7 +267,7 @@ class Block(nnx.Module):
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
         x = x + self.o(out.reshape(*lead, -1))
         gate, up = project([self.gate, self.up], self.norm_ffn(x), fuse=self.fuse)
-        return x + self.down(jax.nn.silu(gate) * up), extra
+        return sharding.rows(x + self.down(jax.nn.silu(gate) * up)), extra
 
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]

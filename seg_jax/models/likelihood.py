@@ -58,8 +58,8 @@ def token_likelihood(
         # A comparison instead of a gather: its gradient is no scatter, and V may be sharded.
         hit = jnp.arange(logits.shape[-1]) == targets[..., None]
         chosen = jnp.sum(jnp.where(hit, logits, 0.0), -1)
-        mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, -1)
-        return Likelihood(chosen - total, total - mean)
+        surprise = total[..., None] - logits
+        return Likelihood(chosen - total, jnp.sum(jnp.exp(-surprise) * surprise, -1))
 
     return _chunked(piece, hidden, targets, chunk=chunk)
 
@@ -83,6 +83,7 @@ def soft_cross_entropy(
       shares: their shares, adding up to 1 per row (0 for fillers).
       chunk: as in `token_logp`.
     """
+    neighbours, shares = jnp.asarray(neighbours), jnp.asarray(shares)
 
     def piece(hidden, targets):
         logits = _logits(hidden, unembed)

@@ -15,12 +15,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import layers, vlm
+from seg_jax.models import layers, sharding, vlm
 from seg_jax.records import Array, Pictures, Tokens
 
 VISION_EPS = 1e-6
 """Of every norm in the vision tower; no config holds it."""
 VISION_THETA = 10_000.0
+
+_SIZES = (
+    (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
+    ("depth", "hidden_size", "intermediate_size", "num_heads"),
+)
+"""What a `config.json` must say of text and vision: a default would be another model's."""
 
 
 def _head(width: int, heads: int, where: str) -> int:
@@ -123,14 +136,19 @@ class Config:
             raise ValueError(f"rope_scaling: expected type 'mrope' or 'default', got {kind!r}")
         if nested.get("use_sliding_window"):
             raise ValueError("use_sliding_window: expected false, got true: not supported")
+        vision = hf.get("vision_config") or {}
+        if lost := [name for name in _SIZES[0] if name not in nested] + [
+            f"vision_config.{name}" for name in _SIZES[1] if name not in vision
+        ]:
+            raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
+        if vision.get("in_channels", 3) != 3:
+            raise ValueError(f"vision_config.in_channels: expected 3, got {vision['in_channels']}")
         text = _pick(Text, nested)
         text["rope_theta"] = rope.get("rope_theta", nested.get("rope_theta", 1e6))
         text["mrope_section"] = tuple(rope.get("mrope_section", (16, 24, 24)))
         # The class default of transformers; checkpoints say 1e-6.
         text.setdefault("rms_norm_eps", 1e-5)
-        vision = _pick(Vision, hf.get("vision_config") or {})
-        if (kind := (hf.get("vision_config") or {}).get("in_channels", 3)) != 3:
-            raise ValueError(f"vision_config.in_channels: expected 3, got {kind}")
+        vision = _pick(Vision, vision)
         if "fullatt_block_indexes" in vision:
             vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
         ids = {name: hf[name] for name in hf if name in _names(cls) and name.endswith("_id")}
@@ -324,7 +342,7 @@ class Qwen25VL(nnx.Module):
         )
 
     def _words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
-        return self.embed.embedding[...][ids].astype(self.compute.dtype)
+        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
 
     def _inputs(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
         """Returns token embeddings with the cells of pictures in their places."""
@@ -405,5 +423,8 @@ def _names(kind: type) -> set[str]:
 
 
 def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that are fields of a config class."""
-    return {name: values[name] for name in _names(kind) if values.get(name) is not None}
+    """Returns the entries that are fields of a config class; a list of end tokens gives its first."""
+    found = {name: values[name] for name in _names(kind) if name in values}
+    if isinstance(found.get("eos_token_id"), list):
+        found["eos_token_id"] = found["eos_token_id"][0]
+    return found

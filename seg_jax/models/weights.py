@@ -118,15 +118,16 @@ def save(model: qwen25_vl.Qwen25VL, folder: str | Path) -> None:
 def export(model: qwen25_vl.Qwen25VL) -> dict[str, np.ndarray]:
     """Returns all weights by their hub names, in the dtype that they are kept in."""
     ours = {path: np.asarray(leaf) for path, leaf in _leaves(nnx.state(model)).items()}
-    parts: dict[str, list[np.ndarray]] = {}
-    for slot in _slots(model.config):
+    tensors: dict[str, list[np.ndarray]] = {}
+    shapes = {}
+    for slot in sorted(_slots(model.config), key=lambda slot: slot.part):
         array = ours[slot.path] if slot.layer is None else ours[slot.path][slot.layer]
-        theirs = array.T if slot.path[-1] == "kernel" else array
-        parts.setdefault(slot.name, []).append(theirs)
-    shapes = {slot.name: slot.shape for slot in _slots(model.config)}
+        rows = array.T if slot.path[-1] == "kernel" else array
+        tensors.setdefault(slot.name, []).append(rows)
+        shapes[slot.name] = slot.shape
     return {
-        name: np.ascontiguousarray(np.concatenate(list_).reshape(shapes[name]))
-        for name, list_ in parts.items()
+        name: np.ascontiguousarray(np.concatenate(parts).reshape(shapes[name]))
+        for name, parts in tensors.items()
     }
 
 

@@ -1,0 +1,198 @@
+"""Holds cached decoding to the full forward pass, and the sampler to its promises."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_vlm
+from flax import nnx
+
+from seg_jax.models import decode, likelihood, qwen25_vl
+from seg_jax.records import Tokens
+
+G, L = 3, 6
+SAMPLE = decode.Sample(temperature=1.3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    small = {"text": {"num_hidden_layers": 2}, "vision": {"depth": 2}}
+    model = qwen25_vl.Qwen25VL(tiny_vlm.config(tie=True, **small), rngs=nnx.Rngs(0))
+    # Sharper than at birth, so that the likeliest token is far from a coin toss.
+    graph, params = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda w: 4 * w if w.ndim > 1 else w, params))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    rows = [
+        tiny_vlm.row(rng, [(4, 6), (4, 4)], texts=(3, 2, 4)),
+        tiny_vlm.row(rng, [], texts=(7,)),
+        tiny_vlm.row(rng, [(8, 6)], texts=(2, 3)),
+    ]
+    return rows, tiny_vlm.stack(rows, length=28, patches=48)
+
+
+@functools.cache
+def _compiled(graph, options):
+    def run(params, tokens, pictures, key, rows):
+        model = nnx.merge(graph, params)
+        return decode.generate(model, tokens, pictures, key=key, rows=rows, **dict(options))
+
+    return jax.jit(run)
+
+
+def generate(model, batch, *, seed=0, rows=None, **options):
+    options = {"answers": G, "max_tokens": L, "sampler": SAMPLE, "end_ids": (5, 7)} | options
+    graph, params = nnx.split(model)
+    run = _compiled(graph, tuple(sorted(options.items())))
+    rows = np.arange(batch[0].ids.shape[0]) if rows is None else rows
+    return jax.tree.map(np.asarray, run(params, *batch, jax.random.key(seed), rows))
+
+
+def full_hidden(model, row, answer):
+    """Returns outputs and targets of an answer in one plain forward pass of the whole row."""
+    tokens, pictures = tiny_vlm.stack([row])
+    n = row.ids.size
+    start = tokens.positions.max() + 1
+    place = np.broadcast_to(start + np.arange(len(answer)), (1, 3, len(answer)))
+    whole = Tokens(
+        np.concatenate([tokens.ids, answer[None]], 1),
+        np.ones((1, n + len(answer)), np.int32),
+        np.concatenate([tokens.positions, place], 2),
+        np.concatenate([tokens.cells, np.full((1, len(answer)), -1)], 1),
+    )
+    return model.hidden(whole, pictures if row.grids else None)[0, n - 1 : -1]
+
+
+def test_cached_decoding_equals_the_full_forward_pass(model, prompts):
+    rows, batch = prompts
+    rollout = generate(model, batch, end_ids=(10**6,))
+    for b, row in enumerate(rows):
+        answer = rollout.ids[b, 1]
+        hidden = full_hidden(model, row, answer)
+        logp = likelihood.token_logp(
+            hidden, model.unembed(), answer, temperature=SAMPLE.temperature
+        )
+        np.testing.assert_allclose(rollout.logp[b, 1], logp, rtol=0, atol=1e-5)
+
+
+def test_scoring_whole_answers_equals_the_sampler_and_has_gradients(model, prompts):
+    _, batch = prompts
+    rollout = generate(model, batch)
+    graph, params = nnx.split(model)
+
+    def score(params):
+        logp = likelihood.answer_logp(
+            nnx.merge(graph, params), *batch, ids=rollout.ids, temperature=SAMPLE.temperature
+        )
+        return jnp.sum(jnp.where(rollout.used, logp, 0.0)), logp
+
+    (_, logp), grads = jax.jit(jax.value_and_grad(score, has_aux=True))(params)
+    np.testing.assert_allclose(np.where(rollout.used, logp, 0.0), rollout.logp, rtol=0, atol=1e-5)
+    # Through the answers, the prompt and the pictures.
+    for leaf in jax.tree.leaves(grads):
+        assert jnp.isfinite(leaf).all()
+    assert np.abs(grads["vision"]["patch"]["kernel"][...]).max() > 0
+
+
+def test_gradients_through_the_shared_prompt_equal_those_of_plain_rows(model, prompts):
+    rows, _ = prompts
+    batch = tiny_vlm.stack(rows[:1])
+    answers = np.random.default_rng(2).integers(0, 280, (1, 2, 4)).astype(np.int32)
+    graph, params = nnx.split(model)
+
+    def shared(params):
+        return likelihood.answer_logp(nnx.merge(graph, params), *batch, ids=answers).sum()
+
+    def plain(params):
+        model = nnx.merge(graph, params)
+        scores = [
+            likelihood.token_logp(full_hidden(model, rows[0], answer), model.unembed(), answer)
+            for answer in answers[0]
+        ]
+        return jnp.sum(jnp.stack(scores))
+
+    one, other = (jax.jit(jax.grad(f))(params) for f in (shared, plain))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_key_repeats_and_another_differs(model, prompts):
+    _, batch = prompts
+    first, again = generate(model, batch), generate(model, batch)
+    np.testing.assert_array_equal(first.ids, again.ids)
+    other = generate(model, batch, seed=1)
+    assert (first.ids != other.ids).any(axis=(1, 2)).all()
+    # Answers of one prompt differ among themselves, columns of one answer too.
+    assert all(len({tuple(answer) for answer in group}) == G for group in first.ids)
+
+
+def test_a_row_does_not_depend_on_its_company(model, prompts):
+    rows, batch = prompts
+    together = generate(model, batch)
+    turned = tiny_vlm.stack([rows[2], rows[1], rows[0]], length=28, patches=48)
+    other = generate(model, turned, rows=np.array([2, 1, 0]))
+    np.testing.assert_array_equal(together.ids, other.ids[::-1])
+    np.testing.assert_allclose(together.logp, other.logp[::-1], rtol=0, atol=1e-5)
+
+
+def test_answers_stop_at_an_end_token_and_are_padded_after_it(model, prompts):
+    _, batch = prompts
+    ends = tuple(range(0, 300, 3))
+    rollout = generate(model, batch, end_ids=ends, pad_id=299)
+    assert not rollout.used.all()
+    for ids, used, logp in zip(*(leaf.reshape(-1, L) for leaf in rollout), strict=True):
+        hits = np.flatnonzero(np.isin(ids[used], ends))
+        count = hits[0] + 1 if hits.size else L
+        np.testing.assert_array_equal(used, np.arange(L) < count)
+        assert (ids[count:] == 299).all()
+        assert (logp[count:] == 0).all()
+        assert (logp[:count] < 0).all()
+
+
+def test_the_only_likeliest_token_is_the_greedy_one(model, prompts):
+    _, batch = prompts
+    greedy = generate(model, batch, answers=1, sampler=decode.Greedy())
+    narrow = generate(model, batch, sampler=decode.Sample(top_k=1))
+    np.testing.assert_array_equal(np.broadcast_to(greedy.ids, narrow.ids.shape), narrow.ids)
+    np.testing.assert_allclose(narrow.logp, 0.0, atol=1e-6)
+    assert (greedy.logp[greedy.used] < 0).all()
+
+
+def test_draws_follow_the_distribution():
+    logits = np.float32([[[2.0, 1.0, 0.0, -1.0, -3.0]]])
+    keys = jax.random.split(jax.random.key(0), (1, 20_000))
+    for sampler, kept in (
+        (decode.Sample(temperature=2.0), 5),
+        (decode.Sample(top_k=3), 3),
+        (decode.Sample(top_p=0.8), 2),
+    ):
+        p = np.exp(logits[0, 0] / sampler.temperature)
+        p[kept:] = 0
+        p /= p.sum()
+        ids, logp = decode.draw(sampler, jnp.asarray(logits), keys)
+        share = np.bincount(ids[0], minlength=5) / 20_000
+        np.testing.assert_allclose(share, p, atol=0.015)
+        np.testing.assert_allclose(logp[0], np.log(p[ids[0]]), rtol=0, atol=1e-5)
+
+
+def test_nonsense_is_refused(model, prompts):
+    _, batch = prompts
+    with pytest.raises(ValueError, match="expected 1 with Greedy"):
+        generate(model, batch, sampler=decode.Greedy())
+    with pytest.raises(ValueError, match="temperature > 0"):
+        decode.Sample(temperature=0.0)
+    with pytest.raises(ValueError, match="max_tokens: expected at least 1"):
+        generate(model, batch, max_tokens=0)
+
+
+def test_one_token_answers(model, prompts):
+    _, batch = prompts
+    one, more = generate(model, batch, max_tokens=1), generate(model, batch)
+    np.testing.assert_array_equal(one.ids[..., 0], more.ids[..., 0])
