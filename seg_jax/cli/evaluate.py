@@ -43,7 +43,10 @@ def main(config: Config) -> int:
 
     bundle = bundles.load(config.checkpoint)
     outcome = run(
-        Predictor(bundle), held_out(config), title="evaluate", mixture=config.mixture,
+        Predictor(bundle),
+        held_out(config),
+        title="evaluate",
+        mixture=config.mixture,
         batch=config.batch,
     )
     summary = evaluation.summarise(outcome)

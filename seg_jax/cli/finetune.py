@@ -37,7 +37,7 @@ class Config:
     seed: int = 0
     model: qwen25_vl.Config = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
-    mesh: sharding.Mesh = sharding.Mesh()
+    mesh: stations.Mesh = stations.Mesh()
     source: Scenes = dataclasses.field(default_factory=Scenes)
     task: Referring = Referring()
     layout: Layout = Layout()
@@ -98,12 +98,8 @@ def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tok
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
-    told = phrases.corpus(
-        np.random.default_rng(0), 2000, config=source.world, style=source.style
-    )
-    return tokens.train(
-        chat.sentences(told), folder=folder, numbers="whole", digits=task.digits
-    )
+    told = phrases.corpus(np.random.default_rng(0), 2000, config=source.world, style=source.style)
+    return tokens.train(chat.sentences(told), folder=folder, numbers="whole", digits=task.digits)
 
 
 def train(
@@ -113,18 +109,18 @@ def train(
 
     Checkpoints of the stage lie in FOLDER/state/STAGE.
     """
-    mesh = sharding.make(config.mesh)
+    mesh = config.mesh.build()
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches = pipeline.batches(config.source, bundle.task, encoder, config.feed, rows="sft")
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
     step = stations.supervised_step(speaker, config.objective, config.optimizer)
 
-    def body(current: state.State):
-        return step(current, pipeline.to_device(next(batches), sharding.rows(mesh)))
+    rows = sharding.batch(mesh, config.feed.batch)
 
-    fresh = state.fresh(
-        bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps
-    )
+    def body(current: state.State):
+        return step(current, pipeline.to_device(next(batches), rows))
+
+    fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
     return go(config.loop, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)
 
 
@@ -142,14 +138,14 @@ def go(
     """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
     checkpoints = Checkpoints(folder / "state" / stage)
     # Steps donate their state, and the weights of `fresh` may be needed again.
-    current = jax.device_put(fresh, sharding.of_state(mesh, fresh), may_alias=False)
+    current = jax.device_put(fresh, sharding.shardings(fresh, mesh), may_alias=False)
     seconds = 0.0
     if checkpoints.latest() is not None:
         current, record = checkpoints.restore(current, batches)
         seconds = float(record["seconds"])
         console.say(f"{stage}: resuming after step {int(current.step)}")
     log.forget_after(stage, int(current.step))
-    with console.progress(stage, plan.steps) as move:
+    with console.progress(stage, plan.steps) as move, jax.set_mesh(mesh):
         try:
             return loop.run(
                 plan,

@@ -16,10 +16,9 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference import evaluation, report, statistics
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import sharding
 from seg_jax.records import Kind, Verdict
 from seg_jax.tasks.referring import Mixture, rings_unit
-from seg_jax.training import loop
+from seg_jax.training import loop, stations
 from seg_jax.training.log import Log
 
 START = Path(__file__).parent / "quickstart_start"
@@ -43,7 +42,7 @@ class Config:
     """Held-out scenes shown in the report."""
     sft_steps: int = 1500
     gspo_steps: int = 200
-    mesh: sharding.Mesh = sharding.Mesh()
+    mesh: stations.Mesh = stations.Mesh()
     resume: bool = False
     """Go on where a run in OUT stopped."""
     anew: bool = False
@@ -97,9 +96,7 @@ def _chapters(config: Config, log: Log) -> tuple[dict[str, Chapter], dict[str, f
     console.say("2 of 3: reinforcement (GSPO) from weights that were fine-tuned for longer")
     start = bundles.load(config.start, compute=tiny.compute())
     chapters["start"] = _chapter(config, "GSPO starts here", start, start.params)
-    trained, gspo_seconds = reinforce.train(
-        gspo, start, folder=config.out, stage="gspo", log=log
-    )
+    trained, gspo_seconds = reinforce.train(gspo, start, folder=config.out, stage="gspo", log=log)
     chapters["gspo"] = _chapter(config, "after GSPO", start, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
@@ -153,8 +150,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Returns the numbers of the run as `summary.json` holds them."""
     start, gspo, control = (chapters[name] for name in ("start", "gspo", "control"))
-    gain = statistics.paired(gspo.outcome.iou, start.outcome.iou, seed=0)
-    over = statistics.paired(gspo.outcome.iou, control.outcome.iou, seed=0)
+    gain = statistics.paired(start.outcome.iou, gspo.outcome.iou, seed=0)
+    over = statistics.paired(control.outcome.iou, gspo.outcome.iou, seed=0)
     reward = _sampled_reward(config.out / "metrics.jsonl")
     return {
         "seconds": round(seconds["all"], 1),

@@ -36,7 +36,7 @@ class Config:
     """Model folder to start from."""
     seed: int = 0
     compute: layers.Compute = layers.Compute()
-    mesh: sharding.Mesh = sharding.Mesh()
+    mesh: stations.Mesh = stations.Mesh()
     source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()
     """Questions that are asked."""
@@ -77,7 +77,7 @@ def train(
     config: Config, bundle: Bundle, *, folder: Path, stage: str, log: Log
 ) -> tuple[state.State, float]:
     """Returns the trained state and the seconds that its steps took; resumes what it finds."""
-    mesh = sharding.make(config.mesh)
+    mesh = config.mesh.build()
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches = pipeline.batches(config.source, task, encoder, config.feed, rows="prompts")
@@ -93,14 +93,14 @@ def train(
     )
     reference = bundle.params if config.policy.kl > 0 else None
 
+    rows = sharding.batch(mesh, config.feed.batch)
+
     def body(current: state.State):
-        prompts = pipeline.to_device(next(batches), sharding.rows(mesh))
+        prompts = pipeline.to_device(next(batches), rows)
         rollout = draw(current.params, prompts, current.step)
         return learn(current, prompts, rollout, reference)
 
-    fresh = state.fresh(
-        bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps
-    )
+    fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
     return finetune.go(
         config.loop, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh
     )

@@ -34,7 +34,7 @@ def model() -> qwen25_vl.Config:
     """
     return qwen25_vl.Config(
         text=qwen25_vl.Text(
-            vocab_size=576,
+            vocab_size=864,
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=4,
@@ -50,7 +50,8 @@ def model() -> qwen25_vl.Config:
             intermediate_size=192,
             num_heads=4,
             patch_size=PATCH,
-            window_size=2 * 2 * PATCH,
+            spatial_merge_size=1,
+            window_size=4 * PATCH,
             fullatt_block_indexes=(1,),
         ),
         tie_word_embeddings=True,
@@ -61,13 +62,14 @@ def layout() -> Layout:
     """Returns rows of one 64-pixel picture, a short question and a short answer."""
     return Layout(
         patch=PATCH,
-        merge=2,
-        window_cells=2,
+        merge=1,
+        window_cells=4,
         min_pixels=(2 * PATCH) ** 2,
         max_pixels=SIDE * SIDE,
         max_patches=(SIDE // PATCH) ** 2,
-        max_prompt=48,
-        max_answer=40,
+        max_prompt=92,
+        max_question=18,
+        max_answer=28,
         canvas=(SIDE, SIDE),
     )
 
@@ -75,7 +77,7 @@ def layout() -> Layout:
 def task() -> Referring:
     """Returns referring with two decimals, outlines of at most twelve points, one wording."""
     return Referring(
-        mixture=Mixture(text_mask=1.0, text_box=0.25, point_mask=0.25, box_mask=0.25),
+        mixture=Mixture(text_mask=1.0, text_box=0.1, text_point=0.1, point_mask=0.1, box_mask=0.1),
         digits=2,
         epsilon=0.02,
         max_points=12,
@@ -94,7 +96,7 @@ def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.
         source=scenes(seed=1000 + seed),
         task=task(),
         layout=layout(),
-        feed=Feed(batch=32, seed=seed),
+        feed=Feed(batch=16, questions=4, seed=seed),
         objective=sft.Objective(soften_bins=2.0),
         optimizer=optimizer.Muon(
             lr=4e-3,
@@ -125,7 +127,7 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
         compute=compute(),
         source=scenes(seed=2000 + seed),
         feed=Feed(batch=32, seed=seed),
-        sampling=stations.Sampling(answers=8, temperature=0.7, max_tokens=40),
+        sampling=stations.Sampling(answers=8, temperature=0.7, max_tokens=28),
         policy=policy.Policy(minibatches=4, clip_low=3e-4, clip_high=4e-4, spread_floor=0.1),
         optimizer=optimizer.AdamW(
             lr=1.5e-4, schedule=optimizer.Schedule(warmup=0.1, final=1.0), weight_decay=0.0

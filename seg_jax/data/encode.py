@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8, UInt32
+from jaxtyping import Bool, UInt8, UInt32
 
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
@@ -84,7 +84,9 @@ class Encoder:
         pictures, patches = self.picture(image)
         turns = [self.turn(e.question, patches, e.answer) for e in examples]
         # All turns begin alike, up to the question; the picture must be in that part.
-        split = max(i for i, token in enumerate(turns[0].prompt) if token == self.tokenizer.image_id)
+        split = max(
+            i for i, token in enumerate(turns[0].prompt) if token == self.tokenizer.image_id
+        )
         head = turns[0].prompt[: split + 2]
         if any(turn.prompt[: split + 2] != head for turn in turns):
             raise ValueError("expected a chat template with the picture before the question")
@@ -142,7 +144,7 @@ class Encoder:
         return self._tokens(prompt, patches, start=start, length=self.layout.max_prompt), pictures
 
     def picture(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Pictures, PatchGrid]:
-        """Returns the picture as padded patches (no batch axis) and its rows and columns of them."""
+        """Returns the picture as padded patches (no batch axis) and how many rows and columns."""
         layout = self.layout
         height, width = grid.smart_resize(
             *image.shape[:2],
@@ -209,7 +211,9 @@ class Encoder:
         return Tokens(row, segments, positions, where)
 
 
-def pack(mask: Bool[np.ndarray, "H W"], canvas: tuple[int, int]) -> UInt32[np.ndarray, "K W"]:
+def pack(
+    mask: Bool[np.ndarray, "H W"], canvas: tuple[int, int]
+) -> UInt32[np.ndarray, "K canvas_width"]:
     """Returns the mask packed on a canvas, without a device.
 
     Raises:
@@ -236,5 +240,3 @@ def _resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     # Only Pillow's bicubic on uint8 matches the processors that checkpoints were trained with.
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)
-
-

@@ -57,7 +57,7 @@ def batches(
     shard = jax.process_index() if shard is None else shard
     if feed.batch % shards:
         raise ValueError(
-            f"feed.batch: expected a multiple of {shards} hosts, got {feed.batch}; change feed.batch"
+            f"feed.batch: expected a multiple of {shards} hosts, got {feed.batch}; change it"
         )
 
     def ask(sample: Sample, rng: np.random.Generator) -> list[Example]:
@@ -101,6 +101,4 @@ def to_device(batch: Any, sharding: jax.sharding.Sharding) -> Any:
     """Returns the batch on the devices, rows spread by the sharding; one put for all leaves."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
-    )
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)

@@ -52,6 +52,9 @@ ROLES = "system\nuser\nassistant\n"
 BRACKETS = ("[", "[[", "[[[", "]", "]]", "]]]", "].", "]].", "]]].", "], [", "]], [[")
 """What `numbers="whole"` writes as one token each."""
 
+AFTER_Y = ("", "], [", "]], [[", "]]].")
+"""What may follow the second number of a point within its token: a point is two tokens."""
+
 
 class Tokenizer:
     """A tokenizer with what its files say about it: special ids and chat template.
@@ -250,8 +253,9 @@ def train(
       corpus: questions, answers and whatever else is to be written briefly.
       folder: where tokenizer.json and tokenizer_config.json go.
       numbers: "digits" writes every digit as a token of its own, as Qwen does, and learns merges
-        for the rest. "whole" is for tiny models: a number of the grammar is one token, with
-        one family for "0.37" and one for ", 0.37"; so are the runs of brackets in `BRACKETS`
+        for the rest. "whole" is for tiny models: a number of the grammar is one token, in a
+        family for "0.37" and one for ", 0.37" with each ending in `AFTER_Y`, so that a vertex is
+        two tokens; so are the runs of brackets in `BRACKETS`
         and the words of the corpus with and without the space before them. Any other text
         falls apart into bytes.
       digits: decimals of the whole numbers.
@@ -327,14 +331,16 @@ def _whole_backend(corpus: list[str], digits: int, vocab_size: int | None) -> An
 
     one = 10**digits
     written = [f"{step // one}.{step % one:0{digits}d}" for step in range(one + 1)]
-    fixed = [*written, *(f", {number}" for number in written), *BRACKETS]
+    second = [f", {number}{end}" for end in AFTER_Y for number in written]
+    fixed = [*written, *second, *BRACKETS]
     known = dict.fromkeys(
         [*sorted(bytelevel.byte_of()), *(bytelevel.written(text) for text in fixed)]
     )
     _check_room(vocab_size, len(known))
     number = rf"(?:0\.[0-9]{{{digits}}}|1\.0{{{digits}}})(?![0-9])"
     pattern = (
-        rf", {number}|(?<![0-9]){number}|\]\], \[\[|\], \[|\[+|\]+\.?"
+        rf", {number}(?:\]\]\]\.|\]\], \[\[|\], \[)?"
+        rf"|(?<![0-9]){number}|\]\], \[\[|\], \[|\[+|\]+\.?"
         r"| ?\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]"
     )
     split = _backend(models.BPE(), pattern).pre_tokenizer.pre_tokenize_str
@@ -350,18 +356,22 @@ def _whole_backend(corpus: list[str], digits: int, vocab_size: int | None) -> An
 def number_table(tokenizer: Tokenizer) -> tuple[Float[np.ndarray, " V"], Int[np.ndarray, " V"]]:
     """Returns the value of each token that is a whole number of the grammar, and its family.
 
-    Value: 0..1, NaN for other tokens. Family: 0 for "0.37", 1 for ", 0.37", -1 for other tokens.
+    Value: 0..1, NaN for other tokens. Family: 0 for "0.37", 1 + i for ", 0.37" with the ending
+    `AFTER_Y[i]`, -1 for other tokens.
     Tokens with fewer or more decimals than most number tokens have are other tokens.
     """
     value = np.full(tokenizer.vocab_size, np.nan, np.float32)
     family = np.full(tokenizer.vocab_size, -1, np.int32)
-    pattern = re.compile(rb"(, ?)?(0\.\d+|1\.0+)")
+    pattern = re.compile(rb"(, ?)?(0\.\d+|1\.0+)((?<=\d)[\], [.]*)")
+    endings = {end.encode(): 1 + index for index, end in enumerate(AFTER_Y)}
     found = [pattern.fullmatch(piece or b"") for piece in tokenizer.pieces]
     lengths = collections.Counter(len(match[2]) for match in found if match)
     for token, match in enumerate(found):
         if match and len(match[2]) == lengths.most_common(1)[0][0]:
-            value[token] = float(match[2])
-            family[token] = int(match[1] is not None)
+            if match[1] is not None and match[3] in endings:
+                value[token], family[token] = float(match[2]), endings[match[3]]
+            elif match[1] is None and not match[3]:
+                value[token], family[token] = float(match[2]), 0
     return value, family
 
 
@@ -385,12 +395,11 @@ def neighbours(
     shares = np.zeros(ids.shape, np.float32)
     shares[:, 0] = 1.0
     offsets = [offset for distance in range(1, reach + 1) for offset in (-distance, distance)]
-    for which in range(2):
+    for which in range(1 + len(AFTER_Y)):
         members = np.flatnonzero(family == which)
         if not len(members):
             continue
-        piece = tokenizer.pieces[members[0]]
-        one = 10 ** len(piece.rpartition(b".")[2])
+        one = 10 ** len(re.search(rb"\.(\d+)", tokenizer.pieces[members[0]])[1])
         steps = np.rint(value[members] * one).astype(int)
         token_at = np.full(one + 1, -1)
         token_at[steps] = members

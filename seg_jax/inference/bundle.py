@@ -12,7 +12,7 @@ from flax import nnx
 
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.models import weights
+from seg_jax.models import layers, weights
 from seg_jax.tasks.referring import Mixture, Referring
 
 MANIFEST = "seg_jax.json"
@@ -68,8 +68,12 @@ def save(bundle: Bundle, folder: Path) -> None:
         raise
 
 
-def load(folder: Path) -> Bundle:
+def load(folder: Path, *, compute: layers.Compute | None = None) -> Bundle:
     """Returns the model of a folder that `save` wrote.
+
+    Args:
+      folder: of the model.
+      compute: how it is to compute; float32 if None.
 
     Raises:
       ValueError: the folder is not such a one, or a file in it is broken.
@@ -81,7 +85,7 @@ def load(folder: Path) -> Bundle:
             "give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
     layout, task = _manifest(folder / MANIFEST)
-    model = weights.load(folder)
+    model = weights.load(folder, compute=compute or layers.Compute())
     graph, params = nnx.split(model)
     return Bundle(graph, params, Tokenizer.load(folder), folder, layout, task)
 

@@ -133,9 +133,7 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(
-    *, momentum: float, steps: int, dtype: jnp.dtype
-) -> optax.GradientTransformation:
+def scale_by_muon(*, momentum: float, steps: int, dtype: jnp.dtype) -> optax.GradientTransformation:
     """Returns Nesterov momentum orthogonalised by Newton-Schulz, scaled to AdamW's update RMS.
 
     Axes before the last two are stacks (layers, experts): each matrix is its own.

@@ -1,4 +1,4 @@
-"""The stations of training for one model: token loss, sampling, judging, supervised and RL steps."""
+"""The jitted stations of training for one model: supervised step, sampling, RL step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from seg_jax.grammar import reader, tokens
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.models import decode, likelihood
+from seg_jax.models import decode, likelihood, sharding
 from seg_jax.records import Array, Batch, Prompts, Rollout, Verdict
 from seg_jax.tasks.task import Task, judge
 from seg_jax.training import optimizer as optimizers
@@ -22,6 +22,26 @@ from seg_jax.training.state import State, step_key
 
 SOFTENED_REACH = 3.0
 """Soft targets end at so many standard deviations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How the devices are arranged; -1 takes what is left."""
+
+    data: int = 1
+    """Copies of the weights."""
+    fsdp: int = -1
+    """Shards of the weights; batches are divided among data x fsdp."""
+    tensor: int = 1
+    """Shards of each layer's work."""
+
+    def build(self) -> jax.sharding.Mesh:
+        """Returns the mesh over all devices.
+
+        Raises:
+          ValueError: the sizes do not multiply to the number of devices.
+        """
+        return sharding.mesh(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
 from seg_jax.data import encode, sources
 from seg_jax.geometry import bitmask
 from seg_jax.grammar import chat, tokens
 from seg_jax.records import Kind
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 TASK = Referring(digits=2, epsilon=0.02, max_points=12, wordings="one")
 LAYOUT = encode.Layout(
@@ -22,6 +23,7 @@ LAYOUT = encode.Layout(
     max_pixels=4096,
     max_patches=80,
     max_prompt=120,
+    max_question=90,
     max_answer=40,
     canvas=(64, 64),
 )
@@ -41,29 +43,44 @@ def example(index=0):
 
 def test_rows_hold_the_conversation_and_weigh_the_answer_only(encoder):
     asked = example()
-    row = encoder.batch_row(asked)
-    used = row.tokens.segments > 0
-    text = encoder.tokenizer.decode(row.tokens.ids[used], special=True)
-    assert asked.question in text
+    row = encoder.batch_row([asked])
+    head = encoder.tokenizer.decode(row.tokens.ids[row.tokens.segments > 0], special=True)
+    assert head.count("<|image_pad|>") == 16
+    text = encoder.tokenizer.decode(row.ids[0], special=True)
+    assert text.startswith(asked.question)
     assert asked.answer in text
-    weighted = row.targets[row.weights > 0]
+    weighted = row.targets[0][row.weights[0] > 0]
     assert encoder.tokenizer.decode(weighted) == asked.answer
     assert weighted[-1] == encoder.tokenizer.end_id
-    np.testing.assert_array_equal(row.targets[: used.sum() - 1], row.tokens.ids[1 : used.sum()])
+    last = int(row.weights[0].nonzero()[0][-1])
+    np.testing.assert_array_equal(row.targets[0][:last], row.ids[0][1 : last + 1])
 
 
-def test_prompts_are_the_beginning_of_rows_right_aligned(encoder):
-    asked = example(1)
-    row, prompt = encoder.batch_row(asked), encoder.prompt_row(asked)
-    length = int((prompt.tokens.segments > 0).sum())
-    assert prompt.tokens.segments[-1] == 1
-    np.testing.assert_array_equal(prompt.tokens.ids[-length:], row.tokens.ids[:length])
-    np.testing.assert_array_equal(
-        prompt.tokens.positions[:, -length:], row.tokens.positions[:, :length]
-    )
-    np.testing.assert_array_equal(prompt.tokens.cells[-length:], row.tokens.cells[:length])
-    for one, other in zip(row.pictures, prompt.pictures, strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_rows_and_prompts_say_the_same(encoder):
+    asked = [TASK.example(sources.Scenes(count=9)[1], np.random.default_rng(i)) for i in range(3)]
+    asked = [dataclasses.replace(one, image=asked[0].image) for one in asked]
+    row = encoder.batch_row(asked)
+    head = row.tokens.ids[row.tokens.segments > 0].tolist()
+    for index, one in enumerate(asked):
+        prompt = encoder.prompt_row(one)
+        used = prompt.tokens.segments > 0
+        whole = prompt.tokens.ids[used].tolist()
+        begin = int(row.weights[index].nonzero()[0][0]) + 1
+        assert head + row.ids[index][:begin].tolist() == whole
+        length = len(head)
+        np.testing.assert_array_equal(
+            row.tokens.positions[:, -length:], prompt.tokens.positions[:, used][:, :length]
+        )
+        np.testing.assert_array_equal(
+            row.tokens.cells[-length:], prompt.tokens.cells[used][:length]
+        )
+        for mine, theirs in zip(row.pictures, prompt.pictures, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_questions_about_different_pictures_do_not_share_a_row(encoder):
+    with pytest.raises(ValueError, match="one picture"):
+        encoder.batch_row([example(0), example(1)])
 
 
 def test_truth_is_the_mask(encoder):
@@ -98,10 +115,13 @@ def test_patches_equal_the_official_processor(encoder):
 def test_what_does_not_fit_is_refused_with_the_knob_to_turn(encoder):
     tight = dataclasses.replace(LAYOUT, max_answer=5)
     with pytest.raises(encode.TooLong, match=r"layout\.max_answer"):
-        encode.Encoder(encoder.tokenizer, tight).batch_row(example())
-    tight = dataclasses.replace(LAYOUT, max_prompt=9)
+        encode.Encoder(encoder.tokenizer, tight).batch_row([example()])
+    tight = dataclasses.replace(LAYOUT, max_prompt=20)
     with pytest.raises(encode.TooLong, match=r"layout\.max_prompt"):
         encode.Encoder(encoder.tokenizer, tight).prompt_row(example())
+    tight = dataclasses.replace(LAYOUT, max_question=3)
+    with pytest.raises(encode.TooLong, match=r"layout\.max_question"):
+        encode.Encoder(encoder.tokenizer, tight).batch_row([example()])
     tight = dataclasses.replace(LAYOUT, max_patches=16)
     with pytest.raises(encode.TooLong, match=r"layout\.max_patches"):
         encode.Encoder(encoder.tokenizer, tight).prompt_row(example())

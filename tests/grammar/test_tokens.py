@@ -28,9 +28,9 @@ def texts_of(tokenizer, text):
 
 def test_whole_numbers_and_bracket_runs_are_one_token_each(whole):
     _, tokenizer = whole
-    one = "[[[|0.12|, 0.34|], [|0.56|, 0.78|]]]."
+    one = "[[[|0.12|, 0.34], [|0.56|, 0.78]]]."
     assert texts_of(tokenizer, one.replace("|", "")) == one.split("|")
-    two = "[[[|0.00|, 1.00|]], [[|0.99|, 0.01|]]]"
+    two = "[[[|0.00|, 1.00]], [[|0.99|, 0.01|]]]"
     assert texts_of(tokenizer, two.replace("|", "")) == two.split("|")
     box = "[|0.12|, 0.34|, 0.56|, 0.78|]."
     assert texts_of(tokenizer, box.replace("|", "")) == box.split("|")
@@ -45,21 +45,22 @@ def test_digits_are_one_token_each(single):
     assert vertex == 14
 
 
-def test_every_number_of_both_families_is_there(whole):
+def test_every_number_of_all_families_is_there(whole):
     _, tokenizer = whole
     value, family = tokens.number_table(tokenizer)
     assert (np.isnan(value) == (family < 0)).all()
-    for which, lead in ((0, ""), (1, ", ")):
+    forms = [("", ""), *((", ", end) for end in tokens.AFTER_Y)]
+    for which, (lead, end) in enumerate(forms):
         assert sorted(value[family == which]) == pytest.approx(np.arange(101) / 100)
         for step in range(101):
-            text = f"{lead}{step / 100:.2f}"
+            text = f"{lead}{step / 100:.2f}{end}"
             (token,) = tokenizer.encode(text)
             assert (value[token], family[token]) == (pytest.approx(step / 100), which)
 
 
 def test_the_small_vocabulary_stays_small(whole):
     _, tokenizer = whole
-    fixed = 256 + 2 * 101 + len(tokens.BRACKETS) - 2 + len(tokens.SPECIALS)
+    fixed = 256 + (1 + len(tokens.AFTER_Y)) * 101 + len(tokens.BRACKETS) - 2 + len(tokens.SPECIALS)
     assert fixed < tokenizer.vocab_size < fixed + 80
 
 
@@ -127,8 +128,8 @@ def test_training_is_repeatable(tmp_path):
 
 def test_vocab_size_is_a_limit(tmp_path):
     corpus = list(chat.sentences(["red star"]))
-    limited = tokens.train(corpus, folder=tmp_path, numbers="whole", digits=2, vocab_size=470)
-    assert limited.vocab_size == 470 + len(tokens.SPECIALS)
+    limited = tokens.train(corpus, folder=tmp_path, numbers="whole", digits=2, vocab_size=780)
+    assert limited.vocab_size == 780 + len(tokens.SPECIALS)
     with pytest.raises(ValueError, match="expected a vocab_size of at least"):
         tokens.train(corpus, folder=tmp_path, numbers="whole", digits=2, vocab_size=400)
 

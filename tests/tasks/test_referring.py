@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+
 from seg_jax.data import encode, sources
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Polygons, Truth, Verdict
@@ -123,7 +124,9 @@ def test_mixture_decides_what_is_asked():
     only = Referring(mixture=Mixture(text_mask=0.0, box_mask=1.0))
     examples = [only.example(SCENES[i], rng) for i in range(10)]
     assert all("in box [" in example.question for example in examples)
-    every = Referring(mixture=Mixture(1, 1, 1, 1, 1))
+    every = Referring(
+        mixture=Mixture(text_point=1, text_box=1, text_mask=1, point_mask=1, box_mask=1)
+    )
     kinds = {every.example(SCENES[i], rng).kind for i in range(40)}
     assert kinds == set(Kind)
     with pytest.raises(ValueError, match="positive sum"):

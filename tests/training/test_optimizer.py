@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+
 from seg_jax.training import optimizer, state
 
 
