@@ -423,7 +423,7 @@ def _names(kind: type) -> set[str]:
 
 
 def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that are fields of a config class; a list of end tokens gives its first."""
+    """Returns the entries that are fields of a config class; of several end tokens the first."""
     found = {name: values[name] for name in _names(kind) if name in values}
     if isinstance(found.get("eos_token_id"), list):
         found["eos_token_id"] = found["eos_token_id"][0]
