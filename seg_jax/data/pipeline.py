@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import grain
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from seg_jax.data.encode import Encoder
+from seg_jax.data.sources import Source
 from seg_jax.records import Batch, Prompts, Sample
 from seg_jax.tasks.task import Example, Task
 
@@ -36,7 +37,7 @@ class Feed:
 
 
 def batches(
-    source: Sequence[Sample],
+    source: Source,
     task: Task,
     encoder: Encoder,
     feed: Feed,
@@ -83,7 +84,7 @@ def batches(
 
 
 def in_order(
-    source: Sequence[Sample], task: Task, encoder: Encoder, *, batch: int, seed: int = 0
+    source: Source, task: Task, encoder: Encoder, *, batch: int, seed: int = 0
 ) -> Iterator[tuple[list[Example], Any]]:
     """Yields (examples, prompt batch) once over the source; the last batch is padded by repeats.
 

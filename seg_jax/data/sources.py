@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, world
+
+
+class Source(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int:
+        """Returns how many samples there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns one sample; raises IndexError beyond the last."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -399,7 +399,7 @@ def neighbours(
         members = np.flatnonzero(family == which)
         if not len(members):
             continue
-        one = 10 ** len(re.search(rb"\.(\d+)", tokenizer.pieces[members[0]])[1])
+        one = 10 ** len(re.findall(rb"\.(\d+)", tokenizer.pieces[members[0]] or b"")[0])
         steps = np.rint(value[members] * one).astype(int)
         token_at = np.full(one + 1, -1)
         token_at[steps] = members

@@ -80,12 +80,21 @@ class Referring:
         sample: Sample,
         which: int,
         *,
-        given: Literal["text", "point", "box"],
+        given: str,
         kind: Kind,
         phrase: str,
         rng: np.random.Generator,
     ) -> Example:
-        """Returns the given question about mask `which` of the sample and its true answer."""
+        """Returns a question about mask `which` of the sample and its true answer.
+
+        Args:
+          sample: of the picture.
+          which: of its masks.
+          given: "text", "point" or "box", how the object is told.
+          kind: of the answer.
+          phrase: the expression, used if text is given.
+          rng: draws the point and, with many wordings, the templates.
+        """
         mask = sample.masks[which]
         clue = {
             "text": lambda: phrase,

@@ -70,7 +70,7 @@ class Checkpoints:
                 record=ocp.args.JsonRestore(),
             ),
         )
-        return restored.state, restored.record
+        return restored["state"], restored["record"]
 
     def wait(self) -> None:
         """Returns when all saves have reached the disk.

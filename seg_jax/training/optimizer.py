@@ -143,7 +143,7 @@ def scale_by_muon(*, momentum: float, steps: int, dtype: jnp.dtype) -> optax.Gra
     def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params=None):
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, grads)
 

@@ -69,7 +69,7 @@ class Loss(NamedTuple):
     """The objective to minimise and what to log of it."""
 
     value: Float[Array, ""]
-    metrics: dict[str, Float[Array, ""]]
+    metrics: dict[str, Any]
 
 
 def loss(
