@@ -9,7 +9,7 @@ import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seg_jax.models import decode, likelihood, qwen25_vl, sharding
+from seg_jax.models import decode, likelihood, sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (vir
 @pytest.fixture(scope="module")
 def setting():
     small = {"text": {"num_hidden_layers": 2}, "vision": {"depth": 2}}
-    graph, params = nnx.split(qwen25_vl.Qwen25VL(tiny_vlm.config(**small), rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(tiny_vlm.model(tiny_vlm.config(**small), amplify=3.0))
     rng = np.random.default_rng(0)
     rows = [tiny_vlm.row(rng, [(4, 4)], texts=(3, 2 + i)) for i in range(4)]
-    return graph, jax.tree.map(lambda leaf: 3 * leaf, params), tiny_vlm.stack(rows)
+    return graph, params, tiny_vlm.stack(rows)
 
 
 def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):

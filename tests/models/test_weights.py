@@ -20,12 +20,10 @@ def model():
 
 def random_model(*, tie: bool):
     config = tiny_vlm.config(tie=tie)
-    model = qwen25_vl.Qwen25VL(config, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(model)
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    return nnx.merge(
-        graph, jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
-    )
+    graph, params = nnx.split(tiny_vlm.model(config))
+    rng = np.random.default_rng(1)
+    draw = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    return nnx.merge(graph, draw)
 
 
 def same(one, other) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from seg_jax.geometry import grid
-from seg_jax.models import qwen25_vl
+from seg_jax.models import layers, qwen25_vl
 from seg_jax.records import Pictures, Tokens
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293
@@ -45,6 +48,27 @@ def config(*, tie: bool = False, **changes: Any) -> qwen25_vl.Config:
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
+
+
+def model(
+    config: qwen25_vl.Config,
+    *,
+    compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+    amplify: float = 1.0,
+) -> qwen25_vl.Qwen25VL:
+    """Returns a model as at birth, but drawn by numpy: compiling the draws takes seconds."""
+    graph, shapes = nnx.split(
+        nnx.eval_shape(lambda: qwen25_vl.Qwen25VL(config, compute=compute, rngs=nnx.Rngs(0)))
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        names = [getattr(key, "key", "") for key in path]
+        if "scale" in names or "bias" in names:
+            return jnp.full(leaf.shape, float("scale" in names), leaf.dtype)
+        return jnp.asarray(amplify * 0.02 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 class Row(NamedTuple):
