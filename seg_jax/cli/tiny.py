@@ -130,7 +130,7 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
         sampling=stations.Sampling(answers=8, temperature=0.7, max_tokens=28),
         policy=policy.Policy(minibatches=4, clip_low=3e-4, clip_high=4e-4, spread_floor=0.1),
         optimizer=optimizer.AdamW(
-            lr=1.5e-4, schedule=optimizer.Schedule(warmup=0.1, final=1.0), weight_decay=0.0
+            lr=1.5e-4, schedule=optimizer.Schedule(warmup=0.025, final=1.0), weight_decay=0.0
         ),
         loop=loop.Loop(steps=200, log_every=2),
     )

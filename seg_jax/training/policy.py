@@ -132,6 +132,7 @@ def update(
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
     """Returns the state after one update per minibatch of prompts, with mean metrics.
 
+    A step is a batch of prompts: its minibatches share a learning rate and count once.
     The old log-probabilities are the sampler's: it runs the same code as `score`.
     """
     rows = advantage.shape[0]
@@ -153,15 +154,15 @@ def update(
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         metrics["grad_norm"] = optax.global_norm(grads)
-        state, metrics["learning_rate"] = states.advance(state, grads, optimizer, transform)
-        return state, metrics
+        after, metrics["learning_rate"] = states.advance(state, grads, optimizer, transform)
+        return after._replace(step=state.step), metrics
 
     pieces = jax.tree.map(
         lambda leaf: leaf.reshape(config.minibatches, rows // config.minibatches, *leaf.shape[1:]),
         (prompts, rollout, advantage),
     )
-    state, metrics = jax.lax.scan(one, state, pieces)
-    return state, {
+    after, metrics = jax.lax.scan(one, state, pieces)
+    return after._replace(step=state.step + 1), {
         name: values.max() if name.endswith("_max") else values.mean()
         for name, values in metrics.items()
     }
