@@ -25,7 +25,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class Diverged(ValueError):
-    """A loss is not finite; the last good state has been saved."""
+    """A loss or gradient is not finite; the last good checkpoint stays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,11 @@ class Loop:
     """Time between checkpoints."""
 
     def __post_init__(self):
-        if self.steps < 1 or self.log_every < 1 or self.minutes <= 0:
-            raise ValueError(f"loop: expected steps, log_every and minutes > 0, got {self}")
+        times = self.minutes > 0 and self.save_minutes >= 0  # Neither holds for nan.
+        if self.steps < 1 or self.log_every < 1 or not times:
+            raise ValueError(
+                f"loop: expected steps, log_every and minutes > 0 and save_minutes >= 0, got {self}"
+            )
 
 
 @dataclasses.dataclass
@@ -89,7 +92,7 @@ def run(
 
     Raises:
       KeyboardInterrupt: Ctrl-C or SIGTERM came; the running step was finished and saved.
-      Diverged: a logged loss is not finite.
+      Diverged: a loss or gradient to be logged or saved is not finite.
     """
     step, horizon = int(state.step), int(state.horizon)
     pace = Pace(loop)
@@ -105,20 +108,24 @@ def run(
         while step < horizon:
             state, metrics = body(state)
             step += 1
-            last = step >= horizon
-            if step % loop.log_every == 0 or last:
+            last, asked = step >= horizon, interruption.asked
+            logs = step % loop.log_every == 0 or last
+            saves = last or asked or time.monotonic() - saved > loop.save_minutes * 60
+            if logs or saves:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+                # Before any save: a broken state must not take the place of the last good one.
                 _check(values, stage, step)
+            if logs:
                 log.write(stage, step, values)
                 progress(step, horizon, _brief(values))
                 sooner = pace.horizon(step, horizon, seconds_before)
                 if sooner != horizon:
                     horizon = sooner
                     state = state._replace(horizon=jnp.full_like(state.horizon, horizon))
-            if time.monotonic() - saved > loop.save_minutes * 60 or last or interruption.asked:
+            if saves:
                 save(state)
                 saved = time.monotonic()
-            if interruption.asked:
+            if asked:
                 checkpoints.wait()
                 raise KeyboardInterrupt(f"{stage} stopped after step {step}, which is saved")
     checkpoints.wait()
@@ -153,11 +160,12 @@ class Interruption:
 
 
 def _check(values: Mapping[str, float], stage: str, step: int) -> None:
-    if not math.isfinite(values.get("loss", 0.0)):
-        raise Diverged(
-            f"{stage}: expected a finite loss, got {values['loss']} at step {step}; "
-            "lower optimizer.lr and resume from the last checkpoint"
-        )
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values.get(name, 0.0)):
+            raise Diverged(
+                f"{stage}: expected a finite {name}, got {values[name]} at step {step}; "
+                "lower optimizer.lr and resume from the last checkpoint"
+            )
 
 
 def _brief(values: Mapping[str, float]) -> str:

@@ -1,0 +1,216 @@
+"""The loop of a stage on a toy body: resuming, stopping, the time budget, broken steps."""
+
+import json
+import math
+import os
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seg_jax.training import loop, state
+from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training.log import Log
+
+
+@jax.jit
+def _step(current, number):
+    weight = current.params["w"] * 0.9 + jax.random.normal(state.step_key(0, current.step)) * number
+    return current._replace(step=current.step + 1, params={"w": weight}), {
+        "loss": weight,
+        "horizon": current.horizon,
+    }
+
+
+class Stage:
+    """A stage in a folder: its own process, as far as files can tell."""
+
+    def __init__(self, folder, **changes):
+        self.plan = loop.Loop(**{"steps": 12, "log_every": 2, "save_minutes": 1e-9} | changes)
+        self.folder = folder
+        self.iterator = iter(
+            grain.MapDataset.range(100).seed(1).shuffle().repeat().to_iter_dataset()
+        )
+        self.shown = []
+        self.following = None
+
+    def body(self, current):
+        return _step(current, next(self.iterator))
+
+    def run(self, body=None):
+        current = state.State(
+            jnp.int32(0), jnp.int32(self.plan.steps), {"w": jnp.float32(1)}, {"m": jnp.zeros(2)}
+        )
+        checkpoints, seconds = Checkpoints(self.folder / "state"), 0.0
+        if checkpoints.latest() is not None:
+            current, record = checkpoints.restore(current, self.iterator)
+            seconds = record["seconds"]
+        try:
+            with Log(self.folder) as log:
+                log.forget_after("toy", int(current.step))
+                return loop.run(
+                    self.plan,
+                    body or self.body,
+                    current,
+                    stage="toy",
+                    log=log,
+                    checkpoints=checkpoints,
+                    iterator=self.iterator,
+                    record={},
+                    progress=lambda *told: self.shown.append(told),
+                    seconds_before=seconds,
+                )[0]
+        finally:
+            checkpoints.close()
+
+    def metrics(self):
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+    def latest(self):
+        return Checkpoints(self.folder / "state").latest()
+
+    def stopping(self, at, how):
+        def body(current):
+            if int(current.step) + 1 == at:
+                how()
+            return self.body(current)
+
+        return body
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    stage = Stage(tmp_path_factory.mktemp("whole"))
+    end = stage.run()
+    stage.following = next(stage.iterator)
+    return stage, end
+
+
+def assert_as(whole, stage, end):
+    undisturbed, wanted = whole
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(end), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert stage.metrics() == undisturbed.metrics()
+    assert next(stage.iterator) == undisturbed.following
+
+
+def test_undisturbed(whole):
+    stage, end = whole
+    assert int(end.step) == 12
+    assert [record["step"] for record in stage.metrics()] == [2, 4, 6, 8, 10, 12]
+    assert stage.latest() == 12
+    assert stage.shown[-1] == (12, 12, f"loss {float(end.params['w']):.3f}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_kill_finishes_the_step_and_resumes_exactly(whole, tmp_path, number):
+    before = signal.getsignal(number)
+    stage = Stage(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="toy stopped after step 5, which is saved"):
+        stage.run(stage.stopping(5, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) is before
+    assert stage.latest() == 5
+    again = Stage(tmp_path)
+    assert_as(whole, again, again.run())
+
+
+def test_a_second_signal_is_obeyed_at_once(tmp_path):
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stage = Stage(tmp_path, save_minutes=60.0)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(stage.stopping(3, twice))
+    assert stage.latest() is None
+
+
+def test_a_dropped_process_goes_on_from_its_last_save(whole, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    stage = Stage(tmp_path)
+    with pytest.raises(Killed):
+        stage.run(stage.stopping(8, die))
+    assert stage.latest() == 7
+    # The log may be ahead of the checkpoint: a resumed run writes those records again.
+    with Log(tmp_path) as log:
+        log.write("toy", 8, {"loss": 0.0, "horizon": 0.0})
+    again = Stage(tmp_path)
+    assert_as(whole, again, again.run())
+
+
+def test_a_finished_stage_does_nothing_when_resumed(whole, tmp_path):
+    stage = Stage(tmp_path)
+    stage.run()
+    again = Stage(tmp_path)
+
+    def never(_):
+        raise AssertionError
+
+    assert int(again.run(never).step) == 12
+    assert again.metrics() == whole[0].metrics()
+
+
+@pytest.mark.parametrize(("log_every", "name"), [(1, "loss"), (100, "loss"), (100, "grad_norm")])
+def test_a_broken_step_keeps_the_last_good_checkpoint(tmp_path, log_every, name):
+    stage = Stage(tmp_path, log_every=log_every)
+
+    def body(current):
+        after, metrics = stage.body(current)
+        broken = {name: jnp.float32(jnp.nan)} if int(after.step) >= 4 else {}
+        return after, metrics | broken
+
+    with pytest.raises(loop.Diverged, match=f"expected a finite {name}, got nan at step 4"):
+        stage.run(body)
+    assert stage.latest() == 3
+
+
+def test_pace_shortens_the_horizon_only_when_time_runs_out(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def horizons(seconds, minutes, before=0.0):
+        pace, horizon, found = loop.Pace(loop.Loop(steps=100, minutes=minutes)), 100, []
+        for step in range(1, 101):
+            if step > horizon:
+                break
+            horizon = pace.horizon(step, horizon, before)
+            found.append(horizon)
+            now[0] += seconds
+        return found
+
+    assert set(horizons(1.0, math.inf)) == {100}
+    assert set(horizons(1.0, 100 / 60)) == {100}
+    shortened = horizons(1.0, 50 / 60)
+    assert set(shortened[:10]) == {100}  # Ten steps are timed first.
+    assert set(shortened[10:]) == {51}
+    # What an earlier process has used is used.
+    assert set(horizons(1.0, 50 / 60, before=20.0)[10:]) == {31}
+    # With nothing left one more step is taken.
+    assert horizons(1.0, 50 / 60, before=500.0)[-1] == 12
+
+
+def test_a_shortened_horizon_is_told_to_the_step_and_survives_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        loop.Pace, "horizon", lambda self, step, horizon, before: 6 if step == 4 else horizon
+    )
+    stage = Stage(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(stage.stopping(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    again = Stage(tmp_path)
+    assert int(again.run().step) == 6
+    horizons = [record["horizon"] for record in again.metrics()]
+    assert horizons == [12, 12, 6]
+
+
+def test_a_loop_without_steps_is_refused():
+    with pytest.raises(ValueError, match="expected steps, log_every and minutes > 0"):
+        loop.Loop(steps=0)
