@@ -1,0 +1,135 @@
+"""Checkpoints: what is saved is what was there, whole or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seg_jax.models import sharding
+from seg_jax.training import state
+from seg_jax.training.checkpoint import Checkpoints
+
+
+def numbers():
+    return iter(grain.MapDataset.range(1000).seed(3).shuffle().repeat().to_iter_dataset())
+
+
+def first(step=0, width=64):
+    kernel = jnp.arange(width * 8, dtype=jnp.float32).reshape(width, 8) + step
+    params = {"q": {"kernel": kernel}}
+    moments = {"momentum": {"q": {"kernel": -kernel}}}
+    return state.State(jnp.int32(step), jnp.int32(50), params, moments)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "state")
+    yield made
+    made.close()
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_state_position_and_record_come_back(checkpoints):
+    iterator = numbers()
+    assert checkpoints.latest() is None
+    for _ in range(7):
+        next(iterator)
+    checkpoints.save(first(5), iterator, {"seconds": 1.5})
+    checkpoints.wait()
+    wanted = [int(next(iterator)) for _ in range(5)]
+    other = numbers()
+    restored, record = checkpoints.restore(first(), other)
+    assert isinstance(restored, state.State)
+    assert_same(restored, first(5))
+    assert record == {"seconds": 1.5}
+    assert [int(next(other)) for _ in range(5)] == wanted
+
+
+def test_a_donated_state_is_saved_as_it_was(checkpoints):
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    current, iterator = first(1, width=100_000), numbers()
+    checkpoints.save(current, iterator, {})
+    for _ in range(5):
+        next(iterator)
+        current = step(current)
+    other = numbers()
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(first(0, width=100_000), other)
+    assert_same(restored, first(1, width=100_000))
+    assert int(next(other)) == int(next(numbers()))
+
+
+def test_only_the_last_are_kept_and_a_step_is_saved_once(checkpoints, tmp_path):
+    for step in (1, 2, 3, 3):
+        checkpoints.save(first(step), numbers(), {})
+    checkpoints.wait()
+    assert checkpoints.latest() == 3
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["2", "3"]
+
+
+def test_a_state_is_restored_onto_another_mesh(checkpoints):
+    one = sharding.mesh(devices=jax.devices()[:1])
+    current = jax.device_put(first(4), sharding.shardings(first(), one))
+    checkpoints.save(current, numbers(), {})
+    checkpoints.wait()
+    places = sharding.shardings(first(), sharding.mesh({"fsdp": 4, "tensor": 2}))
+    restored, _ = checkpoints.restore(jax.device_put(first(), places), numbers())
+    assert_same(restored, first(4))
+    kernel = restored.params["q"]["kernel"]
+    assert kernel.sharding == places.params["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (16, 4)
+
+
+def test_nothing_to_resume_is_told(checkpoints):
+    with pytest.raises(ValueError, match="expected a checkpoint to resume, got none"):
+        checkpoints.restore(first(), numbers())
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import test_checkpoint
+from orbax.checkpoint._src.path import async_path
+from seg_jax.training.checkpoint import Checkpoints
+
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.save(test_checkpoint.first(1), test_checkpoint.numbers(), {})
+checkpoints.wait()
+async def die(*_):
+    os._exit(9)
+async_path.rename = die
+checkpoints.save(test_checkpoint.first(2), test_checkpoint.numbers(), {})
+checkpoints.wait()
+"""
+
+
+def test_a_killed_save_leaves_the_one_before(tmp_path):
+    folder = tmp_path / "state"
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 9, done.stderr
+    left = sorted(path.name for path in folder.iterdir())
+    assert left[0] == "1"
+    assert len(left) == 2  # The torn one is there, under another name.
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest() == 1
+    assert_same(checkpoints.restore(first(), numbers())[0], first(1))
+    checkpoints.save(first(2), numbers(), {})
+    checkpoints.close()
+    assert Checkpoints(folder).latest() == 2
