@@ -36,12 +36,23 @@ class Config:
     json: Path | None = None
     """File for the numbers."""
 
+    def __post_init__(self):
+        if self.scenes < 1 or self.batch < 1 or self.seed < 0:
+            raise ValueError(
+                f"expected scenes and batch >= 1 and a seed >= 0, got {self.scenes} scenes, "
+                f"batch {self.batch}, seed {self.seed}"
+            )
+
 
 def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     import json
 
     bundle = bundles.load(config.checkpoint)
+    if config.json is not None:  # What cannot be written is known before minutes of work.
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        if config.json.is_dir():
+            raise IsADirectoryError(f"{config.json}: expected a file for --json, got a folder")
     outcome = run(
         Predictor(bundle),
         held_out(config),
@@ -59,7 +70,6 @@ def main(config: Config) -> int:
     if config.json is None:
         print(json.dumps(summary, indent=2))
     else:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(config.json, summary)
     return 0
 

@@ -55,9 +55,11 @@ class Config:
 
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew)
+    # A wrong --checkpoint must not cost the run that --anew replaces.
+    given = None if config.checkpoint is None else start(config, config.out)
+    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.checkpoint)
     with Log(config.out) as log:
-        bundle = start(config, config.out / "tokenizer")
+        bundle = given or start(config, config.out / "tokenizer")
         trained, _ = train(config, bundle, folder=config.out, stage="sft", log=log)
     bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")
     print(config.out / "checkpoint")

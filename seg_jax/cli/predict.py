@@ -39,11 +39,12 @@ def main(config: Config) -> int:
     """Prints the prediction."""
     clue = _clue(config)
     image = pictures.read(config.image)
+    if config.out is not None:  # What cannot be written is known before the model is loaded.
+        config.out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor(bundles.load(config.checkpoint))
     prediction = predictor.predict(image, clue, Kind[config.answer.upper()])
     result = prediction.as_json()
     if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
         path = config.out / f"{config.image.stem}-overlay.png"
         pictures.write(path, pictures.overlay(image, prediction.rings_unit))
         result["overlay"] = str(path)
@@ -67,5 +68,10 @@ def _clue(config: Config) -> str | np.ndarray:
         raise ValueError(
             f"expected fractions of width and height in 0..1, got {tuple(given[0])}; "
             "divide pixels by the picture's size"
+        )
+    if len(numbers) == 4 and (numbers[:2] >= numbers[2:]).any():
+        raise ValueError(
+            f"expected a box x0 y0 x1 y1 with x0 < x1 and y0 < y1, got {tuple(given[0])}; "
+            "give the upper left corner first"
         )
     return numbers

@@ -49,7 +49,8 @@ class Config:
     """Replace the run in OUT."""
 
     def __post_init__(self):
-        if self.minutes <= 0 or self.scenes < 2 or self.sft_steps < 1 or self.gspo_steps < 1:
+        # Put so that nan is refused.
+        if not (self.minutes > 0 and self.scenes >= 2 and min(self.sft_steps, self.gspo_steps) > 0):
             raise ValueError(f"expected positive minutes, scenes and steps, got {self}")
 
 
@@ -70,7 +71,8 @@ class Chapter:
 def main(config: Config) -> int:
     """Tells the story and prints a table and where the report is."""
     begin = time.monotonic()
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew)
+    bundles.load(config.start)  # Known to be whole before minutes are spent.
+    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.start)
     with Log(config.out) as log:
         chapters, seconds = _chapters(config, log)
     bundles.save(chapters["gspo"].bundle, config.out / "checkpoint")
@@ -230,7 +232,9 @@ def _report(
             title="seg-jax quickstart",
             summary_rows=rows,
             curves=report.curves_from(config.out / "metrics.jsonl"),
-            exhibits=[_exhibit(chapters, index) for index in range(config.gallery)],
+            exhibits=[
+                _exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))
+            ],
             config={name: summary["config"][name] for name in summary["config"]}
             | {"sft": runs.plain(_sft(config)), "gspo": runs.plain(_gspo(config))},
             versions=summary["versions"] | {"seed": config.seed},

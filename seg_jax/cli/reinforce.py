@@ -65,7 +65,7 @@ def main(config: Config) -> int:
             "train one with: seg-jax finetune configs/tiny_sft.py"
         )
     bundle = bundles.load(config.checkpoint, compute=config.compute)
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew)
+    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.checkpoint)
     with Log(config.out) as log:
         trained, _ = train(config, bundle, folder=config.out, stage="gspo", log=log)
     bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")

@@ -10,10 +10,24 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "config.json"
+MADE = (
+    *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
+    *("tensorboard", "tokenizer", "state", "checkpoint", "sft"),
+)
+"""What programs make in the folder of a run; a folder with anything else is never removed."""
 
 
-def claim(folder: Path, config: Any, *, resume: bool, anew: bool) -> None:
+def claim(
+    folder: Path, config: Any, *, resume: bool, anew: bool, reads: Path | None = None
+) -> None:
     """Makes the folder of a run, or makes sure that a resumed one is of this configuration.
+
+    Args:
+      folder: of the run.
+      config: of the run.
+      resume: whether a run is to go on.
+      anew: whether a run is to be replaced.
+      reads: a folder that the run reads from, and so may not replace.
 
     Raises:
       ValueError: the folder holds a run and neither or both were asked for, or another
@@ -24,6 +38,11 @@ def claim(folder: Path, config: Any, *, resume: bool, anew: bool) -> None:
         raise ValueError("expected one of --resume and --anew, got both")
     record = folder / RECORD
     wanted = plain(config)
+    if anew and reads is not None and reads.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{folder}: expected a folder that the run does not read from, got --anew, which "
+            f"would remove {reads}; choose another --out"
+        )
     if anew and folder.exists():
         _remove(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -132,9 +151,41 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def _remove(folder: Path) -> None:
-    if any(folder.iterdir()) and not (folder / RECORD).exists():
+    """Removes the folder of a run.
+
+    Raises:
+      ValueError: it holds something that no run has made.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if not _is_made(name)]
+    if not foreign and names and not _is_run(folder / RECORD):
+        foreign = [RECORD if RECORD in names else names[0]]
+    if foreign:
         raise ValueError(
-            f"{folder}: expected the folder of a run, got other files; remove it yourself or "
-            "choose another --out"
+            f"{folder}: expected the folder of a run, got other files ({', '.join(foreign[:4])}); "
+            "remove it yourself or choose another --out"
         )
-    shutil.rmtree(folder)
+    # The record goes last: what an interrupted removal leaves is still known as a run.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_made(name: str) -> bool:
+    """Returns whether a run makes files of this name, or their halves before they are whole."""
+    if name.startswith(".") and name.endswith(".tmp"):
+        name = name[1:].rsplit(".", 2)[0]
+    for end in (".tmp", ".partial", ".old"):
+        name = name.removesuffix(end)
+    return name in MADE or name == "metrics"
+
+
+def _is_run(record: Path) -> bool:
+    """Returns whether a file is the record of a run, and not a model's config.json."""
+    try:
+        found = read_json(record)
+    except (ValueError, OSError):
+        return False
+    return isinstance(found, dict) and {"class", "out", "resume", "anew"} <= found.keys()

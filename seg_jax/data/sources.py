@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, world
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples by number."""
 

@@ -52,6 +52,11 @@ def save(bundle: Bundle, folder: Path) -> None:
         for path in sorted(bundle.tokenizer_folder.glob("*.j*")):
             if path.name.startswith(("tokenizer", "chat_template")):
                 shutil.copy(path, temporary / path.name)
+        if not (temporary / "tokenizer.json").exists():
+            raise FileNotFoundError(
+                f"{bundle.tokenizer_folder}: expected the tokenizer that the model was loaded "
+                "with, got none; put its folder back"
+            )
         manifest = {
             "layout": dataclasses.asdict(bundle.layout),
             "task": dataclasses.asdict(bundle.task),
@@ -85,9 +90,34 @@ def load(folder: Path, *, compute: layers.Compute | None = None) -> Bundle:
             "give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
     layout, task = _manifest(folder / MANIFEST)
-    model = weights.load(folder, compute=compute or layers.Compute())
+    tokenizer = Tokenizer.load(folder)
+    try:
+        model = weights.load(folder, compute=compute or layers.Compute())
+    except (AttributeError, KeyError, TypeError, ArithmeticError, UnicodeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected the sizes of a Qwen2.5-VL model, got "
+            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
+        ) from error
+    _check_fit(model.config, tokenizer, layout, folder)
     graph, params = nnx.split(model)
-    return Bundle(graph, params, Tokenizer.load(folder), folder, layout, task)
+    return Bundle(graph, params, tokenizer, folder, layout, task)
+
+
+def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) -> None:
+    """Raises unless weights, tokenizer and layout speak of the same patches and tokens."""
+    table = config.text.vocab_size
+    pairs = {
+        "layout.patch": (layout.patch, config.vision.patch_size),
+        "layout.merge": (layout.merge, config.vision.spatial_merge_size),
+        "the tokenizer's image token": (tokenizer.image_id, config.image_token_id),
+        "tokens beyond the model's table": (max(0, tokenizer.vocab_size - table), 0),
+    }
+    for name, (got, expected) in pairs.items():
+        if got != expected:
+            raise ValueError(
+                f"{folder}: {name}: expected {expected} as in config.json, got {got}; "
+                "its files do not belong together, copy the whole folder again"
+            )
 
 
 def _manifest(path: Path) -> tuple[Layout, Referring]:
@@ -95,11 +125,30 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         found = json.loads(path.read_text(encoding="utf-8"))
         layout = dict(found["layout"])
         task = dict(found["task"])
-        layout["canvas"] = tuple(layout["canvas"])
+        height, width = layout["canvas"]
+        layout["canvas"] = (height, width)
+        sizes = [height, width, *(size for name, size in layout.items() if name != "canvas")]
+        if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
+            raise ValueError(f"a layout that is not of positive whole numbers, {layout}")
+        for field in dataclasses.fields(Referring):
+            _check_kind(field.name, task.get(field.name, field.default), field.default)
         task["mixture"] = Mixture(**task["mixture"])
         return Layout(**layout), Referring(**task)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"{path}: expected the layout and task that seg-jax saves beside its weights, "
             f"got {type(error).__name__}: {error}; give the checkpoint folder of a training run"
         ) from error
+
+
+_WORDS = {"rule": ("coco", "center"), "wordings": ("one", "many")}
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Raises unless a field of a task is of its default's kind."""
+    if name in _WORDS and value not in _WORDS[name]:
+        raise ValueError(f"{name} {value!r} instead of one of {_WORDS[name]}")
+    if isinstance(default, int | float):
+        whole = isinstance(default, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise ValueError(f"{name} {value!r} instead of a number")

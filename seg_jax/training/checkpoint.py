@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,13 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
-        # Orbax tells every save at INFO; errors still come through.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Orbax tells every save at INFO, and every error again with its traceback before it
+        # raises it.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # What a killed save has left is removed.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder
 
@@ -39,14 +47,15 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                record=ocp.args.JsonSave(record),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    record=ocp.args.JsonSave(record),
+                ),
+            )
 
     def restore(self, like: State, iterator: Any) -> tuple[State, dict[str, Any]]:
         """Returns the newest state, laid out like the given one, and the record.
@@ -62,14 +71,22 @@ class Checkpoints:
                 f"{self._folder}: expected a checkpoint to resume, got none; start anew instead"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                data=grain.checkpoint.CheckpointRestore(iterator),
-                record=ocp.args.JsonRestore(),
-            ),
-        )
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    data=grain.checkpoint.CheckpointRestore(iterator),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # Damaged files make libraries fail in any way they can.
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(
+                f"{self._folder / str(step)}: expected a whole checkpoint of this run, got a "
+                f"damaged or another one ({reason}); remove this folder to resume from the one "
+                "before, or start anew"
+            ) from error
         return restored["state"], restored["record"]
 
     def wait(self) -> None:
@@ -78,8 +95,26 @@ class Checkpoints:
         Raises:
           OSError: a save failed.
         """
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for pending saves and lets go of the folder."""
-        self._manager.close()
+        """Waits for pending saves and lets go of the folder.
+
+        Raises:
+          OSError: a save failed.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the libraries' many words for a full disk into one OSError."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            full = os.strerror(errno.ENOSPC)
+            if full in text or "RESOURCE_EXHAUSTED" in text:
+                raise OSError(errno.ENOSPC, full, str(self._folder)) from error
+            raise

@@ -1,0 +1,471 @@
+"""Runs the programs as a clumsy user would: wrong files, wrong values, full disks, Ctrl-C.
+
+Steps and answers are stand-ins that cost nothing: what is tested is all around them.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from seg_jax.cli import finetune, main, runs, tiny
+from seg_jax.data import pipeline
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference import pictures, report
+from seg_jax.inference.predictor import Predictor
+from seg_jax.training import loop, optimizer, stations
+
+CONFIG = """
+import dataclasses
+from seg_jax.cli import tiny
+from seg_jax.data.pipeline import Feed
+from seg_jax.training import loop, optimizer
+
+def config():
+    return dataclasses.replace(
+        tiny.sft_config(),
+        feed=Feed(batch=8),
+        optimizer=optimizer.AdamW(),
+        loop=loop.Loop(steps=4, log_every=1),
+    )
+"""
+WORDS = ("--text", "the red star")
+
+
+def small(base):
+    """Returns a model of few weights."""
+    text = dataclasses.replace(
+        base.text,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mrope_section=(2, 3, 3),
+    )
+    vision = dataclasses.replace(
+        base.vision, depth=1, hidden_size=32, intermediate_size=32, num_heads=2
+    )
+    return dataclasses.replace(base, text=text, vision=vision)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Returns a checkpoint folder with random weights."""
+    folder = tmp_path_factory.mktemp("given")
+    base = tiny.sft_config()
+    config = dataclasses.replace(
+        base,
+        model=small(base.model),
+        feed=pipeline.Feed(batch=8),
+        optimizer=optimizer.AdamW(),
+        loop=loop.Loop(steps=4, log_every=1),
+    )
+    bundles.save(finetune.start(config, folder / "tokenizer"), folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "ok.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    return path
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Returns a function that runs a program: its status, standard output, last line of errors."""
+    monkeypatch.delenv("SEG_JAX_TRACEBACK", raising=False)
+
+    def call(*words):
+        status = main.main([str(word) for word in words])
+        out, errors = capfd.readouterr()
+        assert "Traceback" not in errors
+        return status, out, errors.strip().splitlines()[-1] if errors.strip() else ""
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """Returns a function that runs a program that must fail with one line, which it returns."""
+
+    def call(*words, status=1):
+        got, out, line = run(*words)
+        assert (got, out) == (status, "")
+        assert line.startswith(f"seg-jax {words[0]}: ")
+        assert "SEG_JAX_TRACEBACK" not in line, "an error that is not in our own words"
+        return line.removeprefix(f"seg-jax {words[0]}: ")
+
+    return call
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Puts a cheap step in the place of the real one; `steps[n]` is called within step n."""
+    events = {}
+
+    def stand_in(*_):
+        def step(state, batch):
+            number = int(state.step) + 1
+            events.get(number, lambda: None)()
+            change = float(np.asarray(batch.ids).mean()) * 1e-4
+            params = jax.tree.map(lambda leaf: leaf + change, state.params)
+            state = state._replace(step=state.step + 1, params=params)
+            return state, {"loss": jnp.asarray(change)}
+
+        return step
+
+    monkeypatch.setattr(stations, "supervised_step", stand_in)
+    return events
+
+
+@pytest.fixture
+def tune(given, tmp_path):
+    """Returns the words of a command that fine-tunes the given model for four steps."""
+    file = tmp_path / "four.py"
+    file.write_text(CONFIG)
+
+    def words(out, *more):
+        return "finetune", file, "--checkpoint", given, "--out", out, *more
+
+    return words
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Returns a folder on a disk of four megabytes and a function that fills it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small disk")
+
+    def fill():
+        try:
+            with (folder / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError:
+            pass
+
+    yield folder, fill
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def weights_of(out):
+    return (out / "checkpoint" / "model.safetensors").read_bytes()
+
+
+def curve_of(out):
+    """Returns the metrics of a run without its times."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "seconds": 0} for line in lines]
+
+
+# Pictures and questions.
+
+
+def test_predict_refuses_wrong_pictures(fails, given, tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    Image.new("RGB", (1, 4000)).save(tmp_path / "thin.png")
+    for name, word in {
+        "missing.png": "no file",
+        "empty.png": "an empty file",
+        "text.png": "something else",
+        "huge.png": "at most 80 million pixels",
+        "thin.png": "aspect ratio",
+        ".": "a folder",
+    }.items():
+        line = fails("predict", "--checkpoint", given, "--image", tmp_path / name, *WORDS)
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("words", "say"),
+    [
+        ([], "exactly one of --text, --point and --box, got 0"),
+        (["--text", "a", "--point", "0.5", "0.5"], "got 2"),
+        (["--text", " "], "empty --text"),
+        (["--text", "word " * 10_000], "tokens in the prompt"),
+        (["--point", "nan", "0.5"], "0..1"),
+        (["--point", "-1", "0.5"], "0..1"),
+        (["--box", "0.1", "0.1", "12", "40"], "0..1"),
+        (["--box", "0.9", "0.9", "0.1", "0.1"], "x0 < x1"),
+    ],
+)
+def test_predict_refuses_wrong_questions(fails, given, picture, words, say):
+    assert say in fails("predict", "--checkpoint", given, "--image", picture, *words)
+
+
+def test_unknown_options_are_named(fails):
+    for program in main.PROGRAMS:
+        assert "'--colour'" in fails(program, "--colour", "red", status=2)
+
+
+def test_predict_knows_before_its_work_where_it_cannot_write(fails, given, picture, tmp_path):
+    ask = ("predict", "--checkpoint", given, "--image", picture, *WORDS)
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        assert str(tmp_path / "file") in fails(*ask, "--out", tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert fails(*ask, "--out", "/proc/nowhere")
+
+
+def test_predict_on_a_full_disk_leaves_no_half_overlay(
+    fails, given, picture, small_disk, monkeypatch
+):
+    folder, fill = small_disk
+    fill()
+    nothing = np.zeros((1, 1, 4), np.int32), np.zeros((1, 1, 4), bool)
+    rollout = type("Rollout", (), {"ids": nothing[0], "used": nothing[1]})
+    monkeypatch.setattr(Predictor, "answer", lambda *_: (rollout, None, None))
+    line = fails("predict", "--checkpoint", given, "--image", picture, *WORDS, "--out", folder)
+    assert line.startswith("disk full")
+    assert [path.name for path in folder.iterdir()] == ["filler"]
+
+
+# Checkpoint folders.
+
+
+@pytest.mark.parametrize("program", ["predict", "evaluate", "finetune", "reinforce"])
+def test_a_folder_that_is_no_checkpoint_is_named(fails, program, picture, tmp_path):
+    more = ("--image", picture, *WORDS) if program == "predict" else ()
+    more += ("--out", tmp_path / "out") if program in ("finetune", "reinforce") else ()
+    (tmp_path / "file").write_text("x")
+    for name in ("nowhere", "file", "."):
+        line = fails(program, "--checkpoint", tmp_path / name, *more)
+        assert str(tmp_path / name) in line
+    assert not (tmp_path / "out").exists(), "a run that cannot begin claims no folder"
+
+
+def test_quickstart_refuses_a_wrong_start_before_it_works(fails, tmp_path):
+    line = fails("quickstart", "--start", tmp_path / "none", "--out", tmp_path / "out")
+    assert "expected a checkpoint folder" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "option", "value"),
+    [
+        ("quickstart", "--minutes", "nan"),
+        ("quickstart", "--minutes", "-1"),
+        ("quickstart", "--scenes", "0"),
+        ("evaluate", "--scenes", "0"),
+        ("evaluate", "--batch", "-1"),
+        ("evaluate", "--seed", "-1"),
+        ("finetune", "--loop.steps", "0"),
+        ("finetune", "--loop.minutes", "nan"),
+        ("finetune", "--loop.save-minutes", "nan"),
+        ("reinforce", "--loop.log-every", "0"),
+    ],
+)
+def test_wrong_values_are_refused(run, given, tmp_path, program, option, value):
+    words = ("--checkpoint", given) if program != "quickstart" else ()
+    words += ("--out", tmp_path / "out") if program != "evaluate" else ()
+    status, out, line = run(program, *words, option, value)
+    assert status in (1, 2)
+    assert out == ""
+    assert "expected" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_knows_before_its_work_where_it_cannot_write(fails, given, tmp_path):
+    assert "folder" in fails("evaluate", "--checkpoint", given, "--json", tmp_path)
+
+
+# Runs: refused, resumed, replaced.
+
+
+def test_a_second_run_is_resumed_or_replaced_by_choice(run, fails, steps, tune, tmp_path):
+    out = tmp_path / "run"
+    assert run(*tune(out))[:2] == (0, f"{out / 'checkpoint'}\n")
+    first, curve = weights_of(out), curve_of(out)
+    assert [line["step"] for line in curve] == [1, 2, 3, 4]
+    assert "--resume" in fails(*tune(out))
+    assert "both" in fails(*tune(out, "--resume", "--anew"))
+    line = fails(*tune(out, "--resume", "--optimizer.lr", "0.5", "--feed.seed", "3"))
+    assert "optimizer.lr" in line
+    assert "feed.seed" in line
+    assert weights_of(out) == first
+    assert curve_of(out) == curve
+    assert run(*tune(out, "--anew", "--feed.seed", "3"))[0] == 0
+    assert weights_of(out) != first
+    assert len(curve_of(out)) == 4
+
+
+def test_an_interrupted_run_resumes_as_if_undisturbed(run, steps, tune, tmp_path):
+    assert run(*tune(tmp_path / "whole"))[0] == 0
+    steps[2] = lambda: signal.raise_signal(signal.SIGINT)
+    out = tmp_path / "run"
+    status, printed, line = run(*tune(out))
+    assert (status, printed) == (130, "")
+    assert line == "seg-jax finetune: interrupted: sft stopped after step 2, which is saved"
+    assert not (out / "checkpoint").exists()
+    steps.clear()
+    assert run(*tune(out, "--resume"))[0] == 0
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+    assert curve_of(out) == curve_of(tmp_path / "whole")
+
+
+def test_a_second_interrupt_is_obeyed_at_once(run, steps, tune, tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    steps[2] = twice
+    out = tmp_path / "run"
+    assert run(*tune(out))[0] == 130
+    steps.clear()
+    assert run(*tune(out, "--resume"))[0] == 0
+
+
+def test_an_interrupt_while_the_model_is_written_leaves_none(
+    run, steps, tune, tmp_path, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(bundles.weights, "save", interrupt)
+        assert run(*tune(out))[0] == 130
+    assert not [path for path in out.iterdir() if path.name.startswith("checkpoint")]
+    assert run(*tune(out, "--resume"))[0] == 0
+    bundles.load(out / "checkpoint")
+
+
+def test_a_wrong_checkpoint_does_not_cost_the_run_that_it_replaces(fails, run, steps, tune, given):
+    out = given.parent / "kept"
+    assert run(*tune(out))[0] == 0
+    words = [*tune(out, "--anew")]
+    words[words.index(given)] = given.parent / "typo"
+    fails(*words)
+    words[words.index(given.parent / "typo")] = out / "checkpoint"
+    assert "would remove" in fails(*words)
+    bundles.load(out / "checkpoint")
+
+
+def test_a_damaged_checkpoint_is_named(fails, run, steps, tune, tmp_path):
+    out = tmp_path / "run"
+    assert run(*tune(out))[0] == 0
+    state = out / "state" / "sft" / "4" / "state"
+    for path in state.rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:10])
+    line = fails(*tune(out, "--resume"))
+    assert str(out / "state" / "sft" / "4") in line
+
+
+def test_an_out_that_is_a_file_is_refused(fails, steps, tune, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for more in ((), ("--anew",), ("--resume",)):
+        assert "not a directory" in fails(*tune(tmp_path / "file", *more))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert fails(*tune("/proc/nowhere"))
+
+
+# Folders with other people's files.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Stands for a configuration."""
+
+    out: str = ""
+    resume: bool = False
+    anew: bool = False
+    lr: float = 1.0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "x"},
+        {"config.json": '{"model_type": "qwen2_5_vl"}', "checkpoint": "x"},
+        {"config.json": "no json"},
+        {"metrics.jsonl": "{}"},
+    ],
+)
+def test_foreign_files_are_never_removed(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for choice in ({"resume": True}, {"anew": True}, {}):
+        with pytest.raises(ValueError):
+            runs.claim(tmp_path, Options(), **({"resume": False, "anew": False} | choice))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
+    runs.claim(tmp_path / "run", Options(), resume=False, anew=False)
+    (tmp_path / "run" / "state").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        runs.claim(tmp_path / "run", Options(), resume=False, anew=True)
+    assert len(list((tmp_path / "run").iterdir())) == 3
+    (tmp_path / "run" / "notes.txt").unlink()
+    runs.claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [runs.RECORD]
+
+
+# Full disks.
+
+
+def test_a_full_disk_while_a_checkpoint_is_saved(run, fails, steps, tune, small_disk):
+    folder, fill = small_disk
+    steps[3] = fill
+    line = fails(*tune(folder / "run", "--loop.save-minutes", "0"))
+    assert line.startswith("disk full")
+    steps.clear()
+    (folder / "filler").unlink()
+    assert run(*tune(folder / "run", "--loop.save-minutes", "0", "--resume"))[0] == 0
+    assert [line["step"] for line in curve_of(folder / "run")] == [1, 2, 3, 4]
+    bundles.load(folder / "run" / "checkpoint")
+
+
+def test_a_full_disk_while_the_model_is_saved(run, fails, steps, tune, small_disk, monkeypatch):
+    folder, fill = small_disk
+    save = bundles.save
+    with monkeypatch.context() as patch:
+        patch.setattr(bundles, "save", lambda *words: (fill(), save(*words)))
+        assert fails(*tune(folder / "run")).startswith("disk full")
+    names = [path.name for path in (folder / "run").iterdir()]
+    assert not [name for name in names if name.startswith("checkpoint")]
+    (folder / "filler").unlink()
+    assert run(*tune(folder / "run", "--resume"))[0] == 0
+    bundles.load(folder / "run" / "checkpoint")
+
+
+def test_a_full_disk_while_the_report_and_numbers_are_written(small_disk):
+    folder, fill = small_disk
+    page = report.Report(title="t", summary_rows=[], curves=[], exhibits=[], config={}, versions={})
+    (folder / "report.html").write_text("before")
+    fill()
+    with pytest.raises(OSError):
+        report.write(folder / "report.html", page)
+    with pytest.raises(OSError):
+        runs.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
+    with pytest.raises(OSError):
+        pictures.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert {path.name for path in folder.iterdir()} == {"filler", "report.html"}
+    assert (folder / "report.html").read_text() == "before"
+
+
+def test_a_model_without_its_tokenizer_is_not_saved(given, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(given, folder)
+    loaded = bundles.load(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="tokenizer"):
+        bundles.save(loaded, tmp_path / "copy")
+    assert not list(tmp_path.glob("copy*"))
