@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Source
@@ -61,26 +62,43 @@ def batches(
             f"feed.batch: expected a multiple of {shards} hosts, got {feed.batch}; change it"
         )
 
-    def ask(sample: Sample, rng: np.random.Generator) -> list[Example]:
-        count = feed.questions if rows == "sft" else 1
-        return [task.example(sample, rng) for _ in range(count)]
-
-    def encode(examples: list[Example]) -> Batch | Prompts:
-        return encoder.batch_row(examples) if rows == "sft" else encoder.prompt_row(examples[0])
-
+    count = feed.questions if rows == "sft" else 1
     dataset = (
         grain.MapDataset.source(source)
         .seed(feed.seed)
         .shuffle()
         .repeat()
-        .random_map(ask)
-        .map(encode)[shard::shards]
+        .random_map(_Ask(task, count))
+        .map(_Encode(encoder, rows))[shard::shards]
         .to_iter_dataset(grain.ReadOptions(feed.threads, feed.prefetch))
         .batch(feed.batch // shards, drop_remainder=True)
     )
     if feed.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=feed.workers))
     return iter(dataset)
+
+
+# Classes, not closures: worker processes get them by pickle.
+@dataclasses.dataclass(frozen=True)
+class _Ask(grain.transforms.RandomMap):
+    task: Task
+    count: int
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> list[Example]:
+        return [self.task.example(element, rng) for _ in range(self.count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode(grain.transforms.Map):
+    encoder: Encoder
+    rows: Literal["sft", "prompts"]
+
+    def map(self, element: list[Example]) -> Batch | Prompts:
+        if self.rows == "sft":
+            return self.encoder.batch_row(element)
+        return self.encoder.prompt_row(element[0])
 
 
 def in_order(
