@@ -69,12 +69,12 @@ class Slot:
     """Of the whole tensor in their file."""
 
 
-def slots(config: qwen25_vl.Config) -> list[Slot]:
-    """Returns every array of a model, layer by layer, with its place in their file."""
-    return list(_slots(config))
-
-
-def load(source: str | Path | Mapping[str, np.ndarray], *, config=None, compute=None):
+def load(
+    source: str | Path | Mapping[str, np.ndarray],
+    *,
+    config: qwen25_vl.Config | None = None,
+    compute: layers.Compute | None = None,
+) -> qwen25_vl.Qwen25VL:
     """Returns the model in a hub folder, or of a mapping of their names and its config.
 
     Args:
@@ -120,7 +120,7 @@ def export(model: qwen25_vl.Qwen25VL) -> dict[str, np.ndarray]:
     ours = {path: np.asarray(leaf) for path, leaf in _leaves(nnx.state(model)).items()}
     tensors: dict[str, list[np.ndarray]] = {}
     shapes = {}
-    for slot in sorted(_slots(model.config), key=lambda slot: slot.part):
+    for slot in sorted(slots(model.config), key=lambda slot: slot.part):
         array = ours[slot.path] if slot.layer is None else ours[slot.path][slot.layer]
         rows = array.T if slot.path[-1] == "kernel" else array
         tensors.setdefault(slot.name, []).append(rows)
@@ -166,7 +166,8 @@ class _Files(_Tensors):
         return self._file(name).get_tensor(self.names[name])
 
 
-def _slots(config: qwen25_vl.Config) -> Iterator[Slot]:
+def slots(config: qwen25_vl.Config) -> Iterator[Slot]:
+    """Yields every array of a model, layer by layer, with its place in their file."""
     for path, leaf in _leaves(_abstract(config, layers.Compute())).items():
         pattern = _pattern(path)
         name, part, parts = pattern, 0, 1
@@ -193,9 +194,11 @@ def _pattern(path: tuple[str, ...]) -> str:
     )
 
 
-def _assemble(config, compute: layers.Compute, theirs: _Tensors) -> qwen25_vl.Qwen25VL:
+def _assemble(
+    config: qwen25_vl.Config, compute: layers.Compute, theirs: _Tensors
+) -> qwen25_vl.Qwen25VL:
     """Returns the model made of their tensors."""
-    wanted = list(_slots(config))
+    wanted = list(slots(config))
     _check_names({slot.name for slot in wanted}, set(theirs.names), config)
     wrong = [
         f"{slot.name}: expected {slot.shape}, got {theirs.shape(slot.name)}"

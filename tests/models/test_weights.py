@@ -130,7 +130,7 @@ def test_broken_folders_say_what_is_wrong(model, tmp_path):
 
 
 def test_every_weight_has_one_place(model):
-    slots = weights.slots(model.config)
+    slots = list(weights.slots(model.config))
     assert len({(slot.name, slot.part) for slot in slots}) == len(slots)
     assert sum(np.prod(slot.shape) / slot.parts for slot in slots) == sum(
         leaf.size for leaf in jax.tree.leaves(nnx.state(model))
