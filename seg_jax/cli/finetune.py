@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -140,7 +141,7 @@ def go(
     """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
     checkpoints = Checkpoints(folder / "state" / stage)
     # Steps donate their state, and the weights of `fresh` may be needed again.
-    current = jax.device_put(fresh, sharding.shardings(fresh, mesh), may_alias=False)
+    current = jax.device_put(jax.tree.map(jnp.array, fresh), sharding.shardings(fresh, mesh))
     seconds = 0.0
     if checkpoints.latest() is not None:
         current, record = checkpoints.restore(current, batches)

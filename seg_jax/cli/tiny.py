@@ -138,4 +138,4 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
 
 def compute() -> layers.Compute:
     """Returns float32 with unrolled layers: fastest where matrices are small."""
-    return layers.Compute(unroll=True)
+    return layers.Compute(unroll=True, fuse=True)

@@ -69,8 +69,8 @@ def soft_cross_entropy(
     unembed: Float[Array, "V D"],
     targets: Int[Array, "*n T"],
     *,
-    neighbours: Int[Array, "V J"],
-    shares: Float[Array, "V J"],
+    neighbours: Int[Array, "known J"],
+    shares: Float[Array, "known J"],
     chunk: int | None = None,
 ) -> Float[Array, "*n T"]:
     """Returns the cross-entropy to targets that are spread over neighbouring tokens.

@@ -1,0 +1,128 @@
+"""The pipeline: the same rows for any number of hosts, threads and processes, resumed exactly."""
+
+import jax
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.cli import tiny
+from seg_jax.data import pipeline, sources
+
+
+def feed(rows="sft", *, shard=0, shards=1, count=1000, **changes):
+    config = small_run.sft_config() if rows == "sft" else small_run.gspo_config()
+    return pipeline.batches(
+        sources.Scenes(world=config.source.world, seed=5, count=count),
+        tiny.task(),
+        small_run.bundle().encoder,
+        pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
+        rows=rows,
+        shard=shard,
+        shards=shards,
+    )
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def rows(batch):
+    """Returns the rows of a batch as bytes, in any order."""
+    leaves = jax.tree.leaves(batch)
+    return {b"".join(np.asarray(x[i]).tobytes() for x in leaves) for i in range(len(leaves[0]))}
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return take(feed(), 3)
+
+
+@pytest.mark.parametrize("route", ["sft", "prompts"])
+def test_hosts_put_together_have_the_batch_of_one(route):
+    whole = take(feed(route), 2)
+    parts = [take(feed(route, shard=i, shards=2), 2) for i in range(2)]
+    for step, batch in enumerate(whole):
+        assert rows(batch) == rows(parts[0][step]) | rows(parts[1][step])
+        assert len(rows(batch)) == 4
+        assert not rows(parts[0][step]) & rows(parts[1][step])
+
+
+def test_threads_change_nothing(wanted):
+    assert_same(take(feed(threads=0, prefetch=0), 3), wanted)
+    assert_same(take(feed(threads=7, prefetch=3), 3), wanted)
+
+
+@pytest.mark.slow
+def test_a_worker_process_changes_nothing(wanted):
+    assert_same(take(feed(workers=1), 3), wanted)
+
+
+def test_it_resumes_exactly(wanted):
+    iterator = feed()
+    next(iterator)
+    position = iterator.get_state()
+    assert_same(take(iterator, 2), wanted[1:])
+    other = feed(threads=0)
+    other.set_state(position)
+    assert_same(take(other, 2), wanted[1:])
+
+
+def test_it_is_endless_and_every_round_is_new():
+    iterator = feed(count=8, questions=1)
+    first, second, third = (
+        [row for batch in take(iterator, 2) for row in batch.pictures.patches] for _ in range(3)
+    )
+    names = [sorted(picture.tobytes() for picture in part) for part in (first, second, third)]
+    assert names[0] == names[1] == names[2]
+    assert len(set(names[0])) == 8
+    assert [p.tobytes() for p in first] != [p.tobytes() for p in second]
+
+
+def test_random_choices_differ_between_samples_and_rounds():
+    class One:
+        """The same scene again and again."""
+
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, index):
+            return small_run.sft_config().source[0]
+
+    iterator = pipeline.batches(
+        One(),
+        tiny.task(),
+        small_run.bundle().encoder,
+        pipeline.Feed(batch=64, questions=2),
+        rows="sft",
+    )
+    one, other = take(iterator, 2)
+    assert len({row.tobytes() for row in one.ids[:, 0]}) > 5
+    assert (one.ids[:, 0] != one.ids[:, 1]).any(-1).sum() > 10
+    assert (one.ids != other.ids).any()
+
+
+def test_in_order_covers_each_scene_once_and_repeats_itself():
+    source = sources.Scenes(world=small_run.sft_config().source.world, seed=9, count=7)
+
+    def read(batch):
+        return list(
+            pipeline.in_order(source, tiny.task(), small_run.bundle().encoder, batch=batch, seed=3)
+        )
+
+    found, again, alone = read(4), read(4), read(1)
+    examples = [example for part, _ in found for example in part]
+    assert [example.key for example in examples] == [source[i].key for i in range(7)]
+    assert [len(prompts.tokens.ids) for _, prompts in found] == [4, 4]
+    assert_same([p for _, p in found], [p for _, p in again])
+    ids = np.concatenate([prompts.tokens.ids for _, prompts in found])[:7]
+    np.testing.assert_array_equal(ids, np.concatenate([p.tokens.ids for _, p in alone]))
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused():
+    with pytest.raises(ValueError, match=r"feed.batch: expected a multiple of 3 hosts, got 4"):
+        feed(shards=3)

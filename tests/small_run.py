@@ -1,0 +1,146 @@
+"""The tiny setting made smaller still: both routes in seconds, compiled once for all tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seg_jax.cli import finetune, reinforce, tiny
+from seg_jax.data import pipeline
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models import layers, sharding
+from seg_jax.training import optimizer, state, stations
+
+BATCH = 8
+ANSWERS = 4
+HORIZON = 50
+
+
+def sft_config(**changes: Any) -> finetune.Config:
+    """Returns supervised fine-tuning of a model of fifty thousand weights on 32-pixel pictures."""
+    base = tiny.sft_config()
+    text = dataclasses.replace(
+        base.model.text,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mrope_section=(2, 3, 3),
+    )
+    vision = dataclasses.replace(
+        base.model.vision, depth=2, hidden_size=16, intermediate_size=32, num_heads=2
+    )
+    small = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, text=text, vision=vision),
+        compute=layers.Compute(),
+        optimizer=dataclasses.replace(base.optimizer, newton_schulz_steps=1),
+        layout=dataclasses.replace(base.layout, max_pixels=1024, max_patches=16, max_prompt=44),
+        feed=dataclasses.replace(base.feed, batch=BATCH, questions=2),
+        loop=dataclasses.replace(base.loop, steps=HORIZON, log_every=1),
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def gspo_config(**changes: Any) -> reinforce.Config:
+    """Returns GSPO of the same model, with two minibatches a step."""
+    base = tiny.gspo_config()
+    small = dataclasses.replace(
+        base,
+        compute=layers.Compute(),
+        feed=dataclasses.replace(base.feed, batch=BATCH),
+        sampling=dataclasses.replace(base.sampling, answers=ANSWERS, max_tokens=10),
+        policy=dataclasses.replace(base.policy, minibatches=2),
+        loop=dataclasses.replace(base.loop, steps=HORIZON, log_every=1),
+    )
+    return dataclasses.replace(small, **changes)
+
+
+@functools.cache
+def bundle() -> Bundle:
+    """Returns the model with random weights; they are never donated."""
+    return finetune.start(sft_config(), _folder() / "tokenizer")
+
+
+@functools.cache
+def _keep() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def _folder() -> Path:
+    return Path(_keep().name)
+
+
+def speaker(chunk: int | None = None) -> stations.Speaker:
+    """Returns the model's graph with its tokenizer."""
+    return stations.Speaker(bundle().graph, bundle().tokenizer, chunk=chunk)
+
+
+def batches(rows: str, **changes: Any) -> Any:
+    """Returns the pipeline of a route; changes are of its feed."""
+    config = sft_config() if rows == "sft" else gspo_config()
+    task = (
+        tiny.task() if rows == "sft" else dataclasses.replace(tiny.task(), mixture=config.mixture)
+    )
+    feed = dataclasses.replace(config.feed, **changes)
+    return pipeline.batches(config.source, task, bundle().encoder, feed, rows=rows)
+
+
+@functools.cache
+def batch(rows: str) -> Any:
+    """Returns the first batch of a route, on the host."""
+    return next(batches(rows))
+
+
+@functools.cache
+def supervised_step(**changes: Any) -> Any:
+    """Returns the compiled supervised step; changes are of its objective."""
+    config = sft_config()
+    objective = dataclasses.replace(config.objective, **changes)
+    return stations.supervised_step(speaker(), objective, config.optimizer)
+
+
+@functools.cache
+def sampler(temperature: float = 0.7) -> Any:
+    """Returns the compiled sampler."""
+    sampling = dataclasses.replace(gspo_config().sampling, temperature=temperature)
+    return stations.sampler(speaker(), sampling, seed=0)
+
+
+@functools.cache
+def reinforcing_step() -> Any:
+    """Returns the compiled step of reinforcement."""
+    config = gspo_config()
+    return stations.reinforcing_step(
+        speaker(),
+        dataclasses.replace(tiny.task(), mixture=config.mixture),
+        config.policy,
+        dataclasses.asdict(config.weights),
+        config.optimizer,
+        config.sampling,
+    )
+
+
+def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HORIZON) -> Any:
+    """Returns the first state of a run, on one device or laid over a mesh; it may be donated."""
+    first = state.fresh(bundle().params, optimizer.build(config.optimizer), horizon=horizon)
+    on = sharding.mesh(devices=jax.devices()[:1]) if on is None else on
+    return jax.device_put(first, sharding.shardings(first, on), may_alias=False)
+
+
+def host(tree: Any) -> list[np.ndarray]:
+    """Returns copies of the leaves on the host."""
+    return [np.array(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Asserts that two trees are equal bit by bit."""
+    for a, b in zip(host(one), host(other), strict=True):
+        np.testing.assert_array_equal(a, b)

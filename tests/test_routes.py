@@ -1,0 +1,131 @@
+"""Both routes end to end: they lower from shapes alone, and a killed run goes on bit by bit."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.cli import finetune, tiny
+from seg_jax.data import pipeline
+from seg_jax.models import sharding
+from seg_jax.training import optimizer, state, stations
+from seg_jax.training.log import Log
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ADAM = optimizer.AdamW(lr=3e-3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.config()
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
+    supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
+    bundle = finetune.start(supervised, tmp_path / "tokenizer")
+    speaker = stations.Speaker(bundle.graph, bundle.tokenizer)
+
+    def abstract(config, rows):
+        feed = dataclasses.replace(config.feed, threads=0, prefetch=0)
+        batches = pipeline.batches(config.source, bundle.task, bundle.encoder, feed, rows=rows)
+        transform = optimizer.build(config.optimizer)
+        begin = jax.eval_shape(lambda p: state.fresh(p, transform, horizon=9), bundle.params)
+        return begin, shapes(next(batches))
+
+    begin, batch = abstract(supervised, "sft")
+    step = stations.supervised_step(speaker, supervised.objective, supervised.optimizer)
+    after, metrics = step.lower(begin, batch).out_info
+    assert shapes(after) == shapes(begin)
+    assert metrics["loss"].shape == ()
+
+    begin, prompts = abstract(reinforced, "prompts")
+    draw = stations.sampler(speaker, reinforced.sampling, seed=0)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    rollout = shapes(draw.lower(begin.params, prompts, number).out_info)
+    assert rollout.ids.shape == (32, reinforced.sampling.answers, reinforced.sampling.max_tokens)
+    step = stations.reinforcing_step(
+        speaker,
+        bundle.task,
+        reinforced.policy,
+        dataclasses.asdict(reinforced.weights),
+        reinforced.optimizer,
+        reinforced.sampling,
+    )
+    after, metrics = step.lower(begin, prompts, rollout, None).out_info
+    assert shapes(after) == shapes(begin)
+    assert {"loss", "reward", "scores/iou", "verdicts/OK"} <= set(metrics)
+
+
+@pytest.fixture(scope="module", params=["sft", "gspo"])
+def route(request):
+    """A stage: a function (folder, step to stop after or 0) -> (state, next batch, records)."""
+    on = sharding.mesh(devices=jax.devices()[:1])
+    if request.param == "sft":
+        config = small_run.sft_config(optimizer=ADAM)
+        learn = stations.supervised_step(small_run.speaker(), config.objective, ADAM)
+    else:
+        config = small_run.gspo_config(optimizer=ADAM)
+        draw = small_run.sampler()
+        learn = stations.reinforcing_step(
+            small_run.speaker(), tiny.task(), config.policy, {"format": 1.0}, ADAM, config.sampling
+        )
+    rows = "sft" if request.param == "sft" else "prompts"
+    plan = dataclasses.replace(config.loop, steps=5, log_every=1, save_minutes=1e-9)
+
+    def go(folder, stop):
+        batches = small_run.batches(rows)
+
+        def body(current):
+            if int(current.step) + 1 == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            batch = pipeline.to_device(next(batches), sharding.batch(on))
+            if rows == "sft":
+                return learn(current, batch)
+            return learn(current, batch, draw(current.params, batch, current.step), None)
+
+        begin = state.fresh(small_run.bundle().params, optimizer.build(ADAM), horizon=plan.steps)
+        with Log(folder) as log:
+            end, _ = finetune.go(
+                plan, body, begin, batches, folder=folder, stage=request.param, log=log, mesh=on
+            )
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return end, next(batches), [json.loads(line) | {"seconds": 0} for line in lines]
+
+    return go
+
+
+@pytest.mark.slow
+def test_a_killed_route_goes_on_bit_by_bit(route, tmp_path):
+    wanted, following, records = route(tmp_path / "whole", 0)
+    assert int(wanted.step) == 5
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
+        route(tmp_path / "killed", 2)
+    end, after, found = route(tmp_path / "killed", 0)
+    small_run.assert_same(end, wanted)
+    small_run.assert_same(after, following)
+    assert found == records
+    assert all(np.isfinite(record["loss"]) for record in records)

@@ -1,0 +1,175 @@
+"""The steps of both routes on a small model: what they learn, ignore and leave alone."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.models import sharding
+from seg_jax.tasks import task as tasks
+from seg_jax.training import optimizer, policy, stations
+
+LOW = 400
+
+
+def toy_judge(task, table, rollout, truth):
+    """Judges as ever, but rewards low token ids: random weights can learn that in a few steps."""
+    judged, verdict = tasks.judge(task, table, rollout, truth)
+    low = jnp.sum((rollout.ids < LOW) & rollout.used, -1) / jnp.sum(rollout.used, -1)
+    return judged._replace(scores={**judged.scores, "iou": low}), verdict
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def first(config, on=None):
+    return small_run.fresh(config, on)
+
+
+ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
+
+
+@pytest.fixture(scope="module")
+def learner():
+    """One compiled supervised step with AdamW and hard targets, and its metrics on a batch."""
+    config = small_run.sft_config(optimizer=ADAM)
+    objective = dataclasses.replace(config.objective, soften_bins=0.0)
+    return config, stations.supervised_step(small_run.speaker(), objective, ADAM)
+
+
+@pytest.mark.slow
+def test_the_loss_falls_on_one_batch_and_the_state_is_donated(learner):
+    config, step = learner
+    batch, losses, begin = small_run.batch("sft"), [], first(config)
+    state = begin
+    for _ in range(15):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    assert int(state.step) == 15
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(small_run.bundle().params))
+
+
+@pytest.mark.slow
+def test_only_answers_count(learner):
+    config, step = learner
+    batch = small_run.batch("sft")
+    noise = np.random.default_rng(0).integers(0, 500, batch.targets.shape, np.int32)
+    other = batch._replace(targets=np.where(batch.weights > 0, batch.targets, noise))
+    one, other = step(first(config), batch), step(first(config), other)
+    small_run.assert_same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["accumulate", "chunk", "nearly hard"])
+def test_ways_to_the_same_loss_and_gradient(learner, way):
+    config, plain = learner
+    batch = small_run.batch("sft")
+    counts = batch.weights.sum((1, 2))
+    assert len(set(counts)) > 1  # Unequal answers, so that pieces weigh unequally.
+    changes = {"accumulate": {"accumulate": 2}, "nearly hard": {"soften_bins": 0.05}}.get(way, {})
+    objective = dataclasses.replace(config.objective, **({"soften_bins": 0.0} | changes))
+    speaker = small_run.speaker(5 if way == "chunk" else None)
+    state, metrics = stations.supervised_step(speaker, objective, ADAM)(first(config), batch)
+    wanted, told = plain(first(config), batch)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], told[name], rtol=1e-5)
+    for a, b in zip(small_run.host(state.moments), small_run.host(wanted.moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def actor():
+    """The compiled sampler and step of GSPO with a reward that random weights can learn."""
+    config = small_run.gspo_config(
+        optimizer=ADAM, policy=policy.Policy(minibatches=2, clip_low=0.2, clip_high=0.2)
+    )
+    compiled = stations.reinforcing_step(
+        small_run.speaker(),
+        dataclasses.replace(small_run.bundle().task, mixture=config.mixture),
+        config.policy,
+        {"iou": 1.0},
+        config.optimizer,
+        config.sampling,
+    )
+
+    def learn(*given):
+        with mock.patch.object(stations, "judge", toy_judge):
+            return compiled(*given)
+
+    return config, small_run.sampler(), learn
+
+
+@pytest.mark.slow
+def test_the_sampled_reward_rises(actor):
+    config, draw, learn = actor
+    prompts, state, told = small_run.batch("prompts"), first(config), []
+    for _ in range(12):
+        rollout = draw(state.params, prompts, state.step)
+        state, metrics = learn(state, prompts, rollout, None)
+        told.append({name: float(value) for name, value in metrics.items()})
+    rewards = [metrics["reward"] for metrics in told]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.05
+    assert int(state.step) == 12  # However many minibatches a step has.
+
+
+@pytest.mark.slow
+def test_every_step_has_its_key_and_repeats_it(actor):
+    config, draw, _ = actor
+    prompts, params = small_run.batch("prompts"), first(config).params
+    one, again, other = (draw(params, prompts, jnp.int32(step)) for step in (3, 3, 4))
+    small_run.assert_same(one, again)
+    assert (np.asarray(one.ids) != np.asarray(other.ids)).mean() > 0.5
+    # Answers of a group differ, and those of equal prompts.
+    assert (np.asarray(one.ids[:, 0]) != np.asarray(one.ids[:, 1])).mean() > 0.5
+    # Another neighbour in the batch changes nothing.
+    changed = jax.tree.map(lambda leaf: np.concatenate([leaf[:4], leaf[:4]]), prompts)
+    beside = draw(params, changed, jnp.int32(3))
+    np.testing.assert_array_equal(one.ids[:4], beside.ids[:4])
+    np.testing.assert_allclose(one.logp[:4], beside.logp[:4], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
+    config, draw, learn = actor
+    prompts, state = small_run.batch("prompts"), first(config)
+    rollout = draw(state.params, prompts, state.step)
+    # All answers alike: no advantage, so nothing moves, and every ratio stays one.
+    alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], leaf.shape[1], 1), rollout)
+    before = small_run.host(state.params)
+    after, metrics = learn(state, prompts, alike, None)
+    assert float(metrics["grad_norm"]) == 0.0
+    for a, b in zip(before, small_run.host(after.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert abs(float(metrics["policy_kl"])) < 1e-4
+    assert abs(float(metrics["ratio_max"]) - 1) < 1e-4
+
+
+@pytest.mark.slow
+def test_eight_devices_step_as_one(learner):
+    config, step = learner
+    batch = small_run.batch("sft")
+    wanted, told = step(first(config), batch)
+    wanted = small_run.host(wanted.params)
+    on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(on):
+        begin = first(config, on)
+        places = jax.tree.map(lambda leaf: leaf.sharding, begin)
+        state, metrics = step(begin, jax.device_put(batch, sharding.batch(on, small_run.BATCH)))
+    np.testing.assert_allclose(metrics["loss"], told["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], told["grad_norm"], rtol=1e-4)
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin.params))
+    far = [np.abs(a - b).max() for a, b in zip(wanted, small_run.host(state.params), strict=True)]
+    assert max(far) < 1e-3
