@@ -36,7 +36,7 @@ class Config:
     """Time for all stages together on a slow machine; a faster one is done earlier."""
     start: Path = START
     """Model folder that GSPO and the control start from."""
-    scenes: int = 1024
+    scenes: int = 2048
     """Held-out scenes of each evaluation."""
     gallery: int = 24
     """Held-out scenes shown in the report."""
@@ -55,7 +55,7 @@ class Config:
 
 
 # Shares of the time: the rest goes to compilation and evaluation.
-SFT_SHARE, GSPO_SHARE = 0.40, 0.22
+SFT_SHARE, GSPO_SHARE = 0.41, 0.24
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,9 +125,7 @@ def test_mixture_decides_what_is_asked():
     examples = [only.example(SCENES[i], rng) for i in range(10)]
     assert all("in box [" in example.question for example in examples)
     every = Referring(
-        mixture=Mixture(
-            text_point=1.0, text_box=1.0, text_mask=1.0, point_mask=1.0, box_mask=1.0
-        )
+        mixture=Mixture(text_point=1.0, text_box=1.0, text_mask=1.0, point_mask=1.0, box_mask=1.0)
     )
     kinds = {every.example(SCENES[i], rng).kind for i in range(40)}
     assert kinds == set(Kind)
