@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -185,12 +186,10 @@ def _numbers(chapter: Chapter) -> dict[str, Any]:
     }
 
 
-def _sampled_reward(path: Path) -> tuple[float | None, float | None]:
+def _sampled_reward(path: Path) -> tuple[float, float]:
     """Returns the mean sampled reward over the first and the last tenth of GSPO's records."""
-    curve = next((c for c in report.curves_from(path) if "reward" in c.series), None)
-    if curve is None:
-        return None, None
-    values = np.asarray(curve.series["reward"][1], np.float64)
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    values = np.array([record["reward"] for record in records if record["stage"] == "gspo"])
     tenth = max(1, math.ceil(len(values) / 10))
     return round(float(values[:tenth].mean()), 4), round(float(values[-tenth:].mean()), 4)
 

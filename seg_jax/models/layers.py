@@ -52,14 +52,14 @@ class Linear(nnx.Module):
         return fused([self], x)[0]
 
 
-def fused(linears: list[Linear], x: Float[Array, "*n i"]) -> list[Float[Array, "*n _"]]:
+def fused(linears: list[Linear], x: Float[Array, "*n i"]) -> list:
     """Returns the outputs of several layers with the same input from one matrix product."""
     kernels = [linear.kernel[...].astype(x.dtype) for linear in linears]
     widths = [kernel.shape[-1] for kernel in kernels]
     kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, -1)
     y = jnp.dot(x, kernel)
-    if linears[0].bias is not None:
-        biases = [linear.bias[...].astype(x.dtype) for linear in linears]
+    biases = [linear.bias[...].astype(x.dtype) for linear in linears if linear.bias is not None]
+    if biases:
         y = y + (biases[0] if len(biases) == 1 else jnp.concatenate(biases, -1))
     if len(linears) == 1:
         return [y]

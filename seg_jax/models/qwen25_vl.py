@@ -230,8 +230,8 @@ class VisionTower(nnx.Module):
         """Returns the patch embedding: both frames of a still are equal, so kernels add up."""
         vision = self.config
         area = vision.patch_size**2
-        mean = np.repeat(np.float32(vision.image_mean), area) * 255
-        std = np.repeat(np.float32(vision.image_std), area) * 255
+        mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
+        std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
         x = ((patches.astype(jnp.float32) - mean) / std).astype(self.compute.dtype)
         kernel = self.patch.kernel[...]
         frames = kernel.reshape(3, vision.temporal_patch_size, area, -1)

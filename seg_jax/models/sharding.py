@@ -100,7 +100,7 @@ def shardings(tree: Any, on: Mesh) -> Any:
 
 def partition(names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Returns how the array at a path is divided among the axes of a mesh."""
-    logical = WEIGHTS.get(names[-2:], ()) if len(names) >= 2 else ()
+    logical = WEIGHTS.get((names[-2], names[-1]), ()) if len(names) >= 2 else ()
     if len(logical) > len(shape):  # A moment that keeps no such axes, such as a scalar.
         logical = ()
     lead = (None,) * (len(shape) - len(logical))
@@ -131,7 +131,7 @@ def replicated(on: Mesh) -> NamedSharding:
     return NamedSharding(on, PartitionSpec())
 
 
-def rows(x: jax.Array) -> jax.Array:
+def rows(x: Any) -> Any:
     """Returns x [B ..] kept divided by rows between the layers, inside `jax.set_mesh` only.
 
     Without it the compiler may divide activations as it divides the weights, by width.

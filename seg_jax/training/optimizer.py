@@ -143,16 +143,16 @@ def scale_by_muon(*, momentum: float, steps: int, dtype: jnp.dtype) -> optax.Gra
     def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, grads)
+        buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, updates)
 
         def direction(grad, moment):
             rows, columns = grad.shape[-2:]
             flat = orthogonalise(grad + momentum * moment, steps=steps, dtype=dtype)
             return 0.2 * max(rows, columns) ** 0.5 * flat.astype(grad.dtype)
 
-        return jax.tree.map(direction, grads, buffer), MuonState(buffer)
+        return jax.tree.map(direction, updates, buffer), MuonState(buffer)
 
     return optax.GradientTransformation(init, update)
 
