@@ -15,7 +15,7 @@ from seg_jax.records import Kind, Verdict
 
 RINGS, POINTS = 3, 5
 # One shape for all tests, so that the reader is compiled once.
-LANES, LENGTH, VOCABULARY, CHARACTERS = 1200, 480, 16384, 9
+LANES, LENGTH, VOCABULARY, CHARACTERS = 1200, 480, 16384, 12
 compiled = jax.jit(reader.read, static_argnames=("rings", "points"))
 
 
