@@ -10,8 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# Every device blocks threads of one pool while it waits for the others in a collective: with as many
-# threads as devices two collectives in flight can wait for each other forever.
+# Every device blocks threads of one pool while it waits for the others in a collective: with as
+# many threads as devices two collectives in flight can wait for each other forever.
 os.environ.setdefault("PJRT_NPROC", "64")
 # A test that wants a file from a hub must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -18,7 +18,7 @@ from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import layers, qwen25_vl, sharding
+from seg_jax.models import layers, numbers, qwen25_vl, sharding
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, sft, state, stations
@@ -46,6 +46,8 @@ class Config:
     objective: sft.Objective = sft.Objective()
     optimizer: optimizer.Muon | optimizer.AdamW = optimizer.Muon()
     loop: loop.Loop = loop.Loop()
+    ordered_numbers: bool = True
+    """Random weights only: number tokens begin close to those of close values."""
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
     resume: bool = False
@@ -93,6 +95,10 @@ def start(config: Config, tokenizer_folder: Path) -> Bundle:
         ),
     )
     model = qwen25_vl.Qwen25VL(model_config, compute=config.compute, rngs=nnx.Rngs(config.seed))
+    if config.ordered_numbers:
+        values, _ = tokens.number_table(tokenizer)
+        key = jax.random.key(config.seed)
+        model.embed.embedding[...] = numbers.embed(model.embed, values, key)
     graph, params = nnx.split(model)
     return Bundle(graph, params, tokenizer, tokenizer_folder, config.layout, config.task)
 
