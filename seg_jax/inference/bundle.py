@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def save(bundle: Bundle, folder: Path) -> None:
       OSError: the folder cannot be written.
     """
     temporary = folder.with_name(folder.name + ".partial")
+    old = folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -62,15 +64,16 @@ def save(bundle: Bundle, folder: Path) -> None:
             "task": dataclasses.asdict(bundle.task),
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: Path, *, compute: layers.Compute | None = None) -> Bundle:
@@ -130,11 +133,15 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         sizes = [height, width, *(size for name, size in layout.items() if name != "canvas")]
         if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
             raise ValueError(f"a layout that is not of positive whole numbers, {layout}")
-        for field in dataclasses.fields(Referring):
-            _check_kind(field.name, task.get(field.name, field.default), field.default)
+        lacking = {field.name for field in dataclasses.fields(Layout)} - layout.keys()
+        if lacking:
+            raise ValueError(f"a layout without {', '.join(sorted(lacking))}")
+        for kind, values in ((Referring, task), (Mixture, dict(task["mixture"]))):
+            for field in dataclasses.fields(kind):
+                _check_kind(field.name, values.get(field.name, field.default), field.default)
         task["mixture"] = Mixture(**task["mixture"])
         return Layout(**layout), Referring(**task)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the layout and task that seg-jax saves beside its weights, "
             f"got {type(error).__name__}: {error}; give the checkpoint folder of a training run"
@@ -150,5 +157,6 @@ def _check_kind(name: str, value: Any, default: Any) -> None:
         raise ValueError(f"{name} {value!r} instead of one of {_WORDS[name]}")
     if isinstance(default, int | float):
         whole = isinstance(default, int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kinds = int if whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
             raise ValueError(f"{name} {value!r} instead of a number")

@@ -91,7 +91,7 @@ def load(
             raise ValueError("config: expected a Config beside a mapping of arrays, got None")
         return _assemble(config, compute, _Tensors(source))
     folder = Path(source)
-    config = config or qwen25_vl.Config.from_hf(_json(folder / "config.json"))
+    config = config or _config(folder / "config.json")
     return _assemble(config, compute, _open(folder))
 
 
@@ -134,6 +134,9 @@ def export(model: qwen25_vl.Qwen25VL) -> dict[str, np.ndarray]:
 class _Tensors:
     """Their tensors by hub name, read one at a time."""
 
+    where = ""
+    """Begins an error's line: the folder, if they come from one."""
+
     def __init__(self, source: Mapping[str, np.ndarray]):
         self.names = {_hub_name(name): name for name in source}
         self.source = source
@@ -148,7 +151,8 @@ class _Tensors:
 class _Files(_Tensors):
     """The same from safetensors files, held open and mapped."""
 
-    def __init__(self, files: Mapping[str, Path]):
+    def __init__(self, files: Mapping[str, Path], folder: Path):
+        self.where = f"{folder}: "
         self.names = {_hub_name(name): name for name in files}
         self.files = files
         self.open: dict[Path, Any] = {}
@@ -199,14 +203,14 @@ def _assemble(
 ) -> qwen25_vl.Qwen25VL:
     """Returns the model made of their tensors."""
     wanted = list(slots(config))
-    _check_names({slot.name for slot in wanted}, set(theirs.names), config)
+    _check_names({slot.name for slot in wanted}, theirs, config)
     wrong = [
         f"{slot.name}: expected {slot.shape}, got {theirs.shape(slot.name)}"
         for slot in wanted
         if theirs.shape(slot.name) != slot.shape
     ]
     if wrong:
-        raise ValueError(_several("shapes", wrong) + ": do: check config.json")
+        raise ValueError(theirs.where + _several("shapes", wrong) + ": do: check config.json")
     dtype = jnp.dtype(compute.param_dtype)
     stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
     for slot in wanted:
@@ -226,8 +230,9 @@ def _assemble(
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
 
 
-def _check_names(wanted: set[str], got: set[str], config: qwen25_vl.Config) -> None:
+def _check_names(wanted: set[str], theirs: _Tensors, config: qwen25_vl.Config) -> None:
     """Refuses missing and surplus names, each with the nearest name on the other side."""
+    got = set(theirs.names)
     if config.tie_word_embeddings:
         got = got - {"lm_head.weight"}  # Some files repeat the tied embedding.
     missing, surplus = sorted(wanted - got), sorted(got - wanted)
@@ -238,8 +243,9 @@ def _check_names(wanted: set[str], got: set[str], config: qwen25_vl.Config) -> N
         lines.append(_several("surplus", [_near(name, missing) for name in surplus]))
     if lines:
         raise ValueError(
-            f"expected the {len(wanted)} tensors of this config, got " + "; ".join(lines) + ": do: "
-            "check that config.json belongs to these weights"
+            f"{theirs.where}expected the {len(wanted)} tensors of this config, got "
+            + "; ".join(lines)
+            + ": do: check that config.json belongs to these weights"
         )
 
 
@@ -265,16 +271,19 @@ def _open(folder: Path) -> _Files:
     """Returns the tensors of a folder."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if index.exists():
-        return _Files({n: folder / file for n, file in _json(index)["weight_map"].items()})
+        named = _json(index)["weight_map"]
+        return _Files({name: folder / file for name, file in named.items()}, folder)
     if whole.exists():
-        return _Files(dict.fromkeys(_safe_open(whole).keys(), whole))
+        return _Files(dict.fromkeys(_safe_open(whole).keys(), whole), folder)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pth", ".pt"))
     if pickles:
         raise ValueError(
             f"{folder}: expected safetensors, got {pickles[0]}: such a file can run code when it "
             "is opened; do: convert it with transformers' save_pretrained"
         )
-    raise ValueError(f"{folder}: expected model.safetensors or its index, got neither")
+    raise ValueError(
+        f"{folder}: expected model.safetensors or its index, got neither: do: fetch the weights"
+    )
 
 
 def _safe_open(path: Path) -> Any:
@@ -290,13 +299,25 @@ def _safe_open(path: Path) -> Any:
         ) from None
 
 
+def _config(path: Path) -> qwen25_vl.Config:
+    found = _json(path)
+    try:
+        return qwen25_vl.Config.from_hf(found)
+    except ValueError as error:
+        reason = str(error).removeprefix("config.json: ")
+        raise ValueError(f"{path}: {reason}: do: copy the one of these weights") from error
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file, got none") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from None
+        raise ValueError(f"{path}: expected a file, got none: do: fetch it again") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}: do: fetch it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {found!r:.40}: do: fetch it again")
+    return found
 
 
 def _shards(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
