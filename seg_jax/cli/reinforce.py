@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
+
 from seg_jax.cli import finetune, runs
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
@@ -91,8 +93,9 @@ def train(
         config.optimizer,
         config.sampling,
     )
-    reference = bundle.params if config.policy.kl > 0 else None
-
+    reference = None
+    if config.policy.kl > 0:
+        reference = jax.device_put(bundle.params, sharding.shardings(bundle.params, mesh))
     rows = sharding.batch(mesh, config.feed.batch)
 
     def body(current: state.State):

@@ -59,7 +59,10 @@ class Pace:
     begin: int = 0
 
     def horizon(self, step: int, horizon: int, seconds_before: float) -> int:
-        """Returns the horizon after `step` steps: unchanged, or shorter when time runs out."""
+        """Returns the horizon after `step` steps: unchanged, or moved to where the time ends.
+
+        It never lies beyond the configured steps.
+        """
         if math.isinf(self.loop.minutes):
             return horizon
         if self.start == 0.0:
@@ -71,8 +74,9 @@ class Pace:
         each = (time.monotonic() - self.start) / done
         left = self.loop.minutes * 60.0 - seconds_before - (time.monotonic() - self.start)
         reachable = step + max(1, int(left / each))
-        # A small overrun is cheaper than a horizon that moves all the time.
-        return reachable if reachable < 0.97 * horizon else horizon
+        reachable = min(reachable, self.loop.steps)
+        # A few steps too many or too few are cheaper than a horizon that moves all the time.
+        return horizon if 0.97 * horizon <= reachable <= 1.1 * horizon else reachable
 
 
 def run(

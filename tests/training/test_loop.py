@@ -198,6 +198,18 @@ def test_pace_shortens_the_horizon_only_when_time_runs_out(monkeypatch):
     assert horizons(1.0, 50 / 60, before=500.0)[-1] == 12
 
 
+def test_pace_gives_back_the_steps_that_a_busy_hour_took(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pace, horizon, found = loop.Pace(loop.Loop(steps=100, minutes=100 / 60)), 100, []
+    for step in range(1, 61):
+        horizon = pace.horizon(step, horizon, 0.0)
+        found.append(horizon)
+        now[0] += 2.0 if step < 20 else 0.5
+    assert min(found) < 60
+    assert 90 < found[-1] <= 100  # Never more than was asked for.
+
+
 def test_a_shortened_horizon_is_told_to_the_step_and_survives_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop.Pace, "horizon", lambda self, step, horizon, before: 6 if step == 4 else horizon
