@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int, UInt8
 
+from seg_jax.data.encode import TooLong
 from seg_jax.geometry import bitmask, raster
 from seg_jax.grammar import chat, outline, reader
 from seg_jax.inference.bundle import Bundle
@@ -87,7 +88,11 @@ class Predictor:
         """
         task, encoder = self.bundle.task, self.bundle.encoder
         question = chat.question(kind, clue, digits=task.digits)
-        tokens, pictures = encoder.question(image, question)
+        try:
+            tokens, pictures = encoder.question(image, question)
+        except TooLong as error:
+            reason = str(error).split(";")[0]
+            raise ValueError(f"{question!r}: {reason}; ask in fewer words") from error
         truth = encoder.blank_truth(kind)
         rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Prompts(tokens, pictures, truth))
         rollout, _, _ = self.answer(rows)
