@@ -40,7 +40,7 @@ def model() -> qwen25_vl.Config:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            mrope_section=(4, 6, 6),
+            mrope_section=(8, 4, 4),
             rope_theta=10.0,
             max_position_embeddings=512,
         ),

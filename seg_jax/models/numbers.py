@@ -12,7 +12,7 @@ from seg_jax.records import Array
 
 WAVES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """Half turns that the features of a number make between 0 and 1."""
-LOUDNESS = 3.0
+LOUDNESS = 1.0
 """Length of a number's features, in lengths of a random row."""
 
 

@@ -26,9 +26,9 @@ def test_close_values_begin_close_and_equal_ones_can_be_told_apart():
     got = rows()
     near = [cosine(got[1], got[other]) for other in (2, 3, 4, 5)]
     assert near == sorted(near, reverse=True)
-    assert near[0] > 0.9
-    assert near[2] < 0.6
-    assert 0.9 < cosine(got[4], got[6]) < 0.9999
+    assert near[0] > 0.7
+    assert near[2] < 0.5
+    assert 0.7 < cosine(got[4], got[6]) < 0.99
 
 
 def test_other_tokens_stay_as_they_were_drawn():
