@@ -15,7 +15,7 @@ from seg_jax.geometry import bitmask, raster
 from seg_jax.grammar import chat, outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import decode
-from seg_jax.records import Kind, Prompts, Ring, Rollout, Verdict
+from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
 from seg_jax.tasks.task import Judgement, judge
 
 
@@ -69,7 +69,7 @@ class Predictor:
 
     def answer(
         self, prompts: Prompts, params: Any = None
-    ) -> tuple[Rollout, Judgement, Int[np.ndarray, "B 1"]]:
+    ) -> tuple[Rollout, Judgement, Int[Array, "B 1"]]:
         """Returns greedy answers to a batch of prompts, judged against their truth.
 
         Args:
