@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seg_jax.cli import finetune, reinforce, tiny
@@ -130,9 +131,11 @@ def reinforcing_step() -> Any:
 
 def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HORIZON) -> Any:
     """Returns the first state of a run, on one device or laid over a mesh; it may be donated."""
-    first = state.fresh(bundle().params, optimizer.build(config.optimizer), horizon=horizon)
+    # A copy first: a placed array may share the memory of the one that it was made from.
+    params = jax.tree.map(jnp.array, bundle().params)
+    first = state.fresh(params, optimizer.build(config.optimizer), horizon=horizon)
     on = sharding.mesh(devices=jax.devices()[:1]) if on is None else on
-    return jax.device_put(first, sharding.shardings(first, on), may_alias=False)
+    return jax.device_put(first, sharding.shardings(first, on))
 
 
 def host(tree: Any) -> list[np.ndarray]:

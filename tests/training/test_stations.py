@@ -173,3 +173,4 @@ def test_eight_devices_step_as_one(learner):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin.params))
     far = [np.abs(a - b).max() for a, b in zip(wanted, small_run.host(state.params), strict=True)]
     assert max(far) < 1e-3
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(small_run.bundle().params))
