@@ -75,6 +75,8 @@ class Sample:
     masks: Bool[np.ndarray, "M H W"]
     phrases: tuple[tuple[str, ...], ...]
     """For each mask the expressions that fit it and no other object of the picture."""
+    names: tuple[str, ...] = ()
+    """For each mask what it shows, in a few words that others may share; or nothing at all."""
 
 
 class Polygons(NamedTuple):

@@ -37,6 +37,7 @@ class Config:
     """File for the numbers."""
 
     def __post_init__(self):
+        self.mixture.check_judged()
         if self.scenes < 1 or self.batch < 1 or self.seed < 0:
             raise ValueError(
                 f"expected scenes and batch >= 1 and a seed >= 0, got {self.scenes} scenes, "

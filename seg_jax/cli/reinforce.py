@@ -58,6 +58,9 @@ class Config:
     anew: bool = False
     """Replace the run in OUT."""
 
+    def __post_init__(self):
+        self.mixture.check_judged()
+
 
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""

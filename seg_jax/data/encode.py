@@ -122,6 +122,11 @@ class Encoder:
         Raises:
           TooLong: prompt or picture exceeds the layout.
         """
+        if example.kind is None:
+            raise ValueError(
+                f"sample {example.key}: expected a question whose answer is judged, "
+                f"got {example.question!r}"
+            )
         tokens, pictures = self.question(example.image, example.question)
         truth = Truth(
             words=pack(example.mask, self.layout.canvas),

@@ -54,6 +54,7 @@ class Scenes:
             image=image,
             masks=masks,
             phrases=phrases.describe(made, masks, style=self.style),
+            names=tuple(f"{thing.colour} {thing.kind}" for thing in made.things),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -43,6 +43,16 @@ ANSWERS = (
 )
 """The five released forms; the bare list counts twice. Source: SimpleSeg's data script."""
 
+NAMING = (
+    "Name the objects from left to right.",
+    "What is in the image, from left to right?",
+    "List the objects in the image from left to right.",
+)
+"""Questions for the names of all objects."""
+
+NAMING_ONE = ("Name {clue}.", "What is {clue}?", "Say what {clue} is.")
+"""Questions for the name of one object."""
+
 
 def question(
     kind: Kind,
@@ -79,6 +89,31 @@ def question(
         clue = _place(np.asarray(clue), digits)
         form = "{noun} of {clue}" if index == 0 else form
     return form.format(clue=clue, noun=NOUNS[kind])
+
+
+def naming(
+    clue: np.ndarray | None = None,
+    *,
+    rng: np.random.Generator | None = None,
+    index: int = 0,
+    digits: int = 3,
+) -> str:
+    """Returns a question for names: of all objects, or of the one at a point or in a box.
+
+    Args:
+      clue: None, a point or a box.
+      rng: draws the form uniformly; None: the form `index`.
+      index: number of the form when nothing is drawn.
+      digits: decimals of the clue.
+    """
+    forms = NAMING if clue is None else NAMING_ONE
+    form = forms[index if rng is None else int(rng.integers(len(forms)))]
+    return form if clue is None else form.format(clue=_place(clue, digits))
+
+
+def names(told: Sequence[str]) -> str:
+    """Returns the answer that tells names."""
+    return ", ".join(told) + "."
 
 
 def _place(clue: np.ndarray, digits: int) -> str:
@@ -131,6 +166,11 @@ def sentences(expressions: Iterable[str]) -> Iterator[str]:
             yield question(kind, np.array([0.0, 0.0, 1.0, 1.0]), index=index)
         for index in range(len(ANSWERS)):
             yield answer("", kind, index=index)
+    for index in range(len(NAMING)):
+        yield naming(index=index)
+    for index in range(len(NAMING_ONE)):
+        yield naming(np.zeros(2), index=index)
+    yield names(["it", "it"])
     for expression in expressions:
         yield question(Kind.MASK, expression)
         yield question(Kind.MASK, expression, index=1)

@@ -17,13 +17,19 @@ from seg_jax.tasks.task import Example, Judgement
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Shares of the five questions, relative to each other."""
+    """Shares of the questions, what is told before what is asked, relative to each other."""
 
     text_point: float = 0.0
     text_box: float = 0.0
     text_mask: float = 1.0
     point_mask: float = 0.0
     box_mask: float = 0.0
+    image_names: float = 0.0
+    """All objects are to be named from left to right. Supervised training only."""
+    point_name: float = 0.0
+    """The object at a point is to be named. Supervised training only."""
+    box_name: float = 0.0
+    """The object in a box is to be named. Supervised training only."""
 
     def __post_init__(self):
         shares = dataclasses.astuple(self)
@@ -31,6 +37,16 @@ class Mixture:
             raise ValueError(
                 f"task.mixture: expected shares >= 0 with a positive sum, got {shares}; "
                 "give at least one question a share"
+            )
+
+    def check_judged(self) -> None:
+        """Raises ValueError if names are asked for: no score judges such an answer."""
+        shares = {name: getattr(self, name) for name in ("image_names", "point_name", "box_name")}
+        asked = {name: share for name, share in shares.items() if share}
+        if asked:
+            raise ValueError(
+                f"mixture: expected points, boxes and outlines, got {asked}, whose answers are "
+                "words that nothing judges; set these shares to 0"
             )
 
 
@@ -72,7 +88,10 @@ class Referring:
         which = int(rng.choice(named))
         phrases = sample.phrases[which]
         phrase = phrases[int(rng.integers(len(phrases)))]
-        given, kind = self._question_kind(rng)
+        given, asked = self._question_kind(rng)
+        if asked.startswith("name"):
+            return self.ask_names(sample, which if asked == "name" else None, given, rng)
+        kind = Kind[asked.upper()]
         return self.ask(sample, which, given=given, kind=kind, phrase=phrase, rng=rng)
 
     def ask(
@@ -96,11 +115,7 @@ class Referring:
           rng: draws the point and, with many wordings, the templates.
         """
         mask = sample.masks[which]
-        clue = {
-            "text": lambda: phrase,
-            "point": lambda: np.array(interior_point_unit(mask, rng)),
-            "box": lambda: np.array(box_unit(mask)),
-        }[given]()
+        clue = phrase if given == "text" else _place(mask, given, rng)
         template_rng = rng if self.wordings == "many" else None
         written = outline_text(mask, kind, self)
         return Example(
@@ -112,11 +127,46 @@ class Referring:
             mask=mask,
         )
 
+    def ask_names(
+        self, sample: Sample, which: int | None, given: str, rng: np.random.Generator
+    ) -> Example:
+        """Returns a question for the name of one object, or of all in sight, and the answer.
+
+        Args:
+          sample: of the picture.
+          which: of its masks; None: all, from left to right.
+          given: "point" or "box", how the one object is told.
+          rng: draws the point and, with many wordings, the template.
+
+        Raises:
+          ValueError: the sample has no names.
+        """
+        if len(sample.names) != len(sample.masks):
+            raise ValueError(
+                f"sample {sample.key}: expected a name for each of {len(sample.masks)} masks, got "
+                f"{len(sample.names)}; set the shares of naming in task.mixture to 0"
+            )
+        template_rng = rng if self.wordings == "many" else None
+        if which is None:
+            seen = [m for m, mask in enumerate(sample.masks) if mask.any()]
+            told = sorted(seen, key=lambda m: central_point_unit(sample.masks[m]))
+            clue = None
+        else:
+            told = [which]
+            clue = _place(sample.masks[which], given, rng)
+        return Example(
+            key=sample.key,
+            image=sample.image,
+            question=chat.naming(clue, rng=template_rng, digits=self.digits),
+            answer=chat.names([sample.names[m] for m in told]),
+            kind=None,
+            mask=sample.masks[told].any(0),
+        )
+
     def _question_kind(self, rng: np.random.Generator):
         shares = np.array(dataclasses.astuple(self.mixture))
         names = [field.name for field in dataclasses.fields(self.mixture)]
-        given, asked = names[int(rng.choice(len(names), p=shares / shares.sum()))].split("_")
-        return given, Kind[asked.upper()]
+        return names[int(rng.choice(len(names), p=shares / shares.sum()))].split("_")
 
     def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
         """Returns `iou`, `distance` and `format` of each answer by its kind.
@@ -160,6 +210,13 @@ class Referring:
             jnp.where(is_mask, union, 0),
             jnp.where(found, jnp.sqrt(squared), jnp.nan),
         )
+
+
+def _place(mask: Bool[np.ndarray, "H W"], given: str, rng: np.random.Generator) -> np.ndarray:
+    """Returns a point in the mask or its box, as clues to it."""
+    if given == "point":
+        return np.array(interior_point_unit(mask, rng))
+    return np.array(box_unit(mask))
 
 
 def outline_text(mask: Bool[np.ndarray, "H W"], kind: Kind, task: Referring) -> str:

@@ -24,8 +24,8 @@ class Example:
     image: UInt8[np.ndarray, "H W 3"]
     question: str
     answer: str
-    kind: Kind
-    """What the answer is: a point, a box or a mask."""
+    kind: Kind | None
+    """What the answer is: a point, a box or a mask; None: words, which nothing judges."""
     mask: Bool[np.ndarray, "H W"]
     """The true region, whatever the kind of answer."""
 

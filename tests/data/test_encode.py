@@ -12,7 +12,7 @@ from seg_jax.geometry import bitmask
 from seg_jax.grammar import chat, tokens
 from seg_jax.records import Kind
 from seg_jax.scenes import phrases
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.referring import Mixture, Referring
 
 TASK = Referring(digits=2, epsilon=0.02, max_points=12, wordings="one")
 LAYOUT = encode.Layout(
@@ -54,6 +54,17 @@ def test_rows_hold_the_conversation_and_weigh_the_answer_only(encoder):
     assert weighted[-1] == encoder.tokenizer.end_id
     last = int(row.weights[0].nonzero()[0][-1])
     np.testing.assert_array_equal(row.targets[0][:last], row.ids[0][1 : last + 1])
+
+
+def test_names_are_taught_but_never_prompted_for(encoder):
+    naming = dataclasses.replace(TASK, mixture=Mixture(text_mask=0.0, image_names=1.0))
+    asked = naming.example(sources.Scenes(count=9)[1], np.random.default_rng(0))
+    row = encoder.batch_row([asked])
+    weighted = row.targets[0][row.weights[0] > 0]
+    assert encoder.tokenizer.decode(weighted) == asked.answer
+    assert len(weighted) <= 7  # Words are tokens: two colours, two kinds, comma, stop and end.
+    with pytest.raises(ValueError, match="scene-0-1: expected a question whose answer is judged"):
+        encoder.prompt_row(asked)
 
 
 def test_rows_and_prompts_say_the_same(encoder):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from seg_jax.cli import evaluate, reinforce
 from seg_jax.data import encode, sources
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Polygons, Truth, Verdict
+from seg_jax.scenes import draw, world
 from seg_jax.tasks.referring import Mixture, Referring, box_unit, outline_text, rings_unit
 
 SCENES = sources.Scenes(seed=3, count=40)
@@ -131,6 +133,62 @@ def test_mixture_decides_what_is_asked():
     assert kinds == set(Kind)
     with pytest.raises(ValueError, match="positive sum"):
         Mixture(text_mask=0.0)
+
+
+def things(index):
+    """What scene `index` shows: name and mask of each thing, from the world that was drawn."""
+    made = world.make(SCENES.world, sources.scene_seed(SCENES.seed, index))
+    _, masks = draw.render(made)
+    return [
+        (f"{thing.colour} {thing.kind}", mask)
+        for thing, mask in zip(made.things, masks, strict=True)
+    ]
+
+
+def test_all_objects_are_named_from_left_to_right():
+    task = Referring(mixture=Mixture(text_mask=0.0, image_names=1.0), wordings="one")
+    turned = 0
+    for index in range(20):
+        example = task.example(SCENES[index], np.random.default_rng(index))
+        shown = things(index)
+        by_column = sorted(shown, key=lambda thing: np.nonzero(thing[1])[1].mean())
+        assert example.question == "Name the objects from left to right."
+        assert example.answer == ", ".join(name for name, _ in by_column) + "."
+        np.testing.assert_array_equal(example.mask, np.any([mask for _, mask in shown], 0))
+        turned += by_column != shown
+    assert 0 < turned < 20
+
+
+@pytest.mark.parametrize("given", ["point", "box"])
+def test_the_object_at_a_place_is_named(given):
+    task = Referring(mixture=Mixture(text_mask=0.0, **{f"{given}_name": 1.0}))
+    for index in range(20):
+        example = task.example(SCENES[index], np.random.default_rng(index))
+        name, mask = next(
+            thing for thing in things(index) if np.array_equal(thing[1], example.mask)
+        )
+        assert example.answer == f"{name}."
+        clue = outline.read(example.question, Kind[given.upper()])
+        if given == "point":
+            x, y = clue.point
+            assert mask[min(63, int(y * 64)), min(63, int(x * 64))]
+        else:
+            np.testing.assert_allclose(np.ravel(clue.box), box_unit(mask), atol=5e-4)
+
+
+def test_names_are_for_supervised_training_only(tmp_path):
+    naming = Mixture(image_names=0.5)
+    with pytest.raises(ValueError, match=r"image_names': 0.5}, whose answers are words"):
+        reinforce.Config(mixture=naming)
+    with pytest.raises(ValueError, match="set these shares to 0"):
+        evaluate.Config(checkpoint=tmp_path, mixture=naming)
+
+
+def test_samples_without_names_are_refused_by_name():
+    task = Referring(mixture=Mixture(text_mask=0.0, point_name=1.0))
+    sample = dataclasses.replace(SCENES[0], names=())
+    with pytest.raises(ValueError, match="sample scene-3-0: expected a name for each of 2 masks"):
+        task.example(sample, np.random.default_rng(0))
 
 
 def test_interior_points_lie_inside():
