@@ -21,6 +21,8 @@ from seg_jax.data import pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import pictures, report
 from seg_jax.inference.predictor import Predictor
+from seg_jax.records import Rollout, Verdict
+from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizer, stations
 
 CONFIG = """
@@ -125,6 +127,48 @@ def steps(monkeypatch):
         return step
 
     monkeypatch.setattr(stations, "supervised_step", stand_in)
+    return events
+
+
+@pytest.fixture
+def reinforcing(monkeypatch):
+    """Puts a cheap step of reinforcement in the place of the real one, as `steps` does."""
+    events = {}
+
+    def stand_in(*_):
+        def step(state, prompts, rollout, reference):
+            number = int(state.step) + 1
+            events.get(number, lambda: None)()
+            change = float(np.asarray(prompts.tokens.ids).mean()) * 1e-4
+            params = jax.tree.map(lambda leaf: leaf + change, state.params)
+            state = state._replace(step=state.step + 1, params=params)
+            return state, {"loss": jnp.asarray(change), "reward": jnp.asarray(change)}
+
+        return step
+
+    monkeypatch.setattr(stations, "reinforcing_step", stand_in)
+    monkeypatch.setattr(stations, "sampler", lambda *_, **__: lambda *_: None)
+    return events
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Puts empty answers in the place of a model's; `answers[n]` is called at the n-th batch."""
+    events, asked = {}, []
+
+    def answer(self, prompts, params=None):
+        asked.append(len(prompts.tokens.ids))
+        events.get(len(asked), lambda: None)()
+        rows = (asked[-1], 1)
+        ids = np.full((*rows, 1), self.bundle.tokenizer.end_id, np.int32)
+        rollout = Rollout(ids, np.ones_like(ids, bool), np.zeros(ids.shape, np.float32))
+        none = np.zeros(rows, np.int32)
+        union = np.ones(rows, np.int32)
+        scores = dict.fromkeys(("iou", "distance", "format"), np.zeros(rows, np.float32))
+        nowhere = np.full(rows, np.nan, np.float32)
+        return rollout, Judgement(scores, none, union, nowhere), none + Verdict.EMPTY
+
+    monkeypatch.setattr(Predictor, "answer", answer)
     return events
 
 
@@ -343,6 +387,71 @@ def test_an_interrupt_while_the_model_is_written_leaves_none(
     assert not [path for path in out.iterdir() if path.name.startswith("checkpoint")]
     assert run(*tune(out, "--resume"))[0] == 0
     bundles.load(out / "checkpoint")
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_reinforcement_resumes_as_if_undisturbed(run, reinforcing, given, tmp_path):
+    file = tmp_path / "four.py"
+    file.write_text(CONFIG.replace("sft_config", "gspo_config"))
+    words = "reinforce", file, "--checkpoint", given, "--out"
+    assert run(*words, tmp_path / "whole")[0] == 0
+    reinforcing[3] = interrupt
+    status, printed, line = run(*words, tmp_path / "run")
+    assert (status, printed) == (130, "")
+    assert line == "seg-jax reinforce: interrupted: gspo stopped after step 3, which is saved"
+    reinforcing.clear()
+    assert run(*words, tmp_path / "run", "--resume")[0] == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
+    assert curve_of(tmp_path / "run") == curve_of(tmp_path / "whole")
+
+
+def test_interrupted_evaluation_writes_nothing(run, answers, given, tmp_path):
+    words = "evaluate", "--checkpoint", given, "--scenes", 8, "--batch", 2, "--json"
+    answers[2] = interrupt
+    status, printed, line = run(*words, tmp_path / "numbers.json")
+    assert (status, printed, line) == (130, "", "seg-jax evaluate: interrupted")
+    assert not list(tmp_path.iterdir())
+    answers.clear()
+    assert run(*words, tmp_path / "numbers.json")[0] == 0
+    assert json.loads((tmp_path / "numbers.json").read_text())["verdicts"]["EMPTY"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["sft", "evaluation", "gspo", "control"])
+def test_an_interrupted_quickstart_resumes(
+    run, steps, reinforcing, answers, given, tmp_path, where
+):
+    out = tmp_path / "run"
+    words = "quickstart", "--start", given, "--out", out, "--sft-steps", 3, "--gspo-steps", 3
+    words = *words, "--scenes", 4, "--gallery", 2
+
+    def control(folder=out / "state" / "control"):
+        if folder.exists():
+            interrupt()
+
+    events, number, act = {
+        "sft": (steps, 2, interrupt),
+        "evaluation": (answers, 2, interrupt),
+        "gspo": (reinforcing, 2, interrupt),
+        "control": (steps, 1, control),
+    }[where]
+    events[number] = act
+    status, printed, line = run(*words)
+    assert (status, printed) == (130, "")
+    assert line.startswith("seg-jax quickstart: interrupted")
+    assert not (out / "checkpoint").exists()
+    assert not (out / "report.html").exists()
+    events.clear()
+    assert run(*words, "--resume")[0] == 0
+    bundles.load(out / "checkpoint")
+    curve = [(line["stage"], line["step"]) for line in curve_of(out)]
+    assert len(set(curve)) == len(curve)
+    assert {("sft", 3), ("gspo", 3)} <= set(curve)
+    assert "<html" in (out / "report.html").read_text()
+    assert json.loads((out / "summary.json").read_text())["gspo"]["giou"] == 0.0
 
 
 def test_a_wrong_checkpoint_does_not_cost_the_run_that_it_replaces(fails, run, steps, tune, given):

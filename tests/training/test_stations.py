@@ -155,22 +155,87 @@ def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
     assert abs(float(metrics["ratio_max"]) - 1) < 1e-4
 
 
-@pytest.mark.slow
-def test_eight_devices_step_as_one(learner):
-    config, step = learner
-    batch = small_run.batch("sft")
-    wanted, told = step(first(config), batch)
-    wanted = small_run.host(wanted.params)
-    on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    with jax.set_mesh(on):
-        begin = first(config, on)
-        places = jax.tree.map(lambda leaf: leaf.sharding, begin)
-        state, metrics = step(begin, jax.device_put(batch, sharding.batch(on, small_run.BATCH)))
-    np.testing.assert_allclose(metrics["loss"], told["loss"], rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], told["grad_norm"], rtol=1e-4)
+MESHES = pytest.mark.parametrize(
+    "sizes",
+    [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"fsdp": 8}],
+    ids=["all axes", "data", "fsdp"],
+)
+
+
+def assert_same_step(one, many, begin, places):
+    """Asserts that one device and many took the same step, and that nothing was moved or kept."""
+    (wanted, told), (state, metrics) = one, many
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], told[name], rtol=1e-4, atol=1e-6)
     for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(begin.params))
-    far = [np.abs(a - b).max() for a, b in zip(wanted, small_run.host(state.params), strict=True)]
-    assert max(far) < 1e-3
+    pairs = zip(small_run.host(wanted.params), small_run.host(state.params), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) < 1e-3
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(small_run.bundle().params))
+
+
+@pytest.mark.slow
+@MESHES
+def test_eight_devices_step_as_one(learner, sizes):
+    config, step = learner
+    batch = small_run.batch("sft")
+    one = step(first(config), batch)
+    on = sharding.mesh(sizes)
+    with jax.set_mesh(on):
+        begin = first(config, on)
+        places = jax.tree.map(lambda leaf: leaf.sharding, begin)
+        many = step(begin, jax.device_put(batch, sharding.batch(on, small_run.BATCH)))
+    assert_same_step(one, many, begin, places)
+
+
+@pytest.mark.slow
+@MESHES
+def test_eight_devices_sample_and_reinforce_as_one(actor, sizes):
+    config, draw, learn = actor
+    prompts, state = small_run.batch("prompts"), first(config)
+    rollout = draw(state.params, prompts, state.step)
+    one = learn(state, prompts, rollout, None)
+    on = sharding.mesh(sizes)
+    with jax.set_mesh(on):
+        begin = first(config, on)
+        places = jax.tree.map(lambda leaf: leaf.sharding, begin)
+        spread = jax.device_put(prompts, sharding.batch(on, small_run.BATCH))
+        drawn = draw(begin.params, spread, begin.step)
+        many = learn(begin, spread, drawn, None)
+    np.testing.assert_array_equal(drawn.ids, rollout.ids)
+    np.testing.assert_allclose(drawn.logp, rollout.logp, atol=1e-4)
+    assert_same_step(one, many, begin, places)
+
+
+@pytest.mark.slow
+def test_the_kl_penalty_pulls_towards_the_reference():
+    config = small_run.gspo_config(
+        optimizer=ADAM, policy=policy.Policy(minibatches=2, kl=1.0, clip_low=0.2, clip_high=0.2)
+    )
+    learn = stations.reinforcing_step(
+        small_run.speaker(),
+        dataclasses.replace(small_run.bundle().task, mixture=config.mixture),
+        config.policy,
+        {"iou": 1.0},
+        config.optimizer,
+        config.sampling,
+    )
+    prompts, state = small_run.batch("prompts"), first(config)
+    rollout = small_run.sampler()(state.params, prompts, state.step)
+    # All answers alike: no advantage, so that nothing but the penalty moves the weights.
+    alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], leaf.shape[1], 1), rollout)
+    same = jax.tree.map(jnp.array, state.params)
+    _, metrics = learn(first(config), prompts, alike, same)
+    assert float(metrics["reference_kl"]) < 1e-6  # Only the second minibatch has moved at all.
+    rng = np.random.default_rng(0)
+    other = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), same
+    )
+    far = []
+    for _ in range(6):
+        state, metrics = learn(state, prompts, alike, other)
+        far.append(float(metrics["reference_kl"]))
+    assert far[0] > 1e-3
+    assert far[-1] < 0.8 * far[0]
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(other))
