@@ -116,8 +116,17 @@ class Tokens(NamedTuple):
     """Which merged cell of the row's pictures stands at a token; -1 for text."""
 
 
+class Packing(NamedTuple):
+    """Which conversation of its row a token belongs to, and where in it (device)."""
+
+    segments: Int[Array, "B G L"]
+    """0 for padding, else the number (from 1) of the conversation within the row."""
+    columns: Int[Array, "B G L"]
+    """Tokens of the conversation before this one."""
+
+
 class Batch(NamedTuple):
-    """One step of supervised training (device): pictures with G questions and answers each.
+    """One step of supervised training (device): pictures with G rows of questions and answers.
 
     A picture is read once, in front of its questions, which do not see each other.
     """
@@ -126,11 +135,12 @@ class Batch(NamedTuple):
     """The turn up to the question, picture included; right-aligned."""
     pictures: Pictures
     ids: Int[Array, "B G L"]
-    """Question and answer, one conversation each, continuing `tokens`; left-aligned."""
+    """Questions, each before its answer, continuing `tokens`; left-aligned."""
     targets: Int[Array, "B G L"]
     """The token that should follow each token."""
     weights: Float[Array, "B G L"]
     """Weight of each target in the loss: 0 outside answers."""
+    packing: Packing
 
 
 class Truth(NamedTuple):

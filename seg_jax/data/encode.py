@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8, UInt32
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.records import Batch, Kind, Pictures, Prompts, Tokens, Truth
+from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth
 from seg_jax.tasks.task import Example
 
 
@@ -71,11 +71,19 @@ class Encoder:
     tokenizer: Tokenizer
     layout: Layout
 
-    def batch_row(self, examples: Sequence[Example]) -> Batch:
-        """Returns an SFT row (no batch axis): a picture and all questions about it.
+    def batch_row(
+        self, examples: Sequence[Example], *, rows: int | None = None, length: int | None = None
+    ) -> Batch:
+        """Returns an SFT row (no batch axis): a picture and the questions about it.
+
+        Args:
+          examples: about one picture.
+          rows: to pack the questions into, the longest first, each where it still fits; what
+            fits in none is left out. None: a row each.
+          length: tokens of such a row; None: the layout's longest question and answer.
 
         Raises:
-          TooLong: prompt, answer or picture exceeds the layout.
+          TooLong: prompt, answer or picture exceeds the layout, or a question the row.
           ValueError: the examples are not about one picture.
         """
         image = examples[0].image
@@ -90,8 +98,8 @@ class Encoder:
         head = turns[0].prompt[: split + 2]
         if any(turn.prompt[: split + 2] != head for turn in turns):
             raise ValueError("expected a chat template with the picture before the question")
-        length = self.layout.max_question + self.layout.max_answer
-        rows = [self._conversation(turn, len(head), length) for turn in turns]
+        length = length or self.layout.max_question + self.layout.max_answer
+        packed = self._packed(turns, len(head), rows or len(turns), length)
         room = self.layout.max_prompt - self.layout.max_question
         if len(head) > room:
             raise TooLong(
@@ -99,22 +107,37 @@ class Encoder:
                 "raise layout.max_prompt"
             )
         tokens = self._tokens(head, patches, start=room - len(head), length=room)
-        return Batch(tokens, pictures, *(np.stack(part) for part in zip(*rows, strict=True)))
+        return Batch(tokens, pictures, *packed)
 
-    def _conversation(self, turn: Turn, head: int, length: int):
-        """Returns ids, targets and weights of a question and its answer, without the head."""
-        ids = [*turn.prompt[head:], *turn.answer]
-        if len(turn.prompt) - head > self.layout.max_question:
-            raise TooLong(
-                f"expected at most {self.layout.max_question} tokens in the question, got "
-                f"{len(turn.prompt) - head}; raise layout.max_question"
-            )
-        row, targets = np.full((2, length), self.tokenizer.pad_id, np.int32)
-        row[: len(ids)] = ids
-        targets[: len(ids) - 1] = ids[1:]
-        weights = np.zeros(length, np.float32)
-        weights[len(turn.prompt) - head - 1 : len(ids) - 1] = 1.0
-        return row, targets, weights
+    def _packed(self, turns: list[Turn], head: int, rows: int, length: int):
+        """Returns ids, targets, weights and packing of questions and answers without the head."""
+        ids, targets = np.full((2, rows, length), self.tokenizer.pad_id, np.int32)
+        weights = np.zeros((rows, length), np.float32)
+        packing = Packing(*np.zeros((2, rows, length), np.int32))
+        filled, alone = np.zeros(rows, int), rows == len(turns)
+        for turn in turns if alone else sorted(turns, key=lambda turn: -sum(map(len, turn))):
+            told, asked = [*turn.prompt[head:], *turn.answer], len(turn.prompt) - head
+            if asked > self.layout.max_question:
+                raise TooLong(
+                    f"expected at most {self.layout.max_question} tokens in the question, got "
+                    f"{asked}; raise layout.max_question"
+                )
+            if len(told) > length:
+                raise TooLong(
+                    f"expected at most {length} tokens in a row, got a question and answer of "
+                    f"{len(told)}; raise feed.packed_tokens"
+                )
+            row = int(np.argmin(filled))
+            begin, end = filled[row], filled[row] + len(told)
+            if end > length:
+                continue
+            filled[row] = end
+            ids[row, begin:end] = told
+            targets[row, begin : end - 1] = told[1:]
+            weights[row, begin + asked - 1 : end - 1] = 1.0
+            packing.segments[row, begin:end] = packing.segments[row].max() + 1
+            packing.columns[row, begin:end] = np.arange(len(told))
+        return ids, targets, weights, packing
 
     def prompt_row(self, example: Example) -> Prompts:
         """Returns a prompt (no batch axis), right-aligned, with the truth.

@@ -27,6 +27,10 @@ class Feed:
     """Pictures of all hosts together."""
     questions: int = 1
     """Questions about each picture in supervised training, drawn independently."""
+    packed_rows: int | None = None
+    """Rows that they are packed into; None: a row each. What fits in none is left out."""
+    packed_tokens: int | None = None
+    """Tokens of such a row; None: the layout's longest question and answer."""
     seed: int = 0
     """Of the order and of every random choice about a sample."""
     threads: int = 2
@@ -69,7 +73,7 @@ def batches(
         .shuffle()
         .repeat()
         .random_map(_Ask(task, count))
-        .map(_Encode(encoder, rows))[shard::shards]
+        .map(_Encode(encoder, rows, feed))[shard::shards]
         .to_iter_dataset(grain.ReadOptions(feed.threads, feed.prefetch))
         .batch(feed.batch // shards, drop_remainder=True)
     )
@@ -94,10 +98,12 @@ class _Ask(grain.transforms.RandomMap):
 class _Encode(grain.transforms.Map):
     encoder: Encoder
     rows: Literal["sft", "prompts"]
+    feed: Feed
 
     def map(self, element: list[Example]) -> Batch | Prompts:
         if self.rows == "sft":
-            return self.encoder.batch_row(element)
+            feed = self.feed
+            return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
         return self.encoder.prompt_row(element[0])
 
 

@@ -57,7 +57,7 @@ def fused(linears: list[Linear], x: Float[Array, "*n i"]) -> list:
     kernels = [linear.kernel[...].astype(x.dtype) for linear in linears]
     widths = [kernel.shape[-1] for kernel in kernels]
     kernel = kernels[0] if len(kernels) == 1 else jnp.concatenate(kernels, -1)
-    y = jnp.dot(x, kernel)
+    y = dot(x, kernel)
     biases = [linear.bias[...].astype(x.dtype) for linear in linears if linear.bias is not None]
     if biases:
         y = y + (biases[0] if len(biases) == 1 else jnp.concatenate(biases, -1))
@@ -65,6 +65,31 @@ def fused(linears: list[Linear], x: Float[Array, "*n i"]) -> list:
         return [y]
     edges = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
     return jnp.split(y, edges, -1)
+
+
+@jax.custom_vjp
+def dot(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
+    """Returns x kernel; its gradient turns the narrower of x and dy around, not always dy.
+
+    On CPU that is a copy before the product that gives the kernel's gradient.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _dot_forward(x, kernel):
+    return jnp.dot(x, kernel), (x, kernel)
+
+
+def _dot_backward(given, dy):
+    x, kernel = given
+    rows = tuple(range(x.ndim - 1))
+    dx = jax.lax.dot_general(dy, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    if x.shape[-1] <= dy.shape[-1]:
+        return dx, jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    return dx, jax.lax.dot_general(dy, x, ((rows, rows), ((), ()))).T
+
+
+dot.defvjp(_dot_forward, _dot_backward)
 
 
 def project(linears: list[Linear], x: Float[Array, "*n i"], *, fuse: bool) -> list:
@@ -185,7 +210,7 @@ def attend_shared(
     answer: Own,
     *,
     used: Bool[Array, "B P"],
-    causal: Bool[Array, "Q L"],
+    seen: Bool[Array, "*n Q L"],
 ) -> Float[Array, "B G Q heads hd"]:
     """Returns attention of answers to their prompt, never copied per answer, and to themselves.
 
@@ -194,7 +219,7 @@ def attend_shared(
       prompt: the prompt's keys and values.
       answer: the answers' keys and values.
       used: True where the prompt has a token.
-      causal: True where a query sees a column of its own answer.
+      seen: True where a query sees a column of its own row; of all rows, or [B G Q L].
     """
     batch, answers, length, count, width = q.shape
     kv, reach = prompt.v.shape[1:3]
@@ -204,8 +229,8 @@ def attend_shared(
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     to_prompt = jnp.where(used[:, None, None], product(q, prompt.k), NEVER)
     q, split = q.reshape(batch, kv, answers, rows, width), (batch, kv, answers, rows, -1)
-    seen = jnp.repeat(causal, count // kv, axis=0)
-    to_own = jnp.where(seen, product(q, answer.k), NEVER)
+    seen = jnp.repeat(seen, count // kv, axis=-2)
+    to_own = jnp.where(seen[:, None] if seen.ndim > 2 else seen, product(q, answer.k), NEVER)
     scores = jnp.concatenate([to_prompt.reshape(split), to_own], -1)
     weights = jax.nn.softmax(scores, -1).astype(answer.v.dtype)
     from_prompt = weights[..., :reach].reshape(batch, kv, answers * rows, reach) @ prompt.v

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from seg_jax.models import layers, sharding, vlm
-from seg_jax.records import Array, Pictures, Tokens
+from seg_jax.records import Array, Packing, Pictures, Tokens
 
 VISION_EPS = 1e-6
 """Of every norm in the vision tower; no config holds it."""
@@ -304,18 +304,21 @@ class Qwen25VL(nnx.Module):
         last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
         return vlm.Prefix(shared.k, shared.v, used, last + 1, self.norm(x[:, -1]))
 
-    def extend(self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix) -> Float[Array, "B G Q D"]:
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
+    ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
         columns = np.arange(ids.shape[-1])
+        seen = columns[:, None] >= columns
+        if packing is not None:
+            columns, segments = packing.columns, packing.segments
+            seen = seen & (segments[..., :, None] == segments[..., None, :])
         turn = self._answer_turn(prefix, columns)
-        causal = columns[:, None] >= columns
 
         def step(block, x, prompt):
             def mix(heads):
                 prior, own = layers.Shared(*prompt), layers.own(heads)
-                return layers.attend_shared(
-                    heads.q, prior, own, used=prefix.used, causal=causal
-                ), None
+                return layers.attend_shared(heads.q, prior, own, used=prefix.used, seen=seen), None
 
             return block(x, turn, mix)
 
@@ -360,10 +363,10 @@ class Qwen25VL(nnx.Module):
         axis = np.repeat(np.arange(3), section)
         return layers.rotary(positions[:, axis].swapaxes(1, 2).astype(jnp.float32) * spin)
 
-    def _answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, " Q"]) -> layers.Rotary:
-        """Returns the rotation of answer tokens: text turns alike on all axes."""
+    def _answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, "*n Q"]) -> layers.Rotary:
+        """Returns the rotation at columns [Q] or [B G Q]: text turns alike on all axes."""
         spin = layers.frequencies(sum(self.config.text.mrope_section), self.config.text.rope_theta)
-        place = (prefix.following[:, None] + columns)[:, None, :, None]  # B 1 Q 1
+        place = (prefix.following[:, None, None] + columns)[..., None]  # B (1 or G) Q 1
         return layers.rotary(place.astype(jnp.float32) * spin)
 
 
@@ -394,7 +397,7 @@ class Decoder:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         columns = suffix.length + jnp.arange(ids.shape[-1])
         turn = self.model._answer_turn(prefix, columns)
-        causal = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
+        seen = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
         x = self.model._words(ids)
         filled, write = [], jax.lax.dynamic_update_slice_in_dim
         for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
@@ -405,9 +408,7 @@ class Decoder:
                     write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
                 )
                 prompt = layers.Shared(prefix.k[i], prefix.v[i])
-                return layers.attend_shared(
-                    heads.q, prompt, own, used=prefix.used, causal=causal
-                ), own
+                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), own
 
             x, own = block(x, turn, mix)
             filled.append(own)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 
 from seg_jax.models import layers
-from seg_jax.records import Array, Pictures, Tokens
+from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
 class Prefix(NamedTuple):
@@ -52,8 +52,13 @@ class VLM(Protocol):
         """Returns the prompts as read once, for any number of answers."""
         ...
 
-    def extend(self, ids: Int[Array, "B G Q"], prefix: Prefix) -> Float[Array, "B G Q D"]:
-        """Returns the outputs at whole answers, scored at once behind their shared prompt."""
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: Prefix, packing: Packing | None = None
+    ) -> Float[Array, "B G Q D"]:
+        """Returns the outputs at whole answers, scored at once behind their shared prompt.
+
+        Packed conversations of a row do not see each other; None: one conversation a row.
+        """
         ...
 
     def decoder(self) -> Decoder:

@@ -71,7 +71,8 @@ def supervised_step(
 
     def token_loss(params: Any, batch: Batch) -> Float[Array, "B G L"]:
         model = speaker.model(params)
-        hidden = model.extend(batch.ids, model.prefill(batch.tokens, batch.pictures))
+        prefix = model.prefill(batch.tokens, batch.pictures)
+        hidden = model.extend(batch.ids, prefix, batch.packing)
         if soft is None:
             return -likelihood.token_logp(
                 hidden, model.unembed(), batch.targets, chunk=speaker.chunk

@@ -89,6 +89,37 @@ def test_rows_and_prompts_say_the_same(encoder):
             np.testing.assert_array_equal(mine, theirs)
 
 
+def test_packed_questions_keep_their_places(encoder):
+    asked = [TASK.example(sources.Scenes(count=9)[1], np.random.default_rng(i)) for i in range(5)]
+    asked = [dataclasses.replace(one, image=asked[0].image) for one in asked]
+    plain = encoder.batch_row(asked)
+    told = [
+        row[used > 0].tolist() for row, used in zip(plain.ids, plain.packing.segments, strict=True)
+    ]
+    lengths = sorted(map(len, told), reverse=True)
+    packed = encoder.batch_row(asked, rows=2, length=sum(lengths[::2]))
+    assert packed.ids.shape == (2, sum(lengths[::2]))
+    found = []
+    for row in range(2):
+        segments = packed.packing.segments[row]
+        for number in range(1, segments.max() + 1):
+            here = segments == number
+            index = told.index(packed.ids[row][here].tolist())
+            found.append(index)
+            size = len(told[index])
+            np.testing.assert_array_equal(packed.packing.columns[row][here], np.arange(size))
+            for mine, theirs in ((packed.targets, plain.targets), (packed.weights, plain.weights)):
+                np.testing.assert_array_equal(mine[row][here], theirs[index][:size])
+        assert not packed.weights[row][segments == 0].any()
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    # The shortest stay out where there is no room; what no row can hold is refused.
+    tight = encoder.batch_row(asked, rows=2, length=lengths[0])
+    assert tight.packing.segments.max() == 1
+    assert (tight.packing.segments > 0).sum() == lengths[0] + lengths[1]
+    with pytest.raises(encode.TooLong, match=r"raise feed\.packed_tokens"):
+        encoder.batch_row(asked, rows=2, length=lengths[0] - 1)
+
+
 def test_questions_about_different_pictures_do_not_share_a_row(encoder):
     with pytest.raises(ValueError, match="one picture"):
         encoder.batch_row([example(0), example(1)])

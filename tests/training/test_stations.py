@@ -88,6 +88,21 @@ def test_ways_to_the_same_loss_and_gradient(learner, way):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_packed_rows_give_the_loss_and_gradient_of_plain_ones(learner):
+    config, step = learner
+    plain = next(small_run.batches("sft", questions=4))
+    packed = next(small_run.batches("sft", questions=4, packed_rows=2, packed_tokens=80))
+    assert packed.weights.sum() == plain.weights.sum()
+    assert packed.packing.segments.max() > 1
+    wanted, told = step(first(config), plain)
+    state, metrics = step(first(config), packed)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], told[name], rtol=1e-5)
+    for a, b in zip(small_run.host(state.moments), small_run.host(wanted.moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def actor():
     """The compiled sampler and step of GSPO with a reward that random weights can learn."""
