@@ -77,7 +77,16 @@ def layout() -> Layout:
 def task() -> Referring:
     """Returns referring with two decimals, outlines of at most ten points, one wording."""
     return Referring(
-        mixture=Mixture(text_mask=1.0, text_box=0.1, text_point=0.1, point_mask=0.1, box_mask=0.1),
+        # Without naming, outlines bind words to objects late: colours do not matter to a shape.
+        mixture=Mixture(
+            text_mask=1.0,
+            text_box=0.1,
+            text_point=0.1,
+            point_mask=0.1,
+            box_mask=0.1,
+            point_name=0.225,
+            box_name=0.225,
+        ),
         digits=2,
         epsilon=0.02,
         max_points=10,
@@ -96,7 +105,7 @@ def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.
         source=scenes(seed=1000 + seed),
         task=task(),
         layout=layout(),
-        feed=Feed(batch=16, questions=4, seed=seed),
+        feed=Feed(batch=16, questions=4, packed_rows=2, packed_tokens=60, seed=seed),
         objective=sft.Objective(soften_bins=2.0),
         optimizer=optimizer.Muon(
             lr=4e-3,

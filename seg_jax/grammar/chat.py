@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float
@@ -43,15 +43,8 @@ ANSWERS = (
 )
 """The five released forms; the bare list counts twice. Source: SimpleSeg's data script."""
 
-NAMING = (
-    "Name the objects from left to right.",
-    "What is in the image, from left to right?",
-    "List the objects in the image from left to right.",
-)
-"""Questions for the names of all objects."""
-
-NAMING_ONE = ("Name {clue}.", "What is {clue}?", "Say what {clue} is.")
-"""Questions for the name of one object."""
+NAMING = ("Name {clue}.", "What is {clue}?", "Say what {clue} is.")
+"""Questions for the name of an object, the inverse of referring."""
 
 
 def question(
@@ -92,28 +85,22 @@ def question(
 
 
 def naming(
-    clue: np.ndarray | None = None,
+    clue: Float[np.ndarray, " 2"] | Float[np.ndarray, " 4"],
     *,
     rng: np.random.Generator | None = None,
     index: int = 0,
     digits: int = 3,
 ) -> str:
-    """Returns a question for names: of all objects, or of the one at a point or in a box.
+    """Returns a question for the name of the object at a point or in a box.
 
     Args:
-      clue: None, a point or a box.
+      clue: the point or box.
       rng: draws the form uniformly; None: the form `index`.
       index: number of the form when nothing is drawn.
       digits: decimals of the clue.
     """
-    forms = NAMING if clue is None else NAMING_ONE
-    form = forms[index if rng is None else int(rng.integers(len(forms)))]
-    return form if clue is None else form.format(clue=_place(clue, digits))
-
-
-def names(told: Sequence[str]) -> str:
-    """Returns the answer that tells names."""
-    return ", ".join(told) + "."
+    form = NAMING[index if rng is None else int(rng.integers(len(NAMING)))]
+    return form.format(clue=_place(clue, digits))
 
 
 def _place(clue: np.ndarray, digits: int) -> str:
@@ -167,10 +154,7 @@ def sentences(expressions: Iterable[str]) -> Iterator[str]:
         for index in range(len(ANSWERS)):
             yield answer("", kind, index=index)
     for index in range(len(NAMING)):
-        yield naming(index=index)
-    for index in range(len(NAMING_ONE)):
         yield naming(np.zeros(2), index=index)
-    yield names(["it", "it"])
     for expression in expressions:
         yield question(Kind.MASK, expression)
         yield question(Kind.MASK, expression, index=1)

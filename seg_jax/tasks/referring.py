@@ -24,8 +24,6 @@ class Mixture:
     text_mask: float = 1.0
     point_mask: float = 0.0
     box_mask: float = 0.0
-    image_names: float = 0.0
-    """All objects are to be named from left to right. Supervised training only."""
     point_name: float = 0.0
     """The object at a point is to be named. Supervised training only."""
     box_name: float = 0.0
@@ -41,8 +39,8 @@ class Mixture:
 
     def check_judged(self) -> None:
         """Raises ValueError if names are asked for: no score judges such an answer."""
-        shares = {name: getattr(self, name) for name in ("image_names", "point_name", "box_name")}
-        asked = {name: share for name, share in shares.items() if share}
+        shares = dataclasses.asdict(self).items()
+        asked = {name: share for name, share in shares if name.endswith("_name") and share}
         if asked:
             raise ValueError(
                 f"mixture: expected points, boxes and outlines, got {asked}, whose answers are "
@@ -89,8 +87,8 @@ class Referring:
         phrases = sample.phrases[which]
         phrase = phrases[int(rng.integers(len(phrases)))]
         given, asked = self._question_kind(rng)
-        if asked.startswith("name"):
-            return self.ask_names(sample, which if asked == "name" else None, given, rng)
+        if asked == "name":
+            return self.ask_name(sample, which, given=given, rng=rng)
         kind = Kind[asked.upper()]
         return self.ask(sample, which, given=given, kind=kind, phrase=phrase, rng=rng)
 
@@ -127,15 +125,15 @@ class Referring:
             mask=mask,
         )
 
-    def ask_names(
-        self, sample: Sample, which: int | None, given: str, rng: np.random.Generator
+    def ask_name(
+        self, sample: Sample, which: int, *, given: str, rng: np.random.Generator
     ) -> Example:
-        """Returns a question for the name of one object, or of all in sight, and the answer.
+        """Returns a question for the name of mask `which` of the sample and the answer.
 
         Args:
           sample: of the picture.
-          which: of its masks; None: all, from left to right.
-          given: "point" or "box", how the one object is told.
+          which: of its masks.
+          given: "point" or "box", how the object is told.
           rng: draws the point and, with many wordings, the template.
 
         Raises:
@@ -147,26 +145,21 @@ class Referring:
                 f"{len(sample.names)}; set the shares of naming in task.mixture to 0"
             )
         template_rng = rng if self.wordings == "many" else None
-        if which is None:
-            seen = [m for m, mask in enumerate(sample.masks) if mask.any()]
-            told = sorted(seen, key=lambda m: central_point_unit(sample.masks[m]))
-            clue = None
-        else:
-            told = [which]
-            clue = _place(sample.masks[which], given, rng)
+        clue = _place(sample.masks[which], given, rng)
         return Example(
             key=sample.key,
             image=sample.image,
             question=chat.naming(clue, rng=template_rng, digits=self.digits),
-            answer=chat.names([sample.names[m] for m in told]),
+            answer=f"{sample.names[which]}.",
             kind=None,
-            mask=sample.masks[told].any(0),
+            mask=sample.masks[which],
         )
 
     def _question_kind(self, rng: np.random.Generator):
-        shares = np.array(dataclasses.astuple(self.mixture))
-        names = [field.name for field in dataclasses.fields(self.mixture)]
-        return names[int(rng.choice(len(names), p=shares / shares.sum()))].split("_")
+        shares = vars(self.mixture)
+        edges = np.cumsum(list(shares.values()))
+        drawn = np.searchsorted(edges, rng.random() * edges[-1], side="right")
+        return list(shares)[drawn].split("_")
 
     def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
         """Returns `iou`, `distance` and `format` of each answer by its kind.

@@ -57,12 +57,12 @@ def test_rows_hold_the_conversation_and_weigh_the_answer_only(encoder):
 
 
 def test_names_are_taught_but_never_prompted_for(encoder):
-    naming = dataclasses.replace(TASK, mixture=Mixture(text_mask=0.0, image_names=1.0))
+    naming = dataclasses.replace(TASK, mixture=Mixture(text_mask=0.0, box_name=1.0))
     asked = naming.example(sources.Scenes(count=9)[1], np.random.default_rng(0))
     row = encoder.batch_row([asked])
     weighted = row.targets[0][row.weights[0] > 0]
     assert encoder.tokenizer.decode(weighted) == asked.answer
-    assert len(weighted) <= 7  # Words are tokens: two colours, two kinds, comma, stop and end.
+    assert len(weighted) == 4  # Words are tokens: colour, kind, stop and end.
     with pytest.raises(ValueError, match="scene-0-1: expected a question whose answer is judged"):
         encoder.prompt_row(asked)
 
