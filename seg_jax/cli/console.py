@@ -48,7 +48,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[int, int, str], None]
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table of results on the terminal."""
-    out = Table(title=title, title_justify="left")
+    # Plain, so that five columns of numbers with intervals fit into eighty characters.
+    out = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(header):
         out.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
