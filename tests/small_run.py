@@ -16,6 +16,7 @@ from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data import pipeline
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers, sharding
+from seg_jax.tasks.referring import Referring
 from seg_jax.training import optimizer, state, stations
 
 BATCH = 8
@@ -44,7 +45,7 @@ def sft_config(**changes: Any) -> finetune.Config:
         compute=layers.Compute(),
         optimizer=dataclasses.replace(base.optimizer, newton_schulz_steps=1),
         layout=dataclasses.replace(base.layout, max_pixels=1024, max_patches=16, max_prompt=44),
-        feed=dataclasses.replace(base.feed, batch=BATCH, questions=2),
+        feed=pipeline.Feed(batch=BATCH, questions=2),
         loop=dataclasses.replace(base.loop, steps=HORIZON, log_every=1),
     )
     return dataclasses.replace(small, **changes)
@@ -84,14 +85,18 @@ def speaker(chunk: int | None = None) -> stations.Speaker:
     return stations.Speaker(bundle().graph, bundle().tokenizer, chunk=chunk)
 
 
+def task(rows: str) -> Referring:
+    """Returns the task of a route."""
+    if rows == "sft":
+        return tiny.task()
+    return dataclasses.replace(tiny.task(), mixture=gspo_config().mixture)
+
+
 def batches(rows: str, **changes: Any) -> Any:
     """Returns the pipeline of a route; changes are of its feed."""
     config = sft_config() if rows == "sft" else gspo_config()
-    task = (
-        tiny.task() if rows == "sft" else dataclasses.replace(tiny.task(), mixture=config.mixture)
-    )
     feed = dataclasses.replace(config.feed, **changes)
-    return pipeline.batches(config.source, task, bundle().encoder, feed, rows=rows)
+    return pipeline.batches(config.source, task(rows), bundle().encoder, feed, rows=rows)
 
 
 @functools.cache
@@ -121,7 +126,7 @@ def reinforcing_step() -> Any:
     config = gspo_config()
     return stations.reinforcing_step(
         speaker(),
-        dataclasses.replace(tiny.task(), mixture=config.mixture),
+        task("prompts"),
         config.policy,
         dataclasses.asdict(config.weights),
         config.optimizer,

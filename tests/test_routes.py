@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import finetune, tiny
+from seg_jax.cli import finetune
 from seg_jax.data import pipeline
 from seg_jax.models import sharding
 from seg_jax.training import optimizer, state, stations
@@ -50,7 +50,10 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
 
     def abstract(config, rows):
         feed = dataclasses.replace(config.feed, threads=0, prefetch=0)
-        batches = pipeline.batches(config.source, bundle.task, bundle.encoder, feed, rows=rows)
+        task = bundle.task
+        if rows == "prompts":
+            task = dataclasses.replace(task, mixture=config.mixture)
+        batches = pipeline.batches(config.source, task, bundle.encoder, feed, rows=rows)
         transform = optimizer.build(config.optimizer)
         begin = jax.eval_shape(lambda p: state.fresh(p, transform, horizon=9), bundle.params)
         return begin, shapes(next(batches))
@@ -90,7 +93,12 @@ def route(request):
         config = small_run.gspo_config(optimizer=ADAM)
         draw = small_run.sampler()
         learn = stations.reinforcing_step(
-            small_run.speaker(), tiny.task(), config.policy, {"format": 1.0}, ADAM, config.sampling
+            small_run.speaker(),
+            small_run.task("prompts"),
+            config.policy,
+            {"format": 1.0},
+            ADAM,
+            config.sampling,
         )
     rows = "sft" if request.param == "sft" else "prompts"
     plan = dataclasses.replace(config.loop, steps=5, log_every=1, save_minutes=1e-9)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 """Of every mesh: copies of the weights, shards of the weights, shards of each layer's work."""
@@ -67,7 +67,7 @@ def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
 
 
-def shardings(tree: Any, on: Mesh) -> Any:
+def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
     """Returns the sharding of each leaf of a tree that holds weights: a state, moments, gradients.
 
     Leaves are known by the last names of their paths, so optimizer moments lie as their weights.
@@ -145,6 +145,17 @@ def rows(x: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(MESH["batch"], *free))
 
 
-def _parts(axes: Any, on: Mesh) -> int:
+def kept(tree: Any) -> Any:
+    """Returns the tree of weights held where `shardings` lays it, inside `jax.set_mesh` only.
+
+    Without it the compiler may leave a step's new weights whole on every device.
+    """
+    on = jax.sharding.get_abstract_mesh()
+    if on.empty or not set(AXES) <= set(on.axis_names):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, on))
+
+
+def _parts(axes: Any, on: Mesh | AbstractMesh) -> int:
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(on.shape[axis] for axis in axes)

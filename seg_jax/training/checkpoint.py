@@ -24,9 +24,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
-        # Orbax tells every save at INFO, and every error again with its traceback before it
-        # raises it.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax tells every save at INFO, and an error again with each of its tasks' tracebacks
+        # beside raising it.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         # What a killed save has left is removed.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True

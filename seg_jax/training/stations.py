@@ -87,7 +87,8 @@ def supervised_step(
         )
 
     def step(state: State, batch: Batch):
-        return sft.update(objective, optimizer, transform, token_loss, state, batch)
+        state, metrics = sft.update(objective, optimizer, transform, token_loss, state, batch)
+        return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -158,6 +159,6 @@ def reinforcing_step(
         metrics["reward"] = reward.mean()
         metrics["reward_spread"] = reward.std(1).mean()
         metrics["answer_tokens"] = rollout.used.sum(-1).mean()
-        return state, metrics
+        return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -389,6 +389,14 @@ def test_an_interrupt_while_the_model_is_written_leaves_none(
     bundles.load(out / "checkpoint")
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Makes Ctrl-C count even where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt():
     signal.raise_signal(signal.SIGINT)
 

@@ -13,7 +13,7 @@ def feed(rows="sft", *, shard=0, shards=1, count=1000, **changes):
     config = small_run.sft_config() if rows == "sft" else small_run.gspo_config()
     return pipeline.batches(
         sources.Scenes(world=config.source.world, seed=5, count=count),
-        tiny.task(),
+        small_run.task(rows),
         small_run.bundle().encoder,
         pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows=rows,
@@ -108,10 +108,11 @@ def test_random_choices_differ_between_samples_and_rounds():
 
 def test_in_order_covers_each_scene_once_and_repeats_itself():
     source = sources.Scenes(world=small_run.sft_config().source.world, seed=9, count=7)
+    task = small_run.task("prompts")
 
     def read(batch):
         return list(
-            pipeline.in_order(source, tiny.task(), small_run.bundle().encoder, batch=batch, seed=3)
+            pipeline.in_order(source, task, small_run.bundle().encoder, batch=batch, seed=3)
         )
 
     found, again, alone = read(4), read(4), read(1)

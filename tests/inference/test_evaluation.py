@@ -174,7 +174,8 @@ def test_batches_answer_as_one_question_at_a_time():
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), small_run.bundle().params
     )
     asked = Predictor(dataclasses.replace(small_run.bundle(), params=loud))
-    batched, alone = evaluate(asked, 3), evaluate(asked, 1)
+    task = small_run.task("prompts")
+    batched, alone = evaluate(asked, 3, task), evaluate(asked, 1, task)
     assert_same(batched, alone)
     assert len(set(batched.texts)) == 5
     assert [example.question for example in batched.examples] == [

@@ -111,7 +111,7 @@ def actor():
     )
     compiled = stations.reinforcing_step(
         small_run.speaker(),
-        dataclasses.replace(small_run.bundle().task, mixture=config.mixture),
+        small_run.task("prompts"),
         config.policy,
         {"iou": 1.0},
         config.optimizer,
@@ -230,7 +230,7 @@ def test_the_kl_penalty_pulls_towards_the_reference():
     )
     learn = stations.reinforcing_step(
         small_run.speaker(),
-        dataclasses.replace(small_run.bundle().task, mixture=config.mixture),
+        small_run.task("prompts"),
         config.policy,
         {"iou": 1.0},
         config.optimizer,
