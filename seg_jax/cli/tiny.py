@@ -10,7 +10,7 @@ from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.models import layers, qwen25_vl
-from seg_jax.scenes import world
+from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Kind
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, policy, sft, stations
@@ -23,8 +23,9 @@ KINDS = (Kind.CIRCLE, Kind.SQUARE, Kind.TRIANGLE, Kind.STAR)
 
 
 def scenes(*, seed: int) -> Scenes:
-    """Returns the two-object scenes of the tiny setting."""
-    return Scenes(world=dataclasses.replace(world.easy(), kinds=KINDS), seed=seed)
+    """Returns the two-object scenes of the tiny setting, its things called by colour and kind."""
+    easy = dataclasses.replace(world.easy(), kinds=KINDS)
+    return Scenes(world=easy, style=phrases.Style(full=True), seed=seed)
 
 
 def model() -> qwen25_vl.Config:

@@ -25,6 +25,8 @@ from seg_jax.scenes.world import Config, World
 class Style:
     """Which families of expressions are used, beside kind and colour, in how many wordings."""
 
+    full: bool = False
+    """Always "the red star", though "the star" or "the red object" may fit it alone."""
     texture: bool = False
     """As in "the striped star"."""
     rank: bool = False
@@ -80,7 +82,7 @@ def expressions(facts: dict[int, Fact], style: Style) -> dict[int, list[Expressi
     names = {
         index: [
             expression
-            for expression in _names(fact, texture=style.texture)
+            for expression in _names(fact, style)
             if meaning.matches(expression, facts) == {index}
         ]
         for index, fact in facts.items()
@@ -213,13 +215,14 @@ def _phrases(found: list[Expression], style: Style, limit, rng) -> tuple[str, ..
     return tuple(told[place] for place in sorted(rng.permutation(len(told))[:limit].tolist()))
 
 
-def _names(fact: Fact, *, texture: bool) -> tuple[Expression, ...]:
-    return _named(fact.kind, fact.colour, fact.texture if texture else None)
+def _names(fact: Fact, style: Style) -> tuple[Expression, ...]:
+    told = _named(fact.kind, fact.colour, fact.texture if style.texture else None)
+    return told[-1:] if style.full else told
 
 
 @functools.lru_cache(maxsize=4096)
 def _named(kind: Kind, colour: Colour, texture: Texture | None) -> tuple[Expression, ...]:
-    """Returns the expressions of attributes alone, fewest words first."""
+    """Returns the expressions of attributes alone, fewest words first and all of them last."""
     plain = (
         Expression(kind=kind),
         Expression(colour=colour),
@@ -241,6 +244,7 @@ def _candidates(
     """Yields the vague expressions that surely fit the thing; others may fit them too."""
     mine = facts[index]
     bases = ((None, None), (mine.kind, None), (None, mine.colour), (mine.kind, mine.colour))
+    bases = bases[-1:] if style.full else bases
     if style.rank:
         for kind, colour in bases:
             for rank in _certain_ranks(index, facts, _said(kind, colour)):

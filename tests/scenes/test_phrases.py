@@ -107,7 +107,11 @@ class Scene:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("style", [phrases.Style(), phrases.rich()])
+@pytest.mark.parametrize(
+    "style",
+    [phrases.Style(), phrases.rich(), dataclasses.replace(phrases.rich(), full=True)],
+    ids=["plain", "rich", "full"],
+)
 def test_a_phrase_means_its_thing_and_no_other(preset, style):
     style = dataclasses.replace(style, wordings=8)
     told = 0
@@ -235,6 +239,15 @@ def test_the_easy_phrases_are_those_one_expects():
             assert ways[0] in (f"the {thing.kind}", f"the {thing.colour} object") or (
                 len(ways) == 2
             )
+
+
+def test_full_names_leave_out_the_short_ones():
+    style = phrases.Style(full=True)
+    for seed in range(20):
+        made = world.make(world.easy(), seed)
+        told = phrases.describe(made, draw.render(made)[1], style=style)
+        for thing, ways in zip(made.things, told, strict=True):
+            assert ways == (f"the {thing.colour} {thing.kind}", f"{thing.colour} {thing.kind}")
 
 
 def test_the_corpus_is_drawn_from_the_vocabulary():
