@@ -114,10 +114,9 @@ def supervised_step(**changes: Any) -> Any:
 
 
 @functools.cache
-def sampler(temperature: float = 0.7) -> Any:
+def sampler() -> Any:
     """Returns the compiled sampler."""
-    sampling = dataclasses.replace(gspo_config().sampling, temperature=temperature)
-    return stations.sampler(speaker(), sampling, seed=0)
+    return stations.sampler(speaker(), gspo_config().sampling, seed=0)
 
 
 @functools.cache
