@@ -122,6 +122,25 @@ def sampler(speaker: Speaker, sampling: Sampling, *, seed: int) -> Any:
     return jax.jit(draw)
 
 
+def appraiser(
+    speaker: Speaker,
+    task: Task,
+    weights: Mapping[str, float],
+    sampling: Sampling,
+    *,
+    seed: int,
+) -> Any:
+    """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
+    draw = sampler(speaker, sampling, seed=seed)
+    table = reader.table(speaker.tokenizer.pieces)
+
+    def appraise(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
+        judged, _ = judge(task, table, draw(params, prompts, step), prompts.truth)
+        return policy.reward(judged.scores, weights)
+
+    return jax.jit(appraise)
+
+
 def reinforcing_step(
     speaker: Speaker,
     task: Task,

@@ -139,6 +139,22 @@ def test_the_sampled_reward_rises(actor):
 
 
 @pytest.mark.slow
+def test_appraisal_judges_what_the_sampler_draws(actor):
+    config, draw, _ = actor
+    prompts, params = small_run.batch("prompts"), first(config).params
+    appraise = stations.appraiser(
+        small_run.speaker(), small_run.task("prompts"), {"iou": 2.0}, config.sampling, seed=0
+    )
+    with mock.patch.object(stations, "judge", toy_judge):
+        rewards = appraise(params, prompts, jnp.int32(3))
+    rollout = draw(params, prompts, jnp.int32(3))
+    low = ((rollout.ids < LOW) & rollout.used).sum(-1) / rollout.used.sum(-1)
+    assert rewards.shape == (small_run.BATCH, small_run.ANSWERS)
+    assert len(np.unique(rewards)) > 3
+    np.testing.assert_allclose(rewards, 2.0 * low, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_every_step_has_its_key_and_repeats_it(actor):
     config, draw, _ = actor
     prompts, params = small_run.batch("prompts"), first(config).params
