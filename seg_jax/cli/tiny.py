@@ -139,7 +139,7 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
         source=scenes(seed=2000 + seed),
         feed=Feed(batch=32, seed=seed),
         # Below 1: the noise of softened coordinates drowns what a better outline earns.
-        sampling=stations.Sampling(answers=8, temperature=0.7, max_tokens=28),
+        sampling=stations.Sampling(answers=8, temperature=0.85, max_tokens=28),
         # Answers of 26 tokens move the mean log-ratio far more than the long ones that GSPO's
         # 3e-4 was tuned on: that band clips a third of all answers here.
         policy=policy.Policy(minibatches=2, clip_low=0.08, clip_high=0.12, spread_floor=0.3),
