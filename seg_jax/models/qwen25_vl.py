@@ -302,7 +302,7 @@ class Qwen25VL(nnx.Module):
         x, shared = layers.through(self.blocks, x, step, each=None, compute=self.compute)
         used = tokens.segments == tokens.segments[:, -1:]
         last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
-        return vlm.Prefix(shared.k, shared.v, used, last + 1, self.norm(x[:, -1]))
+        return vlm.Prefix(shared, used, last + 1, self.norm(x[:, -1]))
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
@@ -317,13 +317,13 @@ class Qwen25VL(nnx.Module):
 
         def step(block, x, prompt):
             def mix(heads):
-                prior, own = layers.Shared(*prompt), layers.own(heads)
-                return layers.attend_shared(heads.q, prior, own, used=prefix.used, seen=seen), None
+                own = layers.own(heads)
+                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), None
 
             return block(x, turn, mix)
 
         x, _ = layers.through(
-            self.blocks, self._words(ids), step, each=(prefix.k, prefix.v), compute=self.compute
+            self.blocks, self._words(ids), step, each=prefix.cache, compute=self.compute
         )
         return self.norm(x)
 
@@ -384,10 +384,11 @@ class Decoder:
 
     def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
-        _, batch, kv, head, _ = prefix.k.shape
+        k, v = prefix.cache
+        _, batch, kv, head, _ = k.shape
         own = layers.Own(
-            jnp.zeros((batch, kv, answers, head, length), prefix.k.dtype),
-            jnp.zeros((batch, kv, answers, length, head), prefix.v.dtype),
+            jnp.zeros((batch, kv, answers, head, length), k.dtype),
+            jnp.zeros((batch, kv, answers, length, head), v.dtype),
         )
         return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
 
@@ -407,7 +408,7 @@ class Decoder:
                 own = layers.Own(
                     write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
                 )
-                prompt = layers.Shared(prefix.k[i], prefix.v[i])
+                prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
                 return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), own
 
             x, own = block(x, turn, mix)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models import layers
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
 class Prefix(NamedTuple):
     """A prompt that has been read: all that its answers need of it."""
 
-    k: Float[Array, "layers B kv hd P"]
-    v: Float[Array, "layers B kv P hd"]
+    cache: Any
+    """What the model's attention keeps of the prompt: a tree of arrays [layers B ..]."""
     used: Bool[Array, "B P"]
     """True where the prompt has a token."""
     following: Int[Array, " B"]
@@ -24,9 +23,10 @@ class Prefix(NamedTuple):
 
 
 class Suffix(NamedTuple):
-    """Keys and values of answers on the way, one entry per layer."""
+    """What attention keeps of answers on the way."""
 
-    own: tuple[layers.Own, ...]
+    own: tuple[Any, ...]
+    """One entry per layer, a tree of arrays [B ..]."""
     length: Int[Array, ""]
     """Columns filled, the same for every answer."""
 
