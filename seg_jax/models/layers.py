@@ -120,6 +120,24 @@ class RMSNorm(nnx.Module):
         return (unit * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias, computed in float32 (Ba et al. 2016)."""
+
+    def __init__(self, width: int, *, eps: float, stack: int, dtype: str):
+        self.eps = eps
+        shape = (stack, width) if stack else (width,)
+        self.scale = nnx.Param(jnp.ones(shape, jnp.dtype(dtype)))
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.dtype(dtype)))
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Returns the normalised x in its own dtype."""
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, -1, keepdims=True)
+        unit = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.eps)
+        scale, bias = (part[...].astype(jnp.float32) for part in (self.scale, self.bias))
+        return (unit * scale + bias).astype(x.dtype)
+
+
 class Rotary(NamedTuple):
     """Cosines and sines of the rotation of each pair of channels (half the head width)."""
 
@@ -145,17 +163,26 @@ def rotate(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n heads
     return turned.astype(x.dtype)
 
 
+def rotate_pairs(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n heads hd"]:
+    """Returns x with channels 2 i and 2 i + 1 rotated as a pair, first members before second ones.
+
+    Products of two vectors do not depend on that order, as long as both are rotated here.
+    """
+    return rotate(jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1), by)
+
+
 class Heads(NamedTuple):
     """Queries, keys and values of one layer; keys and values have fewer heads (GQA)."""
 
     q: Float[Array, "*n heads hd"]
     k: Float[Array, "*n kv hd"]
-    v: Float[Array, "*n kv hd"]
+    v: Float[Array, "*n kv vd"]
+    """As wide as keys in most models."""
 
 
 def attend(
     heads: Heads, segments: Int[Array, "B T"], *, causal: bool
-) -> Float[Array, "B T heads hd"]:
+) -> Float[Array, "B T heads vd"]:
     """Returns attention within equal segments: block-diagonal, causal within a block if asked.
 
     Padding is a segment like any other, so that no row is without keys.
@@ -169,7 +196,7 @@ def attend(
         allowed &= jnp.tril(jnp.ones((length, length), bool))
     weights = softmax(scores * width**-0.5, allowed[:, None, None]).astype(heads.v.dtype)
     out = jnp.einsum("bkrts,bskd->btkrd", weights, heads.v)
-    return out.reshape(batch, length, count, width)
+    return out.reshape(batch, length, count, heads.v.shape[-1])
 
 
 def softmax(scores: Float[Array, "*n s"], allowed: Bool[Array, "*m s"]) -> Float[Array, "*n s"]:
@@ -184,14 +211,14 @@ class Shared(NamedTuple):
     """
 
     k: Float[Array, "B kv hd P"]
-    v: Float[Array, "B kv P hd"]
+    v: Float[Array, "B kv P vd"]
 
 
 class Own(NamedTuple):
     """Keys and values of each answer in one layer."""
 
     k: Float[Array, "B kv G hd L"]
-    v: Float[Array, "B kv G L hd"]
+    v: Float[Array, "B kv G L vd"]
 
 
 def shared(heads: Heads) -> Shared:
@@ -211,7 +238,8 @@ def attend_shared(
     *,
     used: Bool[Array, "B P"],
     seen: Bool[Array, "*n Q L"],
-) -> Float[Array, "B G Q heads hd"]:
+    scale: float | None = None,
+) -> Float[Array, "B G Q heads vd"]:
     """Returns attention of answers to their prompt, never copied per answer, and to themselves.
 
     Args:
@@ -220,11 +248,13 @@ def attend_shared(
       answer: the answers' keys and values.
       used: True where the prompt has a token.
       seen: True where a query sees a column of its own row; of all rows, or [B G Q L].
+      scale: of the scores; None: one over the root of the width of queries.
     """
     batch, answers, length, count, width = q.shape
-    kv, reach = prompt.v.shape[1:3]
+    kv, reach, deep = prompt.v.shape[1:]
     rows = length * (count // kv)
-    q = q.reshape(batch, answers, length, kv, count // kv, width) * width**-0.5
+    q = q.reshape(batch, answers, length, kv, count // kv, width)
+    q = q * (width**-0.5 if scale is None else scale)
     q = q.transpose(0, 3, 1, 2, 4, 5).reshape(batch, kv, answers * rows, width)
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     to_prompt = jnp.where(used[:, None, None], product(q, prompt.k), NEVER)
@@ -235,8 +265,8 @@ def attend_shared(
     weights = jax.nn.softmax(scores, -1).astype(answer.v.dtype)
     from_prompt = weights[..., :reach].reshape(batch, kv, answers * rows, reach) @ prompt.v
     out = from_prompt.reshape(split) + weights[..., reach:] @ answer.v
-    out = out.reshape(batch, kv, answers, length, count // kv, width)
-    return out.transpose(0, 2, 3, 1, 4, 5).reshape(batch, answers, length, count, width)
+    out = out.reshape(batch, kv, answers, length, count // kv, deep)
+    return out.transpose(0, 2, 3, 1, 4, 5).reshape(batch, answers, length, count, deep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -295,11 +325,50 @@ class Block(nnx.Module):
         return sharding.rows(x + self.down(jax.nn.silu(gate) * up)), extra
 
 
+class PlainBlock(nnx.Module):
+    """Pre-norm attention, then two layers with a tanh-GELU between; LayerNorm and biases."""
+
+    def __init__(self, shape: Shape, *, pairs: bool, stack: int, compute: Compute, rngs: nnx.Rngs):
+        """Draws a stack of `stack` blocks; `pairs`: neighbouring channels rotate together."""
+        self.shape, self.pairs, self.fuse = shape, pairs, compute.fuse
+        head = shape.width // shape.heads
+        dtype = compute.param_dtype
+
+        def linear(size: tuple[int, int], bias: bool) -> Linear:
+            return Linear(size, bias=bias, stack=stack, std=shape.std, dtype=dtype, rngs=rngs)
+
+        def norm() -> LayerNorm:
+            return LayerNorm(shape.width, eps=shape.eps, stack=stack, dtype=dtype)
+
+        self.norm_attention, self.norm_ffn = norm(), norm()
+        self.q = linear((shape.width, shape.width), bias=True)
+        self.k = linear((shape.width, shape.kv_heads * head), bias=True)
+        self.v = linear((shape.width, shape.kv_heads * head), bias=True)
+        self.o = linear((shape.width, shape.width), bias=shape.out_bias)
+        self.up = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
+        self.down = linear((shape.ffn, shape.width), bias=shape.ffn_bias)
+
+    def __call__(
+        self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
+    ) -> tuple[Float[Array, "*n D"], Any]:
+        """Returns the block's output and what `mix` returned beside the attention output."""
+        q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
+        lead = x.shape[:-1]
+        head = self.shape.width // self.shape.heads
+        q, k, v = (part.reshape(*lead, -1, head) for part in (q, k, v))
+        spun = rotate_pairs if self.pairs else rotate
+        out, extra = mix(Heads(spun(q, turn), spun(k, turn), v))
+        x = x + self.o(out.reshape(*lead, -1))
+        return sharding.rows(
+            x + self.down(jax.nn.gelu(self.up(self.norm_ffn(x)), approximate=True))
+        ), extra
+
+
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 """(block, carry, per-layer value) -> (carry, per-layer result), as in a scan."""
 
 
-def through(stack: Block, carry: Any, step: Step, *, each: Any, compute: Compute) -> tuple:
+def through(stack: nnx.Module, carry: Any, step: Step, *, each: Any, compute: Compute) -> tuple:
     """Returns the carry after all blocks of a stack and the stacked results of its layers.
 
     Args:
@@ -323,7 +392,7 @@ def through(stack: Block, carry: Any, step: Step, *, each: Any, compute: Compute
     return jax.lax.scan(body, carry, (params, each), unroll=compute.unroll or 1)
 
 
-def unstack(stack: Block) -> list[Block]:
+def unstack(stack: Any) -> list[Any]:
     """Returns the blocks of a stack one by one."""
     graph, params = nnx.split(stack)
     layers = jax.tree.leaves(params)[0].shape[0]
