@@ -18,6 +18,7 @@ MESH: dict[str, tuple[str, ...]] = {
     "width": ("fsdp",),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
+    "expert": ("tensor",),
     "whole": (),
 }
 """What each logical axis is divided among."""
@@ -32,6 +33,12 @@ WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("embed", "embedding"): ("vocabulary", "width"),
     ("head", "embedding"): ("vocabulary", "width"),
     ("patch", "kernel"): ("whole", "width"),
+    ("kv_in", "kernel"): ("width", "whole"),
+    ("kv_out", "kernel"): _INTO,
+    ("router", "kernel"): ("width", "whole"),
+    ("expert_gate", "kernel"): ("expert", "width", "whole"),
+    ("expert_up", "kernel"): ("expert", "width", "whole"),
+    ("expert_down", "kernel"): ("expert", "whole", "width"),
 }
 """Logical axes of the last axes of weights, by layer and kind. Axes before them (layers of a
 stack) and all other arrays (norms, counters) are whole on every device."""
