@@ -15,30 +15,39 @@ _FALLING, _RISING = _TL | _BR, _TR | _BL
 _CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.intp)
 
 
-def trace(mask: Bool[np.ndarray, "H W"], *, min_area: float | int = 0) -> list[Ring]:
+def trace(
+    mask: Bool[np.ndarray, "H W"], *, min_area: float | int = 0, clockwise: bool = True
+) -> list[Ring]:
     """Returns the borders of a mask as closed rings of pixel corners.
 
     The even-odd fill of all rings by pixel centres gives the mask back, whatever the mask. Rings
     are rectilinear, name only the vertices where they turn, start at their topmost (then leftmost)
-    vertex and have integer coordinates in 0..W and 0..H. The mask lies on the right of the
-    direction of travel: outer rings run clockwise as seen on the screen (`polygon.signed_area` is
-    positive), holes counter-clockwise (negative).
+    vertex and have integer coordinates in 0..W and 0..H. Outer rings run clockwise as seen on the
+    screen (`polygon.signed_area` is positive), holes counter-clockwise (negative), or the other
+    way round.
 
     Pixels that touch only at a corner are connected (8-connectivity; holes are 4-connected): a thin
     diagonal stroke is one ring, which then passes twice through the shared corner.
 
     Args:
       mask: True inside.
-      min_area: rings that enclose fewer square pixels are left out, specks and holes alike.
+      min_area: rings that enclose fewer square pixels are left out, specks and holes alike;
+        `0.001 * mask.size` is a thousandth of the picture.
+      clockwise: whether outer rings run clockwise as seen on the screen; holes run against them.
 
     Returns:
       Rings by falling area (of equal ones: the higher, then the more leftward first). A hole comes
       after the ring around it, an island after its hole, so every prefix of the list is a sound
-      shape of its own.
+      shape of its own. `polygon.simplify(ring, epsilon)` thins them out; at 0 it changes nothing.
+
+    Raises:
+      ValueError: the mask is not a boolean array [H, W] with pixels, or min_area is negative.
 
     Differs: OpenCV's findContours gives pixel centres, which lose half a pixel on every side.
     """
-    x, y, follow = _corners(mask)
+    if not min_area >= 0:
+        raise ValueError(f"expected min_area >= 0, got {min_area}: 0 keeps all rings")
+    x, y, follow = _corners(checked(mask))
     if not x.size:
         return []
     order, starts = _cycles(follow)
@@ -50,7 +59,23 @@ def trace(mask: Bool[np.ndarray, "H W"], *, min_area: float | int = 0) -> list[R
     area = np.abs(np.add.reduceat(x * ny - nx * y, starts)) / 2
     points = np.stack([x, y], axis=1).astype(np.float64)
     ranked = np.argsort(-area, kind="stable")  # cycles are numbered by their first vertex
-    return [points[starts[i] : ends[i]] for i in ranked if area[i] >= min_area]
+    rings = [points[starts[i] : ends[i]] for i in ranked if area[i] >= min_area]
+    return rings if clockwise else [np.roll(ring[::-1], 1, axis=0) for ring in rings]
+
+
+def checked(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Returns the mask itself.
+
+    Raises:
+      ValueError: it is not a boolean array [H, W] with pixels.
+    """
+    given = np.asarray(mask)
+    if given is not mask or given.ndim != 2 or not given.size or given.dtype != bool:
+        raise ValueError(
+            f"expected a bool mask [H, W] with pixels, got {given.dtype} "
+            f"{list(given.shape)}: compare a map with a threshold, give one numpy array at a time"
+        )
+    return mask
 
 
 def _corners(

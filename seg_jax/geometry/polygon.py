@@ -43,7 +43,11 @@ def canonical(ring: Ring, *, clockwise: bool = True) -> Ring:
     It starts at the smallest y, of those at the smallest x, and runs clockwise as seen on the
     screen (y down), or counter-clockwise. A ring without area keeps its direction. So a shape has
     one way to be written, however its ring was found.
+
+    Raises:
+      ValueError: a vertex is not finite.
     """
+    _check(ring)
     if not len(ring):
         return ring
     area = signed_area(ring)
@@ -58,8 +62,12 @@ def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.
     Where the box cuts a ring into several parts they stay connected along the border of the box,
     which changes no fill.
 
+    Raises:
+      ValueError: a vertex is not finite.
+
     Source: Sutherland and Hodgman 1974, "Reentrant polygon clipping".
     """
+    _check(ring)
     for axis, sign, bound in ((0, 1, box[0]), (1, 1, box[1]), (0, -1, box[2]), (1, -1, box[3])):
         ring = _clip_half(ring, axis, sign, bound)
     return ring
@@ -93,8 +101,14 @@ def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
       epsilon: largest distance of a dropped vertex from the segment that replaces it, in the unit
         of the ring; 0 drops only vertices on straight lines.
 
+    Raises:
+      ValueError: epsilon is negative, or a vertex is not finite.
+
     Source: Douglas and Peucker 1973; distances to segments rather than lines.
     """
+    if not epsilon >= 0:
+        raise ValueError(f"expected epsilon >= 0, got {epsilon}: 0 keeps the shape")
+    _check(ring)
     if len(ring) <= 3:
         return ring
     kept = _significance(ring, epsilon) > epsilon
@@ -110,16 +124,25 @@ def simplify_to(ring: Ring, max_points: int) -> _Fewer:
     straight lines always go (`simplify` with epsilon 0).
 
     Raises:
-      ValueError: max_points is less than three.
+      ValueError: max_points is less than three, or a vertex is not finite.
     """
     if max_points < 3:
         raise ValueError(f"expected max_points >= 3, got {max_points}: a ring needs three vertices")
+    _check(ring)
     if len(ring) <= 3:
         return ring
     weight = _significance(ring, 0.0)
     wanted = min(max_points, max(3, np.count_nonzero(weight)))
     ranked = np.lexsort((ring[:, 0], ring[:, 1], -weight))
     return ring[np.sort(ranked[:wanted])]
+
+
+def _check(ring: Ring) -> None:
+    if not np.isfinite(ring).all():
+        bad = int(np.argmin(np.isfinite(ring).all(1)))
+        raise ValueError(
+            f"expected finite vertices, got {ring[bad].tolist()} at {bad}: drop the ring first"
+        )
 
 
 def _top(ring: Ring) -> int:

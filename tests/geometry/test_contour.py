@@ -1,9 +1,11 @@
 """Borders of masks: they fill back to the mask, and count as scipy-like labels do."""
 
+import inspect
+
 import cv2
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage import measure
 
@@ -117,6 +119,70 @@ def test_pixels_that_touch_at_a_corner_share_a_ring():
     assert ring.tolist() == [[1, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2], [0, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (0, 0), (0, 3)])
-def test_nothing_to_trace(shape):
-    assert contour.trace(np.zeros(shape, bool)) == []
+def filled(rings, height, width):
+    """Returns the even-odd fill by pixel centres."""
+    points = np.zeros((112, 400, 2), np.float32)
+    used = np.zeros(points.shape[:2], bool)
+    for row, flags, ring in zip(points, used, rings, strict=False):
+        row[: len(ring)], flags[: len(ring)] = ring, True
+    assert len(rings) <= 112
+    words = raster.fill(points, used, height=height, width=width, rule="center", rings="evenodd")
+    return bitmask.unpack(words, height=height)
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks, st.booleans())
+@example(np.ones((14, 14), bool), True)
+@example(np.zeros((14, 14), bool), True)
+@example(np.eye(14, dtype=bool), False)
+@example(np.indices((14, 14)).sum(0) % 2 == 0, True)
+@example(np.indices((14, 14)).sum(0) % 2 == 1, False)
+@example(np.ones((1, 9), bool), True)
+@example(np.ones((9, 1), bool), True)
+@example(np.arange(9)[None] % 2 == 0, True)
+@example(np.pad(np.ones((1, 1), bool), 3), False)
+def test_simplified_by_nothing_the_raster_gives_the_mask_back(mask, clockwise):
+    """Also written from the canonical vertex, in either direction."""
+    canvas = np.zeros((14, 14), bool)
+    canvas[: mask.shape[0], : mask.shape[1]] = mask
+    rings = [
+        polygon.canonical(polygon.simplify(ring, 0), clockwise=clockwise)
+        for ring in contour.trace(mask)
+    ]
+    np.testing.assert_array_equal(filled(rings, 14, 14), canvas)
+
+
+@given(masks)
+def test_other_direction_is_the_same_ring_from_the_same_vertex(mask):
+    ours, others = contour.trace(mask), contour.trace(mask, clockwise=False)
+    for ring, other in zip(ours, others, strict=True):
+        assert polygon.signed_area(ring) == -polygon.signed_area(other) != 0
+        np.testing.assert_array_equal(other[0], ring[0])
+        np.testing.assert_array_equal(other[1:], ring[:0:-1])
+
+
+def test_nothing_to_trace():
+    assert contour.trace(np.zeros((3, 4), bool)) == []
+
+
+@pytest.mark.parametrize(
+    ("mask", "given"),
+    [
+        (np.full((3, 4), np.nan), r"got float64 \[3, 4\]"),
+        (np.zeros((3, 4), np.uint8), r"got uint8 \[3, 4\]"),
+        (np.zeros((2, 3, 4), bool), r"got bool \[2, 3, 4\]"),
+        (np.zeros(3, bool), r"got bool \[3\]"),
+        (np.zeros((0, 3), bool), r"got bool \[0, 3\]"),
+        ([[True]], r"got bool \[1, 1\]"),
+    ],
+)
+def test_what_is_no_mask_is_refused(mask, given):
+    bare = inspect.unwrap(contour.checked)  # without the type checker, as users call it
+    with pytest.raises(ValueError, match=f"^expected a bool mask .* {given}: compare a map"):
+        bare(mask)
+
+
+@pytest.mark.parametrize("least", [-1, np.nan])
+def test_least_area_is_a_number(least):
+    with pytest.raises(ValueError, match=f"expected min_area >= 0, got {least}"):
+        contour.trace(np.ones((2, 2), bool), min_area=least)

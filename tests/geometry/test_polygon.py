@@ -159,3 +159,20 @@ def test_clip_to_unit():
     assert polygon.clip(inside[:0]).shape == (0, 2)
     corner = polygon.clip(np.array([[-1.0, -1], [0.5, -1], [0.5, 0.5], [-1, 0.5]]))
     assert polygon.canonical(corner).tolist() == [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vertices_and_epsilon_are_numbers(bad):
+    ring = SQUARE.copy()
+    ring[2, 1] = bad
+    for call in (
+        polygon.canonical,
+        polygon.clip,
+        lambda ring: polygon.simplify(ring, 1.0),
+        lambda ring: polygon.simplify_to(ring, 3),
+    ):
+        with pytest.raises(ValueError, match=rf"finite vertices, got \[3.0, {bad}\] at 2: drop"):
+            call(ring)
+    for epsilon in (-1, np.nan):
+        with pytest.raises(ValueError, match=f"expected epsilon >= 0, got {epsilon}"):
+            polygon.simplify(SQUARE, epsilon)
