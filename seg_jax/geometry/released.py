@@ -34,8 +34,8 @@ def trace(
         default is 0.001; the paper finds 0.005 best.
       decimals: of the coordinates.
       distance: what `approxPolyDP` measures to: the line through two kept points (OpenCV up to
-        4.12, the newest when the script came out) or the segment between them (from 4.13 on).
-        Results rarely differ.
+        4.12) or the segment between them (from 4.13, of January 2026). Results rarely differ; the
+        script names no version, and an older copy of it predates 4.13.
 
     Returns:
       Rings in unit coordinates (x by the width, y by the height), counter-clockwise as seen on the
