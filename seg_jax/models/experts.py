@@ -79,7 +79,8 @@ class Router(nnx.Module):
         size = (*lead, shape.width, shape.experts)
         self.shape = shape
         self.kernel = nnx.Param(shape.std * jax.random.normal(rngs.params(), size, dtype))
-        self.bias = nnx.Param(jnp.zeros((*lead, shape.experts), dtype))
+        # Rounded, it would choose otherwise.
+        self.bias = nnx.Param(jnp.zeros((*lead, shape.experts), jnp.float32))
 
     def __call__(
         self, x: Float[Array, "*n D"]
@@ -93,7 +94,7 @@ class Router(nnx.Module):
             precision=jax.lax.Precision.HIGHEST,
         )
         scores = jax.nn.sigmoid(logits)
-        liking = jax.lax.stop_gradient(scores) + self.bias[...].astype(jnp.float32)
+        liking = jax.lax.stop_gradient(scores) + self.bias[...]
         chosen = jax.lax.top_k(self._in_groups(liking), self.shape.visits)[1]
         weights = jnp.take_along_axis(scores, chosen, -1)
         if self.shape.normalised:
@@ -106,7 +107,7 @@ class Router(nnx.Module):
         if shape.visited_groups == shape.groups:
             return liking
         grouped = liking.reshape(*liking.shape[:-1], shape.groups, -1)
-        best = jnp.sum(jax.lax.top_k(grouped, 2)[0], -1)
+        best = jnp.sum(jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0], -1)
         visited = jax.lax.top_k(best, shape.visited_groups)[1]
         open_ = jnp.any(visited[..., None] == jnp.arange(shape.groups), -2)
         return jnp.where(open_[..., None], grouped, -jnp.inf).reshape(liking.shape)
