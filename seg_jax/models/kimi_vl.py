@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
@@ -330,7 +329,7 @@ class KimiVL(nnx.Module):
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
-        columns = np.arange(ids.shape[-1])
+        columns = jnp.arange(ids.shape[-1])
         seen = columns[:, None] >= columns
         if packing is not None:
             columns, segments = packing.columns, packing.segments
