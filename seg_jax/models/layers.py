@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -17,6 +18,10 @@ from seg_jax.records import Array
 
 NEVER = -1e30
 """Score of a forbidden key: finite, so that a row without keys gives numbers, not NaN."""
+LONG = 1024
+"""Rows of more tokens or patches than this never hold the scores of all pairs at once."""
+NOWHERE = -2
+"""Segment of what fills up blocks: no token or patch is in it (padding of rows has 0 or -1)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,18 +190,78 @@ def attend(
 ) -> Float[Array, "B T heads vd"]:
     """Returns attention within equal segments: block-diagonal, causal within a block if asked.
 
-    Padding is a segment like any other, so that no row is without keys.
+    Padding is a segment like any other, so that no row is without keys. Rows longer than `LONG`
+    are worked off in parts of their queries, so that never T x T scores exist at once.
     """
-    batch, length, count, width = heads.q.shape
-    kv = heads.k.shape[2]
-    q = heads.q.reshape(batch, length, kv, count // kv, width)
-    scores = jnp.einsum("btkrd,bskd->bkrts", q, heads.k, preferred_element_type=jnp.float32)
-    allowed = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        allowed &= jnp.tril(jnp.ones((length, length), bool))
-    weights = softmax(scores * width**-0.5, allowed[:, None, None]).astype(heads.v.dtype)
-    out = jnp.einsum("bkrts,bskd->btkrd", weights, heads.v)
-    return out.reshape(batch, length, count, heads.v.shape[-1])
+    batch, length = segments.shape
+    columns = np.arange(length, dtype=np.int32)
+
+    def part(q, wanted, at):
+        allowed = wanted[:, :, None] == segments[:, None, :]
+        if causal:
+            allowed &= at[:, None] >= columns
+        return _look(q, heads.k, heads.v, allowed)
+
+    if length <= LONG:
+        return part(heads.q, segments, columns)
+    parts = -(-length // (LONG // 2))
+    size = -(-length // parts)
+    tail = (0, parts * size - length)
+    q = jnp.pad(heads.q, ((0, 0), tail, (0, 0), (0, 0)))
+    q = q.reshape(batch, parts, size, *q.shape[2:]).swapaxes(0, 1)
+    wanted = jnp.pad(segments, ((0, 0), tail)).reshape(batch, parts, size).swapaxes(0, 1)
+    at = np.pad(columns, tail).reshape(parts, size)
+    # The backward pass makes the scores of a part again rather than keep all of them.
+    out = jax.lax.map(jax.checkpoint(lambda item: part(*item)), (q, wanted, at))
+    return out.swapaxes(0, 1).reshape(batch, parts * size, *out.shape[3:])[:, :length]
+
+
+def attend_near(
+    heads: Heads, segments: Int[Array, "B T"], *, reach: int
+) -> Float[Array, "B T heads vd"]:
+    """Returns attention within equal segments that lie together, none longer than `reach`.
+
+    Such a segment lies in two neighbouring blocks of `reach` tokens at most, so that a block looks
+    at itself and its neighbours only: T x 3 reach scores for T x T. Of a longer segment a token
+    sees the part within these blocks.
+    """
+    batch, length = segments.shape
+    blocks = -(-length // reach)
+    tail = (0, blocks * reach - length)
+
+    def cut(x, fill=0):
+        x = jnp.pad(x, ((0, 0), tail, *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+        return x.reshape(batch, blocks, reach, *x.shape[2:])
+
+    def around(x, fill=0):
+        edge = ((0, 0), (1, 1), *((0, 0),) * (x.ndim - 2))
+        wide = jnp.pad(x, edge, constant_values=fill)
+        return jnp.concatenate([wide[:, :-2], wide[:, 1:-1], wide[:, 2:]], 2)
+
+    def flat(x):
+        return x.reshape(batch * blocks, *x.shape[2:])
+
+    own = cut(segments, NOWHERE)
+    allowed = flat(own)[:, :, None] == flat(around(own, NOWHERE))[:, None, :]
+    k, v = (flat(around(cut(part))) for part in (heads.k, heads.v))
+    out = _look(flat(cut(heads.q)), k, v, allowed)
+    return out.reshape(batch, blocks * reach, *out.shape[2:])[:, :length]
+
+
+def _look(
+    q: Float[Array, "B T heads hd"],
+    k: Float[Array, "B S kv hd"],
+    v: Float[Array, "B S kv vd"],
+    allowed: Bool[Array, "B T S"],
+) -> Float[Array, "B T heads vd"]:
+    """Returns the values of allowed keys, weighted by the softmax of their scores."""
+    batch, length, count, width = q.shape
+    kv = k.shape[2]
+    q = q.reshape(batch, length, kv, count // kv, width)
+    scores = jnp.einsum("btkrd,bskd->bkrts", q, k, preferred_element_type=jnp.float32)
+    weights = softmax(scores * width**-0.5, allowed[:, None, None]).astype(v.dtype)
+    out = jnp.einsum("bkrts,bskd->btkrd", weights, v)
+    return out.reshape(batch, length, count, v.shape[-1])
 
 
 def softmax(scores: Float[Array, "*n s"], allowed: Bool[Array, "*m s"]) -> Float[Array, "*n s"]:
@@ -280,8 +345,19 @@ class Shape:
     eps: float
     std: float
     out_bias: bool
-    """Whether the attention output has a bias; q, k and v always do."""
+    """Whether the attention output has a bias."""
     ffn_bias: bool
+    in_bias: bool = True
+    """Whether q, k and v have a bias."""
+    head_width: int | None = None
+    """None: width / heads."""
+    head_norm: bool = False
+    """Whether queries and keys are normalised head by head, before they are rotated."""
+
+    @property
+    def head(self) -> int:
+        """Channels of a head."""
+        return self.head_width or self.width // self.heads
 
 
 Mix = Callable[[Heads], tuple[Float[Array, "*n heads hd"], Any]]
@@ -293,20 +369,21 @@ class Block(nnx.Module):
     def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks."""
         self.shape, self.fuse = shape, compute.fuse
-        head = shape.width // shape.heads
-        dtype = compute.param_dtype
+        head, dtype = shape.head, compute.param_dtype
 
         def linear(size: tuple[int, int], bias: bool) -> Linear:
             return Linear(size, bias=bias, stack=stack, std=shape.std, dtype=dtype, rngs=rngs)
 
-        def norm() -> RMSNorm:
-            return RMSNorm(shape.width, eps=shape.eps, stack=stack, dtype=dtype)
+        def norm(width: int) -> RMSNorm:
+            return RMSNorm(width, eps=shape.eps, stack=stack, dtype=dtype)
 
-        self.norm_attention, self.norm_ffn = norm(), norm()
-        self.q = linear((shape.width, shape.width), bias=True)
-        self.k = linear((shape.width, shape.kv_heads * head), bias=True)
-        self.v = linear((shape.width, shape.kv_heads * head), bias=True)
-        self.o = linear((shape.width, shape.width), bias=shape.out_bias)
+        self.norm_attention, self.norm_ffn = norm(shape.width), norm(shape.width)
+        self.q = linear((shape.width, shape.heads * head), bias=shape.in_bias)
+        self.k = linear((shape.width, shape.kv_heads * head), bias=shape.in_bias)
+        self.v = linear((shape.width, shape.kv_heads * head), bias=shape.in_bias)
+        self.o = linear((shape.heads * head, shape.width), bias=shape.out_bias)
+        self.q_norm = norm(head) if shape.head_norm else None
+        self.k_norm = norm(head) if shape.head_norm else None
         self.gate = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
         self.up = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
         self.down = linear((shape.ffn, shape.width), bias=shape.ffn_bias)
@@ -317,8 +394,9 @@ class Block(nnx.Module):
         """Returns the block's output and what `mix` returned beside the attention output."""
         q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
         lead = x.shape[:-1]
-        head = self.shape.width // self.shape.heads
-        q, k, v = (part.reshape(*lead, -1, head) for part in (q, k, v))
+        q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
         x = x + self.o(out.reshape(*lead, -1))
         gate, up = project([self.gate, self.up], self.norm_ffn(x), fuse=self.fuse)
@@ -331,8 +409,7 @@ class PlainBlock(nnx.Module):
     def __init__(self, shape: Shape, *, pairs: bool, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks; `pairs`: neighbouring channels rotate together."""
         self.shape, self.pairs, self.fuse = shape, pairs, compute.fuse
-        head = shape.width // shape.heads
-        dtype = compute.param_dtype
+        head, dtype = shape.head, compute.param_dtype
 
         def linear(size: tuple[int, int], bias: bool) -> Linear:
             return Linear(size, bias=bias, stack=stack, std=shape.std, dtype=dtype, rngs=rngs)
@@ -341,10 +418,10 @@ class PlainBlock(nnx.Module):
             return LayerNorm(shape.width, eps=shape.eps, stack=stack, dtype=dtype)
 
         self.norm_attention, self.norm_ffn = norm(), norm()
-        self.q = linear((shape.width, shape.width), bias=True)
-        self.k = linear((shape.width, shape.kv_heads * head), bias=True)
-        self.v = linear((shape.width, shape.kv_heads * head), bias=True)
-        self.o = linear((shape.width, shape.width), bias=shape.out_bias)
+        self.q = linear((shape.width, shape.heads * head), bias=shape.in_bias)
+        self.k = linear((shape.width, shape.kv_heads * head), bias=shape.in_bias)
+        self.v = linear((shape.width, shape.kv_heads * head), bias=shape.in_bias)
+        self.o = linear((shape.heads * head, shape.width), bias=shape.out_bias)
         self.up = linear((shape.width, shape.ffn), bias=shape.ffn_bias)
         self.down = linear((shape.ffn, shape.width), bias=shape.ffn_bias)
 
@@ -354,8 +431,7 @@ class PlainBlock(nnx.Module):
         """Returns the block's output and what `mix` returned beside the attention output."""
         q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
         lead = x.shape[:-1]
-        head = self.shape.width // self.shape.heads
-        q, k, v = (part.reshape(*lead, -1, head) for part in (q, k, v))
+        q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
         spun = rotate_pairs if self.pairs else rotate
         out, extra = mix(Heads(spun(q, turn), spun(k, turn), v))
         x = x + self.o(out.reshape(*lead, -1))

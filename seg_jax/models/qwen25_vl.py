@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from seg_jax.models import layers, sharding, vlm
-from seg_jax.records import Array, Packing, Pictures, Tokens
+from seg_jax.models import dense, layers
+from seg_jax.records import Array, Pictures
 
 VISION_EPS = 1e-6
 """Of every norm in the vision tower; no config holds it."""
@@ -74,6 +74,11 @@ class Text:
                 f"head width), got {self.mrope_section}"
             )
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axis of the position that turns each pair of channels: one section after another."""
+        return tuple(np.repeat(np.arange(3), self.mrope_section).tolist())
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vision:
@@ -111,6 +116,11 @@ class Vision:
         """Side of an attention window in merged cells."""
         return self.window_size // self.spatial_merge_size // self.patch_size
 
+    @property
+    def window_patches(self) -> int:
+        """Patches of a whole attention window."""
+        return (self.window_cells * self.spatial_merge_size) ** 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -143,6 +153,9 @@ class Config:
             raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
         if vision.get("in_channels", 3) != 3:
             raise ValueError(f"vision_config.in_channels: expected 3, got {vision['in_channels']}")
+        for where, part in (("text_config", nested), ("vision_config", vision)):
+            if part.get("hidden_act", "silu") != "silu":
+                raise ValueError(f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}")
         text = _pick(Text, nested)
         text["rope_theta"] = rope.get("rope_theta", nested.get("rope_theta", 1e6))
         text["mrope_section"] = tuple(rope.get("mrope_section", (16, 24, 24)))
@@ -208,37 +221,68 @@ class VisionTower(nnx.Module):
         self.merge_in = linear((cell, cell), bias=True)
         self.merge_out = linear((cell, config.text.hidden_size), bias=True)
 
-    def __call__(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+    def __call__(self, pictures: Pictures) -> dense.Seen:
         """Returns one vector per cell of merge x merge patches."""
-        vision = self.config
-        x = self._embed(pictures.patches)
-        head = vision.hidden_size // vision.num_heads
-        spin = layers.frequencies(head // 4, VISION_THETA)
-        place = pictures.place.astype(jnp.float32)
-        turn = layers.rotary(jnp.concatenate([place[..., :1] * spin, place[..., 1:] * spin], -1))
+        if not self._near(pictures):
+            return dense.Seen(self._cells(pictures))
+        # Patches of a window together; the cells go back to where they were.
+        order = jnp.argsort(pictures.window, axis=1, stable=True)
+        together = Pictures(*(jax.vmap(lambda x, at: x[at])(x, order) for x in pictures))
+        cells = self._cells(together)
+        unit = self.config.spatial_merge_size**2
+        back = jnp.argsort(order[:, ::unit], axis=1)
+        return dense.Seen(jnp.take_along_axis(cells, back[..., None], 1))
 
-        def step(block, x, full):
-            segments = jnp.where(full, pictures.picture, pictures.window)
-            return block(x, turn, lambda h: (layers.attend(h, segments, causal=False), None))
-
-        full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
-        x, _ = layers.through(self.blocks, x, step, each=full, compute=self.compute)
-        cells = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
-        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
-
-    def _embed(self, patches: Array) -> Float[Array, "B S D"]:
-        """Returns the patch embedding: both frames of a still are equal, so kernels add up."""
+    def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
+        """Returns what goes into the first block: both frames of a still are equal, kernels add."""
         vision = self.config
         area = vision.patch_size**2
         mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
         std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
-        x = ((patches.astype(jnp.float32) - mean) / std).astype(self.compute.dtype)
+        x = ((pictures.patches.astype(jnp.float32) - mean) / std).astype(self.compute.dtype)
         kernel = self.patch.kernel[...]
         frames = kernel.reshape(3, vision.temporal_patch_size, area, -1)
         return jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
 
+    def step(self, pictures: Pictures) -> layers.Step:
+        """Returns the function that applies one block, told whether patches see all their picture.
 
-class Qwen25VL(nnx.Module):
+        Where pictures are large, patches of a window must lie together.
+        """
+        vision = self.config
+        spin = layers.frequencies(vision.hidden_size // vision.num_heads // 4, VISION_THETA)
+        place = pictures.place.astype(jnp.float32)
+        turn = layers.rotary(jnp.concatenate([place[..., :1] * spin, place[..., 1:] * spin], -1))
+
+        def everywhere(heads):
+            return layers.attend(heads, pictures.picture, causal=False)
+
+        def in_window(heads):
+            return layers.attend_near(heads, pictures.window, reach=vision.window_patches)
+
+        def mix(heads, full):
+            if self._near(pictures):
+                return jax.lax.cond(full, everywhere, in_window, heads), None
+            segments = jnp.where(full, pictures.picture, pictures.window)
+            return layers.attend(heads, segments, causal=False), None
+
+        return lambda block, x, full: block(x, turn, lambda heads: mix(heads, full))
+
+    def _near(self, pictures: Pictures) -> bool:
+        """Returns whether windows are looked at block by block: rows long, windows small."""
+        patches = pictures.window.shape[1]
+        return patches > max(layers.LONG, 3 * self.config.window_patches)
+
+    def _cells(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        vision = self.config
+        full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
+        x, step = self.embed(pictures), self.step(pictures)
+        x, _ = layers.through(self.blocks, x, step, each=full, compute=self.compute)
+        cells = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
+        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
+
+
+class Qwen25VL(dense.Dense):
     """The model; see `vlm.VLM` for what its methods mean."""
 
     def __init__(
@@ -249,175 +293,19 @@ class Qwen25VL(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
-        self.config, self.compute = config, compute
         text = config.text
-        size = (text.vocab_size, text.hidden_size)
-        std, dtype = text.initializer_range, compute.param_dtype
-        self.vision = VisionTower(config, compute=compute, rngs=rngs)
-        self.embed = layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
         shape = layers.Shape(
             width=text.hidden_size,
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
             ffn=text.intermediate_size,
             eps=text.rms_norm_eps,
-            std=std,
+            std=text.initializer_range,
             out_bias=False,
             ffn_bias=False,
         )
-        self.blocks = layers.Block(shape, stack=text.num_hidden_layers, compute=compute, rngs=rngs)
-        self.norm = layers.RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
-        self.head = (
-            None
-            if config.tie_word_embeddings
-            else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
-        )
-
-    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
-        """Returns the cells of each row's pictures."""
-        return self.vision(pictures)
-
-    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
-        """Returns the outputs at every token."""
-        turn = self._turn(tokens.positions)
-
-        def step(block, x, _):
-            return block(x, turn, lambda h: (layers.attend(h, tokens.segments, causal=True), None))
-
-        x = self._inputs(tokens, pictures)
-        x, _ = layers.through(self.blocks, x, step, each=None, compute=self.compute)
-        return self.norm(x)
-
-    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> vlm.Prefix:
-        """Returns the prompts as read."""
-        turn = self._turn(tokens.positions)
-
-        def mix(heads):
-            return layers.attend(heads, tokens.segments, causal=True), layers.shared(heads)
-
-        def step(block, x, _):
-            return block(x, turn, mix)
-
-        x = self._inputs(tokens, pictures)
-        x, shared = layers.through(self.blocks, x, step, each=None, compute=self.compute)
-        used = tokens.segments == tokens.segments[:, -1:]
-        last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
-        return vlm.Prefix(shared, used, last + 1, self.norm(x[:, -1]))
-
-    def extend(
-        self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
-    ) -> Float[Array, "B G Q D"]:
-        """Returns the outputs at whole answers."""
-        columns = np.arange(ids.shape[-1])
-        seen = columns[:, None] >= columns
-        if packing is not None:
-            columns, segments = packing.columns, packing.segments
-            seen = seen & (segments[..., :, None] == segments[..., None, :])
-        turn = self._answer_turn(prefix, columns)
-
-        def step(block, x, prompt):
-            def mix(heads):
-                own = layers.own(heads)
-                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), None
-
-            return block(x, turn, mix)
-
-        x, _ = layers.through(
-            self.blocks, self._words(ids), step, each=prefix.cache, compute=self.compute
-        )
-        return self.norm(x)
-
-    def decoder(self) -> Decoder:
-        """Returns the model laid out for decoding."""
-        return Decoder(self)
-
-    def unembed(self) -> Float[Array, "V D"]:
-        """Returns the output head."""
-        return (self.head or self.embed).embedding[...]
-
-    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
-        """Returns the scores of the next token, in float32."""
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.unembed().astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-
-    def _words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
-        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
-
-    def _inputs(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
-        """Returns token embeddings with the cells of pictures in their places."""
-        words = self._words(tokens.ids)
-        if pictures is None or pictures.patches.shape[1] == 0:
-            return words
-        at = jnp.maximum(tokens.cells, 0)[..., None]
-        cells = jnp.take_along_axis(self.encode(pictures), at, axis=1)
-        return jnp.where(tokens.cells[..., None] >= 0, cells.astype(words.dtype), words)
-
-    def _turn(self, positions: Int[Array, "B 3 T"]) -> layers.Rotary:
-        """Returns the rotation of every token: a section of the channels turns with each axis."""
-        section = self.config.text.mrope_section
-        spin = layers.frequencies(sum(section), self.config.text.rope_theta)
-        axis = np.repeat(np.arange(3), section)
-        return layers.rotary(positions[:, axis].swapaxes(1, 2).astype(jnp.float32) * spin)
-
-    def _answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, "*n Q"]) -> layers.Rotary:
-        """Returns the rotation at columns [Q] or [B G Q]: text turns alike on all axes."""
-        spin = layers.frequencies(sum(self.config.text.mrope_section), self.config.text.rope_theta)
-        place = (prefix.following[:, None, None] + columns)[..., None]  # B (1 or G) Q 1
-        return layers.rotary(place.astype(jnp.float32) * spin)
-
-
-class Decoder:
-    """Qwen2.5-VL laid out for decoding: layers apart, weights in the compute dtype."""
-
-    def __init__(self, model: Qwen25VL):
-        def cast(path, leaf):
-            matrix = any(getattr(k, "key", None) in ("kernel", "embedding") for k in path)
-            return leaf.astype(model.compute.dtype) if matrix else leaf
-
-        graph, params = nnx.split(model)
-        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-        self.blocks = layers.unstack(self.model.blocks)
-
-    def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
-        """Returns the empty cache of answers of at most `length` tokens."""
-        k, v = prefix.cache
-        _, batch, kv, head, _ = k.shape
-        own = layers.Own(
-            jnp.zeros((batch, kv, answers, head, length), k.dtype),
-            jnp.zeros((batch, kv, answers, length, head), v.dtype),
-        )
-        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
-
-    def extend(
-        self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
-    ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
-        """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
-        columns = suffix.length + jnp.arange(ids.shape[-1])
-        turn = self.model._answer_turn(prefix, columns)
-        seen = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
-        x = self.model._words(ids)
-        filled, write = [], jax.lax.dynamic_update_slice_in_dim
-        for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
-
-            def mix(heads, i=i, own=own):
-                new = layers.own(heads)
-                own = layers.Own(
-                    write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
-                )
-                prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
-                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), own
-
-            x, own = block(x, turn, mix)
-            filled.append(own)
-        return self.model.norm(x), vlm.Suffix(tuple(filled), suffix.length + ids.shape[-1])
-
-    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
-        """Returns the scores of the next token."""
-        return self.model.logits(hidden)
+        vision = VisionTower(config, compute=compute, rngs=rngs)
+        super().__init__(config, shape, vision=vision, compute=compute, rngs=rngs)
 
 
 def _names(kind: type) -> set[str]:

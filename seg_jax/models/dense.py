@@ -1,0 +1,208 @@
+"""The decoder that Qwen's dense models share, behind the vision tower of each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from seg_jax.models import layers, sharding, vlm
+from seg_jax.records import Array, Packing, Pictures, Tokens
+
+
+class Seen(NamedTuple):
+    """What a vision tower hands to the decoder."""
+
+    cells: Float[Array, "B cells D"]
+    """One vector per cell, in the place of a token's embedding."""
+    deep: Float[Array, "K B cells D"] | None = None
+    """Vectors that are added to the cells' outputs of the first K layers, or nothing."""
+
+
+class Dense(nnx.Module):
+    """Words and cells through blocks of grouped-query attention with M-RoPE; see `vlm.VLM`.
+
+    A port gives it a config whose `text` has `axes` (for each pair of channels the axis of the
+    position that it turns with) and `rope_theta`, and a vision tower that returns `Seen`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        shape: layers.Shape,
+        *,
+        vision: Any,
+        compute: layers.Compute,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the decoder: normal weights, zero biases, norms at one."""
+        self.config, self.compute, self.vision = config, compute, vision
+        text = config.text
+        size = (text.vocab_size, text.hidden_size)
+        std, dtype = text.initializer_range, compute.param_dtype
+        self.embed = layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        self.blocks = layers.Block(shape, stack=text.num_hidden_layers, compute=compute, rngs=rngs)
+        self.norm = layers.RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
+        self.head = (
+            None
+            if config.tie_word_embeddings
+            else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        )
+
+    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        """Returns the cells of each row's pictures."""
+        return self.vision(pictures).cells
+
+    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+        """Returns the outputs at every token."""
+
+        def mix(heads):
+            return layers.attend(heads, tokens.segments, causal=True), None
+
+        return self._read(tokens, pictures, mix)[0]
+
+    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> vlm.Prefix:
+        """Returns the prompts as read."""
+
+        def mix(heads):
+            return layers.attend(heads, tokens.segments, causal=True), layers.shared(heads)
+
+        hidden, shared = self._read(tokens, pictures, mix)
+        used = tokens.segments == tokens.segments[:, -1:]
+        last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
+        return vlm.Prefix(shared, used, last + 1, hidden[:, -1])
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
+    ) -> Float[Array, "B G Q D"]:
+        """Returns the outputs at whole answers."""
+        columns = np.arange(ids.shape[-1])
+        seen = columns[:, None] >= columns
+        if packing is not None:
+            columns, segments = packing.columns, packing.segments
+            seen = seen & (segments[..., :, None] == segments[..., None, :])
+        turn = self.answer_turn(prefix, columns)
+
+        def step(block, x, prompt):
+            def mix(heads):
+                own = layers.own(heads)
+                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), None
+
+            return block(x, turn, mix)
+
+        x, _ = layers.through(
+            self.blocks, self.words(ids), step, each=prefix.cache, compute=self.compute
+        )
+        return self.norm(x)
+
+    def decoder(self) -> Decoder:
+        """Returns the model laid out for decoding."""
+        return Decoder(self)
+
+    def unembed(self) -> Float[Array, "V D"]:
+        """Returns the output head."""
+        return (self.head or self.embed).embedding[...]
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token, in float32."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.unembed().astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
+        """Returns the embeddings of tokens."""
+        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
+
+    def turn(self, positions: Int[Array, "B 3 T"]) -> layers.Rotary:
+        """Returns the rotation of every token: each pair of channels turns with one axis."""
+        axes = self.config.text.axes
+        spin = layers.frequencies(len(axes), self.config.text.rope_theta)
+        return layers.rotary(positions[:, axes].swapaxes(1, 2).astype(jnp.float32) * spin)
+
+    def answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, "*n Q"]) -> layers.Rotary:
+        """Returns the rotation at columns [Q] or [B G Q]: text turns alike on all axes."""
+        spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
+        place = (prefix.following[:, None, None] + columns)[..., None]  # B (1 or G) Q 1
+        return layers.rotary(place.astype(jnp.float32) * spin)
+
+    def _read(
+        self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the outputs at every token and what `mix` returned in each layer."""
+        turn = self.turn(tokens.positions)
+        x, deep = self.words(tokens.ids), None
+        if pictures is not None and pictures.patches.shape[1]:
+            seen = self.vision(pictures)
+            at, is_cell = jnp.maximum(tokens.cells, 0)[..., None], tokens.cells[..., None] >= 0
+            x = jnp.where(is_cell, jnp.take_along_axis(seen.cells, at, 1).astype(x.dtype), x)
+            if seen.deep is not None:
+                found = jnp.take_along_axis(seen.deep, at[None], 2).astype(x.dtype)
+                deep = jnp.where(is_cell, found, 0)
+
+        def step(block, x, number):
+            x, extra = block(x, turn, mix)
+            if deep is not None:
+                more = deep[jnp.minimum(number, len(deep) - 1)]
+                x = x + jnp.where(number < len(deep), more, 0)
+            return x, extra
+
+        numbers = None if deep is None else np.arange(self.config.text.num_hidden_layers)
+        x, extra = layers.through(self.blocks, x, step, each=numbers, compute=self.compute)
+        return self.norm(x), extra
+
+
+class Decoder:
+    """A dense model laid out for decoding: layers apart, weights in the compute dtype."""
+
+    def __init__(self, model: Dense):
+        def cast(path, leaf):
+            matrix = any(getattr(k, "key", None) in ("kernel", "embedding") for k in path)
+            return leaf.astype(model.compute.dtype) if matrix else leaf
+
+        graph, params = nnx.split(model)
+        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
+        self.blocks = layers.unstack(self.model.blocks)
+
+    def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
+        """Returns the empty cache of answers of at most `length` tokens."""
+        k, v = prefix.cache
+        _, batch, kv, head, _ = k.shape
+        own = layers.Own(
+            jnp.zeros((batch, kv, answers, head, length), k.dtype),
+            jnp.zeros((batch, kv, answers, length, head), v.dtype),
+        )
+        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
+    ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
+        """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
+        columns = suffix.length + jnp.arange(ids.shape[-1])
+        turn = self.model.answer_turn(prefix, columns)
+        seen = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
+        x = self.model.words(ids)
+        filled, write = [], jax.lax.dynamic_update_slice_in_dim
+        for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
+
+            def mix(heads, i=i, own=own):
+                new = layers.own(heads)
+                own = layers.Own(
+                    write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
+                )
+                prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
+                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), own
+
+            x, own = block(x, turn, mix)
+            filled.append(own)
+        return self.model.norm(x), vlm.Suffix(tuple(filled), suffix.length + ids.shape[-1])
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        return self.model.logits(hidden)
