@@ -110,6 +110,11 @@ class Config:
     tie_word_embeddings: bool = False
     media_placeholder_token_id: int = 163_605
 
+    @property
+    def image_token_id(self) -> int:
+        """Of the token that a cell stands in for."""
+        return self.media_placeholder_token_id
+
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> Config:
         """Returns the config that a `config.json` of the hub describes."""
