@@ -23,6 +23,28 @@ class Seen(NamedTuple):
     """Vectors that are added to the cells' outputs of the first K layers, or nothing."""
 
 
+def stills(
+    patch: layers.Linear, vision: Any, pictures: Pictures, *, dtype: str
+) -> Float[Array, "B S D"]:
+    """Returns the embeddings of patches by a layer that was made for videos.
+
+    All frames of a still are equal, so that the layer's kernels for them add up.
+
+    Args:
+      patch: rows of its kernel lie in torch's order: channel, frame, row, column.
+      vision: sizes of patches, pixel statistics in 0..1.
+      pictures: raw pixels.
+      dtype: of the product.
+    """
+    area = vision.patch_size**2
+    mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
+    std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
+    x = ((pictures.patches.astype(jnp.float32) - mean) / std).astype(dtype)
+    frames = patch.kernel[...].reshape(3, vision.temporal_patch_size, area, -1)
+    x = jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
+    return x if patch.bias is None else x + patch.bias[...].astype(x.dtype)
+
+
 class Dense(nnx.Module):
     """Words and cells through blocks of grouped-query attention with M-RoPE; see `vlm.VLM`.
 

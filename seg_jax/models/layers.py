@@ -160,6 +160,16 @@ def rotary(angles: Float[Array, "*n half"]) -> Rotary:
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
+def planar(place: Int[Array, "*n 2"], *, head: int, theta: float) -> Rotary:
+    """Returns the rotation of heads of `head` channels by places in a picture.
+
+    The first half of the pairs of channels turns with the row, the second with the column.
+    """
+    spin = frequencies(head // 4, theta)
+    row, column = (place[..., axis, None].astype(jnp.float32) for axis in range(2))
+    return rotary(jnp.concatenate([row * spin, column * spin], -1))
+
+
 def rotate(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n heads hd"]:
     """Returns x with channel i and channel i + hd/2 rotated as a pair, in float32 inside."""
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
@@ -174,6 +184,18 @@ def rotate_pairs(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n
     Products of two vectors do not depend on that order, as long as both are rotated here.
     """
     return rotate(jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1), by)
+
+
+def sizes(place: Int[Array, "B S 2"], picture: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
+    """Returns rows and columns of each patch's picture: its last place tells."""
+    length = place.shape[1]
+
+    def one(place, picture):
+        # Padding has number -1; it counts as a picture after all others.
+        last = jax.ops.segment_max(place, picture % length, length)
+        return last[picture % length] + 1
+
+    return jax.vmap(one)(place, picture)
 
 
 class Heads(NamedTuple):

@@ -234,15 +234,8 @@ class VisionTower(nnx.Module):
         return dense.Seen(jnp.take_along_axis(cells, back[..., None], 1))
 
     def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
-        """Returns what goes into the first block: both frames of a still are equal, kernels add."""
-        vision = self.config
-        area = vision.patch_size**2
-        mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
-        std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
-        x = ((pictures.patches.astype(jnp.float32) - mean) / std).astype(self.compute.dtype)
-        kernel = self.patch.kernel[...]
-        frames = kernel.reshape(3, vision.temporal_patch_size, area, -1)
-        return jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
+        """Returns what goes into the first block."""
+        return dense.stills(self.patch, self.config, pictures, dtype=self.compute.dtype)
 
     def step(self, pictures: Pictures) -> layers.Step:
         """Returns the function that applies one block, told whether patches see all their picture.
@@ -250,9 +243,8 @@ class VisionTower(nnx.Module):
         Where pictures are large, patches of a window must lie together.
         """
         vision = self.config
-        spin = layers.frequencies(vision.hidden_size // vision.num_heads // 4, VISION_THETA)
-        place = pictures.place.astype(jnp.float32)
-        turn = layers.rotary(jnp.concatenate([place[..., :1] * spin, place[..., 1:] * spin], -1))
+        head = vision.hidden_size // vision.num_heads
+        turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
 
         def everywhere(heads):
             return layers.attend(heads, pictures.picture, causal=False)
