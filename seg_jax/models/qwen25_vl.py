@@ -157,7 +157,7 @@ class Config:
             if part.get("hidden_act", "silu") != "silu":
                 raise ValueError(f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}")
         text = _pick(Text, nested)
-        text["rope_theta"] = rope.get("rope_theta", nested.get("rope_theta", 1e6))
+        text["rope_theta"] = float(rope.get("rope_theta", nested.get("rope_theta", 1e6)))
         text["mrope_section"] = tuple(rope.get("mrope_section", (16, 24, 24)))
         # The class default of transformers; checkpoints say 1e-6.
         text.setdefault("rms_norm_eps", 1e-5)

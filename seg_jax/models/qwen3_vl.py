@@ -175,7 +175,7 @@ class Config:
         if kind not in ("default", "mrope"):
             raise ValueError(f"text_config.rope_scaling: expected type 'default', got {kind!r}")
         # The class default of transformers; checkpoints say five million.
-        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 500_000.0))
+        text["rope_theta"] = float(rope.get("rope_theta", text.get("rope_theta", 500_000)))
         text["mrope_section"] = tuple(rope.get("mrope_section", (24, 20, 20)))
         vision["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
         rest = {name: hf[name] for name in _REST if name in hf}

@@ -1,0 +1,216 @@
+"""Holds names and shapes of the published sizes to transformers, without any weight."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import pytest
+import tables
+from flax import nnx
+
+from seg_jax.models import layers, qwen3_vl, qwen25_vl, weights
+from seg_jax.records import Pictures
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+QWEN25 = {
+    # As on the hub: width, ffn, layers, heads, key heads, vocabulary, tied, ffn of the tower, and
+    # the number of parameters that the hub shows, in billions.
+    "3B": (2048, 11_008, 36, 16, 2, 151_936, True, 3420, 3.75),
+    "7B": (3584, 18_944, 28, 28, 4, 152_064, False, 3420, 8.29),
+    "32B": (5120, 27_648, 64, 40, 8, 152_064, False, 3456, 33.45),
+    "72B": (8192, 29_568, 80, 64, 8, 152_064, False, 3456, 73.41),
+}
+QWEN3 = {
+    # Width, ffn, layers, heads, tied, then of the tower: blocks, width, ffn, blocks that go deep.
+    "2B": (2048, 6144, 28, 16, True, 24, 1024, 4096, [5, 11, 17], 2.13),
+    "4B": (2560, 9728, 36, 32, True, 24, 1024, 4096, [5, 11, 17], 4.44),
+    "8B": (4096, 12_288, 36, 32, False, 27, 1152, 4304, [8, 16, 24], 8.77),
+    "32B": (5120, 25_600, 64, 64, False, 27, 1152, 4304, [8, 16, 24], 33.36),
+}
+
+
+def qwen25(size: str) -> dict:
+    """Returns a published `config.json`, flat as on the hub."""
+    width, ffn, depth, heads, kv, vocabulary, tie, vision_ffn, _ = QWEN25[size]
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": 151_643,
+        "eos_token_id": 151_645,
+        "vision_start_token_id": 151_652,
+        "vision_end_token_id": 151_653,
+        "vision_token_id": 151_654,
+        "image_token_id": 151_655,
+        "video_token_id": 151_656,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 128_000,
+        "max_window_layers": depth,
+        "num_attention_heads": heads,
+        "num_hidden_layers": depth,
+        "num_key_value_heads": kv,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": 32_768,
+        "tie_word_embeddings": tie,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": vision_ffn,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": vocabulary,
+    }
+
+
+def qwen3(size: str) -> dict:
+    """Returns a published `config.json`."""
+    width, ffn, depth, heads, tie, blocks, vision_width, vision_ffn, deep, _ = QWEN3[size]
+    text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151_643,
+        "dtype": "bfloat16",
+        "eos_token_id": 151_645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 262_144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": heads,
+        "num_hidden_layers": depth,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {
+            "mrope_interleaved": True,
+            "mrope_section": [24, 20, 20],
+            "rope_type": "default",
+        },
+        "rope_theta": 5_000_000,
+        "use_cache": True,
+        "vocab_size": 151_936,
+    }
+    vision = {
+        "deepstack_visual_indexes": deep,
+        "depth": blocks,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": vision_width,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": vision_ffn,
+        "model_type": "qwen3_vl",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": width,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": 151_655,
+        "model_type": "qwen3_vl",
+        "text_config": text,
+        "tie_word_embeddings": tie,
+        "video_token_id": 151_656,
+        "vision_config": vision,
+        "vision_end_token_id": 151_653,
+        "vision_start_token_id": 151_652,
+    }
+
+
+def theirs(kind: str, hub: dict) -> dict[str, tuple[int, ...]]:
+    """Returns names and shapes of transformers' model; a tied head is the embedding."""
+    config = getattr(transformers, f"{kind}Config")(**hub)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+@pytest.mark.parametrize("size", QWEN25)
+def test_published_sizes_of_qwen25_vl(size):
+    config = qwen25_vl.Config.from_hf(qwen25(size))
+    want = theirs("Qwen2_5_VL", qwen25(size))
+    # Inside transformers the parts stand under other names than in files.
+    inside = (("model.visual.", "visual."), ("model.language_model.", "model."))
+    for old, new in inside:
+        want = {new + n.removeprefix(old) if n.startswith(old) else n: s for n, s in want.items()}
+    assert {slot.name: slot.shape for slot in weights.slots(config)} == want
+    _check_count(lambda rngs: qwen25_vl.Qwen25VL(config, rngs=rngs), want, QWEN25[size][-1])
+
+
+@pytest.mark.parametrize("size", QWEN3)
+def test_published_sizes_of_qwen3_vl(size):
+    config = qwen3_vl.Config.from_hf(qwen3(size))
+    want = theirs("Qwen3VL", qwen3(size))
+    params = _check_count(lambda rngs: qwen3_vl.Qwen3VL(config, rngs=rngs), want, QWEN3[size][-1])
+    found = {place.name: place.shape for place in tables.places(qwen3_vl.NAMES, params)}
+    assert found == {name: tables.matrix(shape) for name, shape in want.items()}
+
+
+def _check_count(make, want, billions):
+    """Checks the number of parameters, ours and theirs; returns the shapes of ours."""
+    params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[1]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == sum(map(math.prod, want.values()))
+    assert round(count / 1e9, 2) == billions
+    return params
+
+
+def test_the_defaults_are_the_published_7b_and_8b():
+    assert qwen25_vl.Config.from_hf(qwen25("7B")) == qwen25_vl.Config()
+    assert qwen3_vl.Config.from_hf(qwen3("8B")) == qwen3_vl.Config()
+
+
+LARGE = 5184
+"""Patches of a picture of about a megapixel."""
+
+
+@pytest.mark.parametrize("kind", ["qwen25", "qwen3"])
+def test_large_pictures_never_hold_all_pairs_of_patches(kind):
+    compute = layers.Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
+    make, config = {
+        "qwen25": (qwen25_vl.Qwen25VL, qwen25_vl.Config()),
+        "qwen3": (qwen3_vl.Qwen3VL, qwen3_vl.Config()),
+    }[kind]
+    side = config.vision.patch_size
+    model = nnx.eval_shape(lambda: make(config, compute=compute, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(model.vision)
+    whole = jax.ShapeDtypeStruct((1, LARGE), "int32")
+    pictures = Pictures(
+        jax.ShapeDtypeStruct((1, LARGE, 3 * side * side), "uint8"),
+        jax.ShapeDtypeStruct((1, LARGE, 2), "int32"),
+        whole,
+        whole,
+    )
+
+    def loss(params, pictures):
+        return nnx.merge(graph, params)(pictures).cells.astype("float32").sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params, pictures).as_text()
+    assert f"{LARGE}x{LARGE}" not in text
