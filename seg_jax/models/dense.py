@@ -102,7 +102,7 @@ class Dense(nnx.Module):
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
-        columns = np.arange(ids.shape[-1])
+        columns = jnp.arange(ids.shape[-1])
         seen = columns[:, None] >= columns
         if packing is not None:
             columns, segments = packing.columns, packing.segments

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -216,7 +215,7 @@ def attend(
     are worked off in parts of their queries, so that never T x T scores exist at once.
     """
     batch, length = segments.shape
-    columns = np.arange(length, dtype=np.int32)
+    columns = jnp.arange(length)  # Not numpy's: no table of who sees whom in the compiled text.
 
     def part(q, wanted, at):
         allowed = wanted[:, :, None] == segments[:, None, :]
@@ -232,7 +231,7 @@ def attend(
     q = jnp.pad(heads.q, ((0, 0), tail, (0, 0), (0, 0)))
     q = q.reshape(batch, parts, size, *q.shape[2:]).swapaxes(0, 1)
     wanted = jnp.pad(segments, ((0, 0), tail)).reshape(batch, parts, size).swapaxes(0, 1)
-    at = np.pad(columns, tail).reshape(parts, size)
+    at = jnp.arange(parts * size).reshape(parts, size)
     # The backward pass makes the scores of a part again rather than keep all of them.
     out = jax.lax.map(jax.checkpoint(lambda item: part(*item)), (q, wanted, at))
     return out.swapaxes(0, 1).reshape(batch, parts * size, *out.shape[3:])[:, :length]
