@@ -23,38 +23,6 @@ from seg_jax.models import layers, qwen25_vl
 SHARD_BYTES = 5 * 10**9
 """Largest file that is written, as on the hub."""
 
-_VISION, _TEXT = "visual.blocks.{}.", "model.layers.{}."
-
-NAMES: dict[str, str] = {
-    "vision/patch/kernel": "visual.patch_embed.proj.weight",
-    "vision/blocks/norm_attention/scale": _VISION + "norm1.weight",
-    "vision/blocks/norm_ffn/scale": _VISION + "norm2.weight",
-    "vision/blocks/q/*": _VISION + "attn.qkv.*[0/3]",
-    "vision/blocks/k/*": _VISION + "attn.qkv.*[1/3]",
-    "vision/blocks/v/*": _VISION + "attn.qkv.*[2/3]",
-    "vision/blocks/o/*": _VISION + "attn.proj.*",
-    "vision/blocks/gate/*": _VISION + "mlp.gate_proj.*",
-    "vision/blocks/up/*": _VISION + "mlp.up_proj.*",
-    "vision/blocks/down/*": _VISION + "mlp.down_proj.*",
-    "vision/norm/scale": "visual.merger.ln_q.weight",
-    "vision/merge_in/*": "visual.merger.mlp.0.*",
-    "vision/merge_out/*": "visual.merger.mlp.2.*",
-    "embed/embedding": "model.embed_tokens.weight",
-    "blocks/norm_attention/scale": _TEXT + "input_layernorm.weight",
-    "blocks/norm_ffn/scale": _TEXT + "post_attention_layernorm.weight",
-    "blocks/q/*": _TEXT + "self_attn.q_proj.*",
-    "blocks/k/*": _TEXT + "self_attn.k_proj.*",
-    "blocks/v/*": _TEXT + "self_attn.v_proj.*",
-    "blocks/o/*": _TEXT + "self_attn.o_proj.*",
-    "blocks/gate/*": _TEXT + "mlp.gate_proj.*",
-    "blocks/up/*": _TEXT + "mlp.up_proj.*",
-    "blocks/down/*": _TEXT + "mlp.down_proj.*",
-    "norm/scale": "model.norm.weight",
-    "head/embedding": "lm_head.weight",
-}
-"""Ours to theirs. `{}` is the layer (ours are stacked), `*` is kernel and weight or bias and bias,
-`[i/n]` the i-th of n equal parts of the rows of theirs. Kernels are transposed weights."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -190,10 +158,10 @@ def slots(config: qwen25_vl.Config) -> Iterator[Slot]:
 
 def _pattern(path: tuple[str, ...]) -> str:
     """Returns their name for one of our paths."""
-    exact = NAMES.get("/".join(path))
+    exact = qwen25_vl.NAMES.get("/".join(path))
     if exact:
         return exact
-    return NAMES["/".join((*path[:-1], "*"))].replace(
+    return qwen25_vl.NAMES["/".join((*path[:-1], "*"))].replace(
         "*", {"kernel": "weight", "bias": "bias"}[path[-1]]
     )
 
