@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,7 @@ from seg_jax.data.encode import TooLong
 from seg_jax.geometry import bitmask, raster
 from seg_jax.grammar import chat, outline, reader
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import decode
+from seg_jax.models import decode, sharding
 from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
 from seg_jax.tasks.task import Judgement, judge
 
@@ -126,7 +127,8 @@ class Predictor:
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(0),
         )
-        judged, verdict = judge(bundle.task, self._table, rollout, prompts.truth)
+        judge_rows = sharding.by_rows(functools.partial(judge, bundle.task, self._table))
+        judged, verdict = judge_rows(rollout, prompts.truth)
         return rollout, judged, verdict
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -150,6 +150,26 @@ def rows(x: Any) -> Any:
         return x
     free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(MESH["batch"], *free))
+
+
+def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of trees [B ..] that every device runs on its own rows alone.
+
+    For what the compiler cannot divide by itself: sorts, loops of run-time length, own kernels.
+    Outside `jax.set_mesh`, and where data x fsdp does not divide the rows, it is the function.
+    """
+
+    def divided(*values):
+        on = jax.sharding.get_abstract_mesh()
+        if on.empty or not set(MESH["batch"]) <= set(on.axis_names):
+            return function(*values)
+        parts = _parts(MESH["batch"], on)
+        if any(leaf.shape[0] % parts for leaf in jax.tree.leaves(values)):
+            return function(*values)
+        spec = PartitionSpec(MESH["batch"])
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*values)
+
+    return divided
 
 
 def kept(tree: Any) -> Any:

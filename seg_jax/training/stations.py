@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,10 +133,10 @@ def appraiser(
 ) -> Any:
     """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
     draw = sampler(speaker, sampling, seed=seed)
-    table = reader.table(speaker.tokenizer.pieces)
+    judged_rows = _judge(speaker, task)
 
     def appraise(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
-        judged, _ = judge(task, table, draw(params, prompts, step), prompts.truth)
+        judged, _ = judged_rows(draw(params, prompts, step), prompts.truth)
         return policy.reward(judged.scores, weights)
 
     return jax.jit(appraise)
@@ -154,7 +155,7 @@ def reinforcing_step(
     It reads, judges and learns without returning to the host.
     """
     transform = optimizers.build(optimizer)
-    table = reader.table(speaker.tokenizer.pieces)
+    judged_rows = _judge(speaker, task)
 
     def score(params: Any, prompts: Prompts, rollout: Rollout) -> Float[Array, "B G L"]:
         return likelihood.answer_logp(
@@ -167,7 +168,7 @@ def reinforcing_step(
         )
 
     def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
-        judged, verdict = judge(task, table, rollout, prompts.truth)
+        judged, verdict = judged_rows(rollout, prompts.truth)
         reward = policy.reward(judged.scores, weights)
         advantage = policy.advantages(reward, spread_floor=config.spread_floor)
         state, metrics = policy.update(
@@ -181,3 +182,9 @@ def reinforcing_step(
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _judge(speaker: Speaker, task: Task) -> Any:
+    """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
+    table = reader.table(speaker.tokenizer.pieces)
+    return sharding.by_rows(functools.partial(judge, task, table))

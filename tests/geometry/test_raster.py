@@ -1,15 +1,18 @@
 """Fills against pycocotools bit for bit, and against slow integers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import shapely
+import skimage.draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from seg_jax.geometry import raster
+from seg_jax.geometry import bitmask, overlap, raster, sparse
 
 SIZES = [(64, 64), (37, 53)]
 POINTS = 12
@@ -89,10 +92,19 @@ def fill(points, lengths, height, width, **options):
     used = np.zeros(shape, bool)
     used[:items, :rings, :count] = np.arange(count) < np.reshape(lengths, (items, rings, 1))
     words = raster.fill(padded, used, height=height, width=width, **options)
+    # What other devices run.
+    elsewhere = dense(padded, used, height=height, width=width, **options)
+    np.testing.assert_array_equal(words, elsewhere)
     assert words.shape == (len(padded), -(-height // 32), width)
     assert words.dtype == jnp.uint32
     assert height % 32 == 0 or not np.any(np.asarray(words)[..., -1, :] >> np.uint32(height % 32))
     return unpack(words, height)[:items].reshape(*lead, height, width)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+def dense(points, used, *, height, width, rule="coco", rings="union"):
+    rule = raster._RULES[rule]
+    return raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
 
 
 def unpack(words, height):
@@ -132,6 +144,40 @@ def test_coco_rule_is_pycocotools_on_the_largest_canvas():
         np.testing.assert_array_equal(mask, coco_mask([ring], 4096, 4096))
 
 
+def draw_long(kind, rng, count, points, height, width):
+    """Returns shapes of many vertices and of all sizes, as float32 pixels [count, points, 2]."""
+    side = min(height, width)
+    angle = np.arange(points) * 2 * np.pi / points + rng.random((count, 1))
+    radius = side * 2.0 ** rng.uniform(-7, -0.8, (count, 1))
+    centre = rng.random((count, 1, 2)) * [width, height]
+    if kind == "blob":
+        waves = np.arange(1, 8)
+        phase = rng.random((count, 7, 1)) * 7
+        bumps = np.cos(waves[:, None] * angle[:, None] + phase) / waves[:, None]
+        radius = radius * np.clip(1 + 0.35 * (rng.normal(size=(count, 7, 1)) * bumps).sum(1), 0, 3)
+    elif kind == "star":
+        radius = radius * np.where(np.arange(points) % 2, rng.uniform(0.1, 0.7, (count, 1)), 1)
+    else:  # A thin stroke, there and back.
+        middle = np.abs(np.arange(points) - points / 2) / points * 8 * radius
+        offset = np.sign(np.arange(points) - points / 2)[None, :, None] * rng.random((count, 1, 2))
+        way = np.stack([np.cos(angle[:, :1]), np.sin(angle[:, :1])], -1)
+        return np.float32(centre + middle[..., None] * way + offset)
+    ring = radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1) + centre
+    return np.float32(ring)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (300, 1023), (1300, 40)])
+@pytest.mark.parametrize("points", [33, 256])
+@pytest.mark.parametrize("kind", ["blob", "star", "thin"])
+def test_long_outlines_of_all_sizes_are_pycocotools(kind, points, size):
+    rng = np.random.default_rng(41)
+    rings = draw_long(kind, rng, 70, points, *size)
+    used = np.ones(rings.shape[:-1], bool)
+    words = raster.fill(rings[:, None], used[:, None], height=size[0], width=size[1])
+    for ring, mask in zip(rings, unpack(words, size[0]), strict=True):
+        np.testing.assert_array_equal(mask, coco_mask([ring], *size))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(-60, 380), st.integers(-60, 380)), min_size=3, max_size=12))
 def test_coco_rule_is_pycocotools_on_its_own_grid(vertices):
@@ -166,6 +212,31 @@ def test_center_rule_is_the_crossing_number(kind, rings):
     for rings_, length, mask in zip(snapped, lengths, got, strict=True):
         a, b = (center_mask(r[:n], 37, 53) for r, n in zip(rings_, length, strict=True))
         np.testing.assert_array_equal(mask, join(a, b))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_center_rule_is_the_crossing_number_at_length(kind):
+    for seed in range(4):
+        points, lengths = draw(kind, np.random.default_rng(200 + seed), 500, 64, 64)
+        got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
+        snapped = np.floor(points.astype(np.float64) * 256 + 0.5)
+        for ring, length, mask in zip(snapped, lengths, got, strict=True):
+            np.testing.assert_array_equal(mask, center_mask(ring[:length], 64, 64), str(ring))
+
+
+@pytest.mark.parametrize("kind", ["floats", "spiky", "outside", "tiny"])
+def test_center_rule_is_scikit_image_where_no_centre_is_near_an_edge(kind):
+    points, lengths = draw(kind, np.random.default_rng(43), 200, 64, 64)
+    points = np.float32(np.round(points * 256) / 256)  # so that snapping moves nothing
+    got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
+    y, x = np.mgrid[:64, :64] + 0.5
+    pixels = shapely.points(x, y)
+    for ring, length, mask in zip(points, lengths, got, strict=True):
+        edges = shapely.LinearRing(ring[:length])
+        clear = shapely.distance(edges, pixels) > 1e-9
+        expected = skimage.draw.polygon2mask((64, 64), ring[:length, ::-1] - 0.5)
+        np.testing.assert_array_equal(mask[clear], expected[clear])
 
 
 def test_center_rule_on_the_largest_canvas():
@@ -278,3 +349,73 @@ def test_wrong_input_is_refused():
         raster.fill(points, used, height=4097, width=8)
     with pytest.raises((ValueError, TypeError), match="xor"):  # TypeError under the type checker
         raster.fill(points, used, height=8, width=8, rings="xor")
+
+
+@pytest.mark.parametrize("rule", ["coco", "center"])
+@pytest.mark.parametrize("rings", ["union", "evenodd"])
+def test_shared_counts_what_fill_draws(rule, rings):
+    rng = np.random.default_rng(47)
+    points, lengths = draw("floats", rng, 120, 37, 260)
+    points[:60] = points[:60] / 4  # small and large windows
+    points, used = points.reshape(20, 3, 2, POINTS, 2), np.arange(POINTS) < lengths[:, None]
+    used = used.reshape(20, 3, 2, POINTS)
+    truth = bitmask.pack(rng.random((20, 1, 37, 260)) < 0.5)
+    options = {"height": 37, "width": 260, "rule": rule, "rings": rings}
+    filled = raster.fill(points, used, **options)
+    expected = bitmask.area(filled), bitmask.area(filled & truth)
+    for got, want in zip(raster.shared(points, used, truth, **options), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    mapped = jax.vmap(functools.partial(raster.shared, **options))
+    wide = np.broadcast_to(truth, filled.shape)
+    for got, want in zip(mapped(points, used, wide), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    one = jax.vmap(functools.partial(raster.shared, **options), in_axes=(0, 0, None))
+    for got, want in zip(
+        one(points, used, wide[0]),
+        (expected[0], bitmask.area(filled & truth[0])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1024, 700)])
+def test_shared_is_the_iou_of_pycocotools(size):
+    rng = np.random.default_rng(53)
+    kinds = [draw_long(kind, rng, 40, 64, *size) for kind in ("blob", "star", "thin")]
+    rings = np.concatenate(kinds)[:, None]
+    moved = rings + np.float32(rng.normal(size=(120, 1, 1, 2)) * 4)
+    used = np.ones(rings.shape[:-1], bool)
+    truth = raster.fill(rings, used, height=size[0], width=size[1])
+    area, shared = raster.shared(moved, used, truth, height=size[0], width=size[1])
+    union = area + bitmask.area(truth) - shared
+    for i in range(120):
+        a, b = (
+            coco.merge(coco.frPyObjects([r[0].astype(np.float64).ravel().tolist()], *size))
+            for r in (moved[i], rings[i])
+        )
+        expected = coco.iou([a], [b], [0])[0, 0]
+        assert np.float32(shared[i]) / np.float32(max(union[i], 1)) == np.float32(expected)
+    counts = overlap.polygon_counts(moved, used, truth, height=size[0], width=size[1])
+    np.testing.assert_array_equal(counts.intersection, shared)
+    np.testing.assert_array_equal(counts.union, union)
+
+
+def test_shared_wants_words_of_its_canvas():
+    points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
+    with pytest.raises(ValueError, match="expected words of 2x64 .* got 1x64"):
+        raster.shared(points, used, np.zeros((1, 64), np.uint32), height=64, width=64)
+
+
+def test_too_many_rings_for_one_table_are_refused():
+    with pytest.raises(ValueError, match="join rings"):
+        sparse._block_size((80, 4), (128, 4096))
+
+
+def test_gradients_pass_by_the_fill():
+    points, used = np.random.default_rng(5).random((3, 1, 5, 2)) * 60, np.ones((3, 1, 5), bool)
+
+    def loss(points):
+        words = raster.fill(points, used, height=64, width=64)
+        return bitmask.area(words).sum() * 0.0 + points.sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.float32(points)), np.ones(points.shape))

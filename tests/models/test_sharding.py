@@ -73,6 +73,17 @@ def test_every_matrix_is_divided_and_moments_lie_as_their_weights(setting):
             assert place.shard_shape(leaf.shape) != leaf.shape, leaf.shape
 
 
+def test_by_rows_gives_each_device_its_own_rows():
+    counted = jax.jit(sharding.by_rows(lambda x, y: {"rows": x + y.shape[0]}))
+    zeros = np.zeros((16, 3), np.float32)
+    assert (counted(zeros, zeros)["rows"] == 16).all()
+    with jax.set_mesh(sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+        rows = counted(zeros, zeros)["rows"]
+        assert (rows == 4).all()
+        assert rows.sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert (counted(zeros[:6], zeros[:6])["rows"] == 6).all()  # what does not divide is whole
+
+
 def test_one_device_and_default_mesh():
     alone = sharding.mesh(devices=jax.devices()[:1])
     assert dict(alone.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
