@@ -1,54 +1,62 @@
-"""Reads and writes Qwen2.5-VL weights in the safetensors layout of the Hugging Face hub."""
+"""Turns the weights of hubs into models and back, by the table of names of each port.
+
+A table says where each of ours stands among theirs. `{}` is the layer (ours are stacked on a
+leading axis), `{+1}` the layer of a stack that begins at their layer 1, `{e}` the expert (ours on
+the next axis), `*` kernel and weight or bias and bias, `[i/n]` the i-th of n equal parts of the
+rows of theirs. Kernels are transposed weights.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import gc
 import json
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import Mesh
 
-from seg_jax.models import layers, qwen25_vl
-
-SHARD_BYTES = 5 * 10**9
-"""Largest file that is written, as on the hub."""
+from seg_jax.models import families, layers, sharding, shards
 
 
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """Where one array of a layer stands in their file."""
+class Slot(NamedTuple):
+    """Where one array of a layer, or of one expert of a layer, stands in their files."""
 
     path: tuple[str, ...]
-    layer: int | None
+    at: tuple[int, ...]
+    """Index into our axes of layers and experts."""
     name: str
     part: int
     parts: int
     shape: tuple[int, ...]
     """Of the whole tensor in their file."""
+    dtype: np.dtype
+    """That our model keeps it in."""
 
 
 def load(
-    source: str | Path | Mapping[str, np.ndarray],
+    source: str | Path | Mapping[str, Any],
     *,
-    config: qwen25_vl.Config | None = None,
+    config: Any = None,
     compute: layers.Compute | None = None,
-) -> qwen25_vl.Qwen25VL:
+    on: Mesh | None = None,
+) -> Any:
     """Returns the model in a hub folder, or of a mapping of their names and its config.
+
+    Of a folder no more is held at a time than one of the model's arrays, or one device's share of
+    it where the model lies on a mesh, beside what is already on the devices.
 
     Args:
       source: folder with `config.json` and `model.safetensors` (or shards and their index).
       config: replaces the folder's `config.json`; needed for a mapping.
       compute: how to compute, and the dtype that parameters are kept in.
+      on: the mesh to lay the parameters over as `sharding.shardings` has it; each process reads
+        what its own devices hold. None: the default device.
 
     Raises:
       ValueError: missing, surplus, misshapen or unreadable weights.
@@ -57,161 +65,235 @@ def load(
     if isinstance(source, Mapping):
         if config is None:
             raise ValueError("config: expected a Config beside a mapping of arrays, got None")
-        return _assemble(config, compute, _Tensors(source))
+        return _assemble(config, compute, shards.Arrays(source), on)
     folder = Path(source)
-    config = config or _config(folder / "config.json")
-    return _assemble(config, compute, _open(folder))
+    config = config or families.read(folder)
+    return _assemble(config, compute, shards.open_folder(folder), on)
 
 
-def save(model: qwen25_vl.Qwen25VL, folder: str | Path) -> None:
+def save(model: Any, folder: str | Path) -> None:
     """Writes `config.json` and safetensors that transformers' `from_pretrained` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = export(model)
+    ours = Ours(model.config, nnx.state(model))
     (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    files = _shards(tensors)
-    if len(files) == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    index = {}
-    for i, names in enumerate(files):
-        file = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        save_file({n: tensors[n] for n in names}, folder / file, metadata={"format": "pt"})
-        index |= dict.fromkeys(names, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    (folder / "model.safetensors.index.json").write_text(text + "\n")
+    files = shards.plan(ours.entries())
+    for file in files:
+        shards.write(file, folder, lambda name: iter([ours.read(name)]))
+    shards.write_index(files, folder)
 
 
-def export(model: qwen25_vl.Qwen25VL) -> dict[str, np.ndarray]:
+def export(model: Any) -> dict[str, np.ndarray]:
     """Returns all weights by their hub names, in the dtype that they are kept in."""
-    ours = {path: np.asarray(leaf) for path, leaf in _leaves(nnx.state(model)).items()}
-    tensors: dict[str, list[np.ndarray]] = {}
-    shapes = {}
-    for slot in sorted(slots(model.config), key=lambda slot: slot.part):
-        array = ours[slot.path] if slot.layer is None else ours[slot.path][slot.layer]
-        rows = array.T if slot.path[-1] == "kernel" else array
-        tensors.setdefault(slot.name, []).append(rows)
-        shapes[slot.name] = slot.shape
-    return {
-        name: np.ascontiguousarray(np.concatenate(parts).reshape(shapes[name]))
-        for name, parts in tensors.items()
-    }
+    ours = Ours(model.config, nnx.state(model))
+    return {entry.name: ours.read(entry.name) for entry in ours.entries()}
 
 
-class _Tensors:
-    """Their tensors by hub name, read one at a time."""
+class Ours:
+    """The parameters of a model as the tensors that hubs have."""
 
-    where = ""
-    """Begins an error's line: the folder, if they come from one."""
+    def __init__(self, config: Any, params: Any):
+        """Takes the config and the state of a model."""
+        self._leaves = leaves(params)
+        self._slots: dict[str, list[Slot]] = {}
+        for slot in slots(config):
+            self._slots.setdefault(slot.name, []).append(slot)
 
-    def __init__(self, source: Mapping[str, np.ndarray]):
-        self.names = {_hub_name(name): name for name in source}
+    def entries(self) -> list[shards.Entry]:
+        """Returns every tensor as it is to be written."""
+        return [
+            shards.Entry(name, np.dtype(self._leaves[found[0].path].dtype), found[0].shape)
+            for name, found in self._slots.items()
+        ]
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one tensor; no other is brought from the devices."""
+        parts = []
+        for slot in sorted(self._slots[name], key=lambda slot: slot.part):
+            leaf = self._leaves[slot.path]
+            array = np.asarray(leaf[slot.at] if slot.at else leaf)
+            parts.append(array.T if slot.path[-1] == "kernel" else array)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.ascontiguousarray(whole.reshape(self._slots[name][0].shape))
+
+
+class Theirs:
+    """Their tensors, found to be those of a config, by the names of the hub."""
+
+    def __init__(self, config: Any, source: shards.Arrays):
+        """Checks names and shapes.
+
+        Raises:
+          ValueError: tensors are missing, surplus or misshapen.
+        """
+        family = families.of(config)
         self.source = source
+        self.slots = list(slots(config))
+        self.entries: dict[str, shards.Entry] = {}
+        """Every tensor that the model has, as it is in the source."""
+        self._names = {_hub_name(name, family.aliases): name for name in source.names()}
+        wanted = {slot.name: slot.shape for slot in self.slots}
+        if config.tie_word_embeddings:  # Some files repeat the tied embedding.
+            self._names.pop(family.names["head/embedding"], None)
+        _check_names(set(wanted), set(self._names), source.where)
+        wrong = [
+            f"{name}: expected {shape}, got {source.shape(self._names[name])}"
+            for name, shape in wanted.items()
+            if source.shape(self._names[name]) != shape
+        ]
+        if wrong:
+            raise ValueError(source.where + _several("shapes", wrong) + ": do: check config.json")
+        for name, shape in wanted.items():
+            self.entries[name] = shards.Entry(name, source.dtype(self._names[name]), shape)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.source[self.names[name]].shape)
-
-    def read(self, name: str) -> np.ndarray:
-        return np.asarray(self.source[self.names[name]])
-
-
-class _Files(_Tensors):
-    """The same from safetensors files, held open and mapped."""
-
-    def __init__(self, files: Mapping[str, Path], folder: Path):
-        self.where = f"{folder}: "
-        self.names = {_hub_name(name): name for name in files}
-        self.files = files
-        self.open: dict[Path, Any] = {}
-
-    def _file(self, name: str) -> Any:
-        path = self.files[self.names[name]]
-        if path not in self.open:
-            self.open[path] = _safe_open(path)
-        return self.open[path]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file(name).get_slice(self.names[name]).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        return self._file(name).get_tensor(self.names[name])
+    def blocks(
+        self, name: str, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields rows begin..end of a tensor in pieces, each with the number of its first row."""
+        return self.source.blocks(self._names[name], begin, end)
 
 
-def slots(config: qwen25_vl.Config) -> Iterator[Slot]:
-    """Yields every array of a model, layer by layer, with its place in their file."""
-    for path, leaf in _leaves(_abstract(config, layers.Compute())).items():
-        pattern = _pattern(path)
-        name, part, parts = pattern, 0, 1
-        if found := re.fullmatch(r"(.*)\[(\d)/(\d)\]", pattern):
-            name, part, parts = found[1], int(found[2]), int(found[3])
-        stacked = "{}" in name
-        shape = leaf.shape[1:] if stacked else leaf.shape
+def slots(config: Any) -> Iterator[Slot]:
+    """Yields every array of a model, layer by layer, with its place in their files."""
+    names = families.of(config).names
+    rough = layers.Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
+    kept = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
+    for path, leaf in leaves(blank(config, layers.Compute())).items():
+        pattern = _pattern(names, path)
+        part, parts = 0, 1
+        if found := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
+            pattern, part, parts = found[1], int(found[2]), int(found[3])
+        lead = ("{}" in pattern or "{+1}" in pattern) + ("{e}" in pattern)
+        shape = leaf.shape[lead:]
         shape = shape[::-1] if path[-1] == "kernel" else shape
         shape = (shape[0] * parts, *shape[1:])
         if path == ("vision", "patch", "kernel"):
-            v = config.vision
-            shape = (shape[0], 3, v.temporal_patch_size, v.patch_size, v.patch_size)
-        for layer in range(leaf.shape[0]) if stacked else [None]:
-            yield Slot(path, layer, name.format(layer), part, parts, shape)
+            shape = (shape[0], *_patch(config.vision))
+        dtype = np.dtype(kept[path])
+        for at in np.ndindex(*leaf.shape[:lead]):
+            yield Slot(path, at, _numbered(pattern, at), part, parts, shape, dtype)
 
 
-def _pattern(path: tuple[str, ...]) -> str:
+def blank(config: Any, compute: layers.Compute) -> Any:
+    """Returns a model of shapes instead of weights."""
+    family = families.of(config)
+    return nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
+
+
+def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the arrays of a model or its state by the names of their paths."""
+    state = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return {_path(path): leaf for path, leaf in found}
+
+
+def _patch(vision: Any) -> tuple[int, ...]:
+    """Returns the shape of their kernel of one patch: channel, frame if any, row, column."""
+    frames = (vision.temporal_patch_size,) if hasattr(vision, "temporal_patch_size") else ()
+    return (3, *frames, vision.patch_size, vision.patch_size)
+
+
+def _pattern(names: Mapping[str, str], path: tuple[str, ...]) -> str:
     """Returns their name for one of our paths."""
-    exact = qwen25_vl.NAMES.get("/".join(path))
-    if exact:
+    if exact := names.get("/".join(path)):
         return exact
-    return qwen25_vl.NAMES["/".join((*path[:-1], "*"))].replace(
-        "*", {"kernel": "weight", "bias": "bias"}[path[-1]]
-    )
+    theirs = {"kernel": "weight", "bias": "bias"}[path[-1]]
+    return names["/".join((*path[:-1], "*"))].replace("*", theirs)
 
 
-def _assemble(
-    config: qwen25_vl.Config, compute: layers.Compute, theirs: _Tensors
-) -> qwen25_vl.Qwen25VL:
+def _numbered(pattern: str, at: tuple[int, ...]) -> str:
+    if not at:
+        return pattern
+    name = pattern.replace("{}", str(at[0])).replace("{+1}", str(at[0] + 1))
+    return name.replace("{e}", str(at[-1]))
+
+
+def _assemble(config: Any, compute: layers.Compute, source: shards.Arrays, on: Mesh | None) -> Any:
     """Returns the model made of their tensors."""
-    wanted = list(slots(config))
-    _check_names({slot.name for slot in wanted}, theirs, config)
-    wrong = [
-        f"{slot.name}: expected {slot.shape}, got {theirs.shape(slot.name)}"
-        for slot in wanted
-        if theirs.shape(slot.name) != slot.shape
-    ]
-    if wrong:
-        raise ValueError(theirs.where + _several("shapes", wrong) + ": do: check config.json")
-    dtype = jnp.dtype(compute.param_dtype)
-    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
-    for slot in wanted:
-        array = theirs.read(slot.name)
-        array = np.split(array.reshape(array.shape[0], -1), slot.parts)[slot.part]
-        array = array.T if slot.path[-1] == "kernel" else array.reshape(-1, *slot.shape[1:])
-        stacks.setdefault(slot.path, []).append(array.astype(dtype))
-    layered = {slot.path for slot in wanted if slot.layer is not None}
-    model = nnx.eval_shape(lambda: _blank(config, compute))
-    graph, state = nnx.split(model)
+    theirs = Theirs(config, source)
+    grouped: dict[tuple[str, ...], list[Slot]] = {}
+    for slot in theirs.slots:
+        grouped.setdefault(slot.path, []).append(slot)
+    graph, state = nnx.split(blank(config, compute))
+    places = None if on is None else sharding.shardings(state, on)
 
-    def fill(path, leaf):
-        names = _path(path)
-        arrays = stacks.pop(names)
-        return jnp.asarray(np.stack(arrays) if names in layered else arrays[0]).reshape(leaf.shape)
+    def fill(path, leaf, place=None):
+        def share(index: tuple[slice, ...]) -> np.ndarray:
+            return _share(theirs, grouped[_path(path)], leaf, index)
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
+        return _placed(leaf.shape, place, share)
+
+    trees = (state,) if places is None else (state, places)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
 
 
-def _check_names(wanted: set[str], theirs: _Tensors, config: qwen25_vl.Config) -> None:
+def _placed(
+    shape: tuple[int, ...], place: Any, share: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """Returns an array laid as asked; one share of it at a time is on the host."""
+    if place is None:
+        out = jax.device_put(share(tuple(slice(0, size) for size in shape)))
+        _settle(out)
+        return out
+    alike: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in place.addressable_devices_indices_map(shape).items():
+        spans = zip(index, shape, strict=True)
+        alike.setdefault(tuple(part.indices(size)[:2] for part, size in spans), []).append(device)
+    arrays = []
+    for spans, devices in alike.items():
+        buffer = share(tuple(slice(*span) for span in spans))
+        arrays += [jax.device_put(buffer, device) for device in devices]
+        del buffer
+        _settle(arrays)
+    return jax.make_array_from_single_device_arrays(shape, place, arrays)
+
+
+def _settle(arrays: Any) -> None:
+    """Waits for transfers and lets go of the buffers that they came from.
+
+    Without it buffers pile up on the host; JAX lets go of them when Python collects garbage.
+    """
+    jax.block_until_ready(arrays)
+    gc.collect(0)
+
+
+def _share(theirs: Theirs, found: list[Slot], leaf: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """Returns the given part of one of our arrays."""
+    out = np.empty([part.stop - part.start for part in index], np.dtype(leaf.dtype))
+    lead = len(found[0].at)
+    wanted, inner = index[:lead], index[lead:]
+    for slot in found:
+        if all(part.start <= i < part.stop for i, part in zip(slot.at, wanted, strict=True)):
+            at = tuple(i - part.start for i, part in zip(slot.at, wanted, strict=True))
+            _copy(theirs, slot, out[at], inner)
+    return out
+
+
+def _copy(theirs: Theirs, slot: Slot, out: np.ndarray, index: tuple[slice, ...]) -> None:
+    """Copies the given part of one of our arrays of a layer from their rows, block by block."""
+    kernel = slot.path[-1] == "kernel"
+    rows, *rest = index[::-1] if kernel else index
+    skipped = slot.part * slot.shape[0] // slot.parts
+    for first, block in theirs.blocks(slot.name, skipped + rows.start, skipped + rows.stop):
+        begin = first - skipped - rows.start
+        span = slice(begin, begin + len(block))
+        if kernel:
+            out[:, span] = block.reshape(len(block), -1)[:, rest[0]].T
+        else:
+            out[span] = block[(slice(None), *rest)]
+
+
+def _check_names(wanted: set[str], got: set[str], where: str) -> None:
     """Refuses missing and surplus names, each with the nearest name on the other side."""
-    got = set(theirs.names)
-    if config.tie_word_embeddings:
-        got = got - {"lm_head.weight"}  # Some files repeat the tied embedding.
     missing, surplus = sorted(wanted - got), sorted(got - wanted)
     lines = []
     if missing:
-        lines.append(_several("missing", [_near(name, surplus) for name in missing]))
+        lines.append(_several("missing", [_near(name, surplus) for name in missing[:5]], missing))
     if surplus:
-        lines.append(_several("surplus", [_near(name, missing) for name in surplus]))
+        lines.append(_several("surplus", [_near(name, missing) for name in surplus[:5]], surplus))
     if lines:
         raise ValueError(
-            f"{theirs.where}expected the {len(wanted)} tensors of this config, got "
+            f"{where}expected the {len(wanted)} tensors of this config, got "
             + "; ".join(lines)
             + ": do: check that config.json belongs to these weights"
         )
@@ -222,96 +304,18 @@ def _near(name: str, others: list[str]) -> str:
     return f"{name} (near {close[0]})" if close else name
 
 
-def _several(what: str, lines: list[str]) -> str:
-    shown = ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-    return f"{len(lines)} {what}: {shown}"
+def _several(what: str, lines: list[str], of: list[str] | None = None) -> str:
+    count = len(of or lines)
+    shown = ", ".join(lines[:5]) + (f" and {count - 5} more" if count > 5 else "")
+    return f"{count} {what}: {shown}"
 
 
-def _hub_name(name: str) -> str:
+def _hub_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
     """Returns the hub's name of a tensor; transformers' own state_dict names differ."""
-    for start, hub in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+    for start, hub in aliases:
         if name.startswith(start):
             return hub + name.removeprefix(start)
     return name
-
-
-def _open(folder: Path) -> _Files:
-    """Returns the tensors of a folder."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if index.exists():
-        named = _json(index)["weight_map"]
-        return _Files({name: folder / file for name, file in named.items()}, folder)
-    if whole.exists():
-        return _Files(dict.fromkeys(_safe_open(whole).keys(), whole), folder)
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pth", ".pt"))
-    if pickles:
-        raise ValueError(
-            f"{folder}: expected safetensors, got {pickles[0]}: such a file can run code when it "
-            "is opened; do: convert it with transformers' save_pretrained"
-        )
-    raise ValueError(
-        f"{folder}: expected model.safetensors or its index, got neither: do: fetch the weights"
-    )
-
-
-def _safe_open(path: Path) -> Any:
-    """Opens a safetensors file or says in one line what is wrong with it."""
-    try:
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file named by the index, got none") from None
-    except (SafetensorError, OSError, struct.error) as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, got a broken or truncated one ({error}): "
-            "do: fetch it again"
-        ) from None
-
-
-def _config(path: Path) -> qwen25_vl.Config:
-    found = _json(path)
-    try:
-        return qwen25_vl.Config.from_hf(found)
-    except ValueError as error:
-        reason = str(error).removeprefix("config.json: ")
-        raise ValueError(f"{path}: {reason}: do: copy the one of these weights") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file, got none: do: fetch it again") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}: do: fetch it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {found!r:.40}: do: fetch it again")
-    return found
-
-
-def _shards(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Returns the names of each file, none larger than SHARD_BYTES unless one tensor is."""
-    files: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in tensors.items():
-        if files[-1] and size + tensor.nbytes > SHARD_BYTES:
-            files.append([])
-            size = 0
-        files[-1].append(name)
-        size += tensor.nbytes
-    return files
-
-
-def _blank(config: qwen25_vl.Config, compute: layers.Compute) -> qwen25_vl.Qwen25VL:
-    return qwen25_vl.Qwen25VL(config, compute=compute, rngs=nnx.Rngs(0))
-
-
-def _abstract(config: qwen25_vl.Config, compute: layers.Compute) -> Any:
-    return nnx.state(nnx.eval_shape(lambda: _blank(config, compute)))
-
-
-def _leaves(state: Any) -> dict[tuple[str, ...], Any]:
-    found = jax.tree_util.tree_leaves_with_path(state)
-    return {_path(path): leaf for path, leaf in found}
 
 
 def _path(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -1,0 +1,147 @@
+"""The table of ports: which model a `config.json` asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seg_jax.models import kimi_vl, qwen3_vl, qwen25_vl
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A port and the table of its names on the hub."""
+
+    model_type: str
+    config: Any
+    """Class of its configs."""
+    model: Any
+    """Class of its models."""
+    names: Mapping[str, str]
+    """Ours to theirs."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names that some files have, each with that of the hub."""
+
+
+_INSIDE = (("model.visual.", "visual."), ("model.language_model.", "model."))
+"""Names within transformers and in the files that its version 5 writes, to those of the hub."""
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("qwen2_5_vl", qwen25_vl.Config, qwen25_vl.Qwen25VL, qwen25_vl.NAMES, _INSIDE),
+        Family("qwen3_vl", qwen3_vl.Config, qwen3_vl.Qwen3VL, qwen3_vl.NAMES),
+        Family("kimi_vl", kimi_vl.Config, kimi_vl.KimiVL, kimi_vl.NAMES),
+    )
+}
+
+
+def of(config: Any) -> Family:
+    """Returns the family of one of our configs."""
+    return next(family for family in FAMILIES.values() if isinstance(config, family.config))
+
+
+def read(folder: Path) -> Any:
+    """Returns our config of a hub folder.
+
+    Pixel statistics come from `preprocessor_config.json` where there is one.
+
+    Raises:
+      ValueError: no `config.json`, of no known family, or of a model that its port cannot be.
+    """
+    path = folder / "config.json"
+    hub = read_json(path)
+    try:
+        family = named(hub.get("model_type"))
+        _check_rotary(hub)
+        config = family.config.from_hf(hub)
+        found = {name: _three(value) for name, value in _statistics(folder).items()}
+        return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **found))
+    except ValueError as error:
+        reason = str(error).removeprefix("config.json: ")
+        advice = "" if "do:" in reason else ": do: copy the one of these weights"
+        raise ValueError(f"{path}: {reason}{advice}") from error
+    except (AttributeError, KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{path}: expected the sizes of a model of type {hub.get('model_type')!r}, got "
+            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
+        ) from error
+
+
+def named(model_type: object) -> Family:
+    """Returns the family of a `model_type`.
+
+    Raises:
+      ValueError: there is no such family; the known ones are named.
+    """
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    near = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.8)
+    guess = f" (near {near[0]})" if near else ""
+    if model_type == "opencua":
+        guess = " (Qwen2.5-VL with 1-D rotary positions and Moonshot's tokenizer)"
+    raise ValueError(
+        f"model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}{guess}: "
+        "do: give a model of one of these"
+    )
+
+
+def preprocessor(folder: Path) -> dict[str, Any]:
+    """Returns what a hub folder says of its pictures, nothing if it says nothing.
+
+    Raises:
+      ValueError: the file is broken.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        return read_json(path)
+    path = folder / "processor_config.json"  # Where transformers 5 puts it.
+    found = read_json(path).get("image_processor") if path.exists() else None
+    return found if isinstance(found, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      ValueError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected a file, got none: do: fetch it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}: do: fetch it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {found!r:.40}: do: fetch it again")
+    return found
+
+
+def _check_rotary(hub: Mapping[str, Any]) -> None:
+    """Refuses a Qwen2.5-VL whose text turns with one axis only, as OpenCUA's.
+
+    Read as if it had three it would answer, wrongly.
+    """
+    text = hub.get("text_config") or hub
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if hub["model_type"] == "qwen2_5_vl" and "mrope_section" not in rope:
+        raise ValueError(
+            "rope_scaling: expected the mrope_section of Qwen2.5-VL, got none: 1-D rotary "
+            "positions (as OpenCUA has them) are not supported; do: give a model with M-RoPE"
+        )
+
+
+def _statistics(folder: Path) -> dict[str, Any]:
+    found = preprocessor(folder)
+    return {name: found[name] for name in ("image_mean", "image_std") if name in found}
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    out = tuple(float(value) for value in values)
+    if len(out) != 3:
+        raise ValueError(f"preprocessor_config.json: expected three channels, got {out}")
+    return out

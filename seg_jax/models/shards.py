@@ -1,0 +1,301 @@
+"""Safetensors folders as the hub keeps them, read and written a block at a time.
+
+Source: the safetensors format, github.com/huggingface/safetensors: eight bytes of length, a JSON
+header with dtype, shape and place of each tensor, then the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+SHARD_BYTES = 5 * 10**9
+"""Largest file that is written, as on the hub."""
+BLOCK_BYTES = 4 * 2**20
+"""Of a tensor that are looked at together."""
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+
+_KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {kind: code for code, kind in _KINDS.items()}
+
+
+class Arrays:
+    """Tensors by name, in memory."""
+
+    where = ""
+    """Begins an error's line: the folder, if they come from one."""
+
+    def __init__(self, source: Mapping[str, Any]):
+        self._source = source
+
+    def names(self) -> Iterable[str]:
+        """Returns all names."""
+        return self._source.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return tuple(self._source[name].shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Returns the dtype of a tensor."""
+        return np.dtype(self._source[name].dtype)
+
+    def blocks(
+        self, name: str, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields rows begin..end of a tensor (all of a scalar) in pieces, each with its first."""
+        array = np.asarray(self._source[name])
+        yield begin, array[begin:end] if array.ndim else array
+
+
+class Place(NamedTuple):
+    """Where a tensor lies."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the beginning of the file."""
+
+
+class Files(Arrays):
+    """Tensors in safetensors files; a block at a time is mapped, and never more."""
+
+    def __init__(self, places: Mapping[str, Place], folder: Path):
+        self.where = f"{folder}: "
+        self._places = places
+
+    def names(self) -> Iterable[str]:
+        """Returns all names."""
+        return self._places.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Returns the dtype of a tensor."""
+        return self._places[name].dtype
+
+    def blocks(
+        self, name: str, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields rows begin..end of a tensor (all of a scalar) in pieces, each with its first."""
+        place = self._places[name]
+        if not math.prod(place.shape) or not place.shape:
+            yield begin, _mapped(place, place.offset, place.shape)
+            return
+        end = place.shape[0] if end is None else end
+        row = math.prod(place.shape[1:]) * place.dtype.itemsize
+        step = max(1, BLOCK_BYTES // row)
+        for first in range(begin, end, step):
+            rows = min(step, end - first)
+            offset = place.offset + first * row
+            yield first, _mapped(place, offset, (rows, *place.shape[1:]))
+
+
+def _mapped(place: Place, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    if not math.prod(shape):
+        return np.zeros(shape, place.dtype)
+    return np.memmap(place.path, place.dtype, "r", offset, shape)
+
+
+def open_folder(folder: Path) -> Files:
+    """Returns the tensors of a folder.
+
+    Raises:
+      ValueError: there are none, or files are missing, broken or not those of the index.
+    """
+    if (folder / INDEX).exists():
+        return Files(_indexed(folder), folder)
+    if (folder / WHOLE).exists():
+        return Files(_header(folder / WHOLE), folder)
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pth", ".pt"))
+    if pickles:
+        raise ValueError(
+            f"{folder}: expected safetensors, got {pickles[0]}: such a file can run code when it "
+            "is opened; do: convert it with transformers' save_pretrained where you trust it, or "
+            "fetch a revision with safetensors"
+        )
+    raise ValueError(f"{folder}: expected {WHOLE} or its index, got neither: do: fetch the weights")
+
+
+def _indexed(folder: Path) -> dict[str, Place]:
+    path = folder / INDEX
+    try:
+        named = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        files = sorted({Path(file).name for file in named.values()})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected an index with a weight_map, got {type(error).__name__}: {error}: "
+            "do: fetch it again"
+        ) from None
+    headers = {file: _header(folder / file) for file in files}
+    for name, file in named.items():
+        if name not in headers.get(file, {}):
+            others = [other for other, header in headers.items() if name in header]
+            raise ValueError(
+                f"{path}: expected {name} in {file}, got "
+                f"{f'it in {others[0]}' if others else 'none'}: do: fetch index and files again"
+            )
+    if surplus := sorted(name for h in headers.values() for name in h if name not in named):
+        raise ValueError(
+            f"{path}: expected all tensors of its files, got none for {surplus[0]} "
+            f"({len(surplus)} in all): do: fetch index and files again"
+        )
+    return {name: headers[file][name] for name, file in named.items()}
+
+
+def _header(path: Path) -> dict[str, Place]:
+    """Returns what a whole file holds, or says in one line what is wrong with it."""
+    try:
+        with safe_open(path, framework="numpy"):  # The library checks every offset.
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: expected a file named by the index, got none: do: fetch it"
+        ) from None
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, got a broken or truncated one ({error}): "
+            "do: fetch it again"
+        ) from None
+    header.pop("__metadata__", None)
+    places = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _KINDS:
+            raise ValueError(
+                f"{path}: {name}: expected one of {', '.join(_KINDS)}, got {entry['dtype']}: "
+                "do: fetch weights that are not quantised"
+            )
+        dtype = np.dtype(jnp.dtype(_KINDS[entry["dtype"]]))
+        places[name] = Place(
+            path, dtype, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        )
+    return places
+
+
+class Entry(NamedTuple):
+    """A tensor that is to be written."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class File(NamedTuple):
+    """A file that is to be written."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, header included."""
+        return len(_written_header(self)) + sum(entry.nbytes for entry in self.entries)
+
+
+class Written(NamedTuple):
+    """A file that has been written."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+def plan(entries: Iterable[Entry]) -> list[File]:
+    """Returns the files of tensors, none larger than SHARD_BYTES unless one tensor is."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if groups[-1] and size + entry.nbytes > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += entry.nbytes
+    if len(groups) == 1:
+        return [File(WHOLE, _aligned(groups[0]))]
+    return [
+        File(f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors", _aligned(group))
+        for i, group in enumerate(groups)
+    ]
+
+
+def write(file: File, folder: Path, pieces: Callable[[str], Iterator[np.ndarray]]) -> Written:
+    """Writes a file.
+
+    Args:
+      file: what it is to hold.
+      folder: where it goes.
+      pieces: yields the rows of a tensor, in its dtype, in pieces of any size.
+    """
+    digest = hashlib.sha256()
+    path = folder / file.name
+    with path.open("wb") as out:
+        head = _written_header(file)
+        digest.update(head)
+        out.write(head)
+        for entry in file.entries:
+            for piece in pieces(entry.name):
+                data: Any = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+                digest.update(data)
+                out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return Written(file.name, path.stat().st_size, digest.hexdigest())
+
+
+def write_index(files: Sequence[File], folder: Path) -> None:
+    """Writes which file holds which tensor, where there are several."""
+    if len(files) == 1:
+        return
+    total = sum(entry.nbytes for file in files for entry in file.entries)
+    named = {entry.name: file.name for file in files for entry in file.entries}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _aligned(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Returns wide dtypes first, so that every tensor begins at a multiple of its item."""
+    return tuple(sorted(entries, key=lambda entry: -entry.dtype.itemsize))
+
+
+def _written_header(file: File) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in file.entries:
+        offsets = [at, at + entry.nbytes]
+        header[entry.name] = {
+            "dtype": _CODES[entry.dtype.name],
+            "shape": list(entry.shape),
+            "data_offsets": offsets,
+        }
+        at += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
