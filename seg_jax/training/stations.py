@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -187,4 +186,4 @@ def reinforcing_step(
 def _judge(speaker: Speaker, task: Task) -> Any:
     """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
     table = reader.table(speaker.tokenizer.pieces)
-    return sharding.by_rows(functools.partial(judge, task, table))
+    return sharding.by_rows(lambda rollout, truth: judge(task, table, rollout, truth))
