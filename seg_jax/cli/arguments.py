@@ -9,6 +9,7 @@ union needs a default.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -41,7 +42,8 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
       SystemExit: after `--help` was answered.
     """
     path, options = None, list(arguments)
-    if options and not options[0].startswith("-"):
+    first = options[0] if options else "-"
+    if not first.startswith("-") and (first.endswith(".py") or not _has_positional(kind)):
         path, options = options[0], options[1:]
     default = None if path is None else load(path, kind)
     if {"-h", "--help"} & set(options):
@@ -53,11 +55,17 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         except SystemExit:
             raise UsageError(_sentence(printed.getvalue())) from None
     if unknown:
+        first = "the arguments" if _has_positional(kind) else "the configuration file"
         raise UsageError(
-            f"expected the configuration file before the options, then --option value, "
+            f"expected {first} before the options, then --option value, "
             f"got {unknown[0]!r}; do: {program} --help"
         )
     return config
+
+
+def _has_positional(kind: type) -> bool:
+    """Returns whether a program takes words without a name; such a word is no file of options."""
+    return any("Positional" in str(field.type) for field in dataclasses.fields(kind))
 
 
 def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
+from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.models import layers, weights
+from seg_jax.models import families, layers, weights
 from seg_jax.tasks.referring import Mixture, Referring
 
 MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
+TOKENIZERS = ("tokenizer.json", "tiktoken.model")
+"""One of these is a tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,14 @@ class Bundle:
     """Where the tokenizer's files lie; they travel with the model."""
     layout: Layout
     task: Referring
+    more_ends: tuple[int, ...] = ()
+    """Tokens that end an answer beside the tokenizer's own (`generation_config.json`)."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        own = self.tokenizer.end_id
+        return (own, *(token for token in self.more_ends if token != own))
 
     @property
     def encoder(self) -> Encoder:
@@ -51,19 +63,8 @@ def save(bundle: Bundle, folder: Path) -> None:
     try:
         temporary.mkdir(parents=True)
         weights.save(nnx.merge(bundle.graph, bundle.params), temporary)
-        for path in sorted(bundle.tokenizer_folder.glob("*.j*")):
-            if path.name.startswith(("tokenizer", "chat_template")):
-                shutil.copy(path, temporary / path.name)
-        if not (temporary / "tokenizer.json").exists():
-            raise FileNotFoundError(
-                f"{bundle.tokenizer_folder}: expected the tokenizer that the model was loaded "
-                "with, got none; put its folder back"
-            )
-        manifest = {
-            "layout": dataclasses.asdict(bundle.layout),
-            "task": dataclasses.asdict(bundle.task),
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _carry(bundle, temporary)
+        write_manifest(temporary, bundle.layout, bundle.task)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -76,12 +77,46 @@ def save(bundle: Bundle, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, *, compute: layers.Compute | None = None) -> Bundle:
-    """Returns the model of a folder that `save` wrote.
+def _carry(bundle: Bundle, folder: Path) -> None:
+    """Copies the files of tokenizer and processor, and of the config what ours does not hold."""
+    source = bundle.tokenizer_folder
+    try:
+        for path in families.carried(source):
+            shutil.copy(path, folder / path.name)
+    except FileNotFoundError:
+        pass
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise FileNotFoundError(
+            f"{source}: expected the tokenizer that the model was loaded with, got none; put its "
+            "folder back"
+        )
+    try:
+        before = families.read(source)
+    except ValueError:  # A tokenizer's folder alone.
+        return
+    model = nnx.merge(bundle.graph, bundle.params)
+    if before == model.config:
+        hub = families.read_json(source / "config.json")
+        hub = families.with_dtype(hub, model.compute.param_dtype)
+        (folder / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")
+
+
+def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
+    """Writes what Hugging Face's files do not say."""
+    manifest = {"layout": dataclasses.asdict(layout), "task": dataclasses.asdict(task)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, *, compute: layers.Compute | None = None, on: Mesh | None = None) -> Bundle:
+    """Returns the model of a folder that `save` wrote, or of a plain one of Hugging Face's.
+
+    A plain folder's pictures are cut as its `preprocessor_config.json` says; its task is the
+    default one.
 
     Args:
       folder: of the model.
       compute: how it is to compute; float32 if None.
+      on: the mesh to lay the parameters over; None: the default device.
 
     Raises:
       ValueError: the folder is not such a one, or a file in it is broken.
@@ -92,27 +127,93 @@ def load(folder: Path, *, compute: layers.Compute | None = None) -> Bundle:
             f"{'a file' if folder.exists() else 'nothing there'}; "
             "give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
-    layout, task = _manifest(folder / MANIFEST)
+    layout, task = describe(folder)
     tokenizer = Tokenizer.load(folder)
-    try:
-        model = weights.load(folder, compute=compute or layers.Compute())
-    except (AttributeError, KeyError, TypeError, ArithmeticError, UnicodeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'}: expected the sizes of a Qwen2.5-VL model, got "
-            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
-        ) from error
+    model = weights.load(folder, compute=compute, on=on)
     _check_fit(model.config, tokenizer, layout, folder)
     graph, params = nnx.split(model)
-    return Bundle(graph, params, tokenizer, folder, layout, task)
+    ends = _ends(folder, model.config.text.vocab_size)
+    return Bundle(graph, params, tokenizer, folder, layout, task, ends)
+
+
+def describe(folder: Path) -> tuple[Layout, Referring]:
+    """Returns layout and task of a model's folder.
+
+    Raises:
+      ValueError: the manifest is broken, or there is none and nothing says how pictures are cut.
+    """
+    path = folder / MANIFEST
+    if path.exists():
+        return _manifest(path)
+    try:
+        config = families.read(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected it or a model of Hugging Face's, got neither ({error}); give the "
+            "checkpoint folder of a training run, or what seg-jax convert wrote"
+        ) from error
+    found = families.preprocessor(folder)
+    if not found:
+        raise ValueError(
+            f"{folder}: expected {MANIFEST} or preprocessor_config.json, got neither; copy the "
+            "one that belongs to the weights"
+        )
+    try:
+        return _layout(config, found), Referring()
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"{folder / 'preprocessor_config.json'}: expected how pictures are cut, got "
+            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
+        ) from error
+
+
+def _layout(config: Any, found: dict[str, Any]) -> Layout:
+    """Returns rows for one picture as a checkpoint's preprocessor cuts it."""
+    make = getattr(encode, "layout_of", None)
+    if make is not None:
+        return make(families.of(config).model_type, found)
+    size = found.get("size") or {}
+    patch, merge = found["patch_size"], found["merge_size"]
+    cell = (patch * merge) ** 2
+    least = found.get("min_pixels") or size.get("shortest_edge") or 4 * cell
+    most = min(found.get("max_pixels") or size.get("longest_edge") or 1280 * cell, 1280 * cell)
+    return Layout(
+        patch=patch,
+        merge=merge,
+        window_cells=getattr(config.vision, "window_cells", 4),
+        min_pixels=least,
+        max_pixels=most,
+        max_patches=most // cell * merge**2,
+        max_prompt=most // cell + 256,
+    )
+
+
+def _ends(folder: Path, table: int) -> tuple[int, ...]:
+    """Returns the end tokens of `generation_config.json`, none if there is none."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return ()
+    found = families.read_json(path).get("eos_token_id")
+    ends = () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    if any(type(end) is not int or not 0 <= end < table for end in ends):
+        raise ValueError(
+            f"{path}: eos_token_id: expected numbers of tokens below {table}, got {found!r}; "
+            "copy the file that belongs to the weights"
+        )
+    return ends
 
 
 def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) -> None:
     """Raises unless weights, tokenizer and layout speak of the same patches and tokens."""
     table = config.text.vocab_size
+    try:
+        image_id = tokenizer.image_id
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     pairs = {
         "layout.patch": (layout.patch, config.vision.patch_size),
         "layout.merge": (layout.merge, config.vision.spatial_merge_size),
-        "the tokenizer's image token": (tokenizer.image_id, config.image_token_id),
+        "the tokenizer's image token": (image_id, config.image_token_id),
         "tokens beyond the model's table": (max(0, tokenizer.vocab_size - table), 0),
     }
     for name, (got, expected) in pairs.items():
@@ -130,12 +231,15 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         task = dict(found["task"])
         height, width = layout["canvas"]
         layout["canvas"] = (height, width)
-        sizes = [height, width, *(size for name, size in layout.items() if name != "canvas")]
+        numbers = [f.name for f in dataclasses.fields(Layout) if type(f.default) is int]
+        if lacking := sorted({*numbers} - layout.keys()):
+            raise ValueError(f"a layout without {', '.join(lacking)}")
+        sizes = [height, width, *(layout[name] for name in numbers)]
         if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
             raise ValueError(f"a layout that is not of positive whole numbers, {layout}")
-        lacking = {field.name for field in dataclasses.fields(Layout)} - layout.keys()
-        if lacking:
-            raise ValueError(f"a layout without {', '.join(sorted(lacking))}")
+        for field in dataclasses.fields(Layout):
+            if type(layout.get(field.name, field.default)) is not type(field.default):
+                raise ValueError(f"{field.name} {layout[field.name]!r} in a layout")
         for kind, values in ((Referring, task), (Mixture, dict(task["mixture"]))):
             for field in dataclasses.fields(kind):
                 _check_kind(field.name, values.get(field.name, field.default), field.default)

@@ -123,7 +123,7 @@ class Predictor:
             answers=1,
             max_tokens=bundle.layout.max_answer,
             sampler=decode.Greedy(),
-            end_ids=(bundle.tokenizer.end_id,),
+            end_ids=bundle.end_ids,
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(0),
         )

@@ -104,6 +104,35 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def carried(folder: Path) -> list[Path]:
+    """Returns the files of a hub folder that travel with its weights, `config.json` aside.
+
+    What was made for training, pickles and foreign formats stay behind.
+    """
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.suffix in _CARRIED or path.name.startswith("LICENSE"))
+        and path.name != "config.json"
+        and not path.name.endswith(".index.json")
+    ]
+
+
+_CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
+
+
+def with_dtype(hub: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Returns a `config.json` that names another dtype wherever it names one."""
+    out = dict(hub)
+    for name, value in hub.items():
+        if name in ("dtype", "torch_dtype"):
+            out[name] = dtype
+        elif name in ("text_config", "vision_config") and isinstance(value, Mapping):
+            out[name] = with_dtype(value, dtype)
+    return out
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 

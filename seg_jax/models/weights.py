@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
-from seg_jax.models import families, layers, sharding, shards
+from seg_jax.models import families, layers, sharding, shards, stored
 
 
 class Slot(NamedTuple):
@@ -52,7 +52,8 @@ def load(
     it where the model lies on a mesh, beside what is already on the devices.
 
     Args:
-      source: folder with `config.json` and `model.safetensors` (or shards and their index).
+      source: folder with `config.json` and `model.safetensors` (or shards and their index, or an
+        Orbax checkpoint of ours in `params`).
       config: replaces the folder's `config.json`; needed for a mapping.
       compute: how to compute, and the dtype that parameters are kept in.
       on: the mesh to lay the parameters over as `sharding.shardings` has it; each process reads
@@ -68,6 +69,8 @@ def load(
         return _assemble(config, compute, shards.Arrays(source), on)
     folder = Path(source)
     config = config or families.read(folder)
+    if (folder / stored.FOLDER).is_dir():
+        return _restored(config, compute, folder, on)
     return _assemble(config, compute, shards.open_folder(folder), on)
 
 
@@ -225,6 +228,17 @@ def _assemble(config: Any, compute: layers.Compute, source: shards.Arrays, on: M
 
     trees = (state,) if places is None else (state, places)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
+
+
+def _restored(config: Any, compute: layers.Compute, folder: Path, on: Mesh | None) -> Any:
+    """Returns the model of an Orbax checkpoint."""
+    graph, state = nnx.split(blank(config, compute))
+    if on is None:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, state)
+    else:
+        places = sharding.shardings(state, on)
+    return nnx.merge(graph, stored.read(folder, stored.placed(state, places)))
 
 
 def _placed(

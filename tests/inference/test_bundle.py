@@ -125,7 +125,7 @@ def test_a_manifest_that_is_missing_or_cut(broken):
     manifest.write_bytes(b"\xff\xfe\x00")
     complaint(broken, bundles.MANIFEST)
     manifest.unlink()
-    assert "FileNotFoundError" in complaint(broken, bundles.MANIFEST)
+    assert "or preprocessor_config.json, got neither" in complaint(broken, bundles.MANIFEST)
 
 
 @pytest.mark.parametrize(

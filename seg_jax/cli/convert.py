@@ -1,0 +1,399 @@
+"""Brings a model of the hub into a folder of ours, or one of ours into a folder for the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+from seg_jax.cli import console
+from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.inference import bundle as bundles
+from seg_jax.models import families, layers, shards, stored, weights
+
+JOURNAL = ".convert.jsonl"
+"""In the unfinished folder: what is being done, then each file that is whole."""
+NEEDED = (
+    *("model*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"),
+    "LICENSE*",
+)
+"""Files of a model on the hub that are fetched; those in folders are not."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Copies a model into another folder: checked, in another dtype or another format."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Folder of a model, or its name on the hub, as Qwen/Qwen2.5-VL-7B-Instruct."""
+    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """Folder to make; what an interrupted convert has done is kept beside it until the next."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Of the weights; None: as they are."""
+    to: Literal["hf", "orbax"] = "hf"
+    """Format: Hugging Face's safetensors, or an Orbax checkpoint."""
+
+
+def main(config: Config) -> int:
+    """Converts, and prints what has been made."""
+    _check_free(config.dest)
+    source = _folder(config.source, config.dest)
+    if config.dest.resolve() == source.resolve():
+        raise ValueError(f"{source}: expected another folder to write, got the source; choose one")
+    model = _open(source, config)
+    for warning in departures(source, model.config):
+        console.say(f"warning: {warning}")
+    with _Partial(config, source) as partial:
+        _check_space(config.dest, model.nbytes + _sizes(source) - partial.whole_bytes())
+        write = _write_orbax if config.to == "orbax" else _write_hf
+        write(model, partial)
+        dtype = model.exact.param_dtype if config.to == "orbax" else model.dtype
+        _finish(source, partial.folder, dtype)
+        partial.publish()
+    family = families.of(model.config).model_type
+    made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
+    print(json.dumps(made | {"bytes": model.nbytes, "dtype": dtype, "format": config.to}))
+    return 0
+
+
+def departures(source: Path, config: Any) -> list[str]:
+    """Returns what is unusual about a model's files, a sentence each.
+
+    The released SimpleSeg-Qwen2.5-VL is said to come with OpenCUA's tokenizer, which is
+    Moonshot's; rotary positions of one axis are refused where the config is read.
+    """
+    family = families.of(config).model_type
+    found = []
+    if family.startswith("qwen") and _is_moonshots(source):
+        found.append(
+            f"{source}: expected Qwen's tokenizer beside {family}, got Moonshot's (as OpenCUA has "
+            "it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a prediction"
+        )
+    try:
+        image = Tokenizer.load(source).image_id
+        if image != config.image_token_id:
+            found.append(
+                f"{source}: expected the tokenizer's picture token to be {config.image_token_id} "
+                f"as in config.json, got {image}: do: set image_token_id, or predict will refuse"
+            )
+    except ValueError as error:
+        found.append(f"{' '.join(str(error).split())}: predict will refuse")
+    if not (source / bundles.MANIFEST).exists() and not families.preprocessor(source):
+        found.append(
+            f"{source}: expected preprocessor_config.json, got none: predict will refuse: do: copy "
+            "the one of these weights"
+        )
+    return found
+
+
+def _is_moonshots(source: Path) -> bool:
+    """Returns whether a folder's tokenizer is Moonshot's."""
+    if (source / "tiktoken.model").exists():
+        return True
+    path = source / "tokenizer_config.json"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return "TikToken" in text or "<|media_" in text
+
+
+# Where a model comes from.
+
+
+def _folder(source: str, dest: Path) -> Path:
+    """Returns the folder of a model, fetched if it is a name on the hub."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(
+            f"{source}: expected a folder or a name on the hub, got a file; give its folder"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise ValueError(
+            f"{source}: expected a folder or a name on the hub as org/name, got nothing there"
+        )
+    return _fetched(source, dest)
+
+
+def _fetched(name: str, dest: Path) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, utils
+
+    what: dict[str, Any] = {"allow_patterns": list(NEEDED), "ignore_patterns": ["*/*"]}
+    if not console.TERMINAL.is_terminal:
+        utils.disable_progress_bars()
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            files = huggingface_hub.snapshot_download(name, dry_run=True, **what)
+            missing = sum(file.file_size or 0 for file in files if file.will_download)
+            _check_space(Path(constants.HF_HUB_CACHE), missing)
+        return Path(huggingface_hub.snapshot_download(name, **what))
+    except _NoSpace:
+        raise
+    except Exception as error:  # Hubs and networks fail in any way they can.
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{name}: expected a folder or a model that the hub hands out, got "
+            f"{type(error).__name__} ({reason}); do: fetch it where there is a network with "
+            f"`hf download {name} --local-dir FOLDER`, then seg-jax convert FOLDER {dest}"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A model that is to be written."""
+
+    config: Any
+    dtype: str
+    """Of most of its tensors, as they are to be written."""
+    exact: layers.Compute
+    """Keeps every weight as it is."""
+    entries: list[shards.Entry]
+    pieces: Callable[[str], Iterator[np.ndarray]]
+    """Yields a tensor in pieces, in the dtype of its entry."""
+    whole: Callable[[], Any]
+    """Returns the model with its parameters."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries)
+
+
+def _open(source: Path, config: Config) -> _Model:
+    """Returns the model in a folder, its names and shapes checked."""
+    ours = families.read(source)
+    wide = {slot.name for slot in weights.slots(ours) if slot.dtype == np.float32}
+    if (source / stored.FOLDER).is_dir():
+        dtype = config.dtype or _noted_dtype(source)
+        exact = layers.Compute(param_dtype=dtype)
+        loaded = weights.load(source, compute=exact)
+        reader = weights.Ours(ours, nnx.state(loaded))
+
+        def piece(name: str) -> Iterator[np.ndarray]:
+            yield reader.read(name)
+
+        return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
+    theirs = weights.Theirs(ours, shards.open_folder(source))
+    entries = {}
+    for name, entry in theirs.entries.items():
+        kept = config.dtype is None or name in wide
+        entries[name] = entry if kept else entry._replace(dtype=_dtype(config.dtype))
+    kinds = [entry.dtype.name for name, entry in entries.items() if name not in wide]
+    dtype = max(sorted(set(kinds)), key=kinds.count)
+    exact = layers.Compute(param_dtype="bfloat16" if set(kinds) == {"bfloat16"} else "float32")
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        for _, block in theirs.blocks(name):
+            yield block.astype(entries[name].dtype, copy=False)
+
+    def whole() -> Any:
+        return weights.load(source, compute=exact)
+
+    return _Model(ours, dtype, exact, list(entries.values()), pieces, whole)
+
+
+def _dtype(name: Any) -> np.dtype:
+    return np.dtype(jnp.dtype(name))
+
+
+def _noted_dtype(source: Path) -> Literal["bfloat16", "float32"]:
+    """Returns the dtype that the maker of an Orbax checkpoint wrote beside it."""
+    found = families.read_json(source / stored.NOTE).get("dtype")
+    if found not in ("bfloat16", "float32"):
+        raise ValueError(
+            f"{source / stored.NOTE}: expected a dtype, got {found!r}: do: give --dtype"
+        )
+    return found
+
+
+# Writing.
+
+
+class _NoSpace(ValueError):
+    """A disk has less room than is needed."""
+
+
+def _check_free(dest: Path) -> None:
+    """Raises if there is something where a folder is to be made."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        kind = "a folder with files in it" if dest.is_dir() else "a file"
+        raise ValueError(
+            f"{dest}: expected a new or an empty folder, got {kind}; choose another or remove it"
+        )
+
+
+def _check_space(folder: Path, need: int) -> None:
+    """Raises unless a disk has room for so many bytes."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise _NoSpace(
+            f"{folder}: expected {need} bytes of free space ({need / 1e9:.1f} GB), got {free} "
+            f"({free / 1e9:.1f} GB): do: free some or choose another disk"
+        )
+
+
+def _sizes(source: Path) -> int:
+    return sum(path.stat().st_size for path in families.carried(source))
+
+
+class _Partial:
+    """The folder that is being written: DEST.partial, with a journal of the files that are whole.
+
+    What a killed convert of the same source in the same way has left is kept.
+    """
+
+    def __init__(self, config: Config, source: Path):
+        self.dest = config.dest
+        self.folder = config.dest.absolute().with_name(config.dest.absolute().name + ".partial")
+        self._asked = _fingerprint(config, source)
+        self._whole: dict[str, shards.Written] = {}
+
+    def __enter__(self) -> _Partial:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / JOURNAL
+        if not path.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"{self.folder}: expected what an interrupted convert has left, got other files; "
+                "remove the folder or choose another DEST"
+            )
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(
+                f"{self.dest}: expected to write it alone, got another convert; wait for it to end"
+            ) from None
+        self._file.seek(0)
+        self._resume([line for text in self._file if (line := _parsed(text)) is not None])
+        return self
+
+    def _resume(self, lines: list[Any]) -> None:
+        if lines[:1] == [self._asked]:
+            for line in lines[1:]:
+                found = shards.Written(**line)
+                path = self.folder / found.name
+                same = path.exists() and path.stat().st_size == found.nbytes
+                if same and shards.checksum(path) == found.sha256:
+                    self._whole[found.name] = found
+            if self._whole:
+                console.say(f"{self.folder}: {len(self._whole)} whole files are kept")
+            self._file.write("\n")  # A line that was cut off ends here.
+            return
+        for path in self.folder.iterdir():
+            if path.name != JOURNAL:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._file.truncate(0)
+        self._note(self._asked)
+
+    def _note(self, value: Any) -> None:
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def whole_bytes(self) -> int:
+        """Returns how many bytes need not be written again."""
+        return sum(found.nbytes for found in self._whole.values())
+
+    def has(self, name: str) -> bool:
+        """Returns whether a file is whole."""
+        return name in self._whole
+
+    def add(self, written: shards.Written) -> None:
+        """Notes that a file is whole."""
+        self._whole[written.name] = written
+        self._note(written._asdict())
+
+    def publish(self) -> None:
+        """Makes the folder DEST."""
+        self.folder.replace(self.dest)
+        (self.dest / JOURNAL).unlink()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and not self._whole:  # Nothing that is worth to be kept.
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._file.close()
+
+
+def _parsed(line: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(line)
+    return None
+
+
+def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
+    """Returns what tells one conversion from another."""
+    files = [*source.glob("*.safetensors"), *families.carried(source), source / "config.json"]
+    stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    asked = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
+    return asked | {"shard": shards.SHARD_BYTES, "files": [list(stat) for stat in stats]}
+
+
+def _write_hf(model: _Model, partial: _Partial) -> None:
+    """Writes safetensors files that are not there yet."""
+    files = shards.plan(model.entries)
+    with _bar("converted (MB)", model.nbytes) as move:
+        for file in files:
+            if partial.has(file.name):
+                move(file.nbytes)
+                continue
+
+            def pieces(name: str) -> Iterator[np.ndarray]:
+                for piece in model.pieces(name):
+                    yield piece
+                    move(piece.nbytes)
+
+            partial.add(shards.write(file, partial.folder, pieces))
+    shards.write_index(files, partial.folder)
+
+
+def _write_orbax(model: _Model, partial: _Partial) -> None:
+    """Writes an Orbax checkpoint, if it is not there yet, and the dtype it is kept in."""
+    # Orbax names its folder when all in it is whole.
+    if not (partial.folder / stored.FOLDER).exists():
+        with _bar("converted (MB)", model.nbytes) as move:
+            stored.write(nnx.state(model.whole()), partial.folder)
+            move(model.nbytes)
+    note = json.dumps({"dtype": model.exact.param_dtype}) + "\n"
+    (partial.folder / stored.NOTE).write_text(note, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function of bytes that moves a bar, where there is a terminal to see it."""
+    if not console.TERMINAL.is_terminal:
+        yield lambda nbytes: None
+        return
+    done = 0
+    with console.progress(title, total // 10**6) as show:
+
+        def move(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done // 10**6, total // 10**6, "")
+
+        yield move
+
+
+def _finish(source: Path, folder: Path, dtype: str) -> None:
+    """Copies what travels with the weights; what makes a folder look whole comes last."""
+    for path in families.carried(source):
+        if path.name != stored.NOTE:
+            shutil.copyfile(path, folder / path.name)
+    hub = families.with_dtype(families.read_json(source / "config.json"), dtype)
+    (folder / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")

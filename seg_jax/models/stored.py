@@ -1,0 +1,61 @@
+"""Keeps the parameters of a model as an Orbax checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+FOLDER = "params"
+NOTE = "params.json"
+"""Within the folder of a model, and the file that says which dtype they are kept in."""
+
+
+def write(params: Any, folder: Path) -> None:
+    """Writes FOLDER/params, whole or not at all; every process writes what its devices hold."""
+    with _saver() as saver:
+        saver.save((folder / FOLDER).absolute(), nnx.to_pure_dict(params), force=True)
+        saver.wait_until_finished()
+
+
+def read(folder: Path, like: Any) -> Any:
+    """Returns parameters with the shapes, dtypes and places of the given ones.
+
+    Args:
+      folder: what `write` was given.
+      like: shapes, with shardings where they are not to go to the default device.
+
+    Raises:
+      ValueError: the checkpoint is damaged or of another model.
+    """
+    wanted = nnx.to_pure_dict(like)
+    try:
+        with _saver() as saver:
+            found = saver.restore((folder / FOLDER).absolute(), wanted)
+    except Exception as error:  # Damaged files make libraries fail in any way they can.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{folder / FOLDER}: expected the parameters of the model in config.json, got "
+            f"damaged or other ones ({reason}): do: convert the model again"
+        ) from error
+    nnx.replace_by_pure_dict(like, found)
+    return like
+
+
+def placed(like: Any, places: Any) -> Any:
+    """Returns shapes with the shardings of `places`."""
+
+    def one(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(one, like, places)
+
+
+def _saver() -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Every save is told at INFO.
+    return ocp.StandardCheckpointer()
