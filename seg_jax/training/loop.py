@@ -173,5 +173,6 @@ def _check(values: Mapping[str, float], stage: str, step: int) -> None:
 
 
 def _brief(values: Mapping[str, float]) -> str:
-    shown = [name for name in ("loss", "reward", "scores/iou") if name in values]
+    # A policy's loss says nothing; a line of eighty characters has room for two numbers.
+    shown = [name for name in ("reward", "scores/iou", "loss") if name in values][:2]
     return "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in shown)
