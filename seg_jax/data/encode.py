@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt32
@@ -14,6 +15,21 @@ from seg_jax.grammar import chat
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth
 from seg_jax.tasks.task import Example
+
+CELLS = 1280
+"""Cells of a row that a published checkpoint's pictures are kept to, unless told otherwise."""
+BICUBIC = 3
+"""Pillow's number of the filter."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Native:
+    """Pictures stay as large as they are, in a frame of whole cells (Kimi)."""
+
+    limit: int = 4096
+    """Whole patches of a picture; a larger one is scaled down (`in_token_limit`)."""
+    pad: bool = True
+    """Whether black fills the frame right and below (`pad_input`); else the edges are cut off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +43,11 @@ class Layout:
     window_cells: int = 4
     """Merged cells per side of an attention window."""
     min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
+    """Least area of a picture once its sides are scaled to whole cells (Qwen)."""
+    max_pixels: int = 28 * 28 * CELLS
+    """Largest such area."""
+    native: Native | None = None
+    """How pictures are kept at their size instead, if they are."""
     max_patches: int = 5120
     """Patches per row, padding included."""
     max_prompt: int = 1536
@@ -174,21 +194,17 @@ class Encoder:
     def picture(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Pictures, PatchGrid]:
         """Returns the picture as padded patches (no batch axis) and how many rows and columns."""
         layout = self.layout
-        height, width = grid.smart_resize(
-            *image.shape[:2],
-            patch=layout.patch,
-            merge=layout.merge,
-            min_pixels=layout.min_pixels,
-            max_pixels=layout.max_pixels,
-        )
+        scaled, (height, width) = _fit(layout, *image.shape[:2])
         rows, columns = height // layout.patch, width // layout.patch
         count = rows * columns
         if count > layout.max_patches:
+            knob = "max_pixels" if layout.native is None else "native.limit"
             raise TooLong(
                 f"expected at most {layout.max_patches} patches, got {count} ({height} x {width} "
-                "pixels); lower layout.max_pixels or raise layout.max_patches"
+                f"pixels); lower layout.{knob} or raise layout.max_patches"
             )
-        patches = grid.patchify(_resize(image, height, width), layout.patch, layout.merge)
+        whole = _framed(_resized(image, *scaled), height, width)
+        patches = grid.patchify(whole, layout.patch, layout.merge)
         pad = layout.max_patches - count
         pictures = Pictures(
             patches=np.pad(patches, ((0, pad), (0, 0))),
@@ -259,8 +275,30 @@ def pack(
     return np.bitwise_or.reduce(octets << shifts, axis=1)
 
 
-def _resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
-    """Returns the picture at the size, resampled as the official processor does."""
+def _fit(layout: Layout, height: int, width: int) -> grid.Fit:
+    """Returns the sizes of a picture on its way to whole cells."""
+    if layout.native is not None:
+        return grid.native_fit(
+            height,
+            width,
+            patch=layout.patch,
+            merge=layout.merge,
+            limit=layout.native.limit,
+            pad=layout.native.pad,
+        )
+    whole = grid.smart_resize(
+        height,
+        width,
+        patch=layout.patch,
+        merge=layout.merge,
+        min_pixels=layout.min_pixels,
+        max_pixels=layout.max_pixels,
+    )
+    return grid.Fit(whole, whole)
+
+
+def _resized(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
+    """Returns the picture at the size, resampled as the official processors do."""
     if image.shape[:2] == (height, width):
         return image
     from PIL import Image
@@ -268,3 +306,87 @@ def _resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     # Only Pillow's bicubic on uint8 matches the processors that checkpoints were trained with.
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)
+
+
+def _framed(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
+    """Returns the picture with black right and below it, or its middle, at the size."""
+    lost = [max(0, has - side) for has, side in zip(image.shape, (height, width), strict=False)]
+    top, left = (round(pixels / 2) for pixels in lost)
+    image = image[top : top + height, left : left + width]
+    lacking = height - image.shape[0], width - image.shape[1]
+    return np.pad(image, ((0, lacking[0]), (0, lacking[1]), (0, 0))) if any(lacking) else image
+
+
+def layout_of(
+    model_type: str, preprocessor: Mapping[str, Any], *, window_cells: int = 4, cells: int = CELLS
+) -> Layout:
+    """Returns rows for one picture as a published checkpoint cuts it.
+
+    Args:
+      model_type: of its `config.json`.
+      preprocessor: its `preprocessor_config.json`.
+      window_cells: merged cells per side of an attention window.
+      cells: cells that a row has at most; larger pictures are scaled down further than the
+        checkpoint asks for.
+
+    Raises:
+      ValueError: no known family, or a preprocessor that says what ours does not do.
+    """
+    if (kernel := preprocessor.get("resample") or BICUBIC) != BICUBIC:
+        raise ValueError(f"resample: expected {BICUBIC} (bicubic), got {kernel!r}")
+    make = {"qwen2_5_vl": _scaled, "qwen3_vl": _scaled, "kimi_vl": _native}.get(model_type)
+    if make is None:
+        raise ValueError(f"model_type: expected one that has a layout, got {model_type!r}")
+    shape = make(preprocessor, cells)
+    room = shape["max_patches"] // shape["merge"] ** 2 + 2 * Layout.max_question
+    return Layout(window_cells=window_cells, max_prompt=room, **shape)
+
+
+def _scaled(found: Mapping[str, Any], cells: int) -> dict[str, Any]:
+    """Returns how Qwen's pictures are cut; the budget is written in either of two ways."""
+    patch, merge = _number(found, "patch_size", 14), _number(found, "merge_size", 2)
+    cell, size = (patch * merge) ** 2, found.get("size") or {}
+    least = _number(size, "shortest_edge", Layout.min_pixels)
+    most = _number(size, "longest_edge", Layout.max_pixels)
+    # Where both are there, the older spelling counts.
+    least, most = _number(found, "min_pixels", least), _number(found, "max_pixels", most)
+    most = min(most, cells * cell)
+    # A side is never less than a cell: the longest strips have more of them than the budget.
+    strip = math.isqrt(grid.MAX_ASPECT * most // cell)
+    return {
+        "patch": patch,
+        "merge": merge,
+        "min_pixels": min(least, most),
+        "max_pixels": most,
+        "max_patches": max(most // cell, strip) * merge**2,
+    }
+
+
+def _native(found: Mapping[str, Any], cells: int) -> dict[str, Any]:
+    """Returns how Kimi's pictures are cut."""
+    sides = found.get("merge_kernel_size", (2, 2))
+    if len(set(sides)) != 1:
+        raise ValueError(f"merge_kernel_size: expected two equal sides, got {sides}")
+    patch, merge = _number(found, "patch_size", 14), _number({"side": sides[0]}, "side", 2)
+    # A picture up to 16 times as long as wide has at most `frame` times the root of the limit more
+    # patches than the limit once it is padded; within `cells` there is room for these too.
+    frame = 6 * merge
+    root = math.isqrt(cells * merge**2 + (frame // 2) ** 2) - frame // 2
+    limit = min(_number(found, "in_token_limit", Native.limit), root**2)
+    patches = limit + frame * (math.isqrt(limit - 1) + 1)
+    return {
+        "patch": patch,
+        "merge": merge,
+        "native": Native(limit=limit, pad=bool(found.get("pad_input", False))),
+        "max_patches": -(-patches // merge**2) * merge**2,
+    }
+
+
+def _number(found: Mapping[str, Any], name: str, default: int) -> int:
+    """Returns a positive whole number, the default where there is none."""
+    value = found.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
+    return value

@@ -15,6 +15,17 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
 MAX_ASPECT = 200
+MAX_SIDE = 512
+"""Patches that a side of a picture kept at its size stays below: MoonViT turns no further."""
+
+
+class Fit(NamedTuple):
+    """How a picture becomes one of whole cells: height and width in pixels."""
+
+    scaled: tuple[int, int]
+    """What it is resampled to."""
+    framed: tuple[int, int]
+    """What it is padded or cut to after that."""
 
 
 class Layout(NamedTuple):
@@ -66,6 +77,49 @@ def smart_resize(
         new_height = math.ceil(height * stretch / cell) * cell
         new_width = math.ceil(width * stretch / cell) * cell
     return new_height, new_width
+
+
+def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, pad: bool) -> Fit:
+    """Returns the size of a picture kept as it is where it can be, in a frame of whole cells.
+
+    Only a picture of more whole patches than `limit` is scaled down, both sides alike, to about
+    as many. What a side lacks to whole cells is added right and below, or what is too much is cut
+    off on both sides.
+
+    Args:
+      height: of the picture in pixels, at least 1.
+      width: of the picture in pixels, at least 1.
+      patch: side of a patch in pixels.
+      merge: side of a cell in patches.
+      limit: whole patches that need no scaling.
+      pad: whether to add rather than to cut.
+
+    Raises:
+      ValueError: an empty picture, one with a side of 512 patches or more, or one that has no cell
+        once it is cut.
+
+    Source: the image processor published with Kimi-VL-A3B, kept to the last rounding.
+    Differs: that one cuts to whole patches, and its model fails where they make no whole cells.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"expected a picture of at least 1x1, got {height}x{width}: drop it")
+    scaled, count = (height, width), (height // patch) * (width // patch)
+    if count > limit:
+        shrink = math.sqrt(limit / count)
+        scaled = max(1, int(height * shrink)), max(1, int(width * shrink))
+    cell = patch * merge
+    rows, columns = (-(-side // cell) if pad else side // cell for side in scaled)
+    if not rows * columns:
+        raise ValueError(
+            f"expected a picture of at least {cell}x{cell} to cut to whole cells, got "
+            f"{height}x{width}: drop it"
+        )
+    if max(rows, columns) * merge >= MAX_SIDE:
+        raise ValueError(
+            f"expected fewer than {MAX_SIDE} patches a side, got {rows * merge}x{columns * merge} "
+            f"of a picture of {height}x{width}: crop or drop the picture"
+        )
+    return Fit(scaled, (rows * cell, columns * cell))
 
 
 def places(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:

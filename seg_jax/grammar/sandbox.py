@@ -29,6 +29,19 @@ def render(template: str, **variables: Any) -> str:
 @functools.lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Named(Namespace):
+        """What a template sets by name; no name of Python's own."""
+
+        def __init__(*words: Any, **named: Any):
+            for name in dict(*words[1:], **named):
+                _check_name(name)
+            Namespace.__init__(*words, **named)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _check_name(name)
+            super().__setitem__(name, value)
 
     class Environment(ImmutableSandboxedEnvironment):
         """Forbids besides what Jinja forbids: huge repetitions and powers, wide formats."""
@@ -49,13 +62,31 @@ def _compiled(template: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
+    environment.globals["namespace"] = Named
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
     return environment.from_string(template)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _check_name(name: object) -> None:
+    if str(name).startswith("_"):
+        raise ValueError(f"expected a name without an underscore before it, got {name!r}")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from seg_jax.grammar import bytelevel, sandbox
+from seg_jax.grammar import bytelevel, ranks, sandbox
 
 SPECIALS = (
     "<|endoftext|>",
@@ -24,8 +24,11 @@ SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-IMAGE_TOKENS = ("<|image_pad|>", "<|media_pad|>")
+IMAGE_TOKENS = ("<|image_pad|>", "<|media_pad|>", "<|media_placeholder|>")
 """Names under which known models keep the place of a picture, where their files do not say."""
+
+TOKENS = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -102,35 +105,29 @@ class Tokenizer:
                 f"{self.vocab_size - 1}; do check tokenizer.json, it looks damaged"
             )
         self.pad_id: int = self._named("pad_token")
-        self.end_id: int = self._named("eos_token")
-        """The token that ends an answer."""
+        self.eos_id: int = self._named("eos_token")
 
     def __reduce__(self):
         return Tokenizer, self._arguments
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json and, if there, chat_template.jinja.
+        """Reads tokenizer.json or tiktoken.model, tokenizer_config.json and the chat template.
+
+        The template is that of chat_template.jinja, else of chat_template.json, else of the config.
 
         Raises:
           ValueError: the folder lacks them, or they do not describe a tokenizer.
         """
         folder = Path(folder)
-        texts = {}
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            try:
-                texts[name] = (folder / name).read_text(encoding="utf-8")
-                described = json.loads(texts[name])
-            except (OSError, ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"expected a readable {name} in {folder}, got {error}; "
-                    "do give the folder of a fast Hugging Face tokenizer"
-                ) from error
-        template = folder / "chat_template.jinja"
-        if isinstance(described, dict) and template.exists():
-            described = {**described, "chat_template": template.read_text(encoding="utf-8")}
+        ranked = (folder / ranks.FILE).exists() and not (folder / TOKENS).exists()
+        text = _read(folder / (ranks.FILE if ranked else TOKENS))
+        config = _read_json(folder / CONFIG)
         try:
-            return cls(texts["tokenizer.json"], described)
+            if isinstance(config, dict):
+                config = {**config, **_template(folder)}
+                text = ranks.definition(text, config) if ranked else text
+            return cls(text, config)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
 
@@ -152,6 +149,22 @@ class Tokenizer:
             if self._backend.token_to_id(name) is not None:
                 return self.id(name)
         return self.id(named or IMAGE_TOKENS[0])
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: what the chat template puts behind one.
+
+        Without a template it is eos_token. That of Kimi-VL is another one, which its chats do not
+        have.
+        """
+        answer = "answer"
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            _, found, rest = self.render(talk).rpartition(answer)
+        except ValueError:
+            return self.eos_id
+        ids = self.encode(rest, special=True) if found else []
+        return next((token for token in ids if token in self.special.values()), self.eos_id)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Returns the ids of a text; names of special tokens are plain text unless `special`."""
@@ -201,6 +214,8 @@ class Tokenizer:
         return sandbox.render(
             template,
             messages=[self._harmless(message) for message in messages],
+            tools=None,
+            documents=None,
             add_generation_prompt=add_generation_prompt,
             **{name: _content(self._config.get(name)) or "" for name in names},
         )
@@ -226,6 +241,35 @@ class Tokenizer:
                 "do copy the file that belongs to the tokenizer"
             )
         return self.id(name)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected a readable {path.name} in {path.parent}, got {error}; do give the folder of "
+            f"a Hugging Face tokenizer, with {CONFIG} and {TOKENS} or {ranks.FILE}"
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"expected a readable {path.name} in {path.parent}, got {error}; do fetch it again"
+        ) from error
+
+
+def _template(folder: Path) -> dict[str, Any]:
+    """Returns the chat template that has a file of its own, if there is one."""
+    if (path := folder / "chat_template.jinja").exists():
+        return {"chat_template": _read(path)}
+    found = _read_json(path) if (path := folder / "chat_template.json").exists() else None
+    if not isinstance(found, dict) or "chat_template" not in found:
+        return {}
+    return {"chat_template": found["chat_template"]}
 
 
 def _content(token: object) -> str | None:

@@ -13,14 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seg_jax.data import encode
-from seg_jax.data.encode import Encoder, Layout
+from seg_jax.data.encode import Encoder, Layout, Native
+from seg_jax.grammar import ranks, tokens
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.models import families, layers, weights
 from seg_jax.tasks.referring import Mixture, Referring
 
 MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
-TOKENIZERS = ("tokenizer.json", "tiktoken.model")
+TOKENIZERS = (tokens.TOKENS, ranks.FILE)
 """One of these is a tokenizer."""
 
 
@@ -37,13 +38,13 @@ class Bundle:
     layout: Layout
     task: Referring
     more_ends: tuple[int, ...] = ()
-    """Tokens that end an answer beside the tokenizer's own (`generation_config.json`)."""
+    """Tokens that end an answer beside the tokenizer's own two (`generation_config.json`)."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        own = self.tokenizer.end_id
-        return (own, *(token for token in self.more_ends if token != own))
+        own = (self.tokenizer.end_id, self.tokenizer.eos_id)
+        return tuple(dict.fromkeys((*own, *self.more_ends)))
 
     @property
     def encoder(self) -> Encoder:
@@ -159,33 +160,13 @@ def describe(folder: Path) -> tuple[Layout, Referring]:
             "one that belongs to the weights"
         )
     try:
-        return _layout(config, found), Referring()
+        family, cells = families.of(config).model_type, getattr(config.vision, "window_cells", 4)
+        return encode.layout_of(family, found, window_cells=cells), Referring()
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: expected how pictures are cut, got "
             f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
         ) from error
-
-
-def _layout(config: Any, found: dict[str, Any]) -> Layout:
-    """Returns rows for one picture as a checkpoint's preprocessor cuts it."""
-    make = getattr(encode, "layout_of", None)
-    if make is not None:
-        return make(families.of(config).model_type, found)
-    size = found.get("size") or {}
-    patch, merge = found["patch_size"], found["merge_size"]
-    cell = (patch * merge) ** 2
-    least = found.get("min_pixels") or size.get("shortest_edge") or 4 * cell
-    most = min(found.get("max_pixels") or size.get("longest_edge") or 1280 * cell, 1280 * cell)
-    return Layout(
-        patch=patch,
-        merge=merge,
-        window_cells=getattr(config.vision, "window_cells", 4),
-        min_pixels=least,
-        max_pixels=most,
-        max_patches=most // cell * merge**2,
-        max_prompt=most // cell + 256,
-    )
 
 
 def _ends(folder: Path, table: int) -> tuple[int, ...]:
@@ -237,6 +218,7 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         sizes = [height, width, *(layout[name] for name in numbers)]
         if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
             raise ValueError(f"a layout that is not of positive whole numbers, {layout}")
+        native = layout.pop("native", None)
         for field in dataclasses.fields(Layout):
             if type(layout.get(field.name, field.default)) is not type(field.default):
                 raise ValueError(f"{field.name} {layout[field.name]!r} in a layout")
@@ -244,12 +226,23 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
             for field in dataclasses.fields(kind):
                 _check_kind(field.name, values.get(field.name, field.default), field.default)
         task["mixture"] = Mixture(**task["mixture"])
-        return Layout(**layout), Referring(**task)
+        return Layout(native=_native(native), **layout), Referring(**task)
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the layout and task that seg-jax saves beside its weights, "
             f"got {type(error).__name__}: {error}; give the checkpoint folder of a training run"
         ) from error
+
+
+def _native(found: Any) -> Native | None:
+    """Returns how pictures are kept at their size, if they are."""
+    if found is None:
+        return None
+    for name, value in dict(found).items():
+        kind = {"limit": int, "pad": bool}.get(name)
+        if type(value) is not kind or (kind is int and value < 1):
+            raise ValueError(f"{name} {value!r} in how pictures are kept at their size")
+    return Native(**found)
 
 
 _WORDS = {"rule": ("coco", "center"), "wordings": ("one", "many")}

@@ -1,5 +1,9 @@
 """Sizes, patch order and rotary positions against the reference image processor and model."""
 
+import ast
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +42,58 @@ def test_smart_resize_rounds_halves_to_even():
         grid.smart_resize(201, 1, **options)
     with pytest.raises(ValueError, match="got 0x5"):
         grid.smart_resize(0, 5, **options)
+
+
+def reference_of_k25():
+    """Returns the sizes that transformers' Kimi-K2.5 computes; its module needs torchvision."""
+    folder = pytest.importorskip("transformers.models.kimi_k25").__path__[0]
+    tree = ast.parse((Path(folder) / "image_processing_kimi_k25.py").read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "navit_resize"]
+    space = {"math": math}
+    exec(compile(tree, "navit_resize", "exec"), space)
+    return space["navit_resize"]
+
+
+SIDES = st.one_of(st.integers(1, 200), st.integers(1, 9000))
+
+
+@given(SIDES, SIDES, st.sampled_from([(14, 2), (16, 2), (6, 3)]), st.sampled_from([16, 4096]))
+def test_native_fit_is_the_reference(height, width, cell, limit):
+    options = {"patch": cell[0], "merge": cell[1], "limit": limit, "pad": True}
+    sides = reference_of_k25()(height, width, *cell, limit, 10**9)
+    over = max(sides[1]) >= 512 * cell[0]
+    if min(height, width) < cell[0]:
+        # There the two part: Kimi-VL counts no patch, and so never scales.
+        sides = (
+            (height, width),
+            tuple(-(-s // math.prod(cell)) * math.prod(cell) for s in (height, width)),
+        )
+        over = max(sides[1]) >= 512 * cell[0]
+    if over:
+        with pytest.raises(
+            ValueError, match=r"fewer than 512 patches a side, got .*: crop or drop"
+        ):
+            grid.native_fit(height, width, **options)
+    else:
+        assert grid.native_fit(height, width, **options) == sides
+
+
+def test_native_fit_by_hand():
+    keep = {"patch": 14, "merge": 2, "limit": 4096, "pad": True}
+    assert grid.native_fit(480, 640, **keep) == ((480, 640), (504, 644))
+    assert grid.native_fit(896, 896, **keep) == ((896, 896), (896, 896))
+    assert grid.native_fit(909, 909, **keep) == ((909, 909), (924, 924))  # 64 whole patches.
+    assert grid.native_fit(910, 910, **keep) == ((896, 896), (896, 896))
+    assert grid.native_fit(1, 5000, **keep) == ((1, 5000), (28, 5012))
+    assert grid.native_fit(14, 7139, **keep)[1] == (28, 7140)
+    with pytest.raises(ValueError, match="got 2x512 of a picture of 1x7141"):
+        grid.native_fit(1, 7141, **keep)
+    with pytest.raises(ValueError, match="got 0x5"):
+        grid.native_fit(0, 5, **keep)
+    cut = keep | {"pad": False}
+    assert grid.native_fit(480, 640, **cut) == ((480, 640), (476, 616))
+    with pytest.raises(ValueError, match="at least 28x28 to cut to whole cells, got 27x640"):
+        grid.native_fit(27, 640, **cut)
 
 
 def test_places_in_merge_block_order():

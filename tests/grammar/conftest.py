@@ -2,6 +2,7 @@
 
 import random
 
+import moonshot
 import pytest
 
 from seg_jax.grammar import chat, outline, tokens
@@ -20,6 +21,17 @@ def whole(tmp_path_factory):
 def single(tmp_path_factory):
     """Three decimals, each digit one token."""
     return _trained(tmp_path_factory, "digits", 3)
+
+
+@pytest.fixture(scope="session")
+def moonshots(tmp_path_factory):
+    """Returns a folder, a table of ranks and their tokenizer: digits by threes, as Kimi has it."""
+    rng = random.Random(0)
+    corpus = [_written(rng, Kind.MASK, 3) for _ in range(300)]
+    corpus += [*chat.sentences(EXPRESSIONS)] * 3 + ["漢字 汉字 don't I'LL \n\n  \t 🦊🦊"] * 30
+    found = moonshot.table(corpus, 2000)
+    folder = moonshot.write(tmp_path_factory.mktemp("moonshot"), found)
+    return folder, found, tokens.Tokenizer.load(folder)
 
 
 def _trained(tmp_path_factory, numbers, digits):

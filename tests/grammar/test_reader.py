@@ -76,6 +76,38 @@ def test_equals_the_host_however_the_text_is_cut_into_tokens(answers):
     assert_same(drawn, rows, list(pieces))
 
 
+def test_equals_the_host_on_moonshots_tokenizer(moonshots, answers):
+    _, found, tokenizer = moonshots
+    assert {b"371", b"]]", b"],", b" [["} <= set(found), "numbers by threes, marks together"
+    drawn = answers(LANES, digits=3, seed=3)
+    assert_same(drawn, [tokenizer.encode(text) for text, _ in drawn], tokenizer.pieces)
+
+
+def test_equals_the_host_on_whatever_moonshots_tokens_a_model_writes(moonshots, answers):
+    _, found, tokenizer = moonshots
+    rng = random.Random(4)
+    marks = [rank for piece, rank in found.items() if not piece.strip(b"0123456789.,-[] ")]
+    halves = [rank for piece, rank in found.items() if piece[0] > 127]
+    special = list(tokenizer.special.values())
+    assert min(len(marks), len(halves)) > 100
+    rows = []
+    for text, _ in answers(LANES // 2, digits=3, seed=5):
+        row = tokenizer.encode(text)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(row) + 1)
+            row[at : at + rng.randint(0, 2)] = [rng.choice(rng.choice([marks, halves, special]))]
+        rows.append(row)
+    for _ in range(LANES - len(rows)):
+        start = tokenizer.encode(rng.choice(starts))
+        kinds = rng.choices([marks, halves, special, range(len(found))], [9, 1, 1, 1], k=40)
+        rows.append([*start, *(rng.choice(kind) for kind in kinds)])
+    kinds = [Kind(rng.randrange(3)) for _ in rows]
+    drawn = [(tokenizer.decode(row), kind) for row, kind in zip(rows, kinds, strict=True)]
+    assert any("\ufffd" in text for text, _ in drawn), "letters that are cut in two"
+    assert {host(*one)[2] for one in drawn} == set(Verdict)
+    assert_same(drawn, rows, tokenizer.pieces)
+
+
 def test_drawn_answers_meet_every_verdict(answers):
     drawn = answers(LANES, digits=3)
     for kind in Kind:

@@ -181,6 +181,8 @@ HOSTILE = [
     "{% import path as x %}",
     "{% for i in range(10 ** 8) %}{% endfor %}",
     "{{ raise_exception('no') }}",
+    "{% set x = namespace(__init__=1) %}",
+    "{% set x = namespace() %}{% set x.__class__ = 1 %}",
     "{% if %}",
     "{{ messages[7].content.text }}",
 ]
@@ -197,6 +199,10 @@ def test_hostile_templates_do_nothing(template, tmp_path):
 def test_templates_that_reach_no_further_than_text():
     assert sandbox.render("{{ 2 * 3 }}{{ 'ab' * 2 }}{{ 7 % 4 }}") == "6abab3"
     assert sandbox.render("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
+    assert sandbox.render("{{ x | tojson(sort_keys=true) }}", x={"b": 1, "a": 2}) == (
+        '{"a": 2, "b": 1}'
+    )
+    assert sandbox.render("{% set x = namespace(n=1) %}{% set x.n = 2 %}{{ x.n }}") == "2"
     assert sandbox.render("{% for i in [1, 2] %}{% break %}{% endfor %}") == ""
 
 

@@ -12,6 +12,7 @@ import pytest
 import small_run
 from safetensors.numpy import load_file, save_file
 
+from seg_jax.data import encode
 from seg_jax.inference import bundle as bundles
 from seg_jax.tasks.referring import Mixture, Referring
 
@@ -87,8 +88,9 @@ def test_every_field_of_layout_and_task_travels(tmp_path):
     layout = {
         field.name: getattr(first.layout, field.name) + 32
         for field in dataclasses.fields(first.layout)
-        if field.name not in ("patch", "merge", "canvas")
+        if field.name not in ("patch", "merge", "canvas", "native")
     }
+    layout["native"] = encode.Native(limit=77, pad=False)
     task = Referring(
         mixture=Mixture(text_point=0.1, text_box=0.2, text_mask=0.3, point_mask=0.0, box_mask=5.0),
         digits=4,
@@ -106,6 +108,11 @@ def test_every_field_of_layout_and_task_travels(tmp_path):
     again = bundles.load(tmp_path / "other")
     assert again.layout == other.layout
     assert again.task == task
+
+
+def test_manifests_from_before_pictures_were_kept_at_their_size(broken):
+    change(broken / bundles.MANIFEST, layout={"native": None})
+    assert bundles.load(broken).layout == small_run.bundle().layout
 
 
 def test_a_folder_that_is_none(tmp_path):
@@ -144,6 +151,10 @@ def test_a_manifest_that_is_missing_or_cut(broken):
         ({"canvas": [64.5, 64]}, "64.5"),
         ({"canvas": [50, 64]}, "50"),
         ({"colour": 3}, "colour"),
+        ({"native": 3}, "iterable"),
+        ({"native": {"limit": 0}}, "limit 0"),
+        ({"native": {"limit": 9, "pad": 1}}, "pad 1"),
+        ({"native": {"pads": True}}, "pads"),
     ],
 )
 def test_a_wrong_layout(broken, entries, word):
