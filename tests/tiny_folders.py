@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import moonshot
 import numpy as np
 from flax import nnx
 
@@ -22,40 +24,40 @@ import tiny_vlm
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "kimi_vl")
 VOCAB = 320
-MEDIA = {
-    "<|vision_start|>": "<|media_start|>",
-    "<|image_pad|>": "<|media_pad|>",
-    "<|vision_end|>": "<|media_end|>",
-}
-"""What Kimi calls the tokens of pictures."""
 
 
-def make(kind: str, folder: Path) -> Path:
-    """Writes a folder with all files that a checkpoint of the hub has; returns it."""
+def make(kind: str, folder: Path, model: Callable[[Any], Any] | None = None) -> Path:
+    """Writes a folder with all files that a checkpoint of the hub has; returns it.
+
+    Args:
+      kind: `model_type`.
+      folder: where to.
+      model: gives the model of a config; None: one of random weights.
+    """
     tokenizer = _tokenizer(kind, folder)
     config = _config(kind, tokenizer)
-    graph, params = nnx.split(weights.blank(config, layers.Compute()))
-    rng = np.random.default_rng(0)
-    draw = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-    weights.save(nnx.merge(graph, draw), folder)
+    weights.save(_drawn(config) if model is None else model(config), folder)
     hub = families.read_json(folder / "config.json") | {"dtype": "float32"}
-    ends = [tokenizer.end_id, tokenizer.pad_id]
+    # The hub's Kimi-VL does not name the token that ends its turns.
+    ends = [tokenizer.eos_id] if kind == "kimi_vl" else [tokenizer.end_id, tokenizer.pad_id]
     _write(folder, "config.json", hub)
     _write(folder, "generation_config.json", {"eos_token_id": ends, "do_sample": False})
     _write(folder, "preprocessor_config.json", _preprocessor(kind))
     return folder
 
 
+def _drawn(config: Any) -> Any:
+    graph, params = nnx.split(weights.blank(config, layers.Compute()))
+    rng = np.random.default_rng(0)
+    draw = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return nnx.merge(graph, draw)
+
+
 def _tokenizer(kind: str, folder: Path) -> tokens.Tokenizer:
-    made = tokens.train(chat.sentences(["the red star"]), folder=folder, vocab_size=300)
+    told = list(chat.sentences(["the red star"]))
     if kind != "kimi_vl":
-        return made
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (folder / name).read_text()
-        for old, new in MEDIA.items():
-            text = text.replace(old, new)
-        (folder / name).write_text(text)
-    return tokens.Tokenizer.load(folder)
+        return tokens.train(told, folder=folder, vocab_size=300)
+    return tokens.Tokenizer.load(moonshot.write(folder, moonshot.table(told, 290)))
 
 
 def _config(kind: str, tokenizer: tokens.Tokenizer) -> Any:
@@ -67,13 +69,13 @@ def _config(kind: str, tokenizer: tokens.Tokenizer) -> Any:
 
 
 def _preprocessor(kind: str) -> dict[str, Any]:
-    some = {"patch_size": 6, "merge_size": 2}
-    mean = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    some = {"patch_size": 6, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     if kind == "kimi_vl":
-        more = {"merge_kernel_size": [2, 2], "in_token_limit": 64, "pad_input": True}
-    else:
-        more = {"min_pixels": 144, "max_pixels": 2304, "temporal_patch_size": 2}
-    return some | mean | more
+        return some | {"in_token_limit": 64, "pad_input": True, "num_pooled_tokens": 1024}
+    some |= {"merge_size": 2, "temporal_patch_size": 2}
+    if kind == "qwen3_vl":
+        return some | {"size": {"shortest_edge": 144, "longest_edge": 2304}}
+    return some | {"min_pixels": 144, "max_pixels": 2304}
 
 
 def _write(folder: Path, name: str, value: Any) -> None:

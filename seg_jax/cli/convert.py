@@ -82,11 +82,17 @@ def departures(source: Path, config: Any) -> list[str]:
             "it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a prediction"
         )
     try:
-        image = Tokenizer.load(source).image_id
+        tokenizer = Tokenizer.load(source)
+        image, table = tokenizer.image_id, config.text.vocab_size
         if image != config.image_token_id:
             found.append(
                 f"{source}: expected the tokenizer's picture token to be {config.image_token_id} "
                 f"as in config.json, got {image}: do: set image_token_id, or predict will refuse"
+            )
+        if tokenizer.vocab_size > table:
+            found.append(
+                f"{source}: expected at most {table} tokens, for which there are weights, got "
+                f"{tokenizer.vocab_size}: predict will refuse: do: copy the tokenizer of the model"
             )
     except ValueError as error:
         found.append(f"{' '.join(str(error).split())}: predict will refuse")
