@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 
 from seg_jax.geometry import shifts
@@ -412,12 +412,12 @@ def _check_masks(masks: Any) -> None:
 def _largest(radius, most: int | None) -> int:
     """Returns the bound of a radius: the one given, or its own."""
     if most is None:
-        if isinstance(radius, jax.core.Tracer):
+        if isinstance(radius, Tracer):
             raise ValueError(
                 "expected most beside a traced radius, got None: give the largest radius"
             )
         most = int(np.max(radius, initial=0))
-    if most < 0 or (not isinstance(radius, jax.core.Tracer) and np.min(radius, initial=0) < 0):
+    if most < 0 or (not isinstance(radius, Tracer) and np.min(radius, initial=0) < 0):
         raise ValueError(f"expected a radius of 0 or more, got {radius}: 0 keeps the mask")
     return most
 

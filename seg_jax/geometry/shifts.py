@@ -1,11 +1,13 @@
 """Widens packed masks by squares and disks of any radius with shifts of whole words.
 
-A window of L pixels is the union of four windows of a quarter of it, so the work grows with the
-logarithm of the radius. Radii are data: every mask of a batch has its own.
+A window of L pixels is the union of four windows of a quarter of it, so the work for a square grows
+with the logarithm of the radius; that for a disk grows with the radius. Radii are data: every mask
+of a batch has its own.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -38,26 +40,25 @@ def widened(
       most: the largest radius.
       beyond: whether all pixels off the canvas count as set.
     """
-    fill = FULL if beyond else np.uint32(0)
-    one = {"square": _squared, "disk": _rounded}[shape]
-
-    def each(item):
-        return one(*item, most, fill)
+    one = functools.partial(_one, shape=shape, most=most, fill=FULL if beyond else np.uint32(0))
 
     def all_of(words, radius):
         flat = words.reshape(-1, *words.shape[-2:]), radius.reshape(-1)
         # On a CPU one mask at a time stays in the cache.
         wide = lax.platform_dependent(
             *flat,
-            cpu=lambda *items: lax.map(each, items),
-            default=lambda *items: jax.vmap(lambda w, r: each((w, r)))(*items),
+            cpu=lambda words, radius: lax.map(lambda item: one(item[0], item[1]), (words, radius)),
+            default=jax.vmap(one),
         )
         return wide.reshape(words.shape)
 
     return batched(all_of)(words, jnp.clip(jnp.asarray(radius, jnp.int32), 0, most))
 
 
-def _squared(words: UInt32[Array, "K W"], radius: Int32[Array, ""], most: int, fill):
+def _one(words: UInt32[Array, "K W"], radius: Int32[Array, ""], *, shape, most: int, fill):
+    """Returns one mask widened, with words `fill` off the canvas."""
+    if shape == "disk":
+        return _rounded(words, radius, most, fill)
     return _down(_across(words, radius, most, fill), radius, most, fill)
 
 

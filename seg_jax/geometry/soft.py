@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Bool, Float, UInt32
 
 from seg_jax.geometry import bitmask, raster
@@ -55,7 +56,7 @@ def soft_iou(
       ValueError: the mask is of another canvas, or the temperature (unless traced) is not positive.
     """
     _check(points_px, used, mask, height, width)
-    if not isinstance(temperature_px, jax.core.Tracer) and not 0 < temperature_px < math.inf:
+    if not isinstance(temperature_px, Tracer) and not 0 < temperature_px < math.inf:
         raise ValueError(
             f"expected a temperature above 0, got {temperature_px}: use overlap.iou for hard edges"
         )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask
+from seg_jax.geometry import bitmask, shifts
 
 SHAPES = [(1, 1), (31, 5), (32, 7), (33, 64), (100, 41)]
 
@@ -197,6 +197,17 @@ def test_dilation_and_erosion_are_those_of_opencv(most, shape):
             full[:h, :w] = grown(mask[:h, :w], kernel, change, value=value)
         np.testing.assert_array_equal(bitmask.unpack(words, height=96)[:, :70], expected)
         assert not np.any(np.asarray(words)[:, 2] >> np.uint32(6))
+
+
+@pytest.mark.parametrize("shape", ["square", "disk"])
+def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
+    words, radius = bitmask.pack(some_masks(40, 30)), jnp.array([0, 1, 2, 3, 4, 5])
+    options = {"shape": shape, "most": 5}
+    expected = shifts.widened(words, radius, **options, beyond=True)
+    elsewhere = jax.vmap(functools.partial(shifts._one, **options, fill=shifts.FULL))
+    np.testing.assert_array_equal(jax.jit(elsewhere)(words, radius), expected)
+    widened = jax.jit(functools.partial(shifts.widened, **options, beyond=True))
+    assert widened.trace(words, radius).lower(lowering_platforms=("cuda",)).out_info
 
 
 def test_one_radius_for_all_and_vmap():
