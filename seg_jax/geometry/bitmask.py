@@ -1,4 +1,4 @@
-"""Packs masks into 32-row words, measures them and writes them as COCO run lengths.
+"""Packs masks into 32-row words, measures and widens them, and writes them as COCO run lengths.
 
 A packed mask is uint32[K, W]: bit j of word k is row 32 k + j. Bits below the last row are 0; every
 function here keeps that and relies on it.
@@ -6,14 +6,16 @@ function here keeps that and relies on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 
+from seg_jax.geometry import shifts
 from seg_jax.records import Array
 
 WORD = 32
@@ -22,7 +24,12 @@ _BITS = tuple(np.uint32(sum(1 << row for row in range(WORD) if row >> bit & 1)) 
 
 
 def pack(mask: Bool[Array, "*n H W"]) -> UInt32[Array, "*n K W"]:
-    """Returns masks as words, K = ceil(H / 32)."""
+    """Returns masks as words, K = ceil(H / 32).
+
+    Raises:
+      ValueError: the masks are not boolean arrays [.., H, W] with pixels.
+    """
+    _check_masks(mask)
     height, width = mask.shape[-2:]
     padding = [(0, 0)] * (mask.ndim - 2) + [(0, -height % WORD), (0, 0)]
     rows = jnp.pad(mask, padding).reshape(*mask.shape[:-2], -1, WORD, width)
@@ -30,7 +37,17 @@ def pack(mask: Bool[Array, "*n H W"]) -> UInt32[Array, "*n K W"]:
 
 
 def unpack(words: UInt32[Array, "*n K W"], *, height: int) -> Bool[Array, "*n {height} W"]:
-    """Returns words as masks of their first `height` rows."""
+    """Returns words as masks of their first `height` rows.
+
+    Raises:
+      ValueError: the words are not packed masks of so many rows.
+    """
+    check(words)
+    if not 1 <= height <= WORD * words.shape[-2]:
+        raise ValueError(
+            f"expected a height of 1 to {WORD * words.shape[-2]}, got {height}: "
+            "give the height of the canvas that was packed"
+        )
     bits = (words[..., None, :] >> _row_in_word()) & 1
     rows = bits.reshape(*words.shape[:-2], -1, words.shape[-1])
     return rows[..., :height, :].astype(bool)
@@ -43,7 +60,12 @@ def frame(size: Int[Array, "*n 2"], *, height: int, width: int) -> UInt32[Array,
       size: height and width of each picture; more than the canvas counts as the canvas.
       height: rows of the canvas.
       width: columns of the canvas.
+
+    Raises:
+      ValueError: the canvas has no pixels.
     """
+    if height < 1 or width < 1:
+        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the picture")
     size = jnp.minimum(jnp.asarray(size, jnp.int32), jnp.array([height, width], jnp.int32))
     top = WORD * jnp.arange(-(-height // WORD), dtype=jnp.int32)
     rows = jnp.clip(size[..., :1] - top, 0, WORD).astype(jnp.uint32)
@@ -53,7 +75,12 @@ def frame(size: Int[Array, "*n 2"], *, height: int, width: int) -> UInt32[Array,
 
 
 def area(words: UInt32[Array, "*n K W"]) -> Int32[Array, "*n"]:
-    """Returns the number of pixels."""
+    """Returns the number of pixels.
+
+    Raises:
+      ValueError: the words are not packed masks.
+    """
+    check(words)
     # Down the columns first: three times as fast on CPU as both axes at once.
     return lax.population_count(words).sum(-2, dtype=jnp.uint32).sum(-1, dtype=jnp.int32)
 
@@ -61,21 +88,36 @@ def area(words: UInt32[Array, "*n K W"]) -> Int32[Array, "*n"]:
 def intersection(
     words_a: UInt32[Array, "*n K W"], words_b: UInt32[Array, "*n K W"]
 ) -> UInt32[Array, "*n K W"]:
-    """Returns the pixels of both masks."""
+    """Returns the pixels of both masks.
+
+    Raises:
+      ValueError: the words are not packed masks of one canvas.
+    """
+    check(words_a, words_b)
     return words_a & words_b
 
 
 def union(
     words_a: UInt32[Array, "*n K W"], words_b: UInt32[Array, "*n K W"]
 ) -> UInt32[Array, "*n K W"]:
-    """Returns the pixels of either mask."""
+    """Returns the pixels of either mask.
+
+    Raises:
+      ValueError: the words are not packed masks of one canvas.
+    """
+    check(words_a, words_b)
     return words_a | words_b
 
 
 def xor(
     words_a: UInt32[Array, "*n K W"], words_b: UInt32[Array, "*n K W"]
 ) -> UInt32[Array, "*n K W"]:
-    """Returns the pixels of exactly one of both masks."""
+    """Returns the pixels of exactly one of both masks.
+
+    Raises:
+      ValueError: the words are not packed masks of one canvas.
+    """
+    check(words_a, words_b)
     return words_a ^ words_b
 
 
@@ -83,7 +125,11 @@ def centroid_px(words: UInt32[Array, "*n K W"]) -> Float32[Array, "*n 2"]:
     """Returns the mean x, y of the pixels' centres; 0, 0 for an empty mask (ask `area`).
 
     The sums are exact in int32 up to 4096x4096 pixels.
+
+    Raises:
+      ValueError: the words are not packed masks.
     """
+    check(words)
     counts = _count(words)
     total = counts.sum((-1, -2), dtype=jnp.int32)
     columns = counts.sum(-2, dtype=jnp.int32)
@@ -100,7 +146,12 @@ def centroid_px(words: UInt32[Array, "*n K W"]) -> Float32[Array, "*n 2"]:
 
 
 def box(words: UInt32[Array, "*n K W"]) -> Int32[Array, "*n 4"]:
-    """Returns the bounding box x0 y0 x1 y1, half open; all 0 for an empty mask."""
+    """Returns the bounding box x0 y0 x1 y1, half open; all 0 for an empty mask.
+
+    Raises:
+      ValueError: the words are not packed masks.
+    """
+    check(words)
     columns = (words != 0).any(-2)
     merged = lax.reduce(words, np.uint32(0), lax.bitwise_or, (words.ndim - 1,))
     rows = unpack(merged[..., None], height=merged.shape[-1] * WORD)[..., 0]
@@ -108,30 +159,185 @@ def box(words: UInt32[Array, "*n K W"]) -> Int32[Array, "*n 4"]:
     return jnp.stack([x0, y0, x1, y1], axis=-1)
 
 
+def dilation(
+    words: UInt32[Array, "*n K W"],
+    frame: UInt32[Array, "*n K W"],
+    radius: Int[Array, "*n"] | int,
+    *,
+    shape: Literal["square", "disk"] = "square",
+    most: int | None = None,
+) -> UInt32[Array, "*n K W"]:
+    """Returns the pixels of pictures that lie within a radius of masks.
+
+    Args:
+      words: packed masks.
+      frame: all pixels of the pictures, as `frame` gives them: nothing grows beyond.
+      radius: in pixels, of all masks or of each.
+      shape: "square" reaches |dx| and |dy| up to the radius, "disk" dx^2 + dy^2 up to its square;
+        a disk of radius 1 is the cross of a pixel and its four neighbours.
+      most: the largest radius, which jit cannot see in a traced one; larger ones count as this.
+
+    Raises:
+      ValueError: the radius is traced and `most` is not given, or negative; or the words are not
+        packed masks of one canvas.
+    """
+    check(words, frame)
+    most = _largest(radius, most)
+    words = words & frame
+    radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), words.shape[:-2])
+    return frame & shifts.widened(words, radius, shape=shape, most=most, beyond=False)
+
+
+def erosion(
+    words: UInt32[Array, "*n K W"],
+    frame: UInt32[Array, "*n K W"],
+    radius: Int[Array, "*n"] | int,
+    *,
+    shape: Literal["square", "disk"] = "square",
+    most: int | None = None,
+    outside: bool = False,
+) -> UInt32[Array, "*n K W"]:
+    """Returns the pixels of masks that have nothing but mask within a radius.
+
+    Args:
+      words: packed masks.
+      frame: as in `dilation`.
+      radius: as in `dilation`.
+      shape: as in `dilation`.
+      most: as in `dilation`.
+      outside: whether what lies outside the pictures counts as mask, as OpenCV has it by default;
+        else masks wear off at the border of their pictures too.
+
+    Raises:
+      ValueError: as in `dilation`.
+    """
+    check(words, frame)
+    most = _largest(radius, most)
+    rest = frame & ~words if outside else ~(frame & words)
+    radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), rest.shape[:-2])
+    return frame & ~shifts.widened(rest, radius, shape=shape, most=most, beyond=not outside)
+
+
+def check(*words: Any) -> None:
+    """Does nothing for packed masks of one canvas.
+
+    Raises:
+      ValueError: an array is none of uint32 [.., K, W], or has other K and W than the first.
+    """
+    for each in words:
+        if not _holds(each, np.uint32):
+            raise ValueError(
+                f"expected packed masks, uint32 [.., K, W] with pixels, got {_described(each)}: "
+                "make them with bitmask.pack or raster.fill"
+            )
+        if each.shape[-2:] != words[0].shape[-2:]:
+            raise ValueError(
+                f"expected words of {list(words[0].shape[-2:])} as the first, "
+                f"got {_described(each)}: "
+                "pack the masks on one canvas"
+            )
+
+
 def to_rle(mask: Bool[np.ndarray, "H W"], *, compressed: bool = True) -> dict[str, Any]:
     """Returns a mask as COCO run lengths (host): `size` [H, W] and `counts`.
 
     Counts are the lengths of runs down the columns, zeros first; compressed to the bytes that
     pycocotools writes, or as a list.
+
+    Raises:
+      ValueError: the mask is not a boolean array [H, W] with pixels.
     """
-    height, width = mask.shape
-    flat = np.concatenate([[False], mask.ravel(order="F")])
-    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), mask.size)
-    counts = np.diff(ends, prepend=0)
-    return {
-        "size": [height, width],
-        "counts": _compress(counts) if compressed else counts.tolist(),
-    }
+    _check_masks(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"expected one mask [H, W], got {_described(mask)}: give one at a time")
+    return _rle(mask.T, compressed)
 
 
 def from_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
     """Returns the mask of COCO run lengths, compressed (bytes or str) or a list (host).
 
     Raises:
-      ValueError: the runs do not fill the mask.
+      ValueError: size or counts are missing, or the runs do not fill the mask.
     """
-    height, width = rle["size"]
-    counts = rle["counts"]
+    return _columns(rle).T
+
+
+def unpack_rle(
+    words: UInt32[Array, "n K W"], size: Int[Array, "n 2"], *, compressed: bool = True
+) -> list[dict[str, Any]]:
+    """Returns packed masks as COCO run lengths, as `to_rle` gives them (host).
+
+    Args:
+      words: packed masks.
+      size: height and width of each picture, which lies at the top left of the canvas.
+      compressed: as in `to_rle`.
+
+    Raises:
+      ValueError: the words are not packed masks, or a picture is empty or larger than the canvas.
+    """
+    check(words)
+    depth, width = words.shape[-2:]
+    size = np.asarray(size)
+    if size.size and (size.min() < 1 or (size > [WORD * depth, width]).any()):
+        raise ValueError(
+            f"expected pictures of 1x1 to {WORD * depth}x{width}, got {size.tolist()}: "
+            "give height and width of each"
+        )
+    # Bytes from the first row on, column by column.
+    packed = np.asarray(words).swapaxes(-1, -2).astype("<u4", order="C").view(np.uint8)
+    return [
+        _rle(np.unpackbits(one[:w], 1, count=h, bitorder="little").astype(bool), compressed)
+        for one, (h, w) in zip(packed, size.tolist(), strict=True)
+    ]
+
+
+def pack_rle(
+    rles: Sequence[Mapping[str, Any]], *, height: int, width: int
+) -> UInt32[np.ndarray, "n K {width}"]:
+    """Returns COCO run lengths as packed masks at the top left of a canvas (host).
+
+    Args:
+      rles: run lengths as `from_rle` takes them, of any sizes up to the canvas.
+      height: rows of the canvas.
+      width: columns of the canvas.
+
+    Raises:
+      ValueError: the canvas has no pixels, a mask exceeds it, or as in `from_rle`.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the masks")
+    depth = -(-height // WORD)
+    packed = np.zeros((len(rles), width, 4 * depth), np.uint8)
+    for row, rle in zip(packed, rles, strict=True):
+        columns = _columns(rle)
+        if columns.shape[0] > width or columns.shape[1] > height:
+            raise ValueError(
+                f"expected masks of at most {height}x{width}, got size {rle['size']}: "
+                "give a canvas that holds the largest"
+            )
+        bits = np.packbits(columns, 1, bitorder="little")
+        row[: bits.shape[0], : bits.shape[1]] = bits
+    return packed.view("<u4").astype(np.uint32, copy=False).swapaxes(-1, -2).copy()
+
+
+def _rle(columns: Bool[np.ndarray, "W H"], compressed: bool) -> dict[str, Any]:
+    """Returns the run lengths of a mask that is given column by column."""
+    flat = np.concatenate([[False], columns.ravel()])
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), columns.size)
+    counts = np.diff(ends, prepend=0)
+    return {
+        "size": [*columns.shape[::-1]],
+        "counts": _compress(counts) if compressed else counts.tolist(),
+    }
+
+
+def _columns(rle: Mapping[str, Any]) -> Bool[np.ndarray, "W H"]:
+    """Returns the mask of run lengths, column by column."""
+    if not {"size", "counts"} <= {*rle}:
+        raise ValueError(
+            f"expected run lengths with size and counts, got {sorted(rle)}: give one mask's"
+        )
+    (height, width), counts = rle["size"], rle["counts"]
     if isinstance(counts, str):
         counts = counts.encode("ascii")
     runs = _expand(counts) if isinstance(counts, bytes) else np.asarray(counts, np.int64)
@@ -140,8 +346,7 @@ def from_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
             f"expected runs of {height * width} pixels for {height}x{width}, got {runs.sum()}: "
             "check that size is [height, width] and that counts are whole"
         )
-    values = np.arange(runs.size) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
 
 
 def _compress(counts: Int[np.ndarray, " n"]) -> bytes:
@@ -184,6 +389,37 @@ def _expand(text: bytes) -> Int[np.ndarray, " n"]:
     value[1::2] = np.cumsum(value[1::2])
     value[2::2] = np.cumsum(value[2::2])
     return value
+
+
+def _holds(array: Any, dtype: type) -> bool:
+    """Returns whether an array [.., rows, columns] has this type and any pixels."""
+    shape = np.shape(array)
+    return getattr(array, "dtype", None) == dtype and len(shape) > 1 and 0 not in shape[-2:]
+
+
+def _described(array: Any) -> str:
+    return f"{getattr(array, 'dtype', type(array).__name__)} {list(np.shape(array))}"
+
+
+def _check_masks(masks: Any) -> None:
+    if not _holds(masks, np.bool_):
+        raise ValueError(
+            f"expected bool masks [.., H, W] with pixels, got {_described(masks)}: "
+            "compare maps with a threshold"
+        )
+
+
+def _largest(radius, most: int | None) -> int:
+    """Returns the bound of a radius: the one given, or its own."""
+    if most is None:
+        if isinstance(radius, Tracer):
+            raise ValueError(
+                "expected most beside a traced radius, got None: give the largest radius"
+            )
+        most = int(np.max(radius, initial=0))
+    if most < 0 or (not isinstance(radius, Tracer) and np.min(radius, initial=0) < 0):
+        raise ValueError(f"expected a radius of 0 or more, got {radius}: 0 keeps the mask")
+    return most
 
 
 def _row_in_word():

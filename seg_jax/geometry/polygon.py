@@ -1,12 +1,15 @@
-"""Measures, simplifies, clips and normalises closed rings (host).
+"""Measures, simplifies, clips, normalises and pads closed rings (host).
 
 Coordinates are x then y with y pointing down, in any one unit (pixels or fractions).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32
 
 from seg_jax.records import Ring
 
@@ -16,8 +19,12 @@ _Fewer = Float[np.ndarray, "Q 2"]
 def signed_area(ring: Ring) -> float:
     """Returns the enclosed area, positive where the ring runs clockwise as seen on the screen.
 
+    Raises:
+      ValueError: a vertex is not finite.
+
     Source: shoelace formula; y points down, which turns its usual sign around.
     """
+    _check(ring)
     if len(ring) < 3:
         return 0.0
     x, y = (ring - ring[0]).T
@@ -30,7 +37,12 @@ def is_clockwise(ring: Ring) -> bool:
 
 
 def arc_length(ring: Ring) -> float:
-    """Returns the length of the closed ring."""
+    """Returns the length of the closed ring.
+
+    Raises:
+      ValueError: a vertex is not finite.
+    """
+    _check(ring)
     if not len(ring):
         return 0.0
     step = np.roll(ring, -1, axis=0) - ring
@@ -137,7 +149,56 @@ def simplify_to(ring: Ring, max_points: int) -> _Fewer:
     return ring[np.sort(ranked[:wanted])]
 
 
+def padded(
+    shapes: Sequence[Sequence[Any]], *, rings: int | None = None, points: int | None = None
+) -> tuple[Float32[np.ndarray, "N R P 2"], Bool[np.ndarray, "N R P"]]:
+    """Returns shapes as arrays of one size, with True for what is no padding: see `raster.fill`.
+
+    Args:
+      shapes: for each its rings, [P, 2] or flat as in COCO's files (x0, y0, x1, y1, ..).
+      rings: R; by default the most that any shape has, at least 1.
+      points: P; by default the most that any ring has, at least 1.
+
+    Raises:
+      ValueError: a ring is no list of finite numbers x and y, or there are more rings or vertices
+        than room.
+    """
+    flat = [[_vertices(ring) for ring in shape] for shape in shapes]
+    most = max([1, *(len(shape) for shape in flat)])
+    longest = max([1, *(len(ring) for shape in flat for ring in shape)])
+    room = most if rings is None else rings, longest if points is None else points
+    if room[0] < most or room[1] < longest:
+        raise ValueError(
+            f"expected at most {room[0]} rings of {room[1]} points, got {most} of {longest}: "
+            "raise rings and points, or thin out with simplify_to"
+        )
+    out = np.zeros((len(flat), *room, 2), np.float32)
+    used = np.zeros(out.shape[:-1], bool)
+    for row, flags, shape in zip(out, used, flat, strict=True):
+        for number, ring in enumerate(shape):
+            row[number, : len(ring)], flags[number, : len(ring)] = ring, True
+    return out, used
+
+
+def _vertices(ring: Any) -> Float32[np.ndarray, "_ 2"]:
+    """Returns a ring as float32 vertices."""
+    given = np.asarray(ring)
+    if given.ndim == 1 and given.size % 2 == 0:
+        given = given.reshape(-1, 2)
+    if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "fiu":
+        raise ValueError(
+            f"expected a ring of numbers [P, 2], got {given.dtype} {list(given.shape)}: "
+            "give a list of rings for every shape"
+        )
+    with np.errstate(over="ignore"):
+        given = given.astype(np.float32)
+    _check(given)
+    return given
+
+
 def _check(ring: Ring) -> None:
+    if ring.ndim != 2 or ring.shape[1] != 2:
+        raise ValueError(f"expected a ring [P, 2], got {list(ring.shape)}: give one ring at a time")
     if not np.isfinite(ring).all():
         bad = int(np.argmin(np.isfinite(ring).all(1)))
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
 from seg_jax.geometry import bitmask, rules, sparse
+from seg_jax.geometry.batching import batched
 from seg_jax.geometry.rules import REACH_PX, Rule
 from seg_jax.geometry.sparse import Shapes
 from seg_jax.records import Array
@@ -51,14 +51,14 @@ def fill(
 ) -> UInt32[Array, "*n K {width}"]:
     """Returns the packed masks of filled rings: bit j of word k is row 32 k + j.
 
-    Each ring alone is filled by the even-odd rule. A ring with fewer than three used vertices, or
-    with one that is not finite, is empty. Pixels off the canvas are dropped, so the mask of a
-    smaller canvas is the corner of that of a larger one; bits below the last row are 0.
+    Each ring alone is filled by the even-odd rule. Vertices that are not finite count as unused; a
+    ring with fewer than three used vertices is empty. Pixels off the canvas are dropped, so the
+    mask of a smaller canvas is the corner of that of a larger one; bits below the last row are 0.
 
     Args:
       points_px: ring vertices, x then y; (0, 0) is the outer corner of the first pixel. Exact
         within `REACH_PX`; vertices beyond are pulled to it.
-      used: False for padding; the used vertices of a ring come first.
+      used: False for padding; used vertices come first, or fills take a little longer.
       height: rows of the canvas, 1 to `MAX_SIDE`.
       width: columns of the canvas, 1 to `MAX_SIDE`.
       rule: "coco" gives the masks of pycocotools (`frPyObjects`, as built for x86-64; builds that
@@ -70,12 +70,14 @@ def fill(
         a ring within a ring is a hole.
 
     Raises:
-      ValueError: when traced, for a canvas out of range or an unknown rule.
+      ValueError: when traced, for a canvas out of range, an unknown rule, or arrays of other types
+        or shapes.
 
     Source: rleFrPoly of the COCO API, Lin et al. 2014, restated in integers; crossing-number test,
       Shimrat 1962.
     """
     _check(height, width, rule, rings)
+    _check_points(points_px, used)
 
     def words(points, used):
         if used.size == 0:
@@ -91,7 +93,7 @@ def fill(
         flat = lax.platform_dependent(shapes, cpu=on_cpu, default=elsewhere)
         return flat.reshape(*points.shape[:-3], *flat.shape[1:])
 
-    return _batched(words)(lax.stop_gradient(points_px), used)
+    return batched(words)(lax.stop_gradient(points_px), used)
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
@@ -123,7 +125,9 @@ def shared(
       ValueError: as in `fill`, or the words are of another canvas.
     """
     _check(height, width, rule, rings)
+    _check_points(points_px, used)
     depth = -(-height // bitmask.WORD)
+    bitmask.check(words)
     if words.shape[-2:] != (depth, width):
         raise ValueError(
             f"expected words of {depth}x{width} for a canvas of {height}x{width}, got "
@@ -150,7 +154,7 @@ def shared(
         found = lax.platform_dependent(shapes, words, which, cpu=on_cpu, default=elsewhere)
         return tuple(total.reshape(lead) for total in found)
 
-    return _batched(count)(lax.stop_gradient(points_px), used, words)
+    return batched(count)(lax.stop_gradient(points_px), used, words)
 
 
 def _check(height, width, rule, rings):
@@ -166,28 +170,41 @@ def _check(height, width, rule, rings):
         )
 
 
-def _batched(function: Callable) -> Callable:
-    """Returns a function of leading axes to which vmap adds one more: its loops stay shared."""
-    mapped = jax.custom_batching.custom_vmap(function)
+def _check_points(points, used):
+    if points.dtype != jnp.float32 or used.dtype != bool or points.shape != (*used.shape, 2):
+        raise ValueError(
+            "expected float32 points [.., R, P, 2] beside bool used [.., R, P], got "
+            f"{points.dtype} {list(points.shape)} and {used.dtype} {list(used.shape)}: "
+            "polygon.padded makes them from lists of rings"
+        )
+    if used.ndim < 2:
+        raise ValueError(f"expected rings [.., R, P], got {list(used.shape)}: put an axis in front")
 
-    @mapped.def_vmap
-    def add_axis(size, batched, *values):
-        spread = [
-            v if b else jnp.broadcast_to(v, (size, *v.shape))
-            for v, b in zip(values, batched, strict=True)
-        ]
-        out = mapped(*spread)
-        return out, jax.tree.map(lambda _: True, out)
 
-    return mapped
+def compacted(
+    points_px: Float[Array, "*n R P 2"], used: Bool[Array, "*n R P"]
+) -> tuple[Float[Array, "*n R P 2"], Bool[Array, "*n R P"]]:
+    """Returns rings with their used and finite vertices first, in their order, and zeros after."""
+    used = used & jnp.isfinite(points_px).all(-1)
+    points = jnp.where(used[..., None], points_px, 0.0)
+
+    def moved(points, used):
+        order = jnp.argsort(~used, axis=-1, stable=True)
+        return (
+            jnp.take_along_axis(points, order[..., None], axis=-2),
+            jnp.take_along_axis(used, order, axis=-1),
+        )
+
+    ready = (used[..., :-1] >= used[..., 1:]).all()
+    return lax.cond(ready, lambda *rings: rings, moved, points, used)
 
 
 def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
-    """Returns the edges of rings; rings with too few vertices or one not finite have none."""
+    """Returns the edges of rings; rings with too few vertices have none."""
+    points, used = compacted(points_px, used)
     count = used.sum(-1, dtype=jnp.int32)
-    finite = (jnp.isfinite(points_px).all(-1) | ~used).all(-1)
-    count = jnp.where(finite & (count >= 3), count, 0)
-    grid = rule.snap(jnp.clip(jnp.where(used[..., None], points_px, 0.0), *REACH_PX))
+    count = jnp.where(count >= 3, count, 0)
+    grid = rule.snap(jnp.clip(points, *REACH_PX))
     index = jnp.arange(used.shape[-1])
     last = (index == count[..., None] - 1)[..., None]
     following = jnp.where(last, grid[..., :1, :], jnp.roll(grid, -1, axis=-2))

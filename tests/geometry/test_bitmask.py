@@ -1,13 +1,18 @@
-"""Packed masks against plain numpy, run lengths against pycocotools."""
+"""Packed masks against plain numpy and OpenCV, run lengths against pycocotools."""
 
+import functools
+
+import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.morphology
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask
+from seg_jax.geometry import bitmask, shifts
 
 SHAPES = [(1, 1), (31, 5), (32, 7), (33, 64), (100, 41)]
 
@@ -121,3 +126,138 @@ def test_rle_of_runs_of_length_zero():
 def test_broken_rle_is_refused(counts):
     with pytest.raises(ValueError, match="expected"):
         bitmask.from_rle({"size": [2, 3], "counts": counts})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.booleans())
+def test_packed_rle_is_pycocotools(seed, compressed):
+    rng = np.random.default_rng(seed)
+    size = rng.integers(1, [71, 41], (4, 2))
+    size[0] = 70, 40
+    masks = [rng.random(hw) < density for hw, density in zip(size, [0.5, 0.02, 0, 1], strict=True)]
+    masks[1][0, 0] = True  # begins with no zeros
+    rles = [coco.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    rles = [{"size": rle["size"], "counts": rle["counts"]} for rle in rles]
+    words = bitmask.pack_rle(rles, height=70, width=40)
+    assert words.shape == (4, 3, 40)
+    full = np.zeros((4, 70, 40), bool)
+    for canvas, mask in zip(full, masks, strict=True):
+        canvas[: mask.shape[0], : mask.shape[1]] = mask
+    np.testing.assert_array_equal(words, bitmask.pack(full))
+    got = bitmask.unpack_rle(jnp.asarray(words), size, compressed=compressed)
+    assert got == (rles if compressed else [bitmask.to_rle(m, compressed=False) for m in masks])
+    listed = [bitmask.to_rle(mask, compressed=False) for mask in masks]
+    np.testing.assert_array_equal(bitmask.pack_rle(listed, height=70, width=40), words)
+
+
+def test_packed_rle_of_none_and_of_the_largest_canvas():
+    assert bitmask.pack_rle([], height=33, width=5).shape == (0, 2, 5)
+    assert bitmask.unpack_rle(np.zeros((0, 2, 5), np.uint32), np.zeros((0, 2), int)) == []
+    rles = [{"size": [4096, 4096], "counts": [2**24 - 1, 1]}]
+    words = bitmask.pack_rle(rles, height=4096, width=4096)
+    assert np.flatnonzero(words).tolist() == [words.size - 1]
+    assert words[0, -1, -1] == 2**31
+    assert bitmask.unpack_rle(words, np.array([[4096, 4096]]), compressed=False) == rles
+
+
+def grown(mask, kernel, change, *, value):
+    """Returns what OpenCV makes of a mask with the pixels beyond it all set or all not."""
+    side = kernel.shape[0] // 2
+    padded = cv2.copyMakeBorder(
+        mask.astype(np.uint8), side, side, side, side, cv2.BORDER_CONSTANT, value=value
+    )
+    height, width = mask.shape
+    return change(padded, kernel)[side : side + height, side : side + width] > 0
+
+
+@pytest.mark.parametrize("shape", ["square", "disk"])
+@pytest.mark.parametrize("most", [0, 1, 7, 16, 33, 70])
+def test_dilation_and_erosion_are_those_of_opencv(most, shape):
+    rng = np.random.default_rng(most)
+    size = np.array([[70, 53], [70, 53], [33, 20], [1, 1], [64, 53], [7, 50]])
+    density = np.array([0.001, 0.9, 0.1, 1, 0.99, 0.999])[:, None, None]
+    masks = rng.random((6, 70, 53)) < density
+    radius = rng.integers(0, most + 1, 6)
+    radius[1:4:2] = most
+    frame = bitmask.frame(size, height=70, width=53)
+
+    @jax.jit
+    def changed(words, frame, radius):
+        options = {"shape": shape, "most": most}
+        eroded = functools.partial(bitmask.erosion, words, frame, radius, **options)
+        return bitmask.dilation(words, frame, radius, **options), eroded(), eroded(outside=True)
+
+    got = changed(bitmask.pack(masks), frame, radius)
+    ways = [(cv2.dilate, 0), (cv2.erode, 0), (cv2.erode, 1)]
+    for words, (change, value) in zip(got, ways, strict=True):
+        expected = np.zeros_like(masks)
+        for full, mask, (h, w), r in zip(expected, masks, size, radius, strict=True):
+            square = np.ones((2 * r + 1, 2 * r + 1), np.uint8)
+            kernel = square if shape == "square" else skimage.morphology.disk(r)
+            full[:h, :w] = grown(mask[:h, :w], kernel, change, value=value)
+        np.testing.assert_array_equal(bitmask.unpack(words, height=96)[:, :70], expected)
+        assert not np.any(np.asarray(words)[:, 2] >> np.uint32(6))
+
+
+@pytest.mark.parametrize("shape", ["square", "disk"])
+def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
+    words, radius = bitmask.pack(some_masks(40, 30)), jnp.array([0, 1, 2, 3, 4, 5])
+    options = {"shape": shape, "most": 5}
+    expected = shifts.widened(words, radius, **options, beyond=True)
+    elsewhere = jax.vmap(functools.partial(shifts._one, **options, fill=shifts.FULL))
+    np.testing.assert_array_equal(jax.jit(elsewhere)(words, radius), expected)
+    widened = jax.jit(functools.partial(shifts.widened, **options, beyond=True))
+    assert widened.trace(words, radius).lower(lowering_platforms=("cuda",)).out_info
+
+
+def test_one_radius_for_all_and_vmap():
+    masks = some_masks(40, 30)
+    words, frame = bitmask.pack(masks), bitmask.frame(np.array([40, 30]), height=40, width=30)
+    frame = jnp.broadcast_to(frame, words.shape)
+    got = bitmask.unpack(bitmask.dilation(words, frame, 1, shape="disk"), height=40)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+    for mask, wide in zip(masks, got, strict=True):
+        np.testing.assert_array_equal(wide, cv2.dilate(mask.astype(np.uint8), cross) > 0)
+    radius = jnp.array([0, 1, 2, 3, 4, 5])
+    eroded = bitmask.erosion(words, frame, radius)  # its own bound, outside jit
+    mapped = jax.vmap(functools.partial(bitmask.erosion, most=5))(words, frame, radius)
+    np.testing.assert_array_equal(eroded, mapped)
+    with pytest.raises(ValueError, match="expected most beside a traced radius"):
+        jax.jit(bitmask.erosion)(words, frame, radius)
+    with pytest.raises(ValueError, match=r"expected a radius of 0 or more, got -1"):
+        bitmask.erosion(words, frame, -1)
+
+
+def test_wrong_input_is_refused(untyped):
+    words, masks = np.zeros((2, 2, 20), np.uint32), np.zeros((2, 40, 20), bool)
+    for one in (bitmask.area, bitmask.box, bitmask.centroid_px):
+        for wrong in (masks, words.astype(np.int32), words[0, 0], words[:, :0], words[..., :0]):
+            with pytest.raises(ValueError, match=f"expected packed masks, .* {wrong.dtype}"):
+                one(wrong)
+    for two in (bitmask.intersection, bitmask.union, bitmask.xor):
+        with pytest.raises(ValueError, match=r"got uint32 \[2, 2, 19\]: pack"):
+            two(words, words[..., 1:])
+    for wrong in (masks.astype(np.uint8), masks[0, 0], masks[:, :0], np.full((3, 3), np.nan)):
+        for pack in (bitmask.pack, bitmask.to_rle):
+            with pytest.raises(ValueError, match=f"expected bool masks .* got {wrong.dtype}"):
+                pack(wrong)
+    with pytest.raises(ValueError, match=r"expected one mask .* bool \[2, 40, 20\]"):
+        bitmask.to_rle(masks)
+    with pytest.raises(ValueError, match="expected a height of 1 to 64, got 65"):
+        bitmask.unpack(words, height=65)
+    with pytest.raises(ValueError, match="expected a canvas with pixels, got 0x3"):
+        bitmask.frame(np.ones((2, 2), int), height=0, width=3)
+
+
+def test_wrong_rle_is_refused():
+    rle = {"size": [3, 2], "counts": [6]}
+    with pytest.raises(ValueError, match=r"at most 2x9, got size \[3, 2\]"):
+        bitmask.pack_rle([rle], height=2, width=9)
+    with pytest.raises(ValueError, match="expected a canvas with pixels, got 5x0"):
+        bitmask.pack_rle([rle], height=5, width=0)
+    with pytest.raises(ValueError, match=r"with size and counts, got \['size'\]"):
+        bitmask.from_rle({"size": [3, 2]})
+    words = np.zeros((1, 1, 4), np.uint32)
+    for size in ([33, 4], [3, 5], [0, 4]):
+        with pytest.raises(ValueError, match=r"expected pictures of 1x1 to 32x4, got \[\["):
+            bitmask.unpack_rle(words, np.array([size]))

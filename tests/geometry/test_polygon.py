@@ -166,6 +166,8 @@ def test_vertices_and_epsilon_are_numbers(bad):
     ring = SQUARE.copy()
     ring[2, 1] = bad
     for call in (
+        polygon.signed_area,
+        polygon.arc_length,
         polygon.canonical,
         polygon.clip,
         lambda ring: polygon.simplify(ring, 1.0),
@@ -176,3 +178,48 @@ def test_vertices_and_epsilon_are_numbers(bad):
     for epsilon in (-1, np.nan):
         with pytest.raises(ValueError, match=f"expected epsilon >= 0, got {epsilon}"):
             polygon.simplify(SQUARE, epsilon)
+
+
+def test_padded_is_ragged_shapes_in_one_array():
+    shapes = [[SQUARE, [0.1, 2, 3, 4, 5, 6]], [], [SQUARE[:3].astype(int)], [[]]]
+    points, used = polygon.padded(shapes)
+    assert points.shape == (4, 2, 4, 2)
+    assert points.dtype == np.float32
+    assert used.sum(-1).tolist() == [[4, 3], [0, 0], [3, 0], [0, 0]]
+    np.testing.assert_array_equal(points[0, 0], SQUARE)
+    np.testing.assert_array_equal(points[0, 1, :3], np.float32([[0.1, 2], [3, 4], [5, 6]]))
+    np.testing.assert_array_equal(points[2, 0, :3], SQUARE[:3])
+    assert not points[~used].any()
+    wide, flags = polygon.padded(shapes, rings=5, points=9)
+    assert wide.shape == (4, 5, 9, 2)
+    np.testing.assert_array_equal(wide[flags], points[used])
+    assert polygon.padded([])[0].shape == (0, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ring", "message"),
+    [
+        (SQUARE[:, :1], r"numbers \[P, 2\], got float64 \[4, 1\]"),
+        ([1.0, 2.0, 3.0], r"numbers \[P, 2\], got float64 \[3\]"),
+        (np.array([["a", "b"]]), r"numbers \[P, 2\], got <U1 \[1, 2\]"),
+        (SQUARE > 2, r"numbers \[P, 2\], got bool"),
+        ([[0, 0], [np.nan, 1]], r"finite vertices, got \[nan, 1.0\] at 1"),
+        ([[0, 0], [1, 1e39]], r"finite vertices, got \[1.0, inf\] at 1"),
+    ],
+)
+def test_broken_rings_are_not_padded(ring, message):
+    with pytest.raises(ValueError, match=f"expected .*{message}"):
+        polygon.padded([[SQUARE], [ring]])
+
+
+@pytest.mark.parametrize("room", [{"points": 3}, {"rings": 1}])
+def test_padding_has_room_for_all(room):
+    with pytest.raises(
+        ValueError, match=r"expected at most . rings of . points, got 2 of 4: raise"
+    ):
+        polygon.padded([[SQUARE, SQUARE]], **room)
+
+
+def test_one_ring_at_a_time(untyped):
+    with pytest.raises(ValueError, match=r"expected a ring \[P, 2\], got \[1, 4, 2\]"):
+        polygon.signed_area(SQUARE[None])

@@ -1,0 +1,177 @@
+"""The soft IoU against the hard one, against finite differences, and as a loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import shapely
+from jax.test_util import check_grads
+
+from seg_jax.geometry import bitmask, overlap, raster
+
+SIZE = {"height": 40, "width": 50}
+
+
+def polygons(seed, count=6, rings=2, points=7):
+    """Returns star-shaped rings on 1/256 px off the middle of pixels, padded with NaN."""
+    rng = np.random.default_rng(seed)
+    used = np.arange(points) < rng.integers(3, points + 1, (count, rings, 1))
+    angle = np.sort(rng.random((count, rings, points)) * 2 * np.pi, -1)
+    radius = rng.uniform(5, 17, (count, rings, points))
+    centre = rng.uniform(15, 30, (count, rings, 1, 2))
+    ring = centre + radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    ring = np.round(ring * 128) / 128 + 1 / 256
+    return np.where(used[..., None], ring, np.nan), used
+
+
+def masks(seed, count=6):
+    points, used = polygons(seed, count)
+    return raster.fill(np.float32(points), used, **SIZE, rule="center")
+
+
+@pytest.mark.parametrize("rings", ["union", "evenodd"])
+def test_cold_it_is_the_iou_of_the_centre_rule(rings):
+    points, used = polygons(0)
+    points = np.float32(points)
+    truth = masks(1)
+    hard = overlap.iou(raster.fill(points, used, **SIZE, rule="center", rings=rings), truth)
+    soft = jax.jit(functools.partial(overlap.soft_iou, **SIZE, rings=rings))
+    errors = [
+        np.abs(soft(points, used, truth, temperature_px=t) - hard).max()
+        for t in (3.0, 0.3, 0.03, 1e-5)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.05
+    assert errors[-1] < 1e-6
+    plain = soft(points, used, bitmask.unpack(truth, height=40), temperature_px=0.3)
+    np.testing.assert_array_equal(plain, soft(points, used, truth, temperature_px=0.3))
+
+
+def test_share_is_the_logistic_of_the_distance_to_the_outline():
+    points, used = polygons(2, count=4, rings=1)
+    y, x = np.mgrid[:40, :50] + 0.5
+    truth = np.asarray(bitmask.unpack(masks(3, 4), height=40))
+    for ring, flags, mask in zip(points[:, 0], used[:, 0], truth, strict=True):
+        shape = shapely.Polygon(ring[flags])
+        depth = shapely.distance(shape.exterior, shapely.points(x, y))
+        depth = np.where(shapely.contains_xy(shape, x, y), depth, -depth)
+        share = 1 / (1 + np.exp(-depth / 2))
+        expected = (share * mask).sum() / (share + mask - share * mask).sum()
+        got = overlap.soft_iou(
+            np.float32(ring[None]), flags[None], mask, **SIZE, temperature_px=2.0
+        )
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rings", ["union", "evenodd"])
+def test_gradients_are_those_of_finite_differences(rings):
+    points, used = polygons(4, count=2)
+    truth = masks(5, 2)
+    with jax.enable_x64(True):
+        points = jnp.asarray(np.where(used[..., None], points, 0), jnp.float64)
+        soft = functools.partial(overlap.soft_iou, **SIZE, rings=rings)
+
+        def of(points, temperature):
+            return soft(points, used, truth, temperature_px=temperature)
+
+        check_grads(of, (points, jnp.float64(1.5)), order=1, modes=["rev", "fwd"], eps=1e-6)
+        slope = jax.grad(lambda p: of(p, 1.5).sum())(points)
+        assert np.abs(slope).max((1, 2, 3)).min() > 1e-3
+        # Padding has none, and the area that a step adds or takes shows in the sign.
+        assert not np.any(np.asarray(slope)[~used])
+
+
+def test_a_polygon_climbs_to_its_mask():
+    y, x = np.mgrid[:40, :50] + 0.5
+    mask = bitmask.pack(((x - 29) / 14) ** 2 + ((y - 19) / 9) ** 2 < 1)
+    angle = np.arange(12) * 2 * np.pi / 12
+    ring = np.stack([15 + 5 * np.cos(angle), 26 + 5 * np.sin(angle)], -1)
+    points, used = jnp.asarray(ring[None], jnp.float32), np.ones((1, 12), bool)
+
+    def hard(points):
+        return float(overlap.iou(raster.fill(points, used, **SIZE, rule="center"), mask))
+
+    def step(number, state):
+        points, speed = state
+        temperature = 4.0 * 0.985**number
+        loss = functools.partial(
+            overlap.soft_iou, used=used, mask=mask, **SIZE, temperature_px=temperature
+        )
+        slope = jax.grad(loss)(points)
+        speed = 0.8 * speed + slope / (jnp.linalg.norm(slope) + 1e-6)
+        return points + 0.3 * speed, speed
+
+    before = hard(points)
+    points, _ = jax.jit(lambda p: jax.lax.fori_loop(0, 200, step, (p, 0 * p)))(points)
+    assert before < 0.05
+    assert hard(points) > 0.9
+
+
+def test_broken_and_degenerate_rings_leave_finite_gradients():
+    good, flags = polygons(6, count=1, rings=1, points=7)
+    points = np.repeat(np.where(flags[..., None], good, 0), 9, 0).astype(np.float32)
+    used = np.repeat(flags, 9, 0)
+    points[1] = 10.5  # one point, on a pixel's centre
+    used[1] = True
+    points[2, 0, :, 1] = 10.5  # on a line
+    used[3] = False
+    used[4, 0, 2:] = False
+    points[5, 0, 1] = points[5, 0, 0]  # repeated
+    points[6, 0, 1] = np.nan
+    points[7, 0, :, 0] = np.inf
+    points[8] = 3e4  # far away
+    truth = masks(7, 1)[0]
+
+    def of(points, used):
+        return overlap.soft_iou(points, used, truth, **SIZE)
+
+    value, slope = jax.vmap(jax.value_and_grad(of))(points, used)
+    alone, alone_slope = jax.value_and_grad(of)(points[0], used[0])
+    assert np.isfinite(value).all()
+    assert np.isfinite(slope).all()
+    np.testing.assert_allclose(value[0], alone, rtol=1e-6)
+    np.testing.assert_allclose(slope[0], alone_slope, rtol=1e-4, atol=1e-8)
+    np.testing.assert_array_equal(np.asarray(value)[[3, 4, 7]], 0)
+    assert not np.any(np.asarray(slope)[[3, 4, 7]])
+    # A vertex that is not finite counts as unused.
+    fewer = used[6].copy()
+    fewer[0, 1] = False
+    np.testing.assert_allclose(value[6], of(np.nan_to_num(points[6]), fewer), rtol=1e-6)
+    nothing = np.zeros((40, 50), bool)
+    assert overlap.soft_iou(points[3], used[3], nothing, **SIZE) == 1
+    assert overlap.soft_iou(points[0], used[0], nothing, **SIZE) == 0
+    empty = np.zeros((3, 0, 7, 2), np.float32), np.zeros((3, 0, 7), bool)
+    assert overlap.soft_iou(*empty, truth, **SIZE).tolist() == [0, 0, 0]
+
+
+def test_batches_and_padding_change_nothing():
+    points, used = polygons(8)
+    points = np.float32(np.where(used[..., None], points, 7))
+    truth = masks(9)
+    soft = functools.partial(overlap.soft_iou, **SIZE)
+    expected = jax.jit(soft)(points, used, truth)
+    two = soft(points.reshape(2, 3, 2, 7, 2), used.reshape(2, 3, 2, 7), truth.reshape(2, 3, 2, 50))
+    np.testing.assert_allclose(two.ravel(), expected, rtol=1e-6)
+    wide = np.pad(points, ((0, 0), (0, 1), (0, 3), (0, 0))), np.pad(used, ((0, 0), (0, 1), (0, 3)))
+    np.testing.assert_allclose(jax.vmap(soft)(*wide, truth), expected, rtol=1e-6)
+    one = soft(points, used, truth[0])
+    np.testing.assert_allclose(one[0], expected[0], rtol=1e-6)
+
+
+def test_wrong_input_is_refused(untyped):
+    points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
+    soft = functools.partial(overlap.soft_iou, **SIZE)
+    for mask in (np.zeros((1, 50), np.uint32), np.zeros((40, 50), np.float32), used):
+        with pytest.raises(ValueError, match=f"masks of 40x50, got {mask.dtype}"):
+            soft(points, used, mask)
+    mask = np.zeros((40, 50), bool)
+    for wrong in (points.astype(int), points[0], points[:, :2]):
+        with pytest.raises(ValueError, match=f"expected float points .* got {wrong.dtype}"):
+            soft(wrong, used, mask)
+    for cold in (0.0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"expected a temperature above 0, got {cold}"):
+            soft(points, used, mask, temperature_px=cold)
+    with pytest.raises(ValueError, match="expected a canvas with pixels, got 0x50"):
+        overlap.soft_iou(points, used, mask[:0], height=0, width=50)
