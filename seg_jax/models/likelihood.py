@@ -102,17 +102,32 @@ def answer_logp(
     chunk: int | None = None,
     temperature: float = 1.0,
 ) -> Float[Array, "B G L"]:
-    """Returns the log-probability of each token of G answers per prompt, prompts read once.
+    """Returns the log-probability of each answer token; as `answer_likelihood`."""
+    return answer_likelihood(
+        model, tokens, pictures, ids=ids, chunk=chunk, temperature=temperature
+    ).logp
 
-    It equals `decode.generate`'s `logp` for the same weights and temperature. Columns after the
-    end token hold numbers without meaning: mask them with `Rollout.used`.
+
+def answer_likelihood(
+    model: vlm.VLM,
+    tokens: Tokens,
+    pictures: Pictures | None,
+    *,
+    ids: Int[Array, "B G L"],
+    chunk: int | None = None,
+    temperature: float = 1.0,
+) -> Likelihood:
+    """Returns what the model thinks of each token of G answers per prompt, prompts read once.
+
+    `logp` equals `decode.generate`'s for the same weights and temperature. Columns after the end
+    token hold numbers without meaning: mask them with `Rollout.used`.
     """
     prefix = model.prefill(tokens, pictures)
     first = jnp.broadcast_to(
         prefix.hidden[:, None, None], (*ids.shape[:2], 1, prefix.hidden.shape[-1])
     )
     hidden = jnp.concatenate([first, model.extend(ids[..., :-1], prefix)], 2)
-    return token_logp(hidden, model.unembed(), ids, chunk=chunk, temperature=temperature)
+    return token_likelihood(hidden, model.unembed(), ids, chunk=chunk, temperature=temperature)
 
 
 def _logits(hidden: Float[Array, "*n D"], unembed: Float[Array, "V D"]) -> Float[Array, "*n V"]:

@@ -1,42 +1,104 @@
-"""Reinforcement on judged answers: group advantages, GSPO and GRPO losses, the update."""
+"""Reinforcement on judged answers: group advantages, the clipped objectives, the update."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from seg_jax.models.likelihood import Likelihood
 from seg_jax.records import Array, Prompts, Rollout
 from seg_jax.training import state as states
 from seg_jax.training.optimizer import Optimizer
 
+Spread = Literal["population", "sample", "none"]
+TINY = 1e-6
+"""A group whose rewards deviate by less has nothing to tell."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Correction:
+    """Truncated importance weights, for a sampler that is not quite the trainer.
+
+    With a level, the old log-probabilities are the trainer's own, scored once more before the
+    first update, and what a token adds to the objective is multiplied by min(trainer / sampler,
+    cap), which is a constant to the gradient.
+
+    Source: truncated importance sampling, Ionides 2008; for language models Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training", with a cap of 2.
+    """
+
+    level: Literal["off", "token", "sequence"] = "off"
+    """A weight for each token, or for each answer the product of its tokens'."""
+    cap: float = 2.0
+    """The largest weight."""
+
+    def __post_init__(self):
+        if not self.cap > 0:
+            raise ValueError(f"policy.correction.cap: expected > 0, got {self.cap}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What is maximised: GSPO by default, GRPO with `ratio="token"` and clips of 0.2.
+    """What is maximised: GSPO by default; the other papers are other choices of the same parts.
 
-    Source: GSPO, arXiv 2507.18071, equations 5 to 8; GRPO, arXiv 2402.03300.
+    | paper                  | ratio          | average  | spread     | clips     | and         |
+    |------------------------|----------------|----------|------------|-----------|-------------|
+    | GSPO, 2507.18071       | sequence       | answers  | population | 3e-4 4e-4 |             |
+    | GSPO-token, there 4.3  | sequence_token | answers  | population | 3e-4 4e-4 |             |
+    | GRPO, 2402.03300       | token          | answers  | population | 0.2 0.2   | kl 0.04     |
+    | DAPO, 2503.14476       | token          | tokens   | population | 0.2 0.28  | drop_equal  |
+    | Dr. GRPO, 2503.20783   | token          | constant | none       | 0.2 0.2   |             |
+
+    Differs: DAPO samples on until a batch is full of groups that differ; here the equal ones are
+    left out and the others weigh more.
     """
 
-    ratio: Literal["sequence", "token"] = "sequence"
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-    minibatches: int = 4
-    """Updates per rollout batch; the prompts are split among them."""
-    kl: float = 0.0
-    """Weight of the KL penalty to the starting weights (k3 estimate per token)."""
+    ratio: Literal["sequence", "sequence_token", "token"] = "sequence"
+    """What is clipped: one ratio of an answer, the geometric mean of its tokens'; the same in
+    value with a gradient for each token, which advantages per token need; or each token's own."""
+    average: Literal["answers", "tokens", "constant"] = "answers"
+    """The mean over the tokens of each answer, then over answers; over all tokens of the
+    minibatch; or a sum over tokens divided by answers times the longest that could be sampled."""
+    spread: Spread = "population"
+    """What a group's centred rewards are divided by: the root of their mean square; the same with
+    G - 1 instead of G, as torch.std and so TRL have it; nothing. The papers write `std` alone."""
     spread_floor: float = 0.0
     """Least standard deviation that a group's rewards are divided by. With 0 every group is
     scaled to unit spread, which turns noise into gradient where all answers are equally bad."""
+    drop_equal: bool = False
+    """Leave groups of equal rewards out of the averages; they have no advantage either way."""
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    kl: float = 0.0
+    """Weight of the KL penalty to the starting weights (k3 estimate per token)."""
+    correction: Correction = Correction()
+    minibatches: int = 4
+    """Updates per rollout batch; the prompts are split among them."""
+    accumulate: int = 1
+    """Pieces that a minibatch is cut into to save memory; the loss and its gradient stay those of
+    the whole, however long the answers of a piece are."""
 
     def __post_init__(self):
-        if self.minibatches < 1:
-            raise ValueError(f"policy.minibatches: expected >= 1, got {self.minibatches}")
+        for name in ("minibatches", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"policy.{name}: expected >= 1, got {getattr(self, name)}")
+        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0 and self.kl >= 0):
+            raise ValueError(
+                "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and kl >= 0, "
+                f"got {self.clip_low}, {self.clip_high} and {self.kl}"
+            )
+        if self.spread == "none" and self.spread_floor > 0:
+            raise ValueError(
+                f"policy.spread_floor: expected 0 where nothing is divided by the spread, "
+                f"got {self.spread_floor}"
+            )
 
 
 def reward(
@@ -54,15 +116,26 @@ def reward(
 
 
 def advantages(
-    rewards: Float[Array, "B G"], *, spread_floor: float = 0.0, tiny: float = 1e-6
+    rewards: Float[Array, "B G"], *, spread: Spread = "population", spread_floor: float = 0.0
 ) -> Float[Array, "B G"]:
     """Returns (r - mean) / max(std, floor) within each group; 0 where all rewards are equal.
 
-    Source: GSPO equation 6.
+    Source: GSPO equation 6; without the division Dr. GRPO, section 3.2.
     """
     centred = rewards - rewards.mean(1, keepdims=True)
-    spread = jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True))
-    return jnp.where(spread > tiny, centred / jnp.maximum(spread, max(spread_floor, tiny)), 0.0)
+    population = jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True))
+    if spread == "none":
+        scaled = centred
+    else:
+        answers = rewards.shape[1]
+        bessel = math.sqrt(answers / max(answers - 1, 1)) if spread == "sample" else 1.0
+        scaled = centred / jnp.maximum(bessel * population, max(spread_floor, TINY))
+    return jnp.where(population > TINY, scaled, 0.0)
+
+
+def differ(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
+    """Returns which groups have rewards that differ; the others have no advantage."""
+    return rewards.std(1) > TINY
 
 
 class Loss(NamedTuple):
@@ -77,92 +150,271 @@ def loss(
     logp: Float[Array, "*n L"],
     old_logp: Float[Array, "*n L"],
     used: Bool[Array, "*n L"],
-    advantage: Float[Array, "*n"],
+    advantage: Float[Array, "*n"] | Float[Array, "*n L"],
     reference_logp: Float[Array, "*n L"] | None = None,
+    *,
+    importance: Float[Array, "*n L"] | None = None,
+    kept: Bool[Array, "*n"] | None = None,
+    total: Float[Array, ""] | Int[Array, ""] | int | None = None,
 ) -> Loss:
-    """Returns the clipped surrogate, averaged over answers.
+    """Returns the clipped surrogate min(s A, clip(s, 1 - low, 1 + high) A), averaged, negated.
 
-    sequence: s = exp(mean over tokens of log-ratio); token: one ratio per token, averaged over
-    the tokens of the answer. Both are min(s A, clip(s, 1 - low, 1 + high) A).
+    The ratio s is exp of the log-ratio: of each token, or its mean over the tokens of the answer.
+
+    Args:
+      config: what is maximised.
+      logp: of the answers' tokens under the weights that learn.
+      old_logp: under the weights before the first update.
+      used: tokens that count.
+      advantage: of each answer, or of each token.
+      reference_logp: under the frozen weights, for the KL penalty.
+      importance: weight of each token from `importance_weights`; 1 if None.
+      kept: answers that count; all if None.
+      total: of the whole minibatch that these answers are a piece of, as `normaliser` counts;
+        their own if None.
+
+    Source: GSPO equations 5, 7 and, for tokens, 13 and 14; GRPO equation 3; DAPO equation 8.
     """
-    length = jnp.maximum(used.sum(-1), 1)
+    if config.ratio == "sequence" and advantage.ndim == used.ndim:
+        raise ValueError(
+            "advantage: expected one per answer for policy.ratio sequence, got one per token; "
+            "choose sequence_token"
+        )
+    total = normaliser(config, used, kept) if total is None else total
+    length = jnp.maximum(used.sum(-1, keepdims=True), 1)
+    counts = (used if kept is None else used & kept[..., None]).astype(jnp.float32)
     gap = jnp.where(used, logp - old_logp, 0.0)
-    if config.ratio == "sequence":
-        log_ratio, gain = gap.sum(-1) / length, advantage
-        share = jnp.ones_like(log_ratio)
-    else:
-        log_ratio, gain = gap, advantage[..., None]
-        share = used / length[..., None]
-    # A ratio beyond e^20 is a broken run, not a gradient: the bound keeps it finite for the log.
-    ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
+    ratio = _ratio(config, jnp.where(used, logp, 0.0), gap, length)
+    gain = advantage if advantage.ndim == used.ndim else advantage[..., None]
     bounded = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
     surrogate = jnp.minimum(ratio * gain, bounded * gain)
-    answers = advantage.size
-    value = -jnp.sum(share * surrogate) / answers
-    clipped = (ratio * gain > bounded * gain).astype(jnp.float32)
-    metrics = {
-        "clip_fraction": jnp.sum(share * clipped) / answers,
-        "ratio_max": jnp.max(jnp.where(share > 0, ratio, 0.0)),
-        "ratio_mean": jnp.sum(share * ratio) / answers,
-        "policy_kl": -jnp.sum(gap) / jnp.maximum(used.sum(), 1),
-    }
+    share = _shares(config, counts if importance is None else counts * importance, length)
+    value = -jnp.sum(share * surrogate) / total
+    metrics = _told(ratio, ratio * gain > bounded * gain, used, length)
+    metrics["policy_kl"] = -jnp.sum(gap) / jnp.maximum(used.sum(), 1)
     if reference_logp is not None and config.kl > 0:
         drift = jnp.where(used, reference_logp - logp, 0.0)
         k3 = jnp.exp(jnp.clip(drift, -20.0, 20.0)) - drift - 1.0
-        kl = jnp.sum(jnp.sum(k3, -1) / length) / answers
+        weight = counts / length if config.average == "answers" else counts
+        kl = jnp.sum(weight * k3) / total
         value = value + config.kl * kl
         metrics["reference_kl"] = kl
     return Loss(value, metrics | {"loss": value})
 
 
-ScoreAnswers = Callable[[Any, Prompts, Rollout], Float[Array, "B G L"]]
-"""(params, prompts, rollout) -> log-probability of each answer token under the weights."""
+def normaliser(
+    config: Policy, used: Bool[Array, "*n L"], kept: Bool[Array, "*n"] | None = None
+) -> Int[Array, ""] | int:
+    """Returns what the sum over a minibatch is divided by: its answers, tokens or token places."""
+    if config.average == "tokens":
+        counts = used if kept is None else used & kept[..., None]
+        return jnp.maximum(counts.sum(), 1)
+    answers = math.prod(used.shape[:-1]) if kept is None else jnp.maximum(kept.sum(), 1)
+    return answers * used.shape[-1] if config.average == "constant" else answers
+
+
+def importance_weights(
+    correction: Correction,
+    logp: Float[Array, "*n L"],
+    sampler_logp: Float[Array, "*n L"],
+    used: Bool[Array, "*n L"],
+) -> Float[Array, "*n L"]:
+    """Returns min(trainer / sampler, cap) at each token; within an answer equal for `sequence`."""
+    gap = jnp.where(used, logp - sampler_logp, 0.0)
+    if correction.level == "sequence":
+        gap = jnp.broadcast_to(gap.sum(-1, keepdims=True), gap.shape)
+    return jnp.exp(jnp.minimum(gap, math.log(correction.cap)))
+
+
+def _ratio(config: Policy, logp, gap, length) -> Float[Array, "*n _"]:
+    """Returns the ratio of each token, or of each answer in a single column.
+
+    A ratio beyond e^20 is a broken run, not a gradient: the bound keeps it finite for the log.
+    """
+    if config.ratio == "token":
+        return jnp.exp(jnp.clip(gap, -20.0, 20.0))
+    mean = gap.sum(-1, keepdims=True) / length
+    ratio = jnp.exp(jnp.clip(mean, -20.0, 20.0))
+    if config.ratio == "sequence_token":
+        # A factor whose value is 1, with the gradient of the token's log-probability.
+        ratio = jax.lax.stop_gradient(ratio) * jnp.exp(logp - jax.lax.stop_gradient(logp))
+    return ratio
+
+
+def _shares(config: Policy, counts, length) -> Float[Array, "*n _"]:
+    """Returns what each ratio counts for, before the division by `normaliser`."""
+    if config.ratio == "sequence":
+        counts = counts.sum(-1, keepdims=True)
+    return counts / length if config.average == "answers" else counts
+
+
+def _told(ratio, clipped, used, length) -> dict[str, Array]:
+    """Returns how far the ratios went, each answer counting the same."""
+    one = ratio.shape[-1] == 1
+    known = jnp.ones(ratio.shape, bool) if one else used
+    share = known if one else used / length
+    clipped = jnp.broadcast_to(clipped, jnp.broadcast_shapes(clipped.shape, used.shape))
+    answers = math.prod(used.shape[:-1])
+    return {
+        "clip_fraction": jnp.sum(used / length * clipped) / answers,
+        "ratio/mean": jnp.sum(share * ratio) / answers,
+        "ratio/p99": quantile(ratio, known, 0.99),
+        "ratio/max": jnp.max(jnp.where(known, ratio, 0.0)),
+    }
+
+
+def quantile(values: Float[Array, "*n"], known: Bool[Array, "*n"], share: float):
+    """Returns the least known value that at least this share of the known values do not exceed."""
+    rising = jnp.sort(jnp.where(known, values, jnp.inf).ravel())
+    place = jnp.ceil(share * known.sum()).astype(jnp.int32) - 1
+    return rising[jnp.clip(place, 0, rising.size - 1)]
+
+
+Score = Callable[[Any, Prompts, Rollout], Likelihood]
+"""(params, prompts, rollout) -> log-probability and entropy [B G L] of each answer token."""
+
+
+class Lesson(NamedTuple):
+    """Judged answers to prompts, whole, a minibatch or a piece of one (device)."""
+
+    prompts: Prompts
+    rollout: Rollout
+    advantage: Float[Array, "B G"]
+    kept: Bool[Array, "B G"] | None = None
+    """Answers that count; all if None."""
+    old_logp: Float[Array, "B G L"] | None = None
+    """Of the trainer before the first update; the sampler's if None."""
+
+
+def lesson(
+    config: Policy, prompts: Prompts, rollout: Rollout, rewards: Float[Array, "B G"]
+) -> Lesson:
+    """Returns what is to be learned from rewarded answers."""
+    advantage = advantages(rewards, spread=config.spread, spread_floor=config.spread_floor)
+    kept = None
+    if config.drop_equal:
+        kept = jnp.broadcast_to(differ(rewards)[:, None], rewards.shape)
+    return Lesson(prompts, rollout, advantage, kept)
+
+
+class _Seen(NamedTuple):
+    """What a pass over answers leaves for the log."""
+
+    logp: Float[Array, "B G L"]
+    entropy: Float[Array, "B G L"]
+    reference_logp: Float[Array, "B G L"] | None
 
 
 def update(
     config: Policy,
     optimizer: Optimizer,
     transform: optax.GradientTransformation,
-    score: ScoreAnswers,
+    score: Score,
     state: states.State,
-    prompts: Prompts,
-    rollout: Rollout,
-    advantage: Float[Array, "B G"],
+    lesson: Lesson,
     reference: Any | None = None,
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
-    """Returns the state after one update per minibatch of prompts, with mean metrics.
+    """Returns the state after one update per minibatch of prompts, with metrics of all of them.
 
-    A step is a batch of prompts: its minibatches share a learning rate and count once.
-    The old log-probabilities are the sampler's: it runs the same code as `score`.
+    A step is a batch of prompts: its minibatches share a learning rate and count once. The old
+    log-probabilities are the sampler's, which runs the same code as `score`, unless the
+    correction is on. A minibatch with a loss or gradient that is not finite changes no weight.
     """
-    rows = advantage.shape[0]
-    if rows % config.minibatches:
+    rows, cuts = lesson.advantage.shape[0], config.minibatches * config.accumulate
+    if rows % cuts:
         raise ValueError(
-            f"policy.minibatches: expected a divisor of {rows} prompts, got {config.minibatches}"
+            f"policy.minibatches times policy.accumulate: expected a divisor of {rows} prompts, "
+            f"got {config.minibatches} times {config.accumulate}"
         )
+    if config.correction.level != "off":
+        scored = jax.lax.map(
+            lambda piece: score(state.params, piece.prompts, piece.rollout).logp,
+            _cut(lesson, cuts),
+        )
+        lesson = lesson._replace(old_logp=jax.lax.stop_gradient(_joined(scored)))
 
-    def one(state, piece):
-        prompts, rollout, advantage = piece
+    def one(state, minibatch):
+        value, grads, seen = _gradient(config, score, state.params, minibatch, reference)
+        norm = optax.global_norm(grads)
+        sound = jnp.isfinite(value) & jnp.isfinite(norm)
+        after, rate = states.advance(state, grads, optimizer, transform, sound=sound)
+        told = {"loss": value, "grad_norm": norm, "learning_rate": rate}
+        return after._replace(step=state.step), (told, seen)
 
-        def objective(params):
-            logp = score(params, prompts, rollout)
-            ref = None
-            if config.kl > 0:
-                ref = jax.lax.stop_gradient(score(reference, prompts, rollout))
-            result = loss(config, logp, rollout.logp, rollout.used, advantage, ref)
-            return result.value, result.metrics
+    after, (told, seen) = jax.lax.scan(one, state, _cut(lesson, config.minibatches))
+    metrics = _metrics(config, lesson, _joined(seen), rows // config.minibatches)
+    metrics |= {name: values.mean() for name, values in told.items()}
+    return after._replace(step=state.step + 1), metrics
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
-        metrics["grad_norm"] = optax.global_norm(grads)
-        after, metrics["learning_rate"] = states.advance(state, grads, optimizer, transform)
-        return after._replace(step=state.step), metrics
 
-    pieces = jax.tree.map(
-        lambda leaf: leaf.reshape(config.minibatches, rows // config.minibatches, *leaf.shape[1:]),
-        (prompts, rollout, advantage),
+def _gradient(config: Policy, score: Score, params: Any, minibatch: Lesson, reference: Any | None):
+    """Returns the loss of a minibatch, its gradient and what was seen, however it is cut."""
+    total = normaliser(config, minibatch.rollout.used, minibatch.kept)
+
+    def objective(params, piece: Lesson):
+        logp, entropy = score(params, piece.prompts, piece.rollout)
+        ref = None
+        if config.kl > 0:
+            ref = jax.lax.stop_gradient(score(reference, piece.prompts, piece.rollout).logp)
+        result = _loss(config, logp, piece, ref, total)
+        return result.value, _Seen(logp, entropy, ref)
+
+    graded = jax.value_and_grad(objective, has_aux=True)
+    if config.accumulate == 1:
+        (value, seen), grads = graded(params, minibatch)
+        return value, grads, seen
+
+    def add(carry, piece):
+        (value, seen), grads = graded(params, piece)
+        return jax.tree.map(jnp.add, carry, (value, grads)), seen
+
+    # Sums of bfloat16 gradients would lose what the last pieces add.
+    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    pieces = _cut(minibatch, config.accumulate)
+    (value, grads), seen = jax.lax.scan(add, (jnp.zeros(()), wide), pieces)
+    grads = jax.tree.map(lambda sum_, leaf: sum_.astype(leaf.dtype), grads, params)
+    return value, grads, _joined(seen)
+
+
+def _loss(config: Policy, logp, lesson: Lesson, reference_logp=None, total=None) -> Loss:
+    """Returns the loss of a lesson whose answers have these log-probabilities."""
+    rollout, old, importance = lesson.rollout, lesson.old_logp, None
+    if old is None:
+        old = rollout.logp
+    else:
+        importance = importance_weights(config.correction, old, rollout.logp, rollout.used)
+    return loss(
+        config,
+        logp,
+        old,
+        rollout.used,
+        lesson.advantage,
+        reference_logp,
+        importance=importance,
+        kept=lesson.kept,
+        total=total,
     )
-    after, metrics = jax.lax.scan(one, state, pieces)
-    return after._replace(step=state.step + 1), {
-        name: values.max() if name.endswith("_max") else values.mean()
-        for name, values in metrics.items()
-    }
+
+
+def _metrics(config: Policy, lesson: Lesson, seen: _Seen, first: int) -> dict[str, Array]:
+    """Returns what to log of all minibatches; the first rows were scored before any update."""
+    used = lesson.rollout.used
+    metrics = _loss(config, seen.logp, lesson, seen.reference_logp).metrics
+    metrics["entropy"] = jnp.sum(jnp.where(used, seen.entropy, 0.0)) / jnp.maximum(used.sum(), 1)
+    gap = jnp.abs(seen.logp - lesson.rollout.logp)[:first]
+    metrics["sampler_gap/p99"] = quantile(gap, used[:first], 0.99)
+    metrics["sampler_gap/max"] = jnp.max(jnp.where(used[:first], gap, 0.0))
+    if lesson.old_logp is not None:
+        weights = importance_weights(config.correction, lesson.old_logp, lesson.rollout.logp, used)
+        metrics["importance"] = jnp.sum(jnp.where(used, weights, 0.0)) / jnp.maximum(used.sum(), 1)
+    return metrics
+
+
+def _cut(tree: Any, pieces: int) -> Any:
+    """Returns the tree [B ..] in pieces [pieces B/pieces ..] of neighbouring rows."""
+    return jax.tree.map(lambda leaf: leaf.reshape(pieces, -1, *leaf.shape[1:]), tree)
+
+
+def _joined(tree: Any) -> Any:
+    """Returns the pieces [pieces b ..] as one tree [pieces * b ..]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

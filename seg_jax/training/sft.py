@@ -45,7 +45,8 @@ def update(
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
     """Returns the state after one update on the batch, with metrics.
 
-    The loss is the weighted mean over all targets of the batch, however it is cut.
+    The loss is the weighted mean over all targets of the batch, however it is cut. A loss or
+    gradient that is not finite changes no weight.
     """
     total = jnp.maximum(batch.weights.sum(), 1e-6)
     rows = batch.weights.shape[0]
@@ -72,7 +73,8 @@ def update(
         nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, grads), _ = jax.lax.scan(add, nothing, pieces)
     norm = optax.global_norm(grads)
-    state, rate = states.advance(state, grads, optimizer, transform)
+    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+    state, rate = states.advance(state, grads, optimizer, transform, sound=sound)
     return state, {
         "loss": loss,
         "grad_norm": norm,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from seg_jax.records import Array
 from seg_jax.training.optimizer import Optimizer
@@ -31,14 +31,29 @@ def fresh(params: Any, transform: optax.GradientTransformation, *, horizon: int)
 
 
 def advance(
-    state: State, grads: Any, optimizer: Optimizer, transform: optax.GradientTransformation
+    state: State,
+    grads: Any,
+    optimizer: Optimizer,
+    transform: optax.GradientTransformation,
+    *,
+    sound: Bool[Array, ""] | None = None,
 ) -> tuple[State, Float[Array, ""]]:
-    """Returns the state after one update and the learning rate that it used."""
+    """Returns the state after one update and the learning rate that it used.
+
+    Where the update is not sound, weights and moments stay as they were: the run can be stopped
+    later, and saved, without a copy of every state.
+    """
     direction, moments = transform.update(grads, state.moments, state.params)
     rate = optimizer.schedule.rate(optimizer.lr, state.step, state.horizon)
     params = jax.tree.map(
         lambda weight, d: (weight - rate * d).astype(weight.dtype), state.params, direction
     )
+    if sound is not None:
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (params, moments),
+            (state.params, state.moments),
+        )
     return State(state.step + 1, state.horizon, params, moments), rate
 
 

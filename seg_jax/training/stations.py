@@ -156,8 +156,8 @@ def reinforcing_step(
     transform = optimizers.build(optimizer)
     judged_rows = _judge(speaker, task)
 
-    def score(params: Any, prompts: Prompts, rollout: Rollout) -> Float[Array, "B G L"]:
-        return likelihood.answer_logp(
+    def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
+        return likelihood.answer_likelihood(
             speaker.model(params),
             prompts.tokens,
             prompts.pictures,
@@ -169,18 +169,33 @@ def reinforcing_step(
     def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
         judged, verdict = judged_rows(rollout, prompts.truth)
         reward = policy.reward(judged.scores, weights)
-        advantage = policy.advantages(reward, spread_floor=config.spread_floor)
+        lesson = policy.lesson(config, prompts, rollout, reward)
         state, metrics = policy.update(
-            config, optimizer, transform, score, state, prompts, rollout, advantage, reference
+            config, optimizer, transform, score, state, lesson, reference
         )
         metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
         metrics |= {f"verdicts/{v.name}": (verdict == v).mean() for v in Verdict}
         metrics["reward"] = reward.mean()
         metrics["reward_spread"] = reward.std(1).mean()
-        metrics["answer_tokens"] = rollout.used.sum(-1).mean()
+        metrics["groups_that_differ"] = policy.differ(reward).mean()
+        metrics |= _lengths(rollout, speaker.tokenizer.end_id)
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _lengths(rollout: Rollout, end_id: int) -> dict[str, Array]:
+    """Returns how long the answers are, and how many of the decoded columns they needed."""
+    length = rollout.used.sum(-1)
+    # The loop of the sampler ends with its longest answer; the others wait.
+    decoded = length.size * jnp.maximum(length.max(), 1)
+    unended = rollout.used[..., -1] & (rollout.ids[..., -1] != end_id)
+    return {
+        "length/mean": length.mean(),
+        "length/max": length.max(),
+        "truncated": unended.mean(),
+        "useful_tokens": length.sum() / decoded,
+    }
 
 
 def _judge(speaker: Speaker, task: Task) -> Any:

@@ -1,4 +1,6 @@
-"""Advantages and losses against hand-computed values and the formulas written out in torch."""
+"""Advantages, losses and updates against values by hand and the papers' formulas in torch."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from seg_jax.training import policy
+from seg_jax.models.likelihood import Likelihood
+from seg_jax.records import Prompts, Rollout
+from seg_jax.training import optimizer, policy, state
+from seg_jax.training.policy import Correction, Policy
 
 
 def test_reward_is_the_weighted_sum_of_named_scores():
@@ -16,15 +21,82 @@ def test_reward_is_the_weighted_sum_of_named_scores():
         policy.reward(scores, {"iuo": 1.0})
 
 
+REWARDS = jnp.array([[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]])
+
+
 def test_advantages_by_hand():
-    rewards = jnp.array([[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]])
-    out = np.asarray(policy.advantages(rewards))
+    out = np.asarray(policy.advantages(REWARDS))
     np.testing.assert_allclose(out[0], [-1, 1, -1, 1], atol=1e-6)
     np.testing.assert_allclose(out[1], 0.0)
     np.testing.assert_allclose(out[2], np.array([0, 1, -1, 0]) * np.sqrt(2), atol=1e-4)
-    floored = np.asarray(policy.advantages(rewards, spread_floor=0.1))
+    floored = np.asarray(policy.advantages(REWARDS, spread_floor=0.1))
     np.testing.assert_allclose(floored[0], out[0], atol=1e-6)
     np.testing.assert_allclose(floored[2], [0, 0.1, -0.1, 0], atol=1e-5)
+
+
+def test_spreads_by_hand():
+    sample = np.asarray(policy.advantages(REWARDS, spread="sample"))
+    np.testing.assert_allclose(sample[0], np.array([-1, 1, -1, 1]) * np.sqrt(3 / 4), atol=1e-6)
+    centred = REWARDS[0] - REWARDS[0].mean()
+    deviation = torch.tensor(REWARDS[0].tolist()).std().item()
+    np.testing.assert_allclose(sample[0], centred / deviation, rtol=1e-6)
+    none = np.asarray(policy.advantages(REWARDS, spread="none"))
+    np.testing.assert_allclose(none[0], [-0.5, 0.5, -0.5, 0.5])
+    np.testing.assert_allclose(none[2], [0, 0.01, -0.01, 0], atol=1e-6)
+    np.testing.assert_array_equal(none[1], 0.0)
+    for one in (policy.advantages(REWARDS[:, :1], spread=s) for s in ("sample", "none")):
+        np.testing.assert_array_equal(one, 0.0)
+    np.testing.assert_array_equal(policy.differ(REWARDS), [True, False, True])
+
+
+# Two answers, of two and of one token; the padding holds what must not count.
+OLD = jnp.array([[-1.0, -2.0], [-1.5, -7.0]])
+NEW = OLD + jnp.array([[0.1, 0.3], [-0.1, 5.0]])
+USED = jnp.array([[True, True], [True, False]])
+GAIN = jnp.array([1.0, -1.0])
+E = np.exp
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # s = e^0.2 and e^-0.1, clipped to 1.12 and 0.92: the min takes 1.12 and -0.92.
+        ({}, -(1.12 - 0.92) / 2),
+        ({"ratio": "sequence_token"}, -(1.12 - 0.92) / 2),
+        ({"ratio": "token"}, -((E(0.1) + 1.12) / 2 - 0.92) / 2),
+        ({"ratio": "token", "average": "tokens"}, -(E(0.1) + 1.12 - 0.92) / 3),
+        ({"ratio": "token", "average": "constant"}, -(E(0.1) + 1.12 - 0.92) / 4),
+        ({"average": "tokens"}, -(2 * 1.12 - 0.92) / 3),
+        ({"average": "constant"}, -(2 * 1.12 - 0.92) / 4),
+        ({"clip_high": 0.3}, -(E(0.2) - 0.92) / 2),
+        ({"clip_low": 0.1}, -(1.12 - E(-0.1)) / 2),
+    ],
+)
+def test_losses_by_hand(changes, expected):
+    config = Policy(**({"clip_low": 0.08, "clip_high": 0.12} | changes))
+    value = policy.loss(config, NEW, OLD, USED, GAIN).value
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_what_is_told_by_hand():
+    config = Policy(clip_low=0.08, clip_high=0.3)
+    told = policy.loss(config, NEW, OLD, USED, GAIN).metrics
+    assert float(told["clip_fraction"]) == 0.5  # The second answer only.
+    np.testing.assert_allclose(told["ratio/mean"], (E(0.2) + E(-0.1)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(told["ratio/max"], E(0.2), rtol=1e-6)
+    np.testing.assert_allclose(told["policy_kl"], -(0.1 + 0.3 - 0.1) / 3, rtol=1e-5)
+    config = dataclasses.replace(config, ratio="token", clip_high=0.2)
+    told = policy.loss(config, NEW, OLD, USED, GAIN).metrics
+    assert float(told["clip_fraction"]) == 0.75  # Of the first answer half its tokens.
+    np.testing.assert_allclose(told["ratio/mean"], ((E(0.1) + E(0.3)) / 2 + E(-0.1)) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 1.0])
+def test_a_quantile_is_of_the_known_values(share):
+    values = np.random.default_rng(0).normal(size=(7, 31)).astype(np.float32)
+    known = np.random.default_rng(1).random(values.shape) < 0.4
+    expected = np.quantile(values[known], share, method="inverted_cdf")
+    np.testing.assert_array_equal(policy.quantile(values, known, share), expected)
 
 
 def batch(seed=0, n=6, length=5, spread=3e-4):
@@ -35,32 +107,35 @@ def batch(seed=0, n=6, length=5, spread=3e-4):
     return new, old, used, rng.normal(size=n).astype(np.float32)
 
 
-def torch_loss(new, old, used, advantage, low, high, sequence):
-    """GSPO equation 5 and GRPO's surrogate, written out one answer at a time."""
-    total = 0.0
-    for n, o, u, a in zip(new, old, used, advantage, strict=True):
+def torch_loss(config, new, old, used, advantage):
+    """GSPO equations 5, 13 and 14, GRPO's, DAPO's and Dr. GRPO's, one answer at a time."""
+    sums, means = [], []
+    for n, o, u, a in zip(new, old, used, torch.tensor(advantage), strict=True):
         n, o = n[u], o[u]
-        ratio = torch.exp((n - o).mean()) if sequence else torch.exp(n - o)
-        total = total - torch.minimum(ratio * a, ratio.clamp(1 - low, 1 + high) * a).mean()
-    return total / len(advantage)
+        a = a[u] if a.ndim else a
+        if config.ratio == "sequence":
+            ratio = torch.exp((n - o).mean()).expand(len(n))
+        elif config.ratio == "token":
+            ratio = torch.exp(n - o)
+        else:
+            ratio = torch.exp((n - o).mean()).detach() * torch.exp(n) / torch.exp(n).detach()
+        bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        terms = torch.minimum(ratio * a, bounded * a)
+        sums.append(terms.sum())
+        means.append(terms.mean())
+    if config.average == "answers":
+        return -torch.stack(means).mean()
+    places = used.sum() if config.average == "tokens" else used.numel()
+    return -torch.stack(sums).sum() / places
 
 
-@pytest.mark.parametrize(
-    ("ratio", "low", "high", "spread"),
-    [("sequence", 3e-4, 4e-4, 2e-3), ("token", 0.2, 0.2, 0.3), ("token", 0.2, 0.28, 0.5)],
-)
-def test_loss_and_gradient_equal_the_formula(ratio, low, high, spread):
-    new, old, used, advantage = batch(spread=spread)
-    config = policy.Policy(ratio=ratio, clip_low=low, clip_high=high)
-
+def assert_as_torch(config, new, old, used, advantage):
     def ours(logp):
         return policy.loss(config, logp, old, used, advantage).value
 
     value, grad = jax.value_and_grad(ours)(jnp.asarray(new))
     leaf = torch.tensor(new, requires_grad=True)
-    expected = torch_loss(
-        leaf, torch.tensor(old), torch.tensor(used), advantage, low, high, ratio == "sequence"
-    )
+    expected = torch_loss(config, leaf, torch.tensor(old), torch.tensor(used), advantage)
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
@@ -68,32 +143,331 @@ def test_loss_and_gradient_equal_the_formula(ratio, low, high, spread):
     assert 0.0 < metrics["clip_fraction"] < 1.0
 
 
-def test_on_policy_gradients_of_both_ratios_agree():
+@pytest.mark.parametrize("average", ["answers", "tokens", "constant"])
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "spread"),
+    [
+        ("sequence", 3e-4, 4e-4, 2e-3),
+        ("sequence_token", 3e-4, 4e-4, 2e-3),
+        ("token", 0.2, 0.2, 0.3),
+        ("token", 0.2, 0.28, 0.5),
+    ],
+)
+def test_loss_and_gradient_equal_the_formula(ratio, low, high, spread, average):
+    config = Policy(ratio=ratio, average=average, clip_low=low, clip_high=high)
+    assert_as_torch(config, *batch(spread=spread))
+
+
+@pytest.mark.parametrize("ratio", ["sequence_token", "token"])
+def test_advantages_of_tokens_have_their_formula(ratio):
+    new, old, used, _ = batch(spread=0.1)
+    advantage = np.random.default_rng(7).normal(size=used.shape).astype(np.float32)
+    assert_as_torch(Policy(ratio=ratio, clip_low=0.05, clip_high=0.05), new, old, used, advantage)
+
+
+def test_advantages_of_tokens_need_a_ratio_with_tokens():
+    new, old, used, _ = batch()
+    with pytest.raises(ValueError, match="choose sequence_token"):
+        policy.loss(Policy(), new, old, used, new)
+
+
+def test_gspo_token_is_gspo_where_an_answer_has_one_advantage():
+    new, old, used, advantage = batch(spread=2e-3)
+
+    def graded(ratio):
+        def value(logp):
+            return policy.loss(Policy(ratio=ratio), logp, old, used, advantage).value
+
+        return jax.value_and_grad(value)(jnp.asarray(new))
+
+    for one, other in zip(graded("sequence"), graded("sequence_token"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_on_policy_gradients_of_all_ratios_agree():
     new, _, used, advantage = batch()
 
-    def gradient(config):
+    def gradient(ratio):
         def value(logp):
-            return policy.loss(config, logp, new, used, advantage).value
+            return policy.loss(Policy(ratio=ratio), logp, new, used, advantage).value
 
         return jax.grad(value)(jnp.asarray(new))
 
-    sequence = gradient(policy.Policy(ratio="sequence"))
-    np.testing.assert_allclose(sequence, gradient(policy.Policy(ratio="token")), atol=1e-6)
+    for ratio in ("sequence_token", "token"):
+        np.testing.assert_allclose(gradient("sequence"), gradient(ratio), atol=1e-6)
 
 
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("ratio", ["sequence", "sequence_token", "token"])
+def test_padding_changes_nothing(ratio):
     new, old, used, advantage = batch()
-    config = policy.Policy()
-    noisy = np.where(used, new, 99.0)
-    one = policy.loss(config, new, old, used, advantage).value
-    two = policy.loss(config, noisy, old, used, advantage).value
-    np.testing.assert_allclose(one, two)
+    for noise in (99.0, -np.inf):
+        noisy = np.where(used, new, noise)
+
+        def graded(logp):
+            return jax.value_and_grad(
+                lambda logp: policy.loss(Policy(ratio=ratio), logp, old, used, advantage).value
+            )(jnp.asarray(logp))
+
+        for one, other in zip(graded(new), graded(noisy), strict=True):
+            np.testing.assert_allclose(one, other)
 
 
 def test_kl_is_zero_at_the_reference_and_positive_away():
     new, old, used, advantage = batch(spread=0.2)
-    config = policy.Policy(kl=0.5)
+    config = Policy(kl=0.5)
     same = policy.loss(config, new, old, used, advantage, reference_logp=new).metrics
     away = policy.loss(config, new, old, used, advantage, reference_logp=old).metrics
     assert abs(float(same["reference_kl"])) < 1e-7
     assert float(away["reference_kl"]) > 1e-4
+
+
+@pytest.mark.parametrize("average", ["answers", "tokens", "constant"])
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_dropped_answers_are_as_if_they_had_not_been_sampled(ratio, average):
+    new, old, used, advantage = batch(n=8, spread=0.1)
+    kept = np.array([1, 1, 0, 0, 1, 1, 0, 0], bool)
+    config = Policy(ratio=ratio, average=average, clip_low=0.05, clip_high=0.05, kl=0.1)
+
+    def graded(rows, kept):
+        def value(logp):
+            given = logp, old[rows], used[rows], advantage[rows], old[rows]
+            return policy.loss(config, *given, kept=kept).value
+
+        return jax.value_and_grad(value)(jnp.asarray(new[rows]))
+
+    value, grad = graded(np.arange(8), jnp.asarray(kept))
+    wanted, of_kept = graded(np.flatnonzero(kept), None)
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(grad[kept], of_kept, rtol=1e-6)
+    np.testing.assert_array_equal(grad[~kept], 0.0)
+
+
+def test_importance_weights_by_hand():
+    trainer = jnp.array([[-1.0, -1.0, -1.0], [-2.0, -2.0, 0.0]])
+    gap = jnp.array([[0.1, -0.2, 2.0], [0.3, 0.4, 9.0]])
+    used = jnp.array([[True, True, True], [True, True, False]])
+
+    def weights(level, cap):
+        correction = Correction(level=level, cap=cap)
+        return np.asarray(policy.importance_weights(correction, trainer, trainer - gap, used))
+
+    np.testing.assert_allclose(weights("token", 2.0)[0], [E(0.1), E(-0.2), 2.0], rtol=1e-6)
+    np.testing.assert_allclose(weights("token", 2.0)[1, :2], [E(0.3), E(0.4)], rtol=1e-6)
+    np.testing.assert_allclose(weights("sequence", 10.0)[0], E(1.9), rtol=1e-6)
+    np.testing.assert_allclose(weights("sequence", 10.0)[1], E(0.7), rtol=1e-6)
+    np.testing.assert_allclose(weights("sequence", 1.5), 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("average", ["answers", "tokens"])
+@pytest.mark.parametrize("ratio", ["sequence", "sequence_token", "token"])
+def test_importance_multiplies_each_tokens_part(ratio, average):
+    new, old, used, advantage = batch(spread=0.0)  # Ratios are one: the surrogate is A.
+    weight = np.random.default_rng(3).random(used.shape).astype(np.float32)
+    config = Policy(ratio=ratio, average=average)
+    value = policy.loss(config, new, old, used, advantage, importance=weight).value
+    parts = np.where(used, weight, 0) * advantage[:, None]
+    by_answer = (parts.sum(1) / used.sum(1)).mean()
+    expected = by_answer if average == "answers" else parts.sum() / used.sum()
+    np.testing.assert_allclose(value, -expected, rtol=1e-5)
+
+
+# Updates of a model of a few weights: a softmax over the vocabulary for each prompt and column.
+
+ROWS, ANSWERS, LENGTH, VOCABULARY = 8, 4, 6, 5
+ADAM = optimizer.AdamW(lr=0.1, schedule=optimizer.Schedule(warmup=0.0, final=1.0), eps=1e-4)
+
+
+def score(params, prompts, rollout):
+    logits = params["kernel"][prompts.tokens][:, None] + params["bias"]
+    logp = jax.nn.log_softmax(logits, -1)[:, None]
+    chosen = jnp.take_along_axis(logp, rollout.ids[..., None], -1)[..., 0]
+    return Likelihood(chosen, jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp, -1), chosen.shape))
+
+
+def case(config, noise=0.0):
+    """Returns weights, and answers of unequal length from a sampler that thinks nearly so."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {"kernel": draw(ROWS, VOCABULARY), "bias": draw(LENGTH, VOCABULARY)}
+    shape = (ROWS, ANSWERS, LENGTH)
+    prompts = Prompts(*[jnp.arange(ROWS)] * 3)
+    ids = jnp.asarray(rng.integers(0, VOCABULARY, shape), jnp.int32)
+    used = jnp.arange(LENGTH) < jnp.asarray(rng.integers(1, LENGTH + 1, (ROWS, ANSWERS, 1)))
+    rollout = Rollout(ids, used, jnp.zeros(shape))
+    rollout = rollout._replace(logp=score(params, prompts, rollout).logp + noise * draw(*shape))
+    rewards = jnp.asarray(rng.random((ROWS, ANSWERS)), jnp.float32)
+    rewards = rewards.at[::4].set(0.5)  # Groups that failed or succeeded alike.
+    return params, policy.lesson(config, prompts, rollout, rewards)
+
+
+def updated(config, params, lesson, *, score=score):
+    transform = optimizer.build(ADAM)
+    begin = state.fresh(params, transform, horizon=10)
+    reference = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    step = jax.jit(
+        lambda begin: policy.update(config, ADAM, transform, score, begin, lesson, reference)
+    )
+    return step(begin)
+
+
+def assert_close(one, other, **tolerance):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+CHOICES = [
+    {},
+    {"drop_equal": True, "kl": 0.1},
+    {"ratio": "token", "average": "tokens", "drop_equal": True, "kl": 0.1},
+    {"ratio": "token", "average": "constant", "spread": "none"},
+    {"ratio": "sequence_token", "average": "tokens", "correction": Correction(level="token")},
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "minibatches"), zip(CHOICES, (1, 2, 2, 1, 2), strict=True), ids=str
+)
+def test_pieces_add_up_to_the_whole(changes, minibatches):
+    whole = Policy(minibatches=minibatches, **{"clip_low": 0.2, "clip_high": 0.2} | changes)
+    params, lesson = case(whole, noise=0.1)
+    wanted, told = updated(whole, params, lesson)
+    after, metrics = updated(dataclasses.replace(whole, accumulate=4), params, lesson)
+    assert_close(after, wanted, rtol=1e-5, atol=1e-6)
+    assert set(metrics) == set(told)
+    for name in told:
+        np.testing.assert_allclose(metrics[name], told[name], rtol=2e-5, atol=2e-6)
+
+
+def test_a_mean_of_pieces_would_not_be_the_whole():
+    config = Policy(ratio="token", average="tokens", clip_low=0.2, clip_high=0.2)
+    _, lesson = case(config)
+    given = lesson.rollout.logp - 0.05, lesson.rollout.logp, lesson.rollout.used, lesson.advantage
+    whole = policy.loss(config, *given).value
+    halves = [
+        policy.loss(config, *(leaf[part] for leaf in given)).value
+        for part in (np.s_[:4], np.s_[4:])
+    ]
+    assert abs(float(whole - sum(halves) / 2)) > 1e-3
+
+
+def test_one_update_is_the_gradient_of_the_loss():
+    config = Policy(minibatches=1, ratio="token", average="tokens", clip_low=0.2, clip_high=0.2)
+    params, lesson = case(config)
+
+    def value(params):
+        logp = score(params, lesson.prompts, lesson.rollout).logp
+        given = lesson.rollout.logp, lesson.rollout.used, lesson.advantage
+        return policy.loss(config, logp, *given).value
+
+    grads = jax.grad(value)(params)
+    transform = optimizer.build(ADAM)
+    wanted, _ = state.advance(state.fresh(params, transform, horizon=10), grads, ADAM, transform)
+    after, metrics = updated(config, params, lesson)
+    assert_close(after, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], value(params), rtol=1e-6)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
+
+
+def test_minibatches_follow_each_other_and_their_ratios_move():
+    config = Policy(minibatches=4, clip_low=0.2, clip_high=0.2)
+    params, lesson = case(config)
+    after, metrics = updated(config, params, lesson)
+    assert int(after.step) == 1
+    assert float(metrics["sampler_gap/max"]) < 1e-6  # Of the first minibatch, before any update.
+    assert abs(float(metrics["ratio/max"]) - 1) > 1e-3  # Of all: later ones see moved weights.
+    used, entropy = lesson.rollout.used, score(params, lesson.prompts, lesson.rollout).entropy
+    alone, told = updated(Policy(minibatches=1), params, lesson)
+    np.testing.assert_allclose(told["entropy"], entropy[used].mean(), rtol=1e-5)
+    np.testing.assert_allclose(told["ratio/max"], 1.0, atol=1e-6)
+    assert_close(told["policy_kl"], 0.0, atol=1e-6)
+    assert max(np.abs(alone.params["kernel"] - after.params["kernel"]).ravel()) > 1e-3
+
+
+def test_the_gap_between_sampler_and_trainer_is_told():
+    config = Policy(minibatches=2)
+    params, lesson = case(config, noise=0.1)
+    _, metrics = updated(config, params, lesson)
+    own = score(params, lesson.prompts, lesson.rollout).logp
+    gap = np.abs(own - lesson.rollout.logp)[:4][np.asarray(lesson.rollout.used)[:4]]
+    np.testing.assert_allclose(metrics["sampler_gap/max"], gap.max(), rtol=1e-4)
+    expected = np.quantile(gap, 0.99, method="inverted_cdf")
+    np.testing.assert_allclose(metrics["sampler_gap/p99"], expected, rtol=1e-4)
+
+
+def test_the_correction_scores_again_and_weighs_by_the_samplers_error():
+    plain = Policy(minibatches=1, ratio="token", clip_low=0.01, clip_high=0.01)
+    corrected = dataclasses.replace(plain, correction=Correction(level="token", cap=1.1))
+    params, lesson = case(plain, noise=0.2)
+    _, told = updated(plain, params, lesson)
+    after, metrics = updated(corrected, params, lesson)
+    # Without it the sampler's error looks like a policy that has moved, and is clipped.
+    assert float(told["clip_fraction"]) > 0.3
+    assert float(metrics["clip_fraction"]) == 0.0
+    np.testing.assert_allclose(metrics["ratio/max"], 1.0, atol=1e-6)
+    np.testing.assert_allclose(metrics["sampler_gap/max"], told["sampler_gap/max"], rtol=1e-4)
+
+    # On-policy the surrogate's gradient is that of logp times advantage and weight.
+    own = score(params, lesson.prompts, lesson.rollout).logp
+    used = lesson.rollout.used
+    weight = jnp.minimum(jnp.exp(own - lesson.rollout.logp), 1.1)
+    np.testing.assert_allclose(metrics["importance"], weight[used].mean(), rtol=1e-5)
+
+    def value(params):
+        logp = score(params, lesson.prompts, lesson.rollout).logp
+        parts = jnp.where(used, weight * logp, 0.0).sum(-1) / used.sum(-1)
+        return -jnp.mean(parts * lesson.advantage)
+
+    transform = optimizer.build(ADAM)
+    begin = state.fresh(params, transform, horizon=10)
+    wanted, _ = state.advance(begin, jax.grad(value)(params), ADAM, transform)
+    assert_close(after.params, wanted.params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", ["value", "gradient"])
+def test_a_broken_minibatch_changes_nothing(broken):
+    config = Policy(minibatches=1)
+    params, lesson = case(config)
+
+    def worse(params, prompts, rollout):
+        logp, entropy = score(params, prompts, rollout)
+        if broken == "value":
+            return Likelihood(logp * jnp.nan, entropy)
+        zero = jnp.sum(params["bias"]) * 0.0
+        return Likelihood(logp + jnp.sqrt(zero), entropy)  # 0, with an infinite slope.
+
+    after, metrics = updated(config, params, lesson, score=worse)
+    assert np.isfinite(metrics["loss"]) == (broken == "gradient")
+    assert not np.isfinite(metrics["grad_norm"])
+    transform = optimizer.build(ADAM)
+    begin = state.fresh(params, transform, horizon=10)
+    assert int(after.step) == 1
+    assert_close((after.params, after.moments), (begin.params, begin.moments), rtol=0, atol=0)
+
+
+def test_prompts_that_do_not_divide_are_refused():
+    config = Policy(minibatches=2, accumulate=3)
+    with pytest.raises(ValueError, match="expected a divisor of 8 prompts, got 2 times 3"):
+        updated(config, *case(config))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minibatches": 0},
+        {"accumulate": 0},
+        {"clip_low": 1.5},
+        {"clip_high": -0.1},
+        {"kl": -1.0},
+        {"spread": "none", "spread_floor": 0.1},
+    ],
+    ids=str,
+)
+def test_wrong_choices_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        Policy(**wrong)
+    with pytest.raises(ValueError, match="cap: expected > 0"):
+        Correction(cap=0.0)

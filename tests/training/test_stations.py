@@ -10,6 +10,7 @@ import pytest
 import small_run
 
 from seg_jax.models import sharding
+from seg_jax.records import Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, stations
 
@@ -136,6 +137,10 @@ def test_the_sampled_reward_rises(actor):
     rewards = [metrics["reward"] for metrics in told]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.05
     assert int(state.step) == 12  # However many minibatches a step has.
+    for metrics in told:
+        assert metrics["sampler_gap/p99"] <= metrics["sampler_gap/max"] < 1e-4
+        assert 0.0 < metrics["entropy"] <= np.log(small_run.bundle().tokenizer.vocab_size) + 0.1
+        assert metrics["ratio/mean"] <= metrics["ratio/p99"] <= metrics["ratio/max"]
 
 
 @pytest.mark.slow
@@ -183,7 +188,18 @@ def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
     for a, b in zip(before, small_run.host(after.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert abs(float(metrics["policy_kl"])) < 1e-4
-    assert abs(float(metrics["ratio_max"]) - 1) < 1e-4
+    assert abs(float(metrics["ratio/max"]) - 1) < 1e-4
+
+
+def test_lengths_by_hand():
+    end = 9
+    ids = jnp.array([[[1, 9, 0, 0], [1, 2, 3, 9]], [[1, 2, 3, 4], [9, 0, 0, 0]]])
+    used = jnp.array([[[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 1, 1, 1], [1, 0, 0, 0]]], bool)
+    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape)), end)
+    assert float(told["length/mean"]) == 11 / 4
+    assert int(told["length/max"]) == 4
+    assert float(told["truncated"]) == 1 / 4  # The one that no end token closes.
+    assert float(told["useful_tokens"]) == 11 / 16
 
 
 MESHES = pytest.mark.parametrize(
