@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from seg_jax.cli import finetune, runs
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
+from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers, sharding
+from seg_jax.records import Prompts, Rollout
 from seg_jax.tasks.referring import Mixture
 from seg_jax.training import loop, optimizer, policy, state, stations
-from seg_jax.training.log import Log
+from seg_jax.training.clock import Clock
+from seg_jax.training.log import Board, Log
+
+Show = Callable[[int, Prompts, Rollout], None]
+"""Told (number of the step, this process's prompts on the host, answers) after each step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,9 @@ class Config:
         lr=1e-6, schedule=optimizer.Schedule(final=1.0)
     )
     loop: loop.Loop = loop.Loop()
+    log: Board = Board()
+    panel_every: int = 0
+    """Steps between pictures of sampled answers in OUT/panels; 0 draws none."""
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
     resume: bool = False
@@ -60,6 +73,8 @@ class Config:
 
     def __post_init__(self):
         self.mixture.check_judged()
+        if self.panel_every < 0:
+            raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}")
 
 
 def main(config: Config) -> int:
@@ -70,16 +85,91 @@ def main(config: Config) -> int:
             "train one with: seg-jax finetune configs/tiny_sft.py"
         )
     bundle = bundles.load(config.checkpoint, compute=config.compute)
+    config.log.check()
     runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.checkpoint)
-    with Log(config.out) as log:
-        trained, _ = train(config, bundle, folder=config.out, stage="gspo", log=log)
+    gallery = Gallery(config, bundle)
+    with Log(config.out, config.log) as log:
+        trained, _ = train(
+            config, bundle, folder=config.out, stage="gspo", log=log, show=gallery.show
+        )
     bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")
+    _report(config, gallery)
     print(config.out / "checkpoint")
     return 0
 
 
+class Gallery:
+    """Draws sampled answers every few steps into OUT/panels, and keeps the latest."""
+
+    def __init__(self, config: Config, bundle: Bundle):
+        self.exhibits: tuple[report.Exhibit, ...] = ()
+        self._every, self._folder = config.panel_every, config.out / "panels"
+        task = dataclasses.replace(bundle.task, mixture=config.mixture)
+        self._viewer = panels.Viewer(bundle, task) if self._every else None
+
+    def show(self, step: int, prompts: Prompts, rollout: Rollout) -> None:
+        """Draws the answers of a step whose turn it is."""
+        if self._viewer is None or step % self._every or jax.process_index():
+            return
+        self.exhibits = self._viewer.exhibits(prompts, rollout)
+        self._folder.mkdir(exist_ok=True)
+        pictures.write(self._folder / f"{step:06d}.png", panels.sheet(self.exhibits))
+
+
+_TOLD = {
+    "reward": "mean reward",
+    "scores/iou": "mean IoU",
+    "verdicts/OK": "answers that parse",
+    "length/mean": "tokens of an answer",
+    "truncated": "answers cut off",
+    "entropy": "entropy, nats per token",
+    "clip_fraction": "clipped answers",
+    "sampler_gap/max": "sampler against trainer, nats at most",
+    "useful_tokens": "useful share of decoded tokens",
+    "seconds/sampling": "seconds of sampling",
+    "seconds/learning": "seconds of learning",
+}
+"""Metrics in the table of the report."""
+
+
+def _report(config: Config, gallery: Gallery) -> None:
+    """Writes the report of the run from its log."""
+    path = config.out / "metrics.jsonl"
+    report.write(
+        config.out / "report.html",
+        report.Report(
+            title="seg-jax reinforce",
+            summary_rows=_rows(path),
+            curves=report.curves_from(path),
+            exhibits=gallery.exhibits,
+            config=runs.plain(config),
+            versions=runs.versions() | {"seed": config.seed},
+            notes=("Numbers are of sampled answers to training prompts, before each update.",),
+        ),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Returns how the metrics of a log began and ended."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for name, words in _TOLD.items():
+        values = [record[name] for record in records if record.get(name) is not None]
+        if values:
+            tenth = -(-len(values) // 10)
+            begin, end = float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))
+            rows.append({"": words, "first tenth": begin, "last tenth": end})
+    return rows
+
+
 def train(
-    config: Config, bundle: Bundle, *, folder: Path, stage: str, log: Log
+    config: Config,
+    bundle: Bundle,
+    *,
+    folder: Path,
+    stage: str,
+    log: Log,
+    show: Show = lambda step, prompts, rollout: None,
 ) -> tuple[state.State, float]:
     """Returns the trained state and the seconds that its steps took; resumes what it finds."""
     mesh = config.mesh.build()
@@ -100,11 +190,18 @@ def train(
     if config.policy.kl > 0:
         reference = jax.device_put(bundle.params, sharding.shardings(bundle.params, mesh))
     rows = sharding.batch(mesh, config.feed.batch)
+    clock, answers = Clock(config.loop.log_every), config.feed.batch * config.sampling.answers
 
     def body(current: state.State):
-        prompts = pipeline.to_device(next(batches), rows)
-        rollout = draw(current.params, prompts, current.step)
-        return learn(current, prompts, rollout, reference)
+        step = clock.start(current)
+        batch = next(batches)
+        prompts = clock.lap("data", pipeline.to_device(batch, rows))
+        rollout = clock.lap("sampling", draw(current.params, prompts, current.step))
+        current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
+        show(step, batch, rollout)
+        if clock.seconds:
+            metrics |= clock.told(float(metrics["length/mean"]) * answers)
+        return current, metrics
 
     fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
     return finetune.go(

@@ -12,7 +12,7 @@ from typing import Any
 RECORD = "config.json"
 MADE = (
     *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
-    *("tensorboard", "tokenizer", "state", "checkpoint", "sft"),
+    *("tensorboard", "wandb", "panels", "tokenizer", "state", "checkpoint", "sft"),
 )
 """What programs make in the folder of a run; a folder with anything else is never removed."""
 
@@ -120,8 +120,8 @@ def versions() -> dict[str, str]:
     }
 
 
-# Where a run lies and how it was asked for do not make it another run.
-_FREE = ("resume", "anew", "out", "checkpoint")
+# Where a run lies, how it was asked for and what is told of it do not make it another run.
+_FREE = ("resume", "anew", "out", "checkpoint", "log", "panel_every")
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:

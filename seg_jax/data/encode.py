@@ -218,6 +218,18 @@ class Encoder:
         )
         return pictures, (rows, columns)
 
+    def shown(self, pictures: Pictures) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the first picture of a row (no batch axis), put together from its patches.
+
+        It is what the model sees: the inverse of `picture`, up to the resizing.
+        """
+        mine = pictures.picture == 0
+        place, patch = pictures.place[mine], self.layout.patch
+        rows, columns = place.max(0) + 1
+        image = np.zeros((rows, columns, 3, patch, patch), np.uint8)
+        image[place[:, 0], place[:, 1]] = pictures.patches[mine].reshape(-1, 3, patch, patch)
+        return image.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)
+
     def turn(self, question: str, patches: PatchGrid, answer: str | None = None) -> Turn:
         """Returns the ids of a question about one picture and, if given, of its answer.
 

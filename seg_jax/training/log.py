@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Board:
+    """Where the numbers go beside the folder of the run."""
+
+    wandb: bool = False
+    """Send them to Weights & Biases too; it needs `pip install wandb` and an account."""
+    project: str = "seg-jax"
+    """Of Weights & Biases."""
+
+    def check(self) -> None:
+        """Raises ValueError if something is asked for that is not installed."""
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                "log.wandb: expected the package wandb, got none; do: pip install wandb, or leave "
+                "--log.wandb out: TensorBoard files are written in any case"
+            )
 
 
 class Log:
     """Appends numbers to `metrics.jsonl` and to TensorBoard files in a folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, board: Board = Board()):
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -20,6 +42,7 @@ class Log:
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._wandb = _joined(folder, board) if board.wandb else None
         self._start = time.monotonic()
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -32,6 +55,10 @@ class Log:
         self._file.flush()
         for name, value in numbers.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb is not None:
+            told = {f"{stage}/{name}": value for name, value in numbers.items()}
+            self._wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self._wandb.log(told | {f"{stage}/step": step})
 
     def forget_after(self, stage: str, step: int) -> None:
         """Removes a stage's records beyond a step: a resumed run will write them again."""
@@ -50,12 +77,27 @@ class Log:
         """Flushes and closes the files."""
         self._board.close()
         self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _joined(folder: Path, board: Board) -> Any:
+    """Returns the folder's run at Weights & Biases: a new one, or after a resume the same."""
+    board.check()
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    known = folder / "wandb" / "id"
+    if not known.exists():
+        known.parent.mkdir(exist_ok=True)
+        known.write_text(secrets.token_hex(8), encoding="utf-8")
+    name = known.read_text(encoding="utf-8")
+    return wandb.init(project=board.project, id=name, resume="allow", dir=folder)
 
 
 def _drop_torn_line(path: Path) -> None:

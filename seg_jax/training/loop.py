@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,12 @@ Progress = Callable[[int, int, str], None]
 """Told (steps done, steps in all, a short text) after every logged step."""
 
 
+WATCHED = ("reward", "loss", "grad_norm")
+"""Metrics that end a run when they are not finite, the likelier cause first."""
+
+
 class Diverged(ValueError):
-    """A loss or gradient is not finite; the last good checkpoint stays."""
+    """A reward, loss or gradient is not finite; what is still good of the run is saved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +100,13 @@ def run(
 
     Raises:
       KeyboardInterrupt: Ctrl-C or SIGTERM came; the running step was finished and saved.
-      Diverged: a loss or gradient to be logged or saved is not finite.
+      Diverged: the reward, loss or gradient of a step is not finite. It is noticed when the next
+        step is logged or saved; weights that are still finite, as steps leave them, are saved.
     """
     step, horizon = int(state.step), int(state.horizon)
     pace = Pace(loop)
     begin = saved = time.monotonic()
+    watched: list[Mapping[str, Any]] = []
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - begin
@@ -112,13 +118,17 @@ def run(
         while step < horizon:
             state, metrics = body(state)
             step += 1
+            watched.append({name: metrics[name] for name in WATCHED if name in metrics})
             last, asked = step >= horizon, interruption.asked
             logs = step % loop.log_every == 0 or last
             saves = last or asked or time.monotonic() - saved > loop.save_minutes * 60
             if logs or saves:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
                 # Before any save: a broken state must not take the place of the last good one.
-                _check(values, stage, step)
+                if broken := _broken(watched, step):
+                    where = _rescue(state, save, checkpoints)
+                    raise Diverged(f"{stage}: {broken}; {where}")
+                watched.clear()
             if logs:
                 log.write(stage, step, values)
                 progress(step, horizon, _brief(values))
@@ -163,13 +173,29 @@ class Interruption:
         self.asked = True
 
 
-def _check(values: Mapping[str, float], stage: str, step: int) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values.get(name, 0.0)):
-            raise Diverged(
-                f"{stage}: expected a finite {name}, got {values[name]} at step {step}; "
-                "lower optimizer.lr and resume from the last checkpoint"
-            )
+def _broken(watched: Sequence[Mapping[str, Any]], step: int) -> str:
+    """Returns what is wrong with the first step that is not finite; nothing if all are."""
+    for back, values in enumerate(jax.device_get(watched)):
+        number = step - len(watched) + 1 + back
+        for name, value in values.items():
+            if not math.isfinite(value):
+                return f"expected a finite {name}, got {float(value)} at step {number}"
+    return ""
+
+
+def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
+    """Saves a state whose numbers are finite; returns where the run can go on."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.moments))]
+    if all(jax.device_get(finite)):
+        save(state)
+        checkpoints.wait()
+    latest = checkpoints.latest()
+    if latest is None:
+        return "nothing was saved before; start --anew with a lower optimizer.lr"
+    return (
+        f"good weights are saved as of step {latest}: go on with --resume, or start --anew with "
+        "a lower optimizer.lr"
+    )
 
 
 def _brief(values: Mapping[str, float]) -> str:

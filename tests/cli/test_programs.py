@@ -4,6 +4,7 @@ Steps and answers are stand-ins that cost nothing: what is tested is all around 
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -142,7 +143,8 @@ def reinforcing(monkeypatch):
             change = float(np.asarray(prompts.tokens.ids).mean()) * 1e-4
             params = jax.tree.map(lambda leaf: leaf + change, state.params)
             state = state._replace(step=state.step + 1, params=params)
-            return state, {"loss": jnp.asarray(change), "reward": jnp.asarray(change)}
+            told = dict.fromkeys(("loss", "reward", "length/mean"), jnp.asarray(change))
+            return state, told
 
         return step
 
@@ -217,7 +219,11 @@ def weights_of(out):
 def curve_of(out):
     """Returns the metrics of a run without its times."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "seconds": 0} for line in lines]
+    timed = ("seconds", "tokens_per_second/")
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(timed)}
+        for line in lines
+    ]
 
 
 # Pictures and questions.
@@ -419,6 +425,17 @@ def test_interrupted_reinforcement_resumes_as_if_undisturbed(run, reinforcing, g
     assert run(*words, tmp_path / "run", "--resume")[0] == 0
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
     assert curve_of(tmp_path / "run") == curve_of(tmp_path / "whole")
+    for folder in ("whole", "run"):
+        page = (tmp_path / folder / "report.html").read_text()
+        assert "mean reward" in page
+        assert "seg-jax reinforce" in page
+
+
+def test_a_missing_board_costs_no_run(fails, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = "reinforce", "--checkpoint", given, "--out", tmp_path / "run", "--log.wandb"
+    assert "expected the package wandb, got none" in fails(*words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupted_evaluation_writes_nothing(run, answers, given, tmp_path):

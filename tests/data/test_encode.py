@@ -154,6 +154,18 @@ def test_patches_equal_the_official_processor(encoder):
     assert (pictures.window[~real] == -1).all()
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (50, 70)])
+def test_a_picture_can_be_shown_again(encoder, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    pictures, (rows, columns) = encoder.picture(image)
+    shown = encoder.shown(pictures)
+    assert shown.shape == (8 * rows, 8 * columns, 3)
+    if size == shown.shape[:2]:
+        np.testing.assert_array_equal(shown, image)
+    resized = Image.fromarray(image).resize(shown.shape[1::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(shown, np.asarray(resized))
+
+
 def test_what_does_not_fit_is_refused_with_the_knob_to_turn(encoder):
     tight = dataclasses.replace(LAYOUT, max_answer=5)
     with pytest.raises(encode.TooLong, match=r"layout\.max_answer"):

@@ -1,9 +1,15 @@
 """The log of a run: what it holds, what a killed process leaves, what a resumed run forgets."""
 
+import importlib.machinery
+import importlib.util
 import json
 import math
+import sys
+import types
 
-from seg_jax.training.log import Log
+import pytest
+
+from seg_jax.training.log import Board, Log
 
 
 def records(folder):
@@ -42,3 +48,52 @@ def test_a_resumed_stage_forgets_only_its_own_records_beyond_its_checkpoint(tmp_
     found = [(record["stage"], record["step"], record["loss"]) for record in records(tmp_path)]
     assert found == [("sft", 1, 1), ("sft", 2, 2), ("sft", 3, 3), ("gspo", 1, 1), ("gspo", 2, -2)]
     assert not (tmp_path / "metrics.tmp").exists()
+
+
+class FakeWandb(types.ModuleType):
+    """As much of Weights & Biases as the log calls."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.begun, self.logged, self.ended = [], [], 0
+
+    def init(self, **given):
+        self.begun.append(given)
+        return self
+
+    def define_metric(self, name, *, step_metric):
+        assert name.removesuffix("*") + "step" == step_metric
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.ended += 1
+
+
+def test_weights_and_biases_gets_the_numbers_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    board = Board(wandb=True, project="shapes")
+    for step in (1, 2):
+        with Log(tmp_path, board) as log:
+            log.write("gspo", step, {"loss": 2.5})
+    assert fake.logged == [{"gspo/loss": 2.5, "gspo/step": step} for step in (1, 2)]
+    assert fake.ended == 2
+    first, again = fake.begun
+    assert first == again
+    assert (first["project"], first["resume"], first["dir"]) == ("shapes", "allow", tmp_path)
+    with Log(tmp_path / "other", board):
+        assert fake.begun[2]["id"] != first["id"]
+
+
+def test_it_is_asked_for_only_where_it_is_wanted_and_missed_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with Log(tmp_path / "plain") as log:
+        log.write("gspo", 1, {"loss": 2.5})
+    Board().check()
+    for act in (Board(wandb=True).check, lambda: Log(tmp_path, Board(wandb=True))):
+        with pytest.raises(ValueError, match="expected the package wandb, got none; do: pip"):
+            act()

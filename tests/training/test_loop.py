@@ -159,18 +159,47 @@ def test_a_finished_stage_does_nothing_when_resumed(whole, tmp_path):
     assert again.metrics() == whole[0].metrics()
 
 
-@pytest.mark.parametrize(("log_every", "name"), [(1, "loss"), (100, "loss"), (100, "grad_norm")])
-def test_a_broken_step_keeps_the_last_good_checkpoint(tmp_path, log_every, name):
-    stage = Stage(tmp_path, log_every=log_every)
+def breaking(stage, name, at, *, spoil=False):
+    """Returns the body with a number that is not finite at a step, which may spoil the weights."""
 
     def body(current):
         after, metrics = stage.body(current)
-        broken = {name: jnp.float32(jnp.nan)} if int(after.step) >= 4 else {}
-        return after, metrics | broken
+        if int(after.step) != at:
+            return after, metrics
+        if spoil:
+            after = after._replace(params={"w": after.params["w"] * jnp.nan})
+        return after, metrics | {name: jnp.float32(jnp.nan)}
 
-    with pytest.raises(loop.Diverged, match=f"expected a finite {name}, got nan at step 4"):
-        stage.run(body)
+    return body
+
+
+@pytest.mark.parametrize("log_every", [1, 5, 100])
+@pytest.mark.parametrize("name", ["reward", "loss", "grad_norm"])
+def test_a_broken_step_ends_the_run_with_a_saved_state(tmp_path, log_every, name):
+    stage = Stage(tmp_path, log_every=log_every, save_minutes=60.0)
+    noticed = min(-(-4 // log_every) * log_every, 12)
+    told = f"expected a finite {name}, got nan at step 4; good weights are saved as of step"
+    with pytest.raises(loop.Diverged, match=f"toy: {told} {noticed}: go on with --resume"):
+        stage.run(breaking(stage, name, 4))
+    assert stage.latest() == noticed
+    # The batch that broke is behind the resumed run, which ends as ever.
+    again = Stage(tmp_path, log_every=log_every, save_minutes=60.0)
+    assert int(again.run().step) == 12
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_spoilt_weights_do_not_take_the_place_of_good_ones(tmp_path, log_every):
+    stage = Stage(tmp_path, log_every=log_every)
+    with pytest.raises(loop.Diverged, match="at step 4; good weights are saved as of step 3"):
+        stage.run(breaking(stage, "loss", 4, spoil=True))
     assert stage.latest() == 3
+
+
+def test_a_run_that_breaks_at_once_has_nothing_to_go_on_from(tmp_path):
+    stage = Stage(tmp_path)
+    with pytest.raises(loop.Diverged, match="nothing was saved before; start --anew"):
+        stage.run(breaking(stage, "loss", 1, spoil=True))
+    assert stage.latest() is None
 
 
 def test_pace_shortens_the_horizon_only_when_time_runs_out(monkeypatch):

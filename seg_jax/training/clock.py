@@ -1,0 +1,58 @@
+"""Times the stations of a step by waiting for them now and then (host)."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+import jax
+
+from seg_jax.training.state import State
+
+Value = TypeVar("Value")
+
+
+class Clock:
+    """Takes the seconds of each station of every so-many-th step.
+
+    A timed step begins when the one before has ended and waits for each of its stations, so that
+    they do not overlap; all other steps run ahead of the device undisturbed. The first step of a
+    process, which compiles, is not timed.
+    """
+
+    def __init__(self, every: int):
+        self.seconds: dict[str, float] = {}
+        """Of the step that was started last, by station; nothing if it is not timed."""
+        self._every = every
+        self._step: int | None = None
+        self._timed = False
+        self._last = 0.0
+
+    def start(self, state: State) -> int:
+        """Begins a step on the state; returns its number, from 1."""
+        first = self._step is None
+        # Read once: later it would wait for the device.
+        self._step = int(state.step) + 1 if self._step is None else self._step + 1
+        self._timed = not first and self._step % self._every == 0
+        self.seconds = {}
+        if self._timed:
+            jax.block_until_ready(state)
+            self._last = time.monotonic()
+        return self._step
+
+    def lap(self, station: str, value: Value) -> Value:
+        """Returns what a station has made; waits for it and takes its time if the step is timed."""
+        if self._timed:
+            jax.block_until_ready(value)
+            now = time.monotonic()
+            self.seconds[station], self._last = now - self._last, now
+        return value
+
+    def told(self, tokens: float) -> dict[str, float]:
+        """Returns seconds, and of stations that handle the answers' tokens how many a second."""
+        rates = {
+            f"tokens_per_second/{station}": tokens / self.seconds[station]
+            for station in ("sampling", "learning")
+            if station in self.seconds
+        }
+        return {f"seconds/{name}": value for name, value in self.seconds.items()} | rates
