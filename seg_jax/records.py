@@ -174,3 +174,28 @@ class Rollout(NamedTuple):
     """True up to and including the end token."""
     logp: Float[Array, "B G L"]
     """Log-probability of each token under the distribution that it was drawn from."""
+
+
+class Automaton(NamedTuple):
+    """Which tokens may follow which in an answer that keeps to the grammar (device).
+
+    State 0 is without rules; an answer is there after its end.
+    """
+
+    classes: Int[Array, " V"]
+    """Of each token; those of class 0 are never in an answer, nor are tokens beyond the table."""
+    keys: Int[Array, " V"]
+    """8 * number + count for the digits that a token holds, all of one coordinate: their count,
+    and the number that they become with nines after them, as long as whole digit and decimals.
+    0 for tokens without digits."""
+    following: Int[Array, "states classes"]
+    """State after a token; 0 where it is not allowed. Classes fill whole 32-bit words."""
+    need: Int[Array, "states classes"]
+    """Fewest tokens from this one to the end of the answer, both included; the largest int16
+    where it is not allowed."""
+    spots: Int[Array, "states 4"]
+    """Of the coordinate that the next digit belongs to: digits written and digits to come; its
+    place, 0 for x, 1 for y, 2 and 3 for the second x and y of a box; complete points of the ring
+    before it, 3 for more."""
+    start: Int[Array, " kinds"]
+    """State before the first token, by `Kind`."""

@@ -33,6 +33,8 @@ class Config:
     mixture: Mixture = Mixture()
     """Questions that are asked."""
     batch: int = 64
+    grammar: bool = False
+    """Hold answers to the grammar, so that each can be read whatever the model knows."""
     json: Path | None = None
     """File for the numbers."""
 
@@ -55,7 +57,7 @@ def main(config: Config) -> int:
         if config.json.is_dir():
             raise IsADirectoryError(f"{config.json}: expected a file for --json, got a folder")
     outcome = run(
-        Predictor(bundle),
+        Predictor(bundle, grammar=config.grammar),
         held_out(config),
         title="evaluate",
         mixture=config.mixture,
@@ -65,6 +67,7 @@ def main(config: Config) -> int:
     summary |= {
         "checkpoint": str(config.checkpoint),
         "seed": config.seed,
+        "grammar": config.grammar,
         "versions": runs.versions(),
     }
     console.table(str(config.checkpoint), ("", "mean", "95 % interval"), lines(summary))

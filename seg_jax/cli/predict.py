@@ -31,6 +31,8 @@ class Config:
     """A box around the object: x0 y0 x1 y1, fractions of width and height."""
     answer: Literal["mask", "box", "point"] = "mask"
     """What is asked for."""
+    grammar: bool = False
+    """Hold the answer to the grammar, so that it can be read whatever the model knows."""
     out: Path | None = None
     """Folder for the overlay, NAME-overlay.png; none is drawn without it."""
 
@@ -41,7 +43,7 @@ def main(config: Config) -> int:
     image = pictures.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         config.out.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(bundles.load(config.checkpoint))
+    predictor = Predictor(bundles.load(config.checkpoint), grammar=config.grammar)
     prediction = predictor.predict(image, clue, Kind[config.answer.upper()])
     result = prediction.as_json()
     if config.out is not None:

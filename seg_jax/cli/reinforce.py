@@ -177,7 +177,7 @@ def train(
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches = pipeline.batches(config.source, task, encoder, config.feed, rows="prompts")
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
-    draw = stations.sampler(speaker, config.sampling, seed=config.seed)
+    draw = stations.sampler(speaker, config.sampling, seed=config.seed, task=task)
     learn = stations.reinforcing_step(
         speaker,
         task,

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from seg_jax.data.encode import TooLong
 from seg_jax.geometry import bitmask, raster
-from seg_jax.grammar import chat, outline, reader
+from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import decode, sharding
 from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
@@ -62,9 +62,24 @@ class Prediction:
 class Predictor:
     """Asks a model of a bundle; greedy, one answer per prompt."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, *, grammar: bool = False):
+        """Makes it ready.
+
+        Args:
+          bundle: the model.
+          grammar: whether answers are held to the grammar, so that each can be read.
+        """
         self.bundle = bundle
         self._table = reader.table(bundle.tokenizer.pieces)
+        self._grammar = None
+        if grammar:
+            self._grammar = automaton.table(
+                bundle.tokenizer.pieces,
+                ends=bundle.end_ids,
+                digits=bundle.task.digits,
+                rings=bundle.task.max_rings,
+                points=bundle.task.max_points,
+            )
         self._answer = jax.jit(self._traced)
         self._params = bundle.params
 
@@ -76,7 +91,13 @@ class Predictor:
         Args:
           prompts: rows of the bundle's layout.
           params: other weights of the same model.
+
+        Raises:
+          ValueError: with a grammar, its shortest answer is longer than the layout allows.
         """
+        if self._grammar is not None:
+            kinds = [Kind(kind) for kind in np.unique(np.asarray(prompts.truth.kind))]
+            automaton.check_room(self._grammar, self.bundle.layout.max_answer, kinds)
         return self._answer(self._params if params is None else params, prompts)
 
     def predict(
@@ -126,6 +147,8 @@ class Predictor:
             end_ids=bundle.end_ids,
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(0),
+            grammar=self._grammar,
+            kinds=prompts.truth.kind,
         )
         judge_rows = sharding.by_rows(functools.partial(judge, bundle.task, self._table))
         judged, verdict = judge_rows(rollout, prompts.truth)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt32
 
-from seg_jax.models import vlm
-from seg_jax.records import Array, Pictures, Rollout, Tokens
+from seg_jax.models import constraint, vlm
+from seg_jax.records import Array, Automaton, Pictures, Rollout, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class _State(NamedTuple):
     rollout: Rollout
     done: Bool[Array, "B G"]
     suffix: vlm.Suffix
+    held: constraint.Held | None
 
 
 def generate(
@@ -62,6 +63,8 @@ def generate(
     key: Array,
     pad_id: int = 0,
     rows: Int[Array, " B"] | None = None,
+    grammar: Automaton | None = None,
+    kinds: Int[Array, " B"] | None = None,
 ) -> Rollout:
     """Returns `answers` answers per prompt, drawn until an end token or `max_tokens`.
 
@@ -80,19 +83,26 @@ def generate(
       key: of the whole batch.
       pad_id: fills the columns after the end.
       rows: number of each prompt for its random draws; its row in the batch if None.
+      grammar: what answers are held to; each then ends within `max_tokens`, if the shortest one
+        does, and `logp` is under the distribution over the tokens that it allows.
+      kinds: the `Kind` of answer that each prompt asks for; needed with a grammar.
     """
     if isinstance(sampler, Greedy) and answers != 1:
         raise ValueError(f"answers: expected 1 with Greedy(), got {answers}: they would be equal")
     if max_tokens < 1:
         raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+    held = None if grammar is None else constraint.begin(grammar, kinds, answers)
     batch = tokens.ids.shape[0]
     prefix = model.prefill(tokens, pictures)
     decoder = model.decoder()
     keys = _keys(key, jnp.arange(batch) if rows is None else rows, answers)
 
-    def choose(hidden: Float[Array, "B _ D"], column) -> _Draw:
-        drawn = draw(sampler, decoder.logits(hidden), jax.vmap(jax.vmap(_at(column)))(keys))
-        return _Draw(*drawn)
+    def choose(hidden: Float[Array, "B _ D"], held: constraint.Held | None, column) -> _Draw:
+        logits = decoder.logits(hidden)
+        if grammar is not None and held is not None:
+            given = constraint.permit(grammar, held, max_tokens - column)
+            logits = constraint.masked(grammar, given, logits)
+        return _Draw(*draw(sampler, logits, jax.vmap(jax.vmap(_at(column)))(keys)))
 
     def put(state: _State, drawn: _Draw, column) -> _State:
         live = ~state.done
@@ -105,14 +115,17 @@ def generate(
             new,
         )
         ended = jnp.isin(drawn.ids, jnp.asarray(end_ids))
-        return state._replace(rollout=rollout, done=state.done | ended)
+        held = state.held
+        if grammar is not None and held is not None:
+            held = constraint.after(grammar, held, new.ids)
+        return state._replace(rollout=rollout, done=state.done | ended, held=held)
 
     def body(carry):
         column, state = carry
         last = jax.lax.dynamic_slice_in_dim(state.rollout.ids, column - 1, 1, 2)
         hidden, suffix = decoder.extend(last, prefix, state.suffix)
         state = state._replace(suffix=suffix)
-        return column + 1, put(state, choose(hidden[:, :, 0], column), column)
+        return column + 1, put(state, choose(hidden[:, :, 0], state.held, column), column)
 
     def going(carry):
         column, state = carry
@@ -123,8 +136,9 @@ def generate(
         jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
     )
     suffix = decoder.empty(prefix, answers=answers, length=max_tokens - 1 or 1)
-    state = _State(blank, jnp.zeros(shape[:2], bool), suffix)
-    state = put(state, choose(prefix.hidden[:, None], jnp.int32(0)), jnp.int32(0))
+    state = _State(blank, jnp.zeros(shape[:2], bool), suffix, held)
+    alike = jax.tree.map(lambda leaf: leaf[:, :1], held)  # All answers to a prompt begin alike.
+    state = put(state, choose(prefix.hidden[:, None], alike, jnp.int32(0)), jnp.int32(0))
     return jax.lax.while_loop(going, body, (jnp.int32(1), state))[1].rollout
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from seg_jax.models import vlm
-from seg_jax.records import Array, Pictures, Tokens
+from seg_jax.models import constraint, vlm
+from seg_jax.records import Array, Automaton, Pictures, Tokens
 
 
 class Likelihood(NamedTuple):
@@ -28,6 +28,8 @@ def token_logp(
     *,
     chunk: int | None = None,
     temperature: float = 1.0,
+    grammar: Automaton | None = None,
+    given: constraint.Permit | None = None,
 ) -> Float[Array, "*n T"]:
     """Returns the log-probability of each target under softmax(hidden unembed^T / temperature).
 
@@ -38,8 +40,18 @@ def token_logp(
       chunk: tokens of a row whose logits exist at once, in the backward pass too (where they
         are computed again). None: all at once and kept, fastest for a small vocabulary.
       temperature: the sampler's, to score under the distribution that was drawn from.
+      grammar: what the targets were held to; the softmax is then over the tokens that it allowed.
+      given: what the grammar allowed at each target.
     """
-    return token_likelihood(hidden, unembed, targets, chunk=chunk, temperature=temperature).logp
+    return token_likelihood(
+        hidden,
+        unembed,
+        targets,
+        chunk=chunk,
+        temperature=temperature,
+        grammar=grammar,
+        given=given,
+    ).logp
 
 
 def token_likelihood(
@@ -49,11 +61,15 @@ def token_likelihood(
     *,
     chunk: int | None = None,
     temperature: float = 1.0,
+    grammar: Automaton | None = None,
+    given: constraint.Permit | None = None,
 ) -> Likelihood:
     """Returns log-probability and entropy at each target; arguments as in `token_logp`."""
 
-    def piece(hidden, targets):
+    def piece(hidden, targets, given=None):
         logits = _logits(hidden, unembed) / temperature
+        if grammar is not None and given is not None:
+            logits = constraint.masked(grammar, given, logits)
         total = jax.nn.logsumexp(logits, -1)
         # A comparison instead of a gather: its gradient is no scatter, and V may be sharded.
         hit = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -61,7 +77,8 @@ def token_likelihood(
         surprise = total[..., None] - logits
         return Likelihood(chosen - total, jnp.sum(jnp.exp(-surprise) * surprise, -1))
 
-    return _chunked(piece, hidden, targets, chunk=chunk)
+    more = () if given is None else (given,)
+    return _chunked(piece, hidden, targets, *more, chunk=chunk)
 
 
 def soft_cross_entropy(
@@ -101,10 +118,19 @@ def answer_logp(
     ids: Int[Array, "B G L"],
     chunk: int | None = None,
     temperature: float = 1.0,
+    grammar: Automaton | None = None,
+    kinds: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B G L"]:
     """Returns the log-probability of each answer token; as `answer_likelihood`."""
     return answer_likelihood(
-        model, tokens, pictures, ids=ids, chunk=chunk, temperature=temperature
+        model,
+        tokens,
+        pictures,
+        ids=ids,
+        chunk=chunk,
+        temperature=temperature,
+        grammar=grammar,
+        kinds=kinds,
     ).logp
 
 
@@ -116,18 +142,30 @@ def answer_likelihood(
     ids: Int[Array, "B G L"],
     chunk: int | None = None,
     temperature: float = 1.0,
+    grammar: Automaton | None = None,
+    kinds: Int[Array, " B"] | None = None,
 ) -> Likelihood:
     """Returns what the model thinks of each token of G answers per prompt, prompts read once.
 
-    `logp` equals `decode.generate`'s for the same weights and temperature. Columns after the end
-    token hold numbers without meaning: mask them with `Rollout.used`.
+    `logp` equals `decode.generate`'s for the same weights, temperature and grammar, L being its
+    `max_tokens`. Columns after the end token hold numbers without meaning: mask them with
+    `Rollout.used`.
     """
+    given = None if grammar is None else constraint.permits(grammar, kinds, ids)
     prefix = model.prefill(tokens, pictures)
     first = jnp.broadcast_to(
         prefix.hidden[:, None, None], (*ids.shape[:2], 1, prefix.hidden.shape[-1])
     )
     hidden = jnp.concatenate([first, model.extend(ids[..., :-1], prefix)], 2)
-    return token_likelihood(hidden, model.unembed(), ids, chunk=chunk, temperature=temperature)
+    return token_likelihood(
+        hidden,
+        model.unembed(),
+        ids,
+        chunk=chunk,
+        temperature=temperature,
+        grammar=grammar,
+        given=given,
+    )
 
 
 def _logits(hidden: Float[Array, "*n D"], unembed: Float[Array, "V D"]) -> Float[Array, "*n V"]:
@@ -136,12 +174,14 @@ def _logits(hidden: Float[Array, "*n D"], unembed: Float[Array, "V D"]) -> Float
     )
 
 
-def _chunked(piece: Callable[..., Any], *rows: Array, chunk: int | None) -> Any:
-    """Returns `piece` of rows [*n T ..] as if applied at once, chunk by chunk along T."""
-    hidden, targets = rows
+def _chunked(
+    piece: Callable[..., Any], hidden: Array, targets: Array, *more: Any, chunk: int | None
+) -> Any:
+    """Returns `piece` of trees [*n T ..] as if applied at once, chunk by chunk along T."""
+    rows = (hidden, targets, *more)
     length, axis = targets.shape[-1], targets.ndim - 1
     if chunk is None:
-        return piece(hidden, targets)
+        return piece(*rows)
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 token or None, got {chunk}")
     count = -(-length // chunk)
@@ -157,5 +197,5 @@ def _chunked(piece: Callable[..., Any], *rows: Array, chunk: int | None) -> Any:
         return y.reshape(*y.shape[:axis], count * chunk)[..., :length]
 
     one = jax.checkpoint(piece, prevent_cse=False)
-    _, out = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, (split(hidden), split(targets)))
+    _, out = jax.lax.scan(lambda _, xs: (None, one(*xs)), None, jax.tree.map(split, rows))
     return jax.tree.map(join, out)

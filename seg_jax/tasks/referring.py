@@ -76,6 +76,12 @@ class Referring:
             if getattr(self, name) < low:
                 raise ValueError(f"task.{name}: expected >= {low}, got {getattr(self, name)}")
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What kinds of answers are asked for, names aside."""
+        asked = {name.split("_")[1] for name, share in vars(self.mixture).items() if share > 0}
+        return tuple(kind for kind in Kind if kind.name.lower() in asked)
+
     def example(self, sample: Sample, rng: np.random.Generator) -> Example:
         """Returns a random question about a random object of the sample and its true answer."""
         named = [m for m, phrases in enumerate(sample.phrases) if phrases and sample.masks[m].any()]

@@ -48,6 +48,16 @@ class Task(Protocol):
     """What training, evaluation and serving share: there is no second way to ask or judge."""
 
     @property
+    def digits(self) -> int:
+        """Decimals of a coordinate."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What kinds of answers are asked for, names aside."""
+        ...
+
+    @property
     def max_rings(self) -> int:
         """Rings of an answer that are read."""
         ...

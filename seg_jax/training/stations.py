@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.grammar import reader, tokens
+from seg_jax.grammar import automaton, reader, tokens
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.models import decode, likelihood, sharding
-from seg_jax.records import Array, Batch, Prompts, Rollout, Verdict
+from seg_jax.records import Array, Automaton, Batch, Prompts, Rollout, Verdict
 from seg_jax.tasks.task import Task, judge
 from seg_jax.training import optimizer as optimizers
 from seg_jax.training import policy, sft
@@ -101,10 +101,17 @@ class Sampling:
     """G, answers per prompt."""
     temperature: float = 1.0
     max_tokens: int = 64
+    grammar: bool = False
+    """Draw only tokens that the grammar allows, so that every answer can be read. Sampler and
+    trainer then share the distribution over these tokens alone: it is what is learnt."""
 
 
-def sampler(speaker: Speaker, sampling: Sampling, *, seed: int) -> Any:
-    """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key."""
+def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | None = None) -> Any:
+    """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key.
+
+    The task is asked for with a grammar only: its decimals and limits are the grammar's.
+    """
+    grammar = _grammar(speaker, sampling, task)
 
     def draw(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Rollout:
         return decode.generate(
@@ -117,6 +124,8 @@ def sampler(speaker: Speaker, sampling: Sampling, *, seed: int) -> Any:
             end_ids=(speaker.tokenizer.end_id,),
             pad_id=speaker.tokenizer.pad_id,
             key=step_key(seed, step),
+            grammar=grammar,
+            kinds=prompts.truth.kind,
         )
 
     return jax.jit(draw)
@@ -131,7 +140,7 @@ def appraiser(
     seed: int,
 ) -> Any:
     """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
-    draw = sampler(speaker, sampling, seed=seed)
+    draw = sampler(speaker, sampling, seed=seed, task=task)
     judged_rows = _judge(speaker, task)
 
     def appraise(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
@@ -155,6 +164,7 @@ def reinforcing_step(
     """
     transform = optimizers.build(optimizer)
     judged_rows = _judge(speaker, task)
+    grammar = _grammar(speaker, sampling, task)
 
     def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
         return likelihood.answer_likelihood(
@@ -164,6 +174,8 @@ def reinforcing_step(
             ids=rollout.ids,
             chunk=speaker.chunk,
             temperature=sampling.temperature,
+            grammar=grammar,
+            kinds=prompts.truth.kind,
         )
 
     def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
@@ -202,3 +214,23 @@ def _judge(speaker: Speaker, task: Task) -> Any:
     """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
     table = reader.table(speaker.tokenizer.pieces)
     return sharding.by_rows(lambda rollout, truth: judge(task, table, rollout, truth))
+
+
+def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automaton | None:
+    """Returns what answers to the task are held to; None without a grammar."""
+    if not sampling.grammar:
+        return None
+    if task is None:
+        raise ValueError(
+            "sampling.grammar: expected the task whose answers are drawn, got none: "
+            "pass task=, or switch the grammar off"
+        )
+    held = automaton.table(
+        speaker.tokenizer.pieces,
+        ends=(speaker.tokenizer.end_id,),
+        digits=task.digits,
+        rings=task.max_rings,
+        points=task.max_points,
+    )
+    automaton.check_room(held, sampling.max_tokens, task.kinds)
+    return held

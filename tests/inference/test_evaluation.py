@@ -183,6 +183,28 @@ def test_batches_answer_as_one_question_at_a_time():
     ]
 
 
+@pytest.mark.slow
+def test_with_the_grammar_every_answer_of_random_weights_is_read():
+    mixture = Mixture(text_point=1.0, text_box=1.0)
+    task = dataclasses.replace(small_run.bundle().task, mixture=mixture)
+    free, held = (Predictor(small_run.bundle(), grammar=grammar) for grammar in (False, True))
+    assert evaluation.summarise(evaluate(free, 5, task))["parse_rate"]["mean"] == 0.0
+    outcome = evaluate(held, 5, task)
+    assert evaluation.summarise(outcome)["parse_rate"]["mean"] == 1.0
+    assert len(set(outcome.kinds.tolist())) > 1
+    image = np.zeros((64, 64, 3), np.uint8)
+    for kind in Kind:
+        assert held.predict(image, "the red star", kind).verdict == Verdict.OK
+
+
+def test_a_layout_too_short_for_the_grammar_is_refused():
+    bundle = small_run.bundle()
+    layout = dataclasses.replace(bundle.layout, max_answer=6)
+    held = Predictor(dataclasses.replace(bundle, layout=layout), grammar=True)
+    with pytest.raises(ValueError, match="max_tokens: expected at least"):
+        held.predict(np.zeros((64, 64, 3), np.uint8), "the red star", Kind.MASK)
+
+
 def test_an_answer_is_held_against_the_mask_of_its_own_scene(monkeypatch):
     bundle = small_run.bundle()
     ring = np.array([[0.1, 0.1], [0.9, 0.1], [0.9, 0.7], [0.1, 0.7]])
