@@ -65,7 +65,8 @@ def test_random_weights_give_answers_that_are_read_and_scored_as_drawn(drawn):
     begin = jax.tree.map(jnp.array, state)
     _, metrics = learner(chunk=5)(begin, prompts, rollout, None)
     assert float(metrics["verdicts/OK"]) == 1.0
-    assert abs(float(metrics["ratio_max"]) - 1) < 1e-5
+    assert abs(float(metrics["ratio/max"]) - 1) < 1e-5
+    assert float(metrics["sampler_gap/max"]) < 1e-5
     assert np.isfinite(float(metrics["grad_norm"]))
     assert float(metrics["grad_norm"]) > 0
 
@@ -73,12 +74,13 @@ def test_random_weights_give_answers_that_are_read_and_scored_as_drawn(drawn):
 @pytest.mark.slow
 def test_eight_devices_hold_answers_as_one(drawn):
     draw, prompts, _, rollout = drawn
+    learn = learner()
     on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.set_mesh(on):
         begin = small_run.fresh(small_run.gspo_config(optimizer=ADAM), on)
         spread = jax.device_put(prompts, sharding.batch(on, small_run.BATCH))
         many = draw(begin.params, spread, begin.step)
-        _, metrics = learner()(begin, spread, many, None)
+        _, metrics = learn(begin, spread, many, None)
     np.testing.assert_array_equal(many.ids, rollout.ids)
     np.testing.assert_allclose(many.logp, rollout.logp, atol=1e-4)
     assert float(metrics["verdicts/OK"]) == 1.0
