@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data import pipeline
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import layers, sharding
+from seg_jax.models import kimi_vl, layers, moonvit, sharding, weights
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import optimizer, state, stations
 
@@ -69,6 +70,52 @@ def gspo_config(**changes: Any) -> reinforce.Config:
 def bundle() -> Bundle:
     """Returns the model with random weights; they are never donated."""
     return finetune.start(sft_config(), _folder() / "tokenizer")
+
+
+def model() -> tuple[Any, Any, Any]:
+    """Returns the config, graph and random weights of that model."""
+    return sft_config().model, bundle().graph, bundle().params
+
+
+@functools.cache
+def kimi() -> tuple[Any, Any, Any]:
+    """Returns the same of a Kimi-VL with eight experts a layer, which reads the same batches."""
+    text = kimi_vl.Text(
+        vocab_size=sft_config().model.text.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        rope_theta=300.0,
+    )
+    vision = moonvit.Vision(
+        patch_size=tiny.PATCH,
+        merge_kernel_size=(1, 1),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        init_pos_emb_height=4,
+        init_pos_emb_width=4,
+    )
+    config = kimi_vl.Config(text=text, vision=vision, tie_word_embeddings=True)
+    graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = sharding.names_of(path)[-1]
+        if name in ("scale", "bias"):
+            return jnp.full(leaf.shape, float(name == "scale"), leaf.dtype)
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return config, graph, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ Moonlight, arXiv 2502.16982.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -163,21 +162,28 @@ def visit(
 ) -> Float[Array, "*n D"]:
     """Returns the weighted outputs of the experts that each token chose.
 
-    Inside `jax.set_mesh` each device of the experts' axis runs its own experts on all tokens that
-    it sees, and the outputs are added up.
+    Inside `jax.set_mesh` each device runs its own experts on all tokens that it sees, and the
+    outputs are added up. Devices of the mesh's `expert` axis have rows of their own: they show
+    each other all of them before, and keep the sums of their own after.
     """
     on = jax.sharding.get_abstract_mesh()
-    axes = sharding.MESH["expert"]
-    if on.empty or not {*sharding.MESH["batch"], *axes} <= set(on.axis_names):
+    if on.empty or not set(sharding.AXES) <= set(on.axis_names):
         return _visit(x, chosen, weights, (gate, up, down), first=0)
+    axes, rows = sharding.MESH["expert"], sharding.tokens(x)
+    split = "expert" in (rows[0] or ()) and on.shape["expert"] > 1
 
     def mine(x, chosen, weights, *kernels):
+        if split:
+            x, chosen, weights = (
+                jax.lax.all_gather(part, "expert", tiled=True) for part in (x, chosen, weights)
+            )
         first = jax.lax.axis_index(axes) * kernels[0].shape[0]
-        return jax.lax.psum(_visit(x, chosen, weights, kernels, first=first), axes)
+        out = _visit(x, chosen, weights, kernels, first=first)
+        if split:
+            out = jax.lax.psum_scatter(out, "expert", tiled=True)
+            return jax.lax.psum(out, [axis for axis in axes if axis != "expert"])
+        return jax.lax.psum(out, axes)
 
-    rows = PartitionSpec(sharding.MESH["batch"])
-    if x.shape[0] % math.prod(on.shape[axis] for axis in sharding.MESH["batch"]):
-        rows = PartitionSpec()
     experts = PartitionSpec(axes)
     return jax.shard_map(
         mine, in_specs=(*(rows,) * 3, *(experts,) * 3), out_specs=rows, check_vma=False

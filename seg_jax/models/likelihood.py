@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from seg_jax.models import constraint, vlm
+from seg_jax.models import constraint, sharding, vlm
 from seg_jax.records import Array, Automaton, Pictures, Tokens
 
 
@@ -184,13 +184,14 @@ def _chunked(
         return piece(*rows)
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 token or None, got {chunk}")
+    chunk += -chunk % sharding.along_rows()
     count = -(-length // chunk)
 
     def split(x):
         pad = [(0, 0)] * x.ndim
         pad[axis] = (0, count * chunk - length)
         x = jnp.pad(x, pad).reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
+        return sharding.parts(jnp.moveaxis(x, axis, 0), axis + 1)
 
     def join(y):
         y = jnp.moveaxis(y, 0, axis)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
-"""Of every mesh: copies of the weights, shards of the weights, shards of each layer's work."""
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+"""Of every mesh: copies of the weights, shards of the weights, shards of the experts, shards of
+long rows, shards of each layer's work. Neighbours on the last axes are the closest devices."""
 
 MESH: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "width": ("fsdp",),
+    "batch": ("data", "fsdp", "expert"),
+    "sequence": ("context",),
+    "width": ("fsdp", "expert", "context"),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
-    "expert": ("tensor",),
+    "expert": ("expert", "tensor"),
+    "expert_width": ("fsdp", "context"),
     "whole": (),
 }
-"""What each logical axis is divided among."""
+"""What each logical axis is divided among. Beside the experts `expert` works as more of `fsdp`, and
+so does `context` for weights: no device holds what another one holds, but for `data`."""
 
 _INTO, _OUT_OF = ("width", "inner"), ("inner", "width")
 
@@ -36,27 +41,33 @@ WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("kv_in", "kernel"): ("width", "whole"),
     ("kv_out", "kernel"): _INTO,
     ("router", "kernel"): ("width", "whole"),
-    ("expert_gate", "kernel"): ("expert", "width", "whole"),
-    ("expert_up", "kernel"): ("expert", "width", "whole"),
-    ("expert_down", "kernel"): ("expert", "whole", "width"),
+    ("expert_gate", "kernel"): ("expert", "expert_width", "whole"),
+    ("expert_up", "kernel"): ("expert", "expert_width", "whole"),
+    ("expert_down", "kernel"): ("expert", "whole", "expert_width"),
 }
 """Logical axes of the last axes of weights, by layer and kind. Axes before them (layers of a
 stack) and all other arrays (norms, counters) are whole on every device."""
 
 
 def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = None) -> Mesh:
-    """Returns a mesh with the axes data, fsdp and tensor.
+    """Returns a mesh with all `AXES`.
+
+    Over several slices of TPUs `data` goes across them: only copies of the weights, which speak
+    once a step, speak over the network between slices.
 
     Args:
       shape: sizes of axes; those left out are 1, a single -1 takes what is left. None: all
-        devices on fsdp.
+        devices on fsdp, slices on data.
       devices: all of the process's if None.
 
     Raises:
-      ValueError: an unknown axis, or sizes that do not multiply to the number of devices.
+      ValueError: an unknown axis, sizes that do not multiply to the number of devices, or a
+        `data` that is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = {"fsdp": -1} if shape is None else dict(shape)
+    tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else 1
+    shape = {"data": slices, "fsdp": -1} if shape is None else dict(shape)
     if unknown := set(shape) - set(AXES):
         raise ValueError(f"mesh: expected axes among {AXES}, got {sorted(unknown)}")
     sizes = [shape.get(axis, 1) for axis in AXES]
@@ -66,12 +77,28 @@ def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = Non
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise ValueError(
             f"mesh: expected sizes that multiply to {len(devices)} devices (one may be -1), "
-            f"got {dict(zip(AXES, sizes, strict=True))}"
+            f"got {dict(zip(AXES, sizes, strict=True))}: "
+            f"do: take sizes of {_listed(_divisors(len(devices)))}"
+        )
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh: expected data to be a multiple of {slices} slices, got {sizes[0]}: "
+            f"do: --mesh.data {slices}"
         )
     kinds = (AxisType.Auto,) * len(AXES)
+    return Mesh(_arranged(devices, sizes, slices), AXES, axis_types=kinds)
+
+
+def _arranged(devices: list[Any], sizes: list[int], slices: int) -> np.ndarray:
+    """Returns the devices as an array of these sizes, neighbours on an axis close to each other."""
     if devices[0].platform == "cpu":
-        return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=kinds)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+        return np.asarray(devices).reshape(sizes)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    across = [slices] + [1] * (len(sizes) - 1)
+    return mesh_utils.create_hybrid_device_mesh(
+        [sizes[0] // slices, *sizes[1:]], across, devices, allow_split_physical_axes=True
+    )
 
 
 def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
@@ -84,25 +111,71 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
       on: the mesh.
 
     Raises:
-      ValueError: an axis of a weight that its mesh axes do not divide.
+      ValueError: an axis of a weight that its mesh axes do not divide; the sizes that would are
+        told.
     """
     wrong: list[str] = []
 
     def one(path, leaf):
-        names = tuple(str(k.key) for k in path if hasattr(k, "key"))
+        names = names_of(path)
         spec = partition(names, leaf.shape)
         for size, axes in zip(leaf.shape, spec, strict=False):
             if size % (parts := _parts(axes, on)):
-                wrong.append(f"{'/'.join(names)} {leaf.shape}: {size} by {parts} ({axes})")
+                wrong.append(
+                    f"{'/'.join(names)} {leaf.shape}: {size} by {parts} ({_product(axes)})"
+                )
         return NamedSharding(on, spec)
 
     placed = jax.tree_util.tree_map_with_path(one, tree)
     if wrong:
         raise ValueError(
             f"mesh {dict(on.shape)}: expected sizes that divide every weight, got "
-            f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: choose another mesh"
+            f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: {_advice(tree, on)}"
         )
     return placed
+
+
+def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
+    """Returns the sizes that divide every weight, and the mesh of as many devices closest to `on`.
+
+    Close is a mesh whose sizes are few doublings away.
+    """
+    limits: dict[tuple[str, ...], int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for size, axes in zip(leaf.shape, partition(names_of(path), leaf.shape), strict=False):
+            axes = (axes,) if isinstance(axes, str) else axes
+            if axes:
+                limits[axes] = math.gcd(limits.get(axes, 0), size)
+    told = [
+        f"{_product(axes)} of {_listed(_divisors(math.gcd(limit, on.size)))}"
+        for axes, limit in limits.items()
+        if limit % _parts(axes, on)
+    ]
+
+    def shapes(axes: tuple[str, ...], left: int) -> Iterator[dict[str, int]]:
+        if len(axes) == 1:
+            yield {axes[0]: left}
+            return
+        for size in _divisors(left):
+            yield from ({axes[0]: size} | rest for rest in shapes(axes[1:], left // size))
+
+    def away(shape: dict[str, int]) -> tuple[float, int]:
+        steps = sum(abs(math.log2(shape[axis] / on.shape[axis])) for axis in AXES)
+        return round(steps, 6), -shape["fsdp"]
+
+    def fits(shape: dict[str, int]) -> bool:
+        divided = (limit % math.prod(shape[a] for a in axes) for axes, limit in limits.items())
+        return not any(divided)
+
+    # All on data always fits: every device then holds all weights.
+    best = min(filter(fits, shapes(AXES, on.size)), key=away)
+    near = " ".join(f"--mesh.{axis} {size}" for axis, size in best.items() if size > 1)
+    return f"take {', '.join(told)}; closest is {near}"
+
+
+def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Returns the names on a key path that `partition` knows arrays by."""
+    return tuple(str(key.key) for key in path if hasattr(key, "key"))
 
 
 def partition(names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -122,13 +195,15 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
       rows: checked if given.
 
     Raises:
-      ValueError: data x fsdp does not divide the rows.
+      ValueError: data x fsdp x expert does not divide the rows; the numbers that would are told.
     """
     parts = _parts(MESH["batch"], on)
     if rows is not None and rows % parts:
+        near = sorted({max(parts, rows // parts * parts), -(-rows // parts) * parts})
+        axes = _product(MESH["batch"])
         raise ValueError(
-            f"batch: expected rows that data x fsdp = {parts} divides, got {rows}: "
-            "do: change the batch size or the mesh"
+            f"batch: expected rows that {axes} = {parts} divides, got {rows}: do: take "
+            f"{_listed(near)} rows, or a mesh with {axes} of {_listed(_divisors(rows))}"
         )
     return NamedSharding(on, PartitionSpec(MESH["batch"]))
 
@@ -139,29 +214,75 @@ def replicated(on: Mesh) -> NamedSharding:
 
 
 def rows(x: Any) -> Any:
-    """Returns x [B ..] kept divided by rows between the layers, inside `jax.set_mesh` only.
+    """Returns x [B .. T D] kept divided by rows between the layers, inside `jax.set_mesh` only.
 
-    Without it the compiler may divide activations as it divides the weights, by width.
+    Long rows are divided among `context` too. Without it the compiler may divide activations as
+    it divides the weights, by width.
     """
     on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(MESH["batch"]) <= set(on.axis_names):
+    if on.empty or not set(AXES) <= set(on.axis_names):
         return x
-    if x.shape[0] % math.prod(on.shape[axis] for axis in MESH["batch"]):
+    if x.shape[0] % _parts(MESH["batch"], on):
         return x
-    free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(MESH["batch"], *free))
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[0] = MESH["batch"]
+    if along_rows() > 1 and x.ndim > 2 and x.shape[-2] % along_rows() == 0:
+        spec[-2] = MESH["sequence"]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def tokens(x: Any) -> PartitionSpec:
+    """Returns how x [B .. T D] is divided by rows and by tokens, as far as they divide.
+
+    Every other axis is whole; inside `jax.set_mesh` only.
+    """
+    on = jax.sharding.get_abstract_mesh()
+    spec: list[Any] = [None] * x.ndim
+    if x.shape[0] % _parts(MESH["batch"], on) == 0:
+        spec[0] = MESH["batch"]
+    if x.ndim > 2 and x.shape[-2] % _parts(MESH["sequence"], on) == 0:
+        spec[-2] = MESH["sequence"]
+    return PartitionSpec(*spec)
+
+
+def parts(x: Any, axis: int) -> Any:
+    """Returns parts of rows [parts B .. T ..] for a loop over them, each divided as whole rows are.
+
+    Long rows lie in one piece after another along `context`: of parts cut from them as they lie,
+    each would be on one device alone. Inside `jax.set_mesh` with several devices on `context` only.
+
+    Args:
+      x: parts, one after another.
+      axis: of tokens; the sizes that divide are multiples of `along_rows()`.
+    """
+    count = along_rows()
+    if count == 1 or x.shape[axis] % count:
+        return x
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[0], spec[axis] = None, MESH["sequence"]
+    if x.shape[1] % _parts(MESH["batch"], jax.sharding.get_abstract_mesh()) == 0:
+        spec[1] = MESH["batch"]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def along_rows() -> int:
+    """Returns how many devices share a long row; 1 outside `jax.set_mesh`."""
+    on = jax.sharding.get_abstract_mesh()
+    if on.empty or not set(AXES) <= set(on.axis_names):
+        return 1
+    return _parts(MESH["sequence"], on)
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of trees [B ..] that every device runs on its own rows alone.
 
     For what the compiler cannot divide by itself: sorts, loops of run-time length, own kernels.
-    Outside `jax.set_mesh`, and where data x fsdp does not divide the rows, it is the function.
+    Outside `jax.set_mesh`, and where the rows do not divide, it is the function.
     """
 
     def divided(*values):
         on = jax.sharding.get_abstract_mesh()
-        if on.empty or not set(MESH["batch"]) <= set(on.axis_names):
+        if on.empty or not set(AXES) <= set(on.axis_names):
             return function(*values)
         parts = _parts(MESH["batch"], on)
         if any(leaf.shape[0] % parts for leaf in jax.tree.leaves(values)):
@@ -186,3 +307,16 @@ def kept(tree: Any) -> Any:
 def _parts(axes: Any, on: Mesh | AbstractMesh) -> int:
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(on.shape[axis] for axis in axes)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _product(axes: Any) -> str:
+    return axes if isinstance(axes, str) else " x ".join(axes)

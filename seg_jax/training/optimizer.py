@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,7 @@ import optax
 from jaxtyping import Float, Int
 
 from seg_jax.records import Array
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration (Jordan et al. 2024, also torch.optim.Muon)."""
+from seg_jax.training import muon
 
 MATRICES = ("kernel",)
 """Last path entries of the leaves that are matrices, apart from embeddings and heads."""
@@ -97,8 +95,8 @@ def build(config: Optimizer) -> optax.GradientTransformation:
     )
     if isinstance(config, AdamW):
         return optax.chain(optax.clip_by_global_norm(config.clip), adam)
-    muon = optax.chain(
-        scale_by_muon(
+    matrices = optax.chain(
+        muon.scale_by_muon(
             momentum=config.momentum,
             steps=config.newton_schulz_steps,
             dtype=jnp.dtype(config.newton_schulz_dtype),
@@ -107,7 +105,7 @@ def build(config: Optimizer) -> optax.GradientTransformation:
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.partition({"muon": muon, "adam": adam}, _labels),
+        optax.partition({"muon": matrices, "adam": adam}, _labels),
     )
 
 
@@ -125,53 +123,3 @@ def _decays(params: Any) -> Any:
         return not any(name in ("bias", "scale") for name in names)
 
     return jax.tree_util.tree_map_with_path(decays, params)
-
-
-class MuonState(NamedTuple):
-    """Momentum of every matrix."""
-
-    momentum: optax.Updates
-
-
-def scale_by_muon(*, momentum: float, steps: int, dtype: jnp.dtype) -> optax.GradientTransformation:
-    """Returns Nesterov momentum orthogonalised by Newton-Schulz, scaled to AdamW's update RMS.
-
-    Axes before the last two are stacks (layers, experts): each matrix is its own.
-    Differs: optax.contrib.muon keeps a bias-corrected average and runs in the gradient's dtype.
-    """
-
-    def init(params: optax.Params) -> MuonState:
-        return MuonState(jax.tree.map(jnp.zeros_like, params))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        buffer = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, updates)
-
-        def direction(grad, moment):
-            rows, columns = grad.shape[-2:]
-            flat = orthogonalise(grad + momentum * moment, steps=steps, dtype=dtype)
-            return 0.2 * max(rows, columns) ** 0.5 * flat.astype(grad.dtype)
-
-        return jax.tree.map(direction, updates, buffer), MuonState(buffer)
-
-    return optax.GradientTransformation(init, update)
-
-
-def orthogonalise(
-    matrix: Float[Array, "*stack rows columns"], *, steps: int, dtype: jnp.dtype
-) -> Float[Array, "*stack rows columns"]:
-    """Returns nearly the closest semi-orthogonal matrix, singular values about 0.7 to 1.2.
-
-    Source: quintic Newton-Schulz iteration X <- a X + (b A + c A A) X with A = X X^T.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    x = jnp.swapaxes(matrix, -1, -2) if tall else matrix
-    x = x.astype(dtype)
-    norm = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), (-2, -1), keepdims=True))
-    x = x / (norm + 1e-7).astype(dtype)
-    for _ in range(steps):
-        gram = jnp.einsum("...mk,...nk->...mn", x, x)
-        poly = b * gram + c * jnp.einsum("...mk,...kn->...mn", gram, gram)
-        x = a * x + jnp.einsum("...mk,...kn->...mn", poly, x)
-    return jnp.swapaxes(x, -1, -2) if tall else x

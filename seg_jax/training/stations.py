@@ -31,15 +31,20 @@ class Mesh:
     data: int = 1
     """Copies of the weights."""
     fsdp: int = -1
-    """Shards of the weights; batches are divided among data x fsdp."""
+    """Shards of the weights; batches are divided among data x fsdp x expert."""
     tensor: int = 1
     """Shards of each layer's work."""
+    expert: int = 1
+    """Shards of the experts; of all other weights as `fsdp`."""
+    context: int = 1
+    """Shards of long rows of tokens and patches, for batches of fewer rows than devices."""
 
     def build(self) -> jax.sharding.Mesh:
         """Returns the mesh over all devices.
 
         Raises:
-          ValueError: the sizes do not multiply to the number of devices.
+          ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple
+            of the slices that they are in.
         """
         return sharding.mesh(dataclasses.asdict(self))
 

@@ -70,7 +70,16 @@ def test_gradients_are_differences():
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 @pytest.mark.parametrize(
-    "sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}, {"fsdp": 8}], ids=str
+    "sizes",
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"tensor": 8},
+        {"fsdp": 8},
+        {"expert": 4, "tensor": 2},  # rows of their own, which they show each other
+        {"fsdp": 2, "expert": 4},  # four rows are not for eight
+        {"expert": 2, "context": 2, "tensor": 2},
+    ],
+    ids=str,
 )
 def test_experts_on_many_devices_are_the_same_experts(sizes):
     x, chosen, weights, *kernels = drawn(np.random.default_rng(3))
@@ -92,4 +101,4 @@ def test_experts_on_many_devices_are_the_same_experts(sizes):
     for a, b in zip(got[1], want[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
     here = spread[0].addressable_shards[0].data.shape
-    assert here[0] == E // sizes.get("tensor", 1)
+    assert here[0] == E // (sizes.get("tensor", 1) * sizes.get("expert", 1))

@@ -116,7 +116,8 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     np.testing.assert_array_equal(answers.ids, sampled.ids)
     np.testing.assert_allclose(answers.logp, sampled.logp, rtol=0, atol=1e-5)
     down = other["blocks"]["ffn"]["expert_down"]["kernel"][...]
-    assert down.sharding.spec == PartitionSpec(None, "tensor", None, "fsdp")
+    spec = PartitionSpec(None, ("expert", "tensor"), None, ("fsdp", "context"))
+    assert down.sharding.spec == spec
     assert down.addressable_shards[0].data.size == down.size // 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seg_jax.models import decode, likelihood, sharding
+from seg_jax.models import decode, families, layers, likelihood, sharding, weights
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
@@ -59,7 +61,7 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     np.testing.assert_array_equal(answers.ids, sampled.ids)
     np.testing.assert_allclose(answers.logp, sampled.logp, rtol=0, atol=1e-5)
     q = other["blocks"]["q"]["kernel"][...]
-    assert q.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert q.sharding.spec == PartitionSpec(None, ("fsdp", "expert", "context"), "tensor")
     assert q.addressable_shards[0].data.size == q.size // 4
 
 
@@ -77,27 +79,99 @@ def test_by_rows_gives_each_device_its_own_rows():
     counted = jax.jit(sharding.by_rows(lambda x, y: {"rows": x + y.shape[0]}))
     zeros = np.zeros((16, 3), np.float32)
     assert (counted(zeros, zeros)["rows"] == 16).all()
-    with jax.set_mesh(sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+    on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(on):
         rows = counted(zeros, zeros)["rows"]
         assert (rows == 4).all()
-        assert rows.sharding.spec == PartitionSpec(("data", "fsdp"))
+        assert rows.sharding.is_equivalent_to(sharding.batch(on), 2)
         assert (counted(zeros[:6], zeros[:6])["rows"] == 6).all()  # what does not divide is whole
 
 
 def test_one_device_and_default_mesh():
     alone = sharding.mesh(devices=jax.devices()[:1])
-    assert dict(alone.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(alone.shape) == dict.fromkeys(sharding.AXES, 1)
     assert dict(sharding.mesh().shape)["fsdp"] == 8
     assert dict(sharding.mesh({"data": 2, "fsdp": -1}).shape)["fsdp"] == 4
 
 
-def test_what_does_not_divide_is_named(setting):
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"fsdp": 2, "expert": 4}], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_eight_devices_hold_an_eighth_of_every_family(family, sizes):
+    model = weights.blank(families.FAMILIES[family].config(), layers.Compute())
+    params = nnx.state(model)
+    places = jax.tree.leaves(sharding.shardings(params, sharding.mesh(sizes)))
+    leaves = jax.tree.leaves(params)
+    pairs = zip(leaves, places, strict=True)
+    here = sum(math.prod(place.shard_shape(leaf.shape)) for leaf, place in pairs)
+    # Learned positions, norms and a few biases are whole.
+    assert here < 0.126 * sum(leaf.size for leaf in leaves)
+
+
+def test_what_does_not_divide_is_named_with_what_would(setting):
     _, params, _ = setting
-    with pytest.raises(ValueError, match="expected sizes that multiply to 8 devices"):
+    with pytest.raises(ValueError, match="multiply to 8 devices .*: do: take sizes of 1, 2, 4 or"):
         sharding.mesh({"data": 3})
     with pytest.raises(ValueError, match="expected axes among"):
         sharding.mesh({"model": 8})
-    with pytest.raises(ValueError, match=r"embed/embedding \(300, 64\): 300 by 8"):
+    with pytest.raises(ValueError) as told:
         sharding.shardings(params, sharding.mesh({"tensor": 8}))
-    with pytest.raises(ValueError, match="data x fsdp = 8 divides, got 6"):
-        sharding.batch(sharding.mesh(), rows=6)
+    assert "embed/embedding (300, 64): 300 by 8 (tensor)" in str(told.value)
+    advice = "do: take tensor of 1, 2 or 4; closest is --mesh.fsdp 2 --mesh.tensor 4"
+    assert str(told.value).endswith(advice)
+    sharding.shardings(params, sharding.mesh({"fsdp": 2, "tensor": 4}))
+    many = "data x fsdp x expert = 8 divides, got 12: do: take 8 or 16 rows, or .* 1, 2, 3, 4, 6 or"
+    with pytest.raises(ValueError, match=many):
+        sharding.batch(sharding.mesh({"fsdp": 4, "expert": 2}), rows=12)
+    sharding.batch(sharding.mesh({"fsdp": 4, "expert": 2}), rows=16)
+
+
+class Chip:
+    """What a mesh asks of a TPU: four slices of 2 x 2 chips."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number):
+        self.id, (self.slice_index, at) = number, divmod(number, 4)
+        self.process_index, self.coords = self.slice_index, (at % 2, at // 2, 0)
+
+
+def test_only_data_goes_across_slices():
+    chips = [Chip(i) for i in range(16)]
+    on = sharding.mesh({"data": 8, "fsdp": 2}, chips)
+    assert [{chip.slice_index for chip in copy.flat} for copy in on.devices] == [
+        {i // 2} for i in range(8)
+    ]
+    assert dict(sharding.mesh(None, chips).shape)["data"] == 4
+    with pytest.raises(ValueError, match="multiple of 4 slices, got 2: do: --mesh.data 4"):
+        sharding.mesh({"data": 2, "fsdp": -1}, chips)
+
+
+@pytest.mark.slow
+def test_long_rows_are_shared_along_context(setting, monkeypatch):
+    graph, params, _ = setting
+    monkeypatch.setattr(layers, "LONG", 64)
+    rng = np.random.default_rng(1)
+    row = tiny_vlm.row(rng, [(16, 16)], texts=(90, 100))
+    batch = tiny_vlm.stack([row])
+    assert batch[0].ids.shape == batch[1].window.shape == (1, 256)
+
+    def loss(params, tokens, pictures):
+        model = nnx.merge(graph, params)
+        hidden = model.hidden(tokens, pictures)
+        return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=64).mean()
+
+    step = jax.value_and_grad(loss)
+    alone = jax.jit(step).lower(params, *batch).compile()
+    want, grads = alone(params, *batch)
+    on = sharding.mesh({"context": 8})
+    places = sharding.shardings(params, on)
+    with jax.set_mesh(on):
+        given = jax.device_put(params, places), *jax.device_put(batch, sharding.batch(on, rows=1))
+        shared = jax.jit(step, out_shardings=(None, places)).lower(*given).compile()
+        got, other = shared(*given)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    # Keys and values, and what the compiler gathers besides, are whole on every device.
+    temporary = [program.memory_analysis().temp_size_in_bytes for program in (shared, alone)]
+    assert temporary[0] < 0.4 * temporary[1]

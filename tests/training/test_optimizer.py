@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seg_jax.training import optimizer, state
+from seg_jax.training import muon, optimizer, state
 
 
 def train(config, weights, grads):
@@ -51,7 +51,7 @@ def test_muon_equals_torch(shape, dtype, tolerance, monkeypatch):
 
 def test_newton_schulz_flattens_the_spectrum():
     matrix = jnp.asarray(gradients((32, 48), steps=1)[0])
-    flat = optimizer.orthogonalise(matrix, steps=5, dtype=jnp.dtype(jnp.float32))
+    flat = muon.orthogonalise(matrix, steps=5, dtype=jnp.dtype(jnp.float32))
     singular = np.linalg.svd(np.asarray(flat), compute_uv=False)
     assert singular.min() > 0.5
     assert singular.max() < 1.3
@@ -62,9 +62,9 @@ def test_newton_schulz_flattens_the_spectrum():
 
 def test_stacked_matrices_are_separate():
     stack = jnp.asarray(gradients((3, 8, 12), steps=1)[0])
-    together = optimizer.orthogonalise(stack, steps=5, dtype=jnp.dtype(jnp.float32))
+    together = muon.orthogonalise(stack, steps=5, dtype=jnp.dtype(jnp.float32))
     for one, alone in zip(together, stack, strict=True):
-        each = optimizer.orthogonalise(alone, steps=5, dtype=jnp.dtype(jnp.float32))
+        each = muon.orthogonalise(alone, steps=5, dtype=jnp.dtype(jnp.float32))
         np.testing.assert_allclose(one, each, atol=1e-5)
 
 

@@ -1,0 +1,143 @@
+"""Three steps of both stages on every kind of mesh: the same losses, gradients and weights."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.models import sharding
+from seg_jax.tasks import task as tasks
+from seg_jax.training import optimizer, policy, state, stations
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
+]
+
+STEPS = 3
+MODELS = {"qwen25_vl": small_run.model, "kimi_vl": small_run.kimi}
+CASES = [
+    ("qwen25_vl", {"fsdp": 8}),
+    ("qwen25_vl", {"fsdp": 4, "tensor": 2}),
+    ("qwen25_vl", {"data": 2, "fsdp": 4}),
+    ("kimi_vl", {"expert": 4, "fsdp": 2}),
+    ("kimi_vl", {"fsdp": 2, "context": 2, "tensor": 2}),
+]
+# Beside Muon, AdamW divides by the root of second moments: with its usual eps, a gradient that is
+# nothing but round-off would move a weight as far as any other.
+MUON = optimizer.Muon(
+    lr=3e-3,
+    newton_schulz_dtype="float32",
+    eps=1e-3,
+    schedule=optimizer.Schedule(warmup=0.0, final=1.0),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def fresh(family, on):
+    """Returns the first state, laid over a mesh; it may be donated."""
+    params = jax.tree.map(jnp.array, MODELS[family]()[2])
+    begin = state.fresh(params, optimizer.build(MUON), horizon=STEPS)
+    return jax.device_put(begin, sharding.shardings(begin, on))
+
+
+def three_steps(family, step, given, on):
+    """Returns state and metrics after each step, on the host."""
+    current, told = fresh(family, on), []
+    with jax.set_mesh(on):
+        for batch in given:
+            placed = jax.device_put(batch, sharding.batch(on, small_run.BATCH))
+            current, metrics = step(current, *placed)
+            told.append(jax.device_get((current, metrics)))
+    return told
+
+
+def assert_same_steps(many, alone):
+    for (after, metrics), (wanted, told) in zip(many, alone, strict=True):
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(metrics[name], told[name], rtol=1e-4, atol=1e-6)
+        # The first momentum is the first gradient.
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 + 1e-4 * np.abs(b).max())
+
+
+@pytest.fixture(scope="module")
+def supervised():
+    """For a model the compiled step, its batches, and its states on one device."""
+    feed = small_run.batches("sft")
+    batches = [(next(feed),) for _ in range(STEPS)]
+    known = {}
+
+    def of(family):
+        if family not in known:
+            speaker = stations.Speaker(MODELS[family]()[1], small_run.bundle().tokenizer)
+            step = stations.supervised_step(speaker, small_run.sft_config().objective, MUON)
+            on = sharding.mesh(devices=jax.devices()[:1])
+            known[family] = step, batches, three_steps(family, step, batches, on)
+        return known[family]
+
+    return of
+
+
+@pytest.mark.parametrize(("family", "sizes"), CASES, ids=str)
+def test_supervised_steps_do_not_depend_on_the_mesh(supervised, family, sizes):
+    step, batches, alone = supervised(family)
+    assert alone[-1][1]["loss"] < alone[0][1]["loss"]
+    assert_same_steps(three_steps(family, step, batches, sharding.mesh(sizes)), alone)
+
+
+def toy_judge(task, table, rollout, truth):
+    """Judges as ever, but rewards low token ids: the answers of random weights are no outlines."""
+    judged, verdict = tasks.judge(task, table, rollout, truth)
+    low = jnp.sum((rollout.ids < 400) & rollout.used, -1) / jnp.sum(rollout.used, -1)
+    return judged._replace(scores={**judged.scores, "iou": low}), verdict
+
+
+@pytest.fixture(scope="module")
+def reinforced():
+    """For a model the compiled step, prompts with answers, and its states on one device."""
+    config = small_run.gspo_config()
+    plan = policy.Policy(minibatches=2, clip_low=0.2, clip_high=0.2)
+    feed = small_run.batches("prompts")
+    prompts = [next(feed) for _ in range(STEPS)]
+    known = {}
+
+    def of(family):
+        if family in known:
+            return known[family]
+        speaker = stations.Speaker(MODELS[family]()[1], small_run.bundle().tokenizer)
+        draw = stations.sampler(speaker, config.sampling, seed=0)
+        learn = stations.reinforcing_step(
+            speaker, small_run.task("prompts"), plan, {"iou": 1.0}, MUON, config.sampling
+        )
+
+        def step(current, prompts, rollout):
+            with mock.patch.object(stations, "judge", toy_judge):
+                return learn(current, prompts, rollout, None)
+
+        params = MODELS[family]()[2]
+        given = [(p, jax.device_get(draw(params, p, jnp.int32(i)))) for i, p in enumerate(prompts)]
+        on = sharding.mesh(devices=jax.devices()[:1])
+        known[family] = step, given, three_steps(family, step, given, on)
+        return known[family]
+
+    return of
+
+
+@pytest.mark.parametrize(("family", "sizes"), CASES, ids=str)
+def test_reinforcing_steps_do_not_depend_on_the_mesh(reinforced, family, sizes):
+    step, given, alone = reinforced(family)
+    assert all(metrics["grad_norm"] > 1e-3 for _, metrics in alone)
+    assert_same_steps(three_steps(family, step, given, sharding.mesh(sizes)), alone)
