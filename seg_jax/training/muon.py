@@ -194,17 +194,30 @@ def _traded(
     x = jnp.pad(pieces, ((0, -count % shared), (0, 0), (0, 0)))
     for axis, dim, trades in moves:
         if trades:
-            x = jax.lax.all_to_all(x, axis, 0, dim, tiled=True)
+            x = jax.lax.all_to_all(_as_one(x, axis), axis, 0, dim, tiled=True)
         else:
             x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
     x = _in_turn(function, x)
     for axis, dim, trades in reversed(moves):
         if trades:
-            x = jax.lax.all_to_all(x, axis, dim, 0, tiled=True)
+            x = jax.lax.all_to_all(_as_one(x, axis), axis, dim, 0, tiled=True)
         else:
             size = x.shape[dim] // on.shape[axis]
             x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size, dim)
     return x[:count]
+
+
+def _as_one(x: Array, axis: str) -> Array:
+    """Returns x; on a CPU as an array that no pass knows the parts of.
+
+    XLA's pieces for each device would come from different parts there, turned and not turned, and
+    it refuses to trade pieces that are not laid out alike.
+    """
+
+    def opaque(x: Array) -> Array:
+        return jnp.where(jax.lax.axis_index(axis) != -1, x, 0)
+
+    return jax.lax.platform_dependent(x, cpu=opaque, default=lambda x: x)
 
 
 def _in_turn(
