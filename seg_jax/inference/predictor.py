@@ -65,7 +65,8 @@ class Predictor:
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
         self._table = reader.table(bundle.tokenizer.pieces)
-        self._answer = jax.jit(self._traced)
+        self.judged_answer = jax.jit(self._traced)
+        """(weights, prompts) -> (rollout, judgement, verdicts)."""
         self._params = bundle.params
 
     def answer(
@@ -77,7 +78,7 @@ class Predictor:
           prompts: rows of the bundle's layout.
           params: other weights of the same model.
         """
-        return self._answer(self._params if params is None else params, prompts)
+        return self.judged_answer(self._params if params is None else params, prompts)
 
     def predict(
         self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: Kind = Kind.MASK

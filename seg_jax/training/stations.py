@@ -35,13 +35,13 @@ class Mesh:
     tensor: int = 1
     """Shards of each layer's work."""
 
-    def build(self) -> jax.sharding.Mesh:
-        """Returns the mesh over all devices.
+    def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+        """Returns the mesh over the devices, over all if None.
 
         Raises:
           ValueError: the sizes do not multiply to the number of devices.
         """
-        return sharding.mesh(dataclasses.asdict(self))
+        return sharding.mesh(dataclasses.asdict(self), devices)
 
 
 @dataclasses.dataclass(frozen=True)
