@@ -7,7 +7,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import families, sharding, work
 from seg_jax.records import Batch, Prompts, Rollout
-from seg_jax.training import optimizer, policy, state, stations
+from seg_jax.training import optimizer, state, stations
 
 Run = finetune.Config | reinforce.Config
 
@@ -76,15 +76,15 @@ class Plan:
         """Returns shapes of weights as they lie on the devices."""
         return _at(weights, sharding.shardings(weights, self.mesh))
 
-    def rows(self, kind: str) -> Any:
-        """Returns the shapes of a batch of "sft" rows or "prompts", as the pipeline makes it."""
+    def rows(self, kind: Literal["sft", "prompts"]) -> Any:
+        """Returns the shapes of a batch of the kind, as the pipeline makes it."""
         run, bundle = self.run, self.bundle
         feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
         task = bundle.task
         if isinstance(run, reinforce.Config):
             task = dataclasses.replace(task, mixture=run.mixture)
         if kind == "prompts":
-            judged = {name: 0.0 for name in ("point_name", "box_name")}
+            judged = dict.fromkeys(("point_name", "box_name"), 0.0)
             mixture = dataclasses.replace(task.mixture, **judged)
             task = dataclasses.replace(task, mixture=mixture)
         row = next(pipeline.batches(run.source, task, bundle.encoder, feed, rows=kind))
@@ -129,13 +129,14 @@ def plan(run: Run, devices: list[Any]) -> Plan:
 
 def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
     """Returns what makes each step of a run, by name."""
-    if isinstance(plan.run, reinforce.Config):
-        return {
-            "sample": lambda: _sample(plan, plan.run),
-            "update": lambda: _update(plan, plan.run),
-            "evaluate": lambda: _evaluate(plan),
-        }
-    return {"sft": lambda: _sft(plan, plan.run), "evaluate": lambda: _evaluate(plan)}
+    run, evaluate = plan.run, lambda: _evaluate(plan)
+    if isinstance(run, finetune.Config):
+        return {"sft": lambda: _sft(plan, run), "evaluate": evaluate}
+    return {
+        "sample": lambda: _sample(plan, run),
+        "update": lambda: _update(plan, run),
+        "evaluate": evaluate,
+    }
 
 
 def _sft(plan: Plan, run: finetune.Config) -> Step:

@@ -145,7 +145,7 @@ def compiled(
     between = time.monotonic()
     made, needed, complaint, memory, text = None, 0, "", None, None
     try:
-        made = program.compile(lowered)
+        made = program.compile(lowered, step.arguments)
     except program.TooLarge as error:
         needed, complaint = error.needed, str(error)
         available = error.available if hbm is None else available
@@ -240,8 +240,9 @@ def _verdict(result: Result) -> str:
 def _show(results: list[Result], plan: abstract.Plan, target: topology.Topology) -> None:
     """Prints results side by side, and what to change where one does not fit."""
     columns = [_column(result, target) for result in results]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    lines = [(name, *(column.get(name, "") for column in columns)) for name in names]
+    names = dict.fromkeys(name for column in columns for name in column)
+    order = sorted(names, key=lambda name: _PLACES.get(name.partition(",")[0], 0))
+    lines = [(name, *(column.get(name, "") for column in columns)) for name in order]
     shape = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1)
     title = (
         f"{_count(plan) / 1e9:.2f} billion weights on {len(target.devices)} devices of "
@@ -255,6 +256,23 @@ def _show(results: list[Result], plan: abstract.Plan, target: topology.Topology)
             console.say(f"{result.step}: {_first(result.complaint)}")
         if result.advice:
             console.say(f"{result.step} does not fit; try {'; or '.join(result.advice)}")
+
+
+_PLACES = {
+    name: place
+    for place, names in enumerate(
+        (
+            ("vision", "text", "head", "backward", "recomputed", "reference", "optimizer"),
+            ("needed in all",),
+            program.COLLECTIVES,
+            ("kernels", "loops", "least time by operations*", "least time by collectives*"),
+            ("to lower", "verdict"),
+        ),
+        start=1,
+    )
+    for name in names
+}
+"""In which order lines are shown; those of memory come first."""
 
 
 def _column(result: Result, target: topology.Topology) -> dict[str, str]:
@@ -274,17 +292,17 @@ def _column(result: Result, target: topology.Topology) -> dict[str, str]:
     if memory is not None:
         told["donated, reused, GiB"] = f"{_gib(memory.donated)}, {_gib(memory.aliased)}"
     for name, done in result.operations.items():
-        told[f"{name}, TFLOP"] = f"{done / 1e12:.3f}"
-    told["needed in all, TFLOP"] = f"{_needed(result) / 1e12:.3f}"
+        told[f"{name}, TFLOP"] = f"{done / 1e12:.4g}"
+    told["needed in all, TFLOP"] = f"{_needed(result) / 1e12:.4g}"
     if result.text is not None:
         for name, moved in result.text.collectives.items():
-            told[f"{name}, times, GiB sent"] = f"{moved.times}, {moved.sent / GIB:.3f}"
+            told[f"{name}, times, GiB sent"] = f"{moved.times}, {moved.sent / GIB:.3g}"
         kernels = ", ".join(f"{name} x{times}" for name, times in result.text.kernels.items())
         told["kernels"] = kernels or "none"
         lost = sum(loop.trips is None for loop in result.text.loops)
         told["loops, of unknown length"] = f"{len(result.text.loops)}, {lost}"
     for name, seconds in _least_seconds(result, target).items():
-        told[f"least time by {name}*, s"] = f"{seconds:.3f}"
+        told[f"least time by {name}*, s"] = f"{seconds:.3g}"
     told["to lower, to compile, s"] = f"{result.lower_seconds:.0f}, {result.compile_seconds:.0f}"
     told["verdict"] = _verdict(result)
     return told

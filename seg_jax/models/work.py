@@ -76,7 +76,10 @@ class Counter:
 
     def read(self, rows: int, tokens: int, patches: int) -> list[Part]:
         """Returns the work on prompts of `tokens` tokens, pictures included."""
-        return [self._pictures(rows, patches), self._blocks("text", _decoder(self.config), rows, tokens)]
+        return [
+            self._pictures(rows, patches),
+            self._blocks("text", _decoder(self.config), rows, tokens),
+        ]
 
     def extend(self, rows: int, answers: int, length: int, *, behind: int) -> Part:
         """Returns the work on whole answers that look at prompts of `behind` tokens."""
@@ -174,6 +177,7 @@ def _latent(text: kimi_vl.Text) -> list[_Blocks]:
     expert = 2.0 * wide * text.moe_intermediate_size
     visits = text.num_experts_per_tok + text.n_shared_experts
     routed = attention + 2.0 * wide * text.n_routed_experts + 3 * expert * visits
+    routed += 2.0 * wide * text.num_experts_per_tok  # Their outputs, weighted and added up.
     shared = expert * text.n_shared_experts
     return [
         _Blocks(1, attention + 3 * dense, dense, pair, spread, near),

@@ -1,4 +1,4 @@
-"""Reads a compiled program: memory, what moves between devices, loops, kernels, or why it is none."""
+"""Reads a compiled program: its memory, what moves between devices, its loops and kernels."""
 
 from __future__ import annotations
 
@@ -88,8 +88,12 @@ class TooLarge(ValueError):
         self.needed, self.available = needed, available
 
 
-def compile(lowered: Any) -> Any:
+def compile(lowered: Any, arguments: Any) -> Any:
     """Returns the compiled program.
+
+    Args:
+      lowered: the program.
+      arguments: shapes with their shardings, as lowered.
 
     Raises:
       TooLarge: it does not fit the memory of a device.
@@ -97,7 +101,7 @@ def compile(lowered: Any) -> Any:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _overflow(str(error))
+        found = _overflow(str(error), device_bytes(arguments))
         if found is None:
             raise
         raise TooLarge(*found, str(error)) from error
@@ -136,17 +140,21 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def _overflow(text: str) -> tuple[int, int] | None:
-    """Returns needed and available bytes of a compiler's complaint, or None of another one."""
-    size = r"([\d.]+)([KMGT]?)i?B?"
-    found = re.search(rf"Used {size} of {size} hbm", text)
+def _overflow(text: str, arguments: int) -> tuple[int, int] | None:
+    """Returns needed and available bytes of a compiler's complaint, or None of another one.
+
+    It tells all that is needed, or of temporaries alone that they are too large.
+    """
+    size = r"\(?([\d.]+)([KMGT]?)\)?"
+    whole = re.search(rf"Used {size} of {size} hbm", text)
+    temporary = re.search(rf"HLO temporaries {size} exceeds available HBM {size}", text)
+    found = whole or temporary
     if found is None:
-        found = re.search(rf"requires? {size}.*?(?:only|limit(?: is)?) {size}", text, re.DOTALL)
-        if found is None or "RESOURCE_EXHAUSTED" not in text:
-            return None
+        return None
     number, unit, most, its = found.groups()
     scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return round(float(number) * scale[unit]), round(float(most) * scale[its])
+    needed = round(float(number) * scale[unit]) + (0 if whole else arguments)
+    return needed, round(float(most) * scale[its])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,10 +33,10 @@ class Chip:
 
 
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(32, 275e12, 300e9, 3),
-    "v5e": Chip(16, 197e12, 200e9, 2),
-    "v5p": Chip(95, 459e12, 600e9, 3),
-    "v6e": Chip(32, 918e12, 400e9, 2),
+    "v4": Chip(32.0, 275e12, 300e9, 3),
+    "v5e": Chip(16.0, 197e12, 200e9, 2),
+    "v5p": Chip(95.0, 459e12, 600e9, 3),
+    "v6e": Chip(32.0, 918e12, 400e9, 2),
 }
 
 
@@ -102,10 +102,11 @@ def _described(name: str, sides: list[int]) -> list[Any]:
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": f"{name.partition(':')[0].replace('v5e', 'v5litepod')}-256",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(variable, value)
-    host = tuple(2 if side % 2 == 0 else 1 for side in sides[:2]) + (1,)
+    host = (*(2 if side % 2 == 0 else 1 for side in sides[:2]), 1)
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=name, chips_per_host_bounds=host
