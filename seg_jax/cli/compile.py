@@ -308,7 +308,7 @@ def _column(result: Result, target: topology.Topology) -> dict[str, str]:
     return told
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
     return f"{size / GIB:.3f}"
 
 
