@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 from tyro.conf import arg
 
 from seg_jax.cli import abstract, arguments, console, finetune, reinforce, runs
-from seg_jax.models import work
+from seg_jax.models import sharding, work
 from seg_jax.training import program, topology
 
 GIB = topology.GIB
@@ -187,7 +188,8 @@ def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[st
             ways.append("--compute.remat full")
         if run.compute.dtype == "float32":
             ways.append("--compute.dtype bfloat16")
-    rows, parts = run.feed.batch, plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    rows = run.feed.batch
+    parts = math.prod(plan.mesh.shape[axis] for axis in sharding.MESH["batch"])
     if isinstance(run, reinforce.Config) and step.name == "update":
         pieces = 2 * run.policy.minibatches
         if rows % pieces == 0 and rows // pieces >= parts:
