@@ -46,6 +46,7 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
     if not first.startswith("-") and (first.endswith(".py") or not _has_positional(kind)):
         path, options = options[0], options[1:]
     default = None if path is None else load(path, kind)
+    kind = kind if default is None else type(default)  # Perhaps with options of its own.
     if {"-h", "--help"} & set(options):
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:
@@ -83,6 +84,9 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
         config = runpy.run_path(str(path), run_name=path.stem)["config"]()
     except Exception as error:
         raise UsageError(_where(path, error)) from error
+    around = getattr(kind, "around", None)
+    if around is not None:  # A program about the runs of others.
+        return around(config)
     if not isinstance(config, kind):
         raise UsageError(
             f"{path}: expected config() to return {_qualified(kind)}, "

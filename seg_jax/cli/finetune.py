@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tyro.conf import subcommand
 
 from seg_jax.cli import console, runs
 from seg_jax.data import pipeline
@@ -18,12 +19,20 @@ from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import layers, numbers, qwen25_vl, sharding
+from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Log
+
+# All are called Config: the names are for the parser of options.
+Model = (
+    Annotated[qwen25_vl.Config, subcommand("qwen2_5_vl")]
+    | Annotated[qwen3_vl.Config, subcommand("qwen3_vl")]
+    | Annotated[kimi_vl.Config, subcommand("kimi_vl")]
+)
+"""Sizes of a model of any family."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class Config:
     """Model folder to start from; without one the weights are random and `model` says their size,
     and `task` and `layout` hold. A given model brings its own task and layout."""
     seed: int = 0
-    model: qwen25_vl.Config = qwen25_vl.Config()
+    model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
     source: Scenes = dataclasses.field(default_factory=Scenes)
@@ -78,29 +87,42 @@ def start(config: Config, tokenizer_folder: Path) -> Bundle:
     if config.checkpoint is not None:
         return bundles.load(config.checkpoint, compute=config.compute)
     tokenizer = scene_tokenizer(config.source, config.task, tokenizer_folder)
-    vocab = config.model.text.vocab_size
-    if tokenizer.vocab_size > vocab:
-        raise ValueError(
-            f"model.text.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, "
-            f"got {vocab}"
-        )
-    model_config = dataclasses.replace(
-        config.model,
-        image_token_id=tokenizer.image_id,
-        video_token_id=tokenizer.id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.id("<|vision_end|>"),
-        text=dataclasses.replace(
-            config.model.text, bos_token_id=tokenizer.pad_id, eos_token_id=tokenizer.end_id
-        ),
-    )
-    model = qwen25_vl.Qwen25VL(model_config, compute=config.compute, rngs=nnx.Rngs(config.seed))
+    sizes = spoken(config.model, tokenizer)
+    kind = families.of(sizes).model
+    model = kind(sizes, compute=config.compute, rngs=nnx.Rngs(config.seed))
     if config.ordered_numbers:
         values, _ = tokens.number_table(tokenizer)
         key = jax.random.key(config.seed)
         model.embed.embedding[...] = numbers.embed(model.embed, values, key)
     graph, params = nnx.split(model)
     return Bundle(graph, params, tokenizer, tokenizer_folder, config.layout, config.task)
+
+
+def spoken(model: Model, tokenizer: tokens.Tokenizer) -> Model:
+    """Returns the sizes with a tokenizer's special tokens.
+
+    Raises:
+      ValueError: the model's table is too small for the tokenizer.
+    """
+    vocab = model.text.vocab_size
+    if tokenizer.vocab_size > vocab:
+        raise ValueError(
+            f"model.text.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, "
+            f"got {vocab}"
+        )
+    ends = {"bos_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    if isinstance(model, kimi_vl.Config):
+        text = dataclasses.replace(model.text, **ends)
+        picture = tokenizer.image_id
+        return dataclasses.replace(model, text=text, media_placeholder_token_id=picture)
+    return dataclasses.replace(
+        model,
+        text=dataclasses.replace(model.text, **ends),
+        image_token_id=tokenizer.image_id,
+        video_token_id=tokenizer.id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.id("<|vision_end|>"),
+    )
 
 
 def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tokenizer:

@@ -24,6 +24,7 @@ PROGRAMS = {
     "evaluate": "score a checkpoint on held-out scenes",
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
+    "compile": "compile a configuration for TPUs that are not here, and see if it fits",
 }
 
 _HELP = """\
@@ -41,6 +42,7 @@ examples:
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --scenes 512 --seed 7
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
+  seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
 
 `seg-jax PROGRAM --help` lists the options of a program, `seg-jax --version` tells the version.
 An error is one line; with SEG_JAX_TRACEBACK=1 in the environment it is the whole traceback.
@@ -117,6 +119,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import predict as program
         case "convert":
             from seg_jax.cli import convert as program
+        case "compile":
+            from seg_jax.cli import compile as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

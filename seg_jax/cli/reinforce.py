@@ -13,14 +13,14 @@ import numpy as np
 
 from seg_jax.cli import finetune, runs
 from seg_jax.data import pipeline
-from seg_jax.data.encode import Encoder
+from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers, sharding
 from seg_jax.records import Prompts, Rollout
-from seg_jax.tasks.referring import Mixture
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, policy, state, stations
 from seg_jax.training.clock import Clock
 from seg_jax.training.log import Board, Log
@@ -47,6 +47,11 @@ class Config:
     checkpoint: Path | None = None
     """Model folder to start from."""
     seed: int = 0
+    model: finetune.Model | None = None
+    """What the model to start from is, for `compile`: a given one brings its own sizes, task and
+    layout."""
+    task: Referring = Referring()
+    layout: Layout = Layout()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
     source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))

@@ -135,6 +135,9 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
     return reinforce.Config(
         out=out,
         seed=seed,
+        model=model(),
+        task=task(),
+        layout=layout(),
         compute=compute(),
         source=scenes(seed=2000 + seed),
         feed=Feed(batch=32, seed=seed),

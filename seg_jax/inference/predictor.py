@@ -80,7 +80,8 @@ class Predictor:
                 rings=bundle.task.max_rings,
                 points=bundle.task.max_points,
             )
-        self._answer = jax.jit(self._traced)
+        self.judged_answer = jax.jit(self._traced)
+        """(weights, prompts) -> (rollout, judgement, verdicts)."""
         self._params = bundle.params
 
     def answer(
@@ -98,7 +99,7 @@ class Predictor:
         if self._grammar is not None:
             kinds = [Kind(kind) for kind in np.unique(np.asarray(prompts.truth.kind))]
             automaton.check_room(self._grammar, self.bundle.layout.max_answer, kinds)
-        return self._answer(self._params if params is None else params, prompts)
+        return self.judged_answer(self._params if params is None else params, prompts)
 
     def predict(
         self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: Kind = Kind.MASK

@@ -39,14 +39,14 @@ class Mesh:
     context: int = 1
     """Shards of long rows of tokens and patches, for batches of fewer rows than devices."""
 
-    def build(self) -> jax.sharding.Mesh:
-        """Returns the mesh over all devices.
+    def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+        """Returns the mesh over the devices, over all if None.
 
         Raises:
           ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple
             of the slices that they are in.
         """
-        return sharding.mesh(dataclasses.asdict(self))
+        return sharding.mesh(dataclasses.asdict(self), devices)
 
 
 @dataclasses.dataclass(frozen=True)

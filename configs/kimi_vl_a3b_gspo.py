@@ -1,0 +1,12 @@
+"""SimpleSeg's GSPO of Kimi-VL-A3B on 400,000 prompts.
+
+Meant for v5p-64 (4x4x4). Data are drawn scenes until the data sets can be read.
+seg-jax reinforce configs/kimi_vl_a3b_gspo.py --checkpoint runs/kimi_vl_a3b_sft/checkpoint
+"""
+
+from seg_jax.cli import paper, reinforce
+
+
+def config() -> reinforce.Config:
+    """Returns the run."""
+    return paper.gspo_config(paper.KIMI_A3B, name="kimi_vl_a3b")

@@ -1,0 +1,12 @@
+"""Supervised fine-tuning of Qwen2.5-VL-3B as SimpleSeg's of the 7B.
+
+Meant for v5e-64 (8x8) or v6e-64 (8x8). Data are drawn scenes until the data sets can be read.
+seg-jax finetune configs/qwen25_vl_3b_sft.py --checkpoint models/qwen25-vl-3b
+"""
+
+from seg_jax.cli import finetune, paper
+
+
+def config() -> finetune.Config:
+    """Returns the run."""
+    return paper.sft_config(paper.QWEN_3B, name="qwen25_vl_3b")

@@ -1,0 +1,12 @@
+"""SimpleSeg's GSPO of Qwen2.5-VL-7B on 400,000 prompts.
+
+Meant for v5p-64 (4x4x4) or v5e-256 (16x16). Data are drawn scenes until the data sets can be read.
+seg-jax reinforce configs/qwen25_vl_7b_gspo.py --checkpoint runs/qwen25_vl_7b_sft/checkpoint
+"""
+
+from seg_jax.cli import paper, reinforce
+
+
+def config() -> reinforce.Config:
+    """Returns the run."""
+    return paper.gspo_config(paper.QWEN_7B, name="qwen25_vl_7b")

@@ -1,0 +1,13 @@
+"""SimpleSeg's supervised fine-tuning of Qwen2.5-VL-7B on 800,000 samples.
+
+Meant for v5e-256 (16x16), v5p-64 (4x4x4) or 32 x H100. Data are drawn scenes until the data sets
+can be read.
+seg-jax finetune configs/qwen25_vl_7b_sft.py --checkpoint models/qwen25-vl-7b
+"""
+
+from seg_jax.cli import finetune, paper
+
+
+def config() -> finetune.Config:
+    """Returns the run."""
+    return paper.sft_config(paper.QWEN_7B, name="qwen25_vl_7b")

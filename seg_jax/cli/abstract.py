@@ -1,0 +1,244 @@
+"""The steps of a run as they will be compiled, from shapes alone: no weight exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seg_jax.cli import finetune, reinforce
+from seg_jax.data import pipeline
+from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.predictor import Predictor
+from seg_jax.models import families, sharding, work
+from seg_jax.records import Batch, Prompts, Rollout
+from seg_jax.training import optimizer, state, stations
+
+Run = finetune.Config | reinforce.Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One program of a run, ready to be lowered."""
+
+    name: str
+    function: Any
+    """Jitted."""
+    arguments: tuple[Any, ...]
+    """Shapes with their shardings."""
+    work: work.Work
+    """Of one call, all devices together."""
+    beside: Any = None
+    """What lies in memory meanwhile without being an argument: shapes with their shardings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's model and rows over a mesh."""
+
+    run: Run
+    bundle: Bundle
+    """With shapes for weights."""
+    mesh: jax.sharding.Mesh
+
+    @property
+    def config(self) -> Any:
+        """Sizes of the model."""
+        return nnx.merge(self.bundle.graph, self.bundle.params).config
+
+    @functools.cached_property
+    def state(self) -> state.State:
+        """Of the training, as it lies on the devices."""
+        transform = optimizer.build(self.run.optimizer)
+        steps = self.run.loop.steps
+        made = jax.eval_shape(
+            lambda params: state.fresh(params, transform, horizon=steps), self.bundle.params
+        )
+        return self.laid(made)
+
+    @functools.cached_property
+    def speaker(self) -> stations.Speaker:
+        """Model and tokenizer."""
+        bundle = self.bundle
+        return stations.Speaker(bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk)
+
+    def laid(self, weights: Any) -> Any:
+        """Returns shapes of weights as they lie on the devices."""
+        return _at(weights, sharding.shardings(weights, self.mesh))
+
+    def rows(self, kind: Literal["sft", "prompts"]) -> Any:
+        """Returns the shapes of a batch of the kind, as the pipeline makes it."""
+        run, bundle = self.run, self.bundle
+        feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
+        task = bundle.task
+        if isinstance(run, reinforce.Config):
+            task = dataclasses.replace(task, mixture=run.mixture)
+        if kind == "prompts":
+            judged = dict.fromkeys(("point_name", "box_name"), 0.0)
+            mixture = dataclasses.replace(task.mixture, **judged)
+            task = dataclasses.replace(task, mixture=mixture)
+        row = next(pipeline.batches(run.source, task, bundle.encoder, feed, rows=kind))
+        return self.batch(row, run.feed.batch)
+
+    def batch(self, row: Any, count: int) -> Any:
+        """Returns the shapes of `count` such rows, spread over the devices."""
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), row
+        )
+        return _at(shapes, sharding.batch(self.mesh, count))
+
+
+def plan(run: Run, devices: list[Any]) -> Plan:
+    """Returns the plan of a run: its checkpoint's model, or the one that its configuration says.
+
+    Of a checkpoint only the small files are read.
+
+    Raises:
+      ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
+    """
+    mesh = run.mesh.build(devices)
+    if run.checkpoint is not None:
+        layout, task = bundles.describe(run.checkpoint)
+        sizes, tokenizer = families.read(run.checkpoint), Tokenizer.load(run.checkpoint)
+    elif run.model is not None:
+        layout, task = run.layout, run.task
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = finetune.scene_tokenizer(run.source, task, Path(folder))
+        sizes = finetune.spoken(run.model, tokenizer)
+    else:
+        raise ValueError(
+            "expected a checkpoint or a model in the configuration, got neither; "
+            "do: give --checkpoint FOLDER"
+        )
+    kind = families.of(sizes).model
+    model = nnx.eval_shape(lambda: kind(sizes, compute=run.compute, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(model)
+    folder = run.checkpoint or Path()
+    return Plan(run, Bundle(graph, params, tokenizer, folder, layout, task), mesh)
+
+
+def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
+    """Returns what makes each step of a run, by name."""
+    run, evaluate = plan.run, lambda: _evaluate(plan)
+    if isinstance(run, finetune.Config):
+        return {"sft": lambda: _sft(plan, run), "evaluate": evaluate}
+    return {
+        "sample": lambda: _sample(plan, run),
+        "update": lambda: _update(plan, run),
+        "evaluate": evaluate,
+    }
+
+
+def _sft(plan: Plan, run: finetune.Config) -> Step:
+    batch: Batch = plan.rows("sft")
+    counter = work.Counter(plan.config, run.compute)
+    rows, answers, length = batch.ids.shape
+    read = batch.tokens.ids.shape[1]
+    parts = [
+        *counter.read(rows, read, batch.pictures.patches.shape[1]),
+        counter.extend(rows, answers, length, behind=read),
+        counter.head(rows * answers, length, run.loss_chunk),
+    ]
+    done = work.trained(parts) | _update_work(plan)
+    function = stations.supervised_step(plan.speaker, run.objective, run.optimizer)
+    return Step("sft", function, (plan.state, batch), done)
+
+
+def _sample(plan: Plan, run: reinforce.Config) -> Step:
+    prompts: Prompts = plan.rows("prompts")
+    task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
+    function = stations.sampler(plan.speaker, run.sampling, seed=run.seed, task=task)
+    arguments = (plan.state.params, prompts, _scalar(plan))
+    done = _decoding(plan, prompts, run.sampling.answers, run.sampling.max_tokens)
+    beside = [plan.state.moments, plan.state.params if run.policy.kl > 0 else None]
+    return Step("sample", function, arguments, done, beside)
+
+
+def _update(plan: Plan, run: reinforce.Config) -> Step:
+    prompts: Prompts = plan.rows("prompts")
+    rows, read = prompts.tokens.ids.shape
+    answers, length = run.sampling.answers, run.sampling.max_tokens
+    rollout = Rollout(
+        *(
+            np.zeros((1, answers, length), kind)
+            for kind in (np.dtype("int32"), np.dtype("bool"), np.dtype("float32"))
+        )
+    )
+    task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
+    weights = dataclasses.asdict(run.weights)
+    function = stations.reinforcing_step(
+        plan.speaker, task, run.policy, weights, run.optimizer, run.sampling
+    )
+    reference = plan.state.params if run.policy.kl > 0 else None
+    arguments = (plan.state, prompts, plan.batch(rollout, rows), reference)
+    counter = work.Counter(plan.config, run.compute)
+    parts = [
+        *counter.read(rows, read, prompts.pictures.patches.shape[1]),
+        counter.extend(rows, answers, length - 1, behind=read),
+        counter.head(rows * answers, length, run.loss_chunk),
+    ]
+    done = work.trained(parts)
+    done |= _update_work(plan, run.policy.minibatches)
+    if reference is not None:
+        done |= {"reference": sum(work.forward(parts).values())}
+    return Step("update", function, arguments, done)
+
+
+def _evaluate(plan: Plan) -> Step:
+    prompts: Prompts = plan.rows("prompts")
+    function = Predictor(plan.bundle).judged_answer
+    done = _decoding(plan, prompts, 1, plan.bundle.layout.max_answer)
+    return Step("evaluate", function, (plan.state.params, prompts), done)
+
+
+def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> work.Work:
+    """Returns the work of answers of the full length; most end sooner."""
+    rows, read = prompts.tokens.ids.shape
+    counter = work.Counter(plan.config, plan.run.compute)
+    return work.forward(
+        [
+            *counter.read(rows, read, prompts.pictures.patches.shape[1]),
+            *counter.decode(rows, answers, length, behind=read),
+        ]
+    )
+
+
+def _update_work(plan: Plan, updates: int = 1) -> work.Work:
+    """Returns the work of Newton-Schulz iterations, if the optimizer makes any.
+
+    Each is X <- a X + (b A + c A A) X with A = X X^T, for X [m n], m <= n.
+    """
+    chosen = plan.run.optimizer
+    if not isinstance(chosen, optimizer.Muon):
+        return {}
+    done = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(plan.bundle.params):
+        if optimizer.is_matrix(path):
+            *stack, m, n = *leaf.shape[:-2], *sorted(leaf.shape[-2:])
+            done += float(np.prod(stack, dtype=float)) * (4.0 * m * m * n + 2.0 * m**3)
+    return {"optimizer": done * chosen.newton_schulz_steps * updates}
+
+
+def _scalar(plan: Plan) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(plan.mesh))
+
+
+def _at(shapes: Any, places: Any) -> Any:
+    """Returns shapes with their shardings: one for all, or a tree of them."""
+    if isinstance(places, jax.sharding.Sharding):
+        places = jax.tree.map(lambda _: places, shapes)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )

@@ -1,0 +1,136 @@
+"""The runs of SimpleSeg at full size: what is published of them, and starting values for the rest.
+
+Source: SimpleSeg, arXiv 2601.19228: 800,000 samples once, batches of 256, Muon, cosine from 5e-5
+to 2e-6 after a warm-up of 3 % for SFT; GSPO on 400,000 prompts. Nothing more of its GSPO is
+published: clips and minibatches are those of GSPO, arXiv 2507.18071, rate, group and batch those of
+public runs on the same data sets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seg_jax.cli import finetune, reinforce
+from seg_jax.data.encode import Layout
+from seg_jax.data.pipeline import Feed
+from seg_jax.data.sources import Scenes
+from seg_jax.models import kimi_vl, layers, qwen25_vl
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import loop, optimizer, policy, stations
+
+BATCH = 256
+SFT_SAMPLES = 800_000
+GSPO_PROMPTS = 400_000
+CELLS = 576
+"""Of a picture: COCO's largest, 640 x 640 pixels, has 529 and is not shrunk."""
+SHARDS = 64
+"""Of weights where rows need not be as many as chips, and where widths are odd multiples of 64."""
+
+QWEN_3B = qwen25_vl.Config(
+    text=qwen25_vl.Text(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=11_008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+    ),
+    tie_word_embeddings=True,
+)
+QWEN_7B = qwen25_vl.Config()
+QWEN_32B = qwen25_vl.Config(
+    text=qwen25_vl.Text(
+        hidden_size=5120,
+        intermediate_size=27_648,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+    ),
+    vision=qwen25_vl.Vision(intermediate_size=3456),
+)
+QWEN_72B = qwen25_vl.Config(
+    text=qwen25_vl.Text(
+        hidden_size=8192,
+        intermediate_size=29_568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    ),
+    vision=qwen25_vl.Vision(intermediate_size=3456),
+)
+KIMI_A3B = kimi_vl.Config()
+
+
+def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
+    """Returns supervised fine-tuning of a model, all weights trained.
+
+    Data are drawn scenes until the data sets can be read.
+    """
+    return finetune.Config(
+        out=Path(f"runs/{name}_sft"),
+        model=model,
+        compute=compute(),
+        mesh=_mesh(model),
+        source=Scenes(count=SFT_SAMPLES),
+        task=task(),
+        layout=layout(),
+        feed=Feed(batch=BATCH),
+        optimizer=optimizer.Muon(lr=5e-5, schedule=optimizer.Schedule(warmup=0.03, final=0.04)),
+        loop=loop.Loop(steps=SFT_SAMPLES // BATCH, save_minutes=20.0),
+        loss_chunk=256,
+    )
+
+
+def gspo_config(model: finetune.Model, *, name: str) -> reinforce.Config:
+    """Returns GSPO from a supervised model, the rate constant after the warm-up.
+
+    Data are drawn scenes until the data sets can be read.
+    """
+    return reinforce.Config(
+        out=Path(f"runs/{name}_gspo"),
+        model=model,
+        task=task(),
+        layout=layout(),
+        compute=compute(),
+        # A minibatch of 64 prompts is divided among 64 shards.
+        mesh=stations.Mesh(fsdp=SHARDS, tensor=-1),
+        source=Scenes(seed=1, count=GSPO_PROMPTS),
+        feed=Feed(batch=BATCH),
+        sampling=stations.Sampling(answers=8, temperature=1.0, max_tokens=layout().max_answer),
+        policy=policy.Policy(minibatches=4, clip_low=3e-4, clip_high=4e-4),
+        optimizer=optimizer.AdamW(lr=1e-6, schedule=optimizer.Schedule(final=1.0)),
+        loop=loop.Loop(steps=GSPO_PROMPTS // BATCH, save_minutes=20.0),
+        loss_chunk=256,
+    )
+
+
+def layout() -> Layout:
+    """Returns rows of one picture of COCO at its own size, a question and an outline.
+
+    An outline of 64 points takes 900 tokens where every digit is one.
+    """
+    return Layout(
+        max_pixels=28 * 28 * CELLS,
+        max_patches=4 * CELLS,
+        max_prompt=CELLS + 64 + 128,
+        max_question=128,
+        max_answer=1024,
+        canvas=(640, 640),
+    )
+
+
+def task() -> Referring:
+    """Returns referring by text, three decimals, outlines simplified as the paper's best."""
+    return Referring(digits=3, epsilon=0.005, max_points=64)
+
+
+def compute() -> layers.Compute:
+    """Returns bfloat16 products of float32 weights, layers made again in the backward pass."""
+    return layers.Compute(dtype="bfloat16", param_dtype="float32", remat="full")
+
+
+def _mesh(model: finetune.Model) -> stations.Mesh:
+    """Returns all chips as shards of the weights, for Kimi-VL copies of 64 shards."""
+    # MoonViT is 1152 wide, which no more chips divide.
+    kimi = isinstance(model, kimi_vl.Config)
+    return stations.Mesh(data=-1, fsdp=SHARDS) if kimi else stations.Mesh(fsdp=-1)

@@ -1,0 +1,208 @@
+"""Compiles runs ahead of time: small ones whole, those of full size as far as their lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+import small_run
+
+from seg_jax.cli import abstract, arguments, compile, main, paper
+from seg_jax.models import kimi_vl, layers
+from seg_jax.training import program, stations, topology
+
+ROOT = Path(__file__).resolve().parents[2]
+FULL = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("tiny")
+)
+
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or jax.device_count() < 8, reason="needs eight CPU devices"
+)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the compiler for TPUs"
+)
+
+
+@pytest.fixture
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def write(folder, text):
+    """Returns a configuration file."""
+    path = folder / "config.py"
+    path.write_text(f"import dataclasses, small_run\ndef config():\n    return {text}\n")
+    return str(path)
+
+
+def run_of(name):
+    """Returns a configuration's run over eight devices: its steps divide there too."""
+    run = arguments.load(ROOT / f"configs/{name}.py", object)
+    return dataclasses.replace(run, mesh=stations.Mesh())
+
+
+def lowered(run, names=None):
+    """Returns the lowered steps of a run by name."""
+    plan = abstract.plan(run, jax.devices()[:8])
+    done = {}
+    with jax.set_mesh(plan.mesh):
+        for name, make in abstract.steps(plan).items():
+            if names is None or name in names:
+                step = make()
+                done[name] = step, step.function.lower(*step.arguments)
+    return plan, done
+
+
+def fails(capsys, *words):
+    """Returns the one line of a command that goes wrong."""
+    assert main.main(["compile", *words]) in (1, 2)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1, line
+    return line
+
+
+def test_a_small_run_is_compiled_and_judged(tmp_path, capsys, quick_compilation):
+    path, out = write(tmp_path, "small_run.sft_config()"), tmp_path / "made" / "out.json"
+    words = [path, "--topology", "cpu:8", "--only", "sft", "--json", str(out)]
+    assert main.main(["compile", *words]) == 0
+    assert "donated, reused, GiB" in capsys.readouterr().err
+    told = json.loads(out.read_text())
+    (step,) = told["steps"]
+    assert (told["devices"], told["mesh"]) == (
+        8,
+        {"data": 1, "fsdp": 8, "tensor": 1} | told["mesh"],
+    )
+    memory = step["memory"]
+    assert step["verdict"] == "compiles"  # Nobody knows this machine's memory per device.
+    assert memory["donated"] <= memory["aliased"] <= memory["arguments"]
+    assert step["text"]["collectives"]["all-gather"]["times"] > 10
+    assert step["operations"]["optimizer"] > 0
+    assert told["parameters"] == sum(x.size for x in jax.tree.leaves(small_run.bundle().params))
+
+    # The run's own options are laid over, and too little memory is a verdict with advice.
+    words = [path, "--topology", "cpu:8", "--only", "sft", "--hbm", "1e-5", "--feed.batch", "16"]
+    assert main.main(["compile", *words]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "DOES NOT FIT" in text
+    assert "sft does not fit; try more chips or a larger mesh.fsdp x mesh.tensor" in text
+    assert "--compute.remat full" in text
+    assert "--objective.accumulate 2" in text
+    assert "a smaller feed.batch, down to 8" in text
+
+
+def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
+    def refuse(lowered, shapes):
+        raise program.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
+
+    monkeypatch.setattr(program, "compile", refuse)
+    plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
+    target = topology.Topology("v5e:2x4", jax.devices()[:8], topology.CHIPS["v5e"])
+    result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
+    assert result.fits is False
+    assert result.memory is None
+    assert (result.needed_bytes, result.available_bytes) == (17 * 2**30, 15 * 2**30)
+    assert result.advice
+    compile._show([result], plan, target)
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, capsys):
+    path = write(tmp_path, "small_run.sft_config()")
+    assert "expected a configuration file CONFIG.py of finetune" in fails(capsys)
+    assert "topology: expected cpu:8, v5e:16x16" in fails(capsys, path, "--topology", "v9:2")
+    assert "mesh: expected sizes that multiply to 8" in fails(capsys, path, "--mesh.tensor", "3")
+    assert "did you mean '--feed.batch'" in fails(capsys, path, "--feed.batches", "3")
+    assert "only: expected steps among sft, evaluate" in fails(capsys, path, "--only", "update")
+    assert "hbm: expected GiB > 0" in fails(capsys, path, "--hbm", "-1")
+    bare = "dataclasses.replace(small_run.gspo_config(), model=None)"
+    line = fails(capsys, write(tmp_path, bare))
+    assert "expected a checkpoint or a model in the configuration" in line
+    line = fails(capsys, write(tmp_path, "3"))
+    assert "expected a configuration of finetune or reinforce" in line
+
+
+def test_shapes_are_those_that_the_run_would_feed():
+    plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
+    real = small_run.batch("sft")
+    for shape, leaf in zip(jax.tree.leaves(plan.rows("sft")), jax.tree.leaves(real), strict=True):
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+    fresh = small_run.fresh(small_run.sft_config(), plan.mesh)
+    for shape, leaf in zip(jax.tree.leaves(plan.state), jax.tree.leaves(fresh), strict=True):
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+        assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+def test_sampling_has_the_moments_beside_it():
+    run = dataclasses.replace(small_run.gspo_config(), model=small_run.sft_config().model)
+    plan = abstract.plan(run, jax.devices()[:8])
+    steps = abstract.steps(plan)
+    weights = program.device_bytes(plan.state.params)
+    beside = program.device_bytes(steps["sample"]().beside)
+    assert weights < beside < 2.1 * weights  # Two moments of AdamW for each weight.
+
+
+def test_a_random_model_of_another_family_speaks_with_the_tokenizer():
+    run = dataclasses.replace(run_of("kimi_vl_a3b_sft"), layout=small_run.sft_config().layout)
+    plan = abstract.plan(run, jax.devices()[:8])
+    assert isinstance(plan.config, kimi_vl.Config)
+    assert plan.config.image_token_id == plan.bundle.tokenizer.image_id
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_run_of_full_size_lowers_its_training_step(name):
+    plan, done = lowered(run_of(name), names=("sft", "update"))
+    ((step, program_),) = done.values()
+    text = program_.as_text()
+    config = plan.config
+    vocab, scored = config.text.vocab_size, plan.run.layout.max_answer
+    assert f"{scored}x{vocab}x" not in text  # never the scores of all tokens
+    assert "bf16" in text
+    assert sum(step.work.values()) > 6 * 0.8e9 * plan.run.feed.batch * scored
+    assert program.device_bytes(plan.state) > 8 * 3e9 / 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen25_vl_3b_sft", "kimi_vl_a3b_gspo"])
+def test_a_run_of_full_size_lowers_its_decoding(name):
+    _, done = lowered(run_of(name), names=("sample", "evaluate"))
+    for _, program_ in done.values():
+        assert "stablehlo.while" in program_.as_text()
+
+
+def test_full_size_runs_are_the_papers():
+    run = paper.sft_config(paper.QWEN_7B, name="x")
+    assert run.loop.steps * run.feed.batch == 800_000
+    rate = run.optimizer.schedule.rate(run.optimizer.lr, run.loop.steps, run.loop.steps)
+    assert float(rate) == pytest.approx(2e-6)
+    assert paper.gspo_config(paper.QWEN_7B, name="x").loop.steps == 1562
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["sft", "sample", "update", "evaluate"])
+def test_a_small_run_compiles_for_a_tpu(step):
+    changes = {
+        "compute": layers.Compute(dtype="bfloat16", remat="full"),
+        "loss_chunk": 8,
+    }
+    run = small_run.sft_config(**changes)
+    if step in ("sample", "update"):
+        run = dataclasses.replace(small_run.gspo_config(**changes), model=run.model)
+    target = topology.of("v5e:2x2")
+    plan = abstract.plan(run, target.devices)
+    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    assert result.fits is True
+    assert result.text.collectives
+    memory = result.memory
+    if step in ("sft", "update"):
+        # Tiles are padded: what is written over is at least what was offered.
+        assert memory.donated <= memory.aliased < 3 * memory.donated + 2**20
+    assert max(loop.trips or 0 for loop in result.text.loops) >= (2 if step == "sft" else 20)
+    assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
