@@ -18,9 +18,9 @@ _LATE = np.iinfo(np.int32).max
 
 
 class Table(NamedTuple):
-    """The characters of every token as the machine sees them (device)."""
+    """The characters of every token as the machine sees them (host)."""
 
-    classes: Int8[Array, "V C"]
+    classes: Int8[np.ndarray, "V C"]
     """Classes of `outline`; NOTHING after the last one."""
 
 
@@ -45,7 +45,8 @@ def table(pieces: Sequence[bytes | None], *, vocab_size: int | None = None) -> T
     classes = np.full((rows, max(longest, 1)), outline.NOTHING, np.int8)
     for row, text in zip(classes, texts, strict=False):
         row[: len(text)] = np.frombuffer(text, np.uint8)
-    return Table(jnp.asarray(classes))
+    # Not on a device yet: a mesh in force would lay it out, for its own programs only.
+    return Table(classes)
 
 
 _LONGEST_RUN = {
@@ -274,7 +275,7 @@ def read(
     kinds = jnp.broadcast_to(jnp.asarray(kind, jnp.int32), lead).reshape(lanes)
     rows = table.classes.shape[0]
     known = used & (ids >= 0) & (ids < rows)
-    classes = table.classes[jnp.where(known, ids, 0)].astype(jnp.int32)
+    classes = jnp.asarray(table.classes)[jnp.where(known, ids, 0)].astype(jnp.int32)
     classes = jnp.where(known[..., None], classes, outline.NOTHING)
     classes = classes.reshape(lanes, length * table.classes.shape[1]).T
     step = functools.partial(_step, kind=kinds, rings=rings, points=points)

@@ -308,7 +308,7 @@ def seen(monkeypatch):
     asked = []
 
     class Asked(Predictor):
-        def __init__(self, bundle):
+        def __init__(self, bundle, **_):
             self.bundle = bundle
             self._table = None
             rollout = types.SimpleNamespace(

@@ -28,7 +28,7 @@ def read(rows, kinds, pieces):
         used[place, : len(row)] = 1
     table = reader.table(pieces, vocab_size=VOCABULARY).classes
     wide = ((0, 0), (0, CHARACTERS - table.shape[1]))
-    table = reader.Table(jnp.pad(table, wide, constant_values=outline.NOTHING))
+    table = reader.Table(np.pad(table, wide, constant_values=outline.NOTHING))
     kinds = np.resize(np.asarray(kinds, np.int32), LANES)
     polygons, verdicts = compiled(ids, used > 0, table, kind=kinds, rings=RINGS, points=POINTS)
     return [np.asarray(x)[: len(rows)] for x in (*polygons, verdicts)]
