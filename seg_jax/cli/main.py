@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol, cast
 
@@ -99,9 +101,22 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise command_line.UsageError(
             f"expected one of {', '.join(PROGRAMS)}, got {name!r}; {guess}"
         )
+    _choose_platforms(Path("/dev"))
     program = cast(_Program, _load(name))
     config = command_line.read(program.Config, arguments, program=f"seg-jax {name}")
     return program.main(config) or 0
+
+
+def _choose_platforms(devices: Path) -> None:
+    """Spares a machine without TPUs JAX's search for them where their compiler is installed.
+
+    The compiler is good for `seg-jax compile`; as a device it complains in many lines.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    if not [*devices.glob("accel*"), *devices.glob("vfio/*")]:
+        gpu = (devices / "nvidiactl").exists()
+        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu else "cpu"
 
 
 def _load(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import os
 import subprocess
 import sys
@@ -326,3 +327,28 @@ def test_a_reader_who_leaves_is_no_error():
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "made", "wanted"),
+    [
+        (True, [], "cpu"),
+        (True, ["nvidiactl"], "cuda,cpu"),
+        (True, ["accel0"], None),
+        (True, ["vfio/0"], None),
+        (False, [], None),
+    ],
+)
+def test_tpus_are_not_looked_for_where_only_their_compiler_is(
+    monkeypatch, tmp_path, compiler, made, wanted
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if compiler else None)
+    monkeypatch.setattr(os, "environ", {})
+    for name in made:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    shell._choose_platforms(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == wanted
+    monkeypatch.setattr(os, "environ", {"JAX_PLATFORMS": "tpu"})
+    shell._choose_platforms(tmp_path)
+    assert os.environ["JAX_PLATFORMS"] == "tpu"
