@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, cast
@@ -27,6 +27,7 @@ PROGRAMS = {
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
     "compile": "compile a configuration for TPUs that are not here, and see if it fits",
+    "benchmark": "measure a part against its peers: benchmark raster",
 }
 
 _HELP = """\
@@ -45,9 +46,21 @@ examples:
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
+  seg-jax benchmark raster --json raster.json
 
 `seg-jax PROGRAM --help` lists the options of a program, `seg-jax --version` tells the version.
 An error is one line; with SEG_JAX_TRACEBACK=1 in the environment it is the whole traceback.
+"""
+
+_BENCHMARK_HELP = """\
+usage: seg-jax benchmark PART [--option value ...]
+
+{description}
+
+parts:
+{parts}
+
+`seg-jax benchmark PART --help` lists the options of a part.
 """
 
 
@@ -95,12 +108,15 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     if name == "--version":
         print(f"seg-jax {seg_jax.__version__}")
         return 0
+    if name == "benchmark":
+        return _benchmark(arguments)
     if name not in PROGRAMS:
-        nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.5)
-        guess = f"did you mean {nearest[0]!r}?" if nearest else "do: seg-jax --help"
-        raise command_line.UsageError(
-            f"expected one of {', '.join(PROGRAMS)}, got {name!r}; {guess}"
-        )
+        raise _unknown(name, PROGRAMS, "seg-jax --help")
+    return _start(name, arguments)
+
+
+def _start(name: str, arguments: Sequence[str]) -> int:
+    """Runs a program with the configuration that its arguments ask for."""
     _choose_platforms(Path("/dev"))
     program = cast(_Program, _load(name))
     config = command_line.read(program.Config, arguments, program=f"seg-jax {name}")
@@ -117,6 +133,25 @@ def _choose_platforms(devices: Path) -> None:
     if not [*devices.glob("accel*"), *devices.glob("vfio/*")]:
         gpu = (devices / "nvidiactl").exists()
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu else "cpu"
+
+
+def _benchmark(arguments: Sequence[str]) -> int:
+    """Runs the benchmark that is named first, or lists them."""
+    benchmark = _load("benchmark")
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        parts = "\n".join(f"  {part:<12}{line}" for part, line in benchmark.PARTS.items())
+        print(_BENCHMARK_HELP.format(description=benchmark.__doc__, parts=parts), end="")
+        return 0
+    if name not in benchmark.PARTS:
+        raise _unknown(name, benchmark.PARTS, "seg-jax benchmark --help")
+    return _start(f"benchmark {name}", arguments[1:])
+
+
+def _unknown(name: str, known: Mapping[str, str], help_command: str) -> command_line.UsageError:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f"did you mean {nearest[0]!r}?" if nearest else f"do: {help_command}"
+    return command_line.UsageError(f"expected one of {', '.join(known)}, got {name!r}; {guess}")
 
 
 def _load(name: str) -> ModuleType:
@@ -136,6 +171,10 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import convert as program
         case "compile":
             from seg_jax.cli import compile as program
+        case "benchmark":
+            from seg_jax.cli import benchmark as program
+        case "benchmark raster":
+            from seg_jax.cli import benchmark_raster as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

@@ -200,20 +200,18 @@ def compacted(
 
 
 def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
-    """Returns the edges of rings; rings with too few vertices have none."""
+    """Returns rings in grid steps; those with too few vertices are empty."""
     points, used = compacted(points_px, used)
     count = used.sum(-1, dtype=jnp.int32)
     count = jnp.where(count >= 3, count, 0)
     grid = rule.snap(jnp.clip(points, *REACH_PX))
-    index = jnp.arange(used.shape[-1])
-    last = (index == count[..., None] - 1)[..., None]
-    following = jnp.where(last, grid[..., :1, :], jnp.roll(grid, -1, axis=-2))
-    real = index < count[..., None]
     items = int(np.prod(used.shape[:-2]))
     groups = used.shape[-2] if rings == "union" else 1
-    ends = [grid[..., 0], grid[..., 1], following[..., 0], following[..., 1], real]
-    edges = used.shape[-2] * used.shape[-1] // max(groups, 1)
-    return Shapes(*(v.reshape(items, groups, edges) for v in ends))
+    parts = used.shape[-2] // max(groups, 1)
+    shape = (items, groups, parts, used.shape[-1])
+    return Shapes(
+        grid[..., 0].reshape(shape), grid[..., 1].reshape(shape), count.reshape(shape[:-1])
+    )
 
 
 def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array, "N K {width}"]:
@@ -223,8 +221,14 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
     top = 32 * jnp.arange(rows // 32, dtype=jnp.int32)[:, None]
     full = jnp.uint32(0xFFFFFFFF)
     toggles = rules.toggle(rule)
-    edges = rule.edges(*shapes[:4], width)
-    edges = edges._replace(count=jnp.where(shapes.used, edges.count, 0))
+    index, length = jnp.arange(shapes.x.shape[-1]), shapes.count[..., None]
+    ends = [
+        (v, jnp.where(index == length - 1, v[..., :1], jnp.roll(v, -1, axis=-1)))
+        for v in (shapes.x, shapes.y)
+    ]
+    edges = rule.edges(ends[0][0], ends[1][0], ends[0][1], ends[1][1], width)
+    edges = edges._replace(count=jnp.where(index < length, edges.count, 0))
+    edges = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:2], -1), edges)
 
     def add(words, several):
         for number in range(_UNROLLED):
@@ -241,6 +245,6 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
         padding = [(0, -leaf.shape[0] % _UNROLLED)] + [(0, 0)] * (leaf.ndim - 1)
         return jnp.pad(leaf, padding).reshape(-1, _UNROLLED, *leaf.shape[1:])
 
-    start = jnp.zeros((*shapes.x0.shape[:-1], rows // 32, width), jnp.uint32)
+    start = jnp.zeros((*shapes.x.shape[:2], rows // 32, width), jnp.uint32)
     words = lax.scan(add, start, jax.tree.map(grouped, edges))[0]
     return lax.reduce(words, np.uint32(0), lax.bitwise_or, (1,))

@@ -31,6 +31,25 @@ _STEPS = tuple(
 )
 
 
+class Line(NamedTuple):
+    """An edge that toggles column n at row max(floor((slope n + base) / over), 0) (int32)."""
+
+    first: Array
+    end: Array
+    """One beyond its last column."""
+    slope: Array
+    base: Array
+    over: Array
+    sure: Array
+    """False where the row may be another one: ask the rule's `row`."""
+
+    def row(self, column, height):
+        """Returns the row, 0..height, at which the edge toggles a column."""
+        value = jnp.maximum(self.slope * column + self.base, 0)
+        inverse = 1.0 / self.over.astype(jnp.float32)
+        return jnp.minimum(_divide(value, self.over, inverse)[0], height)
+
+
 class Rule(NamedTuple):
     """What a polygon covers, as functions of arrays of any shape."""
 
@@ -46,6 +65,8 @@ class Rule(NamedTuple):
 
     Row `height` toggles nothing. Only for columns of the edge.
     """
+    line: Callable[..., Line]
+    """As `edges`, for edges that are straight to the last bit: cheaper, but only where `sure`."""
     column: Callable[[Int32[Array, "*n"]], Int32[Array, "*n"]]
     """x in grid steps to the first column whose centre is not left of it."""
     top: Callable[[Int32[Array, "*n"]], Int32[Array, "*n"]]
@@ -189,6 +210,39 @@ def _coco_edges(x0, y0, x1, y1, width) -> _CocoEdge:
     )
 
 
+def _coco_line(x0, y0, x1, y1, width) -> Line:
+    """Returns the edges between vertices in fifths of a pixel as if float64 lost nothing.
+
+    It loses nothing unless there are ties, N t / D = h + 1/2 with h >= 1, so D has more factors 2
+    than N, and N >= 2; and unless the sum has no more bits than h <= N.
+    """
+    dx, dy = jnp.abs(x1 - x0), jnp.abs(y1 - y0)
+    flat = dx >= dy
+    flip = jnp.where(flat, x0 > x1, y0 > y1)
+    xs, xe = jnp.where(flip, x1, x0), jnp.where(flip, x0, x1)
+    ys, ye = jnp.where(flip, y1, y0), jnp.where(flip, y0, y1)
+    major, minor = jnp.maximum(jnp.maximum(dx, dy), 1), jnp.minimum(dx, dy)
+    back = jnp.where(flat, ye < ys, xe < xs)
+    twice = 2 * jnp.where(flat, minor, major)
+    slope = jnp.where(back, -twice, twice)
+    over = jnp.maximum(2 * jnp.where(flat, major, minor), 1)
+    flat_base = slope * (2 - xs) + major - jnp.where(back, twice, 0)
+    steep_base = (slope >> 1) * (5 - 2 * xs) - ~back
+    ends = (jnp.clip(_fifth(x + 2), 0, width) for x in (x0, x1))
+    near = jnp.where(flat, jnp.minimum(y0, y1), jnp.minimum(x0, x1)) < 2 * minor + 2
+    tied = (minor >= 2) & ((major & -major) > (minor & -minor))
+    first, end = ends
+    # ceil((v - 2) / 5) of v = start + floor(..): one division by five times as much.
+    return Line(
+        first=jnp.minimum(first, end),
+        end=jnp.maximum(first, end),
+        slope=_FIFTH * slope,
+        base=jnp.where(flat, flat_base, steep_base) + (ys + 2) * over,
+        over=_FIFTH * over,
+        sure=~(tied & near),
+    )
+
+
 def _float64_loss(major, minor):
     """Returns r and D 2**c: what float64 loses of N / D (see above)."""
     scaled = jnp.maximum(minor, 1)
@@ -227,6 +281,7 @@ COCO = Rule(
     snap=_to_fifths,
     edges=_coco_edges,
     row=_coco_row,
+    line=_coco_line,
     column=lambda x: _fifth(x + 2),
     top=lambda y: _fifth(y + 2),
 )
@@ -301,6 +356,15 @@ def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
     )
 
 
+def _center_line(x0, y0, x1, y1, width) -> Line:
+    """Returns no edge that is sure: products of both coordinates pass 2**31."""
+    del y0, y1
+    first, end = (jnp.clip(_center_column(x), 0, width) for x in (x0, x1))
+    zero = jnp.zeros_like(first)
+    low, high = jnp.minimum(first, end), jnp.maximum(first, end)
+    return Line(low, high, slope=zero, base=zero, over=zero + 1, sure=zero > 0)
+
+
 def _center_row(edge: _CenterEdge, column, height):
     on = column - edge.origin
     a, b = on >> 6, on & 63
@@ -320,6 +384,7 @@ CENTER = Rule(
     snap=_to_subpixels,
     edges=_center_edges,
     row=_center_row,
+    line=_center_line,
     column=_center_column,
     top=_center_column,
 )

@@ -1,65 +1,98 @@
 """Fills shapes on a CPU with work that grows with their outlines and boxes, not with the canvas.
 
-Shapes are sorted by the window that holds them. For a block of shapes the toggles of their edges
-are set one bit each in packed tables as small as the window, and each table is filled at once. All
-loops have run-time lengths: an edge costs its columns, a shape its window.
+Edges are walked one by one and each toggle flips one bit of a table; then the words of the shape's
+box are filled column by column. The loops are written as one would in C: every step touches a few
+numbers only, so XLA turns a whole nest into machine code (a loop that touches more than a kilobyte
+a step it runs piece by piece, a hundred times slower). What a loop does is kept that small, and
+neither sorted nor padded: the used vertices, the columns of an edge, the words of a box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import primitives
-from jaxtyping import Bool, Int, Int32, UInt32
+from jaxtyping import Int, Int32, UInt32
 
 from seg_jax.geometry.rules import Rule
 from seg_jax.records import Array
 
-_SIDES = (128, 256, 512)
-"""Sides of the windows; what fits in none takes the whole canvas."""
-_BLOCK = 16
-"""Shapes whose tables exist at once: few enough to stay in the cache."""
-_EDGES = 1024
-"""Edges of a block, about."""
-_AHEAD = 8
-"""Columns of an edge that are taken before its rest becomes pieces."""
-_PIECE, _PIECES = 8, 256
-"""Columns of a piece, and pieces that are taken at once."""
+_LANES = 8
+"""Columns that are filled together."""
+_BLOCK, _CELLS = 16, 2**19
+"""Shapes whose tables exist at once, and words of these tables, at most: they stay in the cache."""
 
 
 class Shapes(NamedTuple):
-    """Edges of many shapes in grid steps of a rule; a shape is the union of its G groups."""
+    """Rings of many shapes in grid steps of a rule; a shape is the union of its G groups."""
 
-    x0: Int32[Array, "N G E"]
-    y0: Int32[Array, "N G E"]
-    x1: Int32[Array, "N G E"]
-    y1: Int32[Array, "N G E"]
-    used: Bool[Array, "N G E"]
-    """False for what is no edge."""
+    x: Int32[Array, "N G R P"]
+    y: Int32[Array, "N G R P"]
+    count: Int32[Array, "N G R"]
+    """Vertices of each ring; 0 for one that is empty."""
+
+
+class _Canvas(NamedTuple):
+    """Sizes that are known when a program is traced."""
+
+    rule: Rule
+    height: int
+    width: int
+    depth: int  # words of a column
+    wide: int  # columns of the tables, a multiple of _LANES
+    size: int  # shapes of a block
+
+    @property
+    def cells(self) -> int:
+        """Words of one table: a row of words below takes what toggles nothing."""
+        return (self.depth + 1) * self.wide
 
 
 class _Boxes(NamedTuple):
-    """The window that each shape needs, on the canvas."""
+    """The boxes of the shapes of a block, half open: in _LANES of columns and in words."""
 
-    left: Array  # first column
-    top: Array  # first word
-    width: Array  # columns, 0 for a shape that toggles none
-    depth: Array  # words
+    left: Array
+    right: Array
+    top: Array
+    bottom: Array
+
+    def joined(self, other: _Boxes) -> _Boxes:
+        """Returns the boxes of both."""
+        low = (jnp.minimum(a, b) for a, b in ((self.left, other.left), (self.top, other.top)))
+        high = (
+            jnp.maximum(a, b) for a, b in ((self.right, other.right), (self.bottom, other.bottom))
+        )
+        (left, top), (right, bottom) = low, high
+        return _Boxes(left, right, top, bottom)
+
+
+def _canvas(shapes: Shapes, rule: Rule, height: int, width: int) -> _Canvas:
+    depth, wide = -(-height // 32), -(-width // _LANES) * _LANES
+    size = max(1, min(_BLOCK, shapes.count.shape[0], _CELLS // (depth * wide)))
+    return _Canvas(rule, height, width, depth, wide, size)
 
 
 def fill(shapes: Shapes, rule: Rule, *, height: int, width: int) -> UInt32[Array, "N K {width}"]:
     """Returns the packed masks of shapes."""
-    blank = jnp.zeros((shapes.x0.shape[0], -(-height // 32), width), jnp.uint32)
+    canvas = _canvas(shapes, rule, height, width)
+    count, groups = shapes.count.shape[:2]
 
-    def draw(words, shape, top, left, toggles):
-        return lax.dynamic_update_slice(words, _filled(toggles)[None], (shape, top, left))
+    def block(i, carry):
+        words, table = carry
+        begin = i * canvas.size
+        for group in range(groups):
+            table, boxes = _toggled(table, shapes, canvas, begin, group)
+            words = _drawn(words, table, boxes, canvas, begin)
+            table = _wiped(table, boxes, canvas, after=words)
+        return words, table
 
-    return _each(shapes, rule, height, width, blank, draw)
+    blank = jnp.zeros((count, canvas.depth, canvas.wide), jnp.uint32)
+    blocks = -(-count // canvas.size)
+    words = lax.fori_loop(0, blocks, block, (blank, _table(canvas)))[0]
+    return words[..., :width]
 
 
 def counts(
@@ -71,172 +104,147 @@ def counts(
     height: int,
 ) -> tuple[Int32[Array, " N"], Int32[Array, " N"]]:
     """Returns the areas of shapes and of what they share with mask `which` of `words`."""
-    zeros = jnp.zeros(which.shape, jnp.int32)
+    canvas = _canvas(shapes, rule, height, words.shape[-1])
+    count, groups = shapes.count.shape[:2]
+    words = jnp.pad(words, ((0, 0), (0, 0), (0, canvas.wide - words.shape[-1])))
 
-    def count(totals, shape, top, left, toggles):
-        area, shared = _counted(toggles, words, (which[shape], top, left))
-        return totals[0].at[shape].set(area), totals[1].at[shape].set(shared)
+    def alone(i, carry):
+        totals, table = carry
+        begin = i * canvas.size
+        table, boxes = _toggled(table, shapes, canvas, begin, 0)
+        totals = _counted(totals, table, boxes, canvas, begin, words, which)
+        return totals, _wiped(table, boxes, canvas, after=totals[0])
 
-    return _each(shapes, rule, height, words.shape[-1], (zeros, zeros), count)
+    def together(i, carry):
+        totals, table, union = carry
+        begin, found = i * canvas.size, []
+        for group in range(groups):
+            table, boxes = _toggled(table, shapes, canvas, begin, group)
+            union = _drawn(union, table, boxes, canvas, 0)
+            table = _wiped(table, boxes, canvas, after=union)
+            found.append(boxes)
+        whole = functools.reduce(_Boxes.joined, found)
+        totals = _counted(totals, union, whole, canvas, begin, words, which)
+        return totals, table, _wiped(union, whole, canvas, after=totals[0])
 
-
-def _each(shapes: Shapes, rule: Rule, height: int, width: int, carry, visit: Callable):
-    """Returns carry after `visit(carry, shape, top, left, toggles [G k w])` of every shape.
-
-    Toggles lie in a window of k words and w columns whose corner is at (top, left); shapes without
-    toggles are left out.
-    """
-    depth = -(-height // 32)
-    windows = [(min(side // 32, depth), min(side, width)) for side in _SIDES]
-    windows = [w for w in dict.fromkeys(windows) if w != (depth, width)] + [(depth, width)]
-    boxes, shapes = _boxes(shapes, rule, height, width)
-    fits = [(boxes.depth <= k) & (boxes.width <= w) for k, w in windows[:-1]]
-    kind = sum([1 - fit.astype(jnp.int32) for fit in fits], jnp.zeros_like(boxes.left))
-    kind = jnp.where(boxes.width > 0, kind, len(windows))
-    order = jnp.argsort(kind).astype(jnp.int32)
-    order = jnp.concatenate([order, jnp.zeros(_BLOCK, jnp.int32)])
-    items = jax.tree.map(lambda leaf: leaf[order], (shapes, boxes))
-    for number, window in enumerate(windows):
-        begin = (kind < number).sum(dtype=jnp.int32)
-        end = (kind <= number).sum(dtype=jnp.int32)
-        size = _block_size(shapes.x0.shape[1:], window)
-
-        def block(i, carry, begin=begin, end=end, size=size, window=window):
-            at = begin + i * size
-            part, box = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, at, size), items)
-            top = jnp.minimum(box.top, depth - window[0])
-            left = jnp.minimum(box.left, width - window[1])
-            table = _table(part, rule, height, width, top, left, window)
-
-            def one(j, carry):
-                return visit(carry, order[at + j], top[j], left[j], table[j])
-
-            return lax.fori_loop(0, jnp.minimum(end - at, size), one, carry)
-
-        carry = lax.fori_loop(0, (end - begin + size - 1) // size, block, carry)
-    return carry
+    zeros = jnp.zeros(count, jnp.int32)
+    carry = (zeros, zeros), _table(canvas)
+    if groups > 1:
+        carry = *carry, _table(canvas).reshape(canvas.size, canvas.depth + 1, canvas.wide)
+    visit = together if groups > 1 else alone
+    return lax.fori_loop(0, -(-count // canvas.size), visit, carry)[0]
 
 
-def _block_size(edges: tuple[int, ...], window: tuple[int, int]) -> int:
-    """Returns how many shapes are taken at once."""
-    groups, count = edges
-    bits = groups * window[0] * window[1] * 32
-    if bits >= 2**30:
-        raise ValueError(
-            f"expected fewer than {2**30} bits a shape, got {bits} for {groups} rings: "
-            "join rings with rings='evenodd' or fill them apart"
-        )
-    return max(1, min(_BLOCK, _EDGES // max(groups * count, 1), 2**30 // bits))
+def _table(canvas: _Canvas) -> UInt32[Array, " cells"]:
+    return jnp.zeros(canvas.size * canvas.cells, jnp.uint32)
 
 
-def _boxes(shapes: Shapes, rule: Rule, height: int, width: int) -> tuple[_Boxes, Shapes]:
-    """Returns the boxes of shapes, and the shapes with what is no edge put into a corner of it."""
-    most = np.iinfo(np.int32).max
-
-    def extent(a, b):
-        low = jnp.where(shapes.used, jnp.minimum(a, b), most).min((1, 2))
-        high = jnp.where(shapes.used, jnp.maximum(a, b), -most).max((1, 2))
-        none = low > high
-        return jnp.where(none, 0, low), jnp.where(none, 0, high)
-
-    (x0, x1), (y0, y1) = extent(shapes.x0, shapes.x1), extent(shapes.y0, shapes.y1)
-    left, right = (jnp.clip(rule.column(x), 0, width) for x in (x0, x1))
-    above, below = (jnp.clip(rule.top(y), 0, height) for y in (y0, y1))
-    empty = (left >= right) | (above >= below)
-    top = jnp.minimum(above, height - 1) >> 5
-    boxes = _Boxes(
-        left=jnp.minimum(left, width - 1),
-        top=top,
-        width=jnp.where(empty, 0, right - left),
-        depth=(jnp.minimum(below, height - 1) >> 5) - top + 1,
-    )
-    x, y = x0[:, None, None], y0[:, None, None]
-    kept = [jnp.where(shapes.used, v, c) for v, c in zip(shapes[:4], (x, y, x, y), strict=True)]
-    return boxes, Shapes(*kept, used=shapes.used)
+def _get(array: Array, *place) -> Array:
+    """Returns an element, whose place lies in the array."""
+    one = lax.dynamic_slice(array, place, (1,) * array.ndim, allow_negative_indices=False)
+    return one.reshape(())
 
 
-def _table(part: Shapes, rule: Rule, height: int, width: int, top, left, window):
-    """Returns the toggles of a block of shapes in their windows, as bits [n G k w]."""
-    size, groups = part.x0.shape[:2]
-    cells, depth = window[0] * window[1], -(-height // 32)
-    origin = cells * jnp.arange(size * groups, dtype=jnp.int32).reshape(size, groups)
-    origin -= (top * window[1] + left)[:, None]
-    origin = jnp.broadcast_to(origin[..., None], part.x0.shape).reshape(-1)
-    ends = [v.reshape(-1) for v in part[:4]]
-
-    def toggled(table, edges, origin, begin, steps):
-        """XORs in the toggles of `steps` columns of each edge from the `begin`-th one on.
-
-        Their codes are carried, since what a loop carries is worked out once: XLA would do so for
-        the place and again for the bit.
-        """
-
-        def code(j):
-            on = begin + j
-            column = edges.first + jnp.clip(on, 0, jnp.maximum(edges.count - 1, 0))
-            row = rule.row(edges, column, height)
-            # Row `height` ends a column within its last word, where that has bits to spare.
-            real = (on < edges.count) & (row < 32 * depth)
-            code = (origin + (row >> 5) * window[1] + column) * 32 + (row & 31)
-            return jnp.where(real, code, -1)
-
-        def step(j, carry):
-            table, codes = carry
-            return _flipped(table, codes), code(j + 1)
-
-        return lax.fori_loop(0, steps, step, (table, code(0)))[0]
-
-    edges = rule.edges(*ends, width)
-    table = jnp.zeros(size * groups * cells, jnp.uint32)
-    table = toggled(table, edges, origin, 0, jnp.minimum(edges.count.max(), _AHEAD))
-    pieces = (jnp.maximum(edges.count - _AHEAD, 0) + _PIECE - 1) // _PIECE
-    until = _running_sum(pieces)
-    since = until - pieces
-
-    def more(i, table):
-        number = i * _PIECES + jnp.arange(_PIECES, dtype=jnp.int32)
-        edge = jnp.searchsorted(until, number, side="right", method="scan").astype(jnp.int32)
-        edge = jnp.minimum(edge, pieces.size - 1)
-        rest = rule.edges(*(v[edge] for v in ends), width)
-        rest = rest._replace(count=jnp.where(number < until[-1], rest.count, 0))
-        begin = _AHEAD + _PIECE * (number - since[edge])
-        return toggled(table, rest, origin[edge], begin, _PIECE)
-
-    table = lax.fori_loop(0, (until[-1] + _PIECES - 1) // _PIECES, more, table)
-    return table.reshape(size, groups, *window)
+def _put(array: Array, value, place) -> Array:
+    """Returns the array with an element replaced."""
+    value = value.astype(array.dtype)[None]
+    return lax.dynamic_update_slice(array, value, (place,), allow_negative_indices=False)
 
 
-def _running_sum(counts: Int32[Array, " E"]) -> Int32[Array, " E"]:
-    """Returns cumulative sums below 2**24: two small products, where XLA's own scan is slow."""
-    side = 32
-    padded = jnp.pad(counts, (0, -counts.size % side)).reshape(-1, side).astype(jnp.float32)
-    within = padded @ jnp.triu(jnp.ones((side, side), jnp.float32))
-    rows = padded.shape[0]
-    before = jnp.tril(jnp.ones((rows, rows), jnp.float32), -1) @ within[:, -1]
-    return (within + before[:, None]).reshape(-1)[: counts.size].astype(jnp.int32)
+def _lanes(array: Array, *place) -> Array:
+    """Returns _LANES neighbours; places off the array are pulled into it."""
+    shape = (1,) * (array.ndim - 1) + (_LANES,)
+    return lax.dynamic_slice(array, place, shape, allow_negative_indices=False).reshape(-1)
 
 
-_XOR = jax.make_jaxpr(lax.bitwise_xor)(np.uint32(0), np.uint32(0))
+def _flipped(table: Array, canvas: _Canvas, shape, row, column) -> Array:
+    """Returns the table with the toggle of a shape at a row and a column flipped."""
+    place = shape * canvas.cells + (row >> 5) * canvas.wide + column
+    bit = jnp.uint32(1) << (row & 31).astype(jnp.uint32)
+    return _put(table, _get(table, place) ^ bit, place)
 
 
-def _flipped(table: UInt32[Array, " n"], codes: Int32[Array, " m"]) -> UInt32[Array, " n"]:
-    """Returns the table with bits flipped: code 32 i + b flips bit b of i, a negative one none.
+def _ends(shapes: Shapes, shape, group: int, ring, vertex):
+    """Returns the edge that begins at a vertex: x0, y0, x1, y1."""
+    last = vertex + 1 == _get(shapes.count, shape, group, ring)
+    begin, end = (shape, group, ring, vertex), (shape, group, ring, jnp.where(last, 0, vertex + 1))
+    x, y = shapes.x, shapes.y
+    return _get(x, *begin), _get(y, *begin), _get(x, *end), _get(y, *end)
 
-    JAX has scatters that add or multiply; that which XORs exists as a primitive only.
-    """
-    place = jnp.maximum(codes, 0) >> 5
-    bits = jnp.where(codes < 0, 0, jnp.uint32(1) << (codes & 31).astype(jnp.uint32))
-    return primitives.scatter_p.bind(
-        table,
-        place[:, None],
-        bits.astype(jnp.uint32),
-        update_jaxpr=_XOR.jaxpr,
-        update_consts=tuple(_XOR.consts),
-        dimension_numbers=lax.ScatterDimensionNumbers((), (0,), (0,)),
-        indices_are_sorted=False,
-        unique_indices=False,
-        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-    )
+
+def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group: int):
+    """Returns the table with the toggles of a block of shapes, and their boxes."""
+    count, _, rings, points = shapes.x.shape
+    rule, width, height = canvas.rule, canvas.width, canvas.height
+    most = np.int32(2**30)
+
+    def shape(s, carry):
+        def ring(r, carry):
+            def edge(i, carry):
+                table, late, found, left, right, top, bottom = carry
+                x0, y0, x1, y1 = _ends(shapes, begin + s, group, r, i)
+                line = rule.line(x0, y0, x1, y1, width)
+
+                def column(c, table):
+                    return _flipped(table, canvas, s, line.row(c, height), c)
+
+                table = lax.fori_loop(
+                    line.first, jnp.where(line.sure, line.end, line.first), column, table
+                )
+                # The place is written anyway, and kept if the edge is one for later.
+                late = _put(late, (s * rings + r) * points + i, found)
+                found += ~line.sure & (line.first < line.end)
+                at = jnp.clip(rule.column(x0), 0, width)
+                left, right = jnp.minimum(left, at), jnp.maximum(right, at)
+                return (
+                    table,
+                    late,
+                    found,
+                    left,
+                    right,
+                    jnp.minimum(top, y0),
+                    jnp.maximum(bottom, y0),
+                )
+
+            return lax.fori_loop(0, _get(shapes.count, begin + s, group, r), edge, carry)
+
+        table, late, found, boxes = carry
+        start = table, late, found, jnp.int32(width), jnp.int32(0), most, -most
+        table, late, found, left, right, top, bottom = lax.fori_loop(0, rings, ring, start)
+        top, bottom = (jnp.clip(rule.top(y), 0, height - 1) >> 5 for y in (top, bottom))
+        box = left // _LANES, (right + _LANES - 1) // _LANES, top, bottom + 1
+        boxes = _Boxes(*(_put(a, v, s) for a, v in zip(boxes, box, strict=True)))
+        return table, late, found, boxes
+
+    boxes = _Boxes(*[jnp.zeros(canvas.size, jnp.int32)] * 4)
+    late = jnp.zeros(canvas.size * rings * points + 1, jnp.int32)
+    start = table, late, jnp.int32(0), boxes
+    many = jnp.minimum(canvas.size, count - begin)
+    table, late, found, boxes = lax.fori_loop(0, many, shape, start)
+
+    def again(q, table):
+        place = _get(late, q).astype(jnp.uint32)
+        number, i = (place // points).astype(jnp.int32), (place % points).astype(jnp.int32)
+        s, r = number // rings, number % rings
+        edge = rule.edges(*_ends(shapes, begin + s, group, r, i), width)
+
+        def column(c, table):
+            return _flipped(table, canvas, s, rule.row(edge, c, height), c)
+
+        return lax.fori_loop(edge.first, edge.first + edge.count, column, table)
+
+    return lax.fori_loop(0, found, again, table), boxes
+
+
+def _over(boxes: _Boxes, many, visit, carry):
+    """Returns carry after `visit(carry, shape, top, bottom, column)` of every strip of boxes."""
+
+    def shape(s, carry):
+        left, right, top, bottom = (_get(v, s) for v in boxes)
+        strip = lambda a, carry: visit(carry, s, top, bottom, a * _LANES)  # noqa: E731
+        return lax.fori_loop(left, right, strip, carry)
+
+    return lax.fori_loop(0, many, shape, carry)
 
 
 def _within(word):
@@ -246,44 +254,95 @@ def _within(word):
     return word
 
 
-def _filled(toggles: UInt32[Array, "G k w"]) -> UInt32[Array, "k w"]:
-    """Returns the union of groups, each filled from its toggles."""
-    depth = toggles.shape[1]
-    parity = _within(toggles)
-    odd = jnp.zeros((toggles.shape[0], toggles.shape[2]), jnp.uint32)
-    parts = []
-    for begin in range(0, depth, 32):
-        part = parity[:, begin : begin + 32]
-        place = jnp.arange(part.shape[1], dtype=jnp.uint32)[:, None]
-        tops = _within((part >> 31 << place).sum(1, dtype=jnp.uint32))
-        before = ((tops << 1)[:, None] >> place & 1) ^ odd[:, None]
-        parts.append(part ^ -before)
-        odd = odd ^ (tops >> (part.shape[1] - 1) & 1)
-    words = parts[0] if len(parts) == 1 else jnp.concatenate(parts, 1)
-    return lax.reduce(words, np.uint32(0), lax.bitwise_or, (0,))
+def _filled(table: Array, canvas: _Canvas, s, k, column, above):
+    """Returns words of a row of a shape, filled from its toggles and the words above."""
+    toggles = _lanes(table, s * canvas.cells + k * canvas.wide + column)
+    return _within(toggles) ^ -(above >> 31)
 
 
-def _counted(toggles: UInt32[Array, "G k w"], words: UInt32[Array, "M K W"], corner: Any):
-    """Returns the area of the filled toggles, and of what they share with a window of words."""
-    groups, depth, width = toggles.shape
-    step = max(d for d in range(1, 17) if depth % d == 0)
+def _drawn(words: Array, table: Array, boxes: _Boxes, canvas: _Canvas, begin):
+    """Returns words to which the filled shapes of a block are added."""
+    nothing = jnp.zeros(_LANES, jnp.uint32)
 
-    def rows(i, carry):
-        odd, total = carry
-        part = lax.dynamic_slice_in_dim(toggles, i * step, step, 1)
-        at = (corner[0], corner[1] + i * step, corner[2])
-        truth = lax.dynamic_slice(words, at, (1, step, width))[0]
-        for k in range(step):
-            union = jnp.zeros(width, jnp.uint32)
-            for g in range(groups):
-                word = _within(part[g, k]) ^ odd[g]
-                odd[g] = -(word >> 31)
-                union = union | word
-            both = lax.population_count(union & truth[k])
-            total = total + lax.population_count(union) + (both << 16)
-        return odd, total
+    def strip(words, s, top, bottom, column):
+        def row(k, carry):
+            words, above = carry
+            word = _filled(table, canvas, s, k, column, above)
+            place = begin + s, k, column
+            both = word | _lanes(words, *place)
+            words = lax.dynamic_update_slice(
+                words, both[None, None], place, allow_negative_indices=False
+            )
+            return words, word
 
-    start = [jnp.zeros(width, jnp.uint32)] * groups, jnp.zeros(width, jnp.uint32)
-    # A column has at most 4096 rows: two sums fit into one word.
-    total = (rows(0, start) if step == depth else lax.fori_loop(0, depth // step, rows, start))[1]
-    return (total & 0xFFFF).sum(dtype=jnp.int32), (total >> 16).sum(dtype=jnp.int32)
+        return lax.fori_loop(top, bottom, row, (words, nothing))[0]
+
+    return _over(boxes, canvas.size, strip, words)
+
+
+def _counted(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, words, which):
+    """Returns areas and shared areas with those of the shapes of a block filled in.
+
+    Args:
+      totals: areas and shared areas of all shapes.
+      source: toggles of the block in a table, or masks [shape, word, column] as they are.
+      boxes: of the block.
+      canvas: sizes.
+      begin: the first shape of the block.
+      words: masks to share with.
+      which: the mask of each shape.
+    """
+    nothing = jnp.zeros(_LANES, jnp.uint32)
+
+    def strip(sums, s, top, bottom, column):
+        mask = _get(which, begin + s)
+
+        def row(k, carry):
+            # The words of the row above were carried here, so they are worked out once.
+            word, total = carry
+            both = word & _lanes(words, mask, k - 1, column)
+            total = total + lax.population_count(word) + (lax.population_count(both) << 16)
+            if source.ndim > 1:
+                return _lanes(source, s, k, column), total
+            return _filled(source, canvas, s, k, column, word), total
+
+        # A column has at most 4096 rows: two sums fit into one number.
+        total = lax.fori_loop(top, bottom + 1, row, (nothing, nothing))[1]
+        area, shared = sums
+        return area + (total & 0xFFFF).sum(dtype=jnp.uint32), shared + (total >> 16).sum(
+            dtype=jnp.uint32
+        )
+
+    def shape(s, totals):
+        left, right, top, bottom = (_get(v, s) for v in boxes)
+        start = jnp.uint32(0), jnp.uint32(0)
+        many = lambda a, sums: strip(sums, s, top, bottom, a * _LANES)  # noqa: E731
+        found = lax.fori_loop(left, right, many, start)
+        return tuple(_put(t, v, begin + s) for t, v in zip(totals, found, strict=True))
+
+    return lax.fori_loop(0, jnp.minimum(canvas.size, which.shape[0] - begin), shape, totals)
+
+
+def _wiped(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) -> Array:
+    """Returns the table with the boxes of a block cleared, once `after` is known.
+
+    That is said by a number which is 0, but not to the compiler: it would copy the table otherwise.
+    """
+    zero = (lax.population_count(_get(after, *[0] * after.ndim)) >> 6).astype(jnp.int32)
+    nothing = jnp.zeros(_LANES, jnp.uint32)
+
+    def strip(table, s, top, bottom, column):
+        def row(k, table):
+            place = (s * canvas.cells + k * canvas.wide + column,)
+            if table.ndim > 1:
+                place = s, k, column
+            return lax.dynamic_update_slice(
+                table,
+                nothing.reshape((1,) * (table.ndim - 1) + (-1,)),
+                place,
+                allow_negative_indices=False,
+            )
+
+        return lax.fori_loop(top, bottom, row, table)
+
+    return _over(boxes, canvas.size + zero, strip, table)

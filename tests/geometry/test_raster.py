@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask, overlap, raster, sparse
+from seg_jax.geometry import bitmask, overlap, raster
 
 SIZES = [(64, 64), (37, 53)]
 POINTS = 12
@@ -426,11 +426,6 @@ def test_shared_wants_words_of_its_canvas():
     points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
     with pytest.raises(ValueError, match="expected words of 2x64 .* got 1x64"):
         raster.shared(points, used, np.zeros((1, 64), np.uint32), height=64, width=64)
-
-
-def test_too_many_rings_for_one_table_are_refused():
-    with pytest.raises(ValueError, match="join rings"):
-        sparse._block_size((80, 4), (128, 4096))
 
 
 def test_gradients_pass_by_the_fill():

@@ -1,0 +1,88 @@
+"""Takes times of things that do the same, by turns, and says what they were taken on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+PARTS = {
+    "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
+}
+"""What `seg-jax benchmark` measures; each is a program of its own."""
+
+
+def by_turns(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Returns the median seconds of each run, after one that is not counted.
+
+    All are run once in every round, so what else the machine does meets all of them.
+    """
+    for run in runs.values():
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = clock()
+            run()
+            taken[name].append(clock() - begin)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def on_one_core(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns the result of a function that runs in a process of its own, on one core.
+
+    JAX counts the cores that it may use when it starts, so this one cannot be told any more.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _pinned(), ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@contextlib.contextmanager
+def _pinned() -> Iterator[None]:
+    """Keeps this thread, and what it starts, on its last core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def process_seconds() -> float:
+    """Returns the processor time of this process: what others take of the core does not count."""
+    return time.process_time()
+
+
+def machine() -> dict[str, str]:
+    """Returns what numbers were taken on."""
+    import jax
+    import numpy
+
+    import seg_jax
+
+    return {
+        "seg-jax": seg_jax.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": numpy.__version__,
+        "processor": _processor(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,110 @@
+"""Runs the benchmarks on a few small shapes, and refuses what they cannot measure."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from seg_jax.cli import benchmark, benchmark_raster
+from seg_jax.cli import main as shell
+from seg_jax.cli.benchmark_raster import Case, Config
+
+TINY = ["--kinds", "blob", "--points", "16", "--sizes", "64", "--batches", "4", "--rounds", "1"]
+
+
+def test_help_lists_the_parts(capsys):
+    for arguments in (["benchmark"], ["benchmark", "--help"]):
+        assert shell.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {name} " in out for name in benchmark.PARTS)
+
+
+def test_every_part_can_be_loaded():
+    for name in benchmark.PARTS:
+        assert shell._load(f"benchmark {name}").Config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "say"),
+    [
+        (["rastr"], "did you mean 'raster'?"),
+        (["raster", "--colour", "red"], "'--colour'"),
+        (["raster", "--kinds", "cube"], "expected kinds among blob, star, thin, got ['cube']"),
+        (["raster", "--points", "2"], "expected points of 4 to 4096, got (2,)"),
+        (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
+        (["raster", "--rounds", "0"], "expected rounds >= 1"),
+    ],
+)
+def test_wrong_options_are_one_line(capsys, arguments, say):
+    assert shell.main(["benchmark", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert say in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_raster_measures_and_writes_its_numbers(tmp_path, capfd):
+    cores = os.sched_getaffinity(0)
+    path = tmp_path / "deep" / "raster.json"
+    assert shell.main(["benchmark", "raster", *TINY, "--json", str(path)]) == 0
+    assert os.sched_getaffinity(0) == cores
+    found = json.loads(path.read_text())
+    assert found["missing"] == []
+    [case] = found["cases"]
+    assert (case["kind"], case["points"], case["height"], case["batch"]) == ("blob", 16, 64, 4)
+    assert set(case["ratio"]) == set(benchmark_raster._PEERS)
+    assert all(taken > 0 for taken in case["microseconds"].values())
+    assert case["agreement"]["pycocotools"] == {
+        "pairs": 4,
+        "equal": 4,
+        "largest_gap": pytest.approx(0, abs=1e-6),
+        "differing_bits": 0,
+    }
+    assert {g["points"] for g in found["growth"]} == {16, 64, 256}
+    assert found["roofline"]["floor_microseconds"] > 0
+    assert found["reader"]["tokens"] > 16 * 10
+    assert "differ from pycocotools" in capfd.readouterr().err
+
+
+def test_runs_take_turns_and_medians_count():
+    order, now = [], map(float, range(1000))
+
+    def run(name):
+        return lambda: order.append(name)
+
+    clock = lambda: next(now)  # noqa: E731
+    assert benchmark.by_turns({"a": run("a"), "b": run("b")}, 3, clock) == {"a": 1, "b": 1}
+    assert "".join(order) == "ab" * 4
+
+
+def test_the_child_has_one_core():
+    assert len(benchmark.on_one_core(os.sched_getaffinity, 0)) == 1
+
+
+def test_a_missing_peer_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    assert benchmark_raster._module("shapely") is None
+    assert benchmark_raster._module("opencv").__name__ == "cv2"
+
+
+@pytest.mark.parametrize("kind", ["blob", "star", "thin"])
+def test_shapes_lie_on_the_canvas_and_answers_near_them(kind):
+    true, answers = benchmark_raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    for rings in (true, answers):
+        assert rings.shape == (20, 32, 2)
+        assert rings.dtype == np.float32
+        assert (rings >= 0).all()
+        assert (rings <= [200, 100]).all()
+    assert 0 < np.abs(true - answers).mean() < 10
+    again = benchmark_raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    np.testing.assert_array_equal(again[0], true)
+
+
+def test_the_default_adds_sizes_and_batches_and_full_takes_all():
+    usual, full = benchmark_raster.cases(Config()), benchmark_raster.cases(Config(full=True))
+    assert {c.height for c in usual} == {256, 512, 1024}
+    assert {c.batch for c in usual} == {64, 256, 4096}
+    assert len(full) == 3 * 3 * 3 * 4
+    assert len(benchmark_raster.cases(Config(points=(32,), kinds=("star",)))) == 1
