@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
 from seg_jax.geometry import bitmask, raster
+from seg_jax.geometry.batching import batched
 from seg_jax.geometry.soft import soft_iou as soft_iou
 from seg_jax.records import Array
 
@@ -193,7 +195,22 @@ def boundary_iou(
     Source: Cheng et al. 2021, "Boundary IoU", equation 4.
     """
     bitmask.check(words_a, words_b)
-    return iou(boundary(words_a, size, ratio=ratio), boundary(words_b, size, ratio=ratio))
+
+    def at_once(words_a, words_b, size):
+        return counts(*(boundary(words, size, ratio=ratio) for words in (words_a, words_b)))
+
+    def all_of(words_a, words_b, size):
+        lead = words_a.shape[:-2]
+        flat = [x.reshape(-1, *x.shape[len(lead) :]) for x in (words_a, words_b, size)]
+        # On a CPU one pair at a time stays in the cache.
+        found = lax.platform_dependent(
+            *flat, cpu=lambda *pairs: lax.map(lambda pair: at_once(*pair), pairs), default=at_once
+        )
+        return [total.reshape(lead) for total in found]
+
+    words_a, words_b = jnp.broadcast_arrays(words_a, words_b)
+    size = jnp.broadcast_to(jnp.asarray(size, jnp.int32), (*words_a.shape[:-2], 2))
+    return _ratio(*batched(all_of)(words_a, words_b, size), empty=1.0)
 
 
 def outline(words: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]) -> UInt32[Array, "*n K W"]:

@@ -43,6 +43,8 @@ def widened(
     one = functools.partial(_one, shape=shape, most=most, fill=FULL if beyond else np.uint32(0))
 
     def all_of(words, radius):
+        if words.ndim == 2:
+            return one(words, radius)
         flat = words.reshape(-1, *words.shape[-2:]), radius.reshape(-1)
         # On a CPU one mask at a time stays in the cache.
         wide = lax.platform_dependent(
