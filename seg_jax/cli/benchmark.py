@@ -15,6 +15,7 @@ from typing import Any
 
 PARTS = {
     "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
+    "boundary": "boundary IoU and F of masks against OpenCV",
 }
 """What `seg-jax benchmark` measures; each is a program of its own."""
 

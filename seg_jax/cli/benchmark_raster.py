@@ -22,10 +22,10 @@ from seg_jax.cli import benchmark, console, runs
 
 # This file is imported again in a process of its own: JAX has to find itself on one core there.
 
-_SAMPLE = {"scikit-image": 8, "shapely": 32}
+_SAMPLE = {"skimage": 8, "shapely": 32}
 """Polygons of a batch that slow peers get; the others get `_MOST`."""
 _MOST = 256
-_DETOURS = {"opencv + numpy": "cv2", "opencv": "cv2", "scikit-image": "skimage"}
+_DETOURS = {"cv2+numpy": "cv2"}
 """Peers whose module has another name."""
 
 
@@ -122,7 +122,8 @@ def measure(config: Config) -> dict[str, Any]:
     peers = {name: _module(name) for name in _PEERS}
     cpu = jax.devices("cpu")[0]
     accelerator = jax.devices()[0] if jax.devices()[0].platform != "cpu" else None
-    console.say("missing: " + (", ".join(n for n, m in peers.items() if m is None) or "no peer"))
+    if missing := [name for name, module in peers.items() if module is None]:
+        console.say(f"not installed: {', '.join(missing)}; do: pip install 'seg-jax[benchmark]'")
     todo = cases(config)
     found: dict[str, Any] = {"machine": benchmark.machine(), "cases": [], "accelerator": []}
     with console.progress("benchmark", len(todo) + 3) as move:
@@ -295,9 +296,9 @@ def _shapely(shapely, true, answers, height, width):
 
 _PEERS: dict[str, Callable[..., Callable[[int], float]]] = {
     "pycocotools": _pycocotools,
-    "opencv + numpy": _opencv_numpy,
-    "opencv": _opencv,
-    "scikit-image": _scikit_image,
+    "cv2+numpy": _opencv_numpy,
+    "cv2": _opencv,
+    "skimage": _scikit_image,
     "shapely": _shapely,
 }
 
@@ -464,7 +465,7 @@ def _ceilings(rounds: int) -> tuple[float, float]:
     def compute(x):
         def step(i, x):
             for shift in range(1, steps // 2 + 1):
-                x = x ^ (x << (shift % 31))
+                x = x ^ (x << (1 + shift % 30))
             return x + i.astype(jnp.uint32)
 
         return jax.lax.fori_loop(0, 256, step, x)
@@ -524,12 +525,12 @@ def _show(found: dict[str, Any]) -> None:
     peers = [name for name in _PEERS if name not in found["missing"]]
     rows, same = [], []
     for case in found["cases"]:
-        name = f"{case['kind']} {case['points']}, {case['height']} px, {case['batch']}"
+        name = f"{case['kind']} {case['points']} {case['height']}px x{case['batch']}"
         cells = [f"{case['ratio'][p]:.1f}" for p in peers]
         rows.append((name, f"{case['microseconds']['ours']:.2f}", *cells))
         equal = [case["agreement"][p] for p in peers]
         bits = case["agreement"].get("pycocotools", {}).get("differing_bits")
-        gaps = [f"{e['equal']}/{e['pairs']} {e['largest_gap']:.3f}" for e in equal]
+        gaps = [f"{e['equal'] / e['pairs']:.0%} {e['largest_gap']:.3f}" for e in equal]
         same.append((name, "-" if bits is None else str(bits), *gaps))
     console.table(
         "Fill and IoU: our microseconds a polygon, how many times as long peers take",
@@ -537,7 +538,7 @@ def _show(found: dict[str, Any]) -> None:
         rows,
     )
     console.table(
-        "Agreement: bits that differ from pycocotools; equal IoU and largest gap",
+        "Agreement: bits that differ from pycocotools; share of equal IoU, largest gap",
         ("polygons", "bits", *peers),
         same,
     )
@@ -568,13 +569,13 @@ def _show_rest(found: dict[str, Any]) -> None:
                 "integer operations",
                 f"{line['operations']:.0f}",
                 f"{line['operations_per_second']:.2e}",
-                f"{line['share_of_operations']:.2f}",
+                f"{line['share_of_operations']:.1%}",
             ),
             (
                 "bytes",
                 f"{line['bytes']:.0f}",
                 f"{line['bytes_per_second']:.2e}",
-                f"{line['share_of_bytes']:.2f}",
+                f"{line['share_of_bytes']:.1%}",
             ),
         ],
     )

@@ -27,7 +27,7 @@ PROGRAMS = {
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
     "compile": "compile a configuration for TPUs that are not here, and see if it fits",
-    "benchmark": "measure a part against its peers: benchmark raster",
+    "benchmark": "measure a part against its peers: benchmark raster, boundary",
 }
 
 _HELP = """\
@@ -175,6 +175,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import benchmark as program
         case "benchmark raster":
             from seg_jax.cli import benchmark_raster as program
+        case "benchmark boundary":
+            from seg_jax.cli import benchmark_boundary as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

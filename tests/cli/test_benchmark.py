@@ -35,6 +35,7 @@ def test_every_part_can_be_loaded():
         (["raster", "--points", "2"], "expected points of 4 to 4096, got (2,)"),
         (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
         (["raster", "--rounds", "0"], "expected rounds >= 1"),
+        (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
     ],
 )
 def test_wrong_options_are_one_line(capsys, arguments, say):
@@ -108,3 +109,14 @@ def test_the_default_adds_sizes_and_batches_and_full_takes_all():
     assert {c.batch for c in usual} == {64, 256, 4096}
     assert len(full) == 3 * 3 * 3 * 4
     assert len(benchmark_raster.cases(Config(points=(32,), kinds=("star",)))) == 1
+
+
+@pytest.mark.slow
+def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
+    path = tmp_path / "boundary.json"
+    words = ["--size", "96", "--batch", "3", "--rounds", "1", "--json", str(path)]
+    assert shell.main(["benchmark", "boundary", *words]) == 0
+    found = json.loads(path.read_text())
+    assert [row["score"] for row in found["scores"]] == ["boundary IoU", "boundary F"]
+    assert all(row["largest_gap"] < 1e-6 and row["ratio"] > 0 for row in found["scores"])
+    assert "boundary IoU" in capfd.readouterr().err
