@@ -70,7 +70,9 @@ class Plan:
     def speaker(self) -> stations.Speaker:
         """Model and tokenizer."""
         bundle = self.bundle
-        return stations.Speaker(bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk)
+        return stations.Speaker(
+            bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk, ends=bundle.end_ids
+        )
 
     def laid(self, weights: Any) -> Any:
         """Returns shapes of weights as they lie on the devices."""

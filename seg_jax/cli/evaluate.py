@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax.cli import console, runs
+from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
-from seg_jax.inference import bundle as bundles
 from seg_jax.inference import evaluation
 from seg_jax.inference.predictor import Predictor
 from seg_jax.tasks.referring import Mixture
@@ -19,11 +19,9 @@ HELD_OUT = 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Asked):
     """An evaluation."""
 
-    checkpoint: Path
-    """Folder of a trained model, as runs/quickstart/checkpoint."""
     scenes: int = 512
     """Held-out scenes, one question each."""
     seed: int = HELD_OUT
@@ -33,8 +31,6 @@ class Config:
     mixture: Mixture = Mixture()
     """Questions that are asked."""
     batch: int = 64
-    grammar: bool = False
-    """Hold answers to the grammar, so that each can be read whatever the model knows."""
     json: Path | None = None
     """File for the numbers."""
 
@@ -51,13 +47,13 @@ def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     import json
 
-    bundle = bundles.load(config.checkpoint)
+    predictor = config.predictor()
     if config.json is not None:  # What cannot be written is known before minutes of work.
         config.json.parent.mkdir(parents=True, exist_ok=True)
         if config.json.is_dir():
             raise IsADirectoryError(f"{config.json}: expected a file for --json, got a folder")
     outcome = run(
-        Predictor(bundle, grammar=config.grammar),
+        predictor,
         held_out(config),
         title="evaluate",
         mixture=config.mixture,

@@ -9,18 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from seg_jax.inference import bundle as bundles
+from seg_jax.cli.asked import Asked
 from seg_jax.inference import pictures
-from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Asked):
     """One question about one picture; tell the object by exactly one of text, point and box."""
 
-    checkpoint: Path
-    """Folder of a trained model, as runs/quickstart/checkpoint."""
     image: Path
     """Picture file."""
     text: str | None = None
@@ -31,8 +28,6 @@ class Config:
     """A box around the object: x0 y0 x1 y1, fractions of width and height."""
     answer: Literal["mask", "box", "point"] = "mask"
     """What is asked for."""
-    grammar: bool = False
-    """Hold the answer to the grammar, so that it can be read whatever the model knows."""
     out: Path | None = None
     """Folder for the overlay, NAME-overlay.png; none is drawn without it."""
 
@@ -43,8 +38,7 @@ def main(config: Config) -> int:
     image = pictures.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         config.out.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(bundles.load(config.checkpoint), grammar=config.grammar)
-    prediction = predictor.predict(image, clue, Kind[config.answer.upper()])
+    prediction = config.predictor().predict(image, clue, Kind[config.answer.upper()])
     result = prediction.as_json()
     if config.out is not None:
         path = config.out / f"{config.image.stem}-overlay.png"

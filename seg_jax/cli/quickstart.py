@@ -210,7 +210,7 @@ def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
     task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
     source = dataclasses.replace(_held_out(config), count=min(config.sampled_scenes, config.scenes))
     appraise = stations.appraiser(
-        stations.Speaker(bundle.graph, bundle.tokenizer),
+        stations.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
         dataclasses.asdict(gspo.weights),
         gspo.sampling,

@@ -181,7 +181,9 @@ def train(
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches = pipeline.batches(config.source, task, encoder, config.feed, rows="prompts")
-    speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
+    speaker = stations.Speaker(
+        bundle.graph, bundle.tokenizer, chunk=config.loss_chunk, ends=bundle.end_ids
+    )
     draw = stations.sampler(speaker, config.sampling, seed=config.seed, task=task)
     learn = stations.reinforcing_step(
         speaker,

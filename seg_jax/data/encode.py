@@ -18,6 +18,8 @@ from seg_jax.tasks.task import Example
 
 CELLS = 1280
 """Cells of a row that a published checkpoint's pictures are kept to, unless told otherwise."""
+MAX_CELLS = 2**16
+"""More than any published checkpoint's pictures have."""
 BICUBIC = 3
 """Pillow's number of the filter."""
 

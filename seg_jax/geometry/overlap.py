@@ -199,12 +199,20 @@ def boundary_iou(
     def at_once(words_a, words_b, size):
         return counts(*(boundary(words, size, ratio=ratio) for words in (words_a, words_b)))
 
+    def by_turns(pairs, size):
+        def one(item):
+            # Mask by mask, or XLA works each band out for each of the two sums.
+            bands = lax.map(lambda words: boundary(words, item[1], ratio=ratio), item[0])
+            return counts(bands[0], bands[1])
+
+        return lax.map(one, (pairs, size))
+
     def all_of(words_a, words_b, size):
         lead = words_a.shape[:-2]
         flat = [x.reshape(-1, *x.shape[len(lead) :]) for x in (words_a, words_b, size)]
         # On a CPU one pair at a time stays in the cache.
         found = lax.platform_dependent(
-            *flat, cpu=lambda *pairs: lax.map(lambda pair: at_once(*pair), pairs), default=at_once
+            *flat, cpu=lambda a, b, size: by_turns(jnp.stack([a, b], 1), size), default=at_once
         )
         return [total.reshape(lead) for total in found]
 

@@ -8,6 +8,7 @@ of a batch has its own.
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Literal
 
 import jax
@@ -19,6 +20,8 @@ from jaxtyping import Int, Int32, UInt32
 from seg_jax.geometry.batching import batched
 from seg_jax.records import Array
 
+_JOINED = 8
+"""Windows that are joined at last."""
 FULL = np.uint32(0xFFFFFFFF)
 """A word of 32 set rows."""
 
@@ -65,40 +68,50 @@ def _one(words: UInt32[Array, "K W"], radius: Int32[Array, ""], *, shape, most: 
 
 
 def _levels(most: int) -> int:
-    """Returns how often a window grows fourfold without exceeding 2 * most + 1."""
-    return ((2 * most + 1).bit_length() - 1) // 2
+    """Returns how often a window grows fourfold before `_JOINED` of it make 2 * most + 1."""
+    levels = 0
+    while _JOINED * 4**levels < 2 * most + 1:
+        levels += 1
+    return levels
 
 
 def _across(words, radius, most, fill):
     """Returns the union of 2 * radius + 1 columns around each.
 
-    Every stage is a branch or a loop of run-time length, which XLA keeps apart: fused, the stages
+    Every stage is a branch that is taken at run time, which XLA keeps apart: fused, the stages
     would be worked out again for each of their readers.
     """
     length = 2 * radius + 1
     last = most + 4 ** _levels(most)
-    table = jnp.pad(words, ((0, 0), (most, last)), constant_values=fill)
-    span = jnp.int32(1)
+    table, span = words, jnp.int32(1)
     for level in range(_levels(most)):
         step = 4**level
-        size = table.shape[1] - 3 * step
+        size = words.shape[1] + most + last - (4 * step - 1)
 
-        def grow(table, step=step, size=size):
+        def widest(table, first=level == 0):
+            return jnp.pad(table, ((0, 0), (most, last)), constant_values=fill) if first else table
+
+        def grow(table, step=step, size=size, widest=widest):
+            table = widest(table)
             a, b, c, d = (table[:, i * step : i * step + size] for i in range(4))
             return a | b | c | d
 
         grows = length >= 4 * step
-        table = lax.cond(grows, grow, lambda table, size=size: table[:, :size], table)
+        table = lax.cond(grows, grow, lambda table, size=size, w=widest: w(table)[:, :size], table)
         span = jnp.where(grows, 4 * step, span)
+    if not _levels(most):
+        table = jnp.pad(words, ((0, 0), (most, last)), constant_values=fill)
 
     def at(offset):
         return lax.dynamic_slice_in_dim(table, most - radius + offset, words.shape[1], 1)
 
-    return _joined(at, span, length, words)
+    return _joined(at, span, length, most, words)
 
 
 def _down(words, radius, most, fill):
     """Returns the union of 2 * radius + 1 rows around each (see `_across`)."""
+    if most < 32:
+        return _down_within(words, radius, most, fill)
     length, depth = 2 * radius + 1, words.shape[0]
     above = -(-most // 32)
     below = -(-(most + 4 ** _levels(most)) // 32) + _levels(most) + 1
@@ -123,7 +136,39 @@ def _down(words, radius, most, fill):
         bits = jnp.broadcast_to((first & 31).astype(jnp.uint32), near.shape)
         return lax.shift_right_logical(near, bits) | lax.shift_left(far, 32 - bits)
 
-    return _joined(at, span, length, words)
+    return _joined(at, span, length, most, words)
+
+
+def _down_within(words, radius, most, fill):
+    """Returns what `_down` does for radii below 32: no bit passes more than one word."""
+
+    def smeared(word, shift, reach):
+        covered, steps = jnp.int32(0), (reach + 1).bit_length()
+        amount = jnp.maximum(radius - (most - reach), 0)
+        for _ in range(steps):
+            step = jnp.minimum(covered + 1, amount - covered)
+            word, covered = word | shift(word, step.astype(jnp.uint32)), covered + step
+        return word
+
+    def near(word, shift):
+        return smeared(word, shift, most)
+
+    def far(word, shift, back):
+        # The bits that pass into the next word, moved there; they go on for a row less.
+        moved = shift(word, 32 - jnp.maximum(radius, 1).astype(jnp.uint32))
+        return smeared(jnp.where(radius > 0, moved, 0), back, max(most - 1, 0))
+
+    def left(word, bits):
+        return word << bits
+
+    def right(word, bits):
+        return word >> bits
+
+    row = jnp.full((1, words.shape[1]), fill)
+    above = jnp.concatenate([row, words[:-1]])
+    below = jnp.concatenate([words[1:], row])
+    here = near(words, left) | near(words, right)
+    return here | far(above, right, right) | far(below, left, left)
 
 
 def _raised(table, rows: int, size: int):
@@ -133,14 +178,16 @@ def _raised(table, rows: int, size: int):
     return near >> bits | far << (32 - bits) if bits else near
 
 
-def _joined(at, span, length, words):
-    """Returns the union of windows of `span` that cover `length`, less than four times as long."""
+def _joined(at, span, length, most, words):
+    """Returns the union of windows of `span` that cover `length`."""
+    # Before a window grows fourfold, four of it nearly make the next one.
+    count = max(4, -(-(2 * most + 1) // 4 ** _levels(most)))
 
-    def join(_, __):
-        a, b, c, d = (at(jnp.minimum(i * span, length - span)) for i in range(4))
-        return a | b | c | d
+    def join(_):
+        offsets = [jnp.minimum(i * span, length - span) for i in range(count)]
+        return functools.reduce(operator.or_, map(at, offsets))
 
-    return lax.fori_loop(0, jnp.minimum(length, 1), join, words)
+    return lax.cond(length > 0, join, lambda words: words, words)
 
 
 def _rounded(words: UInt32[Array, "K W"], radius: Int32[Array, ""], most: int, fill):

@@ -108,7 +108,13 @@ def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, *, compute: layers.Compute | None = None, on: Mesh | None = None) -> Bundle:
+def load(
+    folder: Path,
+    *,
+    compute: layers.Compute | None = None,
+    on: Mesh | None = None,
+    cells: int | None = None,
+) -> Bundle:
     """Returns the model of a folder that `save` wrote, or of a plain one of Hugging Face's.
 
     A plain folder's pictures are cut as its `preprocessor_config.json` says; its task is the
@@ -118,9 +124,11 @@ def load(folder: Path, *, compute: layers.Compute | None = None, on: Mesh | None
       folder: of the model.
       compute: how it is to compute; float32 if None.
       on: the mesh to lay the parameters over; None: the default device.
+      cells: picture tokens of a row of a plain folder, 1280 if None.
 
     Raises:
-      ValueError: the folder is not such a one, or a file in it is broken.
+      ValueError: the folder is not such a one, a file in it is broken, or there are `cells` for a
+        model that was trained with others.
     """
     if not folder.is_dir():
         raise ValueError(
@@ -128,7 +136,7 @@ def load(folder: Path, *, compute: layers.Compute | None = None, on: Mesh | None
             f"{'a file' if folder.exists() else 'nothing there'}; "
             "give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
-    layout, task = describe(folder)
+    layout, task = describe(folder, cells=cells)
     tokenizer = Tokenizer.load(folder)
     model = weights.load(folder, compute=compute, on=on)
     _check_fit(model.config, tokenizer, layout, folder)
@@ -137,15 +145,26 @@ def load(folder: Path, *, compute: layers.Compute | None = None, on: Mesh | None
     return Bundle(graph, params, tokenizer, folder, layout, task, ends)
 
 
-def describe(folder: Path) -> tuple[Layout, Referring]:
+def describe(folder: Path, *, cells: int | None = None) -> tuple[Layout, Referring]:
     """Returns layout and task of a model's folder.
 
+    Args:
+      folder: of the model.
+      cells: picture tokens of a row of a plain folder, 1280 if None.
+
     Raises:
-      ValueError: the manifest is broken, or there is none and nothing says how pictures are cut.
+      ValueError: the manifest is broken or says how many cells there are, or there is none and
+        nothing says how pictures are cut.
     """
     path = folder / MANIFEST
     if path.exists():
-        return _manifest(path)
+        layout, task = _manifest(path)
+        if cells is not None and cells != (taught := layout.max_patches // layout.merge**2):
+            raise ValueError(
+                f"cells: expected {taught}, with which {folder} was trained, got {cells}; "
+                "leave it out"
+            )
+        return layout, task
     try:
         config = families.read(folder)
     except ValueError as error:
@@ -160,8 +179,9 @@ def describe(folder: Path) -> tuple[Layout, Referring]:
             "one that belongs to the weights"
         )
     try:
-        family, cells = families.of(config).model_type, getattr(config.vision, "window_cells", 4)
-        return encode.layout_of(family, found, window_cells=cells), Referring()
+        family, window = families.of(config).model_type, getattr(config.vision, "window_cells", 4)
+        layout = encode.layout_of(family, found, window_cells=window, cells=cells or encode.CELLS)
+        return layout, Referring()
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: expected how pictures are cut, got "

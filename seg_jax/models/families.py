@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from seg_jax.models import kimi_vl, qwen3_vl, qwen25_vl
 
@@ -131,6 +131,20 @@ def with_dtype(hub: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         elif name in ("text_config", "vision_config") and isinstance(value, Mapping):
             out[name] = with_dtype(value, dtype)
     return out
+
+
+def noted_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
+    """Returns the dtype that `config.json` names, the nearest of ours: float32 if it names none."""
+    try:
+        hub = read_json(folder / "config.json")
+    except ValueError:  # Reported with more care where the model is read.
+        return "float32"
+    text = hub.get("text_config")
+    for part in (hub, text if isinstance(text, dict) else {}):
+        named = part.get("dtype", part.get("torch_dtype"))
+        if named is not None:
+            return "bfloat16" if named in ("bfloat16", "float16") else "float32"
+    return "float32"
 
 
 def read_json(path: Path) -> dict[str, Any]:

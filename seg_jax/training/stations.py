@@ -57,6 +57,13 @@ class Speaker:
     tokenizer: Tokenizer
     chunk: int | None = None
     """Tokens of a row whose logits exist at once; None: all."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end an answer beside the one that ends a turn."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return tuple(dict.fromkeys((self.tokenizer.end_id, *self.ends)))
 
     def model(self, params: Any) -> Any:
         """Returns the model with the weights; merge inside jit only."""
@@ -126,7 +133,7 @@ def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | Non
             answers=sampling.answers,
             max_tokens=sampling.max_tokens,
             sampler=decode.Sample(temperature=sampling.temperature),
-            end_ids=(speaker.tokenizer.end_id,),
+            end_ids=speaker.end_ids,
             pad_id=speaker.tokenizer.pad_id,
             key=step_key(seed, step),
             grammar=grammar,
@@ -195,18 +202,18 @@ def reinforcing_step(
         metrics["reward"] = reward.mean()
         metrics["reward_spread"] = reward.std(1).mean()
         metrics["groups_that_differ"] = policy.differ(reward).mean()
-        metrics |= _lengths(rollout, speaker.tokenizer.end_id)
+        metrics |= _lengths(rollout, speaker.end_ids)
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _lengths(rollout: Rollout, end_id: int) -> dict[str, Array]:
+def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:
     """Returns how long the answers are, and how many of the decoded columns they needed."""
     length = rollout.used.sum(-1)
     # The loop of the sampler ends with its longest answer; the others wait.
     decoded = length.size * jnp.maximum(length.max(), 1)
-    unended = rollout.used[..., -1] & (rollout.ids[..., -1] != end_id)
+    unended = rollout.used[..., -1] & ~jnp.isin(rollout.ids[..., -1], jnp.asarray(end_ids))
     return {
         "length/mean": length.mean(),
         "length/max": length.max(),
@@ -232,7 +239,7 @@ def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automat
         )
     held = automaton.table(
         speaker.tokenizer.pieces,
-        ends=(speaker.tokenizer.end_id,),
+        ends=speaker.end_ids,
         digits=task.digits,
         rings=task.max_rings,
         points=task.max_points,

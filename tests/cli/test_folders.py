@@ -22,11 +22,12 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from seg_jax.cli import console, main, predict
+from seg_jax.cli import asked as asked_cli
+from seg_jax.cli import console, main
 from seg_jax.grammar import chat, ranks, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import layers, shards, weights
+from seg_jax.models import families, layers, shards, weights
 from seg_jax.records import Kind, Verdict
 
 torch = pytest.importorskip("torch")
@@ -320,7 +321,7 @@ def seen(monkeypatch):
             asked.append(image)
             return super().predict(image, *words)
 
-    monkeypatch.setattr(predict, "Predictor", Asked)
+    monkeypatch.setattr(asked_cli, "Predictor", Asked)
     return asked
 
 
@@ -379,3 +380,48 @@ def test_bombs_and_damaged_pictures_are_refused_in_a_line(folders, refused, tmp_
     folder = folders["kimi_vl"]
     assert "got a damaged one" in refused(folder, tmp_path / "cut.png")
     assert "80 million pixels" in refused(folder, tmp_path / "bomb.png")
+
+
+# What may be said about a model's numbers and rows.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtype_and_cells_are_asked_for_or_those_of_the_folder(kind, folders, tmp_path):
+    folder = folders[kind]
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "half").mkdir()
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path / "half" / path.name)
+    half = families.with_dtype(config | {"dtype": "float32"}, "bfloat16")
+    (tmp_path / "half" / "config.json").write_text(json.dumps(half))
+    for given, dtype, want in [
+        (tmp_path / "half", None, "bfloat16"),
+        (tmp_path / "half", "float32", "float32"),
+        (folder, "bfloat16", "bfloat16"),
+        (folder, None, "float32"),
+    ]:
+        bundle = asked_cli.Asked(checkpoint=given, dtype=dtype, cells=9).predictor().bundle
+        model = nnx.merge(bundle.graph, bundle.params)
+        assert (model.compute.dtype, model.compute.param_dtype) == (want, want)
+        # Strips may take more than there are in a square, frames are counted in.
+        assert 4 < bundle.layout.max_patches // bundle.layout.merge**2 < 60
+        assert bundle.layout.max_patches < bundles.load(given).layout.max_patches
+
+
+def test_cells_that_cannot_be_are_refused(folders, run, tmp_path):
+    Image.new("RGB", (50, 30)).save(tmp_path / "fine.png")
+    for cells in (0, 3, 10**9):
+        ask = ("--checkpoint", folders[KINDS[0]], "--image", tmp_path / "fine.png", *WORDS)
+        status, _, lines = run("predict", *ask, "--cells", cells)
+        assert status == 1
+        assert len(lines) == 1
+        assert "cells: expected 4 to" in lines[0]
+
+
+def test_cells_of_a_trained_model_are_its_own(folders, tmp_path):
+    bundle = bundles.load(folders[KINDS[0]])
+    bundles.save(bundle, tmp_path / "trained")
+    taught = bundle.layout.max_patches // bundle.layout.merge**2
+    assert bundles.load(tmp_path / "trained", cells=taught).layout == bundle.layout
+    with pytest.raises(ValueError, match=f"cells: expected {taught}, with which .* leave it out"):
+        bundles.load(tmp_path / "trained", cells=taught - 1)

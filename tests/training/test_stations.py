@@ -192,10 +192,10 @@ def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
 
 
 def test_lengths_by_hand():
-    end = 9
-    ids = jnp.array([[[1, 9, 0, 0], [1, 2, 3, 9]], [[1, 2, 3, 4], [9, 0, 0, 0]]])
+    ends = (9, 8)
+    ids = jnp.array([[[1, 8, 0, 0], [1, 2, 3, 9]], [[1, 2, 3, 4], [9, 0, 0, 0]]])
     used = jnp.array([[[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 1, 1, 1], [1, 0, 0, 0]]], bool)
-    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape)), end)
+    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape)), ends)
     assert float(told["length/mean"]) == 11 / 4
     assert int(told["length/max"]) == 4
     assert float(told["truncated"]) == 1 / 4  # The one that no end token closes.

@@ -1,0 +1,42 @@
+"""How programs that ask a model bring it in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from seg_jax.data import encode
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference.predictor import Predictor
+from seg_jax.models import families, layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model that is asked."""
+
+    checkpoint: Path
+    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's."""
+    grammar: bool = False
+    """Hold answers to the grammar, so that each can be read whatever the model knows."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of weights and products; None: as config.json says (float16 as bfloat16)."""
+    cells: int | None = None
+    """Most picture tokens of a question; larger pictures are scaled down. None: as a trained model
+    was taught, 1280 for one of Hugging Face's."""
+
+    def predictor(self) -> Predictor:
+        """Returns the model, ready to be asked.
+
+        Raises:
+          ValueError: the folder is none of a model, or a file in it is broken.
+        """
+        if self.cells is not None and not 4 <= self.cells <= encode.MAX_CELLS:
+            raise ValueError(
+                f"cells: expected 4 to {encode.MAX_CELLS} picture tokens, got {self.cells}"
+            )
+        dtype = self.dtype or families.noted_dtype(self.checkpoint)
+        compute = layers.Compute(dtype=dtype, param_dtype=dtype)
+        bundle = bundles.load(self.checkpoint, compute=compute, cells=self.cells)
+        return Predictor(bundle, grammar=self.grammar)
