@@ -194,10 +194,10 @@ def tune(given, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Returns a folder on a disk of four megabytes and a function that fills it."""
+    """Returns a folder on a disk of eight megabytes and a function that fills it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs root to mount a small disk")
 
