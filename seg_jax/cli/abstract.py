@@ -172,7 +172,8 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
         *(
             np.zeros((1, answers, length), kind)
             for kind in (np.dtype("int32"), np.dtype("bool"), np.dtype("float32"))
-        )
+        ),
+        np.zeros((1, answers), np.int32),
     )
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
     weights = dataclasses.asdict(run.weights)
