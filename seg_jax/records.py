@@ -174,6 +174,9 @@ class Rollout(NamedTuple):
     """True up to and including the end token."""
     logp: Float[Array, "B G L"]
     """Log-probability of each token under the distribution that it was drawn from."""
+    computed: Int[Array, "B G"] | None = None
+    """Tokens that were computed in each answer's row while it was the answer's, those after its
+    end included; all of them add up to what the sampler computed. None: nobody counted."""
 
 
 class Automaton(NamedTuple):

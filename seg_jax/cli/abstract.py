@@ -170,11 +170,12 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
     prompts: Prompts = plan.rows("prompts")
     rows, read = prompts.tokens.ids.shape
     answers, length = run.sampling.answers, run.sampling.max_tokens
+    shape = (1, answers, length)
     rollout = Rollout(
-        *(
-            np.zeros((1, answers, length), kind)
-            for kind in (np.dtype("int32"), np.dtype("bool"), np.dtype("float32"))
-        )
+        ids=np.zeros(shape, np.int32),
+        used=np.zeros(shape, bool),
+        logp=np.zeros(shape, np.float32),
+        computed=np.zeros(shape[:2], np.int32),
     )
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
     weights = dataclasses.asdict(run.weights)

@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from seg_jax.data import encode
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import families, layers
+from seg_jax.models import decode, families, layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,14 @@ class Asked:
     """Most picture tokens of a question; larger pictures are scaled down. None: as a trained model
     was taught, 1280 for one of Hugging Face's."""
 
-    def predictor(self) -> Predictor:
+    def predictor(
+        self, *, on: Mesh | None = None, refill: decode.Refill | None = None
+    ) -> Predictor:
         """Returns the model, ready to be asked.
+
+        Args:
+          on: the mesh to lay it over; None: the default device.
+          refill: how rows are filled again; None: not.
 
         Raises:
           ValueError: the folder is none of a model, or a file in it is broken.
@@ -38,5 +46,5 @@ class Asked:
             )
         dtype = self.dtype or families.noted_dtype(self.checkpoint)
         compute = layers.Compute(dtype=dtype, param_dtype=dtype)
-        bundle = bundles.load(self.checkpoint, compute=compute, cells=self.cells)
-        return Predictor(bundle, grammar=self.grammar)
+        bundle = bundles.load(self.checkpoint, compute=compute, on=on, cells=self.cells)
+        return Predictor(bundle, grammar=self.grammar, refill=refill)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
+
+import jax
+from jax.sharding import Mesh
 
 from seg_jax.cli import console, runs
 from seg_jax.cli.asked import Asked
@@ -12,7 +16,9 @@ from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import evaluation
 from seg_jax.inference.predictor import Predictor
+from seg_jax.models import decode, sharding
 from seg_jax.tasks.referring import Mixture
+from seg_jax.training import stations
 
 HELD_OUT = 7
 """Seed of the held-out scenes; training refuses it nowhere, so choose others there."""
@@ -31,15 +37,19 @@ class Config(Asked):
     mixture: Mixture = Mixture()
     """Questions that are asked."""
     batch: int = 64
+    rows: int = 0
+    """Answers of a batch decoded at once, on all devices together; one that ends leaves its row
+    to the next. 0: all of them. With a batch of many times more the longest keep few waiting."""
+    mesh: stations.Mesh = stations.Mesh()
     json: Path | None = None
     """File for the numbers."""
 
     def __post_init__(self):
         self.mixture.check_judged()
-        if self.scenes < 1 or self.batch < 1 or self.seed < 0:
+        if self.scenes < 1 or self.batch < 1 or self.seed < 0 or self.rows < 0:
             raise ValueError(
-                f"expected scenes and batch >= 1 and a seed >= 0, got {self.scenes} scenes, "
-                f"batch {self.batch}, seed {self.seed}"
+                "expected scenes and batch >= 1, a seed and rows >= 0, "
+                f"got {self.scenes} scenes, batch {self.batch}, seed {self.seed}, rows {self.rows}"
             )
 
 
@@ -47,7 +57,9 @@ def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     import json
 
-    predictor = config.predictor()
+    mesh = config.mesh.build()
+    refill = decode.Refill(rows=config.rows) if config.rows else None
+    predictor = config.predictor(on=mesh, refill=refill)
     if config.json is not None:  # What cannot be written is known before minutes of work.
         config.json.parent.mkdir(parents=True, exist_ok=True)
         if config.json.is_dir():
@@ -58,12 +70,14 @@ def main(config: Config) -> int:
         title="evaluate",
         mixture=config.mixture,
         batch=config.batch,
+        mesh=mesh,
     )
     summary = evaluation.summarise(outcome)
     summary |= {
         "checkpoint": str(config.checkpoint),
         "seed": config.seed,
         "grammar": config.grammar,
+        "devices": mesh.size,
         "versions": runs.versions(),
     }
     console.table(str(config.checkpoint), ("", "mean", "95 % interval"), lines(summary))
@@ -87,14 +101,32 @@ def run(
     mixture: Mixture,
     batch: int,
     params: Any = None,
+    mesh: Mesh | None = None,
 ) -> evaluation.Outcome:
-    """Returns the outcome of greedy answers on the source, with a progress bar."""
+    """Returns the outcome of greedy answers on the source, with a progress bar.
+
+    Args:
+      predictor: the model.
+      source: of the questions.
+      title: of the progress bar.
+      mixture: questions that are asked.
+      batch: questions at once; as many more as the devices of the mesh need.
+      params: other weights of the same model.
+      mesh: that the weights lie on; None: the default device.
+    """
     bundle = predictor.bundle
     task = dataclasses.replace(bundle.task, mixture=mixture)
-    prompts = pipeline.in_order(source, task, bundle.encoder, batch=min(batch, len(source)))
-    with console.progress(title, len(source)) as move:
+    batch = min(batch, len(source))
+    rows = None if mesh is None else sharding.batch(mesh)
+    if mesh is not None:
+        batch += -batch % sharding.row_parts(mesh)
+    prompts = pipeline.in_order(source, task, bundle.encoder, batch=batch)
+    within = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with console.progress(title, len(source)) as move, within:
         return evaluation.run(
-            lambda rows: predictor.answer(rows, params),
+            lambda batch: predictor.answer(
+                batch if rows is None else pipeline.to_device(batch, rows), params
+            ),
             prompts,
             bundle.tokenizer.decode,
             lambda done: move(done, len(source), ""),

@@ -131,6 +131,7 @@ _TOLD = {
     "clip_fraction": "clipped answers",
     "sampler_gap/max": "sampler against trainer, nats at most",
     "useful_tokens": "useful share of decoded tokens",
+    "useful_tokens_unfilled": "the same, were rows not refilled",
     "seconds/sampling": "seconds of sampling",
     "seconds/learning": "seconds of learning",
 }

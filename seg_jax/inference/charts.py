@@ -71,6 +71,7 @@ _UNITS = {
     "groups_that_differ": "share of groups",
     "length": "tokens",
     "useful_tokens": "share of decoded tokens",
+    "useful_tokens_unfilled": "share of decoded tokens",
     "sampler_gap": "nats per token",
     "seconds": "of a step",
     "verdicts": "share of answers",

@@ -29,6 +29,10 @@ class Outcome:
     verdicts: Int[np.ndarray, " n"]
     tokens: Int[np.ndarray, " n"]
     """Tokens of each answer, end token included."""
+    computed: int = 0
+    """Tokens that were computed for all of them."""
+    together: int = 0
+    """Tokens that would have been, had every batch been decoded at once."""
 
 
 Answer = Callable[[Prompts], tuple[Rollout, Judgement, Any]]
@@ -45,6 +49,7 @@ def run(
     examples: list[Example] = []
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = {}
+    computed = together = 0
     for batch, rows in prompts:
         rollout, judged, verdict = answer(rows)
         real = len(batch)
@@ -58,6 +63,10 @@ def run(
             "tokens": used.sum(-1, keepdims=True),
         }.items():
             columns.setdefault(name, []).append(np.asarray(values)[:real, 0])
+        whole = np.asarray(rollout.used).sum(-1)
+        together += whole.size * int(whole.max())
+        if rollout.computed is not None:
+            computed += int(np.asarray(rollout.computed).sum())
         examples += batch
         texts += [decode(row[keep].tolist()) for row, keep in zip(ids, used, strict=True)]
         progress(len(examples))
@@ -65,7 +74,9 @@ def run(
         raise ValueError("evaluation: expected at least one question, got none")
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     kinds = np.array([example.kind for example in examples])
-    return Outcome(examples=examples, texts=texts, kinds=kinds, **joined)
+    return Outcome(
+        examples=examples, texts=texts, kinds=kinds, computed=computed, together=together, **joined
+    )
 
 
 def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
@@ -95,6 +106,10 @@ def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
     summary["verdicts"] = {v.name: int((outcome.verdicts == v).sum()) for v in Verdict}
     lengths = outcome.tokens.astype(np.float64)
     summary["tokens"] = _interval(statistics.bootstrap(lengths, seed=seed))
+    if outcome.computed:
+        useful = float(lengths.sum())
+        summary["useful_tokens"] = round(useful / outcome.computed, 6)
+        summary["useful_tokens_unfilled"] = round(useful / outcome.together, 6)
     return summary
 
 

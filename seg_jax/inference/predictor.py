@@ -62,14 +62,18 @@ class Prediction:
 class Predictor:
     """Asks a model of a bundle; greedy, one answer per prompt."""
 
-    def __init__(self, bundle: Bundle, *, grammar: bool = False):
+    def __init__(
+        self, bundle: Bundle, *, grammar: bool = False, refill: decode.Refill | None = None
+    ):
         """Makes it ready.
 
         Args:
           bundle: the model.
           grammar: whether answers are held to the grammar, so that each can be read.
+          refill: how many answers of a batch are decoded at once; None: all.
         """
         self.bundle = bundle
+        self._refill = refill
         self._table = reader.table(bundle.tokenizer.pieces)
         self._grammar = None
         if grammar:
@@ -150,6 +154,7 @@ class Predictor:
             key=jax.random.key(0),
             grammar=self._grammar,
             kinds=prompts.truth.kind,
+            refill=self._refill,
         )
         judge_rows = sharding.by_rows(functools.partial(judge, bundle.task, self._table))
         judged, verdict = judge_rows(rollout, prompts.truth)

@@ -67,14 +67,16 @@ def begin(automaton: Automaton, kinds: Int[Array, " B"] | None, answers: int) ->
     return Held(state, zero, zero, (zero, zero), (zero, zero))
 
 
-def permit(automaton: Automaton, held: Held, left: Int[Array, ""] | int) -> Permit:
+def permit(automaton: Automaton, held: Held, left: Int[Array, "*left"] | int) -> Permit:
     """Returns what may come next such that the answer can end with the `left`-th token from here.
 
+    `left` is one number or each answer's own.
     Some token may, as long as the shortest answer fits into all of them (`automaton.check_room`).
     """
     need = jnp.asarray(automaton.need)
     late = np.iinfo(need.dtype).max
-    may = need[held.state] <= jnp.minimum(left, late - 1).astype(need.dtype)
+    left = jnp.minimum(jnp.asarray(left), late - 1)[..., None].astype(need.dtype)
+    may = need[held.state] <= left
     bits = may.reshape(*may.shape[:-1], -1, _WORD).astype(jnp.uint32)
     words = jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32), -1, dtype=jnp.uint32)
     gaps = _gaps(automaton, held)

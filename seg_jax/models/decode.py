@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt32
 
-from seg_jax.models import constraint, vlm
+from seg_jax.models import constraint, sharding, vlm
+from seg_jax.models import seats as seating
 from seg_jax.records import Array, Automaton, Pictures, Rollout, Tokens
 
 
@@ -39,16 +40,40 @@ class Sample:
 Sampler = Greedy | Sample
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refill:
+    """Fewer rows than answers: a finished answer leaves its row to the next that waits.
+
+    A few long answers then keep a few rows busy, not as many as there are answers. Answers are
+    the same whatever is chosen here, up to the rounding of sums in another order.
+    """
+
+    rows: int
+    """Answers decoded at once, on all devices together."""
+    chunk: int = 1
+    """Tokens between looks for finished answers; an accelerator's host looks as often."""
+
+    def __post_init__(self):
+        if self.rows < 1 or self.chunk < 1:
+            raise ValueError(
+                f"refill: expected rows and chunk of at least 1, got {self.rows} and {self.chunk}"
+            )
+
+
 class _Draw(NamedTuple):
     ids: Int[Array, "B G"]
     logp: Float[Array, "B G"]
 
 
-class _State(NamedTuple):
+class _Answers(NamedTuple):
+    """Answers on the way, [B G ..] or [S N ..]."""
+
     rollout: Rollout
     done: Bool[Array, "B G"]
-    suffix: vlm.Suffix
     held: constraint.Held | None
+    keys: Array
+    most: Int[Array, "B G"]
+    """Tokens that each answer may have."""
 
 
 def generate(
@@ -65,6 +90,8 @@ def generate(
     rows: Int[Array, " B"] | None = None,
     grammar: Automaton | None = None,
     kinds: Int[Array, " B"] | None = None,
+    limits: Int[Array, "B G"] | None = None,
+    refill: Refill | None = None,
 ) -> Rollout:
     """Returns `answers` answers per prompt, drawn until an end token or `max_tokens`.
 
@@ -86,60 +113,185 @@ def generate(
       grammar: what answers are held to; each then ends within `max_tokens`, if the shortest one
         does, and `logp` is under the distribution over the tokens that it allows.
       kinds: the `Kind` of answer that each prompt asks for; needed with a grammar.
+      limits: most tokens of each answer, 1 to `max_tokens`; not with a grammar, which has to know
+        where an answer ends.
+      refill: how many answers are decoded at once; None: all, until the longest one ends.
     """
     if isinstance(sampler, Greedy) and answers != 1:
         raise ValueError(f"answers: expected 1 with Greedy(), got {answers}: they would be equal")
     if max_tokens < 1:
         raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
-    held = None if grammar is None else constraint.begin(grammar, kinds, answers)
-    batch = tokens.ids.shape[0]
+    if grammar is not None and limits is not None:
+        raise ValueError("limits: expected none with a grammar, got some: do: choose one of both")
     prefix = model.prefill(tokens, pictures)
-    decoder = model.decoder()
-    keys = _keys(key, jnp.arange(batch) if rows is None else rows, answers)
+    decoding = _Decoding(model.decoder(), prefix, max_tokens, sampler, end_ids, pad_id, grammar)
+    begun = decoding.begin(key, rows, answers, kinds, limits)
+    every = prefix.used.shape[0] * answers
+    if refill is None or refill.rows >= every:
+        return decoding.together(begun)
+    return decoding.by_turns(begun, refill)
 
-    def choose(hidden: Float[Array, "B _ D"], held: constraint.Held | None, column) -> _Draw:
-        logits = decoder.logits(hidden)
-        if grammar is not None and held is not None:
-            given = constraint.permit(grammar, held, max_tokens - column)
-            logits = constraint.masked(grammar, given, logits)
-        return _Draw(*draw(sampler, logits, jax.vmap(jax.vmap(_at(column)))(keys)))
 
-    def put(state: _State, drawn: _Draw, column) -> _State:
-        live = ~state.done
-        new = Rollout(jnp.where(live, drawn.ids, pad_id), live, jnp.where(live, drawn.logp, 0.0))
-        rollout = jax.tree.map(
-            lambda old, x: jax.lax.dynamic_update_slice(
-                old, x[..., None].astype(old.dtype), (0, 0, column)
-            ),
-            state.rollout,
-            new,
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """What the steps of a loop have in common."""
+
+    decoder: vlm.Decoder
+    prefix: vlm.Prefix
+    max_tokens: int
+    sampler: Sampler
+    end_ids: tuple[int, ...]
+    pad_id: int
+    grammar: Automaton | None
+
+    def choose(self, hidden: Float[Array, "B _ D"], held, keys: Array, column) -> _Draw:
+        """Returns the tokens at a column, one for all answers or each answer's own."""
+        logits = self.decoder.logits(hidden)
+        if self.grammar is not None and held is not None:
+            given = constraint.permit(self.grammar, held, self.max_tokens - column)
+            logits = constraint.masked(self.grammar, given, logits)
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(keys, jnp.broadcast_to(column, keys.shape))
+        return _Draw(*draw(self.sampler, logits, keys))
+
+    def ends(self, ids: Int[Array, "B G"], column, most: Int[Array, "B G"]) -> Bool[Array, "B G"]:
+        """Returns which answers end with these tokens."""
+        return jnp.isin(ids, jnp.asarray(self.end_ids)) | (column + 1 >= most)
+
+    def after(self, held, ids: Int[Array, "B G"]):
+        """Returns where answers stand in the grammar after these tokens."""
+        if self.grammar is None or held is None:
+            return held
+        return constraint.after(self.grammar, held, ids)
+
+    def begin(self, key: Array, rows, answers: int, kinds, limits) -> _Answers:
+        """Returns all answers with their first token, which their prompts predict."""
+        batch = self.prefix.used.shape[0]
+        shape = (batch, answers, self.max_tokens)
+        blank = Rollout(
+            jnp.full(shape, self.pad_id, jnp.int32),
+            jnp.zeros(shape, bool),
+            jnp.zeros(shape, jnp.float32),
+            jnp.ones(shape[:2], jnp.int32),
         )
-        ended = jnp.isin(drawn.ids, jnp.asarray(end_ids))
-        held = state.held
-        if grammar is not None and held is not None:
-            held = constraint.after(grammar, held, new.ids)
-        return state._replace(rollout=rollout, done=state.done | ended, held=held)
+        held = None if self.grammar is None else constraint.begin(self.grammar, kinds, answers)
+        most = jnp.full(shape[:2], self.max_tokens) if limits is None else limits
+        keys = _keys(key, jnp.arange(batch) if rows is None else rows, answers)
+        begun = _Answers(blank, jnp.zeros(shape[:2], bool), held, keys, most)
+        alike = jax.tree.map(lambda leaf: leaf[:, :1], held)  # Answers to a prompt begin alike.
+        first = self.choose(self.prefix.hidden[:, None], alike, keys, 0)
+        return self.put(begun, first, jnp.int32(0))
 
-    def body(carry):
-        column, state = carry
-        last = jax.lax.dynamic_slice_in_dim(state.rollout.ids, column - 1, 1, 2)
-        hidden, suffix = decoder.extend(last, prefix, state.suffix)
-        state = state._replace(suffix=suffix)
-        return column + 1, put(state, choose(hidden[:, :, 0], state.held, column), column)
+    def put(self, answers: _Answers, drawn: _Draw, column) -> _Answers:
+        """Returns the answers with a token more, all at the same column."""
+        live = ~answers.done
+        new = jnp.where(live, drawn.ids, self.pad_id), live, jnp.where(live, drawn.logp, 0.0)
+        ids, used, logp = (
+            jax.lax.dynamic_update_slice(old, x[..., None].astype(old.dtype), (0, 0, column))
+            for old, x in zip(answers.rollout[:3], new, strict=True)
+        )
+        return answers._replace(
+            rollout=answers.rollout._replace(ids=ids, used=used, logp=logp),
+            done=answers.done | self.ends(drawn.ids, column, answers.most),
+            held=self.after(answers.held, new[0]),
+        )
 
-    def going(carry):
-        column, state = carry
-        return (column < max_tokens) & ~jnp.all(state.done)
+    def together(self, begun: _Answers) -> Rollout:
+        """Returns the answers decoded all at once."""
+        answers = begun.done.shape[1]
+        length = self.max_tokens - 1 or 1
+        suffix = self.decoder.empty(self.prefix, answers=answers, length=length)
 
-    shape = (batch, answers, max_tokens)
-    blank = Rollout(
-        jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
-    )
-    suffix = decoder.empty(prefix, answers=answers, length=max_tokens - 1 or 1)
-    state = _State(blank, jnp.zeros(shape[:2], bool), suffix, held)
-    alike = jax.tree.map(lambda leaf: leaf[:, :1], held)  # All answers to a prompt begin alike.
-    state = put(state, choose(prefix.hidden[:, None], alike, jnp.int32(0)), jnp.int32(0))
-    return jax.lax.while_loop(going, body, (jnp.int32(1), state))[1].rollout
+        def body(carry):
+            column, now, suffix = carry
+            last = jax.lax.dynamic_slice_in_dim(now.rollout.ids, column - 1, 1, 2)
+            hidden, suffix = self.decoder.extend(last, self.prefix, suffix)
+            drawn = self.choose(hidden[:, :, 0], now.held, now.keys, column)
+            return column + 1, self.put(now, drawn, column), suffix
+
+        def going(carry):
+            column, now, _ = carry
+            return (column < self.max_tokens) & ~jnp.all(now.done)
+
+        columns, now, _ = jax.lax.while_loop(going, body, (jnp.int32(1), begun, suffix))
+        return now.rollout._replace(computed=columns * now.rollout.computed)
+
+    def by_turns(self, begun: _Answers, refill: Refill) -> Rollout:
+        """Returns the answers decoded in fewer rows than there are answers."""
+        batch, answers = begun.done.shape
+        queues = sharding.queues(batch)
+        waiting = jax.tree.map(
+            lambda leaf: leaf.reshape(queues, batch // queues * answers, *leaf.shape[2:]), begun
+        )
+        rows = min(-(-refill.rows // queues), waiting.done.shape[1])
+        length = self.max_tokens - 1 or 1
+        suffix = self.decoder.empty(self.prefix, answers=rows, length=length, queues=queues)
+        line, seats = seating.form(waiting.done, rows)
+        held, last = seating.take((waiting.held, waiting.rollout.ids[..., 0]), seats.answer)
+        nobody = jnp.zeros((queues, rows), bool)
+        turn = _Turn(waiting.rollout, line, seats, nobody, held, last, suffix)
+
+        def going(turn: _Turn):
+            return jnp.any(turn.live) | jnp.any(turn.line.served < turn.line.count)
+
+        def body(turn: _Turn):
+            turn = self._seat(waiting, turn)
+            return jax.lax.fori_loop(
+                0, refill.chunk, lambda _, turn: self._step(waiting, turn), turn
+            )
+
+        rollout = jax.lax.while_loop(going, body, turn).rollout
+        return jax.tree.map(lambda leaf: leaf.reshape(batch, answers, *leaf.shape[2:]), rollout)
+
+    def _seat(self, waiting: _Answers, turn: _Turn) -> _Turn:
+        """Returns the turn with the next answers in free rows."""
+        line, seats, new = seating.fill(turn.line, turn.seats, turn.live)
+        fresh = seating.take((waiting.held, waiting.rollout.ids[..., 0]), seats.answer)
+        held, last = jax.tree.map(
+            lambda one, other: jnp.where(new, one, other), fresh, (turn.held, turn.last)
+        )
+        return _Turn(turn.rollout, line, seats, turn.live | new, held, last, turn.suffix)
+
+    def _step(self, waiting: _Answers, turn: _Turn) -> _Turn:
+        """Returns the turn with a token more in every row; tokens of free rows are lost."""
+        seats, suffix = turn.seats, turn.suffix._replace(seats=turn.seats)
+        hidden, suffix = self.decoder.extend(turn.last[..., None], self.prefix, suffix)
+        keys, most = seating.take((waiting.keys, waiting.most), seats.answer)
+        column, live = seats.column + 1, turn.live
+        drawn = self.choose(hidden[:, :, 0], turn.held, keys, column)
+        ids = jnp.where(live, drawn.ids, self.pad_id)
+        at = seats.answer, jnp.where(live, column, self.max_tokens)  # The latter is nowhere.
+        write = jax.vmap(lambda to, row, column, x: to.at[row, column].set(x, mode="drop"))
+        old = turn.rollout
+        rollout = Rollout(
+            write(old.ids, *at, ids),
+            write(old.used, *at, live),
+            write(old.logp, *at, drawn.logp),
+            jax.vmap(lambda to, row: to.at[row].add(1))(old.computed, seats.answer),
+        )
+        return _Turn(
+            rollout,
+            turn.line,
+            seats._replace(column=jnp.where(live, column, seats.column)),
+            live & ~self.ends(drawn.ids, column, most),
+            self.after(turn.held, ids),
+            ids,
+            suffix._replace(seats=None),
+        )
+
+
+class _Turn(NamedTuple):
+    """Answers of which some have rows."""
+
+    rollout: Rollout
+    """[S N ..]."""
+    line: seating.Line
+    seats: seating.Seats
+    live: Bool[Array, "S R"]
+    """True where a row has an answer that is not over."""
+    held: constraint.Held | None
+    last: Int[Array, "S R"]
+    """Token that each row reads next."""
+    suffix: vlm.Suffix
 
 
 def draw(
@@ -185,11 +337,6 @@ def _keys(key: Array, rows: Int[Array, " B"], answers: int) -> Array:
     return jax.vmap(lambda row: jax.vmap(lambda g: fold(fold(key, row), g))(jnp.arange(answers)))(
         rows
     )
-
-
-def _at(column):
-    """Returns the function from an answer's key to its key at a column."""
-    return lambda key: jax.random.fold_in(key, column)
 
 
 def _gumbel(bits: UInt32[Array, "*n"]) -> Float[Array, "*n"]:

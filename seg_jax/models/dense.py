@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import layers, sharding, vlm
+from seg_jax.models import layers, seats, sharding, vlm
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
@@ -107,7 +107,7 @@ class Dense(nnx.Module):
         if packing is not None:
             columns, segments = packing.columns, packing.segments
             seen = seen & (segments[..., :, None] == segments[..., None, :])
-        turn = self.answer_turn(prefix, columns)
+        turn = self.answer_turn(prefix.following[:, None, None] + columns)
 
         def step(block, x, prompt):
             def mix(heads):
@@ -148,11 +148,10 @@ class Dense(nnx.Module):
         spin = layers.frequencies(len(axes), self.config.text.rope_theta)
         return layers.rotary(positions[:, axes].swapaxes(1, 2).astype(jnp.float32) * spin)
 
-    def answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, "*n Q"]) -> layers.Rotary:
-        """Returns the rotation at columns [Q] or [B G Q]: text turns alike on all axes."""
+    def answer_turn(self, place: Int[Array, "*n Q"]) -> layers.Rotary:
+        """Returns the rotation at positions: text turns alike on all axes."""
         spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
-        place = (prefix.following[:, None, None] + columns)[..., None]  # B (1 or G) Q 1
-        return layers.rotary(place.astype(jnp.float32) * spin)
+        return layers.rotary(place[..., None].astype(jnp.float32) * spin)
 
     def _read(
         self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix
@@ -192,10 +191,13 @@ class Decoder:
         self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
         self.blocks = layers.unstack(self.model.blocks)
 
-    def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
+    def empty(
+        self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None
+    ) -> vlm.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
         k, v = prefix.cache
         _, batch, kv, head, _ = k.shape
+        batch = queues or batch
         own = layers.Own(
             jnp.zeros((batch, kv, answers, head, length), k.dtype),
             jnp.zeros((batch, kv, answers, length, head), v.dtype),
@@ -206,24 +208,26 @@ class Decoder:
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
     ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
-        columns = suffix.length + jnp.arange(ids.shape[-1])
-        turn = self.model.answer_turn(prefix, columns)
-        seen = columns[:, None] >= jnp.arange(suffix.own[0].v.shape[-2])
+        new, reach = ids.shape[-1], suffix.own[0].v.shape[-2]
+        view = seats.view(prefix.following, suffix.length, suffix.seats, new=new, reach=reach)
+        turn = self.model.answer_turn(view.place)
         x = self.model.words(ids)
         filled, write = [], jax.lax.dynamic_update_slice_in_dim
         for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
 
             def mix(heads, i=i, own=own):
-                new = layers.own(heads)
-                own = layers.Own(
-                    write(own.k, new.k, suffix.length, 4), write(own.v, new.v, suffix.length, 3)
-                )
+                more = layers.own(heads)
+                own = layers.Own(write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3))
                 prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
-                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), own
+                used, seen = prefix.used, view.seen
+                out = layers.attend_decoding(
+                    heads.q, prompt, own, used=used, seen=seen, seats=suffix.seats
+                )
+                return out, own
 
             x, own = block(x, turn, mix)
             filled.append(own)
-        return self.model.norm(x), vlm.Suffix(tuple(filled), suffix.length + ids.shape[-1])
+        return self.model.norm(x), suffix._replace(own=tuple(filled), length=suffix.length + new)
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""

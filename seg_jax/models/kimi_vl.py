@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import experts, latent, layers, moonvit, sharding, vlm
+from seg_jax.models import experts, latent, layers, moonvit, seats, sharding, vlm
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 _SIZES = (
@@ -343,7 +343,7 @@ class KimiVL(nnx.Module):
         def mix(attention, q, latents, prompt):
             return attention.attend_spread(q, prompt, latents, used=prefix.used, seen=seen), None
 
-        turn = self._answer_turn(prefix, columns)
+        turn = self._turn(prefix.following[:, None, None] + columns)
         return self._through(self._words(ids), turn, mix, each=prefix.cache)[0]
 
     def decoder(self) -> Decoder:
@@ -403,10 +403,6 @@ class KimiVL(nnx.Module):
         spin = layers.frequencies(text.qk_rope_head_dim // 2, text.rope_theta)
         return layers.rotary(positions[..., None].astype(jnp.float32) * spin)
 
-    def _answer_turn(self, prefix: vlm.Prefix, columns: Int[Array, "*n Q"]) -> layers.Rotary:
-        """Returns the rotation at columns [Q] or [B G Q]."""
-        return self._turn(prefix.following[:, None, None] + columns)  # B (1 or G) Q
-
 
 class Decoder:
     """Kimi-VL laid out for decoding: layers apart, weights in the compute dtype."""
@@ -421,32 +417,37 @@ class Decoder:
         self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
         self.blocks = layers.unstack(self.model.first) + layers.unstack(self.model.blocks)
 
-    def empty(self, prefix: vlm.Prefix, *, answers: int, length: int) -> vlm.Suffix:
+    def empty(
+        self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None
+    ) -> vlm.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
         _, batch, _, wide = prefix.cache[0].shape
-        own = jnp.zeros((batch, answers, length, wide), prefix.cache[0].dtype)
+        own = jnp.zeros((queues or batch, answers, length, wide), prefix.cache[0].dtype)
         return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
     ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
-        columns = suffix.length + jnp.arange(ids.shape[-1])
-        turn = self.model._answer_turn(prefix, columns)
-        seen = columns[:, None] >= jnp.arange(suffix.own[0].shape[2])
+        new, reach = ids.shape[-1], suffix.own[0].shape[2]
+        view = seats.view(prefix.following, suffix.length, suffix.seats, new=new, reach=reach)
+        turn = self.model._turn(view.place)
         x = self.model._words(ids)
         prompts = [layer for stack in prefix.cache for layer in stack]
         filled = []
         for block, prompt, own in zip(self.blocks, prompts, suffix.own, strict=True):
 
             def mix(attention, q, latents, prompt=prompt, own=own):
-                own = jax.lax.dynamic_update_slice_in_dim(own, latents, suffix.length, 2)
-                out = attention.attend_latent(q, prompt, own, used=prefix.used, seen=seen)
+                own = jax.lax.dynamic_update_slice_in_dim(own, latents, view.at, 2)
+                used, seen = prefix.used, view.seen
+                out = attention.attend_latent(
+                    q, prompt, own, used=used, seen=seen, seats=suffix.seats
+                )
                 return out, own
 
             x, own = block(x, turn, mix)
             filled.append(own)
-        return self.model.norm(x), vlm.Suffix(tuple(filled), suffix.length + ids.shape[-1])
+        return self.model.norm(x), suffix._replace(own=tuple(filled), length=suffix.length + new)
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""

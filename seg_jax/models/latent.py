@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from seg_jax.models import layers
+from seg_jax.models.seats import Seats
 from seg_jax.records import Array
 
 LATENT_EPS = 1e-6
@@ -120,28 +121,30 @@ class Attention(nnx.Module):
 
     def attend_latent(
         self,
-        q: Float[Array, "B G Q heads hd"],
+        q: Float[Array, "S rows Q heads hd"],
         prompt: Float[Array, "B P R"],
-        own: Float[Array, "B G L R"],
+        own: Float[Array, "S rows L R"],
         *,
         used: Bool[Array, "B P"],
         seen: Bool[Array, "*n Q L"],
-    ) -> Float[Array, "B G Q D"]:
+        seats: Seats | None,
+    ) -> Float[Array, "S rows Q D"]:
         """Returns the same with latents themselves as keys and values of one common head.
 
         q (K c) = (q K) c: the layer that makes keys of latents moves over to the queries, and the
-        one that makes values to the output.
+        one that makes values to the output. Rows are [B G], or any with seats.
         """
         shape = self.shape
         made = self.kv_out.kernel[...].astype(q.dtype).reshape(shape.rank, shape.heads, -1)
         to_keys, to_values = made[..., : shape.plain], made[..., shape.plain :]
         seeking = jnp.einsum("...hd,rhd->...hr", q[..., : shape.plain], to_keys)
-        out = layers.attend_shared(
+        out = layers.attend_decoding(
             jnp.concatenate([seeking, q[..., shape.plain :]], -1),
             layers.Shared(prompt.swapaxes(1, 2)[:, None], prompt[:, None, :, : shape.rank]),
             layers.Own(own.swapaxes(2, 3)[:, None], own[:, None, ..., : shape.rank]),
             used=used,
             seen=seen,
+            seats=seats,
             scale=shape.scale,
         )
         out = jnp.einsum("...hr,rhd->...hd", out, to_values)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import seats as seating
 from seg_jax.models import sharding
 from seg_jax.records import Array
 
@@ -354,6 +355,57 @@ def attend_shared(
     out = from_prompt.reshape(split) + weights[..., reach:] @ answer.v
     out = out.reshape(batch, kv, answers, length, count // kv, deep)
     return out.transpose(0, 2, 3, 1, 4, 5).reshape(batch, answers, length, count, deep)
+
+
+def attend_decoding(
+    q: Float[Array, "S R Q heads hd"],
+    prompt: Shared,
+    answer: Own,
+    *,
+    used: Bool[Array, "B P"],
+    seen: Bool[Array, "*n Q L"],
+    seats: seating.Seats | None,
+    scale: float | None = None,
+) -> Float[Array, "S R Q heads vd"]:
+    """Returns the same where rows may change their answers.
+
+    Queries travel to the prompts and results back to the rows, a vector per head each way; the
+    caches of prompts stay where they are. The sums of both parts travel along, so that weights
+    are those of one softmax, rounded once as in `attend_shared`.
+
+    Args:
+      q: queries of rows.
+      prompt: keys and values of all prompts.
+      answer: the rows' own keys and values.
+      used: True where a prompt has a token.
+      seen: True where a query sees a column of its own row.
+      seats: whose answers the rows decode; None: rows [B G] are the answers of their prompts.
+      scale: of the scores; None: one over the root of the width of queries.
+    """
+    if seats is None:
+        return attend_shared(q, prompt, answer, used=used, seen=seen, scale=scale)
+    queues, rows, length, count, width = q.shape
+    batch, kv, _, deep = prompt.v.shape
+    wide = length * (count // kv)
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    q = q * (width**-0.5 if scale is None else scale)
+    q = q.reshape(queues, rows, length, kv, count // kv, width)
+    q = q.transpose(0, 1, 3, 2, 4, 5).reshape(queues, rows, kv, wide, width)
+    seen = jnp.repeat(seen, count // kv, axis=-2)
+    to_own = product(q.swapaxes(1, 2), answer.k)
+    to_own = jnp.where(seen[:, None], to_own, NEVER).swapaxes(1, 2)  # S R kv wide L
+    asked = seating.to_prompts(seats, (q, jax.nn.logsumexp(to_own, -1)), batch)
+    asked, own_sum = (leaf.swapaxes(1, 2).reshape(batch, kv, -1, *leaf.shape[4:]) for leaf in asked)
+    to_prompt = jnp.where(used[:, None, None], product(asked, prompt.k), NEVER)
+    total = jnp.logaddexp(jax.nn.logsumexp(to_prompt, -1), own_sum)  # B kv G*wide
+    weights = jnp.exp(to_prompt - total[..., None]).astype(answer.v.dtype)
+    told = weights @ prompt.v, total
+    told = (leaf.reshape(batch, kv, -1, wide, *leaf.shape[3:]).swapaxes(1, 2) for leaf in told)
+    from_prompt, total = seating.to_rows(seats, tuple(told))  # S R kv wide ..
+    weights = jnp.exp(to_own - total[..., None]).astype(answer.v.dtype)
+    out = from_prompt + (weights.swapaxes(1, 2) @ answer.v).swapaxes(1, 2)
+    out = out.reshape(queues, rows, kv, length, count // kv, deep).swapaxes(2, 3)
+    return out.reshape(queues, rows, length, count, deep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

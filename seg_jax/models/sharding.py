@@ -208,6 +208,11 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
     return NamedSharding(on, PartitionSpec(MESH["batch"]))
 
 
+def row_parts(on: Mesh | AbstractMesh) -> int:
+    """Returns how many parts the rows of a batch are divided into."""
+    return _parts(MESH["batch"], on)
+
+
 def replicated(on: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(on, PartitionSpec())
@@ -271,6 +276,15 @@ def along_rows() -> int:
     if on.empty or not set(AXES) <= set(on.axis_names):
         return 1
     return _parts(MESH["sequence"], on)
+
+
+def queues(rows: int) -> int:
+    """Returns how many parts devices hold of a batch of rows: 1 outside `jax.set_mesh`."""
+    on = jax.sharding.get_abstract_mesh()
+    if on.empty or not set(AXES) <= set(on.axis_names):
+        return 1
+    parts = row_parts(on)
+    return 1 if rows % parts else parts
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:

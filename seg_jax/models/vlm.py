@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import seats as seating
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
@@ -28,7 +29,9 @@ class Suffix(NamedTuple):
     own: tuple[Any, ...]
     """One entry per layer, a tree of arrays [B ..]."""
     length: Int[Array, ""]
-    """Columns filled, the same for every answer."""
+    """Tokens written, the same for every row; beyond the caches' end they go round."""
+    seats: seating.Seats | None = None
+    """Whose answers the rows decode; None: rows [B G] are the answers of their prompts."""
 
 
 @runtime_checkable
@@ -78,14 +81,22 @@ class VLM(Protocol):
 class Decoder(Protocol):
     """A model laid out for decoding token by token."""
 
-    def empty(self, prefix: Prefix, *, answers: int, length: int) -> Suffix:
-        """Returns the empty cache of `answers` answers per prompt of at most `length` tokens."""
+    def empty(
+        self, prefix: Prefix, *, answers: int, length: int, queues: int | None = None
+    ) -> Suffix:
+        """Returns the empty cache of `answers` answers per prompt of at most `length` tokens.
+
+        With `queues` it is that of as many queues of `answers` rows each.
+        """
         ...
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: Prefix, suffix: Suffix
     ) -> tuple[Float[Array, "B G Q D"], Suffix]:
-        """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
+        """Returns the outputs at the next Q tokens of each answer, and the longer cache.
+
+        With seats rows are [S R] for [B G], of any number, and Q is 1.
+        """
         ...
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import small_run
 
+from seg_jax.cli import evaluate as program
 from seg_jax.data import pipeline
 from seg_jax.inference import evaluation, predictor
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import decode
+from seg_jax.models import decode, sharding
 from seg_jax.records import Kind, Rollout, Verdict
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example, Judgement
@@ -181,6 +182,41 @@ def test_batches_answer_as_one_question_at_a_time():
     assert [example.question for example in batched.examples] == [
         example.question for example in alone.examples
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held to the grammar"])
+def test_numbers_are_the_same_on_eight_devices_and_in_fewer_rows(held):
+    ends = () if held else tuple(range(0, 400, 8))  # Loud weights end no answer by themselves.
+    bundle = dataclasses.replace(small_run.bundle(), more_ends=ends)
+    rng = np.random.default_rng(0)
+    loud = jax.tree.map(
+        lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), bundle.params
+    )
+    source = dataclasses.replace(small_run.sft_config().source, count=18, seed=5)
+    outcomes = []
+    for devices, rows in ((1, 0), (1, 3), (8, 0), (8, 8)):
+        mesh = sharding.mesh(
+            {"data": 2, "fsdp": -1} if devices > 1 else None, jax.devices()[:devices]
+        )
+        spread = jax.device_put(loud, sharding.shardings(loud, mesh))
+        refill = decode.Refill(rows=rows) if rows else None
+        asked = Predictor(dataclasses.replace(bundle, params=spread), grammar=held, refill=refill)
+        outcomes.append(
+            program.run(
+                asked, source, title="", mixture=Mixture(text_point=1.0), batch=15, mesh=mesh
+            )
+        )
+    lengths = outcomes[0].tokens
+    assert lengths.min() < lengths.max()
+    assert outcomes[1].computed < outcomes[0].computed == outcomes[0].together
+    first = evaluation.summarise(outcomes[0])
+    for outcome in outcomes[1:]:
+        assert outcome.texts == outcomes[0].texts
+        other = evaluation.summarise(outcome)
+        for name in set(first) - {"useful_tokens", "useful_tokens_unfilled"}:
+            assert other[name] == first[name], name
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_answers_stop_at_an_end_token_and_are_padded_after_it(model, prompts):
     ends = tuple(range(0, 300, 3))
     rollout = generate(model, batch, end_ids=ends, pad_id=299)
     assert not rollout.used.all()
-    for ids, used, logp in zip(*(leaf.reshape(-1, L) for leaf in rollout), strict=True):
+    for ids, used, logp in zip(*(leaf.reshape(-1, L) for leaf in rollout[:3]), strict=True):
         hits = np.flatnonzero(np.isin(ids[used], ends))
         count = hits[0] + 1 if hits.size else L
         np.testing.assert_array_equal(used, np.arange(L) < count)

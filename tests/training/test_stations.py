@@ -199,7 +199,29 @@ def test_lengths_by_hand():
     assert float(told["length/mean"]) == 11 / 4
     assert int(told["length/max"]) == 4
     assert float(told["truncated"]) == 1 / 4  # The one that no end token closes.
-    assert float(told["useful_tokens"]) == 11 / 16
+    assert float(told["useful_tokens"]) == float(told["useful_tokens_unfilled"]) == 11 / 16
+    computed = jnp.array([[8, 5], [8, 1]])
+    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape), computed), end)
+    assert float(told["useful_tokens"]) == 1 / 2
+    assert float(told["useful_tokens_unfilled"]) == 11 / 16
+
+
+@pytest.mark.slow
+def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
+    config, draw, _ = actor
+    prompts, state = small_run.batch("prompts"), first(config)
+    sampling = dataclasses.replace(config.sampling, rows=5, chunk=3)
+    refilled = stations.sampler(small_run.speaker(), sampling, seed=0)
+    for step in (0, 3):
+        number = jnp.int32(step)
+        plain, got = draw(state.params, prompts, number), refilled(state.params, prompts, number)
+        np.testing.assert_array_equal(got.ids, plain.ids)
+        np.testing.assert_allclose(got.logp, plain.logp, atol=1e-5)
+        # Steps before are never asked again: a run that goes on has the step's number alone.
+        again = stations.sampler(small_run.speaker(), sampling, seed=0)
+        for a, b in zip(again(state.params, prompts, number), got, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (plain.ids != draw(state.params, prompts, jnp.int32(0)).ids).any()
 
 
 MESHES = pytest.mark.parametrize(
