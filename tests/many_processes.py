@@ -35,6 +35,7 @@ def environment(devices: int, cache: Path | None = None, **changes: str) -> dict
         "PJRT_NPROC": "64",
         "PYTHONPATH": os.pathsep.join(paths),
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     if cache is not None:
         given |= {

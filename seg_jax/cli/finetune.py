@@ -20,10 +20,11 @@ from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding
+from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding, work
+from seg_jax.records import Batch
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import loop, optimizer, processes, sft, state, stations
+from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Board, Log, Silent
 
@@ -182,7 +183,38 @@ def train(
         return step(current, pipeline.to_device(next(batches), rows, rows=count))
 
     fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
-    return go(config, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)
+    best = _best_seconds(config, bundle, encoder)
+    return go(
+        *(config, body, fresh, batches),
+        folder=folder,
+        stage=stage,
+        log=log,
+        mesh=mesh,
+        best_seconds=best,
+    )
+
+
+def parts(config: Config, sizes: Model, batch: Batch, *, rows: int) -> list[work.Part]:
+    """Returns the passes of a step over so many rows like those of a batch."""
+    counter = work.Counter(sizes, config.compute)
+    _, answers, length = batch.ids.shape
+    read = batch.tokens.ids.shape[1]
+    return [
+        *counter.read(rows, read, batch.pictures.patches.shape[1]),
+        counter.extend(rows, answers, length, behind=read),
+        counter.head(rows * answers, length, config.loss_chunk),
+    ]
+
+
+def _best_seconds(config: Config, bundle: Bundle, encoder: Encoder) -> float | None:
+    """Returns the seconds of a step at the devices' peak, None where that is not known."""
+    if pulse.best_seconds(1.0) is None:
+        return None
+    feed = dataclasses.replace(config.feed, batch=1, threads=0, prefetch=0, workers=0)
+    batch = next(pipeline.batches(config.source, bundle.task, encoder, feed, rows="sft"))
+    sizes = nnx.merge(bundle.graph, bundle.params).config
+    done = work.trained(parts(config, sizes, batch, rows=config.feed.batch))
+    return pulse.best_seconds(sum(done.get(name, 0.0) for name in work.NEEDED))
 
 
 def go(
@@ -195,6 +227,7 @@ def go(
     stage: str,
     log: Log,
     mesh: jax.sharding.Mesh,
+    best_seconds: float | None = None,
 ) -> tuple[state.State, float]:
     """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
     plan: loop.Loop = config.loop
@@ -224,6 +257,8 @@ def go(
                 record=record,
                 progress=move,
                 seconds_before=seconds,
+                traces=folder / "profile" / stage,
+                best_seconds=best_seconds,
             )
         finally:
             checkpoints.close()

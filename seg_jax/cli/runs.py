@@ -14,7 +14,7 @@ from typing import Any
 RECORD = "config.json"
 MADE = (
     *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
-    *("tensorboard", "wandb", "panels", "tokenizer", "state", "checkpoint", "sft"),
+    *("tensorboard", "wandb", "panels", "profile", "tokenizer", "state", "checkpoint", "sft"),
 )
 """What programs make in the folder of a run; a folder with anything else is never removed."""
 
@@ -137,7 +137,17 @@ def commit() -> str:
 
 # Where a run lies, how it was asked for, what is told of it and the machines that it works on do
 # not make it another run.
-_FREE = ("resume", "anew", "out", "checkpoint", "log", "panel_every", "mesh", "processes")
+_FREE = (
+    "resume",
+    "anew",
+    "out",
+    "checkpoint",
+    "log",
+    "panel_every",
+    "mesh",
+    "processes",
+    "profile",
+)
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:

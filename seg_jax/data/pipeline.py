@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -52,13 +53,17 @@ class Batches(Iterator[Any]):
         self._rows, self._feed, self._count = rows, feed, count
         self._drawn = 0
         self._iterator: Iterator[Any] | None = None
+        self.waited = 0.0
+        """Seconds that were spent on drawing."""
 
     def __next__(self) -> Any:
         """Returns the next batch."""
+        begin = time.monotonic()
         if self._iterator is None:
             self._iterator = self._begin()
         batch = next(self._iterator)
         self._drawn += 1
+        self.waited += time.monotonic() - begin
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -178,8 +183,8 @@ def in_order(
 
 def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:
     """Returns which rows of a batch lie on the devices of this process, in order."""
-    places = sharding.addressable_devices_indices_map((rows,))
-    return sorted({row for (part,) in places.values() for row in range(*part.indices(rows))})
+    places = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for part in places if part for row in range(*part[0].indices(rows))})
 
 
 def to_device(batch: Any, sharding: jax.sharding.Sharding, *, rows: int) -> Any:
@@ -195,7 +200,7 @@ def to_device(batch: Any, sharding: jax.sharding.Sharding, *, rows: int) -> Any:
     place = {row: number for number, row in enumerate(held(sharding, rows))}
 
     def spread(leaf: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             return leaf[place[start] : place[start] + stop - start]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -9,6 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import numpy as np
 from seg_jax.training import processes
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Log
+from seg_jax.training.pulse import Pulse, Trace, read_steps
 from seg_jax.training.state import State
 
 Body = Callable[[State], tuple[State, Mapping[str, Any]]]
@@ -60,8 +63,11 @@ class Loop:
     keep_best: int = 0
     """Best checkpoints that are kept beside them, by the mean reward, or else loss, of the steps
     since the checkpoint before."""
+    profile: str = ""
+    """START:STOP: a trace of these steps is written to OUT/profile."""
 
     def __post_init__(self):
+        read_steps(self.profile)
         times = self.minutes > 0 and self.save_minutes >= 0  # Neither holds for nan.
         counts = min(self.steps, self.log_every, self.keep) > 0 and self.keep_best >= 0
         if not (counts and times):
@@ -113,8 +119,13 @@ def run(
     record: dict[str, Any],
     progress: Progress,
     seconds_before: float = 0.0,
+    traces: Path = Path("profile"),
+    best_seconds: float | None = None,
 ) -> tuple[State, float]:
     """Returns the state at the horizon and the seconds that the stage's steps have taken.
+
+    Traces go to the folder `traces`. Of the seconds that a step takes at best, as `Pulse` says, the
+    log tells the share.
 
     Raises:
       Stopped: Ctrl-C or SIGTERM came to any process; the running step was finished and saved.
@@ -126,6 +137,7 @@ def run(
     begin = saved = time.monotonic()
     watched: list[Mapping[str, Any]] = []
     scores: list[float] = []
+    pulse, trace = Pulse(iterator, best_seconds), Trace(loop.profile, traces)
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - begin
@@ -134,10 +146,12 @@ def run(
         score = statistics.fmean(scores) if scores else 0.0
         checkpoints.save(state, iterator, record | {"seconds": seconds()}, score=score)
 
-    with Interruption() as interruption:
+    with Interruption() as interruption, contextlib.closing(trace):
         while step < horizon:
+            trace.before(step + 1, state)
             state, metrics = body(state)
             step += 1
+            trace.after(step, state)
             watched.append({name: metrics[name] for name in WATCHED if name in metrics})
             due = time.monotonic() - saved > loop.save_minutes * 60
             asked, due = processes.agreed(interruption.asked, due=due)
@@ -153,7 +167,7 @@ def run(
                 scores += [_score(one) for one in told]
                 watched.clear()
             if logs:
-                log.write(stage, step, values)
+                log.write(stage, step, values | pulse.told(step))
                 progress(step, horizon, _brief(values))
                 sooner = processes.told(pace.horizon(step, horizon, seconds_before))
                 if sooner != horizon:
@@ -213,7 +227,7 @@ def _score(watched: Mapping[str, Any]) -> float:
     return float(watched["reward"]) if "reward" in watched else -float(watched.get("loss", 0.0))
 
 
-def _like(array: jax.Array, value: int) -> jax.Array:
+def _like(array: Any, value: int) -> jax.Array:
     """Returns the value in an array like the given one, whatever processes it lies on."""
     filled = np.full(array.shape, value, array.dtype)
     return jax.make_array_from_callback(array.shape, array.sharding, lambda index: filled[index])

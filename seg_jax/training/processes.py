@@ -270,8 +270,8 @@ def agreed(asked: int, *, due: bool) -> tuple[int, bool]:
         _client().key_value_set("seg_jax/asked", str(asked), allow_overwrite=True)
     if is_first() and not asked:
         asked = int(_peek("seg_jax/asked") or 0)
-    asked, due = told([asked, due])
-    return asked, due
+    number, save = told((asked, due))
+    return number, save
 
 
 def _join(wanted: Processes) -> bool:

@@ -100,7 +100,8 @@ def toy(count, folder, *more, **changes):
 def read(folder):
     lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    told = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    timed = ("seconds", "data_wait")
+    told = [{k: v for k, v in one.items() if not k.startswith(timed)} for one in records]
     return told, np.load(folder / "out" / "end.npy")
 
 
