@@ -1,7 +1,8 @@
 # Finds or makes the Python environment of the other scripts; they source it and call `prepare`.
 #
 # An active virtual environment is used as it is; else `.venv` beside the code is made once. What
-# was installed is remembered beside it, so that a second start costs nothing.
+# was installed is remembered beside it, so that a second start costs nothing. With SEG_JAX_PREPARED
+# in the environment nothing is installed, as in an image that has all of it.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -10,6 +11,34 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 fail() {
     printf 'launch: %s\n' "$*" >&2
     exit 1
+}
+
+dry=""
+
+# for_dry_run ARGUMENT: remembers that nothing is to be done if the argument is --dry-run.
+for_dry_run() {
+    [[ "$1" == "--dry-run" ]] && dry=1
+}
+
+# run COMMAND...: runs a command; in a dry run it prints it instead.
+run() {
+    if [[ -z "$dry" ]]; then
+        "$@"
+        return
+    fi
+    printf '%q ' "$@"
+    printf '\n'
+}
+
+# Prints what this machine computes with: tpu, cuda or cpu.
+accelerator() {
+    if compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
+        echo tpu
+    elif [[ -e /dev/nvidiactl ]]; then
+        echo cuda
+    else
+        echo cpu
+    fi
 }
 
 # Prints the first Python on the path that is new enough.
@@ -30,6 +59,7 @@ python_command() {
 # prepare EXTRAS: the package with these extras is installed and its programs are on the path.
 prepare() {
     local extras="$1" environment python stamp wanted
+    [[ -z "${SEG_JAX_PREPARED:-}" ]] || return 0
     environment="${VIRTUAL_ENV:-}"
     [[ -x "$environment/bin/python" ]] || environment="$root/.venv"
     if [[ ! -x "$environment/bin/python" ]]; then
@@ -55,4 +85,11 @@ prepare() {
         printf '%s\n' "$wanted" >"$stamp"
     fi
     export VIRTUAL_ENV="$environment" PATH="$environment/bin:$PATH"
+}
+
+# prepare_for KIND: the package is installed with what an `accelerator` needs.
+prepare_for() {
+    local extras="train"
+    [[ "$1" == cpu ]] || extras="train,$1"
+    prepare "$extras"
 }

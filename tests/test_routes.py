@@ -109,7 +109,7 @@ def route(request):
         def body(current):
             if int(current.step) + 1 == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
-            batch = pipeline.to_device(next(batches), sharding.batch(on))
+            batch = pipeline.to_device(next(batches), sharding.batch(on), rows=small_run.BATCH)
             if rows == "sft":
                 return learn(current, batch)
             return learn(current, batch, draw(current.params, batch, current.step), None)

@@ -143,14 +143,7 @@ def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
 
 def _sft(plan: Plan, run: finetune.Config) -> Step:
     batch: Batch = plan.rows("sft")
-    counter = work.Counter(plan.config, run.compute)
-    rows, answers, length = batch.ids.shape
-    read = batch.tokens.ids.shape[1]
-    parts = [
-        *counter.read(rows, read, batch.pictures.patches.shape[1]),
-        counter.extend(rows, answers, length, behind=read),
-        counter.head(rows * answers, length, run.loss_chunk),
-    ]
+    parts = finetune.parts(run, plan.config, batch, rows=batch.ids.shape[0])
     done = work.trained(parts) | _update_work(plan)
     function = stations.supervised_step(plan.speaker, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)

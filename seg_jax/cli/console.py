@@ -26,7 +26,9 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int, int, str], None]]:
+def progress(
+    title: str, total: int, *, shown: bool = True
+) -> Iterator[Callable[[int, int, str], None]]:
     """Yields a function of (done, total, text) that moves a bar with elapsed and remaining time."""
     columns = (
         TextColumn("{task.description:<22}"),
@@ -37,7 +39,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[int, int, str], None]
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=TERMINAL, speed_estimate_period=60) as bar:
+    bar = Progress(*columns, console=TERMINAL, speed_estimate_period=60, disable=not shown)
+    with bar:
         task = bar.add_task(title, total=total, text="")
 
         def move(done: int, total: int, text: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +20,13 @@ from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding
+from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding, work
+from seg_jax.records import Batch
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import loop, optimizer, sft, state, stations
+from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
-from seg_jax.training.log import Log
+from seg_jax.training.log import Board, Log, Silent
 
 # All are called Config: the names are for the parser of options.
 Model = (
@@ -48,6 +50,7 @@ class Config:
     model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=Scenes)
     task: Referring = Referring()
     layout: Layout = Layout()
@@ -67,15 +70,37 @@ class Config:
 
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
-    # A wrong --checkpoint must not cost the run that --anew replaces.
-    given = None if config.checkpoint is None else start(config, config.out)
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.checkpoint)
-    with Log(config.out) as log:
-        bundle = given or start(config, config.out / "tokenizer")
-        trained, _ = train(config, bundle, folder=config.out, stage="sft", log=log)
-    bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")
-    print(config.out / "checkpoint")
+    with processes.together(config.processes):
+        # A wrong --checkpoint must not cost the run that --anew replaces.
+        given = None if config.checkpoint is None else start(config, config.out)
+        claim(config, reads=config.checkpoint)
+        with journal(config.out) as log:
+            bundle = given or processes.in_turn(lambda: start(config, config.out / "tokenizer"))
+            trained, _ = train(config, bundle, folder=config.out, stage="sft", log=log)
+        finish(config.out, bundle, trained)
+        if processes.is_first():
+            print(config.out / "checkpoint")
     return 0
+
+
+def claim(config: Any, *, reads: Path | None) -> None:
+    """Claims the folder of a run for all of its processes."""
+    processes.by_first(
+        lambda: runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=reads)
+    )
+
+
+def journal(folder: Path, board: Board | None = None) -> Log:
+    """Returns the log of a run, in all processes but the first one that writes nothing."""
+    return Log(folder, board or Board()) if processes.is_first() else Silent()
+
+
+def finish(folder: Path, bundle: Bundle, trained: state.State) -> None:
+    """Saves the model of a run in FOLDER/checkpoint, by the first of its processes."""
+    params = sharding.gather(trained.params)
+    processes.by_first(
+        lambda: bundles.save(dataclasses.replace(bundle, params=params), folder / "checkpoint")
+    )
 
 
 def start(config: Config, tokenizer_folder: Path) -> Bundle:
@@ -142,21 +167,58 @@ def train(
     """
     mesh = config.mesh.build()
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    batches = pipeline.batches(config.source, bundle.task, encoder, config.feed, rows="sft")
+    rows, count = sharding.batch(mesh, config.feed.batch), config.feed.batch
+    batches = pipeline.batches(
+        config.source,
+        bundle.task,
+        encoder,
+        config.feed,
+        rows="sft",
+        held=pipeline.held(rows, count),
+    )
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
     step = stations.supervised_step(speaker, config.objective, config.optimizer)
 
-    rows = sharding.batch(mesh, config.feed.batch)
-
     def body(current: state.State):
-        return step(current, pipeline.to_device(next(batches), rows))
+        return step(current, pipeline.to_device(next(batches), rows, rows=count))
 
     fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
-    return go(config.loop, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)
+    best = _best_seconds(config, bundle, encoder)
+    return go(
+        *(config, body, fresh, batches),
+        folder=folder,
+        stage=stage,
+        log=log,
+        mesh=mesh,
+        best_seconds=best,
+    )
+
+
+def parts(config: Config, sizes: Model, batch: Batch, *, rows: int) -> list[work.Part]:
+    """Returns the passes of a step over so many rows like those of a batch."""
+    counter = work.Counter(sizes, config.compute)
+    _, answers, length = batch.ids.shape
+    read = batch.tokens.ids.shape[1]
+    return [
+        *counter.read(rows, read, batch.pictures.patches.shape[1]),
+        counter.extend(rows, answers, length, behind=read),
+        counter.head(rows * answers, length, config.loss_chunk),
+    ]
+
+
+def _best_seconds(config: Config, bundle: Bundle, encoder: Encoder) -> float | None:
+    """Returns the seconds of a step at the devices' peak, None where that is not known."""
+    if pulse.best_seconds(1.0) is None:
+        return None
+    feed = dataclasses.replace(config.feed, batch=1, threads=0, prefetch=0, workers=0)
+    batch = next(pipeline.batches(config.source, bundle.task, encoder, feed, rows="sft"))
+    sizes = nnx.merge(bundle.graph, bundle.params).config
+    done = work.trained(parts(config, sizes, batch, rows=config.feed.batch))
+    return pulse.best_seconds(sum(done.get(name, 0.0) for name in work.NEEDED))
 
 
 def go(
-    plan: loop.Loop,
+    config: Any,
     body: loop.Body,
     fresh: state.State,
     batches: Any,
@@ -165,18 +227,24 @@ def go(
     stage: str,
     log: Log,
     mesh: jax.sharding.Mesh,
+    best_seconds: float | None = None,
 ) -> tuple[state.State, float]:
     """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
-    checkpoints = Checkpoints(folder / "state" / stage)
+    plan: loop.Loop = config.loop
+    checkpoints = Checkpoints(folder / "state" / stage, keep=plan.keep, keep_best=plan.keep_best)
     # Steps donate their state, and the weights of `fresh` may be needed again.
-    current = jax.device_put(jax.tree.map(jnp.array, fresh), sharding.shardings(fresh, mesh))
-    seconds = 0.0
+    current = sharding.place(jax.tree.map(jnp.array, fresh), sharding.shardings(fresh, mesh))
+    seconds, first = 0.0, processes.is_first()
+    say = console.say if first else _unsaid
+    versions = runs.versions()
     if checkpoints.latest() is not None:
-        current, record = checkpoints.restore(current, batches)
+        current, record = checkpoints.restore(current, batches, warn=say)
         seconds = float(record["seconds"])
-        console.say(f"{stage}: resuming after step {int(current.step)}")
+        say(f"{stage}: resuming after step {int(current.step)}")
+        say_differing(say, stage, record.get("versions", {}), versions)
     log.forget_after(stage, int(current.step))
-    with console.progress(stage, plan.steps) as move, jax.set_mesh(mesh):
+    record = {"config": runs.plain(config), "versions": versions}
+    with console.progress(stage, plan.steps, shown=first) as move, jax.set_mesh(mesh):
         try:
             return loop.run(
                 plan,
@@ -186,9 +254,28 @@ def go(
                 log=log,
                 checkpoints=checkpoints,
                 iterator=batches,
-                record={},
+                record=record,
                 progress=move,
                 seconds_before=seconds,
+                traces=folder / "profile" / stage,
+                best_seconds=best_seconds,
             )
         finally:
             checkpoints.close()
+
+
+def say_differing(
+    say: Callable[[str], None], stage: str, before: dict[str, str], now: dict[str, str]
+) -> None:
+    """Says which versions a run has changed since its checkpoint: its numbers may change too."""
+    told = [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in ("seg-jax", "commit", "jax", "device")
+        if name in before and before[name] != now[name]
+    ]
+    if told:
+        say(f"{stage}: goes on with other versions or devices: {', '.join(told)}")
+
+
+def _unsaid(text: str) -> None:
+    """Says nothing: the first process does."""

@@ -7,6 +7,7 @@ import difflib
 import errno
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line after `seg-jax`; that of the process if left out.
 
     Returns:
-      The exit status: 0 for success, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C.
+      The exit status: 0 for success, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C,
+      143 after SIGTERM. A run that was stopped by one of these is saved and goes on with --resume.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
@@ -96,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"{_command(name)}: {line}", file=sys.stderr)
+        if processes := sys.modules.get("seg_jax.training.processes"):
+            processes.leave(status)
     return status
 
 
@@ -190,7 +194,8 @@ def _verdict(error: BaseException) -> tuple[str | None, int]:
     """Returns a line on an error, or None where only its traceback can tell, and the status."""
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted: {text}" if text else "interrupted", 130
+        number = getattr(error, "number", signal.SIGINT)
+        return f"interrupted: {text}" if text else "interrupted", 128 + number
     if _is_disk_full(error):
         file = getattr(error, "filename", None)
         place = f" while writing {file}" if file else ""

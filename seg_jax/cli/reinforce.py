@@ -21,7 +21,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers, sharding
 from seg_jax.records import Prompts, Rollout
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import loop, optimizer, policy, state, stations
+from seg_jax.training import loop, optimizer, policy, processes, state, stations
 from seg_jax.training.clock import Clock
 from seg_jax.training.log import Board, Log
 
@@ -54,6 +54,7 @@ class Config:
     layout: Layout = Layout()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()
     """Questions that are asked."""
@@ -89,17 +90,19 @@ def main(config: Config) -> int:
             "expected --checkpoint FOLDER to start from, got none; "
             "train one with: seg-jax finetune configs/tiny_sft.py"
         )
-    bundle = bundles.load(config.checkpoint, compute=config.compute)
     config.log.check()
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.checkpoint)
-    gallery = Gallery(config, bundle)
-    with Log(config.out, config.log) as log:
-        trained, _ = train(
-            config, bundle, folder=config.out, stage="gspo", log=log, show=gallery.show
-        )
-    bundles.save(dataclasses.replace(bundle, params=trained.params), config.out / "checkpoint")
-    _report(config, gallery)
-    print(config.out / "checkpoint")
+    with processes.together(config.processes):
+        bundle = bundles.load(config.checkpoint, compute=config.compute)
+        finetune.claim(config, reads=config.checkpoint)
+        gallery = Gallery(config, bundle)
+        with finetune.journal(config.out, config.log) as log:
+            trained, _ = train(
+                config, bundle, folder=config.out, stage="gspo", log=log, show=gallery.show
+            )
+        finetune.finish(config.out, bundle, trained)
+        if processes.is_first():
+            _report(config, gallery)
+            print(config.out / "checkpoint")
     return 0
 
 
@@ -181,7 +184,15 @@ def train(
     mesh = config.mesh.build()
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    batches = pipeline.batches(config.source, task, encoder, config.feed, rows="prompts")
+    rows, count = sharding.batch(mesh, config.feed.batch), config.feed.batch
+    batches = pipeline.batches(
+        config.source,
+        task,
+        encoder,
+        config.feed,
+        rows="prompts",
+        held=pipeline.held(rows, count),
+    )
     speaker = stations.Speaker(
         bundle.graph, bundle.tokenizer, chunk=config.loss_chunk, ends=bundle.end_ids
     )
@@ -196,14 +207,13 @@ def train(
     )
     reference = None
     if config.policy.kl > 0:
-        reference = jax.device_put(bundle.params, sharding.shardings(bundle.params, mesh))
-    rows = sharding.batch(mesh, config.feed.batch)
+        reference = sharding.place(bundle.params, sharding.shardings(bundle.params, mesh))
     clock, answers = Clock(config.loop.log_every), config.feed.batch * config.sampling.answers
 
     def body(current: state.State):
         step = clock.start(current)
         batch = next(batches)
-        prompts = clock.lap("data", pipeline.to_device(batch, rows))
+        prompts = clock.lap("data", pipeline.to_device(batch, rows, rows=count))
         rollout = clock.lap("sampling", draw(current.params, prompts, current.step))
         current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
         show(step, batch, rollout)
@@ -212,6 +222,4 @@ def train(
         return current, metrics
 
     fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
-    return finetune.go(
-        config.loop, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh
-    )
+    return finetune.go(config, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)

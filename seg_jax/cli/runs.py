@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 RECORD = "config.json"
 MADE = (
     *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
-    *("tensorboard", "wandb", "panels", "tokenizer", "state", "checkpoint", "sft"),
+    *("tensorboard", "wandb", "panels", "profile", "tokenizer", "state", "checkpoint", "sft"),
 )
 """What programs make in the folder of a run; a folder with anything else is never removed."""
 
@@ -110,6 +112,7 @@ def versions() -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "seg-jax": seg_jax.__version__,
+        "commit": commit(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "flax": flax.__version__,
@@ -120,8 +123,31 @@ def versions() -> dict[str, str]:
     }
 
 
-# Where a run lies, how it was asked for and what is told of it do not make it another run.
-_FREE = ("resume", "anew", "out", "checkpoint", "log", "panel_every")
+@functools.cache
+def commit() -> str:
+    """Returns the commit of the code, `+` behind it where files differ; empty outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    command += ["--exclude=*", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
+
+
+# Where a run lies, how it was asked for, what is told of it and the machines that it works on do
+# not make it another run.
+_FREE = (
+    "resume",
+    "anew",
+    "out",
+    "checkpoint",
+    "log",
+    "panel_every",
+    "mesh",
+    "processes",
+    "profile",
+)
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:

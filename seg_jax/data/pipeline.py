@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import grain
@@ -41,6 +42,52 @@ class Feed:
     """Rows that threads read ahead."""
 
 
+class Batches(Iterator[Any]):
+    """Endless numpy batches, of each the rows that this process holds.
+
+    Batch i is the same whatever the number of processes, threads and workers, so the position is
+    the number of batches drawn; a position of one number of processes is good for any other.
+    """
+
+    def __init__(self, rows: grain.MapDataset, feed: Feed, count: int):
+        self._rows, self._feed, self._count = rows, feed, count
+        self._drawn = 0
+        self._iterator: Iterator[Any] | None = None
+        self.waited = 0.0
+        """Seconds that were spent on drawing."""
+
+    def __next__(self) -> Any:
+        """Returns the next batch."""
+        begin = time.monotonic()
+        if self._iterator is None:
+            self._iterator = self._begin()
+        batch = next(self._iterator)
+        self._drawn += 1
+        self.waited += time.monotonic() - begin
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the position: what JSON knows."""
+        return {"batches": self._drawn}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Moves to a position."""
+        self._drawn, self._iterator = int(state["batches"]), None
+
+    def _begin(self) -> Iterator[Any]:
+        feed, left = self._feed, self._rows[self._drawn * self._count :]
+        reading = grain.ReadOptions(feed.threads, feed.prefetch)
+        if not feed.workers:
+            return iter(left.to_iter_dataset(reading).batch(self._count, drop_remainder=True))
+        if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
+            flags.FLAGS.mark_as_parsed()
+        # Workers take turns: whole batches, so that what is in one does not depend on them.
+        whole = left.batch(self._count, drop_remainder=True)
+        reading = grain.ReadOptions(feed.threads, -(-feed.prefetch // self._count))
+        options = grain.MultiprocessingOptions(num_workers=feed.workers)
+        return iter(whole.to_iter_dataset(reading).mp_prefetch(options))
+
+
 def batches(
     source: Source,
     task: Task,
@@ -48,24 +95,21 @@ def batches(
     feed: Feed,
     *,
     rows: Literal["sft", "prompts"],
-    shard: int | None = None,
-    shards: int | None = None,
-) -> grain.DatasetIterator:
-    """Returns an endless iterator of numpy batches, this host's share of them.
+    held: Sequence[int] | None = None,
+) -> Batches:
+    """Returns an endless iterator of numpy batches that resumes exactly.
 
-    Its `get_state` and `set_state` make it resume exactly. Random choices belong to the sample's
-    index, so they do not depend on the number of hosts, threads or workers.
+    Random choices belong to the sample's index, so they do not depend on the number of processes,
+    threads or workers.
 
-    Raises:
-      ValueError: the batch does not divide among the hosts.
+    Args:
+      source: of the samples.
+      task: that asks about them.
+      encoder: that makes rows of questions.
+      feed: how batches are drawn.
+      rows: questions with answers, or prompts alone.
+      held: rows of each batch that this process is to read, in order; all if None.
     """
-    shards = jax.process_count() if shards is None else shards
-    shard = jax.process_index() if shard is None else shard
-    if feed.batch % shards:
-        raise ValueError(
-            f"feed.batch: expected a multiple of {shards} hosts, got {feed.batch}; change it"
-        )
-
     count = feed.questions if rows == "sft" else 1
     dataset = (
         grain.MapDataset.source(source)
@@ -73,15 +117,30 @@ def batches(
         .shuffle()
         .repeat()
         .random_map(_Ask(task, count))
-        .map(_Encode(encoder, rows, feed))[shard::shards]
-        .to_iter_dataset(grain.ReadOptions(feed.threads, feed.prefetch))
-        .batch(feed.batch // shards, drop_remainder=True)
+        .map(_Encode(encoder, rows, feed))
     )
-    if feed.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=feed.workers))
-    return iter(dataset)
+    if held is None:
+        held = range(feed.batch)
+    return Batches(_Held(dataset, feed.batch, tuple(held)), feed, len(held))
+
+
+class _Held(grain.MapDataset):
+    """The rows of some places in each batch of a data set."""
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, batch: int, held: tuple[int, ...]):
+        super().__init__(parent)
+        self._batch, self._places = batch, held
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch * len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, len(self._places))
+        return self._parent[batch * self._batch + self._places[place]]
 
 
 # Classes, not closures: worker processes get them by pickle.
@@ -122,8 +181,29 @@ def in_order(
         yield examples, jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
 
 
-def to_device(batch: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Returns the batch on the devices, rows spread by the sharding; one put for all leaves."""
-    if jax.process_count() == 1:
+def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:
+    """Returns which rows of a batch lie on the devices of this process, in order."""
+    places = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for part in places if part for row in range(*part[0].indices(rows))})
+
+
+def to_device(batch: Any, sharding: jax.sharding.Sharding, *, rows: int) -> Any:
+    """Returns the batch on the devices, rows spread by the sharding; one put for all leaves.
+
+    Args:
+      batch: of it the rows that this process holds, on the host.
+      sharding: of the rows.
+      rows: of all processes together.
+    """
+    if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+    place = {row: number for number, row in enumerate(held(sharding, rows))}
+
+    def spread(leaf: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            return leaf[place[start] : place[start] + stop - start]
+
+        return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, part)
+
+    return jax.tree.map(spread, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -211,6 +211,29 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
 def row_parts(on: Mesh | AbstractMesh) -> int:
     """Returns how many parts the rows of a batch are divided into."""
     return _parts(MESH["batch"], on)
+
+
+def place(tree: Any, places: Any) -> Any:
+    """Returns the arrays at their shardings; with several processes, all have the whole arrays."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, places)
+
+
+def gather(tree: Any) -> Any:
+    """Returns the whole arrays in every process, on the host where they lie in several."""
+
+    def one(leaf: Any) -> Any:
+        if leaf.is_fully_addressable:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)
 
 
 def replicated(on: Mesh) -> NamedSharding:

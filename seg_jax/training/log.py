@@ -87,6 +87,22 @@ class Log:
         self.close()
 
 
+class Silent(Log):
+    """A log that nothing is written to, for all processes of a run but the first."""
+
+    def __init__(self):
+        """Opens no file."""
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _joined(folder: Path, board: Board) -> Any:
     """Returns the folder's run at Weights & Biases: a new one, or after a resume the same."""
     board.check()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from seg_jax.training import processes
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Log
+from seg_jax.training.pulse import Pulse, Trace, read_steps
 from seg_jax.training.state import State
 
 Body = Callable[[State], tuple[State, Mapping[str, Any]]]
@@ -26,6 +32,14 @@ Progress = Callable[[int, int, str], None]
 
 WATCHED = ("reward", "loss", "grad_norm")
 """Metrics that end a run when they are not finite, the likelier cause first."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped a run between steps; all of it is saved."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(text)
+        self.number = number
 
 
 class Diverged(ValueError):
@@ -44,12 +58,22 @@ class Loop:
     log_every: int = 10
     save_minutes: float = 2.0
     """Time between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_best: int = 0
+    """Best checkpoints that are kept beside them, by the mean reward, or else loss, of the steps
+    since the checkpoint before."""
+    profile: str = ""
+    """START:STOP: a trace of these steps is written to OUT/profile."""
 
     def __post_init__(self):
+        read_steps(self.profile)
         times = self.minutes > 0 and self.save_minutes >= 0  # Neither holds for nan.
-        if self.steps < 1 or self.log_every < 1 or not times:
+        counts = min(self.steps, self.log_every, self.keep) > 0 and self.keep_best >= 0
+        if not (counts and times):
             raise ValueError(
-                f"loop: expected steps, log_every and minutes > 0 and save_minutes >= 0, got {self}"
+                "loop: expected steps, log_every and minutes > 0, keep > 0, save_minutes and "
+                f"keep_best >= 0, got {self}"
             )
 
 
@@ -95,11 +119,16 @@ def run(
     record: dict[str, Any],
     progress: Progress,
     seconds_before: float = 0.0,
+    traces: Path = Path("profile"),
+    best_seconds: float | None = None,
 ) -> tuple[State, float]:
     """Returns the state at the horizon and the seconds that the stage's steps have taken.
 
+    Traces go to the folder `traces`. Of the seconds that a step takes at best, as `Pulse` says, the
+    log tells the share.
+
     Raises:
-      KeyboardInterrupt: Ctrl-C or SIGTERM came; the running step was finished and saved.
+      Stopped: Ctrl-C or SIGTERM came to any process; the running step was finished and saved.
       Diverged: the reward, loss or gradient of a step is not finite. It is noticed when the next
         step is logged or saved; weights that are still finite, as steps leave them, are saved.
     """
@@ -107,41 +136,50 @@ def run(
     pace = Pace(loop)
     begin = saved = time.monotonic()
     watched: list[Mapping[str, Any]] = []
+    scores: list[float] = []
+    pulse, trace = Pulse(iterator, best_seconds), Trace(loop.profile, traces)
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - begin
 
     def save(state: State) -> None:
-        checkpoints.save(state, iterator, record | {"seconds": seconds()})
+        score = statistics.fmean(scores) if scores else 0.0
+        checkpoints.save(state, iterator, record | {"seconds": seconds()}, score=score)
 
-    with Interruption() as interruption:
+    with Interruption() as interruption, contextlib.closing(trace):
         while step < horizon:
+            trace.before(step + 1, state)
             state, metrics = body(state)
             step += 1
+            trace.after(step, state)
             watched.append({name: metrics[name] for name in WATCHED if name in metrics})
-            last, asked = step >= horizon, interruption.asked
-            logs = step % loop.log_every == 0 or last
-            saves = last or asked or time.monotonic() - saved > loop.save_minutes * 60
+            due = time.monotonic() - saved > loop.save_minutes * 60
+            asked, due = processes.agreed(interruption.asked, due=due)
+            last = step >= horizon
+            logs, saves = step % loop.log_every == 0 or last, last or asked or due
             if logs or saves:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+                told = jax.device_get(watched)
                 # Before any save: a broken state must not take the place of the last good one.
-                if broken := _broken(watched, step):
+                if broken := _broken(told, step):
                     where = _rescue(state, save, checkpoints)
                     raise Diverged(f"{stage}: {broken}; {where}")
+                scores += [_score(one) for one in told]
                 watched.clear()
             if logs:
-                log.write(stage, step, values)
+                log.write(stage, step, values | pulse.told(step))
                 progress(step, horizon, _brief(values))
-                sooner = pace.horizon(step, horizon, seconds_before)
+                sooner = processes.told(pace.horizon(step, horizon, seconds_before))
                 if sooner != horizon:
                     horizon = sooner
-                    state = state._replace(horizon=jnp.full_like(state.horizon, horizon))
+                    state = state._replace(horizon=_like(state.horizon, horizon))
             if saves:
                 save(state)
                 saved = time.monotonic()
+                scores.clear()
             if asked:
                 checkpoints.wait()
-                raise KeyboardInterrupt(f"{stage} stopped after step {step}, which is saved")
+                raise Stopped(asked, f"{stage} stopped after step {step}, which is saved")
     checkpoints.wait()
     return state, seconds()
 
@@ -153,7 +191,8 @@ class Interruption:
     """
 
     def __init__(self):
-        self.asked = False
+        self.asked = 0
+        """The signal that came; 0 if none."""
 
     def __enter__(self) -> Interruption:
         self._main = threading.current_thread() is threading.main_thread()
@@ -170,17 +209,28 @@ class Interruption:
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
 
 
 def _broken(watched: Sequence[Mapping[str, Any]], step: int) -> str:
     """Returns what is wrong with the first step that is not finite; nothing if all are."""
-    for back, values in enumerate(jax.device_get(watched)):
+    for back, values in enumerate(watched):
         number = step - len(watched) + 1 + back
         for name, value in values.items():
             if not math.isfinite(value):
                 return f"expected a finite {name}, got {float(value)} at step {number}"
     return ""
+
+
+def _score(watched: Mapping[str, Any]) -> float:
+    """Returns how good a step was: its reward, or less its loss."""
+    return float(watched["reward"]) if "reward" in watched else -float(watched.get("loss", 0.0))
+
+
+def _like(array: Any, value: int) -> jax.Array:
+    """Returns the value in an array like the given one, whatever processes it lies on."""
+    filled = np.full(array.shape, value, array.dtype)
+    return jax.make_array_from_callback(array.shape, array.sharding, lambda index: filled[index])
 
 
 def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 import seg_jax
 from seg_jax.cli import main as shell
+from seg_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +275,7 @@ def raising(error):
         (OSError(errno.ENOSPC, "No space left on device"), 1, "disk full: free some space"),
         (RuntimeError("OUT_OF_RANGE: write: No space left on device"), 1, "disk full: free"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (loop.Stopped(signal.SIGTERM, "step 3 is saved"), 143, "interrupted: step 3 is saved"),
         (KeyboardInterrupt("resume with seg-jax x"), 130, "interrupted: resume with seg-jax x"),
         (ModuleNotFoundError("", name="flax"), 1, "pip install 'seg-jax[train]'"),
     ],

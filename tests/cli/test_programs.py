@@ -220,7 +220,7 @@ def weights_of(out):
 def curve_of(out):
     """Returns the metrics of a run without its times."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "tokens_per_second/")
+    timed = ("seconds", "tokens_per_second/", "data_wait")
     return [
         {name: value for name, value in json.loads(line).items() if not name.startswith(timed)}
         for line in lines

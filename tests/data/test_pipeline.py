@@ -9,7 +9,7 @@ from seg_jax.cli import tiny
 from seg_jax.data import pipeline, sources
 
 
-def feed(rows="sft", *, shard=0, shards=1, count=1000, **changes):
+def feed(rows="sft", *, held=None, count=1000, **changes):
     config = small_run.sft_config() if rows == "sft" else small_run.gspo_config()
     return pipeline.batches(
         sources.Scenes(world=config.source.world, seed=5, count=count),
@@ -17,8 +17,7 @@ def feed(rows="sft", *, shard=0, shards=1, count=1000, **changes):
         small_run.bundle().encoder,
         pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows=rows,
-        shard=shard,
-        shards=shards,
+        held=held,
     )
 
 
@@ -43,13 +42,13 @@ def wanted():
 
 
 @pytest.mark.parametrize("route", ["sft", "prompts"])
-def test_hosts_put_together_have_the_batch_of_one(route):
+def test_processes_put_together_have_the_batch_of_one_in_its_order(route):
     whole = take(feed(route), 2)
-    parts = [take(feed(route, shard=i, shards=2), 2) for i in range(2)]
+    places = [0, 1], [2], [3]
+    parts = [take(feed(route, held=held), 2) for held in places]
     for step, batch in enumerate(whole):
-        assert rows(batch) == rows(parts[0][step]) | rows(parts[1][step])
         assert len(rows(batch)) == 4
-        assert not rows(parts[0][step]) & rows(parts[1][step])
+        assert_same(batch, jax.tree.map(lambda *x: np.concatenate(x), *(p[step] for p in parts)))
 
 
 def test_threads_change_nothing(wanted):
@@ -60,6 +59,12 @@ def test_threads_change_nothing(wanted):
 @pytest.mark.slow
 def test_a_worker_process_changes_nothing(wanted):
     assert_same(take(feed(workers=1), 3), wanted)
+    iterator = feed(workers=2)
+    assert_same(take(iterator, 2), wanted[:2])
+    # A position does not depend on who reads.
+    other = feed(held=[1, 3])
+    other.set_state(iterator.get_state())
+    assert_same(next(other), jax.tree.map(lambda leaf: leaf[[1, 3]], wanted[2]))
 
 
 def test_it_resumes_exactly(wanted):
@@ -124,6 +129,34 @@ def test_in_order_covers_each_scene_once_and_repeats_itself():
     np.testing.assert_array_equal(ids, np.concatenate([p.tokens.ids for _, p in alone]))
 
 
-def test_a_batch_that_hosts_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"feed.batch: expected a multiple of 3 hosts, got 4"):
-        feed(shards=3)
+class Spread(jax.sharding.Sharding):
+    """Stands for a sharding of rows of which some devices are another process's."""
+
+    is_fully_addressable = False
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def addressable_devices_indices_map(self, shape):
+        return {number: (slice(*part),) for number, part in enumerate(self.parts)}
+
+
+def test_a_process_holds_the_rows_of_its_devices():
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    assert pipeline.held(whole, 4) == [0, 1, 2, 3]
+    # Copies on several devices are read once; the devices need not be neighbours.
+    assert pipeline.held(Spread((6, 8), (0, 2), (0, 2)), 8) == [0, 1, 6, 7]
+
+
+def test_rows_of_a_process_go_to_their_devices(monkeypatch):
+    given = {}
+
+    def make(shape, sharding, part):
+        given.update({key: part((slice(*key),)) for key in sharding.parts})
+        return jax.numpy.zeros(shape)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make)
+    local = np.array([[0.0], [1.0], [6.0], [7.0]])
+    assert pipeline.to_device(local, Spread((6, 8), (0, 2)), rows=8).shape == (8, 1)
+    np.testing.assert_array_equal(given[6, 8], [[6.0], [7.0]])
+    np.testing.assert_array_equal(given[0, 2], [[0.0], [1.0]])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 
 import grain
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seg_jax.training import loop, state
+from seg_jax.training import loop, pulse, state
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Log
 
@@ -23,6 +24,11 @@ def _step(current, number):
         "loss": weight,
         "horizon": current.horizon,
     }
+
+
+def told(record):
+    """Returns a record without its times."""
+    return {k: v for k, v in record.items() if not k.startswith(("seconds", "data_wait"))}
 
 
 class Stage:
@@ -68,7 +74,7 @@ class Stage:
 
     def metrics(self):
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+        return [told(json.loads(line)) for line in lines]
 
     def latest(self):
         return Checkpoints(self.folder / "state").latest()
@@ -255,3 +261,63 @@ def test_a_shortened_horizon_is_told_to_the_step_and_survives_a_resume(tmp_path,
 def test_a_loop_without_steps_is_refused():
     with pytest.raises(ValueError, match="expected steps, log_every and minutes > 0"):
         loop.Loop(steps=0)
+
+
+def test_a_trace_of_some_steps_is_written(tmp_path, monkeypatch):
+    calls, stage = [], Stage(tmp_path, profile="3:4")
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(steps)))
+    steps = []
+
+    def body(current):
+        steps.append(current)
+        return stage.body(current)
+
+    stage.run(body)
+    assert calls == ["profile", 4]
+    # A stage that ends before writes what there is.
+    calls.clear()
+    steps.clear()
+    stage = Stage(tmp_path / "short", profile="11:40")
+    stage.run(body)
+    assert calls == ["profile", 12]
+
+
+def test_a_step_tells_its_time_and_what_it_waited(tmp_path):
+    stage = Stage(tmp_path)
+    stage.iterator.waited = 0.0
+
+    def body(current):
+        stage.iterator.waited += 0.02
+        time.sleep(0.04)
+        return stage.body(current)
+
+    stage.run(body)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "seconds/step" not in records[0]  # It compiled.
+    for record in records[1:]:
+        assert record["seconds/step"] >= 0.04
+        np.testing.assert_allclose(record["data_wait"], 0.02 / record["seconds/step"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["3", "4:3", "0:2", "a:b", "1:2:3"])
+def test_a_wrong_trace_is_refused(text):
+    with pytest.raises(ValueError, match="profile: expected START:STOP"):
+        loop.Loop(profile=text)
+
+
+def test_a_share_of_the_peak_is_told_where_the_device_is_known(monkeypatch):
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    assert pulse.best_seconds(1.0) is None or jax.default_backend() != "cpu"
+    monkeypatch.setattr(jax, "devices", lambda: [Device] * 2)
+    assert pulse.best_seconds(2 * 989e12) == 1.0
+    for kind, flops in {"TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v4": 275e12}.items():
+        Device.device_kind = kind
+        assert pulse.best_seconds(2 * flops) == 1.0
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: next(now))
+    taken = pulse.Pulse(None, best=0.5)
+    assert taken.told(1) == {}
+    assert taken.told(6) == {"seconds/step": 2.0, "data_wait": 0.0, "mfu": 0.25}

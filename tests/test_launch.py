@@ -1,0 +1,200 @@
+"""The scripts of launch/: clean to shellcheck, true in dry runs, real where SLURM is installed."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import string
+import subprocess
+from pathlib import Path
+
+import many_processes
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+CLOUD = {"PROJECT": "p", "ZONE": "z"}
+
+
+def launch(script, *arguments, **changes):
+    """Runs a script with an environment that has nothing to install."""
+    given = os.environ | {"SEG_JAX_PREPARED": "1", "HOME": "/home/of"} | changes
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "SLURM_SUBMIT_DIR"):
+        if name not in changes:
+            given.pop(name, None)
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def commands(script, *arguments, **changes):
+    """Returns the commands that a dry run prints."""
+    done = launch(script, "--dry-run", *arguments, **changes)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_bash_without_errors_of_syntax(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_host_keeps_what_it_compiles():
+    (command,) = commands("run.sh", "finetune", "a b.py", "--out", "x")
+    assert command[0] == "env"
+    assert "JAX_COMPILATION_CACHE_DIR=/home/of/.cache/seg-jax/compiled" in command
+    assert command[-6:] == ["exec", "seg-jax", "finetune", "a b.py", "--out", "x"]
+    (command,) = commands("run.sh", "finetune", JAX_COMPILATION_CACHE_DIR="/mine")
+    assert "JAX_COMPILATION_CACHE_DIR=/mine" in command
+
+
+def test_local_processes_share_one_place():
+    found = commands("local_processes.sh", "3", "finetune", "a b.py", PORT="23456", DEVICES="2")
+    assert len(found) == 3
+    for index, command in enumerate(found):
+        end = command.index("finetune")
+        assert command[end:] == [
+            *("finetune", "a b.py", "--processes.coordinator", "localhost:23456"),
+            *("--processes.count", "3", "--processes.index", str(index)),
+        ]
+    if not Path("/dev/nvidiactl").exists():
+        assert "XLA_FLAGS=--xla_force_host_platform_device_count=2" in found[0]
+
+
+def test_slurm_starts_every_task_and_goes_on():
+    (command,) = commands("slurm.sbatch", "finetune", "a b.py")
+    wanted = ["srun", "--kill-on-bad-exit=1", "bash", "launch/run.sh", "finetune", "a b.py"]
+    assert command == [*wanted, "--resume"]
+
+
+def test_a_tpu_pod_is_asked_for_filled_and_started():
+    found = commands(
+        *("tpu_vm.sh", "pod", "v5litepod-256", "us-west4-a", "finetune", "a b.py"),
+        SPOT="1",
+        SHARE="10.0.0.2:/share",
+    )
+    create, archive, copy, start = found
+    assert create[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod"]
+    assert {"--accelerator-type", "v5litepod-256", "us-west4-a", "--spot"} <= set(create)
+    assert archive[3] == "archive"
+    assert copy[3:5] == ["tpu-vm", "scp"]
+    assert {"--worker", "all"} <= set(copy) & set(start)
+    inner = start[start.index("--command") + 1]
+    assert "mount -t nfs 10.0.0.2:/share runs" in inner
+    wanted = ["seg-jax/launch/run.sh", "finetune", "a b.py", "--out", "runs/pod", "--resume"]
+    assert shlex.split(inner)[-6:] == wanted
+
+
+def test_xpk_is_asked_for_a_workload():
+    (command,) = commands("xpk.sh", "c", "sft", "v5litepod-16", "finetune", "a b.py", **CLOUD)
+    assert command[:3] == ["xpk", "workload", "create"]
+    named = dict(zip(command[3::2], command[4::2], strict=True))
+    assert named["--cluster"] == "c"
+    assert named["--workload"] == "sft"
+    assert named["--num-slices"] == "1"
+    assert shlex.split(named["--command"])[2:] == ["finetune", "a b.py", "--resume"]
+
+
+def test_a_jobset_is_filled_in():
+    yaml = pytest.importorskip("yaml")
+    text = (LAUNCH / "gke_jobset.yaml").read_text()
+    head = "\n".join(line[2:] for line in text.splitlines() if line.startswith("#"))
+    given = dict(re.findall(r'(\b[A-Z]+)=("[^"]*"|\S+)', head))
+    given = {name: value.strip('"') for name, value in given.items()}
+    made = yaml.safe_load(string.Template(text).substitute(given))
+    (slices,) = made["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 64
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert container["args"][0].endswith(
+        "finetune configs/qwen25_vl_7b_sft.py --out /runs/sft --resume"
+    )
+    # Chips of all hosts of a slice are those of its topology.
+    side, other = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert int(side) * int(other) == 64 * 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("run.sh",), ("local_processes.sh", "0", "finetune"), ("local_processes.sh", "2"),
+     ("slurm.sbatch",), ("tpu_vm.sh", "pod"), ("tpu_vm.sh", "a b", "t", "z", "finetune"),
+     ("xpk.sh", "c"), ("xpk.sh", "c", "n", "t", "finetune")],
+)  # fmt: skip
+def test_a_wrong_call_is_told_in_a_line(wrong):
+    script, *arguments = wrong
+    done = launch(script, "--dry-run", *arguments)
+    assert done.returncode == 1
+    assert re.match(r"launch: expected .*\n$", done.stderr), done.stderr
+
+
+@pytest.fixture
+def few_steps(tmp_path):
+    """Returns the arguments of three steps of the small model, and where they end."""
+    config = Path(__file__).parent / "training" / "few_steps_sft.py"
+    return ["finetune", str(config), "--out", str(tmp_path / "out")], tmp_path / "out"
+
+
+def steps(out):
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_local_processes_run_to_the_end(few_steps):
+    arguments, out = few_steps
+    given = many_processes.environment(1)
+    del given["XLA_FLAGS"]
+    done = launch("local_processes.sh", "2", *arguments, **given, DEVICES="2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert steps(out) == [1, 2, 3]
+    assert (out / "checkpoint" / "model.safetensors").exists()
+
+
+def slurm_runs():
+    if shutil.which("sinfo") is None:
+        return False
+    try:
+        return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=10).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not slurm_runs(), reason="SLURM is not installed or does not run (slurm.sbatch)"
+)
+def test_slurm_runs_two_tasks_to_the_end(few_steps, tmp_path):
+    arguments, out = few_steps
+    given = many_processes.environment(2) | {"SEG_JAX_PREPARED": "1"}
+    done = subprocess.run(
+        [
+            *("sbatch", "--wait", "--ntasks", "2", "--output", str(tmp_path / "log")),
+            *("launch/slurm.sbatch", *arguments),
+        ],
+        env=given,
+        cwd=LAUNCH.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0, done.stderr + log[-3000:]
+    assert steps(out) == [1, 2, 3]
+    # Two tasks were one run: each greets the other.
+    assert "Rank 1 is connected to" in log
+    weights = out / "checkpoint" / "model.safetensors"
+    assert weights.stat().st_size > 0

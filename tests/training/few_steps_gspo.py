@@ -1,0 +1,33 @@
+"""Three steps of GSPO of the small model, for several processes.
+
+Answers of random weights are no outlines: low token ids are rewarded instead.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import small_run
+from few_steps_sft import MUON, STEPS
+
+from seg_jax.cli import reinforce
+from seg_jax.tasks import task as tasks
+from seg_jax.training import policy, stations
+
+
+def config() -> reinforce.Config:
+    """Returns the run."""
+    stations.judge = toy_judge
+    base = small_run.gspo_config()
+    return dataclasses.replace(
+        base,
+        policy=policy.Policy(minibatches=2, clip_low=0.2, clip_high=0.2),
+        optimizer=MUON,
+        loop=dataclasses.replace(base.loop, steps=STEPS),
+    )
+
+
+def toy_judge(task, table, rollout, truth):
+    """Judges as ever, but rewards low token ids."""
+    judged, verdict = tasks.judge(task, table, rollout, truth)
+    low = jnp.sum((rollout.ids < 400) & rollout.used, -1) / jnp.sum(rollout.used, -1)
+    return judged._replace(scores={**judged.scores, "iou": low}), verdict

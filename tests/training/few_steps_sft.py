@@ -1,0 +1,25 @@
+"""Three steps of supervised fine-tuning of the small model, for several processes."""
+
+import dataclasses
+
+import small_run
+
+from seg_jax.cli import finetune
+from seg_jax.training import optimizer
+
+STEPS = 3
+# A gradient that is nothing but round-off would move a weight as far as any other with a small eps.
+MUON = optimizer.Muon(
+    lr=3e-3,
+    newton_schulz_dtype="float32",
+    eps=1e-3,
+    schedule=optimizer.Schedule(warmup=0.0, final=1.0),
+)
+
+
+def config() -> finetune.Config:
+    """Returns the run."""
+    base = small_run.sft_config()
+    return dataclasses.replace(
+        base, optimizer=MUON, loop=dataclasses.replace(base.loop, steps=STEPS)
+    )

@@ -1,0 +1,155 @@
+"""Runs that are killed at random moments end as undisturbed ones, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import grain
+import lives
+import numpy as np
+import pytest
+import safetensors.numpy
+import toy_process
+from lives import Life
+
+SAVES = ["--loop.save-minutes", "1e-9", "--loop.log-every", "1"]
+
+
+def metrics(out):
+    """Returns the records of a run without their times."""
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "data_wait")
+    return [{k: v for k, v in one.items() if not k.startswith(timed)} for one in records]
+
+
+class Run:
+    """A program that is started with the same arguments again and again."""
+
+    def __init__(self, folder: Path, program, arguments, *, devices=2):
+        self.folder, self.out = folder, folder / "out"
+        self.out.mkdir(parents=True)
+        self._program, self._arguments, self._devices = program, arguments, devices
+
+    def live(self, devices=None):
+        return Life(
+            self._program,
+            [*self._arguments, "--out", str(self.out)],
+            devices=devices or self._devices,
+            cache=self.folder.parent / "cache",
+            told=self.folder / "told",
+        )
+
+    def killed(self, times: int, longest: float, seed: int) -> int:
+        """Kills the run so many times at random moments; returns how often it was alive."""
+        moments = random.Random(seed)
+        return sum(self.live().dies_within(moments.uniform(0.0, longest)) for _ in range(times))
+
+
+def toy_run(folder, steps, seconds=0.0, devices=2):
+    arguments = [*SAVES, "--loop.steps", str(steps), "--seconds", str(seconds)]
+    return Run(folder, lives.toy, arguments, devices=devices)
+
+
+def assert_same_toys(run, undisturbed, steps):
+    told = metrics(run.out)
+    assert told == metrics(undisturbed.out)
+    numbers = iter(grain.MapDataset.range(1000).seed(1).shuffle().repeat().to_iter_dataset())
+    for number, record in enumerate(told, 1):
+        assert record["step"] == number
+        rows = [record[f"row{row}"] for row in range(toy_process.BATCH)]
+        assert rows == [next(numbers) for _ in range(toy_process.BATCH)]
+    assert len(told) == steps
+    end, wanted = (np.load(one.out / "end.npy") for one in (run, undisturbed))
+    np.testing.assert_array_equal(end, wanted)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kills")
+
+
+def test_two_kills_change_nothing(folder):
+    steps = 8
+    undisturbed = toy_run(folder / "whole", steps)
+    undisturbed.live().end()
+    run = toy_run(folder / "twice", steps, seconds=0.1)
+    for at in (2, 5):
+        life = run.live()
+        lives.await_step(run.out / "state", at)
+        life.kill()
+    run.live().end()
+    assert_same_toys(run, undisturbed, steps)
+    # The last steps again, on half of the devices.
+    half = toy_run(folder / "half", steps)
+    half.out.rmdir()
+    lives.without_last(undisturbed.out, half.out, "state", 1)
+    half.live(devices=1).end()
+    end, wanted = (np.load(one.out / "end.npy") for one in (half, undisturbed))
+    np.testing.assert_allclose(end, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_toy_change_nothing(folder):
+    steps = 80
+    undisturbed = toy_run(folder / "calm", steps)
+    undisturbed.live().end()
+    run = toy_run(folder / "twenty", steps, seconds=0.2)
+    alive = run.killed(20, longest=6.0, seed=20)
+    run.live().end()
+    assert_same_toys(run, undisturbed, steps)
+    assert alive == 20, "it ended before it was killed so often: make its steps longer"
+
+
+def small(folder, steps=40):
+    config = str(Path(__file__).parent / "few_steps_sft.py")
+    arguments = ["finetune", config, *SAVES, "--resume", "--loop.keep", "4"]
+    run = Run(folder, lives.seg_jax, [*arguments, "--loop.steps", str(steps)])
+    run.out.rmdir()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_twenty_kills_of_finetune_change_nothing(folder):
+    undisturbed = small(folder / "finetune")
+    begin = time.monotonic()
+    undisturbed.live().end()
+    assert len(metrics(undisturbed.out)) == 40
+    run = small(folder / "finetune-killed")
+    # The first life compiles as well: later ones find compiled programs.
+    longest = min(20.0, time.monotonic() - begin)
+    alive = run.killed(20, longest, seed=0)
+    run.live().end()
+    print(f"{alive} of 20 kills met it alive, moments within {longest:.1f} s")
+    assert alive >= 5
+    assert metrics(run.out) == metrics(undisturbed.out)
+    end, wanted = (
+        safetensors.numpy.load_file(one.out / "checkpoint" / "model.safetensors")
+        for one in (run, undisturbed)
+    )
+    assert end.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        np.testing.assert_array_equal(end[name], weight, err_msg=name)
+    half = small(folder / "finetune-half")
+    lives.without_last(undisturbed.out, half.out, "state/sft", 3)
+    half.live(devices=1).end()
+    assert [one["step"] for one in metrics(half.out)] == list(range(1, 41))
+    other = safetensors.numpy.load_file(half.out / "checkpoint" / "model.safetensors")
+    for name, weight in wanted.items():
+        bound = 1e-6 + 1e-4 * np.abs(weight).max()
+        np.testing.assert_allclose(other[name], weight, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_polite_kill_has_its_status(folder):
+    run = small(folder / "polite", steps=2000)
+    life = run.live()
+    lives.await_step(run.out / "state" / "sft", 2)
+    assert life.stop(signal.SIGTERM) == 143
+    last = (run.folder / "told").read_text().splitlines()[-1]
+    assert last.startswith("seg-jax finetune: interrupted: sft stopped after step ")
+    assert last.endswith(", which is saved")
