@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import platform
@@ -16,6 +17,9 @@ from typing import Any
 PARTS = {
     "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
     "boundary": "boundary IoU and F of masks against OpenCV",
+    "decode": "the sampler against generate of transformers (PyTorch)",
+    "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
+    "policy": "a step of GSPO with pictures against TRL's trainer (PyTorch)",
 }
 """What `seg-jax benchmark` measures; each is a program of its own."""
 
@@ -36,6 +40,30 @@ def by_turns(
             run()
             taken[name].append(clock() - begin)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def operations(compiled: Any) -> float:
+    """Returns the operations of a compiled program as its compiler counts them, loops once."""
+    cost = compiled.cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["flops"])
+
+
+def check_json(path: Path | None) -> None:
+    """Raises at once what would keep the numbers from being written after minutes of work."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected a file for --json, got a folder")
+
+
+def write(found: Any, path: Path | None) -> None:
+    """Writes numbers to the JSON file, or to standard output without one."""
+    from seg_jax.cli import runs
+
+    if path is None:
+        print(json.dumps(found, indent=2))
+    else:
+        runs.write_json(path, found)
 
 
 def on_one_core(function: Callable[..., Any], *arguments: Any) -> Any:

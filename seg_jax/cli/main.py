@@ -28,7 +28,7 @@ PROGRAMS = {
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
     "compile": "compile a configuration for TPUs that are not here, and see if it fits",
-    "benchmark": "measure a part against its peers: benchmark raster, boundary",
+    "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
 }
 
 _HELP = """\
@@ -181,6 +181,12 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import benchmark_raster as program
         case "benchmark boundary":
             from seg_jax.cli import benchmark_boundary as program
+        case "benchmark decode":
+            from seg_jax.cli import benchmark_decode as program
+        case "benchmark rollout":
+            from seg_jax.cli import benchmark_rollout as program
+        case "benchmark policy":
+            from seg_jax.cli import benchmark_policy as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

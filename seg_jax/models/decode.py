@@ -126,6 +126,8 @@ def generate(
     prefix = model.prefill(tokens, pictures)
     decoding = _Decoding(model.decoder(), prefix, max_tokens, sampler, end_ids, pad_id, grammar)
     begun = decoding.begin(key, rows, answers, kinds, limits)
+    if max_tokens == 1:  # No loop in the program, so that its operations can be counted.
+        return begun.rollout
     every = prefix.used.shape[0] * answers
     if refill is None or refill.rows >= every:
         return decoding.together(begun)
@@ -198,7 +200,7 @@ class _Decoding:
     def together(self, begun: _Answers) -> Rollout:
         """Returns the answers decoded all at once."""
         answers = begun.done.shape[1]
-        length = self.max_tokens - 1 or 1
+        length = self.max_tokens - 1
         suffix = self.decoder.empty(self.prefix, answers=answers, length=length)
 
         def body(carry):
@@ -223,7 +225,7 @@ class _Decoding:
             lambda leaf: leaf.reshape(queues, batch // queues * answers, *leaf.shape[2:]), begun
         )
         rows = min(-(-refill.rows // queues), waiting.done.shape[1])
-        length = self.max_tokens - 1 or 1
+        length = self.max_tokens - 1
         suffix = self.decoder.empty(self.prefix, answers=rows, length=length, queues=queues)
         line, seats = seating.form(waiting.done, rows)
         held, last = seating.take((waiting.held, waiting.rollout.ids[..., 0]), seats.answer)

@@ -369,9 +369,9 @@ def attend_decoding(
 ) -> Float[Array, "S R Q heads vd"]:
     """Returns the same where rows may change their answers.
 
-    Queries travel to the prompts and results back to the rows, a vector per head each way; the
-    caches of prompts stay where they are. The sums of both parts travel along, so that weights
-    are those of one softmax, rounded once as in `attend_shared`.
+    As many rows as prompts or fewer: each looks up its prompt, a copy for one layer at a time. Of
+    more rows the queries travel to the prompts, which stay where they are, and results back, a
+    vector per head each way.
 
     Args:
       q: queries of rows.
@@ -384,6 +384,36 @@ def attend_decoding(
     """
     if seats is None:
         return attend_shared(q, prompt, answer, used=used, seen=seen, scale=scale)
+    queues, rows = q.shape[:2]
+    if queues * rows > used.shape[0]:
+        return _attend_travelling(q, prompt, answer, used=used, seen=seen, seats=seats, scale=scale)
+    flat = jax.tree.map(
+        lambda leaf: leaf.reshape(queues * rows, *leaf.shape[2:]),
+        (q, seating.of_prompts(seats, (prompt, used)), seen),
+    )
+    one_each = Own(
+        *(leaf.swapaxes(1, 2).reshape(-1, leaf.shape[1], 1, *leaf.shape[3:]) for leaf in answer)
+    )
+    q, (prompt, used), seen = flat
+    out = attend_shared(q[:, None], prompt, one_each, used=used, seen=seen[:, None], scale=scale)
+    return out.reshape(queues, rows, *out.shape[2:])
+
+
+def _attend_travelling(
+    q: Float[Array, "S R Q heads hd"],
+    prompt: Shared,
+    answer: Own,
+    *,
+    used: Bool[Array, "B P"],
+    seen: Bool[Array, "S R Q L"],
+    seats: seating.Seats,
+    scale: float | None,
+) -> Float[Array, "S R Q heads vd"]:
+    """Returns the same with queries that travel to their prompts and results that travel back.
+
+    The sums of both parts travel along, so that weights are those of one softmax, rounded once as
+    in `attend_shared`.
+    """
     queues, rows, length, count, width = q.shape
     batch, kv, _, deep = prompt.v.shape
     wide = length * (count // kv)

@@ -108,11 +108,17 @@ def view(
         raise ValueError(f"expected one token at a time with seats, got {new}")
     at = length % reach
     age = (at - jnp.arange(reach)) % reach
-    queues, answers = seats.row.shape
-    of_queue = following.reshape(queues, -1)
-    start = take(of_queue, seats.answer // (answers // of_queue.shape[1]))
+    start = of_prompts(seats, following)
     seen = age <= seats.column[..., None, None]
     return View((start + seats.column)[..., None], at, seen)
+
+
+def of_prompts(seats: Seats, x: Any) -> Any:
+    """Returns what the prompts [B ..] of rows hold, [S R ..]."""
+    queues, answers = seats.row.shape
+    own = jax.tree.map(lambda leaf: leaf.reshape(queues, -1, *leaf.shape[1:]), x)
+    group = answers // jax.tree.leaves(own)[0].shape[1]
+    return take(own, seats.answer // group)
 
 
 def to_prompts(seats: Seats, x: Any, prompts: int) -> Any:

@@ -4,10 +4,11 @@ import json
 import os
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from seg_jax.cli import benchmark, benchmark_raster
+from seg_jax.cli import benchmark, benchmark_policy, benchmark_raster, benchmark_torch
 from seg_jax.cli import main as shell
 from seg_jax.cli.benchmark_raster import Case, Config
 
@@ -36,6 +37,12 @@ def test_every_part_can_be_loaded():
         (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
         (["raster", "--rounds", "0"], "expected rounds >= 1"),
         (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
+        (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 256 tokens"),
+        (["decode", "--rounds", "0"], "expected rounds >= 1"),
+        (["rollout", "--long-share", "1"], "expected 0 < long-share < 1"),
+        (["rollout", "--tokens", "5"], "expected tokens >= 20, got 5"),
+        (["policy", "--answers", "1"], "expected answers >= 2, got 1"),
+        (["policy", "--lr", "0"], "expected a seed >= 0 and lr > 0"),
     ],
 )
 def test_wrong_options_are_one_line(capsys, arguments, say):
@@ -120,3 +127,80 @@ def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
     assert [row["score"] for row in found["scores"]] == ["boundary IoU", "boundary F"]
     assert all(row["largest_gap"] < 1e-6 and row["ratio"] > 0 for row in found["scores"])
     assert "boundary IoU" in capfd.readouterr().err
+
+
+@pytest.fixture
+def quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def run_part(part, tmp_path, *words):
+    path = tmp_path / f"{part}.json"
+    assert shell.main(["benchmark", part, *words, "--rounds", "1", "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_decode_asks_both_samplers_the_same(tmp_path, capfd):
+    found = run_part("decode", tmp_path, "--rows", "8", "--tokens", "12")
+    alone, group = found["cases"]
+    assert (alone["prompts"], alone["answers"]) == (8, 1)
+    assert (group["prompts"], group["answers"]) == (1, 8)
+    assert alone["equal_tokens"] == 1.0
+    assert set(alone["tokens_per_second"]) == {"ours", "transformers"}
+    assert all(case["ratio"] > 0 and 0 < case["prefill_share"] < 1 for case in found["cases"])
+    assert "equal greedy tokens: 100.00%" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_rollout_counts_what_is_shared_and_what_is_useful(tmp_path, capfd):
+    words = ["--prompts", "8", "--answers", "8", "--tokens", "40", "--rows", "2"]
+    found = run_part("rollout", tmp_path, *words)
+    # Sharing saves all but one in eight of the work on prompts; first draws are each answer's own.
+    assert 7 < found["prompt_work"]["ratio"] <= 8
+    refill = found["refill"]
+    assert refill["useful_tokens"] == 4 * 64 + 36 * refill["long"]
+    assert refill["computed_tokens"]["together"] == 64 * 40
+    assert refill["useful_share"]["refilled"] > 0.8 > 0.3 > refill["useful_share"]["together"]
+    assert refill["equal_tokens"] == 1.0
+    assert found["grammar"]["held_step_seconds"] > 0
+    assert "of a step" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_policy_takes_the_same_step_as_trl(tmp_path, capfd):
+    pytest.importorskip("trl")
+    words = ["--prompts", "2", "--answers", "4", "--tokens", "28"]
+    found = run_part("policy", tmp_path, *words)
+    ours, theirs = found["median"]["ours"], found["median"]["trl"]
+    assert len(found["steps"]["ours"]) == len(found["steps"]["trl"]) == 3
+    assert all(side["seconds"] > 0 for side in (ours, theirs))
+    # The same questions and weights; the draws are each one's own.
+    assert abs(ours["reward"] - theirs["reward"]) < 0.5
+    assert min(ours["reward"], theirs["reward"]) > 0.2
+    assert abs(ours["tokens"] - theirs["tokens"]) < 8
+    assert "times as long" in capfd.readouterr().err
+
+
+def test_a_missing_package_of_pytorch_is_said_in_a_line(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert benchmark_torch.missing("json", "trl") == ["trl"]
+    assert "not installed: trl; do: pip install trl" in capfd.readouterr().err
+
+
+def test_the_reward_for_trl_is_iou_and_format():
+    asked = benchmark_torch.questions(2, 0)
+    reward = benchmark_policy._reward(asked)
+    answers = [example.answer for example in asked.examples]
+    texts = [[{"content": text}] for text in (*answers, "no idea", answers[0])]
+    first, second, nothing, other = reward(texts, [0, 1, 0, 1])
+    assert 0.8 < first <= 1.1
+    assert 0.8 < second <= 1.1
+    assert nothing == 0.0
+    assert other < first

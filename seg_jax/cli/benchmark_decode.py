@@ -1,0 +1,232 @@
+"""Measures the sampler against `generate` of transformers: same model, questions and lengths.
+
+Both sides get prompts that are ready and all cores of the machine; runs take turns and medians of
+a clock are shown. No answer ends before its last token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seg_jax.cli import benchmark, console, runs
+
+GROUP = 8
+"""Answers per prompt where they share it."""
+_NEVER = (2**30,)
+"""End tokens of answers that do not end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A measurement of the sampler."""
+
+    rows: int = 64
+    """Answers at once; a multiple of 8."""
+    tokens: int = 64
+    """Of each answer."""
+    rounds: int = 5
+    """Turns of each run; medians are shown."""
+    seed: int = 0
+    json: Path | None = None
+    """File for the numbers."""
+
+    def __post_init__(self):
+        if self.rows < GROUP or self.rows % GROUP or not 2 <= self.tokens <= 256:
+            raise ValueError(
+                f"expected rows of a multiple of {GROUP} and 2 to 256 tokens, got {self.rows} rows "
+                f"and {self.tokens} tokens"
+            )
+        if self.rounds < 1 or self.seed < 0:
+            raise ValueError(
+                f"expected rounds >= 1 and a seed >= 0, got {self.rounds} and {self.seed}"
+            )
+
+
+def main(config: Config) -> int:
+    """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
+    benchmark.check_json(config.json)
+    found = measure(config)
+    _show(found)
+    benchmark.write(found, config.json)
+    return 0
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Returns all numbers."""
+    from seg_jax.cli import benchmark_torch
+
+    lost = benchmark_torch.missing("torch", "transformers")
+    asked = benchmark_torch.questions(config.rows, config.seed)
+    peer = None if lost else benchmark_torch.model()
+    cases = [_compare(config, asked, peer, group) for group in (1, GROUP)]
+    ceilings = _ceilings(config.rounds)
+    return {
+        "machine": benchmark.machine(),
+        **runs.plain(config),
+        "missing": lost,
+        "cases": cases,
+        "ceilings": ceilings,
+        "utilisation": _utilisation(config, asked, cases, ceilings),
+    }
+
+
+def _compare(config: Config, asked, peer: Any, group: int) -> dict[str, Any]:
+    """Returns seconds and agreement of `group` answers to each of rows / group prompts."""
+    import jax
+
+    count = config.rows // group
+    prompts = jax.tree.map(lambda leaf: leaf[:count], asked.prompts)
+    ours = {
+        name: _ours(asked.bundle, prompts, group, length)
+        for name, length in (("ours", config.tokens), ("first token", 1))
+    }
+    timed: dict[str, Any] = dict(ours)
+    if peer is not None:
+        timed["transformers"] = _theirs(peer, asked, prompts, group, config.tokens)
+    taken = benchmark.by_turns(timed, config.rounds, time.perf_counter)
+    made = config.rows * config.tokens
+    found = {
+        "prompts": count,
+        "answers": group,
+        "tokens_per_second": {name: made / taken[name] for name in taken if name != "first token"},
+        "prefill_share": taken["first token"] / taken["ours"],
+        "seconds": taken,
+    }
+    if peer is not None:
+        found["ratio"] = taken["transformers"] / taken["ours"]
+        if group == 1:
+            same = np.asarray(timed["ours"]().ids)[:, 0] == timed["transformers"]()
+            found["equal_tokens"] = float(same.mean())
+    return found
+
+
+def _ours(bundle, prompts, group: int, tokens: int) -> Any:
+    """Returns the run of our sampler."""
+    import jax
+    from flax import nnx
+
+    from seg_jax.models import decode
+
+    sampler = decode.Greedy() if group == 1 else decode.Sample()
+
+    @jax.jit
+    def sample(params, prompts):
+        return decode.generate(
+            nnx.merge(bundle.graph, params),
+            prompts.tokens,
+            prompts.pictures,
+            answers=group,
+            max_tokens=tokens,
+            sampler=sampler,
+            end_ids=_NEVER,
+            key=jax.random.key(0),
+        )
+
+    params, given = jax.device_put((bundle.params, prompts))
+    return lambda: jax.block_until_ready(sample(params, given))
+
+
+def _theirs(peer: Any, asked, prompts, group: int, tokens: int) -> Any:
+    """Returns the run of transformers' `generate`: of every prompt `group` copies, as it has it."""
+    import jax
+    import torch
+
+    from seg_jax.cli import benchmark_torch
+
+    copies = jax.tree.map(lambda leaf: np.repeat(leaf, group, 0), prompts)
+    given = benchmark_torch.inputs(asked, copies)
+    start = given["input_ids"].shape[1]
+    peer.generation_config.eos_token_id = None
+    peer.generation_config.pad_token_id = asked.bundle.tokenizer.pad_id
+    options = {"do_sample": False} if group == 1 else {"do_sample": True, "top_k": 0}
+
+    def run():
+        with torch.inference_mode():
+            made = peer.generate(**given, max_new_tokens=tokens, min_new_tokens=tokens, **options)
+        return made[:, start:].cpu().numpy()  # Waits for the device too.
+
+    return run
+
+
+def _ceilings(rounds: int) -> dict[str, float]:
+    """Returns float32 operations and bytes copied a second, as XLA reaches them at best."""
+    import jax
+    import jax.numpy as jnp
+
+    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
+    square, long = jnp.ones((side, side)), jnp.ones(side * side * 16)
+    product, copy = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
+    timed = {
+        "product": lambda: jax.block_until_ready(product(square, square)),
+        "copy": lambda: jax.block_until_ready(copy(long)),
+    }
+    taken = benchmark.by_turns(timed, rounds, time.perf_counter)
+    return {
+        "operations_per_second": 2 * side**3 / taken["product"],
+        "bytes_per_second": 2 * long.nbytes / taken["copy"],
+    }
+
+
+def _utilisation(
+    config: Config, asked, cases: list[dict[str, Any]], ceilings: dict[str, float]
+) -> list[dict[str, float]]:
+    """Returns what the decoding of each case, without its prompts, makes of the machine."""
+    import jax
+
+    from seg_jax.cli import tiny
+    from seg_jax.models import work
+
+    counter = work.Counter(asked.config, tiny.compute())
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(asked.bundle.params))
+    behind = asked.prompts.tokens.ids.shape[1]
+    text = asked.config.text
+    entry = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads
+    entry *= text.hidden_size // text.num_attention_heads  # Bytes of a token's keys and values.
+    rows = []
+    for case in cases:
+        parts = counter.decode(case["prompts"], case["answers"], config.tokens, behind=behind)
+        seconds = case["seconds"]["ours"] - case["seconds"]["first token"]
+        reach = case["prompts"] * behind + config.rows * (config.tokens - 1)
+        size = (config.tokens - 1) * (weights + entry * reach)
+        done = sum(work.forward(parts).values())
+        rows.append(
+            {
+                "operations": done,
+                "bytes": float(size),
+                "share_of_operations": done / seconds / ceilings["operations_per_second"],
+                "share_of_bytes": size / seconds / ceilings["bytes_per_second"],
+            }
+        )
+    return rows
+
+
+def _show(found: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    rows = []
+    for case, used in zip(found["cases"], found["utilisation"], strict=True):
+        speed = case["tokens_per_second"]
+        peer = speed.get("transformers")
+        rows.append(
+            (
+                f"{case['prompts']} x {case['answers']}",
+                f"{speed['ours']:.0f}",
+                "-" if peer is None else f"{peer:.0f}",
+                "-" if peer is None else f"{case['ratio']:.1f}",
+                f"{case['prefill_share']:.0%}",
+                f"{used['share_of_operations']:.0%}",
+                f"{used['share_of_bytes']:.0%}",
+            )
+        )
+    console.table(
+        f"Answers of {found['tokens']} tokens; shares of the machine's best",
+        ("prompts", "ours, tok/s", "generate", "ratio", "prefill", "operations", "bytes"),
+        rows,
+    )
+    console.say("bytes: against a copy through memory; what fits a cache can be read faster")
+    if "equal_tokens" in found["cases"][0]:
+        console.say(f"equal greedy tokens: {found['cases'][0]['equal_tokens']:.2%}")
