@@ -26,8 +26,9 @@ from seg_jax.records import Array
 _LANES, _SUBLANES = 128, 8
 _EDGES = 16
 """Edges of a step."""
-_HEAD = 3
-"""Numbers before those of the steps of a list: its visits, its first step, the tiles of its group.
+_HEAD = 4
+"""Numbers before those of the steps of a list: its visits, its first step, the tiles of its group,
+and its steps up to the last one with work.
 
 A visit is a step in a tile. The number of a step holds its first tile, one beyond its last, and the
 step that comes next, those without work being left out.
@@ -91,6 +92,14 @@ class _Plan(NamedTuple):
         return 2 if self.straight else 1
 
     @property
+    def parts(self) -> list[tuple[int, ...]]:
+        """Fields that each list needs: the columns of an edge, then those of its rows."""
+        begin = 1 + self.lists
+        middle = begin + self.straight
+        exact = 0, self.lists, *range(middle, middle + self.exact)
+        return [(0, 1, *range(begin, middle)), exact] if self.straight else [exact]
+
+    @property
     def passes(self) -> int:
         return -(-self.shapes // self.together)
 
@@ -120,7 +129,7 @@ def _plan(edges: Edges, height: int, width: int) -> _Plan:
 def fits(edges: Edges, *, height: int, width: int) -> bool:
     """Returns whether a shape of so many edges fits the memories of a core."""
     plan = _plan(edges, height, width)
-    scratch = 4 * (_LANES * plan.lanes + (plan.together + 1) * plan.depth * plan.wide)
+    scratch = 4 * (plan.lanes * _LANES + (plan.together + 1) * plan.depth * plan.wide)
     return (
         plan.together * plan.block + scratch <= _VMEM_BYTES
         and 4 * plan.scalars <= 4 * _SCALAR_BYTES
@@ -204,7 +213,7 @@ def counts(
 
 
 def _scratch(plan: _Plan):
-    """Returns room for the edges of a group, edges on sublanes, and for its toggles."""
+    """Returns room for the edges of a group, on sublanes, and for the toggles of one of several."""
     turned = pltpu.VMEM((plan.lanes, plan.fields), jnp.int32)
     toggles = pltpu.VMEM((plan.depth, plan.wide), jnp.int32)
     return [turned] if plan.groups == 1 else [turned, toggles]
@@ -256,7 +265,8 @@ def _visits(first, end, plan: _Plan) -> Int32[Array, "N G L"]:
     visits = low | high << _TILE_BITS | follows[..., 1:] << 2 * _TILE_BITS
     total = jnp.maximum(high - low, 0).sum(-1)
     span = low.min(-1) | high.max(-1) << _TILE_BITS
-    return jnp.concatenate([jnp.stack([total, follows[..., 0], span], -1), visits], -1)
+    count = jnp.where(high > 0, step + 1, 0).max(-1)
+    return jnp.concatenate([jnp.stack([total, follows[..., 0], span, count], -1), visits], -1)
 
 
 def _at(tile):
@@ -330,45 +340,51 @@ def _draw(plan: _Plan, rows, visits, fields, drawn, turned, toggles=None):
 def _toggle(plan: _Plan, rows, place, fields, turned, toggles):
     """Flips the toggles of a group of a shape: in each word the parity of those above a bit."""
     visits, s, g = place
+    heads = [_head(plan, g, which) for which in range(plan.lists)]
+    count = functools.reduce(jnp.maximum, [visits[0, s, head + 3] for head in heads])
 
     def turn(c, _):
         turned[_at(c), :] = fields[s, g, :, _at(c)].T
         return 0
 
-    lax.fori_loop(0, plan.lanes // _LANES, turn, 0)
-    lists, begin = plan.lists, 1 + plan.lists
-    middle = begin + plan.straight
-    if plan.straight:
-        part = 0, 1, *range(begin, middle)
-        _walk(plan, rows[0], part, (visits, s, _head(plan, g)), turned, toggles)
-    part = 0, lists, *range(middle, middle + plan.exact)
-    _walk(plan, rows[1], part, (visits, s, _head(plan, g, lists - 1)), turned, toggles)
+    each = _LANES // _EDGES
+    lax.fori_loop(0, lax.div(count + (each - 1), each), turn, 0)
+    for head, part, function in zip(heads, plan.parts, rows[-plan.lists :], strict=True):
+        _walk(plan, (function, part), (visits, s, head), turned, toggles)
 
 
-def _walk(plan: _Plan, rows, part, place, turned, toggles):
+def _walk(plan: _Plan, rows, place, turned, toggles):
     """Makes the visits of a list.
 
-    While rows are worked out, the toggles of the visit before are flipped: the first is a long
-    chain of short operations, the second many that do not wait for each other.
+    Three of them are under way: while the fields of one are spread over the lanes, rows of the one
+    before are worked out, and the toggles of the one before that are flipped. The first waits for
+    another unit, the second is a long chain of operations, the third many that do not wait.
     """
-    visits, s, head = place
-    number = lambda i: visits[0, s, head + i]  # noqa: E731
-    of_step = lambda i: number(_HEAD + i)  # noqa: E731
+    (function, part), (visits, s, head) = rows, place
 
-    def visit(_, carry):
-        step, tile, before, word, bits = carry
+    def number(i):
+        return visits[0, s, head + i]
+
+    def spread(step):
         edge = turned[pl.ds(pl.multiple_of(step * _EDGES, _EDGES), _EDGES), :]
-        now = _toggles(rows, [edge[:, i : i + 1] for i in part], tile)
-        _flip(plan, toggles, before, word, bits)
-        visited = of_step(step)
+        return [jnp.broadcast_to(edge[:, i : i + 1], (_EDGES, _LANES)) for i in part]
+
+    def following(step, tile):
+        visited = number(_HEAD + step)
         last = tile + 1 >= visited >> _TILE_BITS & 63
         after = jnp.where(last, visited >> 2 * _TILE_BITS, step)
-        return after, jnp.where(last, of_step(after) & 63, tile + 1), tile, *now
+        return after, jnp.where(last, number(_HEAD + after) & 63, tile + 1)
+
+    def visit(_, carry):
+        after, tile, before, word, bits, *fields = carry
+        now = _toggles(function, fields, tile)
+        _flip(plan, toggles, before, word, bits)
+        return following(*after), after[1], tile, *now, *spread(after[0])
 
     total, first = number(0), number(1)
     none = jnp.full((_EDGES, _LANES), -1, jnp.int32)
-    tile = of_step(first) & 63
-    start = first, tile, tile, none, none
+    tile = number(_HEAD + first) & 63
+    start = following(first, tile), tile, tile, none, none, *spread(first)
     lax.fori_loop(0, total + (total > 0), visit, start)
 
 
@@ -383,10 +399,10 @@ def _toggles(rows, edge, tile):
 
 def _flip(plan: _Plan, toggles, tile, word, bits):
     index = lax.broadcasted_iota(jnp.int32, (plan.depth, _LANES), 0)
-    words = toggles[:, _at(tile)]
-    for i in range(_EDGES):
-        words ^= jnp.where(index == word[i : i + 1], bits[i : i + 1], 0)
-    toggles[:, _at(tile)] = words
+    flips = [jnp.where(index == word[i : i + 1], bits[i : i + 1], 0) for i in range(_EDGES)]
+    while len(flips) > 1:  # Two by two, so that few wait for each other.
+        flips = [a ^ b for a, b in zip(flips[::2], flips[1::2], strict=True)]
+    toggles[:, _at(tile)] ^= flips[0]
 
 
 def _filled(plan: _Plan, toggles):
