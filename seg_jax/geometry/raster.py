@@ -277,7 +277,8 @@ def _edges(shapes: Shapes, rule: Rule, height: int, width: int):
     line, edge = rule.line(*ends, width), rule.edges(*ends, width)
     flat = lambda leaf: leaf.reshape(*leaf.shape[:2], -1)  # noqa: E731
     inverse = 1.0 / line.over.astype(jnp.float32)
-    leaves, build = jax.tree.flatten(edge)
+    # The rows do not depend on the columns that an edge toggles.
+    leaves, build = jax.tree.flatten(edge._replace(first=None, count=None))
     types = [leaf.dtype for leaf in leaves]
 
     def straight(fields, column):

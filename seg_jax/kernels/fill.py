@@ -187,7 +187,6 @@ def counts(
 
     inputs, specs = _inputs(edges, plan)
     which = jnp.pad(which.astype(jnp.int32), (0, plan.passes * together - plan.shapes))
-    words = lax.bitcast_convert_type(words, jnp.int32)
     size = ((0, most - now) for most, now in zip(whole, words.shape[1:], strict=True))
     words = jnp.pad(words, ((0, 0), *size))
     masks = [
@@ -215,8 +214,9 @@ def counts(
 def _scratch(plan: _Plan):
     """Returns room for the edges of a group, on sublanes, and for the toggles of one of several."""
     turned = pltpu.VMEM((plan.lanes, plan.fields), jnp.int32)
+    flips = pltpu.VMEM((2, _EDGES, _LANES), jnp.int32)
     toggles = pltpu.VMEM((plan.depth, plan.wide), jnp.int32)
-    return [turned] if plan.groups == 1 else [turned, toggles]
+    return [turned, flips] if plan.groups == 1 else [turned, flips, toggles]
 
 
 def _inputs(edges: Edges, plan: _Plan):
@@ -304,7 +304,7 @@ def _wipe(plan: _Plan, visits, drawn):
     lax.fori_loop(0, plan.together, shape, 0)
 
 
-def _draw(plan: _Plan, rows, visits, fields, drawn, turned, toggles=None):
+def _draw(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None):
     """Writes the shapes of a pass into words that are clear."""
 
     def group(g, s):
@@ -317,7 +317,7 @@ def _draw(plan: _Plan, rows, visits, fields, drawn, turned, toggles=None):
                 return 0
 
             _over(span, wipe)
-        _toggle(plan, rows, (visits, s, g), fields, turned, own)
+        _toggle(plan, rows, (visits, s, g), fields, (turned, flips), own)
 
         def tile(t, _):
             words = _filled(plan, own[:, _at(t)])
@@ -337,9 +337,9 @@ def _draw(plan: _Plan, rows, visits, fields, drawn, turned, toggles=None):
     lax.fori_loop(0, plan.together, shape, 0)
 
 
-def _toggle(plan: _Plan, rows, place, fields, turned, toggles):
+def _toggle(plan: _Plan, rows, place, fields, scratch, toggles):
     """Flips the toggles of a group of a shape: in each word the parity of those above a bit."""
-    visits, s, g = place
+    (visits, s, g), turned = place, scratch[0]
     heads = [_head(plan, g, which) for which in range(plan.lists)]
     count = functools.reduce(jnp.maximum, [visits[0, s, head + 3] for head in heads])
 
@@ -350,17 +350,20 @@ def _toggle(plan: _Plan, rows, place, fields, turned, toggles):
     each = _LANES // _EDGES
     lax.fori_loop(0, lax.div(count + (each - 1), each), turn, 0)
     for head, part, function in zip(heads, plan.parts, rows[-plan.lists :], strict=True):
-        _walk(plan, (function, part), (visits, s, head), turned, toggles)
+
+        @pl.when(visits[0, s, head] > 0)
+        def _(head=head, part=part, function=function):
+            _walk(plan, (function, part), (visits, s, head), scratch, toggles)
 
 
-def _walk(plan: _Plan, rows, place, turned, toggles):
+def _walk(plan: _Plan, rows, place, scratch, toggles):
     """Makes the visits of a list.
 
     Three of them are under way: while the fields of one are spread over the lanes, rows of the one
     before are worked out, and the toggles of the one before that are flipped. The first waits for
     another unit, the second is a long chain of operations, the third many that do not wait.
     """
-    (function, part), (visits, s, head) = rows, place
+    (function, part), (visits, s, head), (turned, flips) = rows, place, scratch
 
     def number(i):
         return visits[0, s, head + i]
@@ -376,16 +379,16 @@ def _walk(plan: _Plan, rows, place, turned, toggles):
         return after, jnp.where(last, number(_HEAD + after) & 63, tile + 1)
 
     def visit(_, carry):
-        after, tile, before, word, bits, *fields = carry
+        after, tile, before, *fields = carry
         now = _toggles(function, fields, tile)
-        _flip(plan, toggles, before, word, bits)
-        return following(*after), after[1], tile, *now, *spread(after[0])
+        _flip(plan, toggles, before, flips)
+        flips[0], flips[1] = now
+        return following(*after), after[1], tile, *spread(after[0])
 
-    total, first = number(0), number(1)
-    none = jnp.full((_EDGES, _LANES), -1, jnp.int32)
+    first = number(1)
+    flips[0] = jnp.full((_EDGES, _LANES), -1, jnp.int32)
     tile = number(_HEAD + first) & 63
-    start = following(first, tile), tile, tile, none, none, *spread(first)
-    lax.fori_loop(0, total + (total > 0), visit, start)
+    lax.fori_loop(0, number(0) + 1, visit, (following(first, tile), tile, tile, *spread(first)))
 
 
 def _toggles(rows, edge, tile):
@@ -397,12 +400,13 @@ def _toggles(rows, edge, tile):
     return jnp.where(on, row >> 5, -1), jnp.int32(-1) << (row & 31)
 
 
-def _flip(plan: _Plan, toggles, tile, word, bits):
+def _flip(plan: _Plan, toggles, tile, flips):
     index = lax.broadcasted_iota(jnp.int32, (plan.depth, _LANES), 0)
-    flips = [jnp.where(index == word[i : i + 1], bits[i : i + 1], 0) for i in range(_EDGES)]
-    while len(flips) > 1:  # Two by two, so that few wait for each other.
-        flips = [a ^ b for a, b in zip(flips[::2], flips[1::2], strict=True)]
-    toggles[:, _at(tile)] ^= flips[0]
+    word, bits = ([flips[j, i : i + 1, :] for i in range(_EDGES)] for j in range(2))
+    found = [jnp.where(index == w, b, 0) for w, b in zip(word, bits, strict=True)]
+    while len(found) > 1:  # Two by two, so that few wait for each other.
+        found = [a ^ b for a, b in zip(found[::2], found[1::2], strict=True)]
+    toggles[:, _at(tile)] ^= found[0]
 
 
 def _filled(plan: _Plan, toggles):
@@ -423,7 +427,7 @@ def _counted(plan: _Plan, span, words, mask):
 
     def tile(t, sums):
         now = words[:, _at(t)]
-        both = now & mask[:, _at(t)]
+        both = now & lax.bitcast_convert_type(mask[:, _at(t)], jnp.int32)
         return tuple(
             total + lax.population_count(w) for total, w in zip(sums, (now, both), strict=True)
         )
