@@ -309,4 +309,4 @@ def _to_int32(array):
 def _from_int32(array, dtype):
     if dtype == jnp.float32:
         return lax.bitcast_convert_type(array, dtype)
-    return array != 0 if dtype == bool else array
+    return array != 0 if dtype == jnp.bool_ else array
