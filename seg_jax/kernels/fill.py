@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -273,7 +273,7 @@ def _at(tile):
     return pl.ds(pl.multiple_of(tile * _LANES, _LANES), _LANES)
 
 
-def _over(span, visit, start=0):
+def _over(span, visit, start: Any = 0):
     """Returns what comes of visiting the tiles of a span."""
     return lax.fori_loop(span & 63, span >> _TILE_BITS & 63, visit, start)
 
