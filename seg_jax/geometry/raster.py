@@ -290,11 +290,13 @@ def _edges(shapes: Shapes, rule: Rule, height: int, width: int):
         edge = jax.tree.unflatten(build, map(_from_int32, fields, types))
         return rule.row(edge, column, height)
 
+    # Of the centre rule no edge is sure.
+    fields = () if rule is rules.CENTER else (line.slope, line.base, line.over, inverse)
     edges = tiles.Edges(
         first=flat(line.first),
         end=flat(jnp.where(used, line.end, 0)),
         sure=flat(line.sure),
-        straight=tuple(flat(_to_int32(v)) for v in (line.slope, line.base, line.over, inverse)),
+        straight=tuple(flat(_to_int32(v)) for v in fields),
         exact=tuple(flat(_to_int32(leaf)) for leaf in leaves),
     )
     return edges, (straight, exact)
