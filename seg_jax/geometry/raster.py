@@ -15,6 +15,7 @@ from seg_jax.geometry import bitmask, rules, sparse
 from seg_jax.geometry.batching import batched
 from seg_jax.geometry.rules import REACH_PX, Rule
 from seg_jax.geometry.sparse import Shapes
+from seg_jax.kernels import fill as tiles
 from seg_jax.records import Array
 
 MAX_SIDE = 4096
@@ -90,7 +91,13 @@ def fill(
         def elsewhere(shapes):
             return _dense(shapes, _RULES[rule], height, width)
 
-        flat = lax.platform_dependent(shapes, cpu=on_cpu, default=elsewhere)
+        def on_tpu(shapes):
+            edges, rows = _edges(shapes, _RULES[rule], height, width)
+            if not tiles.fits(edges, height=height, width=width):
+                return elsewhere(shapes)
+            return tiles.fill(edges, *rows, height=height, width=width)
+
+        flat = lax.platform_dependent(shapes, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
         return flat.reshape(*points.shape[:-3], *flat.shape[1:])
 
     return batched(words)(lax.stop_gradient(points_px), used)
@@ -151,7 +158,15 @@ def shared(
             filled = _dense(shapes, _RULES[rule], height, width)
             return bitmask.area(filled), bitmask.area(filled & words[which])
 
-        found = lax.platform_dependent(shapes, words, which, cpu=on_cpu, default=elsewhere)
+        def on_tpu(shapes, words, which):
+            edges, rows = _edges(shapes, _RULES[rule], height, width)
+            if not tiles.fits(edges, height=height, width=width):
+                return elsewhere(shapes, words, which)
+            return tiles.counts(edges, *rows, words, which, height=height)
+
+        found = lax.platform_dependent(
+            shapes, words, which, cpu=on_cpu, tpu=on_tpu, default=elsewhere
+        )
         return tuple(total.reshape(lead) for total in found)
 
     return batched(count)(lax.stop_gradient(points_px), used, words)
@@ -221,13 +236,9 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
     top = 32 * jnp.arange(rows // 32, dtype=jnp.int32)[:, None]
     full = jnp.uint32(0xFFFFFFFF)
     toggles = rules.toggle(rule)
-    index, length = jnp.arange(shapes.x.shape[-1]), shapes.count[..., None]
-    ends = [
-        (v, jnp.where(index == length - 1, v[..., :1], jnp.roll(v, -1, axis=-1)))
-        for v in (shapes.x, shapes.y)
-    ]
-    edges = rule.edges(ends[0][0], ends[1][0], ends[0][1], ends[1][1], width)
-    edges = edges._replace(count=jnp.where(index < length, edges.count, 0))
+    used, ends = _ends(shapes)
+    edges = rule.edges(*ends, width)
+    edges = edges._replace(count=jnp.where(used, edges.count, 0))
     edges = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:2], -1), edges)
 
     def add(words, several):
@@ -248,3 +259,56 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
     start = jnp.zeros((*shapes.x.shape[:2], rows // 32, width), jnp.uint32)
     words = lax.scan(add, start, jax.tree.map(grouped, edges))[0]
     return lax.reduce(words, np.uint32(0), lax.bitwise_or, (1,))
+
+
+def _ends(shapes: Shapes):
+    """Returns which vertices begin an edge, and the ends x0, y0, x1, y1 of the edges."""
+    index, length = jnp.arange(shapes.x.shape[-1]), shapes.count[..., None]
+    x1, y1 = (
+        jnp.where(index == length - 1, v[..., :1], jnp.roll(v, -1, axis=-1))
+        for v in (shapes.x, shapes.y)
+    )
+    return index < length, (shapes.x, shapes.y, x1, y1)
+
+
+def _edges(shapes: Shapes, rule: Rule, height: int, width: int):
+    """Returns the edges of shapes for the kernel, and the functions for their rows."""
+    used, ends = _ends(shapes)
+    line, edge = rule.line(*ends, width), rule.edges(*ends, width)
+    flat = lambda leaf: leaf.reshape(*leaf.shape[:2], -1)  # noqa: E731
+    inverse = 1.0 / line.over.astype(jnp.float32)
+    # The rows do not depend on the columns that an edge toggles.
+    leaves, build = jax.tree.flatten(edge._replace(first=None, count=None))
+    types = [leaf.dtype for leaf in leaves]
+
+    def straight(fields, column):
+        slope, base, over, inverse = fields
+        inverse = lax.bitcast_convert_type(inverse, jnp.float32)
+        return rules.straight_row(slope, base, over, inverse, column, height)
+
+    def exact(fields, column):
+        edge = jax.tree.unflatten(build, map(_from_int32, fields, types))
+        return rule.row(edge, column, height)
+
+    # Of the centre rule no edge is sure.
+    fields = () if rule is rules.CENTER else (line.slope, line.base, line.over, inverse)
+    edges = tiles.Edges(
+        first=flat(line.first),
+        end=flat(jnp.where(used, line.end, 0)),
+        sure=flat(line.sure),
+        straight=tuple(flat(_to_int32(v)) for v in fields),
+        exact=tuple(flat(_to_int32(leaf)) for leaf in leaves),
+    )
+    return edges, (straight, exact)
+
+
+def _to_int32(array):
+    if array.dtype == jnp.float32:
+        return lax.bitcast_convert_type(array, jnp.int32)
+    return array.astype(jnp.int32)
+
+
+def _from_int32(array, dtype):
+    if dtype == jnp.float32:
+        return lax.bitcast_convert_type(array, dtype)
+    return array != 0 if dtype == jnp.bool_ else array

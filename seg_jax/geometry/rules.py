@@ -45,9 +45,14 @@ class Line(NamedTuple):
 
     def row(self, column, height):
         """Returns the row, 0..height, at which the edge toggles a column."""
-        value = jnp.maximum(self.slope * column + self.base, 0)
         inverse = 1.0 / self.over.astype(jnp.float32)
-        return jnp.minimum(_divide(value, self.over, inverse)[0], height)
+        return straight_row(self.slope, self.base, self.over, inverse, column, height)
+
+
+def straight_row(slope, base, over, inverse, column, height):
+    """Returns the row of a `Line`, given a float32 estimate of 1 / over."""
+    value = jnp.maximum(slope * column + base, 0)
+    return jnp.minimum(_divide(value, over, inverse)[0], height)
 
 
 class Rule(NamedTuple):
