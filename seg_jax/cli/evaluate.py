@@ -116,16 +116,16 @@ def run(
     """
     bundle = predictor.bundle
     task = dataclasses.replace(bundle.task, mixture=mixture)
-    batch = min(batch, len(source))
+    count = min(batch, len(source))
     rows = None if mesh is None else sharding.batch(mesh)
     if mesh is not None:
-        batch += -batch % sharding.row_parts(mesh)
-    prompts = pipeline.in_order(source, task, bundle.encoder, batch=batch)
+        count += -count % sharding.row_parts(mesh)
+    prompts = pipeline.in_order(source, task, bundle.encoder, batch=count)
     within = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with console.progress(title, len(source)) as move, within:
         return evaluation.run(
             lambda batch: predictor.answer(
-                batch if rows is None else pipeline.to_device(batch, rows), params
+                batch if rows is None else pipeline.to_device(batch, rows, rows=count), params
             ),
             prompts,
             bundle.tokenizer.decode,
