@@ -70,7 +70,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from seg_jax.training import topology
 on = Mesh(topology.of("v5e:2x2").devices, ("x",))
 rows = NamedSharding(on, PartitionSpec("x"))
-jax.jit(lambda a: a @ a.T).lower(jax.ShapeDtypeStruct((512, 512), "float32", sharding=rows)).compile()
+shape = jax.ShapeDtypeStruct((512, 512), "float32", sharding=rows)
+jax.jit(lambda a: a @ a.T).lower(shape).compile()
 """
 
 
