@@ -7,6 +7,7 @@ import shlex
 import shutil
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import many_processes
@@ -59,6 +60,35 @@ def test_a_host_keeps_what_it_compiles():
     assert command[-6:] == ["exec", "seg-jax", "finetune", "a b.py", "--out", "x"]
     (command,) = commands("run.sh", "finetune", JAX_COMPILATION_CACHE_DIR="/mine")
     assert "JAX_COMPILATION_CACHE_DIR=/mine" in command
+
+
+FLAGS = """
+import os
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from seg_jax.training import topology
+on = Mesh(topology.of("v5e:2x2").devices, ("x",))
+rows = NamedSharding(on, PartitionSpec("x"))
+shape = jax.ShapeDtypeStruct((512, 512), "float32", sharding=rows)
+jax.jit(lambda a: a @ a.T).lower(shape).compile()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", " --xla_tpu_no_such_flag=true"])
+def test_the_compiler_for_tpus_knows_the_flags(more):
+    pytest.importorskip("libtpu")
+    flags = re.findall(r"--xla_(?:tpu|enable)_\w+=true", (LAUNCH / "run.sh").read_text())
+    assert len(flags) > 4
+    done = subprocess.run(
+        [sys.executable, "-c", FLAGS],
+        env=many_processes.environment(1, LIBTPU_INIT_ARGS=" ".join(flags) + more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == (not more), done.stderr[-2000:]
 
 
 def test_local_processes_share_one_place():

@@ -124,8 +124,10 @@ def test_twenty_kills_of_finetune_change_nothing(folder):
     longest = min(20.0, time.monotonic() - begin)
     alive = run.killed(20, longest, seed=0)
     run.live().end()
-    print(f"{alive} of 20 kills met it alive, moments within {longest:.1f} s")
+    resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
+    print(f"{alive} of 20 kills met it alive within {longest:.1f} s; it resumed {resumed} times")
     assert alive >= 5
+    assert resumed >= 1, "every life was too short to save"
     assert metrics(run.out) == metrics(undisturbed.out)
     end, wanted = (
         safetensors.numpy.load_file(one.out / "checkpoint" / "model.safetensors")
