@@ -52,7 +52,7 @@ def missing(*names: str) -> list[str]:
         except ImportError:
             lost.append(name)
     if lost:
-        console.say(f"not installed: {', '.join(lost)}; do: pip install {' '.join(lost)}")
+        console.say(f"not installed: {', '.join(lost)}; do: pip install 'seg-jax[benchmark]'")
     return lost
 
 
