@@ -440,14 +440,14 @@ def test_a_missing_board_costs_no_run(fails, given, tmp_path, monkeypatch):
 
 
 def test_interrupted_evaluation_writes_nothing(run, answers, given, tmp_path):
-    words = "evaluate", "--checkpoint", given, "--scenes", 8, "--batch", 2, "--json"
+    words = "evaluate", "--checkpoint", given, "--scenes", 32, "--batch", 8, "--json"
     answers[2] = interrupt
     status, printed, line = run(*words, tmp_path / "numbers.json")
     assert (status, printed, line) == (130, "", "seg-jax evaluate: interrupted")
     assert not list(tmp_path.iterdir())
     answers.clear()
     assert run(*words, tmp_path / "numbers.json")[0] == 0
-    assert json.loads((tmp_path / "numbers.json").read_text())["verdicts"]["EMPTY"] == 8
+    assert json.loads((tmp_path / "numbers.json").read_text())["verdicts"]["EMPTY"] == 32
 
 
 @pytest.mark.slow
