@@ -52,7 +52,7 @@ def missing(*names: str) -> list[str]:
         except ImportError:
             lost.append(name)
     if lost:
-        console.say(f"not installed: {', '.join(lost)}; do: pip install 'seg-jax[benchmark]'")
+        console.say(f"not installed: {', '.join(lost)}; do: pip install 'seg-jax[torch]'")
     return lost
 
 

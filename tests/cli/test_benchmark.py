@@ -191,7 +191,7 @@ def test_policy_takes_the_same_step_as_trl(tmp_path, capfd):
 def test_a_missing_package_of_pytorch_is_said_in_a_line(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "trl", None)
     assert benchmark_torch.missing("json", "trl") == ["trl"]
-    assert "not installed: trl; do: pip install 'seg-jax[benchmark]'" in capfd.readouterr().err
+    assert "not installed: trl; do: pip install 'seg-jax[torch]'" in capfd.readouterr().err
 
 
 def test_the_reward_for_trl_is_iou_and_format():
