@@ -101,8 +101,8 @@ def test_a_converted_folder_predicts_and_goes_there_and_back(
     Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "picture.png")
     describe = bundles.describe
 
-    def short(folder):
-        layout, task = describe(folder)
+    def short(folder, **options):
+        layout, task = describe(folder, **options)
         return dataclasses.replace(layout, max_answer=8, canvas=(64, 64)), task
 
     monkeypatch.setattr(bundles, "describe", short)

@@ -201,7 +201,7 @@ def test_lengths_by_hand():
     assert float(told["truncated"]) == 1 / 4  # The one that no end token closes.
     assert float(told["useful_tokens"]) == float(told["useful_tokens_unfilled"]) == 11 / 16
     computed = jnp.array([[8, 5], [8, 1]])
-    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape), computed), end)
+    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape), computed), ends)
     assert float(told["useful_tokens"]) == 1 / 2
     assert float(told["useful_tokens_unfilled"]) == 11 / 16
 
