@@ -229,6 +229,8 @@ LENGTH = 52
 
 @functools.cache
 def sampled(graph, answers, sampler):
+    held = grammar(2)  # Outside of jit: it is kept.
+
     def run(params, tokens, pictures, kinds, key):
         return decode.generate(
             nnx.merge(graph, params),
@@ -239,7 +241,7 @@ def sampled(graph, answers, sampler):
             sampler=sampler,
             end_ids=(END,),
             key=key,
-            grammar=grammar(2),
+            grammar=held,
             kinds=kinds,
         )
 
