@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import platform
@@ -46,24 +45,6 @@ def operations(compiled: Any) -> float:
     """Returns the operations of a compiled program as its compiler counts them, loops once."""
     cost = compiled.cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["flops"])
-
-
-def check_json(path: Path | None) -> None:
-    """Raises at once what would keep the numbers from being written after minutes of work."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path}: expected a file for --json, got a folder")
-
-
-def write(found: Any, path: Path | None) -> None:
-    """Writes numbers to the JSON file, or to standard output without one."""
-    from seg_jax.cli import runs
-
-    if path is None:
-        print(json.dumps(found, indent=2))
-    else:
-        runs.write_json(path, found)
 
 
 def on_one_core(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_text
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Prints the table; the numbers go to the JSON file, or to standard output without one."""
+    runs.check_json(config.json)
     found = benchmark.on_one_core(measure, config)
     console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
     console.table(
@@ -51,11 +51,7 @@ def main(config: Config) -> int:
             for row in found["scores"]
         ],
     )
-    if config.json is None:
-        print(json_text.dumps(found, indent=2))
-    else:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(config.json, found)
+    runs.tell_json(found, config.json)
     return 0
 
 

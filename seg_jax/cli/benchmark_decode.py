@@ -49,10 +49,10 @@ class Config:
 
 def main(config: Config) -> int:
     """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
-    benchmark.check_json(config.json)
+    runs.check_json(config.json)
     found = measure(config)
     _show(found)
-    benchmark.write(found, config.json)
+    runs.tell_json(found, config.json)
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json as json_text
 import math
 import time
 from collections.abc import Callable
@@ -78,16 +77,10 @@ class Case:
 
 def main(config: Config) -> int:
     """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
-    if config.json is not None:  # What cannot be written is known before minutes of work.
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        if config.json.is_dir():
-            raise IsADirectoryError(f"{config.json}: expected a file for --json, got a folder")
+    runs.check_json(config.json)
     found = benchmark.on_one_core(measure, config)
     _show(found)
-    if config.json is None:
-        print(json_text.dumps(found, indent=2))
-    else:
-        runs.write_json(config.json, found)
+    runs.tell_json(found, config.json)
     return 0
 
 

@@ -54,10 +54,10 @@ class Config:
 
 def main(config: Config) -> int:
     """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
-    benchmark.check_json(config.json)
+    runs.check_json(config.json)
     found = measure(config)
     _show(found)
-    benchmark.write(found, config.json)
+    runs.tell_json(found, config.json)
     return 0
 
 
@@ -157,16 +157,10 @@ def _grammar(config: Config, asked) -> dict[str, float]:
     """
     import jax
 
-    from seg_jax.grammar import automaton
+    from seg_jax.tasks import task as tasks
 
-    task, bundle = asked.bundle.task, asked.bundle
-    table = automaton.table(
-        bundle.tokenizer.pieces,
-        ends=bundle.end_ids,
-        digits=task.digits,
-        rings=task.max_rings,
-        points=task.max_points,
-    )
+    bundle = asked.bundle
+    table = tasks.grammar(bundle.task, bundle.tokenizer.pieces, bundle.end_ids)
     given = jax.device_put((bundle.params, asked.prompts))
     timed = {}
     for name, grammar in (("free", None), ("held", table)):

@@ -89,8 +89,7 @@ def main(config: Config) -> int:
         raise arguments.UsageError(
             "expected a configuration file CONFIG.py of finetune or reinforce, got none"
         )
-    if config.json is not None:  # What cannot be written is known before minutes of work.
-        config.json.parent.mkdir(parents=True, exist_ok=True)
+    runs.check_json(config.json)
     begin = time.monotonic()
     target = topology.of(config.topology)
     plan = abstract.plan(config.run, target.devices)

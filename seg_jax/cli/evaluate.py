@@ -55,15 +55,10 @@ class Config(Asked):
 
 def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
-    import json
-
     mesh = config.mesh.build()
     refill = decode.Refill(rows=config.rows) if config.rows else None
     predictor = config.predictor(on=mesh, refill=refill)
-    if config.json is not None:  # What cannot be written is known before minutes of work.
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        if config.json.is_dir():
-            raise IsADirectoryError(f"{config.json}: expected a file for --json, got a folder")
+    runs.check_json(config.json)
     outcome = run(
         predictor,
         held_out(config),
@@ -81,10 +76,7 @@ def main(config: Config) -> int:
         "versions": runs.versions(),
     }
     console.table(str(config.checkpoint), ("", "mean", "95 % interval"), lines(summary))
-    if config.json is None:
-        print(json.dumps(summary, indent=2))
-    else:
-        runs.write_json(config.json, summary)
+    runs.tell_json(summary, config.json)
     return 0
 
 

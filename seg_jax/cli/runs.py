@@ -86,6 +86,26 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def check_json(path: Path | None) -> None:
+    """Raises at once what would keep numbers from being written after minutes of work.
+
+    Raises:
+      OSError: the path is a folder, or its folder cannot be made.
+    """
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected a file for --json, got a folder")
+
+
+def tell_json(value: Any, path: Path | None) -> None:
+    """Writes numbers to the file, or to standard output without one."""
+    if path is None:
+        print(json.dumps(value, indent=2))
+    else:
+        write_json(path, value)
+
+
 def read_json(path: Path) -> Any:
     """Returns the contents of a JSON file, or None if there is none.
 

@@ -17,6 +17,7 @@ from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import decode, sharding
 from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
+from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement, judge
 
 
@@ -77,13 +78,7 @@ class Predictor:
         self._table = reader.table(bundle.tokenizer.pieces)
         self._grammar = None
         if grammar:
-            self._grammar = automaton.table(
-                bundle.tokenizer.pieces,
-                ends=bundle.end_ids,
-                digits=bundle.task.digits,
-                rings=bundle.task.max_rings,
-                points=bundle.task.max_points,
-            )
+            self._grammar = tasks.grammar(bundle.task, bundle.tokenizer.pieces, bundle.end_ids)
         self.judged_answer = jax.jit(self._traced)
         """(weights, prompts) -> (rollout, judgement, verdicts)."""
         self._params = bundle.params

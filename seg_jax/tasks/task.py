@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from seg_jax.grammar import reader
-from seg_jax.records import Array, Kind, Polygons, Rollout, Sample, Truth
+from seg_jax.grammar import automaton, reader
+from seg_jax.records import Array, Automaton, Kind, Polygons, Rollout, Sample, Truth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,22 @@ class Task(Protocol):
     def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
         """Returns the scores of parsed answers against the truth, on the device."""
         ...
+
+
+def grammar(task: Task, pieces: Sequence[bytes | None], ends: Sequence[int]) -> Automaton:
+    """Returns what answers to a task can be held to.
+
+    Args:
+      task: whose decimals and limits are the grammar's.
+      pieces: bytes of each token, as in `automaton.table`.
+      ends: tokens that end an answer.
+
+    Raises:
+      ValueError: as `automaton.table`.
+    """
+    return automaton.table(
+        pieces, ends=ends, digits=task.digits, rings=task.max_rings, points=task.max_points
+    )
 
 
 def judge(

@@ -15,6 +15,7 @@ from seg_jax.grammar import automaton, reader, tokens
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.models import decode, likelihood, sharding
 from seg_jax.records import Array, Automaton, Batch, Prompts, Rollout, Verdict
+from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Task, judge
 from seg_jax.training import optimizer as optimizers
 from seg_jax.training import policy, sft
@@ -257,12 +258,6 @@ def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automat
             "sampling.grammar: expected the task whose answers are drawn, got none: "
             "pass task=, or switch the grammar off"
         )
-    held = automaton.table(
-        speaker.tokenizer.pieces,
-        ends=speaker.end_ids,
-        digits=task.digits,
-        rings=task.max_rings,
-        points=task.max_points,
-    )
+    held = tasks.grammar(task, speaker.tokenizer.pieces, speaker.end_ids)
     automaton.check_room(held, sampling.max_tokens, task.kinds)
     return held
