@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -167,20 +167,12 @@ def train(
     """
     mesh = config.mesh.build()
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    rows, count = sharding.batch(mesh, config.feed.batch), config.feed.batch
-    batches = pipeline.batches(
-        config.source,
-        bundle.task,
-        encoder,
-        config.feed,
-        rows="sft",
-        held=pipeline.held(rows, count),
-    )
+    batches, put = fed(config, bundle.task, encoder, mesh, rows="sft")
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
     step = stations.supervised_step(speaker, config.objective, config.optimizer)
 
     def body(current: state.State):
-        return step(current, pipeline.to_device(next(batches), rows, rows=count))
+        return step(current, put(next(batches)))
 
     fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
     best = _best_seconds(config, bundle, encoder)
@@ -192,6 +184,22 @@ def train(
         mesh=mesh,
         best_seconds=best,
     )
+
+
+def fed(
+    config: Any,
+    task: Referring,
+    encoder: Encoder,
+    mesh: jax.sharding.Mesh,
+    *,
+    rows: Literal["sft", "prompts"],
+) -> tuple[pipeline.Batches, Callable[[Any], Any]]:
+    """Returns the batches of a run as this process reads them, and what puts one on the devices."""
+    count = config.feed.batch
+    places = sharding.batch(mesh, count)
+    held = pipeline.held(places, count)
+    batches = pipeline.batches(config.source, task, encoder, config.feed, rows=rows, held=held)
+    return batches, lambda batch: pipeline.to_device(batch, places, rows=count)
 
 
 def parts(config: Config, sizes: Model, batch: Batch, *, rows: int) -> list[work.Part]:

@@ -184,15 +184,7 @@ def train(
     mesh = config.mesh.build()
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    rows, count = sharding.batch(mesh, config.feed.batch), config.feed.batch
-    batches = pipeline.batches(
-        config.source,
-        task,
-        encoder,
-        config.feed,
-        rows="prompts",
-        held=pipeline.held(rows, count),
-    )
+    batches, put = finetune.fed(config, task, encoder, mesh, rows="prompts")
     speaker = stations.Speaker(
         bundle.graph, bundle.tokenizer, chunk=config.loss_chunk, ends=bundle.end_ids
     )
@@ -213,7 +205,7 @@ def train(
     def body(current: state.State):
         step = clock.start(current)
         batch = next(batches)
-        prompts = clock.lap("data", pipeline.to_device(batch, rows, rows=count))
+        prompts = clock.lap("data", put(batch))
         rollout = clock.lap("sampling", draw(current.params, prompts, current.step))
         current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
         show(step, batch, rollout)

@@ -143,20 +143,19 @@ def _down_within(words, radius, most, fill):
     """Returns what `_down` does for radii below 32: no bit passes more than one word."""
 
     def smeared(word, shift, reach):
-        covered, steps = jnp.int32(0), (reach + 1).bit_length()
-        amount = jnp.maximum(radius - (most - reach), 0)
-        for _ in range(steps):
-            step = jnp.minimum(covered + 1, amount - covered)
+        covered = jnp.int32(0)
+        for _ in range((most + 1).bit_length()):  # Each step doubles what is covered, and one.
+            step = jnp.minimum(covered + 1, reach - covered)
             word, covered = word | shift(word, step.astype(jnp.uint32)), covered + step
         return word
 
     def near(word, shift):
-        return smeared(word, shift, most)
+        return smeared(word, shift, radius)
 
     def far(word, shift, back):
         # The bits that pass into the next word, moved there; they go on for a row less.
         moved = shift(word, 32 - jnp.maximum(radius, 1).astype(jnp.uint32))
-        return smeared(jnp.where(radius > 0, moved, 0), back, max(most - 1, 0))
+        return smeared(jnp.where(radius > 0, moved, 0), back, jnp.maximum(radius - 1, 0))
 
     def left(word, bits):
         return word << bits

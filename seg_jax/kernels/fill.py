@@ -295,13 +295,19 @@ def _wipe(plan: _Plan, visits, drawn):
     """Clears the tiles of the shapes of a pass."""
 
     def shape(s, _):
-        def tile(t, _):
-            drawn[s, :, _at(t)] = jnp.zeros((plan.depth, _LANES), jnp.int32)
-            return 0
-
-        return _over(_span(plan, visits, s), tile)
+        return _clear(plan, drawn.at[s], _span(plan, visits, s))
 
     lax.fori_loop(0, plan.together, shape, 0)
+
+
+def _clear(plan: _Plan, words, span):
+    """Clears the tiles of a span."""
+
+    def tile(t, _):
+        words[:, _at(t)] = jnp.zeros((plan.depth, _LANES), jnp.int32)
+        return 0
+
+    return _over(span, tile)
 
 
 def _draw(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None):
@@ -311,12 +317,7 @@ def _draw(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None)
         own = drawn.at[s] if toggles is None else toggles
         span = visits[0, s, _head(plan, g) + 2]
         if toggles is not None:
-
-            def wipe(t, _):
-                own[:, _at(t)] = jnp.zeros((plan.depth, _LANES), jnp.int32)
-                return 0
-
-            _over(span, wipe)
+            _clear(plan, own, span)
         _toggle(plan, rows, (visits, s, g), fields, (turned, flips), own)
 
         def tile(t, _):

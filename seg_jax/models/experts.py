@@ -166,8 +166,8 @@ def visit(
     outputs are added up. Devices of the mesh's `expert` axis have rows of their own: they show
     each other all of them before, and keep the sums of their own after.
     """
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(sharding.AXES) <= set(on.axis_names):
+    on = sharding.current()
+    if on is None:
         return _visit(x, chosen, weights, (gate, up, down), first=0)
     axes, rows = sharding.MESH["expert"], sharding.tokens(x)
     split = "expert" in (rows[0] or ()) and on.shape["expert"] > 1

@@ -216,7 +216,7 @@ def row_parts(on: Mesh | AbstractMesh) -> int:
 def place(tree: Any, places: Any) -> Any:
     """Returns the arrays at their shardings; with several processes, all have the whole arrays."""
 
-    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    def one(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
@@ -241,14 +241,20 @@ def replicated(on: Mesh) -> NamedSharding:
     return NamedSharding(on, PartitionSpec())
 
 
+def current() -> AbstractMesh | None:
+    """Returns the mesh with all `AXES` that `jax.set_mesh` has set, or None."""
+    on = jax.sharding.get_abstract_mesh()
+    return on if not on.empty and set(AXES) <= set(on.axis_names) else None
+
+
 def rows(x: Any) -> Any:
     """Returns x [B .. T D] kept divided by rows between the layers, inside `jax.set_mesh` only.
 
     Long rows are divided among `context` too. Without it the compiler may divide activations as
     it divides the weights, by width.
     """
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(AXES) <= set(on.axis_names):
+    on = current()
+    if on is None:
         return x
     if x.shape[0] % _parts(MESH["batch"], on):
         return x
@@ -295,19 +301,14 @@ def parts(x: Any, axis: int) -> Any:
 
 def along_rows() -> int:
     """Returns how many devices share a long row; 1 outside `jax.set_mesh`."""
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(AXES) <= set(on.axis_names):
-        return 1
-    return _parts(MESH["sequence"], on)
+    on = current()
+    return 1 if on is None else _parts(MESH["sequence"], on)
 
 
 def queues(rows: int) -> int:
     """Returns how many parts devices hold of a batch of rows: 1 outside `jax.set_mesh`."""
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(AXES) <= set(on.axis_names):
-        return 1
-    parts = row_parts(on)
-    return 1 if rows % parts else parts
+    on = current()
+    return 1 if on is None or rows % row_parts(on) else row_parts(on)
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,11 +319,8 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def divided(*values):
-        on = jax.sharding.get_abstract_mesh()
-        if on.empty or not set(AXES) <= set(on.axis_names):
-            return function(*values)
-        parts = _parts(MESH["batch"], on)
-        if any(leaf.shape[0] % parts for leaf in jax.tree.leaves(values)):
+        on = current()
+        if on is None or any(x.shape[0] % row_parts(on) for x in jax.tree.leaves(values)):
             return function(*values)
         spec = PartitionSpec(MESH["batch"])
         return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*values)
@@ -335,8 +333,8 @@ def kept(tree: Any) -> Any:
 
     Without it the compiler may leave a step's new weights whole on every device.
     """
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty or not set(AXES) <= set(on.axis_names):
+    on = current()
+    if on is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, shardings(tree, on))
 

@@ -43,9 +43,9 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
-        with self._writing(folder):
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder
+        with self._writing():
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None."""
@@ -72,7 +72,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        with self._writing(self._folder):
+        with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -155,7 +155,7 @@ class Checkpoints:
         Raises:
           OSError: a save failed.
         """
-        with self._writing(self._folder):
+        with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -164,11 +164,11 @@ class Checkpoints:
         Raises:
           OSError: a save failed.
         """
-        with self._writing(self._folder):
+        with self._writing():
             self._manager.close()
 
     @contextlib.contextmanager
-    def _writing(self, folder: Path) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         """Turns the libraries' many words for a disk that fails into one OSError."""
         try:
             yield
@@ -176,7 +176,7 @@ class Checkpoints:
             number = _failure(error)
             if number is None:
                 raise
-            raise OSError(number, os.strerror(number), str(folder)) from error
+            raise OSError(number, os.strerror(number), str(self._folder)) from error
 
 
 def _score(metrics: Any) -> float:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seg_jax.models import sharding
 from seg_jax.training import processes
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Log
@@ -172,7 +173,9 @@ def run(
                 sooner = processes.told(pace.horizon(step, horizon, seconds_before))
                 if sooner != horizon:
                     horizon = sooner
-                    state = state._replace(horizon=_like(state.horizon, horizon))
+                    old: Any = state.horizon
+                    filled = np.full(old.shape, horizon, old.dtype)
+                    state = state._replace(horizon=sharding.place(filled, old.sharding))
             if saves:
                 save(state)
                 saved = time.monotonic()
@@ -225,12 +228,6 @@ def _broken(watched: Sequence[Mapping[str, Any]], step: int) -> str:
 def _score(watched: Mapping[str, Any]) -> float:
     """Returns how good a step was: its reward, or less its loss."""
     return float(watched["reward"]) if "reward" in watched else -float(watched.get("loss", 0.0))
-
-
-def _like(array: Any, value: int) -> jax.Array:
-    """Returns the value in an array like the given one, whatever processes it lies on."""
-    filled = np.full(array.shape, value, array.dtype)
-    return jax.make_array_from_callback(array.shape, array.sharding, lambda index: filled[index])
 
 
 def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
