@@ -18,7 +18,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
+import jax
+import pytest
 
 # Compilation makes the first example slow; the same examples everywhere make failures repeatable.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+
+def _quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+quick_compilation = pytest.fixture(_quickly, name="quick_compilation")
+"""Programs of a test are compiled with few optimizations: they run once."""
+quickly_compiled = pytest.fixture(_quickly, name="quickly_compiled", scope="module")
+"""The same for all tests of a file."""

@@ -19,16 +19,10 @@ from seg_jax.models import sharding
 from seg_jax.training import optimizer, state, stations
 from seg_jax.training.log import Log
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 ADAM = optimizer.AdamW(lr=3e-3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def load(name):

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -127,14 +126,6 @@ def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
     assert [row["score"] for row in found["scores"]] == ["boundary IoU", "boundary F"]
     assert all(row["largest_gap"] < 1e-6 and row["ratio"] > 0 for row in found["scores"])
     assert "boundary IoU" in capfd.readouterr().err
-
-
-@pytest.fixture
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def run_part(part, tmp_path, *words):

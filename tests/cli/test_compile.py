@@ -28,14 +28,6 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def write(folder, text):
     """Returns a configuration file."""
     path = folder / "config.py"

@@ -18,6 +18,8 @@ from seg_jax.records import Kind, Rollout, Verdict
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example, Judgement
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 NAN = float("nan")
 FIRST = [
     # kind, iou, intersection, union, centroid error, verdict, tokens
@@ -31,14 +33,6 @@ SECOND = [
 ]
 PADDING = [(Kind.MASK, 0.9, 900, 900, 9.0, Verdict.MALFORMED, 6)]
 MOST = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def example(number, kind):

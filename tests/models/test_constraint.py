@@ -18,6 +18,8 @@ from seg_jax.grammar import automaton, outline
 from seg_jax.models import constraint, decode, likelihood
 from seg_jax.records import Kind, Verdict
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 END = 299
 RUNS = (
     b"[[",
@@ -36,14 +38,6 @@ RUNS = (
 PIECES = [bytes([byte]) for byte in range(256)] + list(RUNS)
 PIECES += [None] * (END + 1 - len(PIECES))
 RINGS, POINTS = 3, 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

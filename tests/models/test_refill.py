@@ -17,6 +17,8 @@ from seg_jax.grammar import automaton
 from seg_jax.models import decode, layers, likelihood, seats, sharding, weights
 from seg_jax.records import Kind
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 B, G, L = 4, 3, 12
 ENDS = tuple(range(0, 300, 17))
 SAMPLE = decode.Sample(temperature=1.3)
@@ -28,14 +30,6 @@ FAMILIES = {
         {"text": {"num_hidden_layers": 2}, "vision": {"num_hidden_layers": 1}},
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

@@ -171,6 +171,18 @@ def test_other_errors_are_not_told_as_of_the_disk(checkpoints, monkeypatch):
         checkpoints.save(first(1), numbers(), {})
 
 
+def run(code, folder):
+    """Returns how a program ends that is given a folder of checkpoints."""
+    here = Path(__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 FORBIDDEN = """
 import os, sys
 from pathlib import Path
@@ -196,14 +208,7 @@ except OSError as error:
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path):
     folder = tmp_path / "state"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN, str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(FORBIDDEN, folder)
     assert done.returncode == 7, done.stderr
     assert done.stdout.startswith(f"Permission denied {folder}")
     folder.chmod(0o755)
@@ -248,14 +253,7 @@ checkpoints.wait()
 
 def test_a_killed_save_leaves_the_one_before(tmp_path):
     folder = tmp_path / "state"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run(KILLED, folder)
     assert done.returncode == 9, done.stderr
     left = sorted(path.name for path in folder.iterdir())
     assert left[0] == "1"

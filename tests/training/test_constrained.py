@@ -14,20 +14,14 @@ from seg_jax.records import Kind, Verdict
 from seg_jax.tasks.referring import Mixture
 from seg_jax.training import optimizer, policy, stations
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
 MIXTURE = Mixture(text_point=1.0, text_box=1.0, text_mask=2.0)
 TASK = dataclasses.replace(small_run.task("prompts"), mixture=MIXTURE)
 SAMPLING = stations.Sampling(
     answers=small_run.ANSWERS, temperature=1.3, max_tokens=14, grammar=True
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

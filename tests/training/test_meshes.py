@@ -15,6 +15,7 @@ from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, state, stations
 
 pytestmark = [
+    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.slow,
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]
@@ -36,14 +37,6 @@ MUON = optimizer.Muon(
     eps=1e-3,
     schedule=optimizer.Schedule(warmup=0.0, final=1.0),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def fresh(family, on):

@@ -18,6 +18,8 @@ import torch
 from seg_jax.models import sharding, weights
 from seg_jax.training import muon, optimizer, state
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 many = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
 D, F, E, LAYERS = 16, 24, 8, 3
@@ -50,14 +52,6 @@ CONFIG = optimizer.Muon(
     eps=1e-4,
     schedule=optimizer.Schedule(warmup=0.0, final=1.0),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def drawn(seed):

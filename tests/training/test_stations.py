@@ -14,6 +14,8 @@ from seg_jax.records import Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, stations
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 LOW = 400
 
 
@@ -22,14 +24,6 @@ def toy_judge(task, table, rollout, truth):
     judged, verdict = tasks.judge(task, table, rollout, truth)
     low = jnp.sum((rollout.ids < LOW) & rollout.used, -1) / jnp.sum(rollout.used, -1)
     return judged._replace(scores={**judged.scores, "iou": low}), verdict
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def first(config, on=None):
