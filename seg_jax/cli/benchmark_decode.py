@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seg_jax.cli import benchmark, console, runs
+from seg_jax.cli import benchmark, benchmark_torch, console, runs
 
 GROUP = 8
 """Answers per prompt where they share it."""
@@ -25,10 +25,16 @@ _NEVER = (2**30,)
 class Config:
     """A measurement of the sampler."""
 
+    size: benchmark_torch.Size = "tiny"
+    """Of the model: the quickstart's, or Qwen2.5-VL with random weights in bfloat16 (for GPUs)."""
     rows: int = 64
     """Answers at once; a multiple of 8."""
+    groups: tuple[int, ...] = (1, GROUP)
+    """Answers that share a prompt; each makes a case."""
     tokens: int = 64
     """Of each answer."""
+    peer: bool = True
+    """Whether to measure transformers too."""
     rounds: int = 5
     """Turns of each run; medians are shown."""
     seed: int = 0
@@ -36,10 +42,14 @@ class Config:
     """File for the numbers."""
 
     def __post_init__(self):
-        if self.rows < GROUP or self.rows % GROUP or not 2 <= self.tokens <= 256:
+        if self.rows < GROUP or self.rows % GROUP or not 2 <= self.tokens <= 1024:
             raise ValueError(
-                f"expected rows of a multiple of {GROUP} and 2 to 256 tokens, got {self.rows} rows "
-                f"and {self.tokens} tokens"
+                f"expected rows of a multiple of {GROUP} and 2 to 1024 tokens, got {self.rows} "
+                f"rows and {self.tokens} tokens"
+            )
+        if not self.groups or any(group < 1 or self.rows % group for group in self.groups):
+            raise ValueError(
+                f"groups: expected divisors of the {self.rows} rows, got {self.groups}"
             )
         if self.rounds < 1 or self.seed < 0:
             raise ValueError(
@@ -58,13 +68,12 @@ def main(config: Config) -> int:
 
 def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
-    from seg_jax.cli import benchmark_torch
-
-    lost = benchmark_torch.missing("torch", "transformers")
-    asked = benchmark_torch.questions(config.rows, config.seed)
-    peer = None if lost else benchmark_torch.model()
-    cases = [_compare(config, asked, peer, group) for group in (1, GROUP)]
-    ceilings = _ceilings(config.rounds)
+    lost = benchmark_torch.missing("torch", "transformers") if config.peer else []
+    count = config.rows // min(config.groups)
+    asked = benchmark_torch.questions(count, config.seed, config.size)
+    peer = benchmark_torch.model(config.size) if config.peer and not lost else None
+    cases = [_compare(config, asked, peer, group) for group in config.groups]
+    ceilings = _ceilings(config.rounds, asked.compute.dtype)
     return {
         "machine": benchmark.machine(),
         **runs.plain(config),
@@ -99,7 +108,7 @@ def _compare(config: Config, asked, peer: Any, group: int) -> dict[str, Any]:
     }
     if peer is not None:
         found["ratio"] = taken["transformers"] / taken["ours"]
-        if group == 1:
+        if group == 1 and config.size == "tiny":  # Else the weights are not the same.
             same = np.asarray(timed["ours"]().ids)[:, 0] == timed["transformers"]()
             found["equal_tokens"] = float(same.mean())
     return found
@@ -136,8 +145,6 @@ def _theirs(peer: Any, asked, prompts, group: int, tokens: int) -> Any:
     import jax
     import torch
 
-    from seg_jax.cli import benchmark_torch
-
     copies = jax.tree.map(lambda leaf: np.repeat(leaf, group, 0), prompts)
     given = benchmark_torch.inputs(asked, copies)
     start = given["input_ids"].shape[1]
@@ -153,13 +160,14 @@ def _theirs(peer: Any, asked, prompts, group: int, tokens: int) -> Any:
     return run
 
 
-def _ceilings(rounds: int) -> dict[str, float]:
-    """Returns float32 operations and bytes copied a second, as XLA reaches them at best."""
+def _ceilings(rounds: int, dtype: str) -> dict[str, float]:
+    """Returns operations of a dtype and bytes copied a second, as XLA reaches them at best."""
     import jax
     import jax.numpy as jnp
 
     side = 1024 if jax.devices()[0].platform == "cpu" else 8192
-    square, long = jnp.ones((side, side)), jnp.ones(side * side * 16)
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    long = jnp.ones(side * side * 16)
     product, copy = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
     timed = {
         "product": lambda: jax.block_until_ready(product(square, square)),
@@ -176,22 +184,16 @@ def _utilisation(
     config: Config, asked, cases: list[dict[str, Any]], ceilings: dict[str, float]
 ) -> list[dict[str, float]]:
     """Returns what the decoding of each case, without its prompts, makes of the machine."""
-    import jax
-
-    from seg_jax.cli import tiny
     from seg_jax.models import work
 
-    counter = work.Counter(asked.config, tiny.compute())
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(asked.bundle.params))
+    counter = work.Counter(asked.config, asked.compute)
+    weights, entry = _read_bytes(asked)
     behind = asked.prompts.tokens.ids.shape[1]
-    text = asked.config.text
-    entry = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads
-    entry *= text.hidden_size // text.num_attention_heads  # Bytes of a token's keys and values.
     rows = []
     for case in cases:
         parts = counter.decode(case["prompts"], case["answers"], config.tokens, behind=behind)
         seconds = case["seconds"]["ours"] - case["seconds"]["first token"]
-        reach = case["prompts"] * behind + config.rows * (config.tokens - 1)
+        reach = case["prompts"] * behind + config.rows * config.tokens / 2  # On the average.
         size = (config.tokens - 1) * (weights + entry * reach)
         done = sum(work.forward(parts).values())
         rows.append(
@@ -203,6 +205,21 @@ def _utilisation(
             }
         )
     return rows
+
+
+def _read_bytes(asked) -> tuple[int, int]:
+    """Returns the bytes of all weights that decoding reads, and of a token's keys and values."""
+    import jax
+    from flax import nnx
+
+    params = nnx.to_pure_dict(asked.bundle.params)
+    tied = asked.config.tie_word_embeddings
+    unread = {"vision"} if tied else {"vision", "embed"}
+    read = {name: part for name, part in params.items() if name not in unread}
+    leaves, text = jax.tree.leaves(read), asked.config.text
+    entry = 2 * leaves[0].dtype.itemsize * text.num_hidden_layers * text.num_key_value_heads
+    entry *= text.hidden_size // text.num_attention_heads
+    return sum(leaf.nbytes for leaf in leaves), entry
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -4,43 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any, NamedTuple
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax import nnx
 
-from seg_jax.cli import console, tiny
+from seg_jax.cli import console, finetune, paper, tiny
 from seg_jax.cli.quickstart import START
 from seg_jax.data import pipeline
+from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import qwen25_vl
+from seg_jax.models import layers, qwen25_vl
 from seg_jax.records import Prompts
+from seg_jax.scenes import world
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example
 
 
-class Questions(NamedTuple):
-    """A model and what it is asked: the quickstart's start, outlines of things in 64-pixel scenes.
+Size = Literal["tiny", "3b", "7b"]
+"""The quickstart's start, or Qwen2.5-VL of that size with random weights."""
+_SIZES = {"3b": paper.QWEN_3B, "7b": paper.QWEN_7B}
 
-    A million trained weights; untrained ones would take the same time, but say one token forever.
-    """
+
+class Questions(NamedTuple):
+    """A model and what it is asked: outlines of things in drawn scenes."""
 
     bundle: Bundle
     examples: list[Example]
     prompts: Prompts
     """The same on the host."""
     config: qwen25_vl.Config
+    compute: layers.Compute
 
 
-def questions(count: int, seed: int) -> Questions:
-    """Returns the tiny Qwen2.5-VL and `count` questions about one picture each."""
-    bundle = bundles.load(START, compute=tiny.compute())
+def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
+    """Returns a Qwen2.5-VL and `count` questions about one picture each.
+
+    The tiny one has a million trained weights, for 64-pixel scenes; untrained ones would take the
+    same time, but say one token forever. The others compute in bfloat16, for 640-pixel scenes.
+    """
+    if size == "tiny":
+        compute, source = tiny.compute(), tiny.scenes(seed=seed)
+        bundle = bundles.load(START, compute=compute)
+    else:
+        compute, source = layers.Compute(dtype="bfloat16", param_dtype="bfloat16"), large(seed)
+        run = paper.sft_config(_SIZES[size], name=size)
+        run = dataclasses.replace(run, compute=compute, source=source, ordered_numbers=False)
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = finetune.start(run, Path(folder))
     task = dataclasses.replace(bundle.task, mixture=Mixture())
-    source = dataclasses.replace(tiny.scenes(seed=seed), count=count)
+    source = dataclasses.replace(source, count=count)
     [(examples, prompts)] = pipeline.in_order(source, task, bundle.encoder, batch=count)
     config = nnx.merge(bundle.graph, bundle.params).config
-    return Questions(bundle, examples, prompts, config)
+    return Questions(bundle, examples, prompts, config, compute)
+
+
+def large(seed: int) -> Scenes:
+    """Returns scenes as large as COCO's pictures."""
+    return Scenes(world=dataclasses.replace(world.easy(), height=640, width=640), seed=seed)
 
 
 def missing(*names: str) -> list[str]:
@@ -56,15 +80,25 @@ def missing(*names: str) -> list[str]:
     return lost
 
 
-def model() -> Any:
-    """Returns transformers' Qwen2.5-VL of the same folder, in float32."""
+def model(size: Size = "tiny") -> Any:
+    """Returns transformers' Qwen2.5-VL: of the same folder in float32, or random in bfloat16."""
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    theirs: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(START, dtype=torch.float32)
-    return theirs.to(device()).eval()
+    if size == "tiny":
+        theirs: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(START, dtype=torch.float32)
+        return theirs.to(device()).eval()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device()):
+            return Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(**_SIZES[size].to_hf())
+            ).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def device() -> str:
@@ -87,12 +121,13 @@ def inputs(asked: Questions, prompts: Prompts) -> dict[str, Any]:
         for values in (vision.image_mean, vision.image_std)
     )
     frames = np.repeat((raw - mean) / std, vision.temporal_patch_size, 2).reshape(len(raw), -1)
+    frames = torch.tensor(frames, dtype=getattr(torch, asked.compute.dtype))
     sides = [place[own].max(0) + 1 for place, own in zip(pictures.place, real, strict=True)]
     found = {
         "input_ids": torch.tensor(tokens.ids).long(),
         "attention_mask": torch.tensor(tokens.segments == tokens.segments[:, -1:]).long(),
         "mm_token_type_ids": torch.tensor(tokens.ids == asked.bundle.tokenizer.image_id).int(),
-        "pixel_values": torch.tensor(frames),
+        "pixel_values": frames,
         "image_grid_thw": torch.tensor([(1, int(height), int(width)) for height, width in sides]),
     }
     return {name: value.to(device()) for name, value in found.items()}

@@ -187,6 +187,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import benchmark_rollout as program
         case "benchmark policy":
             from seg_jax.cli import benchmark_policy as program
+        case "benchmark step":
+            from seg_jax.cli import benchmark_step as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

@@ -1,0 +1,128 @@
+"""The nano setting: the model that ships with the package, three million weights, 96-pixel scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from seg_jax.cli import finetune, reinforce, tiny
+from seg_jax.data.encode import Layout
+from seg_jax.data.pipeline import Feed
+from seg_jax.data.sources import Scenes
+from seg_jax.models import layers, qwen25_vl
+from seg_jax.scenes import phrases, world
+from seg_jax.scenes.things import Colour, Kind, Texture
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import loop, optimizer, policy, sft, stations
+
+MODEL = Path(__file__).parent / "nano_model"
+"""The trained model as a Hugging Face folder; its README.md says how it was made."""
+SIDE = 96
+PATCH = 8
+CELLS = (SIDE // PATCH) ** 2
+HELD_OUT = (
+    (Kind.STAR, Colour.RED),
+    (Kind.RING, Colour.BLUE),
+    (Kind.CROSS, Colour.GREEN),
+    (Kind.BLOB, Texture.STRIPED),
+)
+"""Combinations that no thing of a training scene bears."""
+
+
+def scenes(*, seed: int, mode: world.HeldOut = world.HeldOut.EXCLUDE) -> Scenes:
+    """Returns standard scenes, their things called by colour, kind, texture and place.
+
+    Args:
+      seed: of the scenes.
+      mode: what becomes of the held-out combinations.
+    """
+    standard = dataclasses.replace(world.standard(), held_out=HELD_OUT, mode=mode)
+    style = phrases.Style(texture=True, place=True)
+    return Scenes(world=standard, style=style, seed=seed)
+
+
+def model() -> qwen25_vl.Config:
+    """Returns Qwen2.5-VL at three million weights, 6.5 MB in bfloat16."""
+    return qwen25_vl.Config(
+        text=qwen25_vl.Text(
+            vocab_size=960,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            mrope_section=(1, 3, 12),
+            rope_theta=300.0,
+            max_position_embeddings=512,
+        ),
+        vision=qwen25_vl.Vision(
+            depth=4,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            patch_size=PATCH,
+            spatial_merge_size=1,
+            window_size=4 * PATCH,
+            fullatt_block_indexes=(1, 3),
+        ),
+        tie_word_embeddings=True,
+    )
+
+
+def layout() -> Layout:
+    """Returns rows of one 96-pixel picture, a short question and an outline of 16 points."""
+    return Layout(
+        patch=PATCH,
+        merge=1,
+        window_cells=4,
+        min_pixels=(2 * PATCH) ** 2,
+        max_pixels=SIDE * SIDE,
+        max_patches=CELLS,
+        max_prompt=CELLS + 30,
+        max_question=24,
+        max_answer=36,
+        canvas=(SIDE, SIDE),
+    )
+
+
+def task() -> Referring:
+    """Returns referring with two decimals, outlines of at most sixteen points, one wording."""
+    return dataclasses.replace(tiny.task(), epsilon=0.01, max_points=16, max_rings=3)
+
+
+def sft_config() -> finetune.Config:
+    """Returns supervised fine-tuning from random weights, minutes on a GPU."""
+    return finetune.Config(
+        out=Path("runs/nano_sft"),
+        model=model(),
+        compute=layers.Compute(unroll=True, fuse=True),
+        source=scenes(seed=1000),
+        task=task(),
+        layout=layout(),
+        feed=Feed(batch=64, questions=4, packed_rows=2, packed_tokens=80, workers=8),
+        objective=sft.Objective(soften_bins=1.5),
+        optimizer=optimizer.Muon(lr=4e-3, schedule=optimizer.Schedule(warmup=0.03)),
+        loop=loop.Loop(steps=20_000, log_every=50),
+    )
+
+
+def gspo_config() -> reinforce.Config:
+    """Returns GSPO from the supervised model.
+
+    Cool sampling and small decaying steps: the start is good, and greedy answers are what counts.
+    """
+    tuned = tiny.gspo_config()
+    return dataclasses.replace(
+        tuned,
+        out=Path("runs/nano_gspo"),
+        model=model(),
+        task=task(),
+        layout=layout(),
+        compute=layers.Compute(unroll=True, fuse=True),
+        source=scenes(seed=2000),
+        feed=Feed(batch=64, workers=4),
+        sampling=stations.Sampling(answers=16, temperature=0.5, max_tokens=layout().max_answer),
+        policy=policy.Policy(minibatches=2, clip_low=0.08, clip_high=0.12, spread_floor=0.3),
+        optimizer=dataclasses.replace(tuned.optimizer, lr=1e-4),
+        loop=loop.Loop(steps=600, log_every=5),
+    )
