@@ -171,16 +171,20 @@ def _theirs(run: finetune.Config, rounds: int) -> dict[str, Any] | None:
     model.train()
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device == "cuda")
     taken = []
-    for _ in range(rounds + 1):
-        begin = time.perf_counter()
-        loss = model(**given).loss
-        loss.backward()
-        adamw.step()
-        adamw.zero_grad()
-        loss = float(loss)  # Waits for the device.
-        taken.append(time.perf_counter() - begin)
+    try:
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            loss = model(**given).loss
+            loss.backward()
+            adamw.step()
+            adamw.zero_grad()
+            told = float(loss.detach())  # Waits for the device.
+            taken.append(time.perf_counter() - begin)
+    except torch.OutOfMemoryError:
+        console.say("transformers: out of memory; give a smaller --feed.batch to compare")
+        return None
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    return {"seconds": float(np.median(taken[1:])), "loss": loss, "gib": peak}
+    return {"seconds": float(np.median(taken[1:])), "loss": told, "gib": peak}
 
 
 def _rows(plan: abstract.Plan, run: finetune.Config, batch: Any) -> dict[str, Any]:

@@ -99,10 +99,10 @@ def sft_config() -> finetune.Config:
         source=scenes(seed=1000),
         task=task(),
         layout=layout(),
-        feed=Feed(batch=64, questions=4, packed_rows=2, packed_tokens=80, workers=8),
+        feed=Feed(batch=32, questions=8, packed_rows=4, packed_tokens=80, workers=8),
         objective=sft.Objective(soften_bins=1.5),
         optimizer=optimizer.Muon(lr=4e-3, schedule=optimizer.Schedule(warmup=0.03)),
-        loop=loop.Loop(steps=20_000, log_every=50),
+        loop=loop.Loop(steps=30_000, log_every=100),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -224,7 +225,14 @@ def outline_text(mask: Bool[np.ndarray, "H W"], kind: Kind, task: Referring) -> 
         return outline.write_point(central_point_unit(mask), digits=task.digits)
     if kind == Kind.BOX:
         return outline.write_box(box_unit(mask), digits=task.digits)
-    return outline.write_mask(rings_unit(mask, task), digits=task.digits)
+    return _mask_text(mask.tobytes(), mask.shape, task)
+
+
+@functools.lru_cache(maxsize=32)
+def _mask_text(mask: bytes, shape: tuple[int, int], task: Referring) -> str:
+    """Returns the outline of a mask; several questions about a picture ask for the same one."""
+    bits = np.frombuffer(mask, bool).reshape(shape)
+    return outline.write_mask(rings_unit(bits, task), digits=task.digits)
 
 
 def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarray]:
