@@ -23,7 +23,6 @@ from seg_jax.scenes import world
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example
 
-
 Size = Literal["tiny", "3b", "7b"]
 """The quickstart's start, or Qwen2.5-VL of that size with random weights."""
 _SIZES = {"3b": paper.QWEN_3B, "7b": paper.QWEN_7B}

@@ -1,4 +1,4 @@
-"""The nano setting: the model that ships with the package, three million weights, 96-pixel scenes."""
+"""The nano setting: the model that ships with the package, three million weights, small scenes."""
 
 from __future__ import annotations
 
