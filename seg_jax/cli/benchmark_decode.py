@@ -71,7 +71,7 @@ def measure(config: Config) -> dict[str, Any]:
     lost = benchmark_torch.missing("torch", "transformers") if config.peer else []
     count = config.rows // min(config.groups)
     asked = benchmark_torch.questions(count, config.seed, config.size)
-    peer = benchmark_torch.model(config.size) if config.peer and not lost else None
+    peer = benchmark_torch.model(asked, config.size) if config.peer and not lost else None
     cases = [_compare(config, asked, peer, group) for group in config.groups]
     ceilings = _ceilings(config.rounds, asked.compute.dtype)
     return {

@@ -164,7 +164,7 @@ def _train(config: Config, asked, turn: Callable[[], None]) -> list[dict[str, fl
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Of names that newer versions have.
         trainer = trl.GRPOTrainer(
-            benchmark_torch.model(),
+            benchmark_torch.model(asked),
             _reward(asked),
             args=_arguments(config, folder),
             train_dataset=_dataset(asked),

@@ -79,7 +79,7 @@ def missing(*names: str) -> list[str]:
     return lost
 
 
-def model(size: Size = "tiny") -> Any:
+def model(asked: Questions, size: Size = "tiny") -> Any:
     """Returns transformers' Qwen2.5-VL: of the same folder in float32, or random in bfloat16."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -94,7 +94,7 @@ def model(size: Size = "tiny") -> Any:
     try:
         with torch.device(device()):
             return Qwen2_5_VLForConditionalGeneration(
-                Qwen2_5_VLConfig(**_SIZES[size].to_hf())
+                Qwen2_5_VLConfig(**asked.config.to_hf())
             ).eval()
     finally:
         torch.set_default_dtype(before)
