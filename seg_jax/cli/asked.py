@@ -14,12 +14,17 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models import decode, families, layers
 
 
+NANO = Path(__file__).parent / "nano_model"
+"""The model that comes with the package; its README.md says how it was made and what it can."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
     """A model that is asked."""
 
-    checkpoint: Path
-    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's."""
+    checkpoint: Path = NANO
+    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's; left
+    out: the small model that comes with the package, for drawn scenes."""
     grammar: bool = False
     """Hold answers to the grammar, so that each can be read whatever the model knows."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -15,8 +15,6 @@ from seg_jax.scenes.things import Colour, Kind, Texture
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, policy, sft, stations
 
-MODEL = Path(__file__).parent / "nano_model"
-"""The trained model as a Hugging Face folder; its README.md says how it was made."""
 SIDE = 96
 PATCH = 8
 CELLS = (SIDE // PATCH) ** 2
