@@ -135,6 +135,15 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
     return placed
 
 
+def laid(tree: Any, on: Mesh | AbstractMesh) -> Any:
+    """Returns the shapes of a tree that holds weights, as `shardings` lays them; none is made."""
+
+    def one(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(one, tree, shardings(tree, on))
+
+
 def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
     """Returns the sizes that divide every weight, and the mesh of as many devices closest to `on`.
 

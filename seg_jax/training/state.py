@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import sharding
 from seg_jax.records import Array
 from seg_jax.training.optimizer import Optimizer
 
@@ -24,10 +26,33 @@ class State(NamedTuple):
     moments: optax.OptState
 
 
-def fresh(params: Any, transform: optax.GradientTransformation, *, horizon: int) -> State:
-    """Returns the state before the first step."""
-    steps = jnp.zeros((), jnp.int32)
-    return State(steps, jnp.asarray(horizon, jnp.int32), params, transform.init(params))
+def fresh(
+    params: Any, transform: optax.GradientTransformation, *, horizon: int, on: Mesh | None = None
+) -> State:
+    """Returns the state before the first step; its weights are the given arrays, no copies.
+
+    Args:
+      params: weights; on a mesh, in their shards.
+      transform: of the optimizer.
+      horizon: steps of the whole run.
+      on: the mesh that all else is made on, each device its own shards only; None: the default
+        device.
+    """
+
+    def rest(params: Any) -> State:
+        steps = jnp.zeros((), jnp.int32)
+        return State(steps, jnp.asarray(horizon, jnp.int32), None, transform.init(params))
+
+    if on is not None:
+        places = sharding.shardings(jax.eval_shape(rest, params), on)
+        rest = jax.jit(rest, out_shardings=places)
+    return rest(params)._replace(params=params)
+
+
+def shapes(params: Any, transform: optax.GradientTransformation, on: Mesh) -> State:
+    """Returns the shapes of a run's state as it lies on a mesh; the weights may be shapes too."""
+    made = jax.eval_shape(lambda params: fresh(params, transform, horizon=1), params)
+    return sharding.laid(made, on)
 
 
 def advance(
