@@ -59,7 +59,8 @@ class Plan:
     def state(self) -> state.State:
         """Of the training, as it lies on the devices."""
         transform = optimizer.build(self.run.optimizer)
-        return state.shapes(self.bundle.params, transform, self.mesh)
+        offload = self.run.offload
+        return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)
 
     @functools.cached_property
     def speaker(self) -> stations.Speaker:

@@ -59,6 +59,9 @@ class Config:
     model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    offload: bool = False
+    """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
+    room on the devices."""
     processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=Scenes)
     task: Referring = Referring()
@@ -294,10 +297,11 @@ def go(
     seconds, first = 0.0, processes.is_first()
     say = console.say if first else _unsaid
     versions, transform = runs.versions(), optimizer.build(config.optimizer)
+    where = {"on": mesh, "offload": config.offload}
     if checkpoints.latest() is None:
-        current = state.fresh(start.weights(), transform, horizon=plan.steps, on=mesh)
+        current = state.fresh(start.weights(), transform, horizon=plan.steps, **where)
     else:
-        like = state.shapes(start.bundle.params, transform, mesh)
+        like = state.shapes(start.bundle.params, transform, **where)
         current, record = checkpoints.restore(like, batches, warn=say)
         seconds = float(record["seconds"])
         say(f"{stage}: resuming after step {int(current.step)}")

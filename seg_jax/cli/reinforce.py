@@ -54,6 +54,9 @@ class Config:
     layout: Layout = Layout()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    offload: bool = False
+    """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
+    room on the devices."""
     processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()

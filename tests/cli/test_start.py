@@ -31,7 +31,9 @@ def start():
     """The beginning of a run with random weights on the mesh of eight devices."""
     given = small_run.bundle()
     mesh = SHAPE.build()
-    blank = dataclasses.replace(given, params=sharding.laid(given.params, mesh))
+    blank = dataclasses.replace(
+        given, params=sharding.laid(given.params, sharding.shardings(given.params, mesh))
+    )
     return finetune.Start(blank, finetune.drawing(small_run.sft_config(), blank, mesh))
 
 
@@ -66,7 +68,8 @@ def test_no_tpu_draws_more_than_its_shards(start):
     on = stations.Mesh(fsdp=8, tensor=2).build(topology.of("v5e:4x4").devices)
     drawing = finetune.drawing(small_run.sft_config(), start.bundle, on)
     sizes = drawing.lower().compile().memory_analysis()
-    weights = program.device_bytes(sharding.laid(start.bundle.params, on))
+    params = start.bundle.params
+    weights = program.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
     assert weights <= sizes.output_size_in_bytes
     assert sizes.temp_size_in_bytes < weights
 
@@ -121,8 +124,11 @@ def never():
     raise AssertionError("expected the weights of the checkpoint, got others made")
 
 
-def test_a_run_holds_one_state_in_shards(start, like, measured, tmp_path):
-    config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE)
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_run_holds_one_state_in_shards(start, measured, tmp_path, offload):
+    config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE, offload=offload)
+    transform, params = optimizer.build(ADAM), start.bundle.params
+    like = state.shapes(params, transform, SHAPE.build(), offload=offload)
     places = {"folder": tmp_path, "stage": "sft", "log": Silent()}
     before, share = held(), program.device_bytes(like)
     end, _ = finetune.train(config, start, **places)
