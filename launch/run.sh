@@ -2,9 +2,13 @@
 # Runs a program on this host as a member of its pod: bash launch/run.sh [--dry-run] PROGRAM ...
 #
 # The other scripts start it on every host. It installs the package with what the machine has (TPU,
-# NVIDIA GPU or neither), has collectives overlap with other work, and keeps compiled programs for
-# the next start. The program finds the other processes by itself (`seg-jax finetune --help`,
-# processes). Set before, these hold: LIBTPU_INIT_ARGS, XLA_FLAGS, JAX_COMPILATION_CACHE_DIR.
+# NVIDIA GPU or neither). The program finds the other processes by itself, as `processes` in
+# `seg-jax finetune --help` says. Set before, these hold:
+#   LIBTPU_INIT_ARGS  of TPUs: collectives of weights and gradients run beside products
+#   XLA_FLAGS         of GPUs: work is ordered so that collectives run beside it
+#   JAX_COMPILATION_CACHE_DIR  folder of compiled programs for the next start, of this host
+#     (~/.cache/seg-jax/compiled) unless told; only the first process writes there: the other hosts
+#     of a pod find them if all share the folder
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -6,8 +6,9 @@
 # Asks for the pod as a queued resource, waits for it, brings the committed code to all workers and
 # starts the program on all of them. In the environment: RUNTIME (v2-alpha-tpuv5-lite), SPOT (1 asks
 # for spot capacity), SHARE (HOST:/PATH, an NFS share such as Filestore, mounted at ~/runs on every
-# worker: the run's folder must be shared; --out runs/NAME is given). The same command again goes on
-# where the run was. What it asked for costs money until it is deleted; the last line says how.
+# worker: the run's folder must be shared; --out runs/NAME is given; compiled programs are kept in
+# ~/runs/.compiled). The same command again goes on where the run was. What it asked for costs money
+# until it is deleted; the last line says how.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -43,7 +44,7 @@ trap 'rm -rf "$(dirname "$archive")"' EXIT
 run git -C "$root" archive --format tgz --output "$archive" HEAD
 run "${tpus[@]}" tpu-vm scp "$archive" "$name:seg-jax.tgz" --worker all --zone "$zone"
 mount=""
-[[ -z "${SHARE:-}" ]] || mount="mkdir -p runs && { mountpoint -q runs || sudo mount -t nfs $(printf %q "$SHARE") runs; } && ln -sfn ~/runs seg-jax/runs && "
+[[ -z "${SHARE:-}" ]] || mount="mkdir -p runs && { mountpoint -q runs || sudo mount -t nfs $(printf %q "$SHARE") runs; } && ln -sfn ~/runs seg-jax/runs && export JAX_COMPILATION_CACHE_DIR=~/runs/.compiled && "
 program="$(printf '%q ' "$@" --out "runs/$name" --resume)"
 run "${tpus[@]}" tpu-vm ssh "$name" --worker all --zone "$zone" --command \
     "mkdir -p seg-jax && tar xzf seg-jax.tgz -C seg-jax && ${mount}bash seg-jax/launch/run.sh $program"

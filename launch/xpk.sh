@@ -4,7 +4,8 @@
 #   bash launch/xpk.sh cluster sft v5litepod-256 finetune configs/qwen25_vl_7b_sft.py --out /runs/sft
 #
 # In the environment: PROJECT and ZONE of the cluster, SLICES (1), IMAGE (an image with Python 3.11
-# or newer, python:3.12 unless told; the repository is laid over it and installed when it starts).
+# or newer, python:3.12 unless told; the repository is laid over it and installed when it starts),
+# COMPILED (a folder of compiled programs that all hosts share, as /runs/.compiled).
 # --out lies on a volume that all hosts share; --resume is always given, so a restart goes on.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
@@ -23,4 +24,4 @@ program="$(printf '%q ' "$@" --resume)"
 run xpk workload create --cluster "$cluster" --workload "$name" --tpu-type "$type" \
     --num-slices "${SLICES:-1}" --project "$PROJECT" --zone "$ZONE" \
     --base-docker-image "${IMAGE:-python:3.12}" --script-dir "$root" \
-    --command "bash launch/run.sh $program"
+    --command "${COMPILED:+JAX_COMPILATION_CACHE_DIR=$(printf %q "$COMPILED") }bash launch/run.sh $program"

@@ -69,7 +69,11 @@ def gspo_config(**changes: Any) -> reinforce.Config:
 @functools.cache
 def bundle() -> Bundle:
     """Returns the model with random weights; they are never donated."""
-    return finetune.start(sft_config(), _folder() / "tokenizer")
+    config = sft_config()
+    blank = finetune.blank(config, config.model, _folder() / "tokenizer")
+    params = finetune.drawing(config, blank, sharding.mesh(devices=jax.devices()[:1]))()
+    # On the default device, free to be laid over any mesh.
+    return dataclasses.replace(blank, params=jax.tree.map(jnp.asarray, jax.device_get(params)))
 
 
 def model() -> tuple[Any, Any, Any]:

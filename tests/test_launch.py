@@ -91,6 +91,20 @@ def test_the_compiler_for_tpus_knows_the_flags(more):
     assert (done.returncode == 0) == (not more), done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("more", ["", " --xla_gpu_no_such_flag=true"])
+def test_the_compiler_for_gpus_knows_the_flags(more):
+    flags = re.findall(r"--xla_gpu_\w+=true", (LAUNCH / "run.sh").read_text())
+    assert flags
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=many_processes.environment(1, XLA_FLAGS=" ".join(flags) + more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == (not more), done.stderr[-2000:]
+
+
 def test_local_processes_share_one_place():
     found = commands("local_processes.sh", "3", "finetune", "a b.py", PORT="23456", DEVICES="2")
     assert len(found) == 3
@@ -124,6 +138,7 @@ def test_a_tpu_pod_is_asked_for_filled_and_started():
     assert {"--worker", "all"} <= set(copy) & set(start)
     inner = start[start.index("--command") + 1]
     assert "mount -t nfs 10.0.0.2:/share runs" in inner
+    assert "export JAX_COMPILATION_CACHE_DIR=~/runs/.compiled && bash" in inner
     wanted = ["seg-jax/launch/run.sh", "finetune", "a b.py", "--out", "runs/pod", "--resume"]
     assert shlex.split(inner)[-6:] == wanted
 
@@ -135,7 +150,12 @@ def test_xpk_is_asked_for_a_workload():
     assert named["--cluster"] == "c"
     assert named["--workload"] == "sft"
     assert named["--num-slices"] == "1"
-    assert shlex.split(named["--command"])[2:] == ["finetune", "a b.py", "--resume"]
+    wanted = ["bash", "launch/run.sh", "finetune", "a b.py", "--resume"]
+    assert shlex.split(named["--command"]) == wanted
+    given = CLOUD | {"COMPILED": "/runs/a b"}
+    (command,) = commands("xpk.sh", "c", "sft", "v5litepod-16", "finetune", "a b.py", **given)
+    told = shlex.split(command[command.index("--command") + 1])
+    assert told == ["JAX_COMPILATION_CACHE_DIR=/runs/a b", *wanted]
 
 
 def test_a_jobset_is_filled_in():
@@ -150,6 +170,9 @@ def test_a_jobset_is_filled_in():
     assert job["parallelism"] == job["completions"] == 64
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
+    (variable,) = container["env"]
+    mounts = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+    assert Path(variable["value"]).parent in mounts
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert container["args"][0].endswith(
         "finetune configs/qwen25_vl_7b_sft.py --out /runs/sft --resume"

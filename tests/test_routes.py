@@ -39,7 +39,7 @@ def shapes(tree):
 @pytest.mark.slow
 def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
     supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
-    bundle = finetune.start(supervised, tmp_path / "tokenizer")
+    bundle = finetune.start(supervised, tmp_path / "tokenizer").bundle
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer)
 
     def abstract(config, rows):
@@ -49,8 +49,8 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
             task = dataclasses.replace(task, mixture=config.mixture)
         batches = pipeline.batches(config.source, task, bundle.encoder, feed, rows=rows)
         transform = optimizer.build(config.optimizer)
-        begin = jax.eval_shape(lambda p: state.fresh(p, transform, horizon=9), bundle.params)
-        return begin, shapes(next(batches))
+        begin = state.shapes(bundle.params, transform, sharding.mesh(devices=jax.devices()[:1]))
+        return shapes(begin), shapes(next(batches))
 
     begin, batch = abstract(supervised, "sft")
     step = stations.supervised_step(speaker, supervised.objective, supervised.optimizer)
@@ -97,6 +97,7 @@ def route(request):
     rows = "sft" if request.param == "sft" else "prompts"
     plan = dataclasses.replace(config.loop, steps=5, log_every=1, save_minutes=1e-9)
     config = dataclasses.replace(config, loop=plan)
+    bundle = small_run.bundle()
 
     def go(folder, stop):
         batches = small_run.batches(rows)
@@ -109,10 +110,15 @@ def route(request):
                 return learn(current, batch)
             return learn(current, batch, draw(current.params, batch, current.step), None)
 
-        begin = state.fresh(small_run.bundle().params, optimizer.build(ADAM), horizon=plan.steps)
+        def weights():
+            return jax.device_put(
+                bundle.params, sharding.shardings(bundle.params, on), may_alias=False
+            )
+
+        start = finetune.Start(bundle, weights)
         with Log(folder) as log:
             end, _ = finetune.go(
-                config, body, begin, batches, folder=folder, stage=request.param, log=log, mesh=on
+                config, body, start, batches, folder=folder, stage=request.param, log=log, mesh=on
             )
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         unlike = dict.fromkeys(("seconds", "seconds/step", "data_wait"), 0)  # In any two runs.

@@ -16,11 +16,10 @@ from flax import nnx
 
 from seg_jax.cli import finetune, reinforce
 from seg_jax.data import pipeline
-from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import families, sharding, work
+from seg_jax.models import sharding, work
 from seg_jax.records import Batch, Prompts, Rollout
 from seg_jax.training import optimizer, state, stations
 
@@ -60,11 +59,8 @@ class Plan:
     def state(self) -> state.State:
         """Of the training, as it lies on the devices."""
         transform = optimizer.build(self.run.optimizer)
-        steps = self.run.loop.steps
-        made = jax.eval_shape(
-            lambda params: state.fresh(params, transform, horizon=steps), self.bundle.params
-        )
-        return self.laid(made)
+        offload = self.run.offload
+        return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)
 
     @functools.cached_property
     def speaker(self) -> stations.Speaker:
@@ -73,10 +69,6 @@ class Plan:
         return stations.Speaker(
             bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk, ends=bundle.end_ids
         )
-
-    def laid(self, weights: Any) -> Any:
-        """Returns shapes of weights as they lie on the devices."""
-        return _at(weights, sharding.shardings(weights, self.mesh))
 
     def rows(self, kind: Literal["sft", "prompts"]) -> Any:
         """Returns the shapes of a batch of the kind, as the pipeline makes it."""
@@ -94,10 +86,12 @@ class Plan:
 
     def batch(self, row: Any, count: int) -> Any:
         """Returns the shapes of `count` such rows, spread over the devices."""
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), row
-        )
-        return _at(shapes, sharding.batch(self.mesh, count))
+        place = sharding.batch(self.mesh, count)
+
+        def many(leaf):
+            return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype, sharding=place)
+
+        return jax.tree.map(many, row)
 
 
 def plan(run: Run, devices: list[Any]) -> Plan:
@@ -110,23 +104,14 @@ def plan(run: Run, devices: list[Any]) -> Plan:
     """
     mesh = run.mesh.build(devices)
     if run.checkpoint is not None:
-        layout, task = bundles.describe(run.checkpoint)
-        sizes, tokenizer = families.read(run.checkpoint), Tokenizer.load(run.checkpoint)
-    elif run.model is not None:
-        layout, task = run.layout, run.task
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = finetune.scene_tokenizer(run.source, task, Path(folder))
-        sizes = finetune.spoken(run.model, tokenizer)
-    else:
+        return Plan(run, bundles.blank(run.checkpoint, compute=run.compute), mesh)
+    if run.model is None:
         raise ValueError(
             "expected a checkpoint or a model in the configuration, got neither; "
             "do: give --checkpoint FOLDER"
         )
-    kind = families.of(sizes).model
-    model = nnx.eval_shape(lambda: kind(sizes, compute=run.compute, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(model)
-    folder = run.checkpoint or Path()
-    return Plan(run, Bundle(graph, params, tokenizer, folder, layout, task), mesh)
+    with tempfile.TemporaryDirectory() as folder:
+        return Plan(run, finetune.blank(run, run.model, Path(folder)), mesh)
 
 
 def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
@@ -227,14 +212,3 @@ def _update_work(plan: Plan, updates: int = 1) -> work.Work:
 
 def _scalar(plan: Plan) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(plan.mesh))
-
-
-def _at(shapes: Any, places: Any) -> Any:
-    """Returns shapes with their shardings: one for all, or a tree of them."""
-    if isinstance(places, jax.sharding.Sharding):
-        places = jax.tree.map(lambda _: places, shapes)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        places,
-    )

@@ -286,6 +286,8 @@ def _column(result: Result, target: topology.Topology) -> dict[str, str]:
             "outputs beyond donated, GiB": _gib(memory.outputs - memory.aliased),
             "code, GiB": _gib(memory.code),
         }
+        if memory.host:
+            told["on the host, GiB"] = _gib(memory.host)
     told["held beside it, GiB"] = _gib(result.beside_bytes)
     told["in all, GiB"] = _gib(result.needed_bytes)
     if result.available_bytes is not None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tyro.conf import subcommand
@@ -20,7 +19,17 @@ from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding, work
+from seg_jax.models import (
+    families,
+    kimi_vl,
+    layers,
+    numbers,
+    qwen3_vl,
+    qwen25_vl,
+    sharding,
+    weights,
+    work,
+)
 from seg_jax.records import Batch
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
@@ -50,6 +59,9 @@ class Config:
     model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    offload: bool = False
+    """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
+    room on the devices."""
     processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=Scenes)
     task: Referring = Referring()
@@ -72,12 +84,12 @@ def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
     with processes.together(config.processes):
         # A wrong --checkpoint must not cost the run that --anew replaces.
-        given = None if config.checkpoint is None else start(config, config.out)
+        found = None if config.checkpoint is None else given(config, config.checkpoint)
         claim(config, reads=config.checkpoint)
         with journal(config.out) as log:
-            bundle = given or processes.in_turn(lambda: start(config, config.out / "tokenizer"))
-            trained, _ = train(config, bundle, folder=config.out, stage="sft", log=log)
-        finish(config.out, bundle, trained)
+            begin = found or processes.in_turn(lambda: start(config, config.out / "tokenizer"))
+            trained, _ = train(config, begin, folder=config.out, stage="sft", log=log)
+        finish(config.out, begin.bundle, trained)
         if processes.is_first():
             print(config.out / "checkpoint")
     return 0
@@ -103,24 +115,67 @@ def finish(folder: Path, bundle: Bundle, trained: state.State) -> None:
     )
 
 
-def start(config: Config, tokenizer_folder: Path) -> Bundle:
-    """Returns the model to train: the given one, or random weights with a tokenizer of its own.
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    bundle: Bundle
+    """The model, perhaps with shapes for weights."""
+    weights: Callable[[], Any]
+    """Gives weights in their shards on the run's mesh away: the steps of the run overwrite them.
+    Called once, and not at all where the run goes on from a checkpoint of its own."""
+
+
+def given(config: Any, checkpoint: Path) -> Start:
+    """Returns a model in a folder to train further; its weights are read at once but to resume.
 
     Raises:
-      ValueError: the given folder holds no model, or the configured one fits no tokenizer.
+      ValueError: the folder holds no model.
     """
-    if config.checkpoint is not None:
-        return bundles.load(config.checkpoint, compute=config.compute)
+    mesh = config.mesh.build()
+
+    def read() -> Bundle:
+        return bundles.load(checkpoint, compute=config.compute, on=mesh)
+
+    if config.resume:
+        return Start(bundles.blank(checkpoint, compute=config.compute), lambda: read().params)
+    bundle = read()
+    return Start(bundle, lambda: bundle.params)
+
+
+def start(config: Config, tokenizer_folder: Path) -> Start:
+    """Returns a model that is to have random weights, with a tokenizer of its own.
+
+    Raises:
+      ValueError: the configured model fits no tokenizer.
+    """
+    bundle = blank(config, config.model, tokenizer_folder)
+    return Start(bundle, drawing(config, bundle, config.mesh.build()))
+
+
+def blank(config: Any, model: Model, tokenizer_folder: Path) -> Bundle:
+    """Returns the configured model with shapes for weights."""
     tokenizer = scene_tokenizer(config.source, config.task, tokenizer_folder)
-    sizes = spoken(config.model, tokenizer)
-    kind = families.of(sizes).model
-    model = kind(sizes, compute=config.compute, rngs=nnx.Rngs(config.seed))
-    if config.ordered_numbers:
-        values, _ = tokens.number_table(tokenizer)
-        key = jax.random.key(config.seed)
-        model.embed.embedding[...] = numbers.embed(model.embed, values, key)
-    graph, params = nnx.split(model)
-    return Bundle(graph, params, tokenizer, tokenizer_folder, config.layout, config.task)
+    graph, shapes = nnx.split(weights.blank(spoken(model, tokenizer), config.compute))
+    return Bundle(graph, shapes, tokenizer, tokenizer_folder, config.layout, config.task)
+
+
+def drawing(config: Config, bundle: Bundle, on: jax.sharding.Mesh) -> Any:
+    """Returns the jitted function () -> random weights on a mesh.
+
+    They are the same on any mesh; each device makes its own shards and no others.
+    """
+    sizes = nnx.merge(bundle.graph, bundle.params).config
+    values, _ = tokens.number_table(bundle.tokenizer)
+
+    def draw() -> Any:
+        kind = families.of(sizes).model
+        model = kind(sizes, compute=config.compute, rngs=nnx.Rngs(config.seed))
+        if config.ordered_numbers:
+            key = jax.random.key(config.seed)
+            model.embed.embedding[...] = numbers.embed(model.embed, values, key)
+        return nnx.state(model)
+
+    return jax.jit(draw, out_shardings=sharding.shardings(bundle.params, on))
 
 
 def spoken(model: Model, tokenizer: tokens.Tokenizer) -> Model:
@@ -159,13 +214,13 @@ def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tok
 
 
 def train(
-    config: Config, bundle: Bundle, *, folder: Path, stage: str, log: Log
+    config: Config, start: Start, *, folder: Path, stage: str, log: Log
 ) -> tuple[state.State, float]:
     """Returns the trained state and the seconds that its steps took; resumes what it finds.
 
     Checkpoints of the stage lie in FOLDER/state/STAGE.
     """
-    mesh = config.mesh.build()
+    mesh, bundle = config.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = fed(config, bundle.task, encoder, mesh, rows="sft")
     speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
@@ -174,10 +229,9 @@ def train(
     def body(current: state.State):
         return step(current, put(next(batches)))
 
-    fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
     best = _best_seconds(config, bundle, encoder)
     return go(
-        *(config, body, fresh, batches),
+        *(config, body, start, batches),
         folder=folder,
         stage=stage,
         log=log,
@@ -228,7 +282,7 @@ def _best_seconds(config: Config, bundle: Bundle, encoder: Encoder) -> float | N
 def go(
     config: Any,
     body: loop.Body,
-    fresh: state.State,
+    start: Start,
     batches: Any,
     *,
     folder: Path,
@@ -240,13 +294,15 @@ def go(
     """Runs a stage from its newest checkpoint, or afresh; returns its state and seconds."""
     plan: loop.Loop = config.loop
     checkpoints = Checkpoints(folder / "state" / stage, keep=plan.keep, keep_best=plan.keep_best)
-    # Steps donate their state, and the weights of `fresh` may be needed again.
-    current = sharding.place(jax.tree.map(jnp.array, fresh), sharding.shardings(fresh, mesh))
     seconds, first = 0.0, processes.is_first()
     say = console.say if first else _unsaid
-    versions = runs.versions()
-    if checkpoints.latest() is not None:
-        current, record = checkpoints.restore(current, batches, warn=say)
+    versions, transform = runs.versions(), optimizer.build(config.optimizer)
+    where = {"on": mesh, "offload": config.offload}
+    if checkpoints.latest() is None:
+        current = state.fresh(start.weights(), transform, horizon=plan.steps, **where)
+    else:
+        like = state.shapes(start.bundle.params, transform, **where)
+        current, record = checkpoints.restore(like, batches, warn=say)
         seconds = float(record["seconds"])
         say(f"{stage}: resuming after step {int(current.step)}")
         say_differing(say, stage, record.get("versions", {}), versions)

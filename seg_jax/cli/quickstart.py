@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -102,20 +103,22 @@ def _chapters(config: Config, log: Log) -> tuple[dict[str, Chapter], dict[str, f
     console.say("1 of 3: supervised fine-tuning (SFT) from random weights")
     random = finetune.start(sft, config.out / "tokenizer")
     trained, sft_seconds = finetune.train(sft, random, folder=config.out, stage="sft", log=log)
-    chapters = {"sft": _chapter(config, "after SFT", Predictor(random), trained.params)}
+    chapters = {"sft": _chapter(config, "after SFT", Predictor(random.bundle), trained.params)}
     bundles.save(chapters["sft"].bundle, config.out / "sft")
 
     console.say("2 of 3: reinforcement (GSPO) from weights that were fine-tuned for longer")
-    start = bundles.load(config.start, compute=tiny.compute())
+    start = bundles.load(config.start, compute=tiny.compute(), on=config.mesh.build())
+    # Needed until the end: each stage that begins with them gets a copy.
+    again = finetune.Start(start, lambda: jax.tree.map(jnp.copy, start.params))
     asked = Predictor(start)
     chapters["start"] = _chapter(config, "GSPO starts here", asked, start.params)
-    trained, gspo_seconds = reinforce.train(gspo, start, folder=config.out, stage="gspo", log=log)
+    trained, gspo_seconds = reinforce.train(gspo, again, folder=config.out, stage="gspo", log=log)
     chapters["gspo"] = _chapter(config, "after GSPO", asked, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
     control = _control(config, gspo_seconds)
     trained, control_seconds = finetune.train(
-        control, start, folder=config.out, stage="control", log=log
+        control, again, folder=config.out, stage="control", log=log
     )
     chapters["control"] = _chapter(config, "control: more SFT", asked, trained.params)
     return chapters, {"sft": sft_seconds, "gspo": gspo_seconds, "control": control_seconds}

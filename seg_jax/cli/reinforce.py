@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seg_jax.cli import finetune, runs
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
-from seg_jax.inference import bundle as bundles
 from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import layers, sharding
+from seg_jax.models import layers
 from seg_jax.records import Prompts, Rollout
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, policy, processes, state, stations
@@ -54,6 +54,9 @@ class Config:
     layout: Layout = Layout()
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
+    offload: bool = False
+    """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
+    room on the devices."""
     processes: processes.Processes = processes.Processes()
     source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()
@@ -92,14 +95,14 @@ def main(config: Config) -> int:
         )
     config.log.check()
     with processes.together(config.processes):
-        bundle = bundles.load(config.checkpoint, compute=config.compute)
+        start = finetune.given(config, config.checkpoint)
         finetune.claim(config, reads=config.checkpoint)
-        gallery = Gallery(config, bundle)
+        gallery = Gallery(config, start.bundle)
         with finetune.journal(config.out, config.log) as log:
             trained, _ = train(
-                config, bundle, folder=config.out, stage="gspo", log=log, show=gallery.show
+                config, start, folder=config.out, stage="gspo", log=log, show=gallery.show
             )
-        finetune.finish(config.out, bundle, trained)
+        finetune.finish(config.out, start.bundle, trained)
         if processes.is_first():
             _report(config, gallery)
             print(config.out / "checkpoint")
@@ -173,7 +176,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def train(
     config: Config,
-    bundle: Bundle,
+    start: finetune.Start,
     *,
     folder: Path,
     stage: str,
@@ -181,7 +184,7 @@ def train(
     show: Show = lambda step, prompts, rollout: None,
 ) -> tuple[state.State, float]:
     """Returns the trained state and the seconds that its steps took; resumes what it finds."""
-    mesh = config.mesh.build()
+    mesh, bundle = config.mesh.build(), start.bundle
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = finetune.fed(config, task, encoder, mesh, rows="prompts")
@@ -199,7 +202,8 @@ def train(
     )
     reference = None
     if config.policy.kl > 0:
-        reference = sharding.place(bundle.params, sharding.shardings(bundle.params, mesh))
+        reference = start.weights()
+        start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
     clock, answers = Clock(config.loop.log_every), config.feed.batch * config.sampling.answers
 
     def body(current: state.State):
@@ -213,5 +217,4 @@ def train(
             metrics |= clock.told(float(metrics["length/mean"]) * answers)
         return current, metrics
 
-    fresh = state.fresh(bundle.params, optimizer.build(config.optimizer), horizon=config.loop.steps)
-    return finetune.go(config, body, fresh, batches, folder=folder, stage=stage, log=log, mesh=mesh)
+    return finetune.go(config, body, start, batches, folder=folder, stage=stage, log=log, mesh=mesh)

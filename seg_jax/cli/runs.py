@@ -165,6 +165,7 @@ _FREE = (
     "log",
     "panel_every",
     "mesh",
+    "offload",
     "processes",
     "profile",
 )

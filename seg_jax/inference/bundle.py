@@ -32,6 +32,7 @@ class Bundle:
     graph: nnx.GraphDef
     """The model without its weights."""
     params: Any
+    """Weights, or their shapes as long as none are needed."""
     tokenizer: Tokenizer
     tokenizer_folder: Path
     """Where the tokenizer's files lie; they travel with the model."""
@@ -130,6 +131,24 @@ def load(
       ValueError: the folder is not such a one, a file in it is broken, or there are `cells` for a
         model that was trained with others.
     """
+    bundle = blank(folder, compute=compute, cells=cells)
+    _, params = nnx.split(weights.load(folder, compute=compute, on=on))
+    return dataclasses.replace(bundle, params=params)
+
+
+def blank(
+    folder: Path, *, compute: layers.Compute | None = None, cells: int | None = None
+) -> Bundle:
+    """Returns the model of a folder with shapes for weights: only its small files are read.
+
+    Args:
+      folder: of the model.
+      compute: how it is to compute; float32 if None.
+      cells: picture tokens of a row of a plain folder, 1280 if None.
+
+    Raises:
+      ValueError: as `load`, of these files.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: expected a checkpoint folder, got "
@@ -137,12 +156,11 @@ def load(
             "give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
     layout, task = describe(folder, cells=cells)
-    tokenizer = Tokenizer.load(folder)
-    model = weights.load(folder, compute=compute, on=on)
-    _check_fit(model.config, tokenizer, layout, folder)
-    graph, params = nnx.split(model)
-    ends = _ends(folder, model.config.text.vocab_size)
-    return Bundle(graph, params, tokenizer, folder, layout, task, ends)
+    tokenizer, config = Tokenizer.load(folder), families.read(folder)
+    _check_fit(config, tokenizer, layout, folder)
+    graph, shapes = nnx.split(weights.blank(config, compute or layers.Compute()))
+    ends = _ends(folder, config.text.vocab_size)
+    return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
 
 
 def describe(folder: Path, *, cells: int | None = None) -> tuple[Layout, Referring]:

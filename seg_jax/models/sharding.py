@@ -11,6 +11,9 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+HOST = "pinned_host"
+"""Kind of the memory of a device's host."""
+
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 """Of every mesh: copies of the weights, shards of the weights, shards of the experts, shards of
 long rows, shards of each layer's work. Neighbours on the last axes are the closest devices."""
@@ -133,6 +136,15 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
             f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: {_advice(tree, on)}"
         )
     return placed
+
+
+def laid(tree: Any, places: Any) -> Any:
+    """Returns the shapes of a tree with the shardings of another; no array is made."""
+
+    def one(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(one, tree, places)
 
 
 def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
@@ -336,7 +348,27 @@ def kept(tree: Any) -> Any:
     on = current()
     if on is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, shardings(tree, on))
+
+    def one(leaf: Any, place: NamedSharding) -> NamedSharding:
+        return place.with_memory_kind(HOST) if _away(leaf) else place
+
+    places = jax.tree.map(one, tree, shardings(tree, on))
+    return jax.lax.with_sharding_constraint(tree, places)
+
+
+def near(x: Any) -> Any:
+    """Returns x in the memory of its devices, wherever it was."""
+    return jax.device_put(x, jax.memory.Space.Device) if _away(x) else x
+
+
+def back(x: Any, like: Any) -> Any:
+    """Returns x in the memory that another array lies in."""
+    return jax.device_put(x, jax.memory.Space.Host) if _away(like) else x
+
+
+def _away(x: Any) -> bool:
+    """Returns whether an array lies in the memory of its host."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
 def _parts(axes: Any, on: Mesh | AbstractMesh) -> int:

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
 FOLDER = "params"
@@ -43,15 +42,6 @@ def read(folder: Path, like: Any) -> Any:
         ) from error
     nnx.replace_by_pure_dict(like, found)
     return like
-
-
-def placed(like: Any, places: Any) -> Any:
-    """Returns shapes with the shardings of `places`."""
-
-    def one(leaf, place):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return jax.tree.map(one, like, places)
 
 
 def _saver() -> Any:

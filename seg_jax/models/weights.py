@@ -238,7 +238,7 @@ def _restored(config: Any, compute: layers.Compute, folder: Path, on: Mesh | Non
         places = jax.tree.map(lambda _: here, state)
     else:
         places = sharding.shardings(state, on)
-    return nnx.merge(graph, stored.read(folder, stored.placed(state, places)))
+    return nnx.merge(graph, stored.read(folder, sharding.laid(state, places)))
 
 
 def _placed(

@@ -232,7 +232,8 @@ def _score(watched: Mapping[str, Any]) -> float:
 
 def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
     """Saves a state whose numbers are finite; returns where the run can go on."""
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.moments))]
+    leaves = jax.tree.leaves((state.params, state.moments))
+    finite = [jnp.isfinite(sharding.near(leaf)).all() for leaf in leaves]
     if all(jax.device_get(finite)):
         save(state)
         checkpoints.wait()

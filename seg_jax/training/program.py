@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from seg_jax.models import sharding
+
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -41,6 +43,8 @@ class Memory:
     code: int
     donated: int
     """Of the arguments, offered to be written over."""
+    host: int = 0
+    """Arguments in the memory of the device's host; counted nowhere else."""
 
     @property
     def total(self) -> int:
@@ -129,14 +133,19 @@ def memory(compiled: Any, lowered: Any, arguments: Any) -> Memory:
         temporary=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,
         donated=donated,
+        host=sizes.host_argument_size_in_bytes,
     )
 
 
 def device_bytes(tree: Any) -> int:
-    """Returns the bytes on one device of shapes with their shardings, without padding."""
+    """Returns the bytes on one device of shapes with their shardings, without padding.
+
+    What lies in the memory of its host is not on it.
+    """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != sharding.HOST
     )
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import sharding
 from seg_jax.records import Array
 from seg_jax.training.optimizer import Optimizer
 
@@ -24,10 +26,52 @@ class State(NamedTuple):
     moments: optax.OptState
 
 
-def fresh(params: Any, transform: optax.GradientTransformation, *, horizon: int) -> State:
-    """Returns the state before the first step."""
-    steps = jnp.zeros((), jnp.int32)
-    return State(steps, jnp.asarray(horizon, jnp.int32), params, transform.init(params))
+def fresh(
+    params: Any,
+    transform: optax.GradientTransformation,
+    *,
+    horizon: int,
+    on: Mesh | None = None,
+    offload: bool = False,
+) -> State:
+    """Returns the state before the first step; its weights are the given arrays, no copies.
+
+    Args:
+      params: weights; on a mesh, in their shards.
+      transform: of the optimizer.
+      horizon: steps of the whole run.
+      on: the mesh that all else is made on, each device its own shards only; None: the default
+        device.
+      offload: whether moments on a mesh lie in the memory of its hosts.
+    """
+
+    def rest(params: Any) -> State:
+        steps = jnp.zeros((), jnp.int32)
+        return State(steps, jnp.asarray(horizon, jnp.int32), None, transform.init(params))
+
+    if on is not None:
+        rest = jax.jit(rest, out_shardings=_places(jax.eval_shape(rest, params), on, offload))
+    return rest(params)._replace(params=params)
+
+
+def shapes(
+    params: Any, transform: optax.GradientTransformation, on: Mesh, *, offload: bool = False
+) -> State:
+    """Returns the shapes of a run's state as it lies on a mesh; the weights may be shapes too."""
+    made = jax.eval_shape(lambda params: fresh(params, transform, horizon=1), params)
+    return sharding.laid(made, _places(made, on, offload))
+
+
+def _places(made: State, on: Mesh, offload: bool) -> State:
+    """Returns the sharding of each leaf of a state; offloaded, moments lie in the hosts' memory."""
+    places = sharding.shardings(made, on)
+    if not offload:
+        return places
+
+    def away(leaf: Any, place: Any) -> Any:
+        return place.with_memory_kind(sharding.HOST) if leaf.ndim else place
+
+    return places._replace(moments=jax.tree.map(away, made.moments, places.moments))
 
 
 def advance(
@@ -41,9 +85,11 @@ def advance(
     """Returns the state after one update and the learning rate that it used.
 
     Where the update is not sound, weights and moments stay as they were: the run can be stopped
-    later, and saved, without a copy of every state.
+    later, and saved, without a copy of every state. Moments that lie in the memory of the hosts
+    come to the devices for the update and go back.
     """
-    direction, moments = transform.update(grads, state.moments, state.params)
+    before = jax.tree.map(sharding.near, state.moments)
+    direction, moments = transform.update(grads, before, state.params)
     rate = optimizer.schedule.rate(optimizer.lr, state.step, state.horizon)
     params = jax.tree.map(
         lambda weight, d: (weight - rate * d).astype(weight.dtype), state.params, direction
@@ -52,8 +98,9 @@ def advance(
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old),
             (params, moments),
-            (state.params, state.moments),
+            (state.params, before),
         )
+    moments = jax.tree.map(sharding.back, moments, state.moments)
     return State(state.step + 1, state.horizon, params, moments), rate
 
 

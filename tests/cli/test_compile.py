@@ -200,3 +200,20 @@ def test_a_small_run_compiles_for_a_tpu(step):
     least = 2 if step == "sft" else tokens - 1
     assert max(loop.trips or 0 for loop in result.text.loops) >= least
     assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["sft", "update"])
+def test_offloaded_moments_leave_a_tpu(step):
+    run = small_run.sft_config(offload=True)
+    if step == "update":
+        run = dataclasses.replace(small_run.gspo_config(offload=True), model=run.model)
+    target = topology.of("v5e:2x2")
+    plan = abstract.plan(run, target.devices)
+    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    here = abstract.plan(dataclasses.replace(run, offload=False), target.devices).state
+    moments = program.device_bytes(here.moments)
+    assert result.memory.host > 0.99 * moments  # Tiles are padded.
+    assert result.memory.donated == pytest.approx(program.device_bytes(here) - moments, rel=0.01)
+    assert result.memory.donated <= result.memory.aliased

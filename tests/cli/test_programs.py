@@ -72,7 +72,9 @@ def given(tmp_path_factory):
         optimizer=optimizer.AdamW(),
         loop=loop.Loop(steps=4, log_every=1),
     )
-    bundles.save(finetune.start(config, folder / "tokenizer"), folder / "checkpoint")
+    start = finetune.start(config, folder / "tokenizer")
+    bundle = dataclasses.replace(start.bundle, params=start.weights())
+    bundles.save(bundle, folder / "checkpoint")
     return folder / "checkpoint"
 
 

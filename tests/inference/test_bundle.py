@@ -245,6 +245,8 @@ def test_files_that_do_not_belong_together(broken):
     config, manifest = broken / "config.json", broken / bundles.MANIFEST
     before = config.read_text(), manifest.read_text()
     change(config, vision_config={"patch_size": 14})
+    assert "layout.patch: expected 14 as in config.json, got 8" in complaint(broken)
+    change(manifest, layout={"patch": 14})
     assert "patch_embed" in complaint(broken)
     config.write_text(before[0])
     change(manifest, layout={"patch": 14})

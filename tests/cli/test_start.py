@@ -1,0 +1,154 @@
+"""How a run begins: weights and moments are made in their shards, and nothing is there twice."""
+
+import dataclasses
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.cli import finetune, reinforce
+from seg_jax.inference import bundle as bundles
+from seg_jax.models import sharding
+from seg_jax.records import Rollout
+from seg_jax.training import loop, optimizer, policy, program, state, stations, topology
+from seg_jax.training.log import Silent
+
+pytestmark = [
+    pytest.mark.usefixtures("quickly_compiled"),
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
+]
+
+ADAM = optimizer.AdamW()
+ONCE = loop.Loop(steps=1, log_every=1)
+SHAPE = stations.Mesh(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """The beginning of a run with random weights on the mesh of eight devices."""
+    given = small_run.bundle()
+    mesh = SHAPE.build()
+    blank = dataclasses.replace(
+        given, params=sharding.laid(given.params, sharding.shardings(given.params, mesh))
+    )
+    return finetune.Start(blank, finetune.drawing(small_run.sft_config(), blank, mesh))
+
+
+@pytest.fixture(scope="module")
+def like(start):
+    """The shapes of its state, as they lie on the devices."""
+    return state.shapes(start.bundle.params, optimizer.build(ADAM), SHAPE.build())
+
+
+def assert_laid_as(tree, wanted):
+    for leaf, like in zip(*map(jax.tree.leaves, (tree, wanted)), strict=True):
+        assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
+        assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+
+
+def test_random_weights_do_not_depend_on_the_mesh(start):
+    found, wanted = start.weights(), small_run.bundle().params
+    assert_laid_as(found, start.bundle.params)
+    one_by_one = zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    )
+    for (path, leaf), alone in one_by_one:
+        # Rows of numbers are as long as all rows in the mean: round-off depends on the mesh.
+        table = sharding.names_of(path) == ("embed", "embedding")
+        np.testing.assert_allclose(leaf, alone, rtol=0, atol=1e-7 if table else 0)
+    assert np.std(np.asarray(found["embed"]["embedding"][...])) > 1e-3
+
+
+@pytest.mark.slow
+def test_no_tpu_draws_more_than_its_shards(start):
+    pytest.importorskip("libtpu")
+    on = stations.Mesh(fsdp=8, tensor=2).build(topology.of("v5e:4x4").devices)
+    drawing = finetune.drawing(small_run.sft_config(), start.bundle, on)
+    sizes = drawing.lower().compile().memory_analysis()
+    params = start.bundle.params
+    weights = program.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
+    assert weights <= sizes.output_size_in_bytes
+    assert sizes.temp_size_in_bytes < weights
+
+
+def test_weights_of_a_file_may_be_overwritten_by_steps(tmp_path):
+    wanted = small_run.bundle()
+    bundles.save(wanted, tmp_path / "given")
+    config = small_run.sft_config(mesh=SHAPE)
+    change = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x + 1, tree), donate_argnums=0)
+    for resume in (False, True):
+        start = finetune.given(dataclasses.replace(config, resume=resume), tmp_path / "given")
+        changed = change(start.weights())
+        for leaf, before in zip(*map(jax.tree.leaves, (changed, wanted.params)), strict=True):
+            # What several devices hold each must have been theirs alone.
+            for shard in leaf.addressable_shards:
+                np.testing.assert_array_equal(shard.data, 2 * np.asarray(before)[shard.index] + 1)
+
+
+def held():
+    """Returns the bytes of all arrays on every device."""
+    gc.collect()
+    found = np.zeros(8, int)
+    for array in jax.live_arrays():
+        # Not by `shard.data`: these are arrays too.
+        size = program.device_bytes(array)
+        for device in array.sharding.device_set:
+            found[device.id] += size
+    return found
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Puts steps that note what the devices hold in the place of the real ones."""
+    found = []
+
+    def stand_in(*_):
+        def step(current, *_):
+            found.append(held())
+            return current._replace(step=current.step + 1), dict.fromkeys(told, jnp.ones(()))
+
+        return step
+
+    told = ("loss", "reward", "length/mean")
+    monkeypatch.setattr(stations, "supervised_step", stand_in)
+    monkeypatch.setattr(stations, "reinforcing_step", stand_in)
+    nothing = Rollout(*(jnp.zeros((8, 1, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
+    monkeypatch.setattr(stations, "sampler", lambda *_, **__: lambda *_: nothing)
+    return found
+
+
+def never():
+    raise AssertionError("expected the weights of the checkpoint, got others made")
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_run_holds_one_state_in_shards(start, measured, tmp_path, offload):
+    config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE, offload=offload)
+    transform, params = optimizer.build(ADAM), start.bundle.params
+    like = state.shapes(params, transform, SHAPE.build(), offload=offload)
+    places = {"folder": tmp_path, "stage": "sft", "log": Silent()}
+    before, share = held(), program.device_bytes(like)
+    end, _ = finetune.train(config, start, **places)
+    (during,) = measured
+    assert ((during - before >= share) & (during - before < 1.3 * share)).all()
+    assert_laid_as(end, like)
+    wanted = small_run.host(end)
+    del end
+    again, _ = finetune.train(config, start._replace(weights=never), **places)
+    after = held()
+    assert ((after - before >= share) & (after - before < 1.3 * share)).all()
+    assert_laid_as(again, like)
+    small_run.assert_same(again, wanted)
+
+
+def test_reinforcement_holds_its_reference_beside_the_state(start, like, measured, tmp_path):
+    config = small_run.gspo_config(
+        optimizer=ADAM, loop=ONCE, mesh=SHAPE, policy=policy.Policy(kl=0.1)
+    )
+    before, share = held(), program.device_bytes((like, like.params))
+    reinforce.train(config, start, folder=tmp_path, stage="gspo", log=Silent())
+    (during,) = measured
+    assert ((during - before >= share) & (during - before < 1.3 * share)).all()
