@@ -46,6 +46,12 @@ def environment(devices: int, cache: Path | None = None, **changes: str) -> dict
     return os.environ | given | changes
 
 
+def for_tpus() -> dict[str, str]:
+    """Returns the environment of a process whose programs for TPUs are measured, not run."""
+    whole = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    return os.environ | whole | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
 class Group:
     """Processes of one run."""
 

@@ -17,6 +17,9 @@ from pycocotools import mask as coco
 
 from seg_jax.geometry import bitmask, overlap, raster
 
+# Bit for bit: also where a compiler fuses, reorders and contracts what it can.
+pytestmark = pytest.mark.usefixtures("fully_compiled")
+
 SIZES = [(64, 64), (37, 53)]
 POINTS = 12
 
