@@ -6,16 +6,15 @@ Nothing of seg_jax is imported here: its annotations are checked only in modules
 import os
 import tempfile
 
-# Both are read when jax first touches a device. Another platform can be asked for from outside.
+import compilation
+
+# These are read when jax first touches a device. Another platform can be asked for from outside.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = compilation.flags(devices=8)
 # Every device blocks threads of one pool while it waits for the others in a collective: with as
 # many threads as devices two collectives in flight can wait for each other forever.
 os.environ.setdefault("PJRT_NPROC", "64")
-# Most programs of tests run once, on little: to compile them as users do would take most of the
-# time. Where a compiler's effort may change results, `fully_compiled` says so.
+# Programs of tests run once, on little: to compile them as users do would take most of the time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # What one process of the run has compiled the others find here: workers, and what tests start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,19 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
-import jax
-import pytest
 
 # Compilation makes the first example slow; the same examples everywhere make failures repeatable.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
-
-
-@pytest.fixture(scope="module")
-def fully_compiled():
-    """Programs of a file are compiled as users do, with all optimizations."""
-    quickly = jax.config.read("jax_disable_most_optimizations")
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", quickly)
