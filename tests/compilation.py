@@ -19,10 +19,9 @@ def _knows(flag: str) -> bool:
     assert found is not None
     for folder in found.submodule_search_locations or ():
         for path in Path(folder).glob("*.so"):
-            with path.open("rb") as file:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-                    if held.find(flag.encode()) >= 0:
-                        return True
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as held:
+                if held.find(flag.encode()) >= 0:
+                    return True
     return False
 
 

@@ -31,3 +31,16 @@ import hypothesis
 # Compilation makes the first example slow; the same examples everywhere make failures repeatable.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+# A worker that begins one of these at the end keeps the others waiting.
+_LONGEST = [
+    *("test_kills", "test_processes", "test_constraint", "test_meshes", "test_raster", "test_kimi"),
+    *("test_fill", "test_muon", "test_stations", "test_benchmark", "test_programs", "test_compile"),
+    *("test_folders", "test_convert", "test_routes"),
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the files that take longest."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
