@@ -36,7 +36,7 @@ step lint ruff check .
 step floors lint-imports --no-cache
 step types pyright
 step tests python -m pytest --numprocesses "$((workers < 8 ? workers : 8))" --dist loadfile \
-    --durations 10 --durations-min 10 \
+    --no-loadscope-reorder --durations 10 --durations-min 10 \
     "${chosen[@]}" "$@"
 
 ((${#failed[@]} == 0)) || fail "failed: ${failed[*]}"

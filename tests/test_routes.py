@@ -19,8 +19,6 @@ from seg_jax.models import sharding
 from seg_jax.training import optimizer, state, stations
 from seg_jax.training.log import Log
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 ADAM = optimizer.AdamW(lr=3e-3)
 

@@ -135,7 +135,6 @@ def run_part(part, tmp_path, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_decode_asks_both_samplers_the_same(tmp_path, capfd):
     found = run_part("decode", tmp_path, "--rows", "8", "--tokens", "12")
     alone, group = found["cases"]
@@ -148,7 +147,6 @@ def test_decode_asks_both_samplers_the_same(tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_rollout_counts_what_is_shared_and_what_is_useful(tmp_path, capfd):
     words = ["--prompts", "8", "--answers", "8", "--tokens", "40", "--rows", "2"]
     found = run_part("rollout", tmp_path, *words)
@@ -164,7 +162,6 @@ def test_rollout_counts_what_is_shared_and_what_is_useful(tmp_path, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_policy_takes_the_same_step_as_trl(tmp_path, capfd):
     pytest.importorskip("trl")
     words = ["--prompts", "2", "--answers", "4", "--tokens", "28"]

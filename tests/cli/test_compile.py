@@ -61,7 +61,7 @@ def fails(capsys, *words):
     return line
 
 
-def test_a_small_run_is_compiled_and_judged(tmp_path, capsys, quick_compilation):
+def test_a_small_run_is_compiled_and_judged(tmp_path, capsys):
     path, out = write(tmp_path, "small_run.sft_config()"), tmp_path / "made" / "out.json"
     words = [path, "--topology", "cpu:8", "--only", "sft", "--json", str(out)]
     assert main.main(["compile", *words]) == 0

@@ -1,10 +1,12 @@
 """Fills against pycocotools bit for bit, and against slow integers.
 
+The twenty thousand shapes of either rule, and what rounds, are compiled as users do.
 `-k twenty_thousand` fills so many shapes under either rule; other tests and the slow run add to it.
 """
 
 import functools
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -340,7 +342,7 @@ def test_to_pixels_is_one_rounded_product_also_inside_jit():
     expected = unit * size[:, None, None, ::-1].astype(np.float32)
     np.testing.assert_array_equal(raster.to_pixels(unit, size), expected)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compilation.as_users())
     def route(unit, size, used):
         return raster.fill(raster.to_pixels(unit, size), used, height=64, width=64)
 
@@ -449,19 +451,26 @@ def ragged(kind, seed, canvas, count=1700):
     return points.reshape(count, 3, POINTS, 2), used, np.repeat(size, 2, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("height", "width", "rule", "rings"),
+    compiler_options=compilation.as_users(),
+)
 def filled_and_compared(points, used, size, *, height, width, rule, rings="union"):
-    """Returns the masks within their pictures, and the IoU of each two."""
-    words = raster.fill(points, used, height=height, width=width, rule=rule, rings=rings)
+    """Returns the masks within their pictures, where other devices differ, and IoU of each two."""
+    options = {"height": height, "width": width, "rule": rule, "rings": rings}
+    words = raster.fill(points, used, **options)
+    differ = words != dense(points, used, **options)
     words &= bitmask.frame(size, height=height, width=width)
-    return words, overlap.iou(words[::2], words[1::2])
+    return words, differ, overlap.iou(words[::2], words[1::2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_shapes_of_pycocotools(kind):
     """Parts, sizes of pictures and IoU included; compared as run lengths."""
     points, used, size = ragged(kind, 61, (64, 80))
-    words, iou = filled_and_compared(points, used, size, height=64, width=80, rule="coco")
+    words, differ, iou = filled_and_compared(points, used, size, height=64, width=80, rule="coco")
+    assert not differ.any()
     expected = []
     for item, flags, (height, width) in zip(points.astype(float), used, size, strict=True):
         rings = [ring[f].ravel().tolist() for ring, f in zip(item, flags, strict=True) if f.any()]
@@ -502,9 +511,10 @@ def test_twenty_thousand_shapes_of_pixel_centres(kind):
     row, column = np.indices((20, 26))
     framed = (row < size[:, :1, None]) & (column < size[:, 1:, None])
     for rings, join in (("union", np.logical_or), ("evenodd", np.logical_xor)):
-        words, iou = filled_and_compared(
+        words, differ, iou = filled_and_compared(
             points, used, size, height=20, width=26, rule="center", rings=rings
         )
+        assert not differ.any()
         expected = join.reduce(masks, axis=1) & framed
         np.testing.assert_array_equal(unpack(words, 20), expected)
         a, b = expected[::2], expected[1::2]

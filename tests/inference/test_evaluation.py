@@ -18,8 +18,6 @@ from seg_jax.records import Kind, Rollout, Verdict
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example, Judgement
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 NAN = float("nan")
 FIRST = [
     # kind, iou, intersection, union, centroid error, verdict, tokens

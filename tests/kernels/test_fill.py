@@ -2,13 +2,13 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import many_processes
 import numpy as np
 import pytest
 
@@ -104,7 +104,7 @@ def test_a_tpu_gets_the_kernel_if_a_shape_fits_a_core_and_other_devices_do_not()
 def compiled(name, side, folder):
     """Returns what a program for a TPU costs; its compiler runs in a process of its own."""
     script = Path(__file__).with_name("fill_on_tpu.py")
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
+    env = many_processes.for_tpus()
     command = [sys.executable, str(script), str(side), name, str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

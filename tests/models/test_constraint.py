@@ -18,8 +18,6 @@ from seg_jax.grammar import automaton, outline
 from seg_jax.models import constraint, decode, likelihood
 from seg_jax.records import Kind, Verdict
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 END = 299
 RUNS = (
     b"[[",

@@ -17,8 +17,6 @@ from seg_jax.grammar import automaton
 from seg_jax.models import decode, layers, likelihood, seats, sharding, weights
 from seg_jax.records import Kind
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 B, G, L = 4, 3, 12
 ENDS = tuple(range(0, 300, 17))
 SAMPLE = decode.Sample(temperature=1.3)

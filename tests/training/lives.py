@@ -1,7 +1,8 @@
-"""Programs that die young: each life is forked from a process that has imported everything."""
+"""Programs in processes of their own: each life is forked from one that has imported everything."""
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
 import os
@@ -12,12 +13,17 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import compilation
 import jax
+import many_processes
+import small_run  # noqa: F401  As the next ones: imported once for all lives.
+import tensorboardX  # noqa: F401
 import toy_process
 import tyro
 
-from seg_jax.cli import finetune, main, reinforce  # noqa: F401  Imported once for all lives.
+from seg_jax.cli import finetune, main, reinforce  # noqa: F401
 
 _NURSERY = multiprocessing.get_context("forkserver")
 _NURSERY.set_forkserver_preload(["lives"])
@@ -26,14 +32,12 @@ _NURSERY.set_forkserver_preload(["lives"])
 @functools.cache
 def _open_nursery() -> None:
     """Starts the process that all are forked from; it finds modules by the environment only."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    try:
+    given = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    with mock.patch.dict(os.environ, given):
         forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
 
 
 def toy(arguments: list[str]) -> int:
@@ -47,38 +51,66 @@ def seg_jax(arguments: list[str]) -> int:
     return main.main(arguments)
 
 
-def _live(program: Callable, arguments: list[str], devices: int, cache: str, told: str) -> None:
+def _live(
+    program: Callable, arguments: list[str], devices: int, cache: str | None, told: str
+) -> None:
     with Path(told).open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    os.environ["PJRT_NPROC"] = "64"
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    status = program(arguments)
-    sys.stdout.flush()
-    os._exit(status)
+    os.environ["XLA_FLAGS"] = compilation.flags(devices)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    try:
+        sys.exit(program(arguments))
+    finally:
+        # A script ends so; a fork leaves it out.
+        atexit._run_exitfuncs()
 
 
 class Life:
     """A process of a program; it writes what it says to a file."""
 
     def __init__(
-        self, program: Callable, arguments: list[str], *, devices: int, cache: Path, told: Path
+        self,
+        program: Callable,
+        arguments: list[str],
+        *,
+        devices: int,
+        told: Path,
+        cache: Path | None = None,
     ):
-        given = (program, arguments, devices, str(cache), str(told))
+        """Starts it.
+
+        Args:
+          program: takes the arguments and returns the exit status.
+          arguments: of the program.
+          devices: (virtual) ones that it has.
+          told: file for what it says.
+          cache: folder of compiled programs, that of all tests if left out. Who is killed may leave
+            half a file there.
+        """
+        given = (program, arguments, devices, cache and str(cache), str(told))
         _open_nursery()
         self._process: Any = _NURSERY.Process(target=_live, args=given)
         self._process.start()
         self._told = told
 
+    def poll(self) -> int | None:
+        """Returns the exit status, None while it lives."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int | None:
+        """Returns the exit status; None if it lives on after so many seconds."""
+        self._process.join(timeout)
+        return self._process.exitcode
+
+    def send(self, number: int) -> None:
+        """Sends a signal."""
+        os.kill(self._process.pid, number)
+
     def end(self, timeout: float = 600) -> None:
         """Waits for the good end."""
-        self._process.join(timeout)
-        status = self._process.exitcode
+        status = self.wait(timeout)
         self.kill()
         assert status == 0, (status, self._told.read_text(errors="replace")[-3000:])
 
@@ -97,11 +129,57 @@ class Life:
 
     def stop(self, number: int, timeout: float = 60) -> int:
         """Sends a signal; returns the exit status."""
-        os.kill(self._process.pid, number)
-        self._process.join(timeout)
-        status = self._process.exitcode
+        self.send(number)
+        status = self.wait(timeout)
         self.kill()
         return status
+
+
+class Group:
+    """Lives of one run on one machine, which speak by gloo."""
+
+    def __init__(
+        self,
+        count: int,
+        program: Callable,
+        arguments: list[str],
+        folder: Path,
+        *,
+        devices: int,
+        cache: Path | None = None,
+    ):
+        """Starts the program so many times; what each tells goes to FOLDER/INDEX."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.outputs = [folder / str(index) for index in range(count)]
+        port, self.lives = many_processes.free_port(), []
+        for index, told in enumerate(self.outputs):
+            place = ["--processes.coordinator", f"localhost:{port}"]
+            place += ["--processes.count", str(count), "--processes.index", str(index)]
+            given = [*arguments, *(place if count > 1 else [])]
+            self.lives.append(Life(program, given, devices=devices, cache=cache, told=told))
+
+    def wait(self, timeout: float = 600) -> list[int | None]:
+        """Returns the exit statuses; lives that outlast the timeout are killed."""
+        end = time.monotonic() + timeout
+        try:
+            return [one.wait(max(0.1, end - time.monotonic())) for one in self.lives]
+        finally:
+            for one in self.lives:
+                one.kill()
+
+    def told(self, index: int) -> str:
+        """Returns what a life has printed, without the greetings of gloo."""
+        lines = self.outputs[index].read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if not line.startswith("[Gloo]"))
+
+    def await_file(self, path: Path, timeout: float = 120) -> None:
+        """Returns when a file is there; fails if a life ends before."""
+        end = time.monotonic() + timeout
+        while not path.exists():
+            told = [*map(self.told, range(len(self.lives)))]
+            assert time.monotonic() < end, f"no {path}: {told}"
+            assert not any(one.poll() for one in self.lives), told
+            time.sleep(0.05)
 
 
 def await_step(folder: Path, step: int, timeout: float = 300) -> None:

@@ -14,8 +14,6 @@ from seg_jax.records import Kind, Verdict
 from seg_jax.tasks.referring import Mixture
 from seg_jax.training import optimizer, policy, stations
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
 MIXTURE = Mixture(text_point=1.0, text_box=1.0, text_mask=2.0)
 TASK = dataclasses.replace(small_run.task("prompts"), mixture=MIXTURE)

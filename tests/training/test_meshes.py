@@ -15,7 +15,6 @@ from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, state, stations
 
 pytestmark = [
-    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.slow,
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import many_processes
 import numpy as np
 import pytest
 import small_run
@@ -17,8 +17,6 @@ import torch
 
 from seg_jax.models import sharding, weights
 from seg_jax.training import muon, optimizer, state
-
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 many = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
@@ -180,7 +178,7 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
 def on_pod(which, *sizes):
     """Returns what a step costs on TPUs; the compiler for them runs in a process of its own."""
     command = [sys.executable, str(Path(__file__).with_name("muon_on_pod.py")), which, *sizes]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
+    env = many_processes.for_tpus()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

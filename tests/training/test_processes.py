@@ -6,19 +6,18 @@ import time
 from pathlib import Path
 
 import jax
-import many_processes
+import lives
 import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
-from many_processes import Group, environment
+from lives import Group
 
 from seg_jax.inference import bundle as bundles
 from seg_jax.training import processes
 from seg_jax.training.processes import Place, Processes, place
 
 SLOW = [(0, "kill"), (1, "hang"), (0, "hang")]
-TOY = str(Path(__file__).parent / "toy_process.py")
 SLURM = {
     "SLURM_JOB_ID": "4100",
     "SLURM_STEP_NODELIST": "gpu[007-010,012],login",
@@ -90,11 +89,11 @@ def test_alone_a_process_decides_by_itself():
         assert processes._has_tpu() is False or jax.default_backend() == "tpu"
 
 
-def toy(count, folder, *more, **changes):
+def toy(count, folder, *more):
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    arguments = [TOY, "--out", str(folder / "out"), *more]
-    given = environment(4 // count, folder.parent / "cache", **changes)
-    return Group(count, arguments, given, folder / "told")
+    arguments, cache = ["--out", str(folder / "out"), *more], folder.parent / "cache"
+    told = folder / f"told{count}"
+    return Group(count, lives.toy, arguments, told, devices=4 // count, cache=cache)
 
 
 def read(folder):
@@ -143,19 +142,18 @@ def test_the_others_end_in_time_with_one_line(alone, lost, how):
     fail = ["--fail", f"{lost}:3:hang"] if how == "hang" else []
     timeout = ["--processes.timeout-seconds", str(bound)]
     group = toy(2, folder, "--seconds", "0.2", "--loop.steps", "500", *timeout, *fail)
-    many_processes.await_file(folder / "out" / f"at-3-{lost}", group)
+    group.await_file(folder / "out" / f"at-3-{lost}")
     begin = time.monotonic()
     if how == "kill":
-        group.processes[lost].kill()
-    assert group.processes[1 - lost].wait(60) == processes.LOST, group.told(1 - lost)
+        group.lives[lost].kill()
+    assert group.lives[1 - lost].wait(60) == processes.LOST, group.told(1 - lost)
     # Silence is noticed at the next beat; a busy machine may be late.
     assert time.monotonic() - begin < 3 * bound + 5
     assert group.told(1 - lost) == (
         f"seg-jax: process {lost} of 2 was not heard of for 3 s and counts as lost; process "
         f"{1 - lost} of 2 ends too: start all again with --resume"
     )
-    group.processes[lost].kill()
-    group.processes[lost].wait()
+    group.lives[lost].kill()
 
 
 @pytest.mark.slow
@@ -163,21 +161,20 @@ def test_an_error_of_one_is_told_by_all(alone):
     folder = alone.parent / "raise"
     group = toy(2, folder, "--fail", "1:3:raise")
     # Uncaught errors of a script end it while JAX waits for the others, which end by the watch.
-    assert group.processes[0].wait(60) == processes.LOST
+    assert group.lives[0].wait(60) == processes.LOST
     assert group.told(0) == (
         "seg-jax: process 1 of 2 has failed: the disk of this one is full; process 0 of 2 ends "
         "too: start all again with --resume"
     )
-    group.processes[1].kill()
-    group.processes[1].wait()
+    group.lives[1].kill()
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_the_same_step_and_another_number_goes_on(alone):
     folder = alone.parent / "signal"
     group = toy(2, folder, "--seconds", "0.1")
-    many_processes.await_file(folder / "out" / "at-4-1", group)
-    group.processes[1].send_signal(signal.SIGTERM)
+    group.await_file(folder / "out" / "at-4-1")
+    group.lives[1].send(signal.SIGTERM)
     assert 0 not in group.wait(120)
     saved = max(int(path.name) for path in (folder / "out" / "state").glob("[0-9]*"))
     assert 4 <= saved < 12
@@ -196,9 +193,9 @@ def few_steps(folder, program, count, *more):
     """Runs three steps on four devices in so many processes; returns the numbers and weights."""
     out = folder / f"{program}{count}"
     config = str(Path(__file__).parent / f"few_steps_{program}.py")
-    arguments = ["-m", "seg_jax", {"sft": "finetune", "gspo": "reinforce"}[program], config]
-    given = environment(4 // count)
-    group = Group(count, [*arguments, "--out", str(out), *more], given, folder / "told")
+    arguments = [{"sft": "finetune", "gspo": "reinforce"}[program], config, "--out", str(out)]
+    told = folder / f"told{count}"
+    group = Group(count, lives.seg_jax, [*arguments, *more], told, devices=4 // count)
     assert group.wait(900) == [0] * count, group.told(0)[-2000:]
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], parameters(out)

@@ -14,8 +14,6 @@ from seg_jax.records import Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, stations
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 LOW = 400
 
 
