@@ -27,7 +27,8 @@ def main(metrics: Path, titles: list[str], out: Path) -> None:
             for i, name in enumerate(curve.series)
         )
         head = f'<text x="44" y="16">{charts.safe(f"{curve.group}: ")}{legend}</text>'
-        parts.append(f'<g class="chart" transform="translate({number * WIDTH} 0)">{head}{drawn}</g>')
+        place = f'transform="translate({number * WIDTH} 0)"'
+        parts.append(f'<g class="chart" {place}>{head}{drawn}</g>')
     width, height = len(frames) * WIDTH, HEIGHT + HEAD
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'

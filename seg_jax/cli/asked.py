@@ -13,7 +13,6 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import decode, families, layers
 
-
 NANO = Path(__file__).parent / "nano_model"
 """The model that comes with the package; its README.md says how it was made and what it can."""
 
