@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from seg_jax.cli import finetune, reinforce
-from seg_jax.data import pipeline
+from seg_jax.data import pipeline, sources
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -109,13 +109,16 @@ def plan(run: Run, devices: list[Any]) -> Plan:
       ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
     """
     mesh = run.mesh.build(devices)
+    # Shapes do not depend on what the pictures show, and scenes are at hand everywhere.
+    if isinstance(run.source, sources.Built):
+        run = dataclasses.replace(run, source=sources.Scenes())
     if run.checkpoint is not None:
         layout, task = bundles.describe(run.checkpoint)
         sizes, tokenizer = families.read(run.checkpoint), Tokenizer.load(run.checkpoint)
     elif run.model is not None:
         layout, task = run.layout, run.task
         with tempfile.TemporaryDirectory() as folder:
-            tokenizer = finetune.scene_tokenizer(run.source, task, Path(folder))
+            tokenizer = finetune.own_tokenizer(run.source, task, Path(folder))
         sizes = finetune.spoken(run.model, tokenizer)
     else:
         raise ValueError(

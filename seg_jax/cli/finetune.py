@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: random or given weights learn to answer as the scenes' truth does."""
+"""Supervised fine-tuning: random or given weights learn to answer as the samples' truth does."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from tyro.conf import subcommand
 
 from seg_jax.cli import console, runs
-from seg_jax.data import pipeline
+from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import Encoder, Layout
-from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families, kimi_vl, layers, numbers, qwen3_vl, qwen25_vl, sharding, work
 from seg_jax.records import Batch
-from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
@@ -35,6 +32,11 @@ Model = (
     | Annotated[kimi_vl.Config, subcommand("kimi_vl")]
 )
 """Sizes of a model of any family."""
+
+Source = (
+    Annotated[sources.Scenes, subcommand("scenes")] | Annotated[sources.Built, subcommand("built")]
+)
+"""Where the samples of a run come from: drawn scenes, or data sets that `seg-jax build` made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Config:
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
     processes: processes.Processes = processes.Processes()
-    source: Scenes = dataclasses.field(default_factory=Scenes)
+    source: Source = dataclasses.field(default_factory=sources.Scenes)
     task: Referring = Referring()
     layout: Layout = Layout()
     feed: pipeline.Feed = pipeline.Feed()
@@ -111,7 +113,7 @@ def start(config: Config, tokenizer_folder: Path) -> Bundle:
     """
     if config.checkpoint is not None:
         return bundles.load(config.checkpoint, compute=config.compute)
-    tokenizer = scene_tokenizer(config.source, config.task, tokenizer_folder)
+    tokenizer = own_tokenizer(config.source, config.task, tokenizer_folder)
     sizes = spoken(config.model, tokenizer)
     kind = families.of(sizes).model
     model = kind(sizes, compute=config.compute, rngs=nnx.Rngs(config.seed))
@@ -150,12 +152,12 @@ def spoken(model: Model, tokenizer: tokens.Tokenizer) -> Model:
     )
 
 
-def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tokenizer:
+def own_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Tokenizer:
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
-    told = phrases.corpus(np.random.default_rng(0), 2000, config=source.world, style=source.style)
-    return tokens.train(chat.sentences(told), folder=folder, numbers="whole", digits=task.digits)
+    told = chat.sentences(sources.corpus(source))
+    return tokens.train(told, folder=folder, numbers="whole", digits=task.digits)
 
 
 def train(

@@ -55,7 +55,7 @@ class Config:
     compute: layers.Compute = layers.Compute()
     mesh: stations.Mesh = stations.Mesh()
     processes: processes.Processes = processes.Processes()
-    source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
+    source: finetune.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()
     """Questions that are asked."""
     feed: pipeline.Feed = pipeline.Feed(batch=32)

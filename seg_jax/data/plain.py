@@ -98,7 +98,7 @@ class _Machine:
             raise ValueError(f"unknown instruction {code!r}")
         raise _Refused(
             "expected a pickle of lists, dicts, texts and numbers, "
-            f"got the instruction {name} at byte {self.at - 1}, which could run code: nothing was run"
+            f"got the instruction {name} at byte {self.at - 1}, which could run code; none was run"
         )
 
     def take(self, count: int) -> bytes:
@@ -232,12 +232,12 @@ def _bytes(form: struct.Struct) -> Callable[[_Machine], None]:
     return lambda m: m.push(m.take(m.number(form)))
 
 
-_STEPS: dict[bytes, Callable[[_Machine], None]] = {
+_STEPS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x80": lambda m: m.byte(),
     b"\x95": lambda m: m.frame(),
     b"(": lambda m: m.push(_MARK),
     b"0": _pop,
-    b"1": lambda m: m.marked() and None,
+    b"1": lambda m: m.marked(),
     b"2": lambda m: m.push(m.stack[-1]),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
