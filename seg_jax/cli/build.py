@@ -22,10 +22,20 @@ class Config(builds.Plan):
     """Of the data set, which tells its format; "folder" for your own."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that make files."""
+    runner: str | None = None
+    """Engine of Apache Beam that makes them instead, as DirectRunner or DataflowRunner; its workers
+    must see SOURCE and OUT under the same paths."""
+    runner_options: tuple[str, ...] = ()
+    """The engine's own options without their dashes, as region=europe-west4."""
     anew: bool = False
     """Replace the build in OUT."""
     json: Path | None = None
     """File for the report, which OUT/build.json holds too."""
+
+    def plan(self) -> builds.Plan:
+        """Returns what is to be built, without how."""
+        names = [field.name for field in dataclasses.fields(builds.Plan)]
+        return builds.Plan(**{name: getattr(self, name) for name in names})
 
 
 def main(config: Config) -> int:
@@ -38,18 +48,28 @@ def main(config: Config) -> int:
         console.say(f"{config.name}: reading annotations")
         cut = builds.plan(config)
         tell(cut.report)
-        total = sum(len(task.entries) for task in cut.tasks)
-        with console.progress(config.name, total) as move:
-            parts = builds.make_all(
-                cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
-            )
-        report = builds.finish(config, cut, parts)
+        report = builds.finish(config, cut, _made(config, cut))
     show(config.name, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
         runs.write_json(config.json, report | {"seconds": seconds, "versions": runs.versions()})
     print(config.out)
     return 0
+
+
+def _made(config: Config, cut: builds.Cut) -> list[dict[str, Any]]:
+    """Has the files made, and returns what is known about each."""
+    if config.runner is not None:
+        from seg_jax.data import beam
+
+        plan = config.plan()
+        options = config.runner_options
+        return beam.make_all(plan, cut.tasks, runner=config.runner, options=options)
+    total = sum(len(task.entries) for task in cut.tasks)
+    with console.progress(config.name, total) as move:
+        return builds.make_all(
+            cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
+        )
 
 
 def tell(report: dict[str, Any]) -> None:

@@ -211,7 +211,8 @@ def _verdict(error: BaseException) -> tuple[str | None, int]:
         place = f" while writing {file}" if file else ""
         return f"disk full{place}: free some space, then run the same command again", 1
     if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
-        return f"expected the package {error.name!r}, do: pip install 'seg-jax[train]'", 1
+        extra = "beam" if error.name == "apache_beam" else "train"
+        return f"expected the package {error.name!r}, do: pip install 'seg-jax[{extra}]'", 1
     if isinstance(error, OSError):
         if error.strerror and error.filename:
             text = f"{error.strerror.lower()}: {os.fspath(error.filename)}"

@@ -161,13 +161,19 @@ def made(entry: Entry) -> tuple[stored.Record, dict[str, int]]:
     image, (height, width), changed = _picture(entry)
     found: collections.Counter[str] = collections.Counter(pictures_converted=int(changed))
     kept: dict[int, int] = {}
-    things, rles = [], []
+    things, rles, areas = [], [], []
     for place, thing in enumerate(entry.things):
         rle = _mask(thing, height, width, found)
-        if rle is not None:
-            kept[place] = len(things)
-            things.append(thing)
-            rles.append(rle)
+        if rle is None:
+            continue
+        area = runlengths.area(rle)
+        if not area:
+            found["objects_without_pixels"] += 1
+            continue
+        kept[place] = len(things)
+        things.append(thing)
+        rles.append(rle)
+        areas.append(area)
     told = _told(entry, kept, found)
     if not told and not things:
         raise Broken("no object and no expression is left of it")
@@ -186,6 +192,7 @@ def made(entry: Entry) -> tuple[stored.Record, dict[str, int]]:
         names=tuple(thing.name for thing in things),
         roles=tuple(thing.role for thing in things),
         counts=tuple(rle["counts"] for rle in rles),
+        areas=tuple(areas),
         boxes_px=np.asarray(boxes, np.float32).reshape(-1, 4),
         told=tuple(told),
     )
@@ -231,7 +238,7 @@ def _picture(entry: Entry) -> tuple[bytes, tuple[int, int], bool]:
 def _mask(
     thing: Thing, height: int, width: int, found: collections.Counter[str]
 ) -> dict[str, Any] | None:
-    """Returns the mask of a thing, None if it has none; counts what is odd."""
+    """Returns the mask of a thing, None if its outline is broken; counts what is odd."""
     try:
         rle = thing.outline.rle(height, width)
     except (ValueError, FileNotFoundError):
@@ -239,9 +246,6 @@ def _mask(
         return None
     if isinstance(thing.outline, Polygons):
         found["objects_beyond_picture"] += thing.outline.overhang_px(height, width) > OVERHANG_PX
-    if not runlengths.area(rle):
-        found["objects_without_pixels"] += 1
-        return None
     found["crowds"] += thing.role is Role.CROWD
     return rle
 

@@ -73,6 +73,8 @@ class Record:
     roles: tuple[Role, ...]
     counts: tuple[bytes, ...]
     """Compressed COCO run lengths of each object's mask."""
+    areas: tuple[int, ...]
+    """Pixels of each mask."""
     boxes_px: Float[np.ndarray, "M 4"]
     """Annotated boxes, x0 y0 x1 y1."""
     told: tuple[Told, ...]
@@ -91,7 +93,6 @@ class Record:
 
 def write(record: Record) -> bytes:
     """Returns a picture as stored."""
-    lengths = [bitmask.counts(record.rle(which)) for which in range(len(record.counts))]
     told = record.told
     return example.encode(
         {
@@ -106,7 +107,7 @@ def write(record: Record) -> bytes:
             "object/name": [name.encode() for name in record.names],
             "object/role": _whole(record.roles),
             "object/counts": list(record.counts),
-            "object/area": _whole([int(each[1::2].sum()) for each in lengths]),
+            "object/area": _whole(record.areas),
             "object/box": record.boxes_px.astype(np.float32).ravel(),
             "phrase/id": _whole([one.id for one in told]),
             "phrase/ref": _whole([one.ref for one in told]),
@@ -156,6 +157,7 @@ def read(data: bytes) -> Record:
             names=tuple(text["object/name"]),
             roles=tuple(Role(int(role)) for role in whole["object/role"]),
             counts=tuple(_bytes(found["object/counts"])),
+            areas=tuple(whole["object/area"].tolist()),
             boxes_px=np.asarray(found["object/box"], np.float32).reshape(-1, 4),
             told=tuple(told),
         )
@@ -256,6 +258,7 @@ def _official(found: dict[str, example.Value]) -> Record:
         names=("",) * len(masks),
         roles=(Role.OBJECT,) * len(masks),
         counts=tuple(bitmask.to_rle(mask)["counts"] for mask in masks),
+        areas=tuple(int(mask.sum()) for mask in masks),
         boxes_px=box * np.array([width, height] * 2, np.float32),
         told=tuple(told),
     )
