@@ -102,7 +102,7 @@ def normal(name: str) -> str:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
 def test_what_the_package_imports_is_declared(path):
     known = importlib.metadata.packages_distributions()
-    asked = declared("train", "data", "wandb", "benchmark", "torch")
+    asked = declared("train", "data", "beam", "wandb", "benchmark", "torch")
     for name in imports(path):
         givers = {normal(giver) for giver in known.get(name, [name])}
         assert givers & asked, f"expected {name} in pyproject.toml, do: add it to an extra"

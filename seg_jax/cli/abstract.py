@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from seg_jax.cli import finetune, reinforce
-from seg_jax.data import pipeline
+from seg_jax.data import pipeline, sources
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
@@ -103,6 +103,9 @@ def plan(run: Run, devices: list[Any]) -> Plan:
       ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
     """
     mesh = run.mesh.build(devices)
+    # Shapes do not depend on what the pictures show, and scenes are at hand everywhere.
+    if isinstance(run.source, sources.Built):
+        run = dataclasses.replace(run, source=sources.Scenes())
     if run.checkpoint is not None:
         return Plan(run, bundles.blank(run.checkpoint, compute=run.compute), mesh)
     if run.model is None:

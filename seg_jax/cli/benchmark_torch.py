@@ -53,7 +53,8 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
         run = paper.sft_config(_SIZES[size], name=size)
         run = dataclasses.replace(run, compute=compute, source=source, ordered_numbers=False)
         with tempfile.TemporaryDirectory() as folder:
-            bundle = finetune.start(run, Path(folder))
+            start = finetune.start(run, Path(folder))
+        bundle = dataclasses.replace(start.bundle, params=start.weights())
     task = dataclasses.replace(bundle.task, mixture=Mixture())
     source = dataclasses.replace(source, count=count)
     [(examples, prompts)] = pipeline.in_order(source, task, bundle.encoder, batch=count)

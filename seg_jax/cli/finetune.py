@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: random or given weights learn to answer as the scenes' truth does."""
+"""Supervised fine-tuning: random or given weights learn to answer as the samples' truth does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from flax import nnx
 from tyro.conf import subcommand
 
 from seg_jax.cli import console, runs
-from seg_jax.data import pipeline
+from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import Encoder, Layout
-from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -31,7 +29,6 @@ from seg_jax.models import (
     work,
 )
 from seg_jax.records import Batch
-from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
@@ -44,6 +41,11 @@ Model = (
     | Annotated[kimi_vl.Config, subcommand("kimi_vl")]
 )
 """Sizes of a model of any family."""
+
+Source = (
+    Annotated[sources.Scenes, subcommand("scenes")] | Annotated[sources.Built, subcommand("built")]
+)
+"""Where the samples of a run come from: drawn scenes, or data sets that `seg-jax build` made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class Config:
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
     room on the devices."""
     processes: processes.Processes = processes.Processes()
-    source: Scenes = dataclasses.field(default_factory=Scenes)
+    source: Source = dataclasses.field(default_factory=sources.Scenes)
     task: Referring = Referring()
     layout: Layout = Layout()
     feed: pipeline.Feed = pipeline.Feed()
@@ -154,7 +156,7 @@ def start(config: Config, tokenizer_folder: Path) -> Start:
 
 def blank(config: Any, model: Model, tokenizer_folder: Path) -> Bundle:
     """Returns the configured model with shapes for weights."""
-    tokenizer = scene_tokenizer(config.source, config.task, tokenizer_folder)
+    tokenizer = own_tokenizer(config.source, config.task, tokenizer_folder)
     graph, shapes = nnx.split(weights.blank(spoken(model, tokenizer), config.compute))
     return Bundle(graph, shapes, tokenizer, tokenizer_folder, config.layout, config.task)
 
@@ -205,12 +207,12 @@ def spoken(model: Model, tokenizer: tokens.Tokenizer) -> Model:
     )
 
 
-def scene_tokenizer(source: Scenes, task: Referring, folder: Path) -> tokens.Tokenizer:
+def own_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Tokenizer:
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
-    told = phrases.corpus(np.random.default_rng(0), 2000, config=source.world, style=source.style)
-    return tokens.train(chat.sentences(told), folder=folder, numbers="whole", digits=task.digits)
+    told = chat.sentences(sources.corpus(source))
+    return tokens.train(told, folder=folder, numbers="whole", digits=task.digits)
 
 
 def train(

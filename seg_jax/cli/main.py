@@ -27,6 +27,7 @@ PROGRAMS = {
     "evaluate": "score a checkpoint on held-out scenes",
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
+    "build": "make a public data set, or your own, ready for training",
     "compile": "compile a configuration for TPUs that are not here, and see if it fits",
     "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
 }
@@ -46,6 +47,7 @@ examples:
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --scenes 512 --seed 7
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
+  seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
   seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
   seg-jax benchmark raster --json raster.json
 
@@ -173,6 +175,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import predict as program
         case "convert":
             from seg_jax.cli import convert as program
+        case "build":
+            from seg_jax.cli import build as program
         case "compile":
             from seg_jax.cli import compile as program
         case "benchmark":
@@ -209,7 +213,8 @@ def _verdict(error: BaseException) -> tuple[str | None, int]:
         place = f" while writing {file}" if file else ""
         return f"disk full{place}: free some space, then run the same command again", 1
     if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
-        return f"expected the package {error.name!r}, do: pip install 'seg-jax[train]'", 1
+        extra = "beam" if error.name == "apache_beam" else "train"
+        return f"expected the package {error.name!r}, do: pip install 'seg-jax[{extra}]'", 1
     if isinstance(error, OSError):
         if error.strerror and error.filename:
             text = f"{error.strerror.lower()}: {os.fspath(error.filename)}"

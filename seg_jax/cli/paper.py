@@ -13,7 +13,7 @@ from pathlib import Path
 from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
-from seg_jax.data.sources import Scenes
+from seg_jax.data.sources import Built, Scenes
 from seg_jax.models import kimi_vl, layers, qwen25_vl
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, policy, stations
@@ -102,6 +102,12 @@ def gspo_config(model: finetune.Model, *, name: str) -> reinforce.Config:
         loop=loop.Loop(steps=GSPO_PROMPTS // BATCH, save_minutes=20.0),
         loss_chunk=256,
     )
+
+
+def refer_data(folder: Path = Path("data")) -> Built:
+    """Returns the data sets that SimpleSeg was trained on, as `seg-jax build` leaves them."""
+    names = ("refcoco_unc", "refcocoplus_unc", "refcocog_umd", "refclef_unc")
+    return Built(folders=tuple(folder / name for name in names))
 
 
 def layout() -> Layout:

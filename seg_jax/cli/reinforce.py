@@ -58,7 +58,7 @@ class Config:
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
     room on the devices."""
     processes: processes.Processes = processes.Processes()
-    source: Scenes = dataclasses.field(default_factory=lambda: Scenes(seed=1))
+    source: finetune.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     mixture: Mixture = Mixture()
     """Questions that are asked."""
     feed: pipeline.Feed = pipeline.Feed(batch=32)

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
+from seg_jax.data import stored
+from seg_jax.geometry import bitmask
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, world
 
@@ -61,3 +69,173 @@ class Scenes:
 def scene_seed(seed: int, index: int) -> int:
     """Returns one number for (seed, index); distinct pairs below 2**40 never meet."""
     return seed * 2**40 + index
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Built:
+    """Data sets that `seg-jax build` made, or TFDS's ref_coco, one after the other.
+
+    A sample is a picture with a mask for each object, or group of objects, that expressions mean.
+    """
+
+    folders: tuple[Path, ...]
+    """Of each the one with dataset_info.json in it."""
+    split: str = "train"
+    absent: bool = False
+    """Also expressions that fit nothing in their picture, gRefCOCO's: their masks are empty."""
+
+    def __post_init__(self):
+        if not self.folders:
+            raise ValueError("source.folders: expected the folder of a built data set, got none")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns picture `index`.
+
+        Raises:
+          IndexError: the index is not in 0..len - 1.
+          ValueError: what is stored is no picture of a data set.
+        """
+        record = self.record(index)
+        groups = _groups(record, absent=self.absent)
+        masks = np.zeros((len(groups), record.height, record.width), bool)
+        for mask, which in zip(masks, groups, strict=True):
+            for object_ in which:
+                mask |= bitmask.from_rle(record.rle(object_))
+        named = [_name(record, which) for which in groups]
+        return Sample(
+            key=f"{self.folders[self._place(index)[0]].name}/{record.key}",
+            image=record.pixels(),
+            masks=masks,
+            phrases=tuple(tuple(dict.fromkeys(texts)) for texts in groups.values()),
+            names=tuple(named) if all(named) else (),
+        )
+
+    def record(self, index: int) -> stored.Record:
+        """Returns all that is stored of picture `index`: boxes, numbers, roles, each expression.
+
+        Raises:
+          IndexError: the index is not in 0..len - 1.
+          ValueError: what is stored is no picture of a data set.
+        """
+        place, within = self._place(index)
+        return stored.read(self._readers[place][within])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns which folder a picture is in, and which of its pictures it is."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"built: expected an index in 0..{len(self) - 1}, got {index}")
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return place, index - (self._ends[place - 1] if place else 0)
+
+    # What is found out at first use stays out of the configuration, and each process has its own.
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        counts = [_Files.of(path, self.split, absent=self.absent).count for path in self.folders]
+        return np.cumsum(counts).tolist()
+
+    @functools.cached_property
+    def _readers(self) -> list[Any]:
+        return [_Files.of(path, self.split, absent=self.absent).open() for path in self.folders]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _File(NamedTuple):
+    """What the reader of ArrayRecord asks of a file, so that it opens none before its turn."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class _Files(NamedTuple):
+    """The files of a split."""
+
+    files: list[_File]
+    count: int
+    """Pictures that are read, the first ones."""
+
+    @classmethod
+    def of(cls, folder: Path, split: str, *, absent: bool) -> _Files:
+        """Returns the files of a split of a data set, and how many pictures are of use.
+
+        Raises:
+          ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
+        """
+        try:
+            info = json.loads((folder / "dataset_info.json").read_bytes())
+        except FileNotFoundError:
+            raise ValueError(
+                f"{folder}: expected a data set with dataset_info.json, got none; do: seg-jax "
+                "build, until it ends"
+            ) from None
+        if info.get("fileFormat") != stored.FILE_FORMAT:
+            raise ValueError(
+                f"{folder}: expected files in {stored.FILE_FORMAT}, got {info.get('fileFormat')}; "
+                "prepare it with tfds build --file_format=array_record"
+            )
+        splits = {one["name"]: one for one in info["splits"]}
+        if split not in splits:
+            raise ValueError(
+                f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
+            )
+        lengths = [int(length) for length in splits[split]["shardLengths"]]
+        files = [
+            _File(str(folder / stored.file_name(info["name"], split, i, len(lengths))), 0, n, n)
+            for i, n in enumerate(lengths)
+        ]
+        count = sum(lengths)
+        report = folder / stored.REPORT
+        if not absent and report.exists():
+            told = json.loads(report.read_bytes())["splits"][split]
+            count = told.get("records_with_objects", 0)
+        if not count:
+            raise ValueError(f"{folder}: expected pictures with objects in {split}, got none")
+        return cls([file for file in files if file.take], count)
+
+    def open(self) -> Any:
+        """Returns a reader of the files' records by number; it opens each file at first use."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(self.files)  # pyright: ignore[reportArgumentType]
+
+
+def _groups(record: stored.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
+    """Returns the expressions of a picture by the objects that they mean together."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for one in record.told:
+        if one.objects or absent:
+            groups.setdefault(tuple(sorted({*one.objects})), []).append(one.text)
+    return groups
+
+
+def _name(record: stored.Record, which: Sequence[int]) -> str:
+    """Returns what a group of objects shows, nothing if one of them has no name."""
+    names = sorted({record.names[place] for place in which})
+    return " and ".join(names) if all(names) else ""
+
+
+def corpus(source: Source, count: int = 2000) -> list[str]:
+    """Returns some of a source's expressions, for training a tokenizer.
+
+    Args:
+      source: of samples.
+      count: of expressions at most; of scenes exactly so many.
+    """
+    if isinstance(source, Scenes):
+        rng = np.random.default_rng(0)
+        return phrases.corpus(rng, count, config=source.world, style=source.style)
+    told: list[str] = []
+    for index in range(len(source)):
+        told += [text for texts in source[index].phrases for text in texts]
+        if len(told) >= count:
+            break
+    return told[:count]

@@ -262,6 +262,50 @@ def from_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
     return _columns(rle).T
 
 
+def counts(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
+    """Returns the lengths of a mask's runs down its columns, zeros first (host).
+
+    Raises:
+      ValueError: size or counts are missing, or the runs do not fill the mask.
+    """
+    if not {"size", "counts"} <= {*rle}:
+        raise ValueError(
+            f"expected run lengths with size and counts, got {sorted(rle)}: give one mask's"
+        )
+    (height, width), given = rle["size"], rle["counts"]
+    if isinstance(given, str):
+        given = given.encode("ascii")
+    runs = _expand(given) if isinstance(given, bytes) else np.asarray(given, np.int64)
+    if runs.sum() != height * width or (runs < 0).any():
+        raise ValueError(
+            f"expected runs of {height * width} pixels for {height}x{width}, got {runs.sum()}: "
+            "check that size is [height, width] and that counts are whole"
+        )
+    return runs
+
+
+def compact(counts: Int[np.ndarray, " n"]) -> bytes:
+    """Returns run lengths as text: from the fourth on as change to the last but one.
+
+    A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit tells
+    that more follow, and 48 makes it printable.
+
+    Source: rleToString of the COCO API, Lin et al. 2014.
+    """
+    value = counts.astype(np.int64)
+    value[3:] -= counts[1:-2]
+    digits, last = [], []
+    done = np.zeros(value.size, bool)
+    while not done.all():
+        digit = value & 31
+        value = value >> 5
+        ends = np.where(digit & 16, value == -1, value == 0)
+        digits.append(digit + np.where(ends, 48, 80))
+        last.append(~done)
+        done = done | ends
+    return np.stack(digits, 1)[np.stack(last, 1)].astype(np.uint8).tobytes()
+
+
 def unpack_rle(
     words: UInt32[Array, "n K W"], size: Int[Array, "n 2"], *, compressed: bool = True
 ) -> list[dict[str, Any]]:
@@ -327,48 +371,15 @@ def _rle(columns: Bool[np.ndarray, "W H"], compressed: bool) -> dict[str, Any]:
     counts = np.diff(ends, prepend=0)
     return {
         "size": [*columns.shape[::-1]],
-        "counts": _compress(counts) if compressed else counts.tolist(),
+        "counts": compact(counts) if compressed else counts.tolist(),
     }
 
 
 def _columns(rle: Mapping[str, Any]) -> Bool[np.ndarray, "W H"]:
     """Returns the mask of run lengths, column by column."""
-    if not {"size", "counts"} <= {*rle}:
-        raise ValueError(
-            f"expected run lengths with size and counts, got {sorted(rle)}: give one mask's"
-        )
-    (height, width), counts = rle["size"], rle["counts"]
-    if isinstance(counts, str):
-        counts = counts.encode("ascii")
-    runs = _expand(counts) if isinstance(counts, bytes) else np.asarray(counts, np.int64)
-    if runs.sum() != height * width or (runs < 0).any():
-        raise ValueError(
-            f"expected runs of {height * width} pixels for {height}x{width}, got {runs.sum()}: "
-            "check that size is [height, width] and that counts are whole"
-        )
-    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
-
-
-def _compress(counts: Int[np.ndarray, " n"]) -> bytes:
-    """Returns run lengths as text: from the fourth on as change to the last but one.
-
-    A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit tells
-    that more follow, and 48 makes it printable.
-
-    Source: rleToString of the COCO API, Lin et al. 2014.
-    """
-    value = counts.astype(np.int64)
-    value[3:] -= counts[1:-2]
-    digits, last = [], []
-    done = np.zeros(value.size, bool)
-    while not done.all():
-        digit = value & 31
-        value = value >> 5
-        ends = np.where(digit & 16, value == -1, value == 0)
-        digits.append(digit + np.where(ends, 48, 80))
-        last.append(~done)
-        done = done | ends
-    return np.stack(digits, 1)[np.stack(last, 1)].astype(np.uint8).tobytes()
+    lengths = counts(rle)
+    height, width = rle["size"]
+    return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height)
 
 
 def _expand(text: bytes) -> Int[np.ndarray, " n"]:

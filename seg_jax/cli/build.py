@@ -1,0 +1,119 @@
+"""Builds a public data set, or your own: files that Grain and TFDS read, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from seg_jax.cli import console, runs
+from seg_jax.data import builds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(builds.Plan):
+    """A build; killed at any time, the same command goes on where it was."""
+
+    name: Annotated[builds.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Of the data set, which tells its format; "folder" for your own."""
+    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that make files."""
+    runner: str | None = None
+    """Engine of Apache Beam that makes them instead, as DirectRunner or DataflowRunner; its workers
+    must see SOURCE and OUT under the same paths."""
+    runner_options: tuple[str, ...] = ()
+    """The engine's own options without their dashes, as region=europe-west4."""
+    anew: bool = False
+    """Replace the build in OUT."""
+    json: Path | None = None
+    """File for the report, which OUT/build.json holds too."""
+
+    def plan(self) -> builds.Plan:
+        """Returns what is to be built, without how."""
+        names = [field.name for field in dataclasses.fields(builds.Plan)]
+        return builds.Plan(**{name: getattr(self, name) for name in names})
+
+
+def main(config: Config) -> int:
+    """Builds; says what is odd about the data, and prints the folder."""
+    if config.workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {config.workers}")
+    runs.check_json(config.json)
+    begin = time.monotonic()
+    with builds.claimed(config, anew=config.anew):
+        console.say(f"{config.name}: reading annotations")
+        cut = builds.plan(config)
+        tell(cut.report)
+        report = builds.finish(config, cut, _made(config, cut))
+    show(config.name, report)
+    if config.json is not None:
+        seconds = round(time.monotonic() - begin, 3)
+        runs.write_json(config.json, report | {"seconds": seconds, "versions": runs.versions()})
+    print(config.out)
+    return 0
+
+
+def _made(config: Config, cut: builds.Cut) -> list[dict[str, Any]]:
+    """Has the files made, and returns what is known about each."""
+    if config.runner is not None:
+        from seg_jax.data import beam
+
+        plan = config.plan()
+        options = config.runner_options
+        return beam.make_all(plan, cut.tasks, runner=config.runner, options=options)
+    total = sum(len(task.entries) for task in cut.tasks)
+    with console.progress(config.name, total) as move:
+        return builds.make_all(
+            cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
+        )
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Says what reading the annotations has shown."""
+    for warning in report["warnings"]:
+        console.say(f"warning: {warning}")
+    for what, some in (("faults", report["faults"]), ("keys", report["keys_repeated"])):
+        if some:
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            left = "left out" if what == "faults" else "listed twice, the first one is kept"
+            console.say(f"warning: {left}: {some[0]}{more}")
+    leaks = report["leaks"]
+    for split, one in leaks.get("train", {}).items():
+        console.say(
+            f"{split}: {one['pictures']} of {one['of']} pictures stand in a val or test split of "
+            f"{', '.join(leaks['looked_through'])}: {leaks['filter']}"
+        )
+    if leaks.get("not_there"):
+        console.say(f"warning: not looked through, not there: {', '.join(leaks['not_there'])}")
+    if "train" not in leaks:
+        console.say(f"leak filter: {leaks['filter']}")
+
+
+def show(name: str, report: dict[str, Any]) -> None:
+    """Shows what was built."""
+    columns = ("records", "objects", "expressions", "skipped", "files")
+    rows = [
+        (split, *(str(one.get(column, 0)) for column in columns))
+        for split, one in report["splits"].items()
+    ]
+    console.table(name, ("split", *columns), rows)
+    odd = {
+        what.replace("_", " "): sum(one.get(what, 0) for one in report["splits"].values())
+        for what in (
+            *("objects_without_pixels", "objects_with_broken_outline", "objects_beyond_picture"),
+            *("expressions_dropped", "expressions_with_objects_missing", "expressions_repeated"),
+        )
+    }
+    for what, count in odd.items():
+        if count:
+            console.say(f"{count} {what}")
+    for where, count in report["pictures_repeated"].items():
+        console.say(f"warning: {count} pictures with the same bytes in {where}")
+    for one in report["skipped"][:5]:
+        console.say(f"skipped {one['picture']}: {one['reason']}")
+    if len(report["skipped"]) > 5:
+        console.say(f"skipped {len(report['skipped']) - 5} more: all stand in build.json")

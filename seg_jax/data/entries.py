@@ -1,0 +1,232 @@
+"""What every reader of a published format returns: pictures with objects and expressions, by file.
+
+An entry is small: the picture is named, not read, and outlines are as the annotation has them, so
+that a million of them fit into memory and travel to other processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from seg_jax.geometry import bitmask, runlengths
+
+
+class Role(enum.IntEnum):
+    """How an outlined region counts."""
+
+    OBJECT = 0
+    CROWD = 1
+    """A region of many objects that were not told apart."""
+    IGNORED = 2
+    """What an answer may cover or not, at no gain or loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Polygons:
+    """Rings x, y, x, y, .. in pixels, filled one by one and united."""
+
+    rings: tuple[tuple[float, ...], ...]
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        return runlengths.filled(self.rings, height=height, width=width)
+
+    def overhang_px(self, height: int, width: int) -> float:
+        """Returns how far it reaches beyond a picture, in pixels; 0 within."""
+        points = [np.asarray(ring, float).reshape(-1, 2) for ring in self.rings if len(ring) >= 6]
+        if not points:
+            return 0.0
+        every = np.concatenate(points)
+        return float(max(0.0, -every.min(), *(every.max(0) - [width, height])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """COCO run lengths, united; compressed or not."""
+
+    rles: tuple[Mapping[str, Any], ...]
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        return runlengths.merged(self.rles, height=height, width=width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The pixels of one number in a PNG of numbers: red + 256 green + 65536 blue."""
+
+    file: Path
+    number: int
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        numbers = _numbers(self.file)
+        if numbers.shape != (height, width):
+            raise ValueError(
+                f"{self.file}: expected {height}x{width} pixels as the picture, got "
+                f"{numbers.shape[0]}x{numbers.shape[1]}"
+            )
+        return bitmask.to_rle(numbers == self.number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Polygons painted over each other, the largest first; those of one label remain.
+
+    Source: the labels of ReasonSeg as LISA (Lai et al. 2023) paints them: OpenCV fills vertices
+    cut to whole pixels, outline included.
+    """
+
+    shapes: tuple[tuple[int, tuple[tuple[float, float], ...]], ...]
+    """Label and points of each."""
+    label: int
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        return bitmask.to_rle(_painted(self.shapes, height, width) == self.label)
+
+
+Outline = Polygons | Runs | Segment | Layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """An outlined object of a picture."""
+
+    id: int
+    outline: Outline
+    name: str = ""
+    """Its category, or nothing."""
+    box_px: tuple[float, float, float, float] | None = None
+    """The annotated box x0 y0 x1 y1; None: the mask's own."""
+    role: Role = Role.OBJECT
+
+
+@dataclasses.dataclass(frozen=True)
+class Expression:
+    """A phrase or sentence with the objects that it means."""
+
+    id: int
+    text: str
+    things: tuple[int, ...]
+    """Places in the entry's things; none: it fits nothing in the picture."""
+    ref: int = -1
+    """Number of the annotation that it belongs to, as others may; -1: none."""
+    sentence: bool = False
+    """Whether it is a whole sentence, as ReasonSeg's questions are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A picture of a split with its objects and expressions."""
+
+    key: str
+    """Names it within the data set."""
+    split: str
+    picture: Path
+    image_id: int
+    things: tuple[Thing, ...]
+    expressions: tuple[Expression, ...]
+    size: tuple[int, int] | None = None
+    """Height and width that the annotation tells; None: the picture's own."""
+    upright: bool = False
+    """Whether outlines are of the picture as its camera's note (EXIF) turns it."""
+
+
+@dataclasses.dataclass
+class Read:
+    """What a reader found."""
+
+    entries: list[Entry]
+    refs: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Annotated references of each split."""
+    faults: list[str] = dataclasses.field(default_factory=list)
+    """What was left out, a line each."""
+
+
+def splits(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Returns the entries by split, in the order given."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.split, []).append(entry)
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file.
+
+    Raises:
+      ValueError: it is none.
+      OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; get the file anew") from None
+
+
+def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """Returns a field of an annotation.
+
+    Args:
+      record: the annotation, a dict.
+      name: of the field.
+      kind: what it must be.
+      where: tells file and number of the annotation.
+
+    Raises:
+      ValueError: there is none, or it is something else.
+    """
+    value = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(one.__name__ for one in kinds)
+        raise ValueError(f"{where}: expected {name!r} to be {wanted}, got {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
+        return type(value).__name__
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@functools.lru_cache(maxsize=2)
+def _numbers(file: Path) -> Int[np.ndarray, "H W"]:
+    """Returns the numbers of a PNG's pixels."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(np.int32)
+    return pixels @ np.array([1, 256, 65536], np.int32)
+
+
+@functools.lru_cache(maxsize=2)
+def _painted(shapes: tuple, height: int, width: int) -> Int[np.ndarray, "H W"]:
+    """Returns the labels of pixels under layers; 0 where there is none."""
+    import cv2
+
+    def paint(canvas: np.ndarray, points: Any, label: int) -> None:
+        outline = np.array([points], np.float64).astype(np.int32)
+        cv2.polylines(canvas, outline, True, label, 1)  # pyright: ignore
+        cv2.fillPoly(canvas, outline, label)  # pyright: ignore
+
+    areas = []
+    for _, points in shapes:
+        canvas = np.zeros((height, width), np.uint8)
+        paint(canvas, points, 1)
+        areas.append(int(canvas.sum()))
+    canvas = np.zeros((height, width), np.uint8)
+    for place in np.argsort(areas)[::-1]:
+        paint(canvas, shapes[place][1], shapes[place][0])
+    return canvas.astype(np.int32)

@@ -1,0 +1,284 @@
+"""Reads pickles of plain values only: nothing in them is looked up, called or run.
+
+The published `refs(*).p` are pickles. A pickle is a program for a small machine; this is a machine
+that knows lists, dicts, tuples, texts, bytes and numbers, and no instruction that could reach code.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gc
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**28
+"""Of a file: the largest published one has some 40 million, and each makes at most one value."""
+
+_MARK = object()
+_STOP = ord(".")
+_U8, _U16, _U32, _U64 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q"))
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+_REFUSED = {
+    **{"c": "GLOBAL", "\x93": "STACK_GLOBAL", "R": "REDUCE", "b": "BUILD", "i": "INST", "o": "OBJ"},
+    **{"\x81": "NEWOBJ", "\x92": "NEWOBJ_EX", "\x82": "EXT1", "\x83": "EXT2", "\x84": "EXT4"},
+    **{"P": "PERSID", "Q": "BINPERSID", "\x97": "NEXT_BUFFER", "\x98": "READONLY_BUFFER"},
+}
+
+
+def load(path: Path) -> Any:
+    """Returns the value in a pickle file of plain values.
+
+    Texts of Python 2 are read as Latin-1, as everybody reads these files.
+
+    Raises:
+      ValueError: the file holds anything else, is broken, or is larger than `MOST_BYTES`.
+      OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{path}: expected a pickle of at most {MOST_BYTES} bytes, got {size}")
+    try:
+        return loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; get the file from where it was published") from None
+
+
+def loads(data: bytes) -> Any:
+    """Returns the value in a pickle of plain values; protocols 0 to 5.
+
+    Raises:
+      ValueError: the pickle holds anything else, or is broken.
+    """
+    machine = _Machine(data)
+    collecting = gc.isenabled()
+    gc.disable()  # Millions of new values, none of them garbage.
+    try:
+        return machine.run()
+    except _Refused:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        raise ValueError(
+            f"expected a whole pickle, got {type(error).__name__} near byte {machine.at}"
+        ) from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+class _Refused(ValueError):
+    """An instruction that plain values do not need."""
+
+
+class _Machine:
+    """The stack and the memory of a pickle being read."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+        self.stack: list[Any] = []
+        self.memory: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """Returns what the pickle leaves behind."""
+        data, steps = self.data, [_STEPS.get(bytes([code])) for code in range(256)]
+        while data[self.at] != _STOP:
+            code = data[self.at]
+            self.at += 1
+            step = steps[code]
+            if step is None:
+                self._refuse(bytes([code]))
+            else:
+                step(self)
+        return self.pop()
+
+    def _refuse(self, code: bytes) -> None:
+        name = _REFUSED.get(code.decode("latin1"))
+        if name is None:
+            raise ValueError(f"unknown instruction {code!r}")
+        raise _Refused(
+            "expected a pickle of lists, dicts, texts and numbers, "
+            f"got the instruction {name} at byte {self.at - 1}, which could run code; none was run"
+        )
+
+    def take(self, count: int) -> bytes:
+        """Returns the next bytes."""
+        if count < 0 or self.at + count > len(self.data):
+            raise ValueError("the end")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def line(self) -> bytes:
+        """Returns the bytes up to the next line's end."""
+        end = self.data.index(b"\n", self.at)
+        found = self.data[self.at : end]
+        self.at = end + 1
+        return found
+
+    def byte(self) -> int:
+        """Returns the next byte as a number."""
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def number(self, form: struct.Struct) -> Any:
+        """Returns a number of this binary form."""
+        self.at += form.size
+        return form.unpack_from(self.data, self.at - form.size)[0]
+
+    def push(self, value: Any) -> None:
+        """Puts a value on the stack."""
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        """Takes a value from the stack; a mark is none."""
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark")
+        return value
+
+    def marked(self) -> list[Any]:
+        """Takes the values above the last mark, and the mark."""
+        place = len(self.stack) - 1
+        while self.stack[place] is not _MARK:
+            place -= 1
+            if place < 0:
+                raise ValueError("no mark")
+        found = self.stack[place + 1 :]
+        del self.stack[place:]
+        return found
+
+    def top(self, kind: type) -> Any:
+        """Returns the top of the stack, which must be a list or a dict."""
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"no {kind.__name__}")
+        return self.stack[-1]
+
+    def keep(self, place: int) -> None:
+        """Remembers the top of the stack."""
+        if self.stack[-1] is _MARK:
+            raise ValueError("a mark")
+        self.memory[place] = self.stack[-1]
+
+    def set_items(self, items: list[Any]) -> None:
+        """Sets keys and values of the dict on top."""
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        self.top(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def tuple_of(self, count: int) -> None:
+        """Makes a tuple of the top values."""
+        found = [self.pop() for _ in range(count)][::-1]
+        self.push(tuple(found))
+
+    def frame(self) -> None:
+        """Skips the size of a frame: all is in memory."""
+        self.number(_U64)
+
+
+def _integer(text: bytes) -> int | bool:
+    """Returns what a line of protocol 0 says: 00 and 01 are truths."""
+    if text in (b"00", b"01"):
+        return text == b"01"
+    return int(text.rstrip(b"L"))
+
+
+def _quoted(text: bytes) -> str:
+    """Returns a text of Python 2 from its quoted line."""
+    text = text.strip()
+    if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
+        raise ValueError("no quotes")
+    decoded, _ = codecs.escape_decode(text[1:-1])  # pyright: ignore[reportAttributeAccessIssue]
+    return decoded.decode("latin1")
+
+
+def _append(machine: _Machine) -> None:
+    value = machine.pop()
+    machine.top(list).append(value)
+
+
+def _extend(machine: _Machine) -> None:
+    values = machine.marked()
+    machine.top(list).extend(values)
+
+
+def _set_one(machine: _Machine) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def _dict(machine: _Machine) -> None:
+    items = machine.marked()
+    machine.push({})
+    machine.set_items(items)
+
+
+def _pop(machine: _Machine) -> None:
+    machine.stack.pop()
+
+
+def _long(machine: _Machine, size: int) -> None:
+    machine.push(int.from_bytes(machine.take(size), "little", signed=True))
+
+
+def _text(form: struct.Struct) -> Callable[[_Machine], None]:
+    return lambda m: m.push(m.take(m.number(form)).decode("utf-8", "surrogatepass"))
+
+
+def _old_text(form: struct.Struct) -> Callable[[_Machine], None]:
+    return lambda m: m.push(m.take(m.number(form)).decode("latin1"))
+
+
+def _bytes(form: struct.Struct) -> Callable[[_Machine], None]:
+    return lambda m: m.push(m.take(m.number(form)))
+
+
+_STEPS: dict[bytes, Callable[[_Machine], object]] = {
+    b"\x80": lambda m: m.byte(),
+    b"\x95": lambda m: m.frame(),
+    b"(": lambda m: m.push(_MARK),
+    b"0": _pop,
+    b"1": lambda m: m.marked(),
+    b"2": lambda m: m.push(m.stack[-1]),
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(True),
+    b"\x89": lambda m: m.push(False),
+    b"I": lambda m: m.push(_integer(m.line())),
+    b"L": lambda m: m.push(_integer(m.line())),
+    b"J": lambda m: m.push(m.number(_I32)),
+    b"K": lambda m: m.push(m.byte()),
+    b"M": lambda m: m.push(m.number(_U16)),
+    b"\x8a": lambda m: _long(m, m.byte()),
+    b"\x8b": lambda m: _long(m, m.number(_I32)),
+    b"F": lambda m: m.push(float(m.line())),
+    b"G": lambda m: m.push(m.number(_F64)),
+    b"S": lambda m: m.push(_quoted(m.line())),
+    b"T": _old_text(_I32),
+    b"U": _old_text(_U8),
+    b"V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
+    b"X": _text(_U32),
+    b"\x8c": _text(_U8),
+    b"\x8d": _text(_U64),
+    b"B": _bytes(_U32),
+    b"C": _bytes(_U8),
+    b"\x8e": _bytes(_U64),
+    b"]": lambda m: m.push([]),
+    b"l": lambda m: m.push(m.marked()),
+    b"a": _append,
+    b"e": _extend,
+    b"}": lambda m: m.push({}),
+    b"d": _dict,
+    b"s": _set_one,
+    b"u": lambda m: m.set_items(m.marked()),
+    b")": lambda m: m.push(()),
+    b"t": lambda m: m.push(tuple(m.marked())),
+    b"\x85": lambda m: m.tuple_of(1),
+    b"\x86": lambda m: m.tuple_of(2),
+    b"\x87": lambda m: m.tuple_of(3),
+    b"p": lambda m: m.keep(int(m.line())),
+    b"q": lambda m: m.keep(m.byte()),
+    b"r": lambda m: m.keep(m.number(_U32)),
+    b"\x94": lambda m: m.keep(len(m.memory)),
+    b"g": lambda m: m.push(m.memory[int(m.line())]),
+    b"h": lambda m: m.push(m.memory[m.byte()]),
+    b"j": lambda m: m.push(m.memory[m.number(_U32)]),
+}

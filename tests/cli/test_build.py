@@ -1,0 +1,149 @@
+"""Drives `seg-jax build`: what it prints, its errors in one line, and training on what it made."""
+
+import dataclasses
+import json
+import os
+import pickle
+
+import published_formats as formats
+import pytest
+import small_run
+
+from seg_jax.cli import arguments, finetune
+from seg_jax.cli import main as shell
+from seg_jax.data import sources
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line; returns the status, what it printed, and its lines on errors."""
+
+    def go(*words):
+        status = shell.main([str(word) for word in words])
+        printed, errors = capsys.readouterr()
+        return status, printed, errors
+
+    return go
+
+
+def test_a_data_set_is_built_and_reported(run, tmp_path):
+    formats.refer(tmp_path, "refcoco_unc")
+    words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, printed, errors = run(*words, "--json", tmp_path / "report.json")
+    assert (status, printed) == (0, f"{tmp_path / 'out'}\n")
+    words_said = " ".join(errors.split())
+    assert "expected 42404 refs as published, got 6" in words_said
+    assert "0 of 3 pictures stand in a val or test split of refcoco_unc: removed" in words_said
+    assert "not looked through, not there: refcoco_google" in words_said
+    report = json.loads((tmp_path / "report.json").read_text())
+    kept = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert {name: report[name] for name in kept} == kept
+    assert report["splits"]["testA"]["records"] == 3
+    assert run(*words)[0] == 0
+    assert run(*words, "--paper")[0] == 1
+    assert run(*words, "--paper", "--anew")[0] == 0
+
+
+def test_some_splits_are_built(run, tmp_path):
+    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    assert run(*words, "--splits", "val", "testB")[0] == 0
+    assert len(sources.Built(folders=(tmp_path / "out",), split="testB")) == 1
+    with pytest.raises(ValueError, match="expected one of the splits testB, val"):
+        len(sources.Built(folders=(tmp_path / "out",)))
+
+
+def hostile(root):
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {root / 'touched'}",)
+
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([Attack()], 2))
+
+
+def a_folder_for_a_file(root):
+    (root / "refcoco" / "instances.json").unlink()
+    (root / "refcoco" / "instances.json").mkdir()
+
+
+def half_a_file(root):
+    path = root / "refcoco" / "instances.json"
+    path.write_text(path.read_text()[:100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (hostile, "could run code; none was run; get the file from where it was published"),
+        (a_folder_for_a_file, "is a directory: "),
+        (half_a_file, "instances.json: expected JSON, got "),
+        (lambda root: (root / "refcoco" / "refs(unc).p").unlink(), "got no such file"),
+        (lambda root: (root / "images").rename(root / "elsewhere"), "do: --pictures DIR"),
+    ],
+)
+def test_an_error_is_one_line(run, tmp_path, spoil, told):
+    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    spoil(tmp_path)
+    words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, printed, errors = run(*words)
+    line = errors.removeprefix("refcoco_unc: reading annotations\n")
+    assert (status, printed, line.count("\n")) == (1, "", 1)
+    assert line.startswith("seg-jax build: ")
+    assert told in line
+    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "out" / "dataset_info.json").exists()
+
+
+def test_a_wrong_command_line_is_told(run, tmp_path):
+    status, _, errors = run("build", "refcoco", "--source", tmp_path, "--out", tmp_path)
+    assert status == 2
+    assert "refcoco_unc" in errors
+    status, _, errors = run("build", "folder", "--source", tmp_path / "no", "--out", tmp_path)
+    assert status == 1
+    assert "expected the folder of the data set, got no folder" in errors
+
+
+@pytest.mark.slow
+def test_a_model_learns_from_what_was_built(run, tmp_path, quick_compilation):
+    formats.refer(tmp_path, "refcoco_unc", pictures=4)
+    words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "data"
+    assert run(*words, "--workers", 1)[0] == 0
+    source = sources.Built(folders=(tmp_path / "data",))
+    base = small_run.sft_config()
+    config = dataclasses.replace(
+        base,
+        out=tmp_path / "run",
+        source=source,
+        layout=dataclasses.replace(base.layout, max_prompt=60),
+        loop=dataclasses.replace(base.loop, steps=2),
+    )
+    assert finetune.main(config) == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["source"] == {
+        "class": "Built",
+        "folders": [str(tmp_path / "data")],
+        "split": "train",
+        "absent": False,
+    }
+    steps = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [step["step"] for step in steps if "loss" in step] == [1, 2]
+
+
+def test_a_configuration_names_the_data_and_options_replace_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Trains on data of mine."""\n'
+        "from pathlib import Path\n"
+        "from seg_jax.cli import finetune\n"
+        "from seg_jax.data.sources import Built\n"
+        "def config():\n"
+        "    return finetune.Config(source=Built(folders=(Path('a'), Path('b'))))\n"
+    )
+    config = arguments.read(finetune.Config, [str(path)], program="seg-jax finetune")
+    assert [str(folder) for folder in config.source.folders] == ["a", "b"]
+    words = [str(path), "--source.folders", "c", "d", "e", "--source.split", "val"]
+    config = arguments.read(finetune.Config, words, program="seg-jax finetune")
+    assert [str(folder) for folder in config.source.folders] == ["c", "d", "e"]
+    assert config.source.split == "val"
