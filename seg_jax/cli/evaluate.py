@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json as files
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, runs
+from seg_jax.cli import console, protocol, runs
 from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.grammar import chat
-from seg_jax.inference import (
-    answers,
-    evaluation,
-    gallery,
-    judging,
-    pictures,
-    protocols,
-    report,
-    scores,
-    tables,
-)
-from seg_jax.inference.judging import Row
+from seg_jax.inference import evaluation, protocols
+from seg_jax.inference.answers import Model, Saved
 from seg_jax.inference.predictor import Predictor
-from seg_jax.inference.protocols import Protocol
 from seg_jax.models import decode, sharding
 from seg_jax.records import Prompts
 from seg_jax.tasks.referring import Mixture, Referring
@@ -38,10 +26,6 @@ from seg_jax.training import stations
 
 HELD_OUT = 7
 """Seed of the held-out scenes; training refuses it nowhere, so choose others there."""
-
-
-FILES = ("answers.jsonl", "summary.json", "table.md", "gallery.html")
-"""What a protocol writes to --out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +105,7 @@ class Config(Asked):
 def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     if config.protocol is not None:
-        return _by_protocol(config, protocols.PROTOCOLS[config.protocol])
+        return _by_protocol(config, config.protocol)
     mesh = config.mesh.build()
     refill = decode.Refill(rows=config.rows) if config.rows else None
     predictor = config.predictor(on=mesh, refill=refill)
@@ -206,122 +190,62 @@ def _asking(
     return answer
 
 
-def _by_protocol(config: Config, protocol: Protocol) -> int:
-    """Asks and judges all questions of a protocol; prints its tables and writes its files."""
+def _by_protocol(config: Config, name: protocols.Name) -> int:
+    """Asks and judges all questions of a protocol; prints its numbers and writes its files."""
     runs.check_json(config.json)
-    others = [_summary(folder) for folder in config.beside]
-    saved = None if config.answers is None else answers.Saved(config.answers)
-    digits, answered, mesh = Referring.digits, saved, None
+    others = [protocol.read(folder) for folder in config.beside]
+    saved = None if config.answers is None else Saved(config.answers)
+    mesh, digits = None, Referring.digits
     if config.checkpoint is not None:
         mesh = config.mesh.build()
-        refill = decode.Refill(rows=config.rows) if config.rows else None
-        predictor, count = config.predictor(on=mesh, refill=refill), _rows(config.batch, mesh)
-        answer, digits = _asking(predictor, count, mesh), predictor.bundle.task.digits
-        encoder = predictor.bundle.encoder
-        answered = answers.Model(lambda p: answer(p)[0], encoder, batch=count, saved=saved)
+        answered, digits = answering(config, mesh, saved)
+    else:
+        answered = saved
+        assert answered is not None  # Config says so.
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
-    rows = list(_judged(config, protocol, answered, digits))
-    summary = {
-        "model": config.name or str(config.checkpoint or config.answers),
-        "split": config.split,
-        **scores.summarise(rows, protocol),
-        "too_long": getattr(answered, "too_long", 0),
-        "seed": config.seed,
-        "grammar": config.grammar,
-        "form": config.form,
-        "devices": 1 if mesh is None else mesh.size,
-        "versions": runs.versions(),
-    }
-    told: dict[str, list[dict[str, Any]]] = {}
-    for each in [*others, summary]:
-        told.setdefault(each["model"], []).append(each)
-    markdown = tables.markdown(told)
-    console.table(
-        f"{protocol.title}: {config.split}", ("", "mean", "95 % interval"), lines(summary)
+    asking = protocol.Asking(
+        protocol=protocols.PROTOCOLS[name],
+        source=held_out(config),
+        digits=digits,
+        form=config.form,
+        seed=config.seed,
     )
+    rows = list(protocol.judged(asking, answered, config.out))
+    summary = protocol.numbers(
+        rows,
+        asking,
+        model=config.name or str(config.checkpoint or config.answers),
+        split=config.split,
+        too_long=answered.too_long,
+        seed=config.seed,
+        grammar=config.grammar,
+        form=config.form,
+        devices=1 if mesh is None else mesh.size,
+        versions=runs.versions(),
+    )
+    title = f"{asking.protocol.title}: {config.split}"
+    console.table(title, ("", "mean", "95 % interval"), lines(summary))
     if config.out is not None:
-        runs.write_json(config.out / "summary.json", summary)
-        pictures.store(config.out / "table.md", markdown.encode())
-        page = _page(config, protocol, rows, summary, digits)
-        report.write(config.out / "gallery.html", page)
-        console.say(f"{config.out}: {', '.join(FILES)}")
+        told = {"others": others, "each": config.gallery, "config": runs.plain(config)}
+        protocol.write(config.out, asking, rows, summary, **told)
     runs.tell_json(summary, config.json)
     return 0
 
 
-def _questions(
-    config: Config,
-    protocol: Protocol,
-    source: Scenes,
-    digits: int,
-    indices: Sequence[int] | None = None,
-) -> Iterator[protocols.Question]:
-    """Yields the questions of a protocol about all or some samples of the source."""
-    return protocols.questions(
-        protocol, source, digits=digits, form=config.form, seed=config.seed, indices=indices
-    )
+def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[Model, int]:
+    """Returns the model of a configuration, ready to be asked, and the decimals it is used to.
 
-
-def _judged(config: Config, protocol: Protocol, answered: Any, digits: int) -> Iterator[Row]:
-    """Yields the rows of a protocol, each written as soon as it is known."""
-    source = held_out(config)
-    asked = _questions(config, protocol, source, digits)
-    partial = None if config.out is None else config.out / "answers.partial.jsonl"
-    with contextlib.ExitStack() as stack:
-        move = stack.enter_context(console.progress(protocol.name, len(source)))
-        file = partial and stack.enter_context(partial.open("w", encoding="utf-8"))
-        for question, text, tokens in answered(asked):
-            row = judging.judge(protocol, question, text, tokens)
-            if file:
-                file.write(files.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
-                file.flush()
-            move(row.index + 1, len(source), "")
-            yield row
-    if partial is not None:
-        partial.replace(partial.with_name(FILES[0]))
-
-
-def _page(
-    config: Config, protocol: Protocol, rows: list[Row], summary: dict[str, Any], digits: int
-) -> report.Report:
-    """Returns the numbers with the best, median, worst and failed answers."""
-    source = held_out(config)
-
-    def question(row: Row) -> protocols.Question:
-        asked = _questions(config, protocol, source, digits, [row.index])
-        wanted = (row.which, row.given, row.kind, row.phrase)
-        return next(q for q in asked if (q.which, q.given, q.kind.name.lower(), q.phrase) == wanted)
-
-    chosen = gallery.groups(rows, each=config.gallery)
-    return report.Report(
-        title=f"{protocol.title}: {config.split}",
-        summary_rows=gallery.table(summary, protocol),
-        curves=None,
-        exhibits=gallery.exhibits(chosen, protocol, question),
-        config=runs.plain(config),
-        versions=summary["versions"],
-        notes=(
-            f"{summary['model']} answers {summary['questions']:,} questions about "
-            f"{summary['pictures']:,} pictures, greedily.",
-        ),
-    )
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """Returns the numbers of another evaluation.
-
-    Raises:
-      ValueError: the folder holds none of a protocol.
+    Args:
+      config: of the evaluation.
+      mesh: to lay the model over.
+      saved: answers that are known and not asked for again.
     """
-    found = runs.read_json(folder / "summary.json")
-    needed = {"model", "split", "protocol", "questions"}
-    if not isinstance(found, dict) or not needed <= found.keys():
-        raise ValueError(
-            f"{folder}: expected the folder of an evaluation, got no summary.json of one; give "
-            "what was --out beside --protocol"
-        )
-    return found
+    refill = decode.Refill(rows=config.rows) if config.rows else None
+    predictor, count = config.predictor(on=mesh, refill=refill), _rows(config.batch, mesh)
+    answer, bundle = _asking(predictor, count, mesh), predictor.bundle
+    model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
+    return model, bundle.task.digits
 
 
 def lines(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

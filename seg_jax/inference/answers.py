@@ -33,7 +33,7 @@ class Saved:
           ValueError: a line is not such, or answers a question differently than one before.
           OSError: the file cannot be read.
         """
-        self._path = path
+        self._path, self.too_long = path, 0
         self._answers: dict[tuple[Any, ...], tuple[str, int]] = {}
         *lines, _ = path.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines, 1):

@@ -26,7 +26,7 @@ FAULTS = {
 
 
 def groups(rows: Sequence[Row], *, each: int) -> dict[str, list[Row]]:
-    """Returns up to `each` rows for each part of the gallery, no object of a picture twice.
+    """Returns up to `each` rows for each part of the gallery, no answer about an object twice.
 
     First the best, the median and the worst (of those that can be read) by IoU, then failures by
     their fault, the first in the order of the source.
@@ -44,7 +44,7 @@ def groups(rows: Sequence[Row], *, each: int) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for title, candidates in wanted.items():
         for row in candidates:
-            at = (row.index, row.which, row.kind)
+            at = (row.index, row.which, row.kind, row.text)
             if at not in shown and len(found.setdefault(title, [])) < each:
                 shown.add(at)
                 found[title].append(row)
