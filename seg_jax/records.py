@@ -73,10 +73,17 @@ class Sample:
     """Names the sample within its source; also seeds its random choices."""
     image: UInt8[np.ndarray, "H W 3"]
     masks: Bool[np.ndarray, "M H W"]
+    """Of objects, of several at once where an expression means them, or empty ones where it means
+    nothing in the picture."""
     phrases: tuple[tuple[str, ...], ...]
     """For each mask the expressions that fit it and no other object of the picture."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
+    ignored: Bool[np.ndarray, "M H W"] | None = None
+    """For each mask the pixels that count for nothing when an answer is judged; None: all count."""
+    covers: UInt8[np.ndarray, "M H W"] | None = None
+    """For each mask how many polygons of its annotation cover a pixel, where a source knows; only
+    the released evaluators ask for it."""
 
 
 class Polygons(NamedTuple):

@@ -1,23 +1,27 @@
-"""Evaluates a model on held-out scenes: numbers with bootstrap intervals, as table and JSON."""
+"""Evaluates a model on held-out scenes, by random questions or all those of a named protocol."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, runs
+from seg_jax.cli import console, protocol, runs
 from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
-from seg_jax.inference import evaluation
+from seg_jax.grammar import chat
+from seg_jax.inference import evaluation, protocols
+from seg_jax.inference.answers import Model, Saved
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import decode, sharding
-from seg_jax.tasks.referring import Mixture
+from seg_jax.records import Prompts
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import stations
 
 HELD_OUT = 7
@@ -28,6 +32,12 @@ HELD_OUT = 7
 class Config(Asked):
     """An evaluation."""
 
+    checkpoint: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's."""
+    protocol: protocols.Name | None = None
+    """All questions of a benchmark instead of one random question about each scene, judged at the
+    pictures' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
+    and rec with the defects of the released evaluators."""
     scenes: int = 512
     """Held-out scenes, one question each."""
     seed: int = HELD_OUT
@@ -35,7 +45,22 @@ class Config(Asked):
     source: Scenes = dataclasses.field(default_factory=Scenes)
     """Kind of the scenes; `scenes` and `seed` override its count and seed."""
     mixture: Mixture = Mixture()
-    """Questions that are asked."""
+    """Questions that are asked without a protocol."""
+    form: int = 0
+    """Number of the form of all questions of a protocol: 0 to 6 are the released ones."""
+    answers: Path | None = None
+    """File of answers to judge, as a protocol writes it; a checkpoint is asked for those that are
+    not in it."""
+    out: Path | None = None
+    """Folder for answers.jsonl, summary.json, table.md and gallery.html of a protocol."""
+    gallery: int = 4
+    """Most pictures in each part of the gallery."""
+    name: str = ""
+    """Of the model in tables; left out: where its checkpoint or its answers lie."""
+    split: str = "scenes"
+    """Of the set in tables, as refcoco-val, refcoco+-testA or refcocog-test."""
+    beside: tuple[Path, ...] = ()
+    """Folders (--out) of other evaluations, whose numbers stand in the same tables."""
     batch: int = 64
     rows: int = 0
     """Answers of a batch decoded at once, on all devices together; one that ends leaves its row
@@ -51,10 +76,36 @@ class Config(Asked):
                 "expected scenes and batch >= 1, a seed and rows >= 0, "
                 f"got {self.scenes} scenes, batch {self.batch}, seed {self.seed}, rows {self.rows}"
             )
+        self._check_protocol()
+
+    def _check_protocol(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        if self.checkpoint is None and (self.answers is None or self.protocol is None):
+            raise ValueError(
+                "expected --checkpoint FOLDER, got none; give the folder of a trained model, or "
+                "--protocol with --answers FILE"
+            )
+        given = {"answers": self.answers, "out": self.out, "beside": self.beside}
+        if self.protocol is None and any(given.values()):
+            names = ", ".join(f"--{name}" for name, value in given.items() if value)
+            raise ValueError(f"expected --protocol beside {names}, got none; name a protocol")
+        forms = len(chat.QUESTIONS)
+        if not 0 <= self.form < forms or self.gallery < 0:
+            raise ValueError(
+                f"expected a form from 0 to {forms - 1} and a gallery >= 0, got form {self.form}, "
+                f"gallery {self.gallery}"
+            )
+        if self.protocol == "gres" and self.grammar:
+            raise ValueError(
+                "protocol gres: expected answers that may say that there is no target, got "
+                "--grammar, under which each holds a polygon; leave it out"
+            )
 
 
 def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
+    if config.protocol is not None:
+        return _by_protocol(config, config.protocol)
     mesh = config.mesh.build()
     refill = decode.Refill(rows=config.rows) if config.rows else None
     predictor = config.predictor(on=mesh, refill=refill)
@@ -108,21 +159,93 @@ def run(
     """
     bundle = predictor.bundle
     task = dataclasses.replace(bundle.task, mixture=mixture)
-    count = min(batch, len(source))
-    rows = None if mesh is None else sharding.batch(mesh)
-    if mesh is not None:
-        count += -count % sharding.row_parts(mesh)
+    count = _rows(min(batch, len(source)), mesh)
     prompts = pipeline.in_order(source, task, bundle.encoder, batch=count)
-    within = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
-    with console.progress(title, len(source)) as move, within:
+    with console.progress(title, len(source)) as move:
         return evaluation.run(
-            lambda batch: predictor.answer(
-                batch if rows is None else pipeline.to_device(batch, rows, rows=count), params
-            ),
+            _asking(predictor, count, mesh, params),
             prompts,
             bundle.tokenizer.decode,
             lambda done: move(done, len(source), ""),
         )
+
+
+def _rows(batch: int, mesh: Mesh | None) -> int:
+    """Returns the rows of a batch, as many more as the devices need."""
+    return batch if mesh is None else batch + -batch % sharding.row_parts(mesh)
+
+
+def _asking(
+    predictor: Predictor, count: int, mesh: Mesh | None, params: Any = None
+) -> Callable[[Prompts], Any]:
+    """Returns a function that puts prompts on the devices of the mesh and answers them."""
+    rows = None if mesh is None else sharding.batch(mesh)
+
+    def answer(batch: Prompts) -> Any:
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            if rows is not None:
+                batch = pipeline.to_device(batch, rows, rows=count)
+            return predictor.answer(batch, params)
+
+    return answer
+
+
+def _by_protocol(config: Config, name: protocols.Name) -> int:
+    """Asks and judges all questions of a protocol; prints its numbers and writes its files."""
+    runs.check_json(config.json)
+    others = [protocol.read(folder) for folder in config.beside]
+    saved = None if config.answers is None else Saved(config.answers)
+    mesh, digits = None, Referring.digits
+    if config.checkpoint is not None:
+        mesh = config.mesh.build()
+        answered, digits = answering(config, mesh, saved)
+    else:
+        answered = saved
+        assert answered is not None  # Config says so.
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+    asking = protocol.Asking(
+        protocol=protocols.PROTOCOLS[name],
+        source=held_out(config),
+        digits=digits,
+        form=config.form,
+        seed=config.seed,
+    )
+    rows = list(protocol.judged(asking, answered, config.out))
+    summary = protocol.numbers(
+        rows,
+        asking,
+        model=config.name or str(config.checkpoint or config.answers),
+        split=config.split,
+        too_long=answered.too_long,
+        seed=config.seed,
+        grammar=config.grammar,
+        form=config.form,
+        devices=1 if mesh is None else mesh.size,
+        versions=runs.versions(),
+    )
+    title = f"{asking.protocol.title}: {config.split}"
+    console.table(title, ("", "mean", "95 % interval"), lines(summary))
+    if config.out is not None:
+        told = {"others": others, "each": config.gallery, "config": runs.plain(config)}
+        protocol.write(config.out, asking, rows, summary, **told)
+    runs.tell_json(summary, config.json)
+    return 0
+
+
+def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[Model, int]:
+    """Returns the model of a configuration, ready to be asked, and the decimals it is used to.
+
+    Args:
+      config: of the evaluation.
+      mesh: to lay the model over.
+      saved: answers that are known and not asked for again.
+    """
+    refill = decode.Refill(rows=config.rows) if config.rows else None
+    predictor, count = config.predictor(on=mesh, refill=refill), _rows(config.batch, mesh)
+    answer, bundle = _asking(predictor, count, mesh), predictor.bundle
+    model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
+    return model, bundle.task.digits
 
 
 def lines(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -132,6 +255,10 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(value, dict) and "mean" in value:
             interval = f"{value['low']:.3f} to {value['high']:.3f}"
             rows.append((name, f"{value['mean']:.3f}", interval))
+    for kind, faults in summary.get("faults", {}).items():
+        for fault, found in faults.items():
+            lost = f"{found['lost']:.3f} of IoU"
+            rows.append((f"{kind} fault {fault}", str(found["count"]), lost))
     verdicts = summary.get("verdicts", {})
     rows += [(f"verdict {name}", str(count), "") for name, count in verdicts.items() if count]
     return rows

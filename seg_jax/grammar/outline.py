@@ -6,6 +6,8 @@ The grammar, coordinates being fractions of the picture's width and height:
     box     [x0, y0, x1, y1]
     mask    [[[x, y], [x, y], [x, y]], [[x, y], ...]]     rings; holes are rings too (even-odd)
 
+What is not in the picture has no rings: "[]", as `write_mask` writes it (`says_nothing`).
+
 The reader is a machine that sees one character at a time: a `STATE`, eight classes of characters,
 the `TABLE` below and a few registers. `reader.py` runs the same table on the device.
 
@@ -18,6 +20,7 @@ polygon), so reading starts afresh; a committed list that breaks is kept up to t
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -209,6 +212,17 @@ def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None 
     machine = _Machine(Kind(kind), rings, points)
     machine.run(text.encode("ascii", "replace").translate(BYTE_CLASS))
     return machine.finish()
+
+
+def says_nothing(text: str) -> bool:
+    """Returns whether an answer is that there is nothing to outline: an empty list, no polygon.
+
+    It reads as `EMPTY`, as does what is no answer at all.
+    """
+    return _NOTHING.search(text) is not None and read(text, Kind.MASK).verdict == Verdict.EMPTY
+
+
+_NOTHING = re.compile(r"\[\s*\]")
 
 
 class _Machine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +12,10 @@ from flax import nnx
 from jaxtyping import Int, UInt8
 
 from seg_jax.data.encode import TooLong
-from seg_jax.geometry import bitmask, raster
+from seg_jax.geometry import bitmask
 from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.canvas import fill
 from seg_jax.models import decode, sharding
 from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
 from seg_jax.tasks import task as tasks
@@ -154,20 +155,6 @@ class Predictor:
         judge_rows = sharding.by_rows(functools.partial(judge, bundle.task, self._table))
         judged, verdict = judge_rows(rollout, prompts.truth)
         return rollout, judged, verdict
-
-
-def fill(
-    rings_unit: tuple[Ring, ...], height: int, width: int, *, rule: Literal["coco", "center"]
-) -> np.ndarray:
-    """Returns the mask bool[height, width] of rings in unit coordinates, holes by even-odd."""
-    most = max(len(ring) for ring in rings_unit)
-    points = np.zeros((len(rings_unit), most, 2), np.float32)
-    used = np.zeros((len(rings_unit), most), bool)
-    for index, ring in enumerate(rings_unit):
-        points[index, : len(ring)], used[index, : len(ring)] = ring, True
-    pixels = raster.to_pixels(points, np.array([height, width], np.int32))
-    words = raster.fill(pixels, used, height=height, width=width, rule=rule, rings="evenodd")
-    return np.asarray(bitmask.unpack(words, height=height))
 
 
 def _rings(reading: outline.Reading) -> tuple[Ring, ...]:

@@ -53,6 +53,10 @@ class Exhibit:
     """Points that the question names, drawn on every panel."""
     boxes_unit: Sequence[tuple[float, float, float, float]] = ()
     """Boxes x0 y0 x1 y1 that the question names, drawn on every panel."""
+    group: str = ""
+    """Heading that it stands under together with those of the same group that follow it."""
+    note: str = ""
+    """Small print behind the question."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Report:
     title: str
     summary_rows: Sequence[Mapping[str, Cell]] = ()
     """Rows by column name; the first column names the row."""
-    curves: Sequence[Curve] = ()
+    curves: Sequence[Curve] | None = ()
+    """None: the page has no section for them."""
     exhibits: Sequence[Exhibit] = ()
     config: object = None
     """Whatever JSON can hold; the rest is written as text."""
@@ -119,6 +124,7 @@ td small{color:var(--muted)}td.text{white-space:normal}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:14px}
 .exhibits{display:grid;gap:14px}
 .exhibit h3{margin:0 0 .8rem;font-weight:500;overflow-wrap:anywhere}
+.exhibit h3 small{color:var(--muted);font-weight:400;margin-left:.6rem}
 .exhibit h3 span{color:var(--muted);font-variant-numeric:tabular-nums;margin-right:.6rem}
 .panels{display:grid;grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:14px}
 figure{margin:0;min-width:0;max-width:384px}
@@ -159,7 +165,7 @@ def page(report: Report) -> str:
     """Returns the page as HTML that loads nothing and runs nothing; every text in it is escaped."""
     sections = {
         "Results": _table(report.summary_rows),
-        "Curves": _curves(report.curves),
+        **({} if report.curves is None else {"Curves": _curves(report.curves)}),
         "Gallery": _gallery(report.exhibits),
         "Configuration": _facts(report),
     }
@@ -244,15 +250,19 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
         return _none("No pictures.")
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(captions)}
     budget = _BYTES // sum(len(item.panels) for item in exhibits)
-    parts = ['<div class="exhibits">']
+    parts, group = ['<div class="exhibits">'], ""
     for index, exhibit in enumerate(exhibits, 1):
+        if exhibit.group != group:
+            group = exhibit.group
+            parts.append(f'</div><h3>{safe(group)}</h3><div class="exhibits">')
         panels = "".join(
             _figure(exhibit, panel, colour=colours[panel.caption], budget=min(budget, 60_000))
             for panel in exhibit.panels
         )
+        note = f"<small>{safe(exhibit.note)}</small>" if exhibit.note else ""
         parts.append(
             f'<article class="card exhibit"><h3><span>{index}</span>'
-            f"<bdi>{safe(exhibit.question)}</bdi></h3>"
+            f"<bdi>{safe(exhibit.question)}</bdi>{note}</h3>"
             f'<div class="panels" style="--n:{max(1, len(exhibit.panels))}">{panels}</div>'
             "</article>\n"
         )

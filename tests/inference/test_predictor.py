@@ -41,7 +41,7 @@ def drawn(rings, height, width):
     """Returns what pycocotools draws of each ring, the rings joined by even-odd."""
     mask = np.zeros((height, width), bool)
     for ring in rings:
-        pixels = np.float32(ring) * np.float32([width, height])
+        pixels = np.asarray(ring, np.float64) * [width, height]
         (rle,) = coco.frPyObjects([pixels.ravel().tolist()], height, width)
         mask ^= coco.decode(rle).astype(bool)
     return mask

@@ -1,0 +1,87 @@
+"""Fills rings at a picture's own resolution as pycocotools does in double precision (host)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from seg_jax.geometry import bitmask, raster
+
+Outlines = Sequence[Float[np.ndarray, "_ 2"]]
+"""Vertices of each ring; `Ring` itself would tie the lengths of all rings together."""
+
+# Few shapes, or every answer would compile its own program.
+_STEP_PX, _FEWEST_RINGS, _FEWEST_POINTS = 256, 4, 32
+
+
+def fill(
+    rings_unit: Outlines,
+    height: int,
+    width: int,
+    *,
+    rule: Literal["coco", "center"],
+    rings: Literal["union", "evenodd"] = "evenodd",
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Returns the mask of rings in unit coordinates.
+
+    Under the COCO rule it is that of pycocotools to the pixel: the product of fraction and side is
+    rounded as in double precision, where single precision tells ties apart wrongly.
+
+    Args:
+      rings_unit: x then y as fractions of width and height.
+      height: of the picture in pixels.
+      width: of the picture in pixels.
+      rule: as in `raster.fill`.
+      rings: "evenodd", so that a ring within a ring is a hole, or "union".
+
+    Raises:
+      ValueError: the picture has no pixels, or more than `raster.MAX_SIDE` in a side.
+    """
+    if not 1 <= min(height, width) <= max(height, width) <= raster.MAX_SIDE:
+        raise ValueError(
+            f"expected a picture of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, got "
+            f"{height}x{width}; scale it and its masks down"
+        )
+    if not rings_unit:
+        return np.zeros((height, width), bool)
+    most = max(map(len, rings_unit))
+    shape = _power(len(rings_unit), _FEWEST_RINGS), _power(most, _FEWEST_POINTS)
+    points, used = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+    size = np.array([width, height], np.float64)
+    for index, ring in enumerate(rings_unit):
+        points[index, : len(ring)] = _rounded(np.asarray(ring, np.float64) * size, rule)
+        used[index, : len(ring)] = True
+    canvas = [min(raster.MAX_SIDE, -(-side // _STEP_PX) * _STEP_PX) for side in (height, width)]
+    words = raster.fill(points, used, height=canvas[0], width=canvas[1], rule=rule, rings=rings)
+    return np.asarray(bitmask.unpack(words, height=height))[:, :width]
+
+
+def box_px(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 4"]:
+    """Returns the tight half-open box x0 y0 x1 y1 of a mask in pixels; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros(4)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+
+
+def box_iou(one: Float[np.ndarray, " 4"], other: Float[np.ndarray, " 4"]) -> float:
+    """Returns the IoU of two boxes x0 y0 x1 y1; 0 where neither has an area."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    shared = float(np.prod(np.maximum(sides, 0.0)))
+    covered = sum(float(np.prod(np.maximum(box[2:] - box[:2], 0.0))) for box in (one, other))
+    return shared / (covered - shared) if covered > 0 else 0.0
+
+
+def _rounded(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:
+    """Returns points at the fifths of a pixel to which pycocotools rounds them."""
+    return np.floor(5 * points_px + 0.5) / 5 if rule == "coco" else points_px
+
+
+def _power(count: int, least: int) -> int:
+    """Returns the least number from both on that is `least` times a power of four."""
+    while least < count:
+        least *= 4
+    return least

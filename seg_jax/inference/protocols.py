@@ -1,0 +1,171 @@
+"""Named evaluation protocols: which questions a benchmark asks of every sample, and how (host)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from seg_jax.data.sources import Source
+from seg_jax.grammar import chat
+from seg_jax.records import Kind, Sample
+from seg_jax.tasks.referring import box_unit, interior_point_unit
+
+Name = Literal["res", "rec", "gres", "reasonseg", "point_mask", "box_mask", "text4seg"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A benchmark's questions and the names of its numbers."""
+
+    name: Name
+    title: str
+    asks: tuple[tuple[Literal["text", "point", "box"], Kind], ...] = (("text", Kind.MASK),)
+    """What is told and what is asked, of each expression or, without text, of each mask."""
+    metrics: tuple[str, ...]
+    """Names in `scores`, in the order of the table."""
+    released: bool = False
+    """Whether it is asked, read and scored as the released evaluators do (`text4seg`)."""
+
+
+_PRECISIONS = tuple(f"p_at_0.{tenth}" for tenth in range(5, 10))
+
+PROTOCOLS: dict[Name, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="res",
+            title="Referring segmentation (RES)",
+            metrics=("ciou", "giou", *_PRECISIONS, "rec_from_mask"),
+        ),
+        Protocol(
+            name="rec",
+            title="Referring comprehension (REC)",
+            asks=(("text", Kind.MASK), ("text", Kind.BOX)),
+            metrics=("rec_from_mask", "rec_from_box"),
+        ),
+        Protocol(
+            name="gres",
+            title="Generalised referring segmentation (gRefCOCO)",
+            metrics=("giou", "ciou", "n_acc", "n_acc_said", "t_acc"),
+        ),
+        Protocol(
+            name="reasonseg", title="Reasoning segmentation (ReasonSeg)", metrics=("giou", "ciou")
+        ),
+        Protocol(
+            name="point_mask",
+            title="Point to mask",
+            asks=(("point", Kind.MASK),),
+            metrics=("giou", "ciou", *_PRECISIONS),
+        ),
+        Protocol(
+            name="box_mask",
+            title="Box to mask",
+            asks=(("box", Kind.MASK),),
+            metrics=("giou", "ciou", *_PRECISIONS),
+        ),
+        Protocol(
+            name="text4seg",
+            title="RES and REC as the released evaluators count",
+            metrics=("ciou", "giou", "rec_from_mask"),
+            released=True,
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about one mask of a sample."""
+
+    sample: Sample
+    index: int
+    """Of the sample in its source."""
+    which: int
+    """Of the sample's masks."""
+    given: str
+    """What is told: "text", "point" or "box"."""
+    kind: Kind
+    phrase: str
+    """The expression; empty where a point or box is told."""
+    clue: chat.Clue
+    text: str
+    """The question as it is asked."""
+
+    @property
+    def truth(self) -> Bool[np.ndarray, "H W"]:
+        """The true mask."""
+        return self.sample.masks[self.which]
+
+
+def questions(
+    protocol: Protocol,
+    source: Source,
+    *,
+    digits: int,
+    form: int = 0,
+    seed: int = 0,
+    indices: Iterable[int] | None = None,
+) -> Iterator[Question]:
+    """Yields every question of a protocol, in the order of the source; always the same ones.
+
+    Each expression of each mask is asked about once, also where the mask is empty. Points and
+    boxes are told of each mask that has pixels; the point is one off the mask's border that seed,
+    sample and mask choose.
+
+    Args:
+      protocol: of the questions.
+      source: of the samples.
+      digits: decimals of a point or box in a question.
+      form: number of the form of all questions, as in `chat.question`.
+      seed: of the points.
+      indices: of the samples; all if None.
+
+    Raises:
+      ValueError: a sample's masks are not of its picture's size, or there is no such form.
+    """
+    for index in range(len(source)) if indices is None else indices:
+        sample = source[index]
+        _check(sample)
+        for which, (given, kind) in itertools.product(range(len(sample.masks)), protocol.asks):
+            for phrase, clue in _clues(protocol, sample, which, given, (seed, index)):
+                text = chat.question(kind, clue, index=form, digits=digits)
+                yield Question(sample, index, which, given, kind, phrase, clue, text)
+
+
+def _clues(
+    protocol: Protocol, sample: Sample, which: int, given: str, seeds: tuple[int, int]
+) -> list[tuple[str, chat.Clue]]:
+    """Returns the expressions of a mask with themselves as clues, or a place without one."""
+    if given == "text":
+        phrases = [phrase.strip() for phrase in sample.phrases[which]]
+        if protocol.released:
+            return [(phrase, phrase.lower().replace(",", "")) for phrase in phrases]
+        return [(phrase, phrase) for phrase in phrases]
+    mask = sample.masks[which]
+    if not mask.any():
+        return []
+    if given == "box":
+        return [("", np.array(box_unit(mask)))]
+    rng = np.random.default_rng([*seeds, which])
+    return [("", np.array(interior_point_unit(mask, rng)))]
+
+
+def _check(sample: Sample) -> None:
+    shape, phrases = (len(sample.masks), *sample.image.shape[:2]), len(sample.phrases)
+    for name in ("masks", "ignored", "covers"):
+        value = getattr(sample, name)
+        if value is not None and value.shape != shape:
+            raise ValueError(
+                f"sample {sample.key}: expected {name} of the picture's size {shape}, got "
+                f"{value.shape}; do not scale one without the other"
+            )
+    if phrases != shape[0]:
+        raise ValueError(
+            f"sample {sample.key}: expected expressions for each of {shape[0]} masks, got "
+            f"{phrases}; give () to masks that have none"
+        )

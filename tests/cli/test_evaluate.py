@@ -1,0 +1,223 @@
+"""The command `seg-jax evaluate --protocol`: files, saved answers, one line for each mistake."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.cli import evaluate, main
+from seg_jax.cli import protocol as program
+from seg_jax.cli.quickstart import START
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference import protocols
+from seg_jax.inference.answers import Model
+from seg_jax.inference.predictor import Predictor
+from seg_jax.models import sharding
+from seg_jax.records import Kind, Rollout
+from seg_jax.tasks.task import Judgement
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+SCENES = ("--scenes", 2, "--batch", 4, "--gallery", 1)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Returns the folder of a model with random weights."""
+    folder = tmp_path_factory.mktemp("given") / "checkpoint"
+    bundles.save(small_run.bundle(), folder)
+    return folder
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """Puts fixed answers in the place of a model's, by batch and row; holds what it was asked."""
+    asked = []
+
+    def answer(self, prompts, params=None):
+        tokenizer, kinds = self.bundle.tokenizer, np.asarray(prompts.truth.kind)
+        asked.append(len(kinds))
+        if len(asked) == asked_until[0]:
+            raise KeyboardInterrupt
+        ids = np.zeros((len(kinds), 1, 40), np.int32)
+        used = np.zeros(ids.shape, bool)
+        for row, kind in enumerate(kinds):
+            x = 0.1 + 0.1 * (int(np.asarray(prompts.tokens.ids)[row].sum()) % 5)
+            text = f"[[[{x:.2f}, 0.10], [0.90, 0.20], [0.40, 0.95]]]."
+            if kind == Kind.BOX:
+                text = f"[{x:.2f}, 0.10, 0.90, 0.80]."
+            told = tokenizer.encode("prose" if x > 0.45 else text)
+            ids[row, 0, : len(told)], used[row, 0, : len(told)] = told, True
+        none = np.zeros((len(kinds), 1), np.int32)
+        return Rollout(ids, used, np.zeros(ids.shape)), Judgement({}, none, none, none), none
+
+    asked_until = [0]
+    monkeypatch.setattr(Predictor, "answer", answer)
+    return asked, asked_until
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        status = main.main(["evaluate", *map(str, words)])
+        out, err = capsys.readouterr()
+        return status, out, err.splitlines()[-1] if err else ""
+
+    return call
+
+
+def lines(folder, name="answers.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", list(protocols.PROTOCOLS))
+def test_a_protocol_writes_its_files_the_same_twice(run, given, model, tmp_path, name):
+    words = ("--checkpoint", given, "--protocol", name, "--name", "tiny", *SCENES)
+    assert run(*words, "--gallery", 0, "--out", tmp_path / "two")[0] == 0
+    status, printed, _ = run(*words, "--out", tmp_path / "one")
+    assert status == 0
+    assert {path.name for path in (tmp_path / "one").iterdir()} == set(program.FILES)
+    for file in ("answers.jsonl", "table.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert json.loads(printed) == summary
+    rows = lines(tmp_path / "one")
+    assert (summary["questions"], summary["pictures"]) == (len(rows), 2)
+    assert {row["fault"] for row in rows} > {"format"}
+    protocol = protocols.PROTOCOLS[name]
+    assert {row["kind"] for row in rows} == {kind.name.lower() for _, kind in protocol.asks}
+    assert set(protocol.metrics) <= summary.keys()
+    table = (tmp_path / "one" / "table.md").read_text()
+    assert "| tiny | scenes |" in table
+    beside = "SimpleSeg-Kimi-VL | 91.3 | 92.1 | 87.1 | 82.6 | 88.3 | 79.3 | 84.6 | 86.3 | 86.5 |"
+    assert (beside in table) == ("rec_from_mask" in protocol.metrics)
+    page = (tmp_path / "one" / "gallery.html").read_text()
+    assert "<h3>Best</h3>" in page
+    assert "Failed: cannot be read" in page
+    assert "http" not in page.replace('http-equiv="', "")
+    assert page.count("<figure>") >= 4
+    assert "No pictures." in (tmp_path / "two" / "gallery.html").read_text()
+
+
+def test_answers_are_judged_again_without_a_model(run, given, model, tmp_path):
+    asked, _ = model
+    first = tmp_path / "first"
+    assert run("--checkpoint", given, "--protocol", "res", "--out", first, *SCENES)[0] == 0
+    count = len(asked)
+    file = ("--answers", first / "answers.jsonl")
+    status, printed, _ = run("--protocol", "res", *file, "--out", tmp_path / "again", *SCENES)
+    assert (status, len(asked)) == (0, count)
+    assert lines(first) == lines(tmp_path / "again")
+    ours = json.loads(printed)
+    status, printed, _ = run("--protocol", "text4seg", *file, "--beside", first, *SCENES)
+    theirs = json.loads(printed)
+    assert theirs["questions"] == ours["questions"]
+    assert theirs["ciou"]["mean"] == pytest.approx(ours["ciou"]["mean"])
+    assert theirs["rec_from_mask"] != ours["rec_from_mask"] or theirs["giou"] != ours["giou"]
+
+
+def test_an_interrupted_protocol_goes_on_with_what_it_knows(run, given, model, tmp_path):
+    asked, until = model
+    words = ("--checkpoint", given, "--protocol", "res", *SCENES, "--out")
+    assert run(*words, tmp_path / "whole")[0] == 0
+    whole = len(asked)
+    assert whole == 3
+    until[0] = whole + 2
+    status, printed, line = run(*words, tmp_path / "cut")
+    assert (status, printed, line) == (130, "", "seg-jax evaluate: interrupted")
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["answers.partial.jsonl"]
+    known = tmp_path / "cut" / "answers.partial.jsonl"
+    assert len(lines(tmp_path / "cut", known.name)) == 8  # One batch on eight devices.
+    with known.open("a") as file:
+        file.write('{"key": "sce')  # As if killed within a line.
+    until[0] = 0
+    asked.clear()
+    assert run(*words, tmp_path / "cut", "--answers", known)[0] == 0
+    assert len(asked) == whole - 1
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_tables_hold_other_evaluations(run, given, model, tmp_path):
+    words = ("--checkpoint", given, "--protocol", "res", "--name", "tiny | x", *SCENES)
+    assert run(*words, "--out", tmp_path / "a", "--split", "refcoco-val")[0] == 0
+    more = ("--split", "refcocog-test", "--beside", tmp_path / "a")
+    assert run(*words, "--out", tmp_path / "b", *more)[0] == 0
+    table = (tmp_path / "b" / "table.md").read_text()
+    ours = json.loads((tmp_path / "a" / "summary.json").read_text())
+    cell = f"{100 * ours['ciou']['mean']:.1f}"
+    row = f"| **tiny \\| x**, res | {cell} |  |  |  |  |  |  | {cell} |  |"
+    assert row in table
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), "expected --checkpoint FOLDER, got none"),
+        (("--protocol", "res"), "expected --checkpoint FOLDER, got none"),
+        (("--protocol", "red", "--answers", "FILE"), "invalid choice 'red'"),
+        (("--answers", "FILE"), "expected --checkpoint FOLDER, got none"),
+        (("--checkpoint", "x", "--answers", "FILE"), "expected --protocol beside --answers"),
+        (("--checkpoint", "x", "--out", "FILE"), "expected --protocol beside --out"),
+        (("--protocol", "gres", "--checkpoint", "x", "--grammar"), "protocol gres: expected"),
+        (("--protocol", "res", "--answers", "FILE", "--form", 7), "expected a form from 0 to 6"),
+        (("--protocol", "res", "--answers", "FILE", "--gallery", -1), "a gallery >= 0"),
+        (("--protocol", "res", "--answers", "FILE", "--beside", "DIR"), "got no summary.json"),
+        (("--protocol", "res", "--answers", "none"), "no such file"),
+        (("--protocol", "res", "--answers", "EMPTY", "--out", "FILE"), "file exists"),
+        (("--protocol", "res", "--answers", "FILE"), "line 2: expected an answer with key"),
+        (("--protocol", "res", "--answers", "TWICE"), "line 2: expected one answer"),
+        (("--protocol", "res", "--answers", "EMPTY"), "expected an answer to every question"),
+    ],
+)
+def test_a_mistake_is_one_line(run, tmp_path, words, wanted):
+    good = {"key": "k", "which": 0, "given": "text", "kind": "mask", "phrase": "a", "text": "[]"}
+    (tmp_path / "FILE").write_text(json.dumps(good) + "\n{}\n")
+    (tmp_path / "TWICE").write_text(
+        json.dumps(good) + "\n" + json.dumps(good | {"text": "x"}) + "\n"
+    )
+    (tmp_path / "EMPTY").write_text("")
+    (tmp_path / "DIR").mkdir()
+    words = [tmp_path / word if str(word).isupper() else word for word in words]
+    status, printed, line = run(*SCENES, *words)
+    assert (printed, status in (1, 2)) == ("", True)
+    assert wanted in line, line
+    assert line.startswith("seg-jax evaluate: ")
+
+
+def test_a_question_too_long_for_the_rows_counts_as_unanswered():
+    bundle = small_run.bundle()
+    source = small_run.sft_config().source
+    (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], source, digits=2, indices=[0])
+    long = protocols.dataclasses.replace(first, text="the red star " * 100)
+
+    def ask(prompts):
+        shape = (len(prompts.tokens.ids), 1, 1)
+        ids = np.full(shape, bundle.tokenizer.encode("[")[0], np.int32)
+        return Rollout(ids, np.ones(shape, bool), np.zeros(shape))
+
+    model = Model(ask, bundle.encoder, batch=2)
+    told = [(text, tokens) for _, text, tokens in model([first, long, first, first])]
+    assert told == [("[", 1), ("", 0), ("[", 1), ("[", 1)]
+    assert model.too_long == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+def test_a_trained_model_answers_the_same_on_eight_devices_and_twice(tmp_path):
+    config = evaluate.Config(checkpoint=START, protocol="rec", scenes=2, batch=8)
+    found = []
+    for devices in (1, 1, 8):
+        mesh = sharding.mesh({"data": -1}, jax.devices()[:devices])
+        model, digits = evaluate.answering(config, mesh)
+        asking = program.Asking(
+            protocol=protocols.PROTOCOLS["rec"],
+            source=evaluate.held_out(config),
+            digits=digits,
+            form=0,
+            seed=0,
+        )
+        found.append(list(program.judged(asking, model)))
+    assert found[0] == found[1] == found[2]
+    assert max(row.iou for row in found[0]) > 0.5
