@@ -128,7 +128,8 @@ def test_whatever_a_model_likes_its_answers_are_fine(digits, spare, scale, noisy
 @pytest.mark.slow
 def test_ten_thousand_answers_at_random_are_all_fine():
     kinds = np.arange(10_000, dtype=np.int32) % 3
-    given = walk(grammar(), kinds, jax.random.key(7), 0.0, size=END + 1, budget=70, noisy=True)
+    key = jax.random.key(7, impl="rbg")  # Much quicker for half a billion numbers.
+    given = walk(grammar(), kinds, key, 0.0, size=END + 1, budget=70, noisy=True)
     ids, used, stuck = map(np.asarray, given)
     assert not stuck.any()
     verdicts = [

@@ -89,6 +89,7 @@ class Life:
           cache: folder of compiled programs, that of all tests if left out. Who is killed may leave
             half a file there.
         """
+        told.touch()
         given = (program, arguments, devices, cache and str(cache), str(told))
         _open_nursery()
         self._process: Any = _NURSERY.Process(target=_live, args=given)
