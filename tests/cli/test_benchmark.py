@@ -36,7 +36,7 @@ def test_every_part_can_be_loaded():
         (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
         (["raster", "--rounds", "0"], "expected rounds >= 1"),
         (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
-        (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 256 tokens"),
+        (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 1024 tokens"),
         (["decode", "--rounds", "0"], "expected rounds >= 1"),
         (["rollout", "--long-share", "1"], "expected 0 < long-share < 1"),
         (["rollout", "--tokens", "5"], "expected tokens >= 20, got 5"),
