@@ -1,6 +1,7 @@
 """Fills against pycocotools bit for bit, and against slow integers.
 
-The twenty thousand shapes of either rule, and what rounds, are compiled as users do.
+The twenty thousand shapes of either rule, what other devices run and what rounds are compiled as
+users do.
 `-k twenty_thousand` fills so many shapes under either rule; other tests and the slow run add to it.
 """
 
@@ -106,7 +107,14 @@ def fill(points, lengths, height, width, **options):
     return unpack(words, height)[:items].reshape(*lead, height, width)
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+compiled = functools.partial(
+    jax.jit,
+    static_argnames=("height", "width", "rule", "rings"),
+    compiler_options=compilation.as_users(),
+)
+
+
+@compiled
 def dense(points, used, *, height, width, rule="coco", rings="union"):
     rule = raster._RULES[rule]
     return raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
@@ -451,11 +459,7 @@ def ragged(kind, seed, canvas, count=1700):
     return points.reshape(count, 3, POINTS, 2), used, np.repeat(size, 2, 0)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("height", "width", "rule", "rings"),
-    compiler_options=compilation.as_users(),
-)
+@compiled
 def filled_and_compared(points, used, size, *, height, width, rule, rings="union"):
     """Returns the masks within their pictures, where other devices differ, and IoU of each two."""
     options = {"height": height, "width": width, "rule": rule, "rings": rings}
