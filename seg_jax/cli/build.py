@@ -11,7 +11,11 @@ from typing import Annotated, Any
 import tyro
 
 from seg_jax.cli import console, runs
-from seg_jax.data import builds
+from seg_jax.data import budget, builds, sources
+from seg_jax.tasks.referring import Referring
+
+STATS = "stats.json"
+"""File of a data set with what its outlines cost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,9 @@ class Config(builds.Plan):
     must see SOURCE and OUT under the same paths."""
     runner_options: tuple[str, ...] = ()
     """The engine's own options without their dashes, as region=europe-west4."""
+    stats: int = 0
+    """Objects whose outlines are measured, by tolerance: tokens, and what is kept of masks; the
+    numbers go to OUT/stats.json."""
     anew: bool = False
     """Replace the build in OUT."""
     json: Path | None = None
@@ -50,6 +57,8 @@ def main(config: Config) -> int:
         tell(cut.report)
         report = builds.finish(config, cut, _made(config, cut))
     show(config.name, report)
+    if config.stats:
+        _measure(config, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
         runs.write_json(config.json, report | {"seconds": seconds, "versions": runs.versions()})
@@ -91,6 +100,30 @@ def tell(report: dict[str, Any]) -> None:
         console.say(f"warning: not looked through, not there: {', '.join(leaks['not_there'])}")
     if "train" not in leaks:
         console.say(f"leak filter: {leaks['filter']}")
+
+
+def _measure(config: Config, report: dict[str, Any]) -> None:
+    """Measures outlines, of train if it is there, and shows what they cost."""
+    splits = sorted(report["splits"], key=lambda split: not split.startswith("train"))
+    source = sources.Built(folders=(config.out,), split=splits[0])
+    with console.progress("outlines", config.stats) as move:
+        rows = budget.measure(
+            source,
+            Referring(max_points=100_000, max_rings=1000),
+            objects=config.stats,
+            progress=lambda done: move(done, config.stats, ""),
+        )
+    runs.write_json(config.out / STATS, {"split": splits[0], "edges": budget.EDGES, "rows": rows})
+    columns = ("points", "tokens_qwen", "tokens_kimi", "tokens_qwen_p95", "iou", "iou_p5")
+    header = ("epsilon", *(column.replace("_", " ") for column in columns))
+    told = [
+        (
+            f"{row['epsilon']:g}",
+            *(f"{row[c]:.3f}" if "iou" in c else f"{row[c]:.1f}" for c in columns),
+        )
+        for row in rows
+    ]
+    console.table(f"outlines of {rows[0]['objects']} objects of {splits[0]}", header, told)
 
 
 def show(name: str, report: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ of data sets become masks here; `raster.fill` does the same on devices, to the b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -15,16 +15,24 @@ from jaxtyping import Int
 from seg_jax.geometry import bitmask
 
 _FINE = 5
+_NOTHING = np.zeros(0, np.int64)
 
 
-def filled(rings: Sequence[Sequence[float | int]], *, height: int, width: int) -> dict[str, Any]:
-    """Returns the union of polygons as compressed COCO run lengths, as the COCO API fills them.
+def filled(
+    rings: Sequence[Sequence[float | int]],
+    *,
+    height: int,
+    width: int,
+    rings_are: Literal["united", "evenodd"] = "united",
+) -> dict[str, Any]:
+    """Returns filled polygons as compressed COCO run lengths, as the COCO API fills each.
 
     Args:
       rings: of each polygon x, y, x, y, .. in pixels; those of fewer than three points fill
         nothing (the COCO API would take two points for a box).
       height: rows of the picture.
       width: columns of the picture.
+      rings_are: united, as the COCO API has them, or holes of each other.
 
     Raises:
       ValueError: the picture has no pixels, a polygon has half a point or one that is not finite.
@@ -34,6 +42,8 @@ def filled(rings: Sequence[Sequence[float | int]], *, height: int, width: int) -
     if height < 1 or width < 1:
         raise ValueError(f"expected a picture with pixels, got {height}x{width}: drop the polygons")
     every = [_ends(_points(ring), height, width) for ring in rings if len(ring) >= 6]
+    if rings_are == "evenodd":
+        return _rle(_odd(np.concatenate([_NOTHING, *every]), height * width), height, width)
     return _rle(_united(every), height, width)
 
 
@@ -122,9 +132,9 @@ def _united(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
     """Returns the run ends of the union of masks with these run ends."""
     if len(every) == 1:
         return every[0]
-    ends = np.concatenate([np.zeros(0, np.int64), *every])
+    ends = np.concatenate([_NOTHING, *every])
     turns = [1 - 2 * (np.arange(len(each)) % 2) for each in every]
-    turns = np.concatenate([np.zeros(0, np.int64), *turns])
+    turns = np.concatenate([_NOTHING, *turns])
     places, which = np.unique(ends, return_inverse=True)
     change = np.zeros(len(places), np.int64)
     np.add.at(change, which, turns)

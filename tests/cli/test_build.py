@@ -147,3 +147,15 @@ def test_a_configuration_names_the_data_and_options_replace_it(tmp_path):
     config = arguments.read(finetune.Config, words, program="seg-jax finetune")
     assert [str(folder) for folder in config.source.folders] == ["c", "d", "e"]
     assert config.source.split == "val"
+
+
+def test_outlines_are_measured(run, tmp_path):
+    formats.folder(tmp_path)
+    words = "build", "folder", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, _, errors = run(*words, "--stats", 4)
+    assert status == 0
+    assert "outlines of 4 objects of train" in errors
+    rows = json.loads((tmp_path / "out" / "stats.json").read_text())["rows"]
+    assert rows[0]["epsilon"] == 0.0
+    assert rows[0]["iou"] > rows[-1]["iou"]
+    assert rows[0]["tokens_qwen"] > rows[-1]["tokens_qwen"]

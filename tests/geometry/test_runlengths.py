@@ -41,6 +41,17 @@ def test_it_is_the_fill_of_the_devices():
         np.testing.assert_array_equal(bitmask.from_rle(ours), mask)
 
 
+def test_rings_are_holes_of_each_other_as_on_devices():
+    rng = np.random.default_rng(6)
+    points = rng.uniform(0, 50, (6, 3, 8, 2)).astype(np.float32)
+    used = np.ones(points.shape[:-1], bool)
+    words = raster.fill(points, used, height=50, width=50, rings="evenodd")
+    for each, mask in zip(points, np.asarray(bitmask.unpack(words, height=50)), strict=True):
+        rings = [ring.ravel().tolist() for ring in each]
+        ours = runlengths.filled(rings, height=50, width=50, rings_are="evenodd")
+        np.testing.assert_array_equal(bitmask.from_rle(ours), mask)
+
+
 def test_masks_merge_as_the_coco_api_merges_them():
     rng = np.random.default_rng(5)
     for _ in range(100):
