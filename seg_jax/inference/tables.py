@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seg_jax.inference.protocols import PROTOCOLS
+from seg_jax.inference.protocols import PROTOCOLS, Name
 from seg_jax.inference.scores import TITLES
 
 SPLITS = (
@@ -52,6 +52,8 @@ PUBLISHED = {
     "Acc@0.5": (published(_REC), ("rec_from_mask", "rec_from_box")),
 }
 """Tables of the paper: their rows, and which of our numbers stand beside them."""
+REPORTED: tuple[Name, ...] = ("res", "rec", "text4seg")
+"""The protocols that the paper reports numbers for."""
 
 
 def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -63,7 +65,7 @@ def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     parts = [_ours(summaries)]
     told = [summary for rows in summaries.values() for summary in rows]
     for title, (rows, names) in PUBLISHED.items():
-        if any(name in summary for summary in told for name in names):
+        if any(s["protocol"] in REPORTED and name in s for s in told for name in names):
             parts.append(_beside(title, rows, names, summaries))
     if len(parts) == 1:
         parts.append("The paper reports no numbers for this protocol.\n")
@@ -98,17 +100,17 @@ def _beside(
     summaries: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
     """Returns a table of the paper with our numbers below, the mean where all sets are there."""
-    told = [summary for of_model in summaries.values() for summary in of_model]
+    told = [s for of_model in summaries.values() for s in of_model if s["protocol"] in REPORTED]
     more = dict.fromkeys(s["split"] for s in told if s["split"] not in SPLITS)
     lines = [[name, *(f"{value:.1f}" for value in values)] for name, values in rows.items()]
     lines = [[*line, *("" for _ in more)] for line in lines]
     for model, of_model in summaries.items():
-        for protocol in PROTOCOLS.values():
+        for protocol in REPORTED:
             for name in names:
-                of_name = [s for s in of_model if s["protocol"] == protocol.name and s.get(name)]
+                of_name = [s for s in of_model if s["protocol"] == protocol and s.get(name)]
                 if of_name:
                     found = {s["split"]: 100 * s[name]["mean"] for s in of_name}
-                    label = f"**{model}**, {protocol.name}"
+                    label = f"**{model}**, {protocol}"
                     label += f": {TITLES[name]}" if len(names) > 1 else ""
                     lines.append([label, *_cells(found, list(more))])
     header = ["method", *SPLITS, "mean", *more]

@@ -219,3 +219,21 @@ def test_table_is_total_and_idempotent_on_prose_and_space():
     states = np.arange(len(outline.STATES))
     assert (outline.TABLE[:, outline.NOTHING] == states).all()
     assert (outline.TABLE[:, 0] == outline.TABLE[:, : outline.STOP].T).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", True),
+        ("It is at [ ].", True),
+        ("[[]]", True),
+        (outline.write_mask([]), True),
+        ("", False),
+        ("nothing", False),
+        ("[[[0.1, 0.2]", False),
+        ("[[[0.1, 0.1], [0.5, 0.1], [0.5, 0.5]]]", False),
+        ("[] or [[[0.1, 0.1], [0.5, 0.1], [0.5, 0.5]]]", False),
+    ],
+)
+def test_an_empty_list_says_that_there_is_nothing(text, says):
+    assert outline.says_nothing(text) is says

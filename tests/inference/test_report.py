@@ -178,3 +178,13 @@ def test_a_full_gallery_stays_small(height, width):
     shown = pictures.overlay(image, [SQUARE], scale=report._scale(width))
     source = len(report._source(shown, report._BYTES // 96))
     assert 24 * markup + 96 * source < 1.8 * 2**20
+
+
+def test_exhibits_stand_under_their_groups():
+    panels = [Panel("truth", [SQUARE])]
+    shown = [Exhibit(scene(), "q", panels, group=g, note=HOSTILE) for g in ("a", "a", HOSTILE)]
+    page = report.page(Report("t", curves=None, exhibits=shown))
+    read = Reader(page)
+    assert (page.count("<h3>a</h3>"), page.count("<article")) == (1, 3)
+    assert not read.named("script")
+    assert "Curves" not in " ".join(read.text)
