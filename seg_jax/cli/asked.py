@@ -21,7 +21,7 @@ NANO = Path(__file__).parent / "nano_model"
 class Asked:
     """A model that is asked."""
 
-    checkpoint: Path = NANO
+    checkpoint: Path | None = None
     """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's; left
     out: the small model that comes with the package, for drawn scenes."""
     grammar: bool = False
@@ -31,6 +31,11 @@ class Asked:
     cells: int | None = None
     """Most picture tokens of a question; larger pictures are scaled down. None: as a trained model
     was taught, 1280 for one of Hugging Face's."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self.checkpoint or NANO
 
     def predictor(
         self, *, on: Mesh | None = None, refill: decode.Refill | None = None
@@ -48,7 +53,8 @@ class Asked:
             raise ValueError(
                 f"cells: expected 4 to {encode.MAX_CELLS} picture tokens, got {self.cells}"
             )
-        dtype = self.dtype or families.noted_dtype(self.checkpoint)
+        folder = self.folder
+        dtype = self.dtype or families.noted_dtype(folder)
         compute = layers.Compute(dtype=dtype, param_dtype=dtype)
-        bundle = bundles.load(self.checkpoint, compute=compute, on=on, cells=self.cells)
+        bundle = bundles.load(folder, compute=compute, on=on, cells=self.cells)
         return Predictor(bundle, grammar=self.grammar, refill=refill)

@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, protocol, runs
+from seg_jax.cli import console, finetune, nano, protocol, runs, tiny
 from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline
-from seg_jax.data.sources import Scenes
+from seg_jax.data.sources import Scenes, Source
 from seg_jax.grammar import chat
 from seg_jax.inference import evaluation, protocols
 from seg_jax.inference.answers import Model, Saved
@@ -32,8 +32,6 @@ HELD_OUT = 7
 class Config(Asked):
     """An evaluation."""
 
-    checkpoint: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's."""
     protocol: protocols.Name | None = None
     """All questions of a benchmark instead of one random question about each scene, judged at the
     pictures' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
@@ -42,8 +40,12 @@ class Config(Asked):
     """Held-out scenes, one question each."""
     seed: int = HELD_OUT
     """Of the scenes; training uses others."""
-    source: Scenes = dataclasses.field(default_factory=Scenes)
-    """Kind of the scenes; `scenes` and `seed` override its count and seed."""
+    source: finetune.Source = dataclasses.field(default_factory=Scenes)
+    """Kind of the scenes, whose count and seed `scenes` and `seed` override, or a built data set,
+    all of it."""
+    world: Literal["easy", "tiny", "nano"] | None = None
+    """Scenes by name, `source` aside: two easy things, those of the quickstart, or those that the
+    model of the package knows, which is asked about these if left out."""
     mixture: Mixture = Mixture()
     """Questions that are asked without a protocol."""
     form: int = 0
@@ -80,11 +82,6 @@ class Config(Asked):
 
     def _check_protocol(self) -> None:
         """Raises ValueError for options that do not go together."""
-        if self.checkpoint is None and (self.answers is None or self.protocol is None):
-            raise ValueError(
-                "expected --checkpoint FOLDER, got none; give the folder of a trained model, or "
-                "--protocol with --answers FILE"
-            )
         given = {"answers": self.answers, "out": self.out, "beside": self.beside}
         if self.protocol is None and any(given.values()):
             names = ", ".join(f"--{name}" for name, value in given.items() if value)
@@ -120,25 +117,34 @@ def main(config: Config) -> int:
     )
     summary = evaluation.summarise(outcome)
     summary |= {
-        "checkpoint": str(config.checkpoint),
+        "checkpoint": str(config.folder),
         "seed": config.seed,
         "grammar": config.grammar,
         "devices": mesh.size,
         "versions": runs.versions(),
     }
-    console.table(str(config.checkpoint), ("", "mean", "95 % interval"), lines(summary))
+    console.table(str(config.folder), ("", "mean", "95 % interval"), lines(summary))
     runs.tell_json(summary, config.json)
     return 0
 
 
-def held_out(config: Config) -> Scenes:
-    """Returns the scenes of an evaluation."""
-    return dataclasses.replace(config.source, seed=config.seed, count=config.scenes)
+def held_out(config: Config) -> Source:
+    """Returns the samples of an evaluation."""
+    source, name = config.source, config.world
+    ours = config.checkpoint is None and config.answers is None
+    if name is None and ours and source == Scenes():
+        name = "nano"
+    if name is not None:
+        named = {"easy": Scenes, "tiny": tiny.scenes, "nano": nano.scenes}
+        source = named[name](seed=config.seed)
+    if not isinstance(source, Scenes):
+        return source
+    return dataclasses.replace(source, seed=config.seed, count=config.scenes)
 
 
 def run(
     predictor: Predictor,
-    source: Scenes,
+    source: Source,
     *,
     title: str,
     mixture: Mixture,
@@ -196,12 +202,11 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     others = [protocol.read(folder) for folder in config.beside]
     saved = None if config.answers is None else Saved(config.answers)
     mesh, digits = None, Referring.digits
-    if config.checkpoint is not None:
+    if saved is not None and config.checkpoint is None:
+        answered = saved
+    else:
         mesh = config.mesh.build()
         answered, digits = answering(config, mesh, saved)
-    else:
-        answered = saved
-        assert answered is not None  # Config says so.
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
     asking = protocol.Asking(
@@ -215,7 +220,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     summary = protocol.numbers(
         rows,
         asking,
-        model=config.name or str(config.checkpoint or config.answers),
+        model=config.name or str(config.checkpoint or config.answers or config.folder),
         split=config.split,
         too_long=answered.too_long,
         seed=config.seed,

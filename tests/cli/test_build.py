@@ -104,7 +104,7 @@ def test_a_wrong_command_line_is_told(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_learns_from_what_was_built(run, tmp_path, quick_compilation):
+def test_a_model_learns_from_what_was_built(run, tmp_path):
     formats.refer(tmp_path, "refcoco_unc", pictures=4)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "data"
     assert run(*words, "--workers", 1)[0] == 0

@@ -18,8 +18,6 @@ from seg_jax.models import sharding
 from seg_jax.records import Kind, Rollout
 from seg_jax.tasks.task import Judgement
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SCENES = ("--scenes", 2, "--batch", 4, "--gallery", 1)
 
 
@@ -155,10 +153,8 @@ def test_tables_hold_other_evaluations(run, given, model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ((), "expected --checkpoint FOLDER, got none"),
-        (("--protocol", "res"), "expected --checkpoint FOLDER, got none"),
         (("--protocol", "red", "--answers", "FILE"), "invalid choice 'red'"),
-        (("--answers", "FILE"), "expected --checkpoint FOLDER, got none"),
+        (("--answers", "FILE"), "expected --protocol beside --answers"),
         (("--checkpoint", "x", "--answers", "FILE"), "expected --protocol beside --answers"),
         (("--checkpoint", "x", "--out", "FILE"), "expected --protocol beside --out"),
         (("--protocol", "gres", "--checkpoint", "x", "--grammar"), "protocol gres: expected"),

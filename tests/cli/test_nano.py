@@ -55,4 +55,4 @@ def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
     assert shell.main(told) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "OK"
-    assert predict.Config(image=Path(picture)).checkpoint == asked.NANO
+    assert predict.Config(image=Path(picture)).folder == asked.NANO

@@ -17,7 +17,6 @@ from seg_jax.training import loop, optimizer, policy, program, state, stations, 
 from seg_jax.training.log import Silent
 
 pytestmark = [
-    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]
 

@@ -10,8 +10,6 @@ from benchmark import Listed, rectangle, sample
 from seg_jax.inference import judging, protocols, scores
 from seg_jax.records import Kind
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 EXACT = 1e-9
 PRECISIONS = [f"p_at_0.{tenth}" for tenth in range(5, 10)]
 

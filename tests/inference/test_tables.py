@@ -11,8 +11,6 @@ from seg_jax.inference import gallery, protocols, scores, tables
 from seg_jax.inference.statistics import Interval
 from seg_jax.records import Verdict
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 SQUARE = "[[[0.200, 0.250], [0.600, 0.250], [0.600, 0.750], [0.200, 0.750]]]"
 TRUE = rectangle(10, 10, 30, 30)
 

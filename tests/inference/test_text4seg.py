@@ -10,8 +10,6 @@ from benchmark import Listed, rectangle, sample
 
 from seg_jax.inference import protocols, scores, text4seg
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 TRUE = rectangle(10, 10, 30, 30)
 SQUARE = "[[[0.200, 0.250], [0.600, 0.250], [0.600, 0.750], [0.200, 0.750]]]"
 

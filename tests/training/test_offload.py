@@ -9,7 +9,6 @@ from seg_jax.models import sharding
 from seg_jax.training import optimizer, program, state
 
 pytestmark = [
-    pytest.mark.usefixtures("quickly_compiled"),
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]
 
