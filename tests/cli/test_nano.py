@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 from PIL import Image
 
 from seg_jax.cli import asked, evaluate, nano, predict
@@ -22,7 +23,8 @@ def test_it_is_small_and_says_how_it_was_made():
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in files
     }
-    assert json.loads((asked.NANO / "config.json").read_text())["dtype"] == "bfloat16"
+    with safetensors.safe_open(asked.NANO / "model.safetensors", "np") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_it_is_the_model_of_its_configuration():
