@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,10 +33,16 @@ def claim(
       reads: a folder that the run reads from, and so may not replace.
 
     Raises:
-      ValueError: the folder holds a run and neither or both were asked for, or another
-        configuration's run is to be resumed.
+      ValueError: the folder holds a run and neither or both were asked for, another
+        configuration's run is to be resumed, or it is an address such as gs://bucket/run.
       OSError: the folder cannot be made.
     """
+    if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
+        # As a path it would be a new folder here, and another one on each host of a pod.
+        raise ValueError(
+            f"out: expected a folder, got the address {str(folder).replace(':/', '://', 1)}; mount "
+            "the bucket (gcsfuse BUCKET FOLDER) on every host and give a folder in it"
+        )
     if resume and anew:
         raise ValueError("expected one of --resume and --anew, got both")
     record = folder / RECORD

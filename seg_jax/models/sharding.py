@@ -238,12 +238,22 @@ def place(tree: Any, places: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Returns the whole arrays in every process, on the host where they lie in several."""
+    """Returns the whole arrays in the first process, on its host where they lie in several.
+
+    All processes must call it. On the devices no more than a layer of a stack is whole at a time.
+    """
+
+    def whole(x: Any) -> Any:
+        found = multihost_utils.process_allgather(x, tiled=True)
+        return found if jax.process_index() == 0 else None
 
     def one(leaf: Any) -> Any:
         if leaf.is_fully_addressable:
             return leaf
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        if leaf.ndim < 3:
+            return whole(leaf)
+        layers = [whole(leaf[layer]) for layer in range(len(leaf))]
+        return np.stack(layers) if jax.process_index() == 0 else None
 
     return jax.tree.map(one, tree)
 

@@ -1,6 +1,7 @@
 """Claims folders of runs in which other people keep their files."""
 
 import dataclasses
+import pathlib
 
 import pytest
 
@@ -33,6 +34,14 @@ def test_foreign_files_are_never_removed(tmp_path, files):
         with pytest.raises(ValueError):
             runs.claim(tmp_path, Options(), **({"resume": False, "anew": False} | choice))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"expected a folder, got the address {address}; mount"):
+        runs.claim(pathlib.Path(address), Options(), resume=False, anew=False)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):

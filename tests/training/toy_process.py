@@ -50,7 +50,7 @@ def _run(config: Config) -> None:
     batches = pipeline.Batches(
         pipeline._Held(numbers, BATCH, tuple(held)), pipeline.Feed(batch=BATCH), len(held)
     )
-    kernel = np.ones((WIDTH, 4), np.float32)
+    kernel = np.ones((2, WIDTH, 4), np.float32)
     params = {"q": {"kernel": jnp.asarray(kernel)}}
     moments = {"m": {"q": {"kernel": jnp.zeros_like(kernel)}}}
     first = state.State(jnp.int32(0), jnp.int32(config.loop.steps), params, moments)
@@ -88,7 +88,7 @@ class _Row(grain.transforms.Map):
 
 @jax.jit
 def _step(current: state.State, batch: jax.Array) -> tuple[state.State, dict[str, jax.Array]]:
-    noise = jax.random.normal(state.step_key(0, current.step), (WIDTH, 4))
+    noise = jax.random.normal(state.step_key(0, current.step), (2, WIDTH, 4))
     grad = 1e-3 * batch.mean() * noise
     params = jax.tree.map(lambda w: 0.9 * w + grad, current.params)
     moments = jax.tree.map(lambda m: 0.5 * m + grad, current.moments)
