@@ -305,11 +305,9 @@ def draw(
         logits = narrow(logits / sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
         bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, logits.shape[-1:])))(keys)
         noisy = logits + _gumbel(bits)
-    # The first of the largest; a plain maximum runs faster than argmax on every backend tried.
-    top = jnp.max(noisy, -1, keepdims=True)
-    vocabulary = jnp.arange(noisy.shape[-1])
-    ids = jnp.min(jnp.where(noisy == top, vocabulary, noisy.shape[-1] - 1), -1)
-    hit = vocabulary == ids[..., None]
+    # Not by comparing with a maximum: compilers work out the noise twice, and round it differently.
+    ids = jnp.argmax(noisy, -1)
+    hit = jnp.arange(noisy.shape[-1]) == ids[..., None]
     chosen = jnp.max(jnp.where(hit, logits, -jnp.inf), -1)
     return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,6 +177,27 @@ def test_draws_follow_the_distribution():
         share = np.bincount(ids[0], minlength=5) / 20_000
         np.testing.assert_allclose(share, p, atol=0.015)
         np.testing.assert_allclose(logp[0], np.log(p[ids[0]]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, compilation.as_users()], ids=["quickly", "as users"])
+def test_a_draw_is_the_likeliest_token_after_noise_however_it_is_compiled(options):
+    key, rows, width = jax.random.key(5), 64, 300
+    hidden = jax.random.normal(jax.random.fold_in(key, 0), (rows, 16))
+    unembed = jax.random.normal(jax.random.fold_in(key, 1), (16, width))
+    keys = jax.random.split(key, (rows, 4))
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def drawn(hidden, unembed, keys):
+        return decode.draw(decode.Sample(temperature=1.4), (hidden @ unembed)[:, None], keys)
+
+    ids, logp = map(np.asarray, drawn(hidden, unembed, keys))
+    logits = np.asarray(hidden, np.float64) @ np.asarray(unembed, np.float64) / 1.4
+    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (width,))))(keys)
+    noisy = logits[:, None] - np.log(-np.log(((np.asarray(bits) >> 9) + 0.5) * 2.0**-23))
+    gap = noisy.max(-1) - np.take_along_axis(noisy, ids[..., None], -1)[..., 0]
+    assert gap.max() < 1e-4  # Round-off may swap the first two.
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(logp, np.take_along_axis(logits, ids, -1), atol=1e-4)
 
 
 def test_nonsense_is_refused(model, prompts):
