@@ -1,6 +1,7 @@
 """SimpleSeg's GSPO of Kimi-VL-A3B on 400,000 prompts.
 
-Meant for v5p-64 (4x4x4). Data are drawn scenes until the data sets can be read.
+Meant for v5p-64 (4x4x4).
+Data are drawn scenes; built data sets take their place with `source=paper.refer_data()`.
 seg-jax reinforce configs/kimi_vl_a3b_gspo.py --checkpoint runs/kimi_vl_a3b_sft/checkpoint
 """
 

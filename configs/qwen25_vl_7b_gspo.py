@@ -1,6 +1,7 @@
 """SimpleSeg's GSPO of Qwen2.5-VL-7B on 400,000 prompts.
 
-Meant for v5p-64 (4x4x4) or v5e-256 (16x16). Data are drawn scenes until the data sets can be read.
+Meant for v5p-64 (4x4x4) or v5e-256 (16x16).
+Data are drawn scenes; built data sets take their place with `source=paper.refer_data()`.
 seg-jax reinforce configs/qwen25_vl_7b_gspo.py --checkpoint runs/qwen25_vl_7b_sft/checkpoint
 """
 

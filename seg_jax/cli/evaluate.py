@@ -1,4 +1,4 @@
-"""Evaluates a model on held-out scenes, by random questions or all those of a named protocol."""
+"""Evaluates a model on held-out scenes or data sets, by random questions or a named protocol's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, finetune, nano, protocol, runs, tiny
+from seg_jax.cli import console, nano, protocol, runs, tiny
 from seg_jax.cli.asked import Asked
-from seg_jax.data import pipeline
-from seg_jax.data.sources import Scenes, Source
+from seg_jax.data import pipeline, sources
+from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.grammar import chat
 from seg_jax.inference import evaluation, protocols
 from seg_jax.inference.answers import Model, Saved
@@ -33,19 +33,23 @@ class Config(Asked):
     """An evaluation."""
 
     protocol: protocols.Name | None = None
-    """All questions of a benchmark instead of one random question about each scene, judged at the
+    """All questions of a benchmark instead of one random question about each picture, judged at the
     pictures' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
     and rec with the defects of the released evaluators."""
     scenes: int = 512
     """Held-out scenes, one question each."""
     seed: int = HELD_OUT
     """Of the scenes; training uses others."""
-    source: finetune.Source = dataclasses.field(default_factory=Scenes)
-    """Kind of the scenes, whose count and seed `scenes` and `seed` override, or a built data set,
-    all of it."""
+    source: Scenes = dataclasses.field(default_factory=Scenes)
+    """Kind of the scenes; `scenes` and `seed` override count and seed."""
     world: Literal["easy", "tiny", "nano"] | None = None
     """Scenes by name, `source` aside: two easy things, those of the quickstart, or those that the
     model of the package knows, which is asked about these if left out."""
+    data: tuple[Path, ...] = ()
+    """Data sets that `seg-jax build` made, one after the other, all of a split, instead of scenes:
+    of each the folder with dataset_info.json in it."""
+    split: str = "val"
+    """Of the data sets."""
     mixture: Mixture = Mixture()
     """Questions that are asked without a protocol."""
     form: int = 0
@@ -59,8 +63,9 @@ class Config(Asked):
     """Most pictures in each part of the gallery."""
     name: str = ""
     """Of the model in tables; left out: where its checkpoint or its answers lie."""
-    split: str = "scenes"
-    """Of the set in tables, as refcoco-val, refcoco+-testA or refcocog-test."""
+    set_name: str = ""
+    """Of the scenes or data in tables; left out: as refcoco-val, refcoco+-testA, refcocog-test,
+    which stand in the paper's."""
     beside: tuple[Path, ...] = ()
     """Folders (--out) of other evaluations, whose numbers stand in the same tables."""
     batch: int = 64
@@ -78,6 +83,8 @@ class Config(Asked):
                 "expected scenes and batch >= 1, a seed and rows >= 0, "
                 f"got {self.scenes} scenes, batch {self.batch}, seed {self.seed}, rows {self.rows}"
             )
+        if self.data and self.world is not None:
+            raise ValueError(f"expected data or a world, got both {self.data[0]} and {self.world}")
         self._check_protocol()
 
     def _check_protocol(self) -> None:
@@ -103,13 +110,13 @@ def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     if config.protocol is not None:
         return _by_protocol(config, config.protocol)
-    mesh = config.mesh.build()
+    runs.check_json(config.json)
+    mesh, source = config.mesh.build(), held_out(config)
     refill = decode.Refill(rows=config.rows) if config.rows else None
     predictor = config.predictor(on=mesh, refill=refill)
-    runs.check_json(config.json)
     outcome = run(
         predictor,
-        held_out(config),
+        source,
         title="evaluate",
         mixture=config.mixture,
         batch=config.batch,
@@ -118,6 +125,7 @@ def main(config: Config) -> int:
     summary = evaluation.summarise(outcome)
     summary |= {
         "checkpoint": str(config.folder),
+        "set": _set_name(config),
         "seed": config.seed,
         "grammar": config.grammar,
         "devices": mesh.size,
@@ -130,6 +138,8 @@ def main(config: Config) -> int:
 
 def held_out(config: Config) -> Source:
     """Returns the samples of an evaluation."""
+    if config.data:
+        return _built(config)
     source, name = config.source, config.world
     ours = config.checkpoint is None and config.answers is None
     if name is None and ours and source == Scenes():
@@ -137,9 +147,35 @@ def held_out(config: Config) -> Source:
     if name is not None:
         named = {"easy": Scenes, "tiny": tiny.scenes, "nano": nano.scenes}
         source = named[name](seed=config.seed)
-    if not isinstance(source, Scenes):
-        return source
     return dataclasses.replace(source, seed=config.seed, count=config.scenes)
+
+
+def _built(config: Config) -> Built:
+    """Returns the data sets of an evaluation.
+
+    Raises:
+      ValueError: a folder holds none, or lacks what a protocol asks for.
+    """
+    asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    absent, singly = (asked.absent, asked.singly) if asked else (False, False)
+    source = Built(folders=config.data, split=config.split, absent=absent, singly=singly)
+    len(source)  # What is wrong with a folder is told before weights are read.
+    if absent and not source.absent_count():
+        raise ValueError(
+            f"protocol {config.protocol}: expected expressions without a target in "
+            f"{config.split}, got none; give a build of grefcoco_unc as --data, or ask --protocol "
+            "res"
+        )
+    return source
+
+
+def _set_name(config: Config) -> str:
+    """Returns how tables call the scenes or data."""
+    if config.set_name or not config.data:
+        return config.set_name or "scenes"
+    known = {"refcoco_unc": "refcoco", "refcocoplus_unc": "refcoco+", "refcocog_umd": "refcocog"}
+    names = [sources.told(folder)["name"] for folder in config.data]
+    return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)
 
 
 def run(
@@ -201,17 +237,23 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     runs.check_json(config.json)
     others = [protocol.read(folder) for folder in config.beside]
     saved = None if config.answers is None else Saved(config.answers)
+    source, set_name = held_out(config), _set_name(config)
     mesh, digits = None, Referring.digits
     if saved is not None and config.checkpoint is None:
         answered = saved
     else:
         mesh = config.mesh.build()
         answered, digits = answering(config, mesh, saved)
+    if name == "text4seg" and config.data:
+        console.say(
+            "text4seg: data sets hold masks, not polygons: holes where polygons of one object "
+            "overlap are left out, the other defects are there"
+        )
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
     asking = protocol.Asking(
         protocol=protocols.PROTOCOLS[name],
-        source=held_out(config),
+        source=source,
         digits=digits,
         form=config.form,
         seed=config.seed,
@@ -221,7 +263,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         rows,
         asking,
         model=config.name or str(config.checkpoint or config.answers or config.folder),
-        split=config.split,
+        split=set_name,
         too_long=answered.too_long,
         seed=config.seed,
         grammar=config.grammar,
@@ -229,7 +271,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         devices=1 if mesh is None else mesh.size,
         versions=runs.versions(),
     )
-    title = f"{asking.protocol.title}: {config.split}"
+    title = f"{asking.protocol.title}: {set_name}"
     console.table(title, ("", "mean", "95 % interval"), lines(summary))
     if config.out is not None:
         told = {"others": others, "each": config.gallery, "config": runs.plain(config)}

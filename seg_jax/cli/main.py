@@ -24,7 +24,7 @@ PROGRAMS = {
     "quickstart": "learn to outline from nothing in minutes: SFT, GSPO, a report",
     "finetune": "supervised fine-tuning (SFT) of a configuration",
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
-    "evaluate": "score a checkpoint on held-out scenes",
+    "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",

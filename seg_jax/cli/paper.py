@@ -64,7 +64,7 @@ KIMI_A3B = kimi_vl.Config()
 def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
     """Returns supervised fine-tuning of a model, all weights trained.
 
-    Data are drawn scenes until the data sets can be read.
+    Data are drawn scenes, which need no files; `refer_data()` gives data sets that were built.
     """
     return finetune.Config(
         out=Path(f"runs/{name}_sft"),
@@ -84,7 +84,7 @@ def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
 def gspo_config(model: finetune.Model, *, name: str) -> reinforce.Config:
     """Returns GSPO from a supervised model, the rate constant after the warm-up.
 
-    Data are drawn scenes until the data sets can be read.
+    Data are drawn scenes, which need no files; `refer_data()` gives data sets that were built.
     """
     return reinforce.Config(
         out=Path(f"runs/{name}_gspo"),

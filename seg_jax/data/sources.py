@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool
 
 from seg_jax.data import stored
+from seg_jax.data.entries import Role
 from seg_jax.geometry import bitmask
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, world
@@ -76,6 +78,7 @@ class Built:
     """Data sets that `seg-jax build` made, or TFDS's ref_coco, one after the other.
 
     A sample is a picture with a mask for each object, or group of objects, that expressions mean.
+    An expression that was told twice stands there twice, as benchmarks count it.
     """
 
     folders: tuple[Path, ...]
@@ -83,6 +86,9 @@ class Built:
     split: str = "train"
     absent: bool = False
     """Also expressions that fit nothing in their picture, gRefCOCO's: their masks are empty."""
+    singly: bool = False
+    """Each object by itself, with the expressions that mean it alone, perhaps none: for questions
+    that tell a point or a box. COCO's names else mean all that show them, and groups mix."""
 
     def __post_init__(self):
         if not self.folders:
@@ -99,7 +105,7 @@ class Built:
           ValueError: what is stored is no picture of a data set.
         """
         record = self.record(index)
-        groups = _groups(record, absent=self.absent)
+        groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
         masks = np.zeros((len(groups), record.height, record.width), bool)
         for mask, which in zip(masks, groups, strict=True):
             for object_ in which:
@@ -109,8 +115,9 @@ class Built:
             key=f"{self.folders[self._place(index)[0]].name}/{record.key}",
             image=record.pixels(),
             masks=masks,
-            phrases=tuple(tuple(dict.fromkeys(texts)) for texts in groups.values()),
+            phrases=tuple(tuple(texts) for texts in groups.values()),
             names=tuple(named) if all(named) else (),
+            ignored=_ignored(record, list(groups)),
         )
 
     def record(self, index: int) -> stored.Record:
@@ -122,6 +129,11 @@ class Built:
         """
         place, within = self._place(index)
         return stored.read(self._readers[place][within])
+
+    def absent_count(self) -> int:
+        """Returns how many expressions of the split fit nothing in their picture."""
+        reports = [_report(folder, self.split) for folder in self.folders]
+        return sum(report.get("expressions_without_object", 0) for report in reports)
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns which folder a picture is in, and which of its pictures it is."""
@@ -170,13 +182,7 @@ class _Files(NamedTuple):
         Raises:
           ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
         """
-        try:
-            info = json.loads((folder / "dataset_info.json").read_bytes())
-        except FileNotFoundError:
-            raise ValueError(
-                f"{folder}: expected a data set with dataset_info.json, got none; do: seg-jax "
-                "build, until it ends"
-            ) from None
+        info = told(folder)
         if info.get("fileFormat") != stored.FILE_FORMAT:
             raise ValueError(
                 f"{folder}: expected files in {stored.FILE_FORMAT}, got {info.get('fileFormat')}; "
@@ -193,10 +199,8 @@ class _Files(NamedTuple):
             for i, n in enumerate(lengths)
         ]
         count = sum(lengths)
-        report = folder / stored.REPORT
-        if not absent and report.exists():
-            told = json.loads(report.read_bytes())["splits"][split]
-            count = told.get("records_with_objects", 0)
+        if not absent and (report := _report(folder, split)):
+            count = report.get("records_with_objects", 0)
         if not count:
             raise ValueError(f"{folder}: expected pictures with objects in {split}, got none")
         return cls([file for file in files if file.take], count)
@@ -208,6 +212,27 @@ class _Files(NamedTuple):
         return ArrayRecordDataSource(self.files)  # pyright: ignore[reportArgumentType]
 
 
+def told(folder: Path) -> dict[str, Any]:
+    """Returns what a data set tells about itself: its name, its splits, their files.
+
+    Raises:
+      ValueError: the folder holds no whole data set.
+    """
+    try:
+        return json.loads((folder / "dataset_info.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{folder}: expected a data set with dataset_info.json, got none; do: seg-jax build, "
+            "until it ends"
+        ) from None
+
+
+def _report(folder: Path, split: str) -> dict[str, int]:
+    """Returns the counts of a split that a build has left; none of a data set of TFDS."""
+    path = folder / stored.REPORT
+    return json.loads(path.read_bytes())["splits"][split] if path.exists() else {}
+
+
 def _groups(record: stored.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
     """Returns the expressions of a picture by the objects that they mean together."""
     groups: dict[tuple[int, ...], list[str]] = {}
@@ -215,6 +240,32 @@ def _groups(record: stored.Record, *, absent: bool) -> dict[tuple[int, ...], lis
         if one.objects or absent:
             groups.setdefault(tuple(sorted({*one.objects})), []).append(one.text)
     return groups
+
+
+def _objects(record: stored.Record) -> dict[tuple[int, ...], list[str]]:
+    """Returns each object of a picture with the expressions that mean it alone."""
+    groups = _groups(record, absent=False)
+    alone = [(place,) for place, role in enumerate(record.roles) if role is Role.OBJECT]
+    return {which: groups.get(which, []) for which in alone}
+
+
+def _ignored(
+    record: stored.Record, groups: Sequence[tuple[int, ...]]
+) -> Bool[np.ndarray, "M H W"] | None:
+    """Returns for each group the pixels that count for nothing, None where there are none.
+
+    Those of regions that were marked so, ReasonSeg's, but for a group that means them. Crowds are
+    no such: COCO ignores detections on one of their category, as it cannot count them, but here a
+    category's name means its crowds too, and all pixels of another category's are wrong.
+    """
+    regions = [place for place, role in enumerate(record.roles) if role is Role.IGNORED]
+    if not regions:
+        return None
+    ignored = np.zeros((len(groups), record.height, record.width), bool)
+    for mask, which in zip(ignored, groups, strict=True):
+        for region in {*regions} - {*which}:
+            mask |= bitmask.from_rle(record.rle(region))
+    return ignored
 
 
 def _name(record: stored.Record, which: Sequence[int]) -> str:
@@ -233,9 +284,9 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
     if isinstance(source, Scenes):
         rng = np.random.default_rng(0)
         return phrases.corpus(rng, count, config=source.world, style=source.style)
-    told: list[str] = []
+    texts: list[str] = []
     for index in range(len(source)):
-        told += [text for texts in source[index].phrases for text in texts]
-        if len(told) >= count:
+        texts += [text for some in source[index].phrases for text in some]
+        if len(texts) >= count:
             break
-    return told[:count]
+    return texts[:count]

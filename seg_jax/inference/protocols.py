@@ -28,8 +28,15 @@ class Protocol:
     """What is told and what is asked, of each expression or, without text, of each mask."""
     metrics: tuple[str, ...]
     """Names in `scores`, in the order of the table."""
+    absent: bool = False
+    """Whether expressions that fit nothing in their picture are asked about."""
     released: bool = False
     """Whether it is asked, read and scored as the released evaluators do (`text4seg`)."""
+
+    @property
+    def singly(self) -> bool:
+        """Whether each object is asked about by itself: no question tells an expression."""
+        return all(given != "text" for given, _ in self.asks)
 
 
 _PRECISIONS = tuple(f"p_at_0.{tenth}" for tenth in range(5, 10))
@@ -52,6 +59,7 @@ PROTOCOLS: dict[Name, Protocol] = {
             name="gres",
             title="Generalised referring segmentation (gRefCOCO)",
             metrics=("giou", "ciou", "n_acc", "n_acc_said", "t_acc"),
+            absent=True,
         ),
         Protocol(
             name="reasonseg", title="Reasoning segmentation (ReasonSeg)", metrics=("giou", "ciou")

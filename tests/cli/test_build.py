@@ -124,6 +124,7 @@ def test_a_model_learns_from_what_was_built(run, tmp_path):
         "folders": [str(tmp_path / "data")],
         "split": "train",
         "absent": False,
+        "singly": False,
     }
     steps = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -140,8 +140,8 @@ def test_an_interrupted_protocol_goes_on_with_what_it_knows(run, given, model, t
 
 def test_tables_hold_other_evaluations(run, given, model, tmp_path):
     words = ("--checkpoint", given, "--protocol", "res", "--name", "tiny | x", *SCENES)
-    assert run(*words, "--out", tmp_path / "a", "--split", "refcoco-val")[0] == 0
-    more = ("--split", "refcocog-test", "--beside", tmp_path / "a")
+    assert run(*words, "--out", tmp_path / "a", "--set-name", "refcoco-val")[0] == 0
+    more = ("--set-name", "refcocog-test", "--beside", tmp_path / "a")
     assert run(*words, "--out", tmp_path / "b", *more)[0] == 0
     table = (tmp_path / "b" / "table.md").read_text()
     ours = json.loads((tmp_path / "a" / "summary.json").read_text())

@@ -89,6 +89,7 @@ def test_every_category_of_coco_is_a_phrase(made):
     root, told = made
     sample = Built(folders=(root / "coco_instances",), split="train2017")[1]
     assert sorted(sample.phrases) == [("bicycle",), ("person",)]
+    assert sample.ignored is None  # A crowd is meant by its name.
     notes = [note for note in told["coco_instances"]["annotations"] if note["image_id"] == 2]
     for mask, (name,) in zip(sample.masks, sample.phrases, strict=True):
         number = {"person": 1, "bicycle": 2}[name]
@@ -110,7 +111,7 @@ def test_a_source_travels_to_other_processes(made):
     source = Built(folders=(root / "refcoco_unc",))
     first = source[2]
     again = pickle.loads(pickle.dumps(source))
-    assert vars(again).keys() == {"folders", "split", "absent"}
+    assert vars(again).keys() == {"folders", "split", "absent", "singly"}
     assert again == source
     np.testing.assert_array_equal(again[2].masks, first.masks)
 
