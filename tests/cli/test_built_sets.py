@@ -212,6 +212,7 @@ def test_what_a_protocol_lacks_is_one_line(made, run, words, wanted):
     assert errors.startswith("seg-jax evaluate: ")
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_about_data_sets(made, run, tmp_path):
     root, _ = made
     bundles.save(small_run.bundle(), tmp_path / "checkpoint")
