@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from seg_jax.cli import console, nano, protocol, runs, tiny
 from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline, sources
+from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.grammar import chat
 from seg_jax.inference import evaluation, protocols
@@ -114,14 +115,13 @@ def main(config: Config) -> int:
     mesh, source = config.mesh.build(), held_out(config)
     refill = decode.Refill(rows=config.rows) if config.rows else None
     predictor = config.predictor(on=mesh, refill=refill)
-    outcome = run(
-        predictor,
-        source,
-        title="evaluate",
-        mixture=config.mixture,
-        batch=config.batch,
-        mesh=mesh,
-    )
+    asked = {"title": "evaluate", "mixture": config.mixture, "batch": config.batch, "mesh": mesh}
+    try:
+        outcome = run(predictor, source, **asked)
+    except TooLong as error:
+        raise ValueError(
+            f"{error}; or name a --protocol, for which pictures and questions of any size count"
+        ) from None
     summary = evaluation.summarise(outcome)
     summary |= {
         "checkpoint": str(config.folder),

@@ -96,6 +96,7 @@ class Model:
         self._ask, self._encoder, self._batch, self._saved = ask, encoder, batch, saved
         self.too_long = 0
         """Questions that did not fit."""
+        self._latest: dict[tuple[Any, ...], tuple[str, int]] = {}
 
     def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
         """Yields each question with its answer."""
@@ -122,8 +123,17 @@ class Model:
     def _answered(self, group: list) -> Iterator[Answered]:
         new = iter(self._answers([told for _, told in group if isinstance(told, Prompts)]))
         for question, told in group:
-            text, tokens = next(new) if isinstance(told, Prompts) else told
-            yield question, text, tokens
+            answer = next(new) if isinstance(told, Prompts) else told
+            yield question, *self._once(question, answer)
+
+    def _once(self, question: Question, answer: tuple[str, int]) -> tuple[str, int]:
+        """Returns the answer that a question about the latest sample had before, else this one.
+
+        Data sets tell some expressions twice; rounding may not tell two answers to them.
+        """
+        if self._latest and next(iter(self._latest))[0] != question.sample.key:
+            self._latest.clear()
+        return self._latest.setdefault(_name(question), answer)
 
     def _answers(self, rows: list[Prompts]) -> list[tuple[str, int]]:
         if not rows:

@@ -212,6 +212,7 @@ def test_what_a_protocol_lacks_is_one_line(made, run, words, wanted):
     assert errors.startswith("seg-jax evaluate: ")
 
 
+@pytest.mark.slow
 def test_a_model_is_asked_about_data_sets(made, run, tmp_path):
     root, _ = made
     bundles.save(small_run.bundle(), tmp_path / "checkpoint")
@@ -221,3 +222,7 @@ def test_a_model_is_asked_about_data_sets(made, run, tmp_path):
     summary = json.loads(printed)
     assert summary["set"] == "refcoco-val + grefcoco_unc-val"
     assert sum(summary["verdicts"].values()) == 4
+    status, printed, errors = run(*words, root / "data" / "reasonseg")
+    assert (status, printed) == (1, "")
+    assert "tokens in the prompt, got" in errors
+    assert "or name a --protocol" in errors

@@ -187,7 +187,8 @@ def test_a_question_too_long_for_the_rows_counts_as_unanswered():
     bundle = small_run.bundle()
     source = small_run.sft_config().source
     (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], source, digits=2, indices=[0])
-    long = protocols.dataclasses.replace(first, text="the red star " * 100)
+    words = "the red star " * 100
+    long = protocols.dataclasses.replace(first, phrase=words, text=words)
 
     def ask(prompts):
         shape = (len(prompts.tokens.ids), 1, 1)
@@ -198,6 +199,26 @@ def test_a_question_too_long_for_the_rows_counts_as_unanswered():
     told = [(text, tokens) for _, text, tokens in model([first, long, first, first])]
     assert told == [("[", 1), ("", 0), ("[", 1), ("[", 1)]
     assert model.too_long == 1
+
+
+def test_the_same_question_twice_has_one_answer():
+    bundle, calls = small_run.bundle(), []
+    source = small_run.sft_config().source
+    first, other = (
+        next(protocols.questions(protocols.PROTOCOLS["res"], source, digits=2, indices=[index]))
+        for index in (0, 1)
+    )
+
+    def ask(prompts):  # Another answer at each call, as rounding may give.
+        calls.append(bundle.tokenizer.encode("[]"[len(calls) % 2])[0])
+        shape = (len(prompts.tokens.ids), 1, 1)
+        ids = np.full(shape, calls[-1], np.int32)
+        return Rollout(ids, np.ones(shape, bool), np.zeros(shape))
+
+    model = Model(ask, bundle.encoder, batch=1)
+    asked = [first, first, other, other, first]
+    assert [text for _, text, _ in model(asked)] == ["[", "[", "[", "[", "["]
+    assert len(calls) == 5
 
 
 @pytest.mark.slow
