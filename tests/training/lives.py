@@ -115,9 +115,14 @@ class Life:
         self.kill()
         assert status == 0, (status, self._told.read_text(errors="replace")[-3000:])
 
-    def dies_within(self, seconds: float) -> bool:
-        """Kills it after so many seconds (SIGKILL); returns whether it was still alive."""
-        self._process.join(seconds)
+    def dies_within(self, seconds: float, folder: Path, step: int) -> bool:
+        """Kills it after so many seconds (SIGKILL), or sooner if a checkpoint of the step is there.
+
+        Returns whether it was still alive.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._process.exitcode is None and newest(folder) < step:
+            self._process.join(0.02)
         alive = self._process.exitcode is None
         self.kill()
         assert self._process.exitcode in (0, -9), self._told.read_text(errors="replace")[-3000:]
@@ -183,10 +188,15 @@ class Group:
             time.sleep(0.05)
 
 
+def newest(folder: Path) -> int:
+    """Returns the last step whose checkpoint is whole, 0 without one."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+
 def await_step(folder: Path, step: int, timeout: float = 300) -> None:
     """Returns when a checkpoint of the step or a later one is whole."""
     end = time.monotonic() + timeout
-    while not any(int(path.name) >= step for path in folder.glob("*") if path.name.isdigit()):
+    while newest(folder) < step:
         assert time.monotonic() < end, f"no step {step} in {folder}"
         time.sleep(0.02)
 

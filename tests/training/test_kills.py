@@ -44,19 +44,22 @@ class Run:
             told=self.folder / "told",
         )
 
-    def killed(self, times: int, *, state: str, seed: int) -> int:
-        """Kills the run so many times at random moments; returns how often it was alive.
+    def killed(self, times: int, steps: int, *, state: str, seed: int) -> int:
+        """Kills a run of `steps` so many times at random moments; returns how often it was alive.
 
         The first life dies at its first checkpoint, which tells how far apart the moments must be
-        for about every third life to save: others die while they start or restore.
+        for about every third life to save: others die while they start or restore. None gets
+        further than its share of the steps, or a step, so that the run does not end meanwhile.
         """
         begin, life = time.monotonic(), self.live()
         lives.await_step(self.out / state, 1)
         life.kill()
         longest = min(20.0, 1.5 * (time.monotonic() - begin))
-        moments = random.Random(seed)
-        alive = [self.live().dies_within(moments.uniform(0.0, longest)) for _ in range(times - 1)]
-        return 1 + sum(alive)
+        moments, folder, alive = random.Random(seed), self.out / state, 1
+        for number in range(1, times):
+            most = max(number * (steps - 3) // times, lives.newest(folder) + 1)
+            alive += self.live().dies_within(moments.uniform(0.0, longest), folder, most)
+        return alive
 
 
 def toy_run(folder, steps, seconds=0.0, devices=2):
@@ -108,7 +111,7 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
     undisturbed = toy_run(folder / "calm", steps)
     undisturbed.live().end()
     run = toy_run(folder / "twenty", steps, seconds=0.2)
-    alive = run.killed(20, state="state", seed=20)
+    alive = run.killed(20, steps, state="state", seed=20)
     run.live().end()
     assert_same_toys(run, undisturbed, steps)
     assert alive == 20, "it ended before it was killed so often: make its steps longer"
@@ -129,7 +132,7 @@ def test_twenty_kills_of_finetune_change_nothing(folder):
     undisturbed.live().end()
     assert len(metrics(undisturbed.out)) == STEPS
     run = small(folder / "finetune-killed")
-    alive = run.killed(20, state="state/sft", seed=0)
+    alive = run.killed(20, STEPS, state="state/sft", seed=0)
     run.live().end()
     resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
     print(f"{alive} of 20 kills met it alive; it resumed {resumed} times")
