@@ -17,7 +17,9 @@ from seg_jax.training import program, stations, topology
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("tiny")
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if not path.stem.startswith(("tiny", "nano"))
 )
 
 pytestmark = pytest.mark.skipif(

@@ -114,10 +114,12 @@ compiled = functools.partial(
 )
 
 
-@compiled
-def dense(points, used, *, height, width, rule="coco", rings="union"):
+def dense_in_jit(points, used, *, height, width, rule="coco", rings="union"):
     rule = raster._RULES[rule]
     return raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
+
+
+dense = compiled(dense_in_jit)
 
 
 def unpack(words, height):
@@ -464,7 +466,7 @@ def filled_and_compared(points, used, size, *, height, width, rule, rings="union
     """Returns the masks within their pictures, where other devices differ, and IoU of each two."""
     options = {"height": height, "width": width, "rule": rule, "rings": rings}
     words = raster.fill(points, used, **options)
-    differ = words != dense(points, used, **options)
+    differ = words != dense_in_jit(points, used, **options)
     words &= bitmask.frame(size, height=height, width=width)
     return words, differ, overlap.iou(words[::2], words[1::2])
 
