@@ -3,6 +3,7 @@
 import random
 import time
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,7 +191,10 @@ def test_quick_enough_for_rollouts(whole, answers):
         tokens = tokenizer.encode(text)[:32]
         row[: len(tokens)] = tokens
     table = reader.table(tokenizer.pieces)
-    quick = jax.jit(lambda ids: reader.read(ids, ids >= 0, table, kind=2, rings=4, points=16))
+    quick = jax.jit(
+        lambda ids: reader.read(ids, ids >= 0, table, kind=2, rings=4, points=16),
+        compiler_options=compilation.as_users(),
+    )
 
     def seconds():
         start = time.perf_counter()
