@@ -42,6 +42,18 @@ def by_turns(
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
+def product_per_second(rounds: int, dtype: str) -> float:
+    """Returns operations a second in a product of matrices of a dtype, as XLA reaches it best."""
+    import jax
+    import jax.numpy as jnp
+
+    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product = jax.jit(jnp.dot)
+    run = {"product": lambda: jax.block_until_ready(product(square, square))}
+    return 2 * side**3 / by_turns(run, rounds, time.perf_counter)["product"]
+
+
 def operations(compiled: Any) -> float:
     """Returns the operations of a compiled program as its compiler counts them, loops once."""
     cost = compiled.cost_analysis()

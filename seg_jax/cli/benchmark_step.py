@@ -81,7 +81,6 @@ def measure(config: Config) -> dict[str, Any]:
 def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
     """Returns what a step takes, and what the device's best product of matrices does."""
     import jax
-    import jax.numpy as jnp
 
     from seg_jax.models import work
     from seg_jax.training import optimizer, program, state
@@ -114,14 +113,6 @@ def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
     memory = program.memory(made, lowered, step.arguments)
     loss = float(metrics["loss"])
     del current
-    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
-    square = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(run.compute.dtype))
-    product = jax.jit(jnp.dot)
-    best = benchmark.by_turns(
-        {"product": lambda: jax.block_until_ready(product(square, square))},
-        max(rounds, 10),
-        time.perf_counter,
-    )
     return {
         "seconds": float(np.median(taken[1:])),
         "all_seconds": taken[1:],
@@ -129,7 +120,7 @@ def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
         "loss": loss,
         "needed": sum(step.work.get(name, 0.0) for name in work.NEEDED),
         "operations": step.work,
-        "product_per_second": 2 * side**3 / best["product"],
+        "product_per_second": benchmark.product_per_second(max(rounds, 10), run.compute.dtype),
         "memory": dataclasses.asdict(memory),
         "gib": memory.total / 2**30,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(plan.bundle.params)),
@@ -193,15 +184,14 @@ def _rows(plan: abstract.Plan, run: finetune.Config, batch: Any) -> dict[str, An
 
     from seg_jax.cli import benchmark_torch
 
-    tokens = batch.tokens
     asked = benchmark_torch.Questions(plan.bundle, [], batch, plan.config, run.compute)
     given = benchmark_torch.inputs(asked, batch)
     answers = torch.tensor(np.asarray(batch.ids[:, 0])).long().to(given["input_ids"].device)
     used = torch.tensor(np.asarray(batch.weights[:, 0] > 0)).to(answers.device)
     ids = torch.cat([given["input_ids"], answers], 1)
     given["attention_mask"] = torch.cat([given["attention_mask"], used.long()], 1)
-    image = torch.tensor(tokens.ids == plan.bundle.tokenizer.image_id).int().to(ids.device)
-    given["mm_token_type_ids"] = torch.cat([image, torch.zeros_like(answers).int()], 1)
+    kinds = given["mm_token_type_ids"]
+    given["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(answers).int()], 1)
     labels = torch.where(used, answers, -100)
     outside = torch.full_like(given["input_ids"], -100)
     return given | {"input_ids": ids, "labels": torch.cat([outside, labels], 1)}

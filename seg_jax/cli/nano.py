@@ -9,15 +9,14 @@ from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
-from seg_jax.models import layers, qwen25_vl
+from seg_jax.models import qwen25_vl
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind, Texture
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import loop, optimizer, policy, sft, stations
+from seg_jax.training import loop, optimizer, sft, stations
 
 SIDE = 96
-PATCH = 8
-CELLS = (SIDE // PATCH) ** 2
+CELLS = (SIDE // tiny.PATCH) ** 2
 HELD_OUT = (
     (Kind.STAR, Colour.RED),
     (Kind.RING, Colour.BLUE),
@@ -41,39 +40,31 @@ def scenes(*, seed: int, mode: world.HeldOut = world.HeldOut.EXCLUDE) -> Scenes:
 
 def model() -> qwen25_vl.Config:
     """Returns Qwen2.5-VL at three million weights, 6.5 MB in bfloat16."""
-    return qwen25_vl.Config(
-        text=qwen25_vl.Text(
+    small = tiny.model()
+    return dataclasses.replace(
+        small,
+        text=dataclasses.replace(
+            small.text,
             vocab_size=960,
             hidden_size=192,
             intermediate_size=512,
             num_hidden_layers=6,
             num_attention_heads=6,
-            num_key_value_heads=2,
-            mrope_section=(1, 3, 12),
-            rope_theta=300.0,
-            max_position_embeddings=512,
         ),
-        vision=qwen25_vl.Vision(
+        vision=dataclasses.replace(
+            small.vision,
             depth=4,
             hidden_size=128,
             intermediate_size=256,
-            num_heads=4,
-            patch_size=PATCH,
-            spatial_merge_size=1,
-            window_size=4 * PATCH,
             fullatt_block_indexes=(1, 3),
         ),
-        tie_word_embeddings=True,
     )
 
 
 def layout() -> Layout:
     """Returns rows of one 96-pixel picture, a short question and an outline of 16 points."""
-    return Layout(
-        patch=PATCH,
-        merge=1,
-        window_cells=4,
-        min_pixels=(2 * PATCH) ** 2,
+    return dataclasses.replace(
+        tiny.layout(),
         max_pixels=SIDE * SIDE,
         max_patches=CELLS,
         max_prompt=CELLS + 30,
@@ -93,7 +84,7 @@ def sft_config() -> finetune.Config:
     return finetune.Config(
         out=Path("runs/nano_sft"),
         model=model(),
-        compute=layers.Compute(unroll=True, fuse=True),
+        compute=tiny.compute(),
         source=scenes(seed=1000),
         task=task(),
         layout=layout(),
@@ -116,11 +107,9 @@ def gspo_config() -> reinforce.Config:
         model=model(),
         task=task(),
         layout=layout(),
-        compute=layers.Compute(unroll=True, fuse=True),
         source=scenes(seed=2000),
         feed=Feed(batch=64, workers=4),
         sampling=stations.Sampling(answers=16, temperature=0.5, max_tokens=layout().max_answer),
-        policy=policy.Policy(minibatches=2, clip_low=0.08, clip_high=0.12, spread_floor=0.3),
         optimizer=dataclasses.replace(tuned.optimizer, lr=1e-4),
         loop=loop.Loop(steps=600, log_every=5),
     )
