@@ -202,15 +202,16 @@ class Decoder:
             jnp.zeros((batch, kv, answers, head, length), k.dtype),
             jnp.zeros((batch, kv, answers, length, head), v.dtype),
         )
-        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
+        turn = self.model.answer_turn(prefix.following[:, None] + jnp.arange(length))
+        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0), turn)
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
     ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         new, reach = ids.shape[-1], suffix.own[0].v.shape[-2]
-        view = seats.view(prefix.following, suffix.length, suffix.seats, new=new, reach=reach)
-        turn = self.model.answer_turn(view.place)
+        view = seats.view(suffix.length, suffix.seats, new=new, reach=reach)
+        turn = seats.along(suffix.turn, suffix.length, suffix.seats, new=new)
         x = self.model.words(ids)
         filled, write = [], jax.lax.dynamic_update_slice_in_dim
         for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):

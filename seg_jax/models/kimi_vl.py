@@ -423,15 +423,16 @@ class Decoder:
         """Returns the empty cache of answers of at most `length` tokens."""
         _, batch, _, wide = prefix.cache[0].shape
         own = jnp.zeros((queues or batch, answers, length, wide), prefix.cache[0].dtype)
-        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0))
+        turn = self.model._turn(prefix.following[:, None] + jnp.arange(length))
+        return vlm.Suffix((own,) * len(self.blocks), jnp.int32(0), turn)
 
     def extend(
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, suffix: vlm.Suffix
     ) -> tuple[Float[Array, "B G Q D"], vlm.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         new, reach = ids.shape[-1], suffix.own[0].shape[2]
-        view = seats.view(prefix.following, suffix.length, suffix.seats, new=new, reach=reach)
-        turn = self.model._turn(view.place)
+        view = seats.view(suffix.length, suffix.seats, new=new, reach=reach)
+        turn = seats.along(suffix.turn, suffix.length, suffix.seats, new=new)
         x = self.model._words(ids)
         prompts = [layer for stack in prefix.cache for layer in stack]
         filled = []

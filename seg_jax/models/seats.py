@@ -45,8 +45,6 @@ class Line(NamedTuple):
 class View(NamedTuple):
     """What the next tokens of answers see of their own."""
 
-    place: Int[Array, "*n Q"]
-    """Rotary positions of the tokens."""
     at: Int[Array, ""]
     """Column of the caches that the first one is written to."""
     seen: Bool[Array, "*m Q L"]
@@ -84,7 +82,6 @@ def take(tree: Any, at: Int[Array, "S n"]) -> Any:
 
 
 def view(
-    following: Int[Array, " B"],
     length: Int[Array, ""],
     seats: Seats | None,
     *,
@@ -94,7 +91,6 @@ def view(
     """Returns what the next `new` tokens of every row see.
 
     Args:
-      following: rotary position of the first answer token of each prompt.
       length: tokens that have been written for every row.
       seats: None: rows [B G] are the answers of their prompts.
       new: 1 with seats.
@@ -102,15 +98,33 @@ def view(
     """
     if seats is None:
         columns = length + jnp.arange(new)
-        place = following[:, None, None] + columns
-        return View(place, length, columns[:, None] >= jnp.arange(reach))
+        return View(length, columns[:, None] >= jnp.arange(reach))
     if new != 1:
         raise ValueError(f"expected one token at a time with seats, got {new}")
     at = length % reach
     age = (at - jnp.arange(reach)) % reach
-    start = of_prompts(seats, following)
-    seen = age <= seats.column[..., None, None]
-    return View((start + seats.column)[..., None], at, seen)
+    return View(at, age <= seats.column[..., None, None])
+
+
+def along(x: Any, length: Int[Array, ""], seats: Seats | None, *, new: int) -> Any:
+    """Returns what the next `new` columns of each prompt's answers [B L ..] hold, [*n new ..].
+
+    Args:
+      x: the same for all answers of a prompt.
+      length: tokens that have been written for every row.
+      seats: None: rows [B G] are the answers of their prompts.
+      new: 1 with seats.
+    """
+    if seats is None:
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, length, new, 1)[:, None], x
+        )
+    queues, answers = seats.row.shape
+    batch, reach = jax.tree.leaves(x)[0].shape[:2]
+    prompt = seats.answer // (answers * queues // batch)
+    at = prompt * reach + jnp.minimum(seats.column, reach - 1)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(queues, -1, *leaf.shape[2:]), x)
+    return jax.tree.map(lambda leaf: leaf[:, :, None], take(flat, at))
 
 
 def of_prompts(seats: Seats, x: Any) -> Any:

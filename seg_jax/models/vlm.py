@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.models import layers
 from seg_jax.models import seats as seating
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
@@ -30,6 +31,9 @@ class Suffix(NamedTuple):
     """One entry per layer, a tree of arrays [B ..]."""
     length: Int[Array, ""]
     """Tokens written, the same for every row; beyond the caches' end they go round."""
+    turn: layers.Rotary
+    """Rotation at each column of a prompt's answers, [B L half]: worked out once, for XLA for CPUs
+    makes sines in a loop again for every head of every layer."""
     seats: seating.Seats | None = None
     """Whose answers the rows decode; None: rows [B G] are the answers of their prompts."""
 

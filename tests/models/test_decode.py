@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import compilation
 import jax
@@ -179,9 +180,10 @@ def test_draws_follow_the_distribution():
         np.testing.assert_allclose(logp[0], np.log(p[ids[0]]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("width", [300, 301, 1024])
 @pytest.mark.parametrize("options", [{}, compilation.as_users()], ids=["quickly", "as users"])
-def test_a_draw_is_the_likeliest_token_after_noise_however_it_is_compiled(options):
-    key, rows, width = jax.random.key(5), 64, 300
+def test_a_draw_lies_where_the_running_sum_meets_its_random_number(options, width):
+    key, rows = jax.random.key(5), 64
     hidden = jax.random.normal(jax.random.fold_in(key, 0), (rows, 16))
     unembed = jax.random.normal(jax.random.fold_in(key, 1), (16, width))
     keys = jax.random.split(key, (rows, 4))
@@ -192,12 +194,29 @@ def test_a_draw_is_the_likeliest_token_after_noise_however_it_is_compiled(option
 
     ids, logp = map(np.asarray, drawn(hidden, unembed, keys))
     logits = np.asarray(hidden, np.float64) @ np.asarray(unembed, np.float64) / 1.4
-    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (width,))))(keys)
-    noisy = logits[:, None] - np.log(-np.log(((np.asarray(bits) >> 9) + 0.5) * 2.0**-23))
-    gap = noisy.max(-1) - np.take_along_axis(noisy, ids[..., None], -1)[..., 0]
-    assert gap.max() < 1e-4  # Round-off may swap the first two.
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(logp, np.take_along_axis(logits, ids, -1), atol=1e-4)
+
+    bits = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (2,))))(keys)
+    unit = np.maximum((np.asarray(bits) >> 9) * 2.0**-23, 2.0**-24)
+    blocks = np.exp(logits).reshape(rows, math.gcd(width, decode.BLOCKS), -1)
+    upto = blocks.sum(-1).cumsum(-1)
+    block, within = np.divmod(ids, blocks.shape[-1])
+    for row, answer in np.ndindex(ids.shape):
+        for sums, at, u in (
+            (upto[row], block[row, answer], unit[row, answer, 0]),
+            (blocks[row, block[row, answer]].cumsum(), within[row, answer], unit[row, answer, 1]),
+        ):
+            below = sums[at - 1] if at else 0.0
+            assert below - 1e-5 <= u * sums[-1] <= sums[at] + 1e-5  # But for round-off.
+
+
+def test_no_draw_falls_on_a_forbidden_token_not_even_at_the_ends_of_the_random_numbers():
+    shares = jnp.float32([[[0.0, 3.0, 0.0, 1.0, 0.0]]])
+    unit = jnp.float32([[2.0**-24, 0.5, 0.75, 1 - 2.0**-23]])
+    assert decode._where(shares, unit).tolist() == [[1, 1, 3, 3]]
+    for total in np.random.default_rng(0).uniform(1e-30, 1e30, 1000).astype(np.float32):
+        assert decode._where(jnp.full((1, 1, 1), total), unit).max() == 0
 
 
 def test_nonsense_is_refused(model, prompts):
