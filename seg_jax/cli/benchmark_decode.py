@@ -119,9 +119,11 @@ def _ours(bundle, prompts, group: int, tokens: int) -> Any:
     import jax
     from flax import nnx
 
-    from seg_jax.models import decode
+    from seg_jax.models import decode, sharding
+    from seg_jax.training import stations
 
     sampler = decode.Greedy() if group == 1 else decode.Sample()
+    mesh = stations.Mesh(data=-1, fsdp=1).build()
 
     @jax.jit
     def sample(params, prompts):
@@ -136,8 +138,15 @@ def _ours(bundle, prompts, group: int, tokens: int) -> Any:
             key=jax.random.key(0),
         )
 
-    params, given = jax.device_put((bundle.params, prompts))
-    return lambda: jax.block_until_ready(sample(params, given))
+    whole = jax.NamedSharding(mesh, jax.P())
+    places = sharding.batch(mesh, len(prompts.tokens.ids))
+    params, given = jax.device_put((bundle.params, prompts), (whole, places))
+
+    def run():
+        with jax.set_mesh(mesh):
+            return jax.block_until_ready(sample(params, given))
+
+    return run
 
 
 def _theirs(peer: Any, asked, prompts, group: int, tokens: int) -> Any:

@@ -123,10 +123,10 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
     draw = stations.sampler(speaker, sampling, seed=config.seed, task=bundle.task)
     weights = {"iou": 1.0, "format": _FORMAT}
     learn = stations.reinforcing_step(speaker, bundle.task, rules, weights, adam, sampling)
-    mesh = sharding.mesh(devices=jax.devices()[:1])
+    mesh = stations.Mesh(data=-1, fsdp=1).build()
     begin = state.fresh(bundle.params, optimizer.build(adam), horizon=1000)
     now = jax.device_put(begin, sharding.shardings(begin, mesh))
-    place = sharding.batch(mesh)
+    place = sharding.batch(mesh, config.prompts)
 
     def step() -> dict[str, float]:
         nonlocal now
