@@ -118,7 +118,8 @@ class Tokens(NamedTuple):
     segments: Int[Array, "B T"]
     """0 for padding, else the number (from 1) of the conversation that the token belongs to."""
     positions: Int[Array, "B 3 T"]
-    """Rotary positions along time, height and width (M-RoPE); equal for text."""
+    """Rotary positions along time, height and width (M-RoPE); equal for text. Kimi-VL, which counts
+    tokens, passes over them."""
     cells: Int[Array, "B T"]
     """Which merged cell of the row's pictures stands at a token; -1 for text."""
 
@@ -148,6 +149,22 @@ class Batch(NamedTuple):
     weights: Float[Array, "B G L"]
     """Weight of each target in the loss: 0 outside answers."""
     packing: Packing
+
+
+class PackedBatch(NamedTuple):
+    """One step of supervised training on rows of several pictures (device).
+
+    A picture is read once for all conversations about it, which see neither each other nor other
+    pictures.
+    """
+
+    tokens: Tokens
+    """Whole conversations, one after another."""
+    pictures: Pictures
+    targets: Int[Array, "B T"]
+    """The token that should follow each token."""
+    weights: Float[Array, "B T"]
+    """Weight of each target in the loss: 0 outside answers."""
 
 
 class Truth(NamedTuple):

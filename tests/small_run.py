@@ -15,6 +15,7 @@ from flax import nnx
 
 from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data import pipeline
+from seg_jax.data.packing import Pack
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import kimi_vl, layers, moonvit, sharding, weights
 from seg_jax.tasks.referring import Referring
@@ -23,6 +24,8 @@ from seg_jax.training import optimizer, state, stations
 BATCH = 8
 ANSWERS = 4
 HORIZON = 50
+PACK = Pack(tokens=280, patches=40, ahead=4)
+"""Rows of two pictures."""
 
 
 def sft_config(**changes: Any) -> finetune.Config:

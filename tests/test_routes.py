@@ -74,11 +74,11 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
     assert {"loss", "reward", "scores/iou", "verdicts/OK"} <= set(metrics)
 
 
-@pytest.fixture(scope="module", params=["sft", "gspo"])
+@pytest.fixture(scope="module", params=["sft", "packed", "gspo"])
 def route(request):
     """A stage: a function (folder, step to stop after or 0) -> (state, next batch, records)."""
     on = sharding.mesh(devices=jax.devices()[:1])
-    if request.param == "sft":
+    if request.param != "gspo":
         config = small_run.sft_config(optimizer=ADAM)
         learn = stations.supervised_step(small_run.speaker(), config.objective, ADAM)
     else:
@@ -92,13 +92,14 @@ def route(request):
             ADAM,
             config.sampling,
         )
-    rows = "sft" if request.param == "sft" else "prompts"
+    rows = "prompts" if request.param == "gspo" else "sft"
+    changes = {"pack": small_run.PACK} if request.param == "packed" else {}
     plan = dataclasses.replace(config.loop, steps=5, log_every=1, save_minutes=1e-9)
     config = dataclasses.replace(config, loop=plan)
     bundle = small_run.bundle()
 
     def go(folder, stop):
-        batches = small_run.batches(rows)
+        batches = small_run.batches(rows, **changes)
 
         def body(current):
             if int(current.step) + 1 == stop:

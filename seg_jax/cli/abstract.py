@@ -20,7 +20,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import sharding, work
-from seg_jax.records import Batch, Prompts, Rollout
+from seg_jax.records import Batch, PackedBatch, Prompts, Rollout
 from seg_jax.training import optimizer, state, stations
 
 Run = finetune.Config | reinforce.Config
@@ -130,8 +130,8 @@ def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
 
 
 def _sft(plan: Plan, run: finetune.Config) -> Step:
-    batch: Batch = plan.rows("sft")
-    parts = finetune.parts(run, plan.config, batch, rows=batch.ids.shape[0])
+    batch: Batch | PackedBatch = plan.rows("sft")
+    parts = finetune.parts(run, plan.config, batch, rows=batch.weights.shape[0])
     done = work.trained(parts) | _update_work(plan)
     function = stations.supervised_step(plan.speaker, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)

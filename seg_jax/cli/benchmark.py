@@ -18,6 +18,7 @@ PARTS = {
     "boundary": "boundary IoU and F of masks against OpenCV",
     "decode": "the sampler against generate of transformers (PyTorch)",
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
+    "data": "the pipeline with packed rows against a PyTorch DataLoader",
     "policy": "a step of GSPO with pictures against TRL's trainer (PyTorch)",
     "step": "a step of SFT of a configuration, any size, against transformers (PyTorch)",
 }

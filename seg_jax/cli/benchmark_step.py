@@ -66,7 +66,9 @@ def main(config: Config) -> int:
 def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
     peer = None
-    if config.peer:  # In a process of its own, which leaves the device's memory to us.
+    if config.peer and config.run.feed.pack is not None:
+        console.say("transformers has no packed rows: only ours is measured")
+    elif config.peer:  # In a process of its own, which leaves the device's memory to us.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             peer = pool.submit(_theirs, config.run, config.rounds).result()

@@ -12,7 +12,7 @@ from flax import nnx
 from tyro.conf import subcommand
 
 from seg_jax.cli import console, runs
-from seg_jax.data import pipeline, sources
+from seg_jax.data import packing, pipeline, sources
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.grammar import chat, tokens
 from seg_jax.inference import bundle as bundles
@@ -28,7 +28,7 @@ from seg_jax.models import (
     weights,
     work,
 )
-from seg_jax.records import Batch
+from seg_jax.records import Batch, PackedBatch
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
@@ -249,22 +249,34 @@ def fed(
     mesh: jax.sharding.Mesh,
     *,
     rows: Literal["sft", "prompts"],
-) -> tuple[pipeline.Batches, Callable[[Any], Any]]:
+) -> tuple[pipeline.Batches | packing.PackedBatches, Callable[[Any], Any]]:
     """Returns the batches of a run as this process reads them, and what puts one on the devices."""
     count = config.feed.batch
     places = sharding.batch(mesh, count)
     held = pipeline.held(places, count)
-    batches = pipeline.batches(config.source, task, encoder, config.feed, rows=rows, held=held)
+    batches = pipeline.batches(
+        *(config.source, task, encoder, config.feed),
+        rows=rows,
+        held=held,
+        gather=processes.gathered,
+    )
     return batches, lambda batch: pipeline.to_device(batch, places, rows=count)
 
 
-def parts(config: Config, sizes: Model, batch: Batch, *, rows: int) -> list[work.Part]:
+def parts(
+    config: Config, sizes: Model, batch: Batch | PackedBatch, *, rows: int
+) -> list[work.Part]:
     """Returns the passes of a step over so many rows like those of a batch."""
     counter = work.Counter(sizes, config.compute)
+    patches = batch.pictures.patches.shape[1]
+    if isinstance(batch, PackedBatch):
+        length = batch.weights.shape[-1]
+        head = counter.head(rows, length, config.loss_chunk)
+        return [*counter.read(rows, length, patches), head]
     _, answers, length = batch.ids.shape
     read = batch.tokens.ids.shape[1]
     return [
-        *counter.read(rows, read, batch.pictures.patches.shape[1]),
+        *counter.read(rows, read, patches),
         counter.extend(rows, answers, length, behind=read),
         counter.head(rows * answers, length, config.loss_chunk),
     ]

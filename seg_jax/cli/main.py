@@ -186,6 +186,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import benchmark_raster as program
         case "benchmark boundary":
             from seg_jax.cli import benchmark_boundary as program
+        case "benchmark data":
+            from seg_jax.cli import benchmark_data as program
         case "benchmark decode":
             from seg_jax.cli import benchmark_decode as program
         case "benchmark rollout":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
+from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.models import kimi_vl, layers, qwen25_vl
@@ -108,6 +109,11 @@ def refer_data(folder: Path = Path("data")) -> Built:
     """Returns the data sets that SimpleSeg was trained on, as `seg-jax build` leaves them."""
     names = ("refcoco_unc", "refcocoplus_unc", "refcocog_umd", "refclef_unc")
     return Built(folders=tuple(folder / name for name in names))
+
+
+def packed_feed() -> Feed:
+    """Returns rows of about four pictures, so that a batch is about `BATCH` of them."""
+    return Feed(batch=SHARDS, workers=8, pack=Pack(tokens=3072, patches=6656))
 
 
 def layout() -> Layout:

@@ -196,17 +196,8 @@ class Encoder:
     def picture(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Pictures, PatchGrid]:
         """Returns the picture as padded patches (no batch axis) and how many rows and columns."""
         layout = self.layout
-        scaled, (height, width) = _fit(layout, *image.shape[:2])
-        rows, columns = height // layout.patch, width // layout.patch
+        patches, (rows, columns) = self.cut(image)
         count = rows * columns
-        if count > layout.max_patches:
-            knob = "max_pixels" if layout.native is None else "native.limit"
-            raise TooLong(
-                f"expected at most {layout.max_patches} patches, got {count} ({height} x {width} "
-                f"pixels); lower layout.{knob} or raise layout.max_patches"
-            )
-        whole = _framed(_resized(image, *scaled), height, width)
-        patches = grid.patchify(whole, layout.patch, layout.merge)
         pad = layout.max_patches - count
         pictures = Pictures(
             patches=np.pad(patches, ((0, pad), (0, 0))),
@@ -219,6 +210,24 @@ class Encoder:
             picture=np.pad(np.zeros(count, np.int32), (0, pad), constant_values=-1),
         )
         return pictures, (rows, columns)
+
+    def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "S C"], PatchGrid]:
+        """Returns the patches of a picture in merge-block order, and how many rows and columns.
+
+        Raises:
+          TooLong: there are more than the layout has room for.
+        """
+        layout = self.layout
+        scaled, (height, width) = _fit(layout, *image.shape[:2])
+        rows, columns = height // layout.patch, width // layout.patch
+        if rows * columns > layout.max_patches:
+            knob = "max_pixels" if layout.native is None else "native.limit"
+            raise TooLong(
+                f"expected at most {layout.max_patches} patches, got {rows * columns} ({height} x "
+                f"{width} pixels); lower layout.{knob} or raise layout.max_patches"
+            )
+        whole = _framed(_resized(image, *scaled), height, width)
+        return grid.patchify(whole, layout.patch, layout.merge), (rows, columns)
 
     def shown(self, pictures: Pictures) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the first picture of a row (no batch axis), put together from its patches.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import grain
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from seg_jax.data import packing
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Source
 from seg_jax.records import Batch, Prompts, Sample
@@ -32,6 +33,9 @@ class Feed:
     """Rows that they are packed into; None: a row each. What fits in none is left out."""
     packed_tokens: int | None = None
     """Tokens of such a row; None: the layout's longest question and answer."""
+    pack: packing.Pack | None = None
+    """Rows of several pictures, supervised training only: `batch` then counts rows. None: a picture
+    each."""
     seed: int = 0
     """Of the order and of every random choice about a sample."""
     threads: int = 2
@@ -40,6 +44,12 @@ class Feed:
     """Worker processes; 0 keeps all reading in this process."""
     prefetch: int = 8
     """Rows that threads read ahead."""
+
+    def __post_init__(self):
+        if self.pack is not None and (self.packed_rows or self.packed_tokens):
+            raise ValueError(
+                "feed: expected pack, or packed_rows and packed_tokens, got both; drop the latter"
+            )
 
 
 class Batches(Iterator[Any]):
@@ -96,7 +106,8 @@ def batches(
     *,
     rows: Literal["sft", "prompts"],
     held: Sequence[int] | None = None,
-) -> Batches:
+    gather: Callable[[Any], list[Any]] = lambda mine: [mine],
+) -> Batches | packing.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
 
     Random choices belong to the sample's index, so they do not depend on the number of processes,
@@ -109,6 +120,7 @@ def batches(
       feed: how batches are drawn.
       rows: questions with answers, or prompts alone.
       held: rows of each batch that this process is to read, in order; all if None.
+      gather: gives what all processes have, plain values, in each of them; packed rows ask for it.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = (
@@ -121,6 +133,15 @@ def batches(
     )
     if held is None:
         held = range(feed.batch)
+    if rows == "sft" and feed.pack is not None:
+        return packing.PackedBatches(
+            *(dataset, encoder, feed.pack),
+            held=held,
+            of=feed.batch,
+            threads=feed.threads,
+            workers=feed.workers,
+            gather=gather,
+        )
     return Batches(_Held(dataset, feed.batch, tuple(held)), feed, len(held))
 
 
@@ -159,9 +180,11 @@ class _Encode(grain.transforms.Map):
     rows: Literal["sft", "prompts"]
     feed: Feed
 
-    def map(self, element: list[Example]) -> Batch | Prompts:
+    def map(self, element: list[Example]) -> Batch | packing.Piece | Prompts:
+        feed = self.feed
+        if self.rows == "sft" and feed.pack is not None:
+            return packing.piece(self.encoder, element)
         if self.rows == "sft":
-            feed = self.feed
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
         return self.encoder.prompt_row(element[0])
 

@@ -106,7 +106,8 @@ class Built:
         """
         record = self.record(index)
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
-        masks = np.zeros((len(groups), record.height, record.width), bool)
+        # Columns lie together, as in run lengths.
+        masks = np.zeros((len(groups), record.width, record.height), bool).swapaxes(1, 2)
         for mask, which in zip(masks, groups, strict=True):
             for object_ in which:
                 mask |= bitmask.from_rle(record.rle(object_))

@@ -12,7 +12,7 @@ _TL, _TR, _BL, _BR = 1, 2, 4, 8
 _FALLING, _RISING = _TL | _BR, _TR | _BL
 # How many corners of rings lie at a vertex, by its code: none where the border runs straight
 # or is absent, two where pixels touch only diagonally.
-_CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.intp)
+_CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.uint8)
 
 
 def trace(
@@ -47,9 +47,12 @@ def trace(
     """
     if not min_area >= 0:
         raise ValueError(f"expected min_area >= 0, got {min_area}: 0 keeps all rings")
-    x, y, follow = _corners(checked(mask))
-    if not x.size:
+    rows, columns = np.flatnonzero(checked(mask).any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
         return []
+    top, left = rows[0], columns[0]
+    x, y, follow = _corners(mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    x, y = x + left, y + top
     order, starts = _cycles(follow)
     x, y = x[order], y[order]
     ends = np.append(starts[1:], x.size)
@@ -92,7 +95,7 @@ def _corners(
     pixels[1:-1, 1:-1] = mask
     pairs = pixels[:, :-1] + _TR * pixels[:, 1:]
     code = pairs[:-1] + _BL * pairs[1:]
-    flat = np.flatnonzero(_CORNERS[code])
+    flat = np.flatnonzero(_CORNERS.take(code))
     kind = code.ravel()[flat]
     second = None
     if np.any(saddle := _CORNERS[kind] == 2):

@@ -205,8 +205,10 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
     height, width, channels = image.shape
     _check_multiple(height, width, patch * merge, "pixels: resize the picture first")
     rows, columns = height // (patch * merge), width // (patch * merge)
-    split = image.reshape(rows, merge, patch, columns, merge, patch, channels)
-    return split.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
+    # Channels apart first: the second copy then moves whole lines of patches, not single bytes.
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    split = planes.reshape(channels, rows, merge, patch, columns, merge, patch)
+    return split.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels * patch * patch)
 
 
 def _merge_order(values: Int[np.ndarray, "h w"], merge: int) -> Int[np.ndarray, " S"]:

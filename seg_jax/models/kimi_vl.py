@@ -314,7 +314,7 @@ class KimiVL(nnx.Module):
         def mix(attention, q, latents):
             return attention.attend(q, latents, tokens.segments), None
 
-        turn = self._turn(tokens.positions[:, 0])
+        turn = self._turn(_counted(tokens.segments))
         return self._through(self._inputs(tokens, pictures), turn, mix, each=(None, None))[0]
 
     def prefill(self, tokens: Tokens, pictures: Pictures | None) -> vlm.Prefix:
@@ -323,11 +323,12 @@ class KimiVL(nnx.Module):
         def mix(attention, q, latents):
             return attention.attend(q, latents, tokens.segments), latents
 
-        turn = self._turn(tokens.positions[:, 0])
+        place = _counted(tokens.segments)
+        turn = self._turn(place)
         x = self._inputs(tokens, pictures)
         hidden, cache = self._through(x, turn, mix, each=(None, None))
         used = tokens.segments == tokens.segments[:, -1:]
-        last = jnp.max(jnp.where(used, tokens.positions[:, 0], -1), 1)
+        last = jnp.max(jnp.where(used, place, -1), 1)
         return vlm.Prefix(cache, used, last + 1, hidden[:, -1])
 
     def extend(
@@ -402,6 +403,17 @@ class KimiVL(nnx.Module):
         text = self.config.text
         spin = layers.frequencies(text.qk_rope_head_dim // 2, text.rope_theta)
         return layers.rotary(positions[..., None].astype(jnp.float32) * spin)
+
+
+def _counted(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Returns how many tokens of its conversation stand before each token, cells included.
+
+    They are its rotary position: unlike Qwen's models this one knows no rows and columns there.
+    """
+    columns = jnp.arange(segments.shape[1])
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    begin = jax.lax.cummax(jnp.where(segments != before, columns, 0), axis=1)
+    return columns - begin
 
 
 class Decoder:

@@ -225,14 +225,35 @@ def outline_text(mask: Bool[np.ndarray, "H W"], kind: Kind, task: Referring) -> 
         return outline.write_point(central_point_unit(mask), digits=task.digits)
     if kind == Kind.BOX:
         return outline.write_box(box_unit(mask), digits=task.digits)
-    return _mask_text(mask.tobytes(), mask.shape, task)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return outline.write_mask([], digits=task.digits)
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    corner = int(rows[0]), int(columns[0])
+    return _mask_text(part.tobytes(), part.shape, corner, mask.shape, task)
 
 
 @functools.lru_cache(maxsize=32)
-def _mask_text(mask: bytes, shape: tuple[int, int], task: Referring) -> str:
-    """Returns the outline of a mask; several questions about a picture ask for the same one."""
-    bits = np.frombuffer(mask, bool).reshape(shape)
-    return outline.write_mask(rings_unit(bits, task), digits=task.digits)
+def _mask_text(
+    part: bytes,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    shape: tuple[int, int],
+    task: Referring,
+) -> str:
+    """Returns the outline of a mask; several questions about a picture ask for the same one.
+
+    Args:
+      part: its pixels within its box.
+      size: rows and columns of the box.
+      corner: first row and column of the box.
+      shape: of the mask.
+      task: whose budgets hold.
+    """
+    mask = np.zeros(shape, bool)
+    inside = tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
+    mask[inside] = np.frombuffer(part, bool).reshape(size)
+    return outline.write_mask(rings_unit(mask, task), digits=task.digits)
 
 
 def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarray]:

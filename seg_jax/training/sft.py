@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
-from seg_jax.records import Array, Batch
+from seg_jax.records import Array, Batch, PackedBatch
 from seg_jax.training import state as states
 from seg_jax.training.optimizer import Optimizer
 
@@ -31,7 +31,7 @@ class Objective:
             raise ValueError(f"objective: expected accumulate >= 1 and soften >= 0, got {self}")
 
 
-TokenLoss = Callable[[Any, Batch], Float[Array, "B G L"]]
+TokenLoss = Callable[[Any, Batch | PackedBatch], Float[Array, "*n L"]]
 """(params, batch) -> cross-entropy of each target."""
 
 
@@ -41,7 +41,7 @@ def update(
     transform: optax.GradientTransformation,
     token_loss: TokenLoss,
     state: states.State,
-    batch: Batch,
+    batch: Batch | PackedBatch,
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
     """Returns the state after one update on the batch, with metrics.
 

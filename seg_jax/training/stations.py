@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from seg_jax.grammar import automaton, reader, tokens
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.models import decode, likelihood, sharding
-from seg_jax.records import Array, Automaton, Batch, Prompts, Rollout, Verdict
+from seg_jax.records import Array, Automaton, Batch, PackedBatch, Prompts, Rollout, Verdict
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Task, judge
 from seg_jax.training import optimizer as optimizers
@@ -82,10 +82,9 @@ def supervised_step(
         near = tokens.neighbours(speaker.tokenizer, objective.soften_bins, reach)
         soft = [jnp.asarray(part) for part in near]
 
-    def token_loss(params: Any, batch: Batch) -> Float[Array, "B G L"]:
+    def token_loss(params: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L"]:
         model = speaker.model(params)
-        prefix = model.prefill(batch.tokens, batch.pictures)
-        hidden = model.extend(batch.ids, prefix, batch.packing)
+        hidden = outputs(model, batch)
         if soft is None:
             return -likelihood.token_logp(
                 hidden, model.unembed(), batch.targets, chunk=speaker.chunk
@@ -99,11 +98,22 @@ def supervised_step(
             chunk=speaker.chunk,
         )
 
-    def step(state: State, batch: Batch):
+    def step(state: State, batch: Batch | PackedBatch):
         state, metrics = sft.update(objective, optimizer, transform, token_loss, state, batch)
+        if isinstance(batch, PackedBatch):
+            metrics["useful_tokens"] = jnp.mean(batch.tokens.segments > 0)
+            metrics["useful_patches"] = jnp.mean(batch.pictures.picture >= 0)
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def outputs(model: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L D"]:
+    """Returns the outputs of a model at every token that has a target."""
+    if isinstance(batch, PackedBatch):
+        return model.hidden(batch.tokens, batch.pictures)
+    prefix = model.prefill(batch.tokens, batch.pictures)
+    return model.extend(batch.ids, prefix, batch.packing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

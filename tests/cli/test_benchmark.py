@@ -40,6 +40,8 @@ def test_every_part_can_be_loaded():
         (["decode", "--rounds", "0"], "expected rounds >= 1"),
         (["rollout", "--long-share", "1"], "expected 0 < long-share < 1"),
         (["rollout", "--tokens", "5"], "expected tokens >= 20, got 5"),
+        (["data", "--rows", "0"], "expected rows >= 1, got 0"),
+        (["data", "--pack.ahead", "0"], "feed.pack: expected whole numbers >= 1"),
         (["policy", "--answers", "1"], "expected answers >= 2, got 1"),
         (["policy", "--lr", "0"], "expected a seed >= 0 and lr > 0"),
     ],
@@ -192,3 +194,17 @@ def test_the_reward_for_trl_is_iou_and_format():
     assert 0.8 < second <= 1.1
     assert nothing == 0.0
     assert other < first
+
+
+@pytest.mark.slow
+def test_data_feeds_both_sides_the_same_pictures(tmp_path, capfd):
+    words = ["--pictures", "24", "--rows", "2", "--workers", "0", "--batch", "8"]
+    found = run_part("data", tmp_path, *words)
+    assert found["missing"] == []
+    assert all(speed > 0 for speed in found["samples_per_second"].values())
+    assert found["ratio"] > 0
+    useful = found["useful"]
+    assert useful["packed"]["tokens"] > 0.85 > useful["a_row_each"]["tokens"] + 0.2
+    assert useful["packed"]["pictures_a_row"] > 2
+    assert all(spent > 0 for side in found["milliseconds"].values() for spent in side.values())
+    assert "times as fast as the DataLoader" in capfd.readouterr().err

@@ -87,6 +87,24 @@ def test_packed_answers_do_not_see_each_other(setting):
     np.testing.assert_allclose(packed[..., 5:, :], second, rtol=0, atol=TOLERANCE)
 
 
+def test_it_counts_tokens_whatever_positions_rows_tell(setting):
+    """Rows are laid out for Qwen, whose cells share a position; here every cell has its own."""
+    graph, params, (tokens, pictures) = setting
+
+    @jax.jit
+    def run(params, tokens):
+        model = nnx.merge(graph, params)
+        prefix = model.prefill(tokens, pictures)
+        return model.hidden(tokens, pictures), prefix.hidden, prefix.following
+
+    wanted = run(params, tokens)
+    for a, b in zip(
+        run(params, tokens._replace(positions=tokens.positions * 0)), wanted, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(wanted[2], (tokens.segments > 0).sum(1))
+
+
 def loss_of(graph):
     def loss(params, tokens, pictures):
         model = nnx.merge(graph, params)

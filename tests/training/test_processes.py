@@ -193,7 +193,7 @@ def few_steps(folder, program, count, *more):
     """Runs three steps on four devices in so many processes; returns the numbers and weights."""
     out = folder / f"{program}{count}"
     config = str(Path(__file__).parent / f"few_steps_{program}.py")
-    arguments = [{"sft": "finetune", "gspo": "reinforce"}[program], config, "--out", str(out)]
+    arguments = ["reinforce" if program == "gspo" else "finetune", config, "--out", str(out)]
     told = folder / f"told{count}"
     group = Group(count, lives.seg_jax, [*arguments, *more], told, devices=4 // count)
     assert group.wait(900) == [0] * count, group.told(0)[-2000:]
@@ -203,7 +203,7 @@ def few_steps(folder, program, count, *more):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("program", ["sft", "gspo"])
+@pytest.mark.parametrize("program", ["sft", "packed", "gspo"])
 def test_three_steps_do_not_depend_on_the_number_of_processes(tmp_path, program):
     more = []
     if program == "gspo":

@@ -1,0 +1,193 @@
+"""Packed rows are worth what their pictures are alone: losses, gradients, and no leak between."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import packed_pictures
+import pytest
+import tiny_kimi
+import tiny_qwen3
+import tiny_vlm
+from flax import nnx
+
+from seg_jax.data import packing
+from seg_jax.data.packing import Pack
+from seg_jax.models import layers, likelihood, sharding, weights
+from seg_jax.records import PackedBatch
+from seg_jax.training import optimizer, sft, state, stations
+
+pytestmark = pytest.mark.slow
+
+PACK = Pack(tokens=640, patches=400)
+QUESTIONS = (2, 1, 1, 2)
+"""About each picture, which are of different sizes."""
+SHALLOW = {
+    "qwen2_5_vl": {"text": {"num_hidden_layers": 2}, "vision": {"window_size": 24}},
+    "qwen3_vl": {"text": {"num_hidden_layers": 2}},
+    "kimi_vl": {"text": {"num_hidden_layers": 2}, "vision": {"num_hidden_layers": 2}},
+}
+MAKERS = {"qwen2_5_vl": tiny_vlm, "qwen3_vl": tiny_qwen3, "kimi_vl": tiny_kimi}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return packed_pictures.encoder(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Questions about each of several pictures."""
+    return [packed_pictures.examples(n, count) for n, count in enumerate(QUESTIONS)]
+
+
+@pytest.fixture(scope="module", params=sorted(MAKERS))
+def model(request, encoder):
+    """A graph and weights loud enough that every token hangs on those before it."""
+    maker, sizes = MAKERS[request.param], SHALLOW[request.param]
+    table = {"vocab_size": encoder.tokenizer.vocab_size}
+    return drawn(maker.config(**(sizes | {"text": sizes["text"] | table})))
+
+
+def drawn(config):
+    graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = sharding.names_of(path)[-1]
+        if name in ("scale", "bias"):
+            return jnp.full(leaf.shape, float(name == "scale"), leaf.dtype)
+        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return graph, jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def packed(encoder, pictures):
+    pieces = [packing.piece(encoder, examples) for examples in pictures]
+    assert len({piece.grid for piece in pieces}) > 2
+    return jax.tree.map(lambda leaf: leaf[None], packing.joined(encoder, pieces, PACK))
+
+
+def alone(encoder, pictures):
+    """Returns the same as rows of one picture each, a conversation after another."""
+    rows = [encoder.batch_row(examples, rows=2) for examples in pictures]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def losses_of(graph, params, batch):
+    model = nnx.merge(graph, params)
+    hidden = stations.outputs(model, batch)
+    return -likelihood.token_logp(hidden, model.unembed(), batch.targets) * batch.weights
+
+
+def graded(graph, params, batch):
+    """Returns the loss of every target, and the gradient of their sum."""
+
+    def summed(params):
+        losses = losses_of(graph, params, batch)
+        return losses.sum(), losses
+
+    return jax.jit(jax.grad(summed, has_aux=True))(params)[::-1]
+
+
+def answers(losses, segments):
+    """Returns the sum of losses of each conversation of a row, by its number."""
+    return [losses[segments == number].sum() for number in range(1, segments.max() + 1)]
+
+
+def unpacked(losses, batch):
+    """Returns the sums of losses of conversations as they stand in rows of one picture."""
+    found = []
+    for row, segments, many in zip(losses, batch.packing.segments, QUESTIONS, strict=True):
+        told = [answers(*one) for one in zip(row, segments, strict=True)]
+        # Conversations were sorted by length into rows: find them again by their number.
+        found.append(sorted(loss for some in told for loss in some))
+        assert len(found[-1]) == many
+    return found
+
+
+def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, encoder, pictures):
+    graph, params = model
+    together, apart = packed(encoder, pictures), alone(encoder, pictures)
+    assert together.weights.sum() == apart.weights.sum()
+    losses, grads = graded(graph, params, together)
+    wanted, others = graded(graph, params, apart)
+    told = iter(answers(np.asarray(losses[0]), together.tokens.segments[0]))
+    for some in unpacked(np.asarray(wanted), apart):
+        mine = sorted(next(told) for _ in some)
+        np.testing.assert_allclose(mine, some, rtol=1e-5)
+    assert next(told, None) is None
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_nothing_of_a_picture_reaches_another(model, encoder, pictures):
+    graph, params = model
+    value = jax.jit(lambda batch: losses_of(graph, params, batch))
+    batch = packed(encoder, pictures)
+    before = np.asarray(value(batch))
+    rng = np.random.default_rng(0)
+    segments, picture = batch.tokens.segments[0], batch.pictures.picture[0]
+    begin = np.cumsum([0, *QUESTIONS])
+    for changed in range(len(QUESTIONS)):
+        own = (segments > begin[changed]) & (segments <= begin[changed + 1])
+        patches, ids = batch.pictures.patches.copy(), batch.tokens.ids.copy()
+        noise = rng.integers(0, 256, patches.shape, np.uint8)
+        patches[0, picture == changed] = noise[0, picture == changed]
+        words = own & (batch.tokens.cells[0] < 0)
+        ids[0, words] = rng.integers(0, 200, np.count_nonzero(words))
+        other = batch._replace(
+            tokens=batch.tokens._replace(ids=ids),
+            pictures=batch.pictures._replace(patches=patches),
+        )
+        after = np.asarray(value(other))
+        np.testing.assert_array_equal(after[0, ~own], before[0, ~own])
+        moved = np.abs(after - before)[0, own & (batch.weights[0] > 0)]
+        assert (moved > 1e-3).all()
+
+
+def test_long_rows_work_off_in_parts_are_the_same(model, encoder, pictures, monkeypatch):
+    graph, params = model
+    batch = packed(encoder, pictures)
+    wanted, grads = graded(graph, params, batch)
+    # Queries in parts, and windows of pictures block by block.
+    monkeypatch.setattr(layers, "LONG", 128)
+    losses, others = graded(graph, params, batch)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_a_step_on_packed_rows_is_the_step_on_pictures_alone(model, encoder, pictures):
+    graph, params = model
+    adam = optimizer.AdamW(lr=1e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
+    speaker = stations.Speaker(graph, encoder.tokenizer, chunk=64)
+    step = stations.supervised_step(speaker, sft.Objective(), adam)
+
+    def told(batch):
+        copy = jax.tree.map(jnp.array, params)
+        _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), batch)
+        return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
+
+    one, other = told(packed(encoder, pictures)), told(alone(encoder, pictures))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_rows_are_cut_into_pieces_whose_gradients_add_up(encoder, pictures):
+    table = {"vocab_size": encoder.tokenizer.vocab_size}
+    graph, params = drawn(tiny_vlm.config(text=table, vision={"window_size": 24}))
+    adam = optimizer.AdamW()
+    batch: PackedBatch = packed(encoder, pictures)
+    half = packed(encoder, pictures[::-1])
+    both = jax.tree.map(lambda *leaves: np.concatenate(leaves), batch, half)
+    speaker = stations.Speaker(graph, encoder.tokenizer)
+    found = []
+    for count in (1, 2):
+        step = stations.supervised_step(
+            speaker, dataclasses.replace(sft.Objective(), accumulate=count), adam
+        )
+        copy = jax.tree.map(jnp.array, params)
+        _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), both)
+        found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    np.testing.assert_allclose(*found, rtol=1e-5)

@@ -1,0 +1,14 @@
+"""Three steps of supervised fine-tuning on packed rows, for several processes."""
+
+import dataclasses
+
+import few_steps_sft
+import small_run
+
+from seg_jax.cli import finetune
+
+
+def config() -> finetune.Config:
+    """Returns the run."""
+    base = few_steps_sft.config()
+    return dataclasses.replace(base, feed=dataclasses.replace(base.feed, pack=small_run.PACK))
