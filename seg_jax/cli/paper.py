@@ -13,9 +13,9 @@ from pathlib import Path
 from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
-from seg_jax.data.sources import Built, Scenes
+from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.models import kimi_vl, layers, qwen25_vl
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, policy, stations
 
 BATCH = 256
@@ -108,6 +108,23 @@ def refer_data(folder: Path = Path("data")) -> Built:
     """Returns the data sets that SimpleSeg was trained on, as `seg-jax build` leaves them."""
     names = ("refcoco_unc", "refcocoplus_unc", "refcocog_umd", "refclef_unc")
     return Built(folders=tuple(folder / name for name in names))
+
+
+def mixed_data(folder: Path = Path("data")) -> Mixed:
+    """Returns these with gRefCOCO, for several objects and none, and COCO, for points and boxes.
+
+    The weights are ours; nothing of the kind is published.
+    """
+    several = Built(folders=(folder / "grefcoco_unc",), absent=True)
+    singly = Built(folders=(folder / "coco_instances",), split="train2017", singly=True)
+    return Mixed(parts=(refer_data(folder), several, singly), weights=(0.6, 0.25, 0.15))
+
+
+def all_questions() -> Mixture:
+    """Returns every question of SimpleSeg's task set with shares of ours, and what is not there."""
+    return Mixture(
+        text_mask=0.5, text_box=0.1, text_point=0.1, point_mask=0.1, box_mask=0.1, absent=0.1
+    )
 
 
 def layout() -> Layout:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import finetune, runs
+from seg_jax.cli import datasets, finetune, runs
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
+from seg_jax.inference import bundle as bundles
 from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers
@@ -39,7 +40,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(datasets.Data):
     """A run of reinforcement learning."""
 
     out: Path = Path("runs/reinforce")
@@ -81,6 +82,7 @@ class Config:
     """Replace the run in OUT."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.mixture.check_judged()
         if self.panel_every < 0:
             raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}")
@@ -95,7 +97,8 @@ def main(config: Config) -> int:
         )
     config.log.check()
     with processes.together(config.processes):
-        start = finetune.given(config, config.checkpoint)
+        config = datasets.resolved(config, config.mixture)
+        start = finetune.given(config, config.checkpoint, _taught(config))
         finetune.claim(config, reads=config.checkpoint)
         gallery = Gallery(config, start.bundle)
         with finetune.journal(config.out, config.log) as log:
@@ -107,6 +110,15 @@ def main(config: Config) -> int:
             _report(config, gallery)
             print(config.out / "checkpoint")
     return 0
+
+
+def _taught(config: Config) -> Referring:
+    """Returns the task of the model afterwards: its own, and whether things may be absent."""
+    own = (config.checkpoint and bundles.own_task(config.checkpoint)) or Referring()
+    if own.nothing or not config.mixture.absent:
+        return own
+    mixture = dataclasses.replace(own.mixture, absent=config.mixture.absent)
+    return dataclasses.replace(own, mixture=mixture)
 
 
 class Gallery:
