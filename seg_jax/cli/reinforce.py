@@ -96,10 +96,11 @@ def main(config: Config) -> int:
             "train one with: seg-jax finetune configs/tiny_sft.py"
         )
     config.log.check()
+    checkpoint = config.checkpoint
     with processes.together(config.processes):
         config = datasets.resolved(config, config.mixture)
-        start = finetune.given(config, config.checkpoint, _taught(config))
-        finetune.claim(config, reads=config.checkpoint)
+        start = finetune.given(config, checkpoint, _taught(checkpoint, config.mixture))
+        finetune.claim(config, reads=checkpoint)
         gallery = Gallery(config, start.bundle)
         with finetune.journal(config.out, config.log) as log:
             trained, _ = train(
@@ -112,13 +113,13 @@ def main(config: Config) -> int:
     return 0
 
 
-def _taught(config: Config) -> Referring:
+def _taught(checkpoint: Path, asked: Mixture) -> Referring:
     """Returns the task of the model afterwards: its own, and whether things may be absent."""
-    own = (config.checkpoint and bundles.own_task(config.checkpoint)) or Referring()
-    if own.nothing or not config.mixture.absent:
+    own = bundles.own_task(checkpoint) or Referring()
+    if own.nothing or not asked.absent:
         return own
-    mixture = dataclasses.replace(own.mixture, absent=config.mixture.absent)
-    return dataclasses.replace(own, mixture=mixture)
+    mixture = own.mixture if any(own.mixture.told) else asked
+    return dataclasses.replace(own, mixture=dataclasses.replace(mixture, absent=asked.absent))
 
 
 class Gallery:

@@ -38,6 +38,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("sets")
     for name in NAMES[:2]:
         formats.refer(root, name, pictures=4)
+    bundles.save(small_run.bundle(), root / "given")
     formats.reasonseg(root / "reasonseg")
     formats.picture(root / "absent" / "0.png", 0, form="PNG")
     line = {"image": "0.png", "objects": [], "phrases": [{"text": "a fork", "objects": []}]}
@@ -133,9 +134,8 @@ def test_the_share_of_absent_things_in_training(made):
 @pytest.mark.parametrize("program", ["finetune", "reinforce"])
 def test_a_mistake_is_one_line(made, run, tmp_path, program, words, wanted):
     if program == "reinforce":
-        bundles.save(small_run.bundle(), tmp_path / "given")
         words = [str(word).replace("--task.", "--") for word in words]
-        words += ["--checkpoint", tmp_path / "given"]
+        words += ["--checkpoint", made.parent / "given"]
     at = {name: made / name for name in (*NAMES, "none")}
     words = [at.get(word, word) for word in words]
     status, line = run(program, "--out", tmp_path / "out", *words)
