@@ -62,7 +62,7 @@ class Verdict(enum.IntEnum):
     MALFORMED = 4
     """Something in the list is not of the grammar: what came before is kept."""
     EMPTY = 5
-    """No usable point at all."""
+    """No usable point at all, nor the empty list, which is `OK`: it says that there is nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,9 @@ class Sample:
     """For each mask the expressions that fit it and no other object of the picture."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
+    together: tuple[bool, ...] = ()
+    """For each mask whether it is of several objects, which no point or box tells; or nothing at
+    all where each is of one."""
     ignored: Bool[np.ndarray, "M H W"] | None = None
     """For each mask the pixels that count for nothing when an answer is judged; None: all count."""
     covers: UInt8[np.ndarray, "M H W"] | None = None
@@ -171,7 +174,7 @@ class Truth(NamedTuple):
     """What an answer is judged by (device)."""
 
     words: UInt32[Array, "*n K W"]
-    """The true mask, packed: bit j of word k is row 32 k + j."""
+    """The true mask, packed: bit j of word k is row 32 k + j; empty where nothing is meant."""
     size: Int[Array, "*n 2"]
     """Height and width of the picture in pixels, at most 32 K and W."""
     kind: Int[Array, "*n"]

@@ -104,7 +104,7 @@ def plan(run: Run, devices: list[Any]) -> Plan:
     """
     mesh = run.mesh.build(devices)
     # Shapes do not depend on what the pictures show, and scenes are at hand everywhere.
-    if isinstance(run.source, sources.Built):
+    if not isinstance(run.source, sources.Scenes):
         run = dataclasses.replace(run, source=sources.Scenes())
     if run.checkpoint is not None:
         return Plan(run, bundles.blank(run.checkpoint, compute=run.compute), mesh)

@@ -38,12 +38,18 @@ class Asked:
         return self.checkpoint or NANO
 
     def predictor(
-        self, *, on: Mesh | None = None, refill: decode.Refill | None = None
+        self,
+        *,
+        on: Mesh | None = None,
+        nothing: bool | None = None,
+        refill: decode.Refill | None = None,
     ) -> Predictor:
         """Returns the model, ready to be asked.
 
         Args:
           on: the mesh to lay it over; None: the default device.
+          nothing: whether an answer by the grammar may say that there is nothing; None: if the
+            model was taught that.
           refill: how rows are filled again; None: not.
 
         Raises:
@@ -57,4 +63,4 @@ class Asked:
         dtype = self.dtype or families.noted_dtype(folder)
         compute = layers.Compute(dtype=dtype, param_dtype=dtype)
         bundle = bundles.load(folder, compute=compute, on=on, cells=self.cells)
-        return Predictor(bundle, grammar=self.grammar, refill=refill)
+        return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

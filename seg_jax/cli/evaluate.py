@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, nano, protocol, runs, tiny
+from seg_jax.cli import console, datasets, nano, protocol, runs, tiny
 from seg_jax.cli.asked import Asked
 from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import TooLong
@@ -100,11 +100,6 @@ class Config(Asked):
                 f"expected a form from 0 to {forms - 1} and a gallery >= 0, got form {self.form}, "
                 f"gallery {self.gallery}"
             )
-        if self.protocol == "gres" and self.grammar:
-            raise ValueError(
-                "protocol gres: expected answers that may say that there is no target, got "
-                "--grammar, under which each holds a polygon; leave it out"
-            )
 
 
 def main(config: Config) -> int:
@@ -114,7 +109,8 @@ def main(config: Config) -> int:
     runs.check_json(config.json)
     mesh, source = config.mesh.build(), held_out(config)
     refill = decode.Refill(rows=config.rows) if config.rows else None
-    predictor = config.predictor(on=mesh, refill=refill)
+    nothing = True if config.mixture.absent else None
+    predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     asked = {"title": "evaluate", "mixture": config.mixture, "batch": config.batch, "mesh": mesh}
     try:
         outcome = run(predictor, source, **asked)
@@ -147,7 +143,8 @@ def held_out(config: Config) -> Source:
     if name is not None:
         named = {"easy": Scenes, "tiny": tiny.scenes, "nano": nano.scenes}
         source = named[name](seed=config.seed)
-    return dataclasses.replace(source, seed=config.seed, count=config.scenes)
+    source = dataclasses.replace(source, seed=config.seed, count=config.scenes)
+    return datasets.fitting(source, config.mixture) if config.protocol is None else source
 
 
 def _built(config: Config) -> Built:
@@ -157,14 +154,16 @@ def _built(config: Config) -> Built:
       ValueError: a folder holds none, or lacks what a protocol asks for.
     """
     asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
-    absent, singly = (asked.absent, asked.singly) if asked else (False, False)
+    absent, singly = (asked.absent, asked.singly) if asked else (config.mixture.absent > 0, False)
     source = Built(folders=config.data, split=config.split, absent=absent, singly=singly)
     len(source)  # What is wrong with a folder is told before weights are read.
     if absent and not source.absent_count():
+        who, else_ = "mixture.absent", "leave it out"
+        if asked:
+            who, else_ = f"protocol {config.protocol}", "ask --protocol res"
         raise ValueError(
-            f"protocol {config.protocol}: expected expressions without a target in "
-            f"{config.split}, got none; give a build of grefcoco_unc as --data, or ask --protocol "
-            "res"
+            f"{who}: expected expressions without a target in {config.split}, got none; give a "
+            f"build of grefcoco_unc as --data, or {else_}"
         )
     return source
 
@@ -289,8 +288,11 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
       saved: answers that are known and not asked for again.
     """
     refill = decode.Refill(rows=config.rows) if config.rows else None
-    predictor, count = config.predictor(on=mesh, refill=refill), _rows(config.batch, mesh)
-    answer, bundle = _asking(predictor, count, mesh), predictor.bundle
+    asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    nothing = True if asked and asked.absent else None
+    predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
+    count, bundle = _rows(config.batch, mesh), predictor.bundle
+    answer = _asking(predictor, count, mesh)
     model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
     return model, bundle.task.digits
 

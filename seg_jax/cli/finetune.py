@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from tyro.conf import subcommand
 
-from seg_jax.cli import console, runs
+from seg_jax.cli import console, datasets, runs
 from seg_jax.data import packing, pipeline, sources
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.grammar import chat, tokens
@@ -29,7 +29,7 @@ from seg_jax.models import (
     work,
 )
 from seg_jax.records import Batch, PackedBatch
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
 from seg_jax.training.checkpoint import Checkpoints
 from seg_jax.training.log import Board, Log, Silent
@@ -43,20 +43,24 @@ Model = (
 """Sizes of a model of any family."""
 
 Source = (
-    Annotated[sources.Scenes, subcommand("scenes")] | Annotated[sources.Built, subcommand("built")]
+    Annotated[sources.Scenes, subcommand("scenes")]
+    | Annotated[sources.Built, subcommand("built")]
+    | Annotated[sources.Mixed, subcommand("mixed")]
 )
-"""Where the samples of a run come from: drawn scenes, or data sets that `seg-jax build` made."""
+"""Where the samples of a run come from: drawn scenes, data sets that `seg-jax build` made, or
+several of these by weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(datasets.Data):
     """A run of supervised fine-tuning."""
 
     out: Path = Path("runs/finetune")
     """Folder of the run; its model ends up in OUT/checkpoint."""
     checkpoint: Path | None = None
     """Model folder to start from; without one the weights are random and `model` says their size,
-    and `task` and `layout` hold. A given model brings its own task and layout."""
+    and `task` and `layout` hold. A given model brings its own layout and, if it was trained here,
+    its own task, of which a `task.mixture` other than the default replaces the questions."""
     seed: int = 0
     model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
@@ -85,8 +89,10 @@ class Config:
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
     with processes.together(config.processes):
+        task = taught(config)
+        config = datasets.resolved(dataclasses.replace(config, task=task), task.mixture)
         # A wrong --checkpoint must not cost the run that --anew replaces.
-        found = None if config.checkpoint is None else given(config, config.checkpoint)
+        found = None if config.checkpoint is None else given(config, config.checkpoint, task)
         claim(config, reads=config.checkpoint)
         with journal(config.out) as log:
             begin = found or processes.in_turn(lambda: start(config, config.out / "tokenizer"))
@@ -95,6 +101,19 @@ def main(config: Config) -> int:
         if processes.is_first():
             print(config.out / "checkpoint")
     return 0
+
+
+def taught(config: Config) -> Referring:
+    """Returns the task of a run.
+
+    Raises:
+      ValueError: the checkpoint is none, or its manifest is broken.
+    """
+    own = None if config.checkpoint is None else bundles.own_task(config.checkpoint)
+    if own is None:
+        return config.task
+    asked = config.task.mixture
+    return own if asked == Mixture() else dataclasses.replace(own, mixture=asked)
 
 
 def claim(config: Any, *, reads: Path | None) -> None:
@@ -127,8 +146,13 @@ class Start(NamedTuple):
     Called once, and not at all where the run goes on from a checkpoint of its own."""
 
 
-def given(config: Any, checkpoint: Path) -> Start:
+def given(config: Any, checkpoint: Path, task: Referring | None = None) -> Start:
     """Returns a model in a folder to train further; its weights are read at once but to resume.
+
+    Args:
+      config: of the run.
+      checkpoint: the folder.
+      task: that it is taught; None: its own.
 
     Raises:
       ValueError: the folder holds no model.
@@ -136,10 +160,14 @@ def given(config: Any, checkpoint: Path) -> Start:
     mesh = config.mesh.build()
 
     def read() -> Bundle:
-        return bundles.load(checkpoint, compute=config.compute, on=mesh)
+        return of_task(bundles.load(checkpoint, compute=config.compute, on=mesh))
+
+    def of_task(bundle: Bundle) -> Bundle:
+        return dataclasses.replace(bundle, task=task or bundle.task)
 
     if config.resume:
-        return Start(bundles.blank(checkpoint, compute=config.compute), lambda: read().params)
+        blank = of_task(bundles.blank(checkpoint, compute=config.compute))
+        return Start(blank, lambda: read().params)
     bundle = read()
     return Start(bundle, lambda: bundle.params)
 
@@ -211,7 +239,7 @@ def own_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Token
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
-    told = chat.sentences(sources.corpus(source))
+    told = chat.sentences(sources.corpus(source), denials=task.nothing)
     return tokens.train(told, folder=folder, numbers="whole", digits=task.digits)
 
 

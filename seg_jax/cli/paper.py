@@ -14,9 +14,9 @@ from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
-from seg_jax.data.sources import Built, Scenes
+from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.models import kimi_vl, layers, qwen25_vl
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizer, policy, stations
 
 BATCH = 256
@@ -114,6 +114,23 @@ def refer_data(folder: Path = Path("data")) -> Built:
 def packed_feed() -> Feed:
     """Returns rows of about four pictures, so that a batch is about `BATCH` of them."""
     return Feed(batch=SHARDS, workers=8, pack=Pack(tokens=3072, patches=6656))
+
+
+def mixed_data(folder: Path = Path("data")) -> Mixed:
+    """Returns these with gRefCOCO, for several objects and none, and COCO, for points and boxes.
+
+    The weights are ours; nothing of the kind is published.
+    """
+    several = Built(folders=(folder / "grefcoco_unc",), absent=True)
+    singly = Built(folders=(folder / "coco_instances",), split="train2017", singly=True)
+    return Mixed(parts=(refer_data(folder), several, singly), weights=(0.6, 0.25, 0.15))
+
+
+def all_questions() -> Mixture:
+    """Returns every question of SimpleSeg's task set with shares of ours, and what is not there."""
+    return Mixture(
+        text_mask=0.5, text_box=0.1, text_point=0.1, point_mask=0.1, box_mask=0.1, absent=0.1
+    )
 
 
 def layout() -> Layout:

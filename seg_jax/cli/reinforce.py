@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import finetune, runs
+from seg_jax.cli import datasets, finetune, runs
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
+from seg_jax.inference import bundle as bundles
 from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import layers
@@ -39,7 +40,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(datasets.Data):
     """A run of reinforcement learning."""
 
     out: Path = Path("runs/reinforce")
@@ -81,6 +82,7 @@ class Config:
     """Replace the run in OUT."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.mixture.check_judged()
         if self.panel_every < 0:
             raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}")
@@ -94,9 +96,11 @@ def main(config: Config) -> int:
             "train one with: seg-jax finetune configs/tiny_sft.py"
         )
     config.log.check()
+    checkpoint = config.checkpoint
     with processes.together(config.processes):
-        start = finetune.given(config, config.checkpoint)
-        finetune.claim(config, reads=config.checkpoint)
+        config = datasets.resolved(config, config.mixture)
+        start = finetune.given(config, checkpoint, _taught(checkpoint, config.mixture))
+        finetune.claim(config, reads=checkpoint)
         gallery = Gallery(config, start.bundle)
         with finetune.journal(config.out, config.log) as log:
             trained, _ = train(
@@ -107,6 +111,15 @@ def main(config: Config) -> int:
             _report(config, gallery)
             print(config.out / "checkpoint")
     return 0
+
+
+def _taught(checkpoint: Path, asked: Mixture) -> Referring:
+    """Returns the task of the model afterwards: its own, and whether things may be absent."""
+    own = bundles.own_task(checkpoint) or Referring()
+    if own.nothing or not asked.absent:
+        return own
+    mixture = own.mixture if any(own.mixture.told) else asked
+    return dataclasses.replace(own, mixture=dataclasses.replace(mixture, absent=asked.absent))
 
 
 class Gallery:

@@ -14,7 +14,7 @@ from absl import flags
 
 from seg_jax.data import packing
 from seg_jax.data.encode import Encoder
-from seg_jax.data.sources import Source
+from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample
 from seg_jax.tasks.task import Example, Task
 
@@ -123,14 +123,8 @@ def batches(
       gather: gives what all processes have, plain values, in each of them; packed rows ask for it.
     """
     count = feed.questions if rows == "sft" else 1
-    dataset = (
-        grain.MapDataset.source(source)
-        .seed(feed.seed)
-        .shuffle()
-        .repeat()
-        .random_map(_Ask(task, count))
-        .map(_Encode(encoder, rows, feed))
-    )
+    dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
+    dataset = dataset.map(_Encode(encoder, rows, feed))
     if held is None:
         held = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
@@ -143,6 +137,17 @@ def batches(
             gather=gather,
         )
     return Batches(_Held(dataset, feed.batch, tuple(held)), feed, len(held))
+
+
+def _samples(source: Source, seed: int) -> grain.MapDataset:
+    """Returns the samples of a source round by round, each round in another order.
+
+    Several sources take turns by their weights; a small one goes more rounds than a large one.
+    """
+    if not isinstance(source, Mixed):
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    parts = [_samples(part, seed + number) for number, part in enumerate(source.parts)]
+    return grain.MapDataset.mix(parts, weights=source.weights)
 
 
 class _Held(grain.MapDataset):

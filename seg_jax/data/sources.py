@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from seg_jax.data import stored
 from seg_jax.data.entries import Role
 from seg_jax.geometry import bitmask
 from seg_jax.records import Sample
-from seg_jax.scenes import draw, phrases, world
+from seg_jax.scenes import draw, phrases, sets, world
 
 
 @runtime_checkable
@@ -59,13 +60,30 @@ class Scenes:
             raise IndexError(f"scenes: expected an index in 0..{self.count - 1}, got {index}")
         made = world.make(self.world, scene_seed(self.seed, index))
         image, masks = draw.render(made)
-        return Sample(
+        sample = Sample(
             key=f"scene-{self.seed}-{index}",
             image=image,
             masks=masks,
             phrases=phrases.describe(made, masks, style=self.style),
             names=tuple(f"{thing.colour} {thing.kind}" for thing in made.things),
         )
+        if not self.style.grouped:
+            return sample
+        return _grouped(sample, sets.find(made, masks, config=self.world, style=self.style))
+
+
+def _grouped(sample: Sample, found: Sequence[sets.Group]) -> Sample:
+    """Returns a scene with a further mask for each group of things, the empty one included."""
+    unions = [sample.masks[list(group.things)].any(0) for group in found]
+    more = np.array(unions, bool).reshape(-1, *sample.masks.shape[1:])
+    names = [" and ".join(sorted({sample.names[i] for i in group.things})) for group in found]
+    return dataclasses.replace(
+        sample,
+        masks=np.concatenate([sample.masks, more]),
+        phrases=(*sample.phrases, *(group.phrases for group in found)),
+        names=(*sample.names, *names),
+        together=(*[False] * len(sample.masks), *(len(group.things) > 1 for group in found)),
+    )
 
 
 def scene_seed(seed: int, index: int) -> int:
@@ -112,12 +130,14 @@ class Built:
             for object_ in which:
                 mask |= bitmask.from_rle(record.rle(object_))
         named = [_name(record, which) for which in groups]
+        nameless = any(which and not name for which, name in zip(groups, named, strict=True))
         return Sample(
             key=f"{self.folders[self._place(index)[0]].name}/{record.key}",
             image=record.pixels(),
             masks=masks,
             phrases=tuple(tuple(texts) for texts in groups.values()),
-            names=tuple(named) if all(named) else (),
+            names=() if nameless else tuple(named),
+            together=tuple(len(which) > 1 for which in groups),
             ignored=_ignored(record, list(groups)),
         )
 
@@ -135,6 +155,27 @@ class Built:
         """Returns how many expressions of the split fit nothing in their picture."""
         reports = [_report(folder, self.split) for folder in self.folders]
         return sum(report.get("expressions_without_object", 0) for report in reports)
+
+    def offers(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
+        """Returns what there is to ask about in the first pictures.
+
+        "text": expressions of objects; "place": single objects, for a point or a box to tell;
+        "absent": expressions that fit nothing in their picture.
+
+        Args:
+          wanted: once these were found no further picture is read.
+          most: pictures that are read.
+        """
+        found: set[str] = set()
+        for index in range(min(len(self), most)):
+            record = self.record(index)
+            groups = _objects(record) if self.singly else _groups(record, absent=True)
+            met = {"text": any(which and texts for which, texts in groups.items())}
+            met |= {"place": any(len(which) == 1 for which in groups), "absent": () in groups}
+            found |= {name for name, there in met.items() if there}
+            if found.issuperset(wanted):
+                break
+        return found
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns which folder a picture is in, and which of its pictures it is."""
@@ -158,6 +199,45 @@ class Built:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Sources by weights: each has its share of every stretch of a run and goes its own rounds.
+
+    As a source it is one after the other; the pipeline draws by the weights.
+    """
+
+    parts: tuple[Scenes | Built, ...]
+    weights: tuple[float, ...]
+    """Of each part, relative to each other."""
+
+    def __post_init__(self):
+        if not self.parts or len(self.parts) != len(self.weights):
+            raise ValueError(
+                f"source: expected a weight for each of {len(self.parts)} sources, got "
+                f"{len(self.weights)}; give as many"
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ValueError(
+                f"source: expected weights > 0, got {self.weights}; leave out what is not wanted"
+            )
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns sample `index` of all parts one after the other.
+
+        Raises:
+          IndexError: the index is not in 0..len - 1.
+        """
+        within = index
+        for part in self.parts:
+            if 0 <= within < len(part):
+                return part[within]
+            within -= len(part)
+        raise IndexError(f"mixed: expected an index in 0..{len(self) - 1}, got {index}")
 
 
 class _File(NamedTuple):
@@ -280,9 +360,13 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
 
     Args:
       source: of samples.
-      count: of expressions at most; of scenes exactly so many.
+      count: of expressions at most, about so many of several sources; of scenes exactly so many.
     """
-    if isinstance(source, Scenes):
+    if isinstance(source, Mixed):
+        shares = [count * weight / sum(source.weights) for weight in source.weights]
+        pairs = zip(source.parts, shares, strict=True)
+        return [text for part, share in pairs for text in corpus(part, math.ceil(share))]
+    if isinstance(source, Scenes) and not source.style.grouped:
         rng = np.random.default_rng(0)
         return phrases.corpus(rng, count, config=source.world, style=source.style)
     texts: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int
 
+from seg_jax.geometry import polygon
 from seg_jax.records import Ring
 
 # A lattice vertex sees four pixels; their bits in the vertex code:
@@ -64,6 +65,24 @@ def trace(
     ranked = np.argsort(-area, kind="stable")  # cycles are numbered by their first vertex
     rings = [points[starts[i] : ends[i]] for i in ranked if area[i] >= min_area]
     return rings if clockwise else [np.roll(ring[::-1], 1, axis=0) for ring in rings]
+
+
+def solid(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Returns the mask with its holes, and whatever lies in them, filled.
+
+    Raises:
+      ValueError: the mask is not a boolean array [H, W] with pixels.
+    """
+    rings = trace(mask)
+    outer = [ring.astype(np.intp) for ring in rings if polygon.is_clockwise(ring)]
+    if len(outer) == len(rings):
+        return mask
+    # Corners of alternating sign sum up to how often a pixel lies inside.
+    corners = np.concatenate(outer)
+    signs = np.concatenate([np.tile([1, -1], len(ring) // 2) for ring in outer])
+    inside = np.zeros(np.add(mask.shape, 1), np.intp)
+    np.add.at(inside, (corners[:, 1], corners[:, 0]), signs)
+    return inside.cumsum(0).cumsum(1)[:-1, :-1] > 0
 
 
 def checked(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:

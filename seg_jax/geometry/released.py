@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from seg_jax.geometry import contour, polygon
+from seg_jax.geometry import contour
 from seg_jax.records import Ring
 
 _Points = Int[np.ndarray, "_ 2"]
@@ -60,16 +60,7 @@ def trace(
 
 def _external(mask: Bool[np.ndarray, "H W"]) -> list[_Points]:
     """Returns the pixels where outer borders turn, the last in reading order first."""
-    rings = contour.trace(mask)
-    outer = [ring.astype(np.intp) for ring in rings if polygon.is_clockwise(ring)]
-    if len(outer) < len(rings):
-        # Corners of alternating sign sum up to how often a pixel lies inside: this closes holes.
-        corners = np.concatenate(outer)
-        signs = np.concatenate([np.tile([1, -1], len(ring) // 2) for ring in outer])
-        inside = np.zeros(np.add(mask.shape, 1), np.intp)
-        np.add.at(inside, (corners[:, 1], corners[:, 0]), signs)
-        filled = inside.cumsum(0).cumsum(1)[:-1, :-1] > 0
-        outer = [ring.astype(np.intp) for ring in contour.trace(filled)]
+    outer = [ring.astype(np.intp) for ring in contour.trace(contour.solid(mask))]
     outer.sort(key=lambda ring: (ring[0, 1], ring[0, 0]), reverse=True)
     return [_pixels(ring) for ring in outer]
 

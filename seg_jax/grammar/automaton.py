@@ -39,7 +39,8 @@ class _State(NamedTuple):
     kind: Kind
     rest: str
     """What remains of the script: W a whole digit, 0 or 1; Z a whole digit 0; F a digit of a
-    fraction; : after a point and ; after a ring of a mask; $ the end token; others themselves."""
+    fraction; : after a point and ; after a ring of a mask; ? after the first bracket, where the
+    list may stay empty; $ the end token; others themselves."""
     one: bool = False
     """The number's whole digit is 1, so that only zeros follow."""
     ring: int = 0
@@ -62,6 +63,9 @@ def _moves(state: _State, item: str, rings: int | None, points: int | None) -> d
     """Returns the state after each character that may follow."""
     head, tail = state.rest[:1], state.rest[1:]
     end = chat.answer("", state.kind) + "$"
+    if head == "?":
+        usual = _moves(state._replace(rest=tail), item, rings, points)
+        return usual | {"]": state._replace(rest=end)}
     if head == ":":
         moves = {}
         if state.point >= FEWEST:
@@ -99,12 +103,12 @@ class _Machine(NamedTuple):
     """By kind."""
 
 
-def _machine(digits: int, rings: int | None, points: int | None) -> _Machine:
+def _machine(digits: int, rings: int | None, points: int | None, *, nothing: bool) -> _Machine:
     scripts = _scripts(digits)
-    first = [
-        _State(kind, f"[[{script}" if kind == Kind.MASK else f"{script}{chat.answer('', kind)}$")
-        for kind, script in scripts.items()
-    ]
+    first = []
+    for kind, script in scripts.items():
+        rest = f"[[{script}" if kind == Kind.MASK else f"{script}{chat.answer('', kind)}$"
+        first.append(_State(kind, f"{rest[0]}?{rest[1:]}" if nothing else rest))
     number = {_State(Kind.POINT, ""): FREE} | {state: 1 + i for i, state in enumerate(first)}
     queue, found = collections.deque(first), []
     while queue:
@@ -241,13 +245,14 @@ def table(
     digits: int = 3,
     rings: int | None = None,
     points: int | None = None,
+    nothing: bool = False,
 ) -> Automaton:
     """Returns the grammar's automaton over the tokens of a tokenizer.
 
     It takes every text that `outline` writes within the limits, however it is cut into tokens,
-    but for "[]" and for a ring that returns to its first point with the third. Whatever it takes,
-    `outline.read` with these limits reads with the verdict `OK`, and `outline` writes alike, but
-    for a ring that ends with its first point, which it leaves out.
+    but for a ring that returns to its first point with the third, and for "[]" unless it is
+    switched on. Whatever it takes, `outline.read` with these limits reads with the verdict `OK`,
+    and `outline` writes alike, but for a ring that ends with its first point, which it leaves out.
 
     Args:
       pieces: the bytes of every token by id (`Tokenizer.pieces`); None for tokens without text.
@@ -255,6 +260,7 @@ def table(
       digits: decimals of each number, 1 to 6.
       rings: at most so many rings of a mask; None: no limit.
       points: at most so many points of a ring; None: no limit.
+      nothing: whether "[]" is an answer of every kind: there is no such object.
 
     Raises:
       ValueError: the tokenizer cannot write an answer, or limits are too low or too high.
@@ -271,7 +277,7 @@ def table(
         )
     if not ends or min(ends) < 0 or max(ends) >= len(pieces):
         raise ValueError(f"expected end tokens below {len(pieces)}, got {list(ends)}")
-    machine = _machine(digits, rings, points)
+    machine = _machine(digits, rings, points, nothing=nothing)
     lifted = _lift(machine, pieces, ends)
     need = _need(lifted, _complete(pieces, lifted))
     if (need[machine.start].min(1) == LATE).any():

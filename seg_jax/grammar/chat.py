@@ -43,6 +43,14 @@ ANSWERS = (
 )
 """The five released forms; the bare list counts twice. Source: SimpleSeg's data script."""
 
+DENIALS = (
+    "{text}.",
+    "{text}.",
+    "There is no such object: {text}.",
+    "Nothing in the image fits: {text}.",
+)
+"""Our own forms of the answer that there is nothing; the release has none."""
+
 NAMING = ("Name {clue}.", "What is {clue}?", "Say what {clue} is.")
 """Questions for the name of an object, the inverse of referring."""
 
@@ -144,8 +152,27 @@ def answer(
     return ANSWERS[index].format(text=text, noun=NOUNS[Kind(kind)])
 
 
-def sentences(expressions: Iterable[str]) -> Iterator[str]:
-    """Yields every form with every expression: the words that a tokenizer should know."""
+def denial(*, rng: np.random.Generator | None = None, index: int = 0) -> str:
+    """Returns the answer that there is no such object, whatever was asked for.
+
+    Args:
+      rng: draws the form uniformly, half are the bare list; None: the form `index`, by default the
+        bare list with a full stop.
+      index: number of the form in `DENIALS` when nothing is drawn.
+    """
+    form = DENIALS[index if rng is None else int(rng.integers(len(DENIALS)))]
+    return form.format(text=outline.NOTHING_THERE)
+
+
+def sentences(expressions: Iterable[str], *, denials: bool = False) -> Iterator[str]:
+    """Yields every form with every expression: the words that a tokenizer should know.
+
+    Args:
+      expressions: that are told.
+      denials: whether answers may say that there is nothing.
+    """
+    for index in range(len(DENIALS) if denials else 0):
+        yield denial(index=index)
     for kind in Kind:
         for index in range(len(QUESTIONS) + len(PARAPHRASES[kind])):
             yield question(kind, "it", index=index)

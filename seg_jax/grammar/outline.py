@@ -6,7 +6,8 @@ The grammar, coordinates being fractions of the picture's width and height:
     box     [x0, y0, x1, y1]
     mask    [[[x, y], [x, y], [x, y]], [[x, y], ...]]     rings; holes are rings too (even-odd)
 
-What is not in the picture has no rings: "[]", as `write_mask` writes it (`says_nothing`).
+What is not in the picture is told by the empty list, `NOTHING_THERE`, whatever was asked for; an
+answer with such a list and no point says so (`Reading.says_nothing`).
 
 The reader is a machine that sees one character at a time: a `STATE`, eight classes of characters,
 the `TABLE` below and a few registers. `reader.py` runs the same table on the device.
@@ -20,7 +21,6 @@ polygon), so reading starts afresh; a committed list that breaks is kept up to t
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +32,8 @@ DECIMALS = 6
 """The reader keeps so many decimals; further digits are ignored."""
 ONE = 10**DECIMALS
 DEEPEST = 3
+NOTHING_THERE = "[]"
+"""The answer that there is no such object."""
 
 STATES = (
     "prose",  # no list yet
@@ -49,8 +51,11 @@ STATES = (
 )
 PROSE, OPENED, SIGN, DOT, WHOLE, FRACTION, NUMBER, COMMA, CLOSED, NEXT, DONE, STOPPED = range(12)
 
-ACTIONS = ("", "break", "begin", "deeper", "minus", "digit", "push", "point", "list", "surplus")
-STAY, BREAK, BEGIN, DEEPER, MINUS, DIGIT, PUSH, POINT, LIST, SURPLUS = range(10)
+ACTIONS = (
+    *("", "break", "begin", "deeper", "minus", "digit", "push", "point", "list", "surplus"),
+    "void",  # an empty list
+)
+STAY, BREAK, BEGIN, DEEPER, MINUS, DIGIT, PUSH, POINT, LIST, SURPLUS, VOID = range(11)
 
 # Classes of characters: a digit is its own value; NOTHING pads and changes nothing.
 (DIGITS, STOP, SEPARATOR, HYPHEN, OPEN, CLOSE, SPACE, OTHER, NOTHING) = (0, *range(10, 18))
@@ -60,7 +65,7 @@ CLASSES = 18
 _WRITTEN = """
             0-9             .          ,           -            [               ]               space   other
 prose       .               .          .           .            opened:begin    .               .       .
-opened      whole:digit     dot        !           sign:minus   opened:deeper   !               .       !
+opened      whole:digit     dot        !           sign:minus   opened:deeper   prose:void      .       !
 sign        whole:digit     dot        !           !            !               !               !       !
 dot         fraction:digit  !          !           !            !               !               !       !
 whole       whole:digit     fraction   comma:push  !            !               closed:point    number  !
@@ -188,6 +193,8 @@ class Reading:
     rings: tuple[Outline, ...] = ()
     point: Float[np.ndarray, " 2"] | None = None
     box: Float[np.ndarray, " 4"] | None = None
+    says_nothing: bool = False
+    """Whether it says that there is no such object; the verdict is then OK."""
 
 
 def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None = None) -> Reading:
@@ -206,23 +213,13 @@ def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None 
     Verdicts, the worst counts: CLAMPED, a number outside 0..1; DEGENERATE, a ring with fewer
     than three distinct points or a box without area, dropped; TRUNCATED, the text ended inside
     the list, or a limit cut it; MALFORMED, the list broke and is kept up to there, or a bracket
-    follows the closed list, or the corners of a box are swapped (they are put right); EMPTY,
-    nothing remains.
+    follows the closed list, or an empty one stands before it, or the corners of a box are swapped
+    (they are put right); EMPTY, nothing remains. An empty list without any point is no fault: it
+    says that there is nothing.
     """
     machine = _Machine(Kind(kind), rings, points)
     machine.run(text.encode("ascii", "replace").translate(BYTE_CLASS))
     return machine.finish()
-
-
-def says_nothing(text: str) -> bool:
-    """Returns whether an answer is that there is nothing to outline: an empty list, no polygon.
-
-    It reads as `EMPTY`, as does what is no answer at all.
-    """
-    return _NOTHING.search(text) is not None and read(text, Kind.MASK).verdict == Verdict.EMPTY
-
-
-_NOTHING = re.compile(r"\[\s*\]")
 
 
 class _Machine:
@@ -236,6 +233,7 @@ class _Machine:
         self.rings: list[list[tuple[int, int]]] = []
         self.ring: list[tuple[int, int]] = []
         self.box: tuple[int, ...] = ()
+        self.nothing = False
 
     def clear(self) -> None:
         """Forgets the numbers of the point being read."""
@@ -290,6 +288,10 @@ class _Machine:
             if self.kind == Kind.MASK and self.depth == self.level - 1:
                 self.close_ring()
             return self.rise()
+        elif action == VOID:
+            if self.level:
+                return False
+            self.nothing, self.depth = True, 0
         elif action == SURPLUS:
             self.fault(Verdict.MALFORMED)
         self.state = following
@@ -315,6 +317,8 @@ class _Machine:
         self.level = self.depth
         if self.over:
             self.fault(Verdict.CLAMPED)
+        if self.nothing:
+            self.fault(Verdict.MALFORMED)
         if self.kind == Kind.BOX:
             self.keep_box()
         elif len(self.rings) == self.max_rings or len(self.ring) == self.max_points:
@@ -348,6 +352,8 @@ class _Machine:
             return Reading(self.worst, box=np.array(self.box) / ONE)
         if self.kind == Kind.MASK:
             self.close_ring()
+        if self.nothing and not self.level:
+            return Reading(Verdict.OK, says_nothing=True)
         if self.kind != Kind.MASK or not self.rings:
             return Reading(Verdict.EMPTY)
         return Reading(self.worst, rings=tuple(np.array(ring) / ONE for ring in self.rings))

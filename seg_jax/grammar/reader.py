@@ -106,6 +106,8 @@ class _Registers(NamedTuple):
     """x and y of the first point of the ring, or of the low corner of the box."""
     second: tuple[Int[Array, " N"], ...]
     """The same of the next distinct point or of the high corner."""
+    nothing: Bool[Array, " N"]
+    """An empty list was met."""
 
 
 class _Event(NamedTuple):
@@ -133,6 +135,7 @@ def _start(lanes: int) -> _Registers:
         distinct=zero,
         first=(zero,) * 2,
         second=(zero,) * 2,
+        nothing=false,
     )
 
 
@@ -149,23 +152,26 @@ def _step(m: _Registers, klass: Array, *, kind: Array, rings: int, points: int):
     may_close &= ~committed | (m.depth == m.level)
     broke = (action == outline.BREAK) | (opens & ~may_open)
     broke |= (action == outline.PUSH) & (m.count + 1 >= need)
+    broke |= (action == outline.VOID) & committed
     broke |= (action == outline.POINT) & ~may_close
+    void = (action == outline.VOID) & ~broke
     opens, point = opens & ~broke, (action == outline.POINT) & ~broke
     rises, push = point | (action == outline.LIST), point | ((action == outline.PUSH) & ~broke)
     afresh = broke & ~committed
     again = afresh & (klass == outline.OPEN)
 
     depth = jnp.where(opens, jnp.minimum(m.depth + 1, outline.DEEPEST), m.depth - rises)
-    depth = jnp.where(afresh, again, depth)
+    depth = jnp.where(afresh, again, jnp.where(void, 0, depth))
     state = jnp.where(broke, outline.STOPPED, following)
     state = jnp.where(rises, jnp.where(depth > 0, outline.CLOSED, outline.DONE), state)
     state = jnp.where(afresh, jnp.where(again, outline.OPENED, outline.PROSE), state)
 
     m, over = _numbers(m, klass, action, following, push, clear=opens | afresh)
-    faults = [(point & over, Verdict.CLAMPED)]
+    faults = [(point & over, Verdict.CLAMPED), (point & m.nothing, Verdict.MALFORMED)]
     faults += [((broke & committed) | (action == outline.SURPLUS), Verdict.MALFORMED)]
     ends = (action == outline.LIST) & outlines & (m.depth == m.level - 1)
-    m = m._replace(state=state, depth=depth, level=jnp.where(point, m.depth, m.level))
+    level = jnp.where(point, m.depth, m.level)
+    m = m._replace(state=state, depth=depth, level=level, nothing=m.nothing | void)
     m, event, more = _completed(m, point, ends, kind=kind, rings=rings, points=points)
     return _blame(m, faults + more), event
 
@@ -263,6 +269,7 @@ def read(
       points: P >= 2, points of a ring that are kept; rings with more are cut, `TRUNCATED`.
 
     A point comes as one used vertex of ring 0, a box as its two corners. Unused vertices are 0.
+    An answer that says that there is nothing has none and is `OK` (`says_nothing`).
     Points are multiples of 10**-6, exact but for the rounding to float32.
     """
     if rings < 1 or points < 2:
@@ -293,9 +300,15 @@ def read(
     filled = jnp.where(outlines[:, None, None], filled, place < size[:, None, None])
     steps = jnp.where(outlines[:, None, None, None], steps, single)
     unit = jnp.where(filled[..., None], steps.astype(jnp.float32) / outline.ONE, 0.0)
-    verdict = jnp.where(filled.any((1, 2)), end.worst, int(Verdict.EMPTY))
+    empty = jnp.where(end.nothing & (end.level == 0), int(Verdict.OK), int(Verdict.EMPTY))
+    verdict = jnp.where(filled.any((1, 2)), end.worst, empty)
     shape = (*lead, rings, points)
     return Polygons(unit.reshape(*shape, 2), filled.reshape(shape)), verdict.reshape(lead)
+
+
+def says_nothing(answer: Polygons, verdict: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+    """Returns which of the answers that were read say that there is no such object."""
+    return (verdict == Verdict.OK) & ~answer.used.any((-2, -1))
 
 
 def _collected(events: _Event, last: Array, rings: int, points: int):

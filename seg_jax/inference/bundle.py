@@ -149,18 +149,33 @@ def blank(
     Raises:
       ValueError: as `load`, of these files.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: expected a checkpoint folder, got "
-            f"{'a file' if folder.exists() else 'nothing there'}; "
-            "give the folder that a training run ended with, as runs/quickstart/checkpoint"
-        )
+    _check_folder(folder)
     layout, task = describe(folder, cells=cells)
     tokenizer, config = Tokenizer.load(folder), families.read(folder)
     _check_fit(config, tokenizer, layout, folder)
     graph, shapes = nnx.split(weights.blank(config, compute or layers.Compute()))
     ends = _ends(folder, config.text.vocab_size)
     return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
+
+
+def own_task(folder: Path) -> Referring | None:
+    """Returns the task that the model of a folder was taught here, None of one of Hugging Face's.
+
+    Raises:
+      ValueError: it is no folder, or its manifest is broken.
+    """
+    _check_folder(folder)
+    path = folder / MANIFEST
+    return _manifest(path)[1] if path.exists() else None
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected a checkpoint folder, got "
+            f"{'a file' if folder.exists() else 'nothing there'}; "
+            "give the folder that a training run ended with, as runs/quickstart/checkpoint"
+        )
 
 
 def describe(folder: Path, *, cells: int | None = None) -> tuple[Layout, Referring]:
@@ -283,14 +298,23 @@ def _native(found: Any) -> Native | None:
     return Native(**found)
 
 
-_WORDS = {"rule": ("coco", "center"), "wordings": ("one", "many")}
+_WORDS = {
+    "rule": ("coco", "center"),
+    "wordings": ("one", "many", "more"),
+    "tracing": ("exact", "released"),
+    "order": ("clockwise", "counterclockwise"),
+    "start": ("first", "random"),
+}
 
 
 def _check_kind(name: str, value: Any, default: Any) -> None:
     """Raises unless a field of a task is of its default's kind."""
     if name in _WORDS and value not in _WORDS[name]:
         raise ValueError(f"{name} {value!r} instead of one of {_WORDS[name]}")
-    if isinstance(default, int | float):
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} {value!r} instead of true or false")
+    elif isinstance(default, int | float):
         whole = isinstance(default, int)
         kinds = int if whole else int | float
         if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):

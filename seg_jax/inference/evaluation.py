@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from seg_jax.grammar import outline
 from seg_jax.inference import statistics
 from seg_jax.records import Kind, Prompts, Rollout, Verdict
 from seg_jax.tasks.task import Example, Judgement
@@ -82,7 +83,9 @@ def run(
 def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
     """Returns the numbers of an outcome; means carry 95 % bootstrap intervals.
 
-    gIoU, cIoU and P@0.5 are over mask answers; box and point answers have their own lines.
+    gIoU, cIoU and P@0.5 are over mask answers; box and point answers have their own lines. Of
+    questions about what is not there the IoU is 1 where the answer says so, else 0; with such
+    questions n_acc_said is the share of these answers, t_acc_said of the others that do not.
     """
     mask = outcome.kinds == Kind.MASK
     summary: dict[str, Any] = {"questions": len(outcome.examples)}
@@ -98,6 +101,12 @@ def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
         if (outcome.kinds == kind).any():
             values = outcome.iou[outcome.kinds == kind]
             summary[name] = _interval(statistics.bootstrap(values, seed=seed))
+    absent = np.array([not example.mask.any() for example in outcome.examples])
+    if absent.any():
+        said = _says_nothing(outcome).astype(np.float64)
+        summary["n_acc_said"] = _interval(statistics.bootstrap(said[absent], seed=seed))
+        if not absent.all():
+            summary["t_acc_said"] = _interval(statistics.bootstrap(1 - said[~absent], seed=seed))
     answered = outcome.centroid_error[np.isfinite(outcome.centroid_error)]
     if answered.size:
         summary["centroid_error"] = _interval(statistics.bootstrap(answered, seed=seed))
@@ -111,6 +120,12 @@ def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
         summary["useful_tokens"] = round(useful / outcome.computed, 6)
         summary["useful_tokens_unfilled"] = round(useful / outcome.together, 6)
     return summary
+
+
+def _says_nothing(outcome: Outcome) -> Bool[np.ndarray, " n"]:
+    """Returns which answers say that there is no such object."""
+    pairs = zip(outcome.texts, outcome.kinds, strict=True)
+    return np.array([outline.read(text, Kind(kind)).says_nothing for text, kind in pairs])
 
 
 def _interval(interval: statistics.Interval) -> dict[str, float]:

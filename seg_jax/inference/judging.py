@@ -72,6 +72,8 @@ class Drawn(NamedTuple):
     rings_unit: canvas.Outlines
     """What was read: rings, or the two corners of a box."""
     verdict: Verdict
+    says_nothing: bool
+    """Whether the answer is that there is no such object."""
 
 
 def draw(
@@ -81,9 +83,11 @@ def draw(
     reading = outline.read(text, kind)
     mask = canvas.fill(reading.rings, height, width, rule=rule)
     if reading.box is None:
-        return Drawn(mask, canvas.box_px(mask), reading.rings, reading.verdict)
+        return Drawn(
+            mask, canvas.box_px(mask), reading.rings, reading.verdict, reading.says_nothing
+        )
     box_px = reading.box * np.tile([width, height], 2)
-    return Drawn(mask, box_px, (reading.box.reshape(2, 2),), reading.verdict)
+    return Drawn(mask, box_px, (reading.box.reshape(2, 2),), reading.verdict, says_nothing=False)
 
 
 def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
@@ -100,7 +104,9 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
     if protocol.released:
         rings = text4seg.polygons(text)
         mask, truth = text4seg.answer(rings, height, width), text4seg.truth(sample, asked.which)
-        drawn = Drawn(mask, canvas.box_px(mask), rings, Verdict.OK if rings else Verdict.EMPTY)
+        nothing = outline.read(text, asked.kind).says_nothing
+        verdict = Verdict.OK if rings or nothing else Verdict.EMPTY
+        drawn = Drawn(mask, canvas.box_px(mask), rings, verdict, nothing)
     else:
         drawn = draw(text, asked.kind, height, width)
     shared, union = drawn.mask & truth, drawn.mask | truth
@@ -115,7 +121,6 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
     else:
         iou = shared / union if union else 1.0
         box_iou = canvas.box_iou(drawn.box_px, canvas.box_px(truth))
-    nothing = outline.says_nothing(text)
     return Row(
         key=sample.key,
         index=asked.index,
@@ -127,7 +132,7 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         text=text,
         tokens=tokens,
         verdict=drawn.verdict.name,
-        says_nothing=nothing,
+        says_nothing=drawn.says_nothing,
         iou=iou,
         intersection=shared,
         union=union,
@@ -136,11 +141,11 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         truth_px=int(truth.sum()),
         height=height,
         width=width,
-        fault=fault_of(asked, drawn, iou=iou, says_nothing=nothing),
+        fault=fault_of(asked, drawn, iou=iou),
     )
 
 
-def fault_of(asked: Question, drawn: Drawn, *, iou: float, says_nothing: bool) -> Fault:
+def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
     """Returns what is wrong with an answer, "none" for a hit (an IoU above `HIT`).
 
     - format: nothing can be read, and it is not said that there is nothing; or what was read is
@@ -150,11 +155,11 @@ def fault_of(asked: Question, drawn: Drawn, *, iou: float, says_nothing: bool) -
       one, or its centroid lies outside the true box.
     - geometric: the right object, poorly outlined.
     """
-    if drawn.verdict == Verdict.EMPTY and not says_nothing:
+    if drawn.verdict == Verdict.EMPTY:
         return "format"
     if iou > HIT:
         return "none"
-    if says_nothing or not asked.truth.any() or _elsewhere(asked, drawn, iou):
+    if drawn.says_nothing or not asked.truth.any() or _elsewhere(asked, drawn, iou):
         return "semantic"
     return "format" if drawn.verdict >= Verdict.DEGENERATE else "geometric"
 

@@ -81,6 +81,8 @@ class Viewer:
         words, shifts = np.asarray(prompt.truth.words), np.arange(32, dtype=np.uint32)
         bits = (words[:, None] >> shifts[:, None]) & 1
         mask = bits.reshape(-1, words.shape[1])[:height, :width].astype(bool)
+        if not mask.any():  # What is asked for is not there.
+            return []
         kind = Kind(int(prompt.truth.kind))
         if kind == Kind.POINT:
             return [np.array([central_point_unit(mask)])]

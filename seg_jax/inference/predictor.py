@@ -37,6 +37,8 @@ class Prediction:
     """Height and width of the picture in pixels."""
     mask: np.ndarray
     """bool[H, W]; empty unless the answer is an outline."""
+    says_nothing: bool = False
+    """Whether it is that there is no such object."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns plain values: text, verdict, polygons, box and COCO RLE."""
@@ -51,6 +53,7 @@ class Prediction:
             "text": self.text,
             "kind": self.kind.name.lower(),
             "verdict": self.verdict.name,
+            "says_nothing": self.says_nothing,
             "polygons_unit": [_rounded(ring, 6) for ring in self.rings_unit],
             "polygons_px": [_rounded(ring * scale, 3) for ring in self.rings_unit],
             "box_unit": None if box is None else _rounded(np.array(box), 6),
@@ -65,13 +68,19 @@ class Predictor:
     """Asks a model of a bundle; greedy, one answer per prompt."""
 
     def __init__(
-        self, bundle: Bundle, *, grammar: bool = False, refill: decode.Refill | None = None
+        self,
+        bundle: Bundle,
+        *,
+        grammar: bool = False,
+        nothing: bool | None = None,
+        refill: decode.Refill | None = None,
     ):
         """Makes it ready.
 
         Args:
           bundle: the model.
           grammar: whether answers are held to the grammar, so that each can be read.
+          nothing: whether such an answer may say that there is nothing; None: as the task has it.
           refill: how many answers of a batch are decoded at once; None: all.
         """
         self.bundle = bundle
@@ -79,7 +88,8 @@ class Predictor:
         self._table = reader.table(bundle.tokenizer.pieces)
         self._grammar = None
         if grammar:
-            self._grammar = tasks.grammar(bundle.task, bundle.tokenizer.pieces, bundle.end_ids)
+            pieces, ends = bundle.tokenizer.pieces, bundle.end_ids
+            self._grammar = tasks.grammar(bundle.task, pieces, ends, nothing=nothing)
         self.judged_answer = jax.jit(self._traced)
         """(weights, prompts) -> (rollout, judgement, verdicts)."""
         self._params = bundle.params
@@ -131,6 +141,7 @@ class Predictor:
             text=text,
             kind=kind,
             verdict=reading.verdict,
+            says_nothing=reading.says_nothing,
             rings_unit=rings,
             size=(image.shape[0], image.shape[1]),
             mask=mask,

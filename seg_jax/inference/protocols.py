@@ -122,7 +122,7 @@ def questions(
     """Yields every question of a protocol, in the order of the source; always the same ones.
 
     Each expression of each mask is asked about once, also where the mask is empty. Points and
-    boxes are told of each mask that has pixels; the point is one off the mask's border that seed,
+    boxes are told of each mask of one object; the point is one off the mask's border that seed,
     sample and mask choose.
 
     Args:
@@ -155,7 +155,7 @@ def _clues(
             return [(phrase, phrase.lower().replace(",", "")) for phrase in phrases]
         return [(phrase, phrase) for phrase in phrases]
     mask = sample.masks[which]
-    if not mask.any():
+    if not mask.any() or (sample.together and sample.together[which]):
         return []
     if given == "box":
         return [("", np.array(box_unit(mask)))]

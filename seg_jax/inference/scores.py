@@ -37,8 +37,8 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
     - rec_from_mask, rec_from_box: share of answers whose box has an IoU above 0.5 with the box of
       the true mask; the box around the answered mask, or the answered box.
     - n_acc: share of the expressions without a target whose answer has no pixel; n_acc_said: where
-      the answer also says so (`outline.says_nothing`), and is not just unreadable. t_acc: share of
-      the others whose answer has pixels. None where there are no such expressions.
+      the answer also says so (`outline.Reading.says_nothing`), and is not just unreadable. t_acc:
+      share of the others whose answer has pixels. None where there are no such expressions.
 
     Each carries a 95 % interval, for which pictures are drawn, each with all of its questions:
     questions about one picture are not independent. `faults` counts what went wrong by kind of

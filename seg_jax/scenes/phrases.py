@@ -35,8 +35,21 @@ class Style:
     """As in "the star in the top left corner"."""
     beside: bool = False
     """As in "the star left of the blue ring"."""
+    several: bool = False
+    """Also of several things at once, as in "the red stars", "both circles", "all objects"."""
+    absent: int = 0
+    """So many expressions of what is not in the scene, most of them near misses."""
     wordings: int = 2
     """Most wordings of one expression, the simplest first."""
+
+    def __post_init__(self):
+        if self.absent < 0:
+            raise ValueError(f"style.absent: expected >= 0 expressions, got {self.absent}")
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there are expressions of anything but a single thing."""
+        return self.several or self.absent > 0
 
 
 def rich() -> Style:
@@ -104,7 +117,7 @@ def expressions(facts: dict[int, Fact], style: Style) -> dict[int, list[Expressi
 def wordings(expression: Expression, most: int = 8) -> tuple[str, ...]:
     """Returns at most so many ways to say the expression, the simplest first."""
     nouns = [str(expression.kind)] if expression.kind else ["object", "thing"]
-    adjectives = [str(word) for word in (expression.texture, expression.colour) if word]
+    adjectives = attributes(expression)
     cores = [" ".join([*adjectives, noun]) for noun in nouns]
     if expression.rank:
         told = [way for core in cores for way in _ranked(*expression.rank, core)]
@@ -119,6 +132,11 @@ def wordings(expression: Expression, most: int = 8) -> tuple[str, ...]:
         ]
     both = itertools.chain.from_iterable((f"the {way}", way) for way in told)
     return tuple(itertools.islice(both, most))
+
+
+def attributes(expression: Expression) -> list[str]:
+    """Returns the words before the noun."""
+    return [str(word) for word in (expression.texture, expression.colour) if word]
 
 
 @functools.cache
@@ -216,12 +234,12 @@ def _phrases(found: list[Expression], style: Style, limit, rng) -> tuple[str, ..
 
 
 def _names(fact: Fact, style: Style) -> tuple[Expression, ...]:
-    told = _named(fact.kind, fact.colour, fact.texture if style.texture else None)
+    told = named(fact.kind, fact.colour, fact.texture if style.texture else None)
     return told[-1:] if style.full else told
 
 
 @functools.lru_cache(maxsize=4096)
-def _named(kind: Kind, colour: Colour, texture: Texture | None) -> tuple[Expression, ...]:
+def named(kind: Kind, colour: Colour, texture: Texture | None) -> tuple[Expression, ...]:
     """Returns the expressions of attributes alone, fewest words first and all of them last."""
     plain = (
         Expression(kind=kind),

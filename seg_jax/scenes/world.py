@@ -191,6 +191,11 @@ def is_held_out(config: Config, thing: Thing) -> bool:
     return _bears(config.held_out, (thing.kind, thing.colour, thing.texture))
 
 
+def looks(config: Config) -> tuple[Look, ...]:
+    """Returns the looks that a thing may have in a world of this config."""
+    return _choices(config)[0]
+
+
 Look = tuple[Kind, Colour, Texture]
 
 _LAYOUTS = 60

@@ -1,17 +1,18 @@
-"""Referring: one object named by text, point or box is to be pointed at, boxed or outlined."""
+"""Referring: what text, point or box tells of is to be pointed at, boxed or outlined, or denied."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.geometry import bitmask, contour, overlap, polygon, raster
-from seg_jax.grammar import chat, outline
+from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, released
+from seg_jax.grammar import chat, outline, reader
 from seg_jax.records import Array, Kind, Polygons, Sample, Truth, Verdict
 from seg_jax.tasks.task import Example, Judgement
 
@@ -29,6 +30,9 @@ class Mixture:
     """The object at a point is to be named. Supervised training only."""
     box_name: float = 0.0
     """The object in a box is to be named. Supervised training only."""
+    absent: float = 0.0
+    """Text tells of what is not in the picture, and the answer is that there is nothing. A picture
+    without such an expression is asked about otherwise, one with nothing else always so."""
 
     def __post_init__(self):
         shares = dataclasses.astuple(self)
@@ -37,6 +41,16 @@ class Mixture:
                 f"task.mixture: expected shares >= 0 with a positive sum, got {shares}; "
                 "give at least one question a share"
             )
+        if self.absent and not any(self.told):
+            raise ValueError(
+                f"task.mixture.absent: expected a share of text_mask, text_box or text_point "
+                f"beside it, got {self.absent} alone; what is not there can be told by text only"
+            )
+
+    @property
+    def told(self) -> tuple[float, float, float]:
+        """The shares of questions that tell an expression, by the kind of the answer."""
+        return self.text_point, self.text_box, self.text_mask
 
     def check_judged(self) -> None:
         """Raises ValueError if names are asked for: no score judges such an answer."""
@@ -53,6 +67,8 @@ class Mixture:
 class Referring:
     """The task of SimpleSeg: (text | point | box) -> (point | box | mask).
 
+    Where nothing in the picture is meant the answer is "[]", whatever was asked for.
+
     Source: SimpleSeg, arXiv 2601.19228, task set and grammar.
     """
 
@@ -67,10 +83,21 @@ class Referring:
     """Rings of an answer that are read; in true answers the largest are kept."""
     min_area: float = 2.0
     """Rings enclosing fewer square pixels are left out of true answers."""
+    tracing: Literal["exact", "released"] = "exact"
+    """How true outlines are found: pixel borders, or as the data script does, with its vertices,
+    its order and its losses (`geometry.released`), whatever `min_area`, `holes` and `order`."""
+    holes: bool = True
+    """Whether true outlines have rings for their holes."""
+    order: Literal["clockwise", "counterclockwise"] = "clockwise"
+    """Of the vertices of every ring, as seen on the screen; the data script's is the second."""
+    start: Literal["first", "random"] = "first"
+    """Where a ring begins: at its topmost vertex (the data script's at whatever it found first),
+    or at a random one for every question."""
     rule: Literal["coco", "center"] = "coco"
     """How an outline is filled when it is judged."""
-    wordings: Literal["one", "many"] = "many"
-    """One fixed question and answer template, or all templates at random."""
+    wordings: Literal["one", "many", "more"] = "many"
+    """One fixed question and answer template, all released templates at random, or these and our
+    own paraphrases of the questions."""
 
     def __post_init__(self):
         for name, low in (("digits", 1), ("max_points", 3), ("max_rings", 1)):
@@ -80,20 +107,43 @@ class Referring:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """What kinds of answers are asked for, names aside."""
-        asked = {name.split("_")[1] for name, share in vars(self.mixture).items() if share > 0}
+        shares = vars(self.mixture).items()
+        asked = {name.partition("_")[2] for name, share in shares if share > 0}
         return tuple(kind for kind in Kind if kind.name.lower() in asked)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether an answer may say that there is nothing."""
+        return self.mixture.absent > 0
+
     def example(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """Returns a random question about a random object of the sample and its true answer."""
-        named = [m for m, phrases in enumerate(sample.phrases) if phrases and sample.masks[m].any()]
-        if not named:
+        """Returns a random question about a random object of the sample and its true answer.
+
+        Of the mixture's questions those are asked that the sample allows for: text tells of masks
+        with expressions, points and boxes of single objects.
+
+        Raises:
+          ValueError: it allows for none of them, or lacks names that are asked for.
+        """
+        objects = [m for m, mask in enumerate(sample.masks) if mask.any()]
+        told = [m for m in objects if sample.phrases[m]]
+        alone = [m for m in objects if not (sample.together and sample.together[m])]
+        shares = self._shares(text=bool(told), place=bool(alone))
+        usual, absent = sum(shares.values()), self._absent(sample, objects)
+        if not usual and not absent:
             raise ValueError(
-                f"sample {sample.key}: expected an object with a mask and a phrase, got none"
+                f"sample {sample.key}: expected an object with a mask and, if told by text, a "
+                f"phrase, for one of {', '.join(shares)}; got {len(objects)} masks, "
+                f"{len(told)} with phrases"
             )
-        which = int(rng.choice(named))
-        phrases = sample.phrases[which]
-        phrase = phrases[int(rng.integers(len(phrases)))]
-        given, asked = self._question_kind(rng)
+        if absent and rng.random() * (usual + self.mixture.absent) >= usual:
+            kind = Kind(_drawn(dict(enumerate(self.mixture.told)), rng))
+            which, phrase = _picked(sample, absent, rng)
+            return self.ask(sample, which, given="text", kind=kind, phrase=phrase, rng=rng)
+        which, phrase = _picked(sample, told, rng) if told else (0, "")
+        given, asked = _drawn(shares, rng).split("_")
+        if given != "text" and alone != told:
+            which = int(rng.choice(alone))
         if asked == "name":
             return self.ask_name(sample, which, given=given, rng=rng)
         kind = Kind[asked.upper()]
@@ -113,21 +163,33 @@ class Referring:
 
         Args:
           sample: of the picture.
-          which: of its masks.
+          which: of its masks; an empty one is denied.
           given: "text", "point" or "box", how the object is told.
           kind: of the answer.
           phrase: the expression, used if text is given.
-          rng: draws the point and, with many wordings, the templates.
+          rng: draws the point, with many wordings the templates, and where rings start if that is
+            random.
         """
         mask = sample.masks[which]
         clue = phrase if given == "text" else _place(mask, given, rng)
-        template_rng = rng if self.wordings == "many" else None
-        written = outline_text(mask, kind, self)
+        template_rng = None if self.wordings == "one" else rng
+        question = chat.question(
+            kind,
+            clue,
+            rng=template_rng,
+            digits=self.digits,
+            paraphrases=self.wordings == "more",
+        )
+        if mask.any():
+            written = outline_text(mask, kind, self, rng=rng)
+            answer = chat.answer(written, kind, clue, rng=template_rng, digits=self.digits)
+        else:
+            answer = chat.denial(rng=template_rng)
         return Example(
             key=sample.key,
             image=sample.image,
-            question=chat.question(kind, clue, rng=template_rng, digits=self.digits),
-            answer=chat.answer(written, kind, clue, rng=template_rng, digits=self.digits),
+            question=question,
+            answer=answer,
             kind=kind,
             mask=mask,
         )
@@ -151,7 +213,7 @@ class Referring:
                 f"sample {sample.key}: expected a name for each of {len(sample.masks)} masks, got "
                 f"{len(sample.names)}; set the shares of naming in task.mixture to 0"
             )
-        template_rng = rng if self.wordings == "many" else None
+        template_rng = None if self.wordings == "one" else rng
         clue = _place(sample.masks[which], given, rng)
         return Example(
             key=sample.key,
@@ -162,11 +224,17 @@ class Referring:
             mask=sample.masks[which],
         )
 
-    def _question_kind(self, rng: np.random.Generator):
-        shares = vars(self.mixture)
-        edges = np.cumsum(list(shares.values()))
-        drawn = np.searchsorted(edges, rng.random() * edges[-1], side="right")
-        return list(shares)[drawn].split("_")
+    def _shares(self, *, text: bool, place: bool) -> dict[str, float]:
+        """Returns the shares of questions about objects, 0 for those that cannot be asked."""
+        shares = {n: share for n, share in vars(self.mixture).items() if "_" in n}
+        allowed = {"text": text, "point": place, "box": place}
+        return {name: share * allowed[name.split("_")[0]] for name, share in shares.items()}
+
+    def _absent(self, sample: Sample, objects: list[int]) -> list[int]:
+        """Returns the masks of what is not in the picture, if that is asked about."""
+        if not self.nothing:
+            return []
+        return [m for m, some in enumerate(sample.phrases) if some and m not in objects]
 
     def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
         """Returns `iou`, `distance` and `format` of each answer by its kind.
@@ -174,6 +242,9 @@ class Referring:
         iou: mask IoU; IoU of the boxes; 1 for a point inside the region. distance: 1 minus half
         the squared distance of the centroids (of a point: to the true centroid), 0 without an
         answer. format: 1 if the whole answer follows the grammar.
+
+        Where the true mask is empty iou and distance are 1 for an answer that says that there is
+        nothing, and 0 for any other; where it is not, they are 0 for such an answer.
 
         Source: SimpleSeg's rewards (mask IoU, centroid MSE, format); the exact distance formula
         is unpublished, this is its bounded form.
@@ -191,8 +262,9 @@ class Referring:
             _box_score(points_px, truth),
             jnp.where(union > 0, intersection / jnp.maximum(union, 1), 0.0),
         ]
-        usable = verdict < Verdict.EMPTY
-        iou = jnp.where(usable, jnp.select([truth.kind == k for k in Kind], by_kind), 0.0)
+        target, nothing = bitmask.area(truth.words) > 0, reader.says_nothing(answer, verdict)
+        usable, denied = (verdict < Verdict.EMPTY) & target & ~nothing, nothing & ~target
+        iou = jnp.where(usable, jnp.select([truth.kind == k for k in Kind], by_kind), denied)
         centre, found = _centre_px(points_px, words, truth)
         scale = truth.size[..., ::-1].astype(jnp.float32)
         offset = (centre - bitmask.centroid_px(truth.words)) / scale
@@ -200,7 +272,7 @@ class Referring:
         found = found & usable
         scores = {
             "iou": iou.astype(jnp.float32),
-            "distance": jnp.where(found, 1.0 - jnp.minimum(squared, 2.0) / 2.0, 0.0),
+            "distance": jnp.where(found, 1.0 - jnp.minimum(squared, 2.0) / 2.0, denied),
             "format": (verdict == Verdict.OK).astype(jnp.float32),
         }
         is_mask = truth.kind == Kind.MASK
@@ -212,6 +284,19 @@ class Referring:
         )
 
 
+def _drawn(shares: Mapping[Any, float], rng: np.random.Generator) -> Any:
+    """Returns one of the keys, each with the chance of its share."""
+    edges = np.cumsum(list(shares.values()))
+    return list(shares)[np.searchsorted(edges, rng.random() * edges[-1], side="right")]
+
+
+def _picked(sample: Sample, masks: list[int], rng: np.random.Generator) -> tuple[int, str]:
+    """Returns one of the masks and one of its expressions."""
+    which = int(rng.choice(masks))
+    phrases = sample.phrases[which]
+    return which, phrases[int(rng.integers(len(phrases)))]
+
+
 def _place(mask: Bool[np.ndarray, "H W"], given: str, rng: np.random.Generator) -> np.ndarray:
     """Returns a point in the mask or its box, as clues to it."""
     if given == "point":
@@ -219,18 +304,33 @@ def _place(mask: Bool[np.ndarray, "H W"], given: str, rng: np.random.Generator) 
     return np.array(box_unit(mask))
 
 
-def outline_text(mask: Bool[np.ndarray, "H W"], kind: Kind, task: Referring) -> str:
-    """Returns the true answer of the kind for a mask, in the grammar's text."""
+def outline_text(
+    mask: Bool[np.ndarray, "H W"],
+    kind: Kind,
+    task: Referring,
+    *,
+    rng: np.random.Generator | None = None,
+) -> str:
+    """Returns the true answer of the kind for a mask with pixels, in the grammar's text.
+
+    Args:
+      mask: to be pointed at, boxed or outlined.
+      kind: of the answer.
+      task: how outlines are written.
+      rng: draws where rings start if the task has them start at random; None: they do not.
+    """
     if kind == Kind.POINT:
         return outline.write_point(central_point_unit(mask), digits=task.digits)
     if kind == Kind.BOX:
         return outline.write_box(box_unit(mask), digits=task.digits)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return outline.write_mask([], digits=task.digits)
-    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    corner = int(rows[0]), int(columns[0])
-    return _mask_text(part.tobytes(), part.shape, corner, mask.shape, task)
+    if rng is None or task.start == "first":
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        corner = int(rows[0]), int(columns[0])
+        return _mask_text(part.tobytes(), part.shape, corner, mask.shape, task)
+    rings = rings_unit(mask, task)
+    rolled = [np.roll(ring, -int(rng.integers(len(ring))), axis=0) for ring in rings]
+    return _written(mask, rolled, task)
 
 
 @functools.lru_cache(maxsize=32)
@@ -253,13 +353,27 @@ def _mask_text(
     mask = np.zeros(shape, bool)
     inside = tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
     mask[inside] = np.frombuffer(part, bool).reshape(size)
-    return outline.write_mask(rings_unit(mask, task), digits=task.digits)
+    return _written(mask, rings_unit(mask, task), task)
+
+
+def _written(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], task: Referring) -> str:
+    """Returns the rings as text; the mask's box where its decimals leave no ring."""
+    text = outline.write_mask(rings, digits=task.digits)
+    if text != outline.NOTHING_THERE:
+        return text
+    box = outline.read(outline.write_box(box_unit(mask), digits=task.digits), Kind.BOX).box
+    assert box is not None
+    corners = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+    return outline.write_mask([corners], digits=task.digits)
 
 
 def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarray]:
     """Returns the simplified rings of a mask in unit coordinates, within the task's budgets."""
+    if task.tracing == "released":
+        return _as_released(mask, task)
     size = np.array([mask.shape[1], mask.shape[0]], np.float64)
-    traced = contour.trace(mask, min_area=task.min_area) or contour.trace(mask)
+    whole = mask if task.holes else contour.solid(mask)
+    traced = contour.trace(whole, min_area=task.min_area) or contour.trace(whole)
     traced = traced[: min(task.max_rings, task.max_points // 3)]
     rings = [polygon.simplify(ring, task.epsilon * polygon.arc_length(ring)) for ring in traced]
     total = sum(len(ring) for ring in rings)
@@ -269,7 +383,21 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarra
         rings = [
             polygon.simplify_to(ring, share) for ring, share in zip(traced, shares, strict=True)
         ]
-    return [polygon.canonical(ring) / size for ring in rings]
+    clockwise = task.order == "clockwise"
+    return [polygon.canonical(ring, clockwise=clockwise) / size for ring in rings]
+
+
+def _as_released(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarray]:
+    """Returns the rings of a mask as the data script traces them, within the task's budgets."""
+    epsilon, most = task.epsilon, min(task.max_rings, task.max_points // 3)
+    while True:
+        found = released.trace(mask, epsilon_ratio=epsilon, decimals=task.digits)
+        sound = [ring for ring in found if len(ring) >= 3]
+        largest = sorted(sound, key=lambda ring: -abs(polygon.signed_area(ring)))[:most]
+        kept = [ring for ring in sound if any(ring is one for one in largest)]
+        if sum(len(ring) for ring in kept) <= task.max_points:
+            return kept
+        epsilon = max(1.25 * epsilon, 1e-3)
 
 
 def box_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:

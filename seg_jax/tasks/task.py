@@ -27,7 +27,7 @@ class Example:
     kind: Kind | None
     """What the answer is: a point, a box or a mask; None: words, which nothing judges."""
     mask: Bool[np.ndarray, "H W"]
-    """The true region, whatever the kind of answer."""
+    """The true region, whatever the kind of answer; empty where nothing is meant."""
 
 
 class Judgement(NamedTuple):
@@ -58,6 +58,11 @@ class Task(Protocol):
         ...
 
     @property
+    def nothing(self) -> bool:
+        """Whether an answer may say that there is nothing."""
+        ...
+
+    @property
     def max_rings(self) -> int:
         """Rings of an answer that are read."""
         ...
@@ -76,19 +81,31 @@ class Task(Protocol):
         ...
 
 
-def grammar(task: Task, pieces: Sequence[bytes | None], ends: Sequence[int]) -> Automaton:
+def grammar(
+    task: Task,
+    pieces: Sequence[bytes | None],
+    ends: Sequence[int],
+    *,
+    nothing: bool | None = None,
+) -> Automaton:
     """Returns what answers to a task can be held to.
 
     Args:
       task: whose decimals and limits are the grammar's.
       pieces: bytes of each token, as in `automaton.table`.
       ends: tokens that end an answer.
+      nothing: whether an answer may say that there is nothing; None: as the task has it.
 
     Raises:
       ValueError: as `automaton.table`.
     """
     return automaton.table(
-        pieces, ends=ends, digits=task.digits, rings=task.max_rings, points=task.max_points
+        pieces,
+        ends=ends,
+        digits=task.digits,
+        rings=task.max_rings,
+        points=task.max_points,
+        nothing=task.nothing if nothing is None else nothing,
     )
 
 

@@ -150,6 +150,27 @@ def test_tables_hold_other_evaluations(run, given, model, tmp_path):
     assert row in table
 
 
+@pytest.mark.slow
+def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path):
+    words = ("--checkpoint", given, "--grammar", "--scenes", 6, "--source.style.absent", 3)
+    words = (*words, "--protocol", "gres", "--out", tmp_path / "gres")
+    status, printed, _ = run(*words)
+    assert status == 0
+    summary, rows = json.loads(printed), lines(tmp_path / "gres")
+    assert {row["verdict"] for row in rows} == {"OK"}
+    assert summary["no_target"] == 36  # In two wordings each.
+    said = [row["says_nothing"] for row in rows if not row["truth_px"]]
+    assert summary["n_acc_said"]["mean"] == np.mean(said)
+    assert any(row["says_nothing"] for row in rows)
+    assert not all(row["says_nothing"] for row in rows)
+    # Without a protocol, too: then scenes are told what is not in them as far as it is asked about.
+    more = ("--mixture.absent", 3, "--scenes", 24)
+    status, printed, _ = run("--checkpoint", given, "--grammar", *more)
+    summary = json.loads(printed)
+    assert (status, summary["verdicts"]["OK"]) == (0, 24)
+    assert {"n_acc_said", "t_acc_said"} < summary.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -157,7 +178,6 @@ def test_tables_hold_other_evaluations(run, given, model, tmp_path):
         (("--answers", "FILE"), "expected --protocol beside --answers"),
         (("--checkpoint", "x", "--answers", "FILE"), "expected --protocol beside --answers"),
         (("--checkpoint", "x", "--out", "FILE"), "expected --protocol beside --out"),
-        (("--protocol", "gres", "--checkpoint", "x", "--grammar"), "protocol gres: expected"),
         (("--protocol", "res", "--answers", "FILE", "--form", 7), "expected a form from 0 to 6"),
         (("--protocol", "res", "--answers", "FILE", "--gallery", -1), "a gallery >= 0"),
         (("--protocol", "res", "--answers", "FILE", "--beside", "DIR"), "got no summary.json"),

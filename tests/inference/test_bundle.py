@@ -92,15 +92,23 @@ def test_every_field_of_layout_and_task_travels(tmp_path):
     }
     layout["native"] = encode.Native(limit=77, pad=False)
     task = Referring(
-        mixture=Mixture(text_point=0.1, text_box=0.2, text_mask=0.3, point_mask=0.0, box_mask=5.0),
+        mixture=Mixture(
+            **{f.name: 0.1 + i for i, f in enumerate(dataclasses.fields(Mixture))},
+        ),
         digits=4,
         epsilon=0.1,
         max_points=7,
         max_rings=3,
         min_area=1.5,
+        tracing="released",
+        holes=False,
+        order="counterclockwise",
+        start="random",
         rule="center",
-        wordings="many",
+        wordings="more",
     )
+    plain = Referring()
+    assert all(getattr(task, f.name) != getattr(plain, f.name) for f in dataclasses.fields(task))
     other = dataclasses.replace(
         first, task=task, layout=dataclasses.replace(first.layout, canvas=(96, 33), **layout)
     )
@@ -168,6 +176,13 @@ def test_a_wrong_layout(broken, entries, word):
         ({"colour": "red"}, "colour"),
         ({"rule": "nearest"}, "nearest"),
         ({"wordings": 1}, "wordings"),
+        ({"wordings": "few"}, "few"),
+        ({"start": "last"}, "start"),
+        ({"order": None}, "order"),
+        ({"tracing": "mine"}, "tracing"),
+        ({"holes": 1}, "holes"),
+        ({"mixture": {"absent": -1.0}}, "-1.0"),
+        ({"mixture": {"absent": True}}, "absent"),
         ({"digits": 2.5}, "digits"),
         ({"digits": 0}, "digits"),
         ({"epsilon": "small"}, "epsilon"),

@@ -34,14 +34,13 @@ MOST = 6
 
 
 def example(number, kind):
-    nothing = np.zeros((2, 2), bool)
     return Example(
         key=str(number),
         image=np.zeros((2, 2, 3), np.uint8),
         question="q",
         answer="a",
         kind=kind,
-        mask=nothing,
+        mask=np.ones((2, 2), bool),
     )
 
 

@@ -112,3 +112,16 @@ def test_rows_of_a_mesh_are_shown_too(rows, shown):
         again = viewer.exhibits(prompts, spread)
     for one, other in zip(shown, again, strict=True):
         assert [p.iou for p in one.panels] == [p.iou for p in other.panels]
+
+
+def test_what_is_not_there_has_no_truth_to_draw(rows):
+    examples, prompts = rows
+    nothing = np.zeros_like(prompts.truth.words)
+    prompts = prompts._replace(truth=prompts.truth._replace(words=nothing))
+    viewer = panels.Viewer(small_run.bundle(), small_run.task("prompts"), scenes=3, answers=2)
+    for exhibit in viewer.exhibits(prompts, rollout([["[].", e.answer] for e in examples])):
+        truth, denied, shown = exhibit.panels
+        assert truth.rings_unit == denied.rings_unit == []
+        assert (denied.iou, denied.verdict) == (1.0, Verdict.OK)
+        assert shown.rings_unit
+        assert shown.iou == 0.0

@@ -115,6 +115,15 @@ def test_what_cannot_be_read_is_an_empty_answer(ask, text, kind):
     assert coco.decode(told["rle"]).shape == (HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_an_empty_list_says_that_there_is_nothing(ask, kind):
+    told = ask("[].", kind).as_json()
+    assert_strict_json(told)
+    assert (told["verdict"], told["says_nothing"]) == ("OK", True)
+    assert (told["polygons_unit"], told["box_unit"], told["area_px"]) == ([], None, 0)
+    assert ask("", kind).as_json()["says_nothing"] is False
+
+
 def test_half_an_answer_is_kept_and_said_to_be_half(ask):
     told = ask("[[[0.10, 0.20], [0.90, 0.20], [0.90, 0.80], [0.1").as_json()
     assert told["verdict"] == "TRUNCATED"

@@ -39,12 +39,13 @@ RINGS, POINTS = 3, 5
 
 
 @functools.cache
-def grammar(digits=2, rings=RINGS, points=POINTS, numbers=False):
+def grammar(digits=2, rings=RINGS, points=POINTS, numbers=False, nothing=False):
     """A grammar over bytes and brackets; with all decimals as tokens of their own if `numbers`."""
     more = [b"0.%0*d" % (digits, n) for n in range(10**digits)] if numbers else []
     more += [b"1." + b"0" * digits] if numbers else []
     pieces = PIECES + more + [b", " + piece for piece in more]
-    return automaton.table(pieces, ends=[END], digits=digits, rings=rings, points=points)
+    limits = {"digits": digits, "rings": rings, "points": points, "nothing": nothing}
+    return automaton.table(pieces, ends=[END], **limits)
 
 
 def text_of(ids):
@@ -123,6 +124,24 @@ def test_whatever_a_model_likes_its_answers_are_fine(digits, spare, scale, noisy
         assert_fine(text_of(row[keep]), Kind(int(kind)), digits, RINGS, POINTS)
     if spare > 1:
         assert len({text_of(row[keep]) for row, keep in zip(ids, used, strict=True)}) > 100
+
+
+@LIKING
+def test_a_model_may_say_that_there_is_nothing_where_it_is_switched_on(scale, noisy):
+    kinds = np.arange(600, dtype=np.int32) % 3
+    sizes = {"size": END + 1, "budget": 60, "noisy": noisy}
+    given = walk(grammar(nothing=True), kinds, jax.random.key(1), scale, **sizes)
+    ids, used, stuck = map(np.asarray, given)
+    assert not stuck.any()
+    met = set()
+    for kind, row, keep in zip(kinds, ids, used, strict=True):
+        text = text_of(row[keep])
+        if says := outline.read(text, Kind(int(kind))).says_nothing:
+            assert text == "[]."
+        else:
+            assert_fine(text, Kind(int(kind)), 2, RINGS, POINTS)
+        met.add((int(kind), says))
+    assert len(met) == 6
 
 
 @pytest.mark.slow

@@ -1,0 +1,129 @@
+"""The data sets of a run as the command line names them, fit for the questions that are asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seg_jax.data.sources import Built, Mixed, Scenes
+from seg_jax.tasks.referring import Mixture
+
+ConfigT = TypeVar("ConfigT", bound="Data")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Data sets in the place of a run's source."""
+
+    data: tuple[Path, ...] = ()
+    """Data sets that `seg-jax build` made, in place of `source`: of each the folder with
+    dataset_info.json in it."""
+    data_weights: tuple[float, ...] = ()
+    """Shares of the data sets in the pictures of a run, relative to each other; left out: all
+    pictures have the same chance."""
+    split: str = "train"
+    """Of the data sets."""
+
+    def __post_init__(self):
+        if self.data_weights and len(self.data_weights) != len(self.data):
+            raise ValueError(
+                f"data_weights: expected one for each of {len(self.data)} data sets, got "
+                f"{len(self.data_weights)}; give as many --data-weights as --data"
+            )
+
+
+def resolved(config: ConfigT, mixture: Mixture) -> ConfigT:
+    """Returns the configuration with the source that its data sets make, fit for the questions.
+
+    Args:
+      config: of a run, with a `source`.
+      mixture: the questions that are asked.
+
+    Raises:
+      ValueError: a folder is no data set, weights are not above 0, or there is nothing of what is
+        asked about.
+    """
+    source: Any = getattr(config, "source", None)
+    if config.data:
+        source = _named(config, mixture)
+    source = fitting(source, mixture)
+    parts = source.parts if isinstance(source, Mixed) else (source,)
+    built = [part for part in parts if isinstance(part, Built)]
+    offers = [_offers(part, mixture) for part in built]
+    if mixture.absent and len(built) == len(parts) and not any(offers):
+        names = ", ".join(str(folder) for part in built for folder in part.folders)
+        raise ValueError(
+            f"mixture.absent: expected expressions without a target in {built[0].split} of "
+            f"{names}, got none; give a build of grefcoco_unc too, or set this share to 0"
+        )
+    changes: dict[str, Any] = {"source": source, "data": (), "data_weights": ()}
+    return dataclasses.replace(config, **changes)
+
+
+def fitting(source: Scenes | Built | Mixed, mixture: Mixture) -> Scenes | Built | Mixed:
+    """Returns the source such that it gives what the questions are about.
+
+    Expressions without a target are given if they are asked about, of scenes one at least.
+    """
+    if not mixture.absent:
+        return source
+    if isinstance(source, Mixed):
+        return dataclasses.replace(source, parts=tuple(map(_with_absent, source.parts)))
+    return _with_absent(source)
+
+
+def _with_absent(source: Scenes | Built) -> Scenes | Built:
+    if isinstance(source, Built):
+        return dataclasses.replace(source, absent=True)
+    style = dataclasses.replace(source.style, absent=max(source.style.absent, 1))
+    return dataclasses.replace(source, style=style)
+
+
+def _named(config: Data, mixture: Mixture) -> Built | Mixed:
+    """Returns the data sets of the command line as a source."""
+    singly = not any(mixture.told)
+    sets = [Built(folders=(path,), split=config.split, singly=singly) for path in config.data]
+    if not config.data_weights:
+        return dataclasses.replace(sets[0], folders=config.data)
+    return Mixed(parts=tuple(sets), weights=config.data_weights)
+
+
+_WORDS = {
+    "text": "expressions of objects",
+    "place": "single objects",
+    "absent": "expressions without a target",
+}
+
+
+def _offers(source: Built, mixture: Mixture) -> bool:
+    """Returns whether data sets have expressions without a target, if these are asked about.
+
+    Raises:
+      ValueError: one of the data sets has nothing that is asked about.
+    """
+    asked = [name for name, share in vars(mixture).items() if share]
+    wanted = {_needed(name) for name in asked}
+    len(source)  # What is wrong with a folder is told first.
+    found: set[str] = set()
+    for folder in source.folders:
+        offered = dataclasses.replace(source, folders=(folder,)).offers(wanted)
+        if not wanted & offered:
+            needed, there = (_list(names) for names in (wanted, offered))
+            raise ValueError(
+                f"{folder}: expected {needed} in {source.split} for {', '.join(asked)}, got "
+                f"{there or 'neither'}; leave the data set out or ask other questions (mixture)"
+            )
+        found |= offered
+    return "absent" in found or bool(mixture.absent and source.absent_count())
+
+
+def _needed(question: str) -> str:
+    """Returns what a question of the mixture needs of a data set."""
+    if question == "absent":
+        return question
+    return "text" if question.startswith("text_") else "place"
+
+
+def _list(needs: set[str]) -> str:
+    return " or ".join(_WORDS[name] for name in sorted(needs))
