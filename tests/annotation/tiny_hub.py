@@ -51,7 +51,7 @@ def detector(folder: Path, *, max_text_len: int = 24) -> Path:
         folder,
         {
             "image_processor_type": "GroundingDinoImageProcessor",
-            "size": {"shortest_edge": 48, "longest_edge": 80},
+            "size": {"shortest_edge": 96, "longest_edge": 160},
             "image_mean": [0.485, 0.456, 0.406],
             "image_std": [0.229, 0.224, 0.225],
         },
@@ -112,11 +112,11 @@ def sam2(folder: Path) -> Path:
         hidden_size=8,
         num_attention_heads=1,
         image_size=[64, 64],
-        blocks_per_stage=[1, 1, 1, 1],
+        blocks_per_stage=[1, 1, 2, 1],
         embed_dim_per_stage=[8, 16, 32, 64],
         num_attention_heads_per_stage=[1, 1, 2, 2],
         window_size_per_stage=[4, 2, 2, 1],
-        global_attention_blocks=[2],
+        global_attention_blocks=[3],
         window_positional_embedding_background_size=[4, 4],
     )
     vision = transformers.Sam2VisionConfig(
