@@ -36,7 +36,7 @@ def run(capsys):
 def models(tmp_path_factory):
     """Returns options that name tiny models."""
     root = tmp_path_factory.mktemp("hub")
-    detector, segmenter = tiny_hub.detector(root / "dino"), tiny_hub.sam(root / "sam")
+    detector, segmenter = tiny_hub.detector(root / "dino"), tiny_hub.sam2(root / "sam")
     return "--detector", detector, "--segmenter", segmenter, "--device", "cpu"
 
 
