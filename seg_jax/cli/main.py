@@ -28,6 +28,7 @@ PROGRAMS = {
     "predict": "outline an object of one picture",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
+    "annotate": "make a data set of pictures without annotation, by models of others",
     "compile": "compile a configuration for TPUs that are not here, and see if it fits",
     "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
 }
@@ -49,6 +50,7 @@ examples:
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
+  seg-jax annotate --pictures web --labels names.txt --detector DIR --segmenter DIR --out data/web
   seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
   seg-jax benchmark raster --json raster.json
 
@@ -178,6 +180,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import convert as program
         case "build":
             from seg_jax.cli import build as program
+        case "annotate":
+            from seg_jax.cli import annotate as program
         case "compile":
             from seg_jax.cli import compile as program
         case "benchmark":

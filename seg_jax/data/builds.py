@@ -256,20 +256,37 @@ def claimed(asked: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if asked.family is None else str(asked.family),
         "records": asked.records,
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
-    with (asked.out / ".lock").open("w") as lock:
+    with held(asked.out, wanted, anew=anew):
+        yield
+
+
+@contextlib.contextmanager
+def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
+    """Holds a folder for this process, and for what it is to become.
+
+    Args:
+      out: the folder; made if there is none.
+      wanted: tells what it is to become from anything else, in values that JSON knows.
+      anew: whether to remove what another run of the same kind has left there.
+
+    Raises:
+      ValueError: the folder holds something else, or another process works in it.
+      OSError: it cannot be made.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{asked.out}: expected to build alone, got another build at work in it; wait for "
-                "it, or choose another --out"
+                f"{out}: expected to build alone, got another process at work in it; wait "
+                "for it, or choose another --out"
             ) from None
-        claim = asked.out / CLAIM
-        others = [one for one in asked.out.iterdir() if one.name != ".lock"]
+        claim = out / CLAIM
+        others = [one for one in out.iterdir() if one.name != ".lock"]
         if others and not claim.exists():
             raise ValueError(
-                f"{asked.out}: expected a new folder or an unfinished build, got other files; "
+                f"{out}: expected a new folder or an unfinished build, got other files; "
                 "choose another --out"
             )
         if claim.exists() and anew:
@@ -277,12 +294,12 @@ def claimed(asked: Plan, *, anew: bool) -> Iterator[None]:
         elif claim.exists() and (had := json.loads(claim.read_bytes())) != wanted:
             differing = sorted(name for name in wanted if had.get(name) != wanted[name])
             raise ValueError(
-                f"{asked.out}: expected the same build as before, got another "
+                f"{out}: expected the same build as before, got another "
                 f"{', '.join(differing)}; replace it with --anew, or choose another --out"
             )
-        shutil.rmtree(asked.out / shards.UNFINISHED, ignore_errors=True)
+        shutil.rmtree(out / shards.UNFINISHED, ignore_errors=True)
         shards.write_whole(
-            claim, json.dumps(wanted, sort_keys=True).encode(), aside=asked.out / shards.UNFINISHED
+            claim, json.dumps(wanted, sort_keys=True).encode(), aside=out / shards.UNFINISHED
         )
         yield
 
@@ -318,7 +335,7 @@ def make_all(
         return [parts[place] for place in range(len(tasks))]
     # Fresh processes: those with JAX inside must not be forked.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _leave_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, leave_with_parent) as pool:
         futures = {pool.submit(shards.make, task): place for place, task in enumerate(tasks)}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -332,7 +349,7 @@ def make_all(
     return [parts[place] for place in range(len(tasks))]
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
     """Ends this process when its parent is killed, which cannot tell it to end."""
     parent = multiprocessing.parent_process()
 

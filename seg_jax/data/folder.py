@@ -13,6 +13,8 @@ A line is a JSON object:
 y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else the picture's file
 name without its ending), `name`, `crowd` and `ignore` (true) of an object and `sentence` (true) of
 a phrase may be left out. A phrase without objects is one that fits nothing in the picture.
+`upright` (true) says that outlines are of the picture as its camera's note (EXIF) turns it. What
+else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
 """
 
 from __future__ import annotations
@@ -81,4 +83,5 @@ def _entry(file: Path, place: int, where: str, line: Any) -> Entry:
         image_id=place,
         things=tuple(things),
         expressions=tuple(told),
+        upright=bool(line.get("upright")),
     )

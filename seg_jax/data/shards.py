@@ -83,7 +83,7 @@ def make(task: Task) -> dict[str, Any]:
     try:
         part = _write(task, unfinished)
         part |= {"digest": task.digest, "size": unfinished.stat().st_size}
-        _settle(unfinished, task.file)
+        settle(unfinished, task.file)
     finally:
         unfinished.unlink(missing_ok=True)
     # Last: a file without its part is made again.
@@ -103,13 +103,13 @@ def write_whole(path: Path, data: bytes, *, aside: Path) -> None:
     temporary = aside / f"{path.name}.{os.getpid()}"
     try:
         temporary.write_bytes(data)
-        _settle(temporary, path)
+        settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _settle(temporary: Path, path: Path) -> None:
-    """Moves a written file to its place once the disk has it."""
+def settle(temporary: Path, path: Path) -> None:
+    """Moves a written file to its place on the same disk once the disk has it."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -206,33 +206,47 @@ def made(entry: Entry) -> tuple[stored.Record, dict[str, int]]:
 
 def _picture(entry: Entry) -> tuple[bytes, tuple[int, int], bool]:
     """Returns a picture's bytes, its height and width, and whether the bytes are new ones."""
-    from PIL import ExifTags, Image, ImageOps
-
     try:
         data = entry.picture.read_bytes()
     except FileNotFoundError:
         raise Broken("missing") from None
+    data, size, changed = plain(data, upright=entry.upright)
+    if entry.size is not None and entry.size != size:
+        raise Broken(
+            f"expected {entry.size[0]}x{entry.size[1]} as annotated, got {size[0]}x{size[1]}"
+        )
+    return data, size, changed
+
+
+def plain(data: bytes, *, upright: bool) -> tuple[bytes, tuple[int, int], bool]:
+    """Returns a picture's bytes as they are stored, its height and width, and whether they changed.
+
+    Args:
+      data: of the file.
+      upright: whether the picture is turned as its camera's note (EXIF) says.
+
+    Raises:
+      Broken: it is no picture, or a damaged one.
+    """
+    from PIL import ExifTags, Image, ImageOps
+
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 and entry.upright
-            plain = image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 and upright
+            kept = image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned
             # The 25th byte of a PNG tells the bits of a channel.
-            plain = plain and (image.format != "PNG" or data[24] == 8)
+            kept = kept and (image.format != "PNG" or data[24] == 8)
             if turned:
                 ImageOps.exif_transpose(image, in_place=True)
             size = (image.height, image.width)
-            if not plain:
+            if not kept:
                 buffer = io.BytesIO()
                 image.convert("RGB").save(buffer, "PNG")
                 data = buffer.getvalue()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Broken(f"broken: {' '.join(str(error).split())[:120]}") from None
-    if entry.size is not None and entry.size != size:
-        raise Broken(
-            f"expected {entry.size[0]}x{entry.size[1]} as annotated, got {size[0]}x{size[1]}"
-        )
-    return data, size, not plain
+    return data, size, not kept
 
 
 def _mask(

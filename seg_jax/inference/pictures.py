@@ -26,8 +26,8 @@ Picture = UInt8[np.ndarray, "H W 3"]
 Rings = Sequence[Float[np.ndarray, "_ 2"]]
 """Vertices x, y of each ring; `Ring` itself would tie the lengths of all rings together."""
 
-# No format whose reader runs another program (EPS) or opens other files.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Those whose readers neither run another program (EPS) nor open other files."""
 _SMALL_PX, _LARGE_PX = 512, 2048
 _DARK = (16, 16, 16)
 
@@ -47,14 +47,14 @@ def read(path: Path | str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of size, which is checked below
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_size(image.size, name)
                 upright = ImageOps.exif_transpose(image)
                 return np.array(_rgb(upright))
     except Image.DecompressionBombError:
         raise ValueError(str(_too_large("far more", name))) from None
     except Image.UnidentifiedImageError:
-        formats = ", ".join(_FORMATS)
+        formats = ", ".join(FORMATS)
         raise ValueError(
             f"expected a picture ({formats}), got something else in {name},"
             " do check the file or convert it"

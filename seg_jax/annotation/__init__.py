@@ -1,0 +1,1 @@
+"""Pictures without annotation become a data set: detector, segmenter, contours, describer."""

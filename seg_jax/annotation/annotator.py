@@ -1,0 +1,292 @@
+"""Annotates one picture: boxes, masks, contours, descriptions, and where each came from."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from seg_jax.annotation import filters as choice
+from seg_jax.annotation import words
+from seg_jax.annotation.filters import Dropped, Filters
+from seg_jax.annotation.stages import Ask, Detection, Failed, Models, Segment, Stages, Unusable
+from seg_jax.annotation.words import Wording
+from seg_jax.data import shards
+from seg_jax.geometry import bitmask, contour, polygon
+from seg_jax.inference import canvas, pictures
+
+MODELS = ("detector", "segmenter", "describer")
+"""Stages that are models; the others are read, contour and record."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contour:
+    """How masks become outlines; at 0 and 0 nothing is lost, whatever the mask."""
+
+    epsilon_px: float = 0.0
+    """No vertex that is dropped lies further from the new outline."""
+    min_area_px: int = 16
+    """Specks and holes of fewer pixels go."""
+
+    def __post_init__(self):
+        if not self.epsilon_px >= 0 or self.min_area_px < 0:
+            raise ValueError(f"contour: expected numbers of 0 or more, got {self}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that makes a record what it is, but for the models."""
+
+    labels: tuple[str, ...]
+    """What the detector looks for."""
+    filters: Filters = Filters()
+    contour: Contour = Contour()
+    wording: Wording = Wording()
+
+
+class Picture(NamedTuple):
+    """A picture to annotate."""
+
+    key: str
+    """Names it within the data set."""
+    path: Path
+
+
+class Outcome(NamedTuple):
+    """What became of a picture."""
+
+    line: dict[str, Any] | None
+    """Of the plain-folder format, see `seg_jax.data.folder`; None: nothing to learn from it."""
+    failed: list[dict[str, Any]]
+    """What could not be done, and why: of the picture, or of single objects."""
+    dropped: Dropped
+
+
+def annotate(
+    picture: Picture, stages: Stages, settings: Settings, *, models: Models, code: str = ""
+) -> Outcome:
+    """Returns what became of a picture; whatever is wrong with it is told, never raised.
+
+    The line names the picture by its path; it is for whoever writes it to make that relative.
+
+    Raises:
+      Unusable: a stage can do no picture at all.
+    """
+    told: dict[str, Any] = {"key": picture.key, "picture": picture.path.as_posix()}
+    dropped: Dropped = collections.Counter()
+    failed: list[dict[str, Any]] = []
+    try:
+        with _stage("read"):
+            data, image = _read(picture)
+            told["sha256"] = hashlib.sha256(data).hexdigest()
+        height, width = image.shape[:2]
+        if min(height, width) < settings.filters.min_side_px:
+            dropped["small_picture"] += 1
+            return Outcome(None, failed, dropped)
+        kept, masks = _segmented(image, stages, settings, dropped)
+        if not kept:
+            return Outcome(None, failed, dropped)
+        texts = _texts(image, kept, stages, settings, told, failed)
+    except _At as error:
+        return Outcome(None, [told | error.letter()], dropped)
+    with_words = [place for place, text in enumerate(texts) if text]
+    dropped["description"] += len(kept) - len(with_words)
+    if not with_words:
+        return Outcome(None, failed, +dropped)
+    line = {
+        "key": picture.key,
+        "image": picture.path.as_posix(),
+        "upright": True,
+        "objects": [_object(kept[place], *masks[place]) for place in with_words],
+        "phrases": _phrases([texts[place] for place in with_words]),
+        "provenance": {
+            "picture": {"sha256": told["sha256"], "size": [height, width]},
+            "models": _models(models),
+            "filters": dataclasses.asdict(settings.filters),
+            "contour": dataclasses.asdict(settings.contour),
+            "question": settings.wording.question if models.describer else None,
+            "dropped": dict(sorted((+dropped).items())),
+            "code": code,
+        },
+    }
+    return Outcome(line, failed, +dropped)
+
+
+class _At(Exception):
+    """A failure with the stage that it happened at."""
+
+    def __init__(self, stage: str, reason: str, transient: bool):
+        super().__init__(reason)
+        self.stage, self.transient = stage, transient
+
+    def letter(self) -> dict[str, Any]:
+        """Returns what a dead letter says about it."""
+        return {"stage": self.stage, "reason": str(self), "transient": self.transient}
+
+
+@contextlib.contextmanager
+def _stage(name: str) -> Iterator[None]:
+    """Turns whatever a stage raises about a picture into a failure of that stage."""
+    try:
+        yield
+    except (Unusable, MemoryError):
+        raise
+    except Failed as error:
+        raise _At(name, str(error), error.transient) from None
+    except Exception as error:
+        # Libraries fail on odd pictures in any way they can; the run goes on without these.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise _At(name, reason, False) from error
+
+
+def _read(picture: Picture) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
+    """Returns a file's bytes, and its pixels exactly as a build will store them."""
+    from PIL import Image
+
+    try:
+        picture.key.encode()
+    except UnicodeEncodeError:
+        raise Failed("expected a file name in UTF-8, got other bytes; rename it") from None
+    try:
+        data = picture.path.read_bytes()
+    except OSError as error:
+        raise Failed((error.strerror or type(error).__name__).lower()) from None
+    try:
+        with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as image:
+            if image.width * image.height > pictures.MAX_PIXELS:
+                raise Failed(
+                    f"expected at most {pictures.MAX_PIXELS} pixels, got {image.width} x "
+                    f"{image.height}"
+                )
+    except Image.DecompressionBombError:
+        raise Failed(f"expected at most {pictures.MAX_PIXELS} pixels, got far more") from None
+    except (OSError, ValueError, SyntaxError):
+        raise Failed(f"expected a picture ({', '.join(pictures.FORMATS)}), got none") from None
+    try:
+        stored, _, _ = shards.plain(data, upright=True)
+    except shards.Broken as error:
+        raise Failed(str(error)) from None
+    with Image.open(io.BytesIO(stored)) as image:
+        return data, np.array(image.convert("RGB"))
+
+
+def _segmented(
+    image: UInt8[np.ndarray, "H W 3"], stages: Stages, settings: Settings, dropped: Dropped
+) -> tuple[list[Detection], list[tuple[Segment, list[Any]]]]:
+    """Returns the detections that are left, and of each its mask and the rings around it."""
+    height, width = image.shape[:2]
+    with _stage("detector"):
+        found = stages.detector.detect(image, settings.labels)
+        kept, less = choice.detections(found, settings.filters, height=height, width=width)
+        dropped.update(less)
+    if not kept:
+        return [], []
+    with _stage("segmenter"):
+        boxes = np.array([one.box_px for one in kept], np.float64)
+        drawn = list(stages.segmenter.segment(image, boxes))
+        if [one.mask.shape for one in drawn] != [(height, width)] * len(kept):
+            raise Failed(
+                f"expected {len(kept)} masks of {height}x{width}, got "
+                f"{[one.mask.shape for one in drawn]}"
+            )
+    with _stage("contour"):
+        outlines = [outline(one.mask, settings.contour) for one in drawn]
+        clean = [one._replace(mask=mask) for one, (mask, _) in zip(drawn, outlines, strict=True)]
+        places, less = choice.segments(kept, clean, settings.filters)
+        dropped.update(less)
+    masks = [(clean[place], outlines[place][1]) for place in places]
+    return [kept[place] for place in places], masks
+
+
+def outline(
+    mask: Bool[np.ndarray, "H W"], settings: Contour
+) -> tuple[Bool[np.ndarray, "H W"], list[Float[np.ndarray, "_ 2"]]]:
+    """Returns a mask without specks and small holes, and the rings around it in pixel corners.
+
+    The mask is what the rings enclose by the even-odd rule, by pixel centres.
+
+    Raises:
+      ValueError: the picture is larger than `canvas.fill` takes.
+    """
+    every = contour.trace(mask)
+    large = [ring for ring in every if abs(polygon.signed_area(ring)) >= settings.min_area_px]
+    rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
+    if len(large) == len(every) and not settings.epsilon_px:
+        return mask, rings
+    height, width = mask.shape
+    units = [ring / np.array([width, height]) for ring in rings]
+    return canvas.fill(units, height, width, rule="center", rings="evenodd"), rings
+
+
+def _texts(
+    image: UInt8[np.ndarray, "H W 3"],
+    kept: Sequence[Detection],
+    stages: Stages,
+    settings: Settings,
+    told: dict[str, Any],
+    failed: list[dict[str, Any]],
+) -> list[str]:
+    """Returns the expression of each object, nothing for one whose description is refused."""
+    if stages.describer is None:
+        return [one.label for one in kept]
+    wording = settings.wording
+    with _stage("describer"):
+        asks = [
+            Ask(words.view(image, one.box_px, wording), words.question(wording, one.label))
+            for one in kept
+        ]
+        answers = list(stages.describer.describe(asks))
+        if len(answers) != len(asks):
+            raise Failed(f"expected {len(asks)} answers, got {len(answers)}")
+    texts = []
+    for one, answer in zip(kept, answers, strict=True):
+        try:
+            texts.append(words.description(answer, wording))
+        except Failed as error:
+            texts.append("")
+            letter = {"stage": "describer", "reason": str(error), "transient": False}
+            failed.append(told | letter | {"object": {"label": one.label, "box_px": _px(one)}})
+    return texts
+
+
+def _object(one: Detection, drawn: Segment, rings: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Returns an object of the plain-folder format, with what is known about it."""
+    rle = bitmask.to_rle(drawn.mask)
+    return {
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "name": one.label,
+        "rings_px": [ring.astype(np.int64).tolist() for ring in rings],
+        "box_px": _px(one),
+        "score": round(one.score, 6),
+        "quality": round(float(drawn.quality), 6),
+        "stability": round(float(drawn.stability), 6),
+        "area_px": int(drawn.mask.sum()),
+    }
+
+
+def _px(one: Detection) -> list[float]:
+    return [round(float(number), 3) for number in one.box_px]
+
+
+def _phrases(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the expressions; one that several objects share means all of them."""
+    meant: dict[str, dict[str, Any]] = {}
+    for place, text in enumerate(texts):
+        phrase = meant.setdefault(text.casefold(), {"text": text, "objects": []})
+        phrase["objects"].append(place)
+    return list(meant.values())
+
+
+def _models(models: Models) -> dict[str, Any]:
+    return {
+        stage: None if model is None else model._asdict()
+        for stage, model in models._asdict().items()
+    }

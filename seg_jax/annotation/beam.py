@@ -1,0 +1,67 @@
+"""Annotates by an Apache Beam pipeline: on Dataflow, Flink, Spark or here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from seg_jax.annotation import work
+from seg_jax.annotation.work import Job, Shard
+
+# Beam itself is imported where it is needed: it comes with an extra of its own.
+
+
+@functools.lru_cache(maxsize=1)
+def _shards(job: Job) -> list[Shard]:
+    """Returns the shards of a job, which each worker reads for itself, once."""
+    return work.cut(work.read_list(job), job.records)
+
+
+def make(place: int, job: Job) -> int:
+    """Annotates a shard of a job; returns how many pictures it has."""
+    from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]
+
+    shard = _shards(job)[place]
+    done = work.make(shard, job)
+    for name, count in work.read(shard, job).counts.items():
+        Metrics.counter("annotate", name).inc(count)
+    return done
+
+
+def make_all(every: Sequence[Shard], job: Job, *, runner: str, options: Sequence[str] = ()) -> None:
+    """Annotates shards by a pipeline: each worker loads the models once.
+
+    The stages of a picture stay in one step: apart they would send pictures and masks over the
+    network, and a shard that is written whole is what makes the work restartable.
+
+    Args:
+      every: the shards, of the list that `work.write_list` wrote.
+      job: what is to be done; workers must see its folder, pictures and models under these paths.
+      runner: Beam's name of an engine, as DirectRunner or DataflowRunner.
+      options: of the pipeline, as "region=europe-west4".
+
+    Raises:
+      ValueError: a shard has not been made.
+    """
+    import apache_beam  # pyright: ignore[reportMissingImports]
+    from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+        PipelineOptions,
+    )
+
+    _shards.cache_clear()
+    missing = [shard.index for shard in every if not work.is_whole(shard, job)]
+    flags = PipelineOptions([f"--runner={runner}", *(f"--{one}" for one in options)])
+    if missing:
+        with apache_beam.Pipeline(options=flags) as pipeline:
+            _ = (
+                pipeline
+                | "Shards" >> apache_beam.Create(missing)
+                | "Spread" >> apache_beam.Reshuffle()
+                | "Annotate" >> apache_beam.Map(make, job)
+            )
+    lost = [shard.index for shard in every if not work.is_whole(shard, job)]
+    if lost:
+        raise ValueError(
+            f"{job.out}: expected the pipeline to annotate {len(every)} shards, got {len(lost)} "
+            f"fewer; do its workers see this folder? the first one is {lost[0]}"
+        )

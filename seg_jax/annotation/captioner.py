@@ -1,0 +1,87 @@
+"""Describes by a vision-language model of ours: a folder of a training run, or of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from seg_jax.annotation.stages import Answer, Ask, Failed, Unusable
+from seg_jax.data.encode import TooLong
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models import decode, families, layers
+from seg_jax.records import Pictures, Rollout, Tokens
+
+BATCH = 4
+"""Questions asked at once; always so many, or each count would compile its own program."""
+
+
+class Captioner:
+    """A describer that decodes greedily."""
+
+    def __init__(self, bundle: Bundle, *, max_tokens: int = 96):
+        """Makes it ready.
+
+        Args:
+          bundle: the model.
+          max_tokens: of a description.
+        """
+        self._bundle, self._max_tokens = bundle, max_tokens
+        self._generate = jax.jit(self._traced)
+
+    @classmethod
+    def load(cls, folder: Path, *, max_tokens: int = 96) -> Captioner:
+        """Reads the model of a folder.
+
+        Raises:
+          Unusable: it is none, or a file in it is broken.
+        """
+        try:
+            dtype = families.noted_dtype(folder)
+            compute = layers.Compute(dtype=dtype, param_dtype=dtype)
+            return cls(bundles.load(folder, compute=compute), max_tokens=max_tokens)
+        except ValueError as error:
+            raise Unusable(f"describer: {error}") from error
+
+    def describe(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Returns the answers.
+
+        Raises:
+          Failed: a question or its picture does not fit the model's rows.
+        """
+        encoder = self._bundle.encoder
+        try:
+            rows = [encoder.question(ask.view, ask.question) for ask in asks]
+        except TooLong as error:
+            raise Failed(str(error)) from None
+        answers: list[Answer] = []
+        for begin in range(0, len(rows), BATCH):
+            some = rows[begin : begin + BATCH]
+            full = [*some, *some[-1:] * (BATCH - len(some))]
+            tokens, pictures = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
+            rollout = jax.device_get(self._generate(self._bundle.params, tokens, pictures))
+            answers += [self._text(rollout, row) for row in range(len(some))]
+        return answers
+
+    def _text(self, rollout: Rollout, row: int) -> Answer:
+        ids = np.asarray(rollout.ids)[row, 0][np.asarray(rollout.used)[row, 0]]
+        ended = bool(len(ids)) and int(ids[-1]) in self._bundle.end_ids
+        return Answer(self._bundle.tokenizer.decode(ids), ended)
+
+    def _traced(self, params: Any, tokens: Tokens, pictures: Pictures) -> Rollout:
+        return decode.generate(
+            nnx.merge(self._bundle.graph, params),
+            tokens,
+            pictures,
+            answers=1,
+            max_tokens=self._max_tokens,
+            sampler=decode.Greedy(),
+            end_ids=self._bundle.end_ids,
+            pad_id=self._bundle.tokenizer.pad_id,
+            key=jax.random.key(0),
+        )

@@ -1,0 +1,73 @@
+"""Which models annotate: found by their folders and addresses, told apart, loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from seg_jax.annotation import endpoint as endpoints
+from seg_jax.annotation import hub
+from seg_jax.annotation.stages import Describer, Model, Models, Stages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The models of an annotation; calling it loads them."""
+
+    detector: Path
+    segmenter: Path
+    describer: str | None = None
+    """Folder of a model of ours, or address of an OpenAI-compatible endpoint; None: no model,
+    objects are called by their labels."""
+    device: str = "auto"
+    """Of PyTorch."""
+    endpoint: endpoints.Settings = endpoints.Settings()
+
+    def models(self) -> Models:
+        """Returns which models these are; reads their files once, and asks an endpoint.
+
+        Raises:
+          Unusable: there is no such folder, or the endpoint does not answer.
+          ValueError: the address is none.
+        """
+        described: Model | None = None
+        if self.describer is not None:
+            asked = self._endpoint
+            described = asked.model() if asked else hub.fingerprint(Path(self.describer))
+        return Models(hub.fingerprint(self.detector), hub.fingerprint(self.segmenter), described)
+
+    def settled(self, models: Models) -> Choice:
+        """Returns the same with what an endpoint was found to serve, whatever it lists later."""
+        if self._endpoint is None or models.describer is None:
+            return self
+        named = dataclasses.replace(self.endpoint, model=models.describer.name)
+        return dataclasses.replace(self, endpoint=named)
+
+    def __call__(self) -> Stages:
+        """Returns the models, loaded.
+
+        Raises:
+          Unusable: one cannot be loaded.
+        """
+        from seg_jax.annotation import grounding, sam
+
+        # PyTorch and JAX share the memory of a GPU here.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        describer: Describer | None = self._endpoint
+        if describer is None and self.describer is not None:
+            from seg_jax.annotation import captioner
+
+            most = self.endpoint.max_tokens
+            describer = captioner.Captioner.load(Path(self.describer), max_tokens=most)
+        return Stages(
+            grounding.GroundingDino(self.detector, device=self.device),
+            sam.Sam(self.segmenter, device=self.device),
+            describer,
+        )
+
+    @property
+    def _endpoint(self) -> endpoints.Endpoint | None:
+        if self.describer is None or "://" not in self.describer:
+            return None
+        return endpoints.Endpoint(self.describer, self.endpoint)

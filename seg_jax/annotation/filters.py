@@ -1,0 +1,161 @@
+"""Chooses among what detectors and segmenters give: by score, size, stability, and no doubles."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from seg_jax.annotation.stages import Detection, Segment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What is kept; areas are shares of the picture."""
+
+    min_side_px: int = 64
+    """Of a picture; smaller ones are icons."""
+    min_score: float = 0.35
+    """Of a detection."""
+    min_box: float = 0.0005
+    """Area of a detection's box."""
+    max_box: float = 0.95
+    """Area of a detection's box; larger ones mean the whole picture."""
+    max_box_iou: float = 0.8
+    """Of two boxes that overlap more only the better one stays, whatever their labels."""
+    max_objects: int = 64
+    """Of a picture, the best ones."""
+    min_quality: float = 0.8
+    """The IoU that the segmenter itself expects."""
+    min_stability: float = 0.9
+    """Of a mask. Source: the stability score of Segment Anything, Kirillov et al. 2023."""
+    min_mask: float = 0.0002
+    """Area of a mask."""
+    max_outside: float = 0.1
+    """Share of a mask that lies outside the box it was drawn for."""
+    max_mask_iou: float = 0.85
+    """Of two masks that overlap more only that of the better detection stays."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                if value < 1:
+                    raise ValueError(f"filters.{field.name}: expected at least 1, got {value}")
+            elif not 0 <= value <= 1:
+                raise ValueError(f"filters.{field.name}: expected 0 to 1, got {value}")
+        if self.min_box > self.max_box:
+            raise ValueError(
+                f"filters.min_box: expected at most max_box, {self.max_box}, got {self.min_box}"
+            )
+
+
+Dropped = collections.Counter[str]
+"""How many objects a filter has dropped, by its name."""
+
+
+def detections(
+    found: Sequence[Detection], filters: Filters, *, height: int, width: int
+) -> tuple[list[Detection], Dropped]:
+    """Returns the detections to segment, the best first, their boxes cut to the picture.
+
+    Of equal scores the upper, then the more leftward box comes first: the order of the detector
+    does not matter.
+
+    Args:
+      found: by a detector.
+      filters: what is kept.
+      height: of the picture in pixels.
+      width: of the picture in pixels.
+    """
+    dropped: Dropped = collections.Counter()
+    sound: list[Detection] = []
+    for one in found:
+        if not all(map(math.isfinite, (*one.box_px, one.score))):
+            dropped["not_finite"] += 1
+            continue
+        x0, y0, x1, y1 = np.clip(one.box_px, 0.0, [width, height, width, height]).tolist()
+        share = max(0.0, x1 - x0) * max(0.0, y1 - y0) / (height * width)
+        if one.score < filters.min_score:
+            dropped["score"] += 1
+        elif not filters.min_box <= share <= filters.max_box or not share:
+            dropped["box_area"] += 1
+        else:
+            sound.append(Detection((x0, y0, x1, y1), one.label, float(one.score)))
+    sound.sort(key=lambda one: (-one.score, one.box_px[1], one.box_px[0], one.box_px, one.label))
+    kept: list[Detection] = []
+    boxes = np.array([one.box_px for one in sound], np.float64).reshape(-1, 4)
+    places: list[int] = []
+    for place, one in enumerate(sound):
+        if places and box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
+            dropped["same_box"] += 1
+        elif len(kept) == filters.max_objects:
+            dropped["too_many"] += 1
+        else:
+            kept.append(one)
+            places.append(place)
+    return kept, dropped
+
+
+def segments(
+    kept: Sequence[Detection], drawn: Sequence[Segment], filters: Filters
+) -> tuple[list[int], Dropped]:
+    """Returns the places of the masks to keep.
+
+    Args:
+      kept: detections, the best first.
+      drawn: a mask for each.
+      filters: what is kept.
+    """
+    dropped: Dropped = collections.Counter()
+    places: list[int] = []
+    areas: list[int] = []
+    for place, (one, segment) in enumerate(zip(kept, drawn, strict=True)):
+        area = int(segment.mask.sum())
+        reason = _fault(one, segment, area, filters)
+        if reason:
+            dropped[reason] += 1
+            continue
+        common = _common(segment.mask, [drawn[other].mask for other in places])
+        union = area + np.array(areas, np.int64) - common
+        if places and (common / union).max() > filters.max_mask_iou:
+            dropped["same_mask"] += 1
+            continue
+        places.append(place)
+        areas.append(area)
+    return places, dropped
+
+
+def _fault(one: Detection, segment: Segment, area: int, filters: Filters) -> str:
+    """Returns why a mask is dropped by itself; nothing if it is not."""
+    if not area or area < filters.min_mask * segment.mask.size:
+        return "mask_area"
+    # What is not a number is not at least something either.
+    if not segment.quality >= filters.min_quality:
+        return "quality"
+    if not segment.stability >= filters.min_stability:
+        return "stability"
+    x0, y0, x1, y1 = one.box_px
+    inside = segment.mask[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
+    return "outside_box" if 1 - inside.sum() / area > filters.max_outside else ""
+
+
+def box_ious(
+    box: Float[np.ndarray, " 4"], others: Float[np.ndarray, "M 4"]
+) -> Float[np.ndarray, " M"]:
+    """Returns the IoU of a box with each of some others; 0 where neither has an area."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0.0).prod(1)
+    covered = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
+    return np.where(covered > 0, shared / np.where(covered > 0, covered, 1.0), 0.0)
+
+
+def _common(
+    mask: Bool[np.ndarray, "H W"], others: Sequence[Bool[np.ndarray, "H W"]]
+) -> Int[np.ndarray, " M"]:
+    """Returns how many pixels a mask shares with each of some others."""
+    return np.array([np.count_nonzero(mask & other) for other in others], np.int64)

@@ -1,0 +1,163 @@
+"""Models in Hugging Face folders that PyTorch runs: read as data, told apart, put on a device."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from seg_jax.annotation.stages import Model, Unusable
+
+# PyTorch and transformers are imported where they are needed: they come with an extra.
+
+_DESCRIBING = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Files that make a model what it is."""
+
+
+def fingerprint(folder: Path) -> Model:
+    """Returns the name of a model's folder, and a digest of the files in it.
+
+    Raises:
+      Unusable: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise Unusable(f"{folder}: expected the folder of a model, got none; download it first")
+    seen = hashlib.sha256()
+    files = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(files):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        seen.update(f"{path.name} {content}\n".encode())
+    # A snapshot in the hub's cache has a name that says nothing; its model's is two above.
+    cached = folder.resolve().parent.name == "snapshots"
+    name = folder.resolve().parents[1].name.removeprefix("models--") if cached else folder.name
+    return Model(name.replace("--", "/"), f"sha256:{seen.hexdigest()[:32]}")
+
+
+def config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
+    """Returns the contents of a model's `config.json`.
+
+    Args:
+      folder: of the model.
+      types: the `model_type`s that a stage knows.
+      stage: its name.
+
+    Raises:
+      Unusable: there is no model, or one of another type.
+    """
+    found = _json(folder / "config.json", stage)
+    if found.get("model_type") not in types:
+        raise Unusable(
+            f"{folder}: {stage}: expected a model of type {' or '.join(sorted(types))}, got "
+            f"{found.get('model_type')!r}; give the folder of such a one"
+        )
+    return found
+
+
+def preprocessor(folder: Path, stage: str) -> dict[str, Any]:
+    """Returns how a model's pictures are prepared, as either file of transformers says.
+
+    Raises:
+      Unusable: neither says so.
+    """
+    # Newer files hold the processor's parts together.
+    whole = folder / "processor_config.json"
+    if whole.exists() and isinstance(part := _json(whole, stage).get("image_processor"), dict):
+        return part
+    return _json(folder / "preprocessor_config.json", stage)
+
+
+def _json(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Unusable(
+            f"{path}: {stage}: expected this file of a Hugging Face model, got none that can be "
+            "read; give the folder of a whole model"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def loading(folder: Path, stage: str) -> Iterator[Any]:
+    """Yields PyTorch, and tells in one line what is wrong with the folder of a model.
+
+    Raises:
+      Unusable: a package is missing, or the folder holds no whole model.
+    """
+    try:
+        import torch
+        import transformers
+    except ModuleNotFoundError as error:
+        raise Unusable(
+            f"{stage}: expected the package {error.name!r}, got none; do: pip install "
+            "'seg-jax[annotate]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield torch
+    except Unusable:
+        raise
+    except Exception as error:  # Libraries fail on odd files in any way they can.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise Unusable(
+            f"{folder}: {stage}: expected a whole model in safetensors, got {reason}"
+        ) from error
+
+
+def device(torch: Any, wanted: str) -> Any:
+    """Returns the device of PyTorch by name; "auto": a GPU if there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def weights(kind: Any, folder: Path, place: Any) -> Any:
+    """Returns a model of transformers with its weights, from this folder and nothing else.
+
+    Args:
+      kind: its class, or one that finds it.
+      folder: of the model.
+      place: device of PyTorch.
+    """
+    model, told = kind.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,  # The other kind is pickles, which run code.
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if lacking := sorted(told["missing_keys"]):
+        raise ValueError(f"{len(lacking)} tensors fewer, the first one {lacking[0]}")
+    return model.eval().to(place)
+
+
+def prepared(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], found: dict[str, Any]
+) -> Float32[np.ndarray, "3 h w"]:
+    """Returns a picture resized and normalised as a preprocessor's file says.
+
+    Args:
+      image: the picture.
+      size: height and width to resize it to.
+      found: contents of the file: `resample`, `rescale_factor`, `image_mean`, `image_std`.
+
+    Source: the PIL processors of transformers, to the rounding of float32.
+    """
+    from PIL import Image
+
+    kernel = Image.Resampling(found.get("resample", Image.Resampling.BILINEAR))
+    resized = Image.fromarray(image).resize(size[::-1], kernel)
+    scaled = np.asarray(resized, np.float32) * np.float32(found.get("rescale_factor", 1 / 255))
+    mean = np.array(found.get("image_mean", (0.485, 0.456, 0.406)), np.float32)
+    deviation = np.array(found.get("image_std", (0.229, 0.224, 0.225)), np.float32)
+    return np.ascontiguousarray(((scaled - mean) / deviation).transpose(2, 0, 1))

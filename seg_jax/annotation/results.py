@@ -1,0 +1,172 @@
+"""Puts annotated shards together: a plain folder, its dead letters, the data set that is read."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from seg_jax.annotation import work
+from seg_jax.annotation.work import Job, Shard
+from seg_jax.data import builds, shards
+from seg_jax.data.shards import Task
+
+LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
+"""Files beside the data set: what failed, a JSON object a line; counts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Which pictures go where."""
+
+    train: str = "train"
+    val: str = "val"
+    share: float = 0.0
+    """Of pictures that go to val, chosen by their bytes: more pictures move none of these."""
+
+    def __post_init__(self):
+        names = (self.train, self.val)
+        if not all(re.fullmatch(r"\w+", name) for name in names) or self.train == self.val:
+            raise ValueError(
+                f"splits: expected two names of letters, digits and _, got {self.train!r} and "
+                f"{self.val!r}"
+            )
+        if not 0 <= self.share < 1:
+            raise ValueError(f"splits.share: expected 0 to 1, less than 1, got {self.share}")
+
+    def of(self, sha256: str) -> str:
+        """Returns the split of a picture by the digest of its bytes."""
+        return self.val if int(sha256[:8], 16) < self.share * 2**32 else self.train
+
+
+def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
+    """Writes the plain folder, dead letters and summary of whole shards; returns the summary.
+
+    A picture with the bytes of an earlier one is left out.
+
+    Raises:
+      ValueError: no picture is left.
+      OSError: a file cannot be written.
+    """
+    names = (splits.train, splits.val) if splits.share else (splits.train,)
+    for path in work.folder(job).glob("*.jsonl"):
+        if path.stem not in names:  # Of another choice of splits.
+            path.unlink()
+    counts: collections.Counter[str] = collections.Counter()
+    stages: collections.Counter[str] = collections.Counter()
+    seen: set[str] = set()
+    found: collections.Counter[str] = collections.Counter()
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(_whole(_file(job, name), job)) for name in names}
+        letters = stack.enter_context(_whole(job.out / LETTERS, job))
+        for shard in every:
+            part = work.read(shard, job)
+            counts.update(part.counts)
+            for line in part.lines:
+                sha256 = line["provenance"]["picture"]["sha256"]
+                if sha256 in seen:
+                    counts["repeated"] += 1
+                    continue
+                seen.add(sha256)
+                split = splits.of(sha256)
+                found.update({f"{split}/pictures": 1, f"{split}/objects": len(line["objects"])})
+                found[f"{split}/phrases"] += len(line["phrases"])
+                files[split].write(f"{json.dumps(line)}\n")
+            for one in part.failed:
+                stages[one["stage"]] += 1
+                letters.write(f"{json.dumps(one)}\n")
+    summary = _summary(job, counts, stages, found, names)
+    text = json.dumps(summary, indent=2) + "\n"
+    shards.write_whole(job.out / SUMMARY, text.encode(), aside=job.out / shards.UNFINISHED)
+    if not seen:
+        raise ValueError(_nothing(job, summary))
+    return summary
+
+
+def _summary(
+    job: Job,
+    counts: collections.Counter[str],
+    stages: collections.Counter[str],
+    found: collections.Counter[str],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    told = ("pictures", "annotated", "repeated", "without_objects", "failed")
+    dropped = {
+        name.removeprefix("dropped/"): count
+        for name, count in sorted(counts.items())
+        if name.startswith("dropped/")
+    }
+    return {
+        **{name: counts[name] for name in told},
+        "splits": {
+            name: {what: found[f"{name}/{what}"] for what in ("pictures", "objects", "phrases")}
+            for name in names
+        },
+        "dropped": dropped,
+        "dead_letters": dict(sorted(stages.items())),
+        "models": work.told(job)["models"],
+        "settings": work.told(job)["settings"],
+    }
+
+
+def _nothing(job: Job, summary: dict[str, Any]) -> str:
+    """Returns a line on why nothing is left."""
+    most = max(summary["dropped"].items(), key=lambda item: item[1], default=None)
+    why = f", {summary['failed']} failed, see {job.out / LETTERS}" if summary["failed"] else ""
+    if most is not None:
+        why += f", {most[1]} objects were dropped for {most[0]}, see --filters"
+    return (
+        f"{job.out}: expected pictures with objects, got none of "
+        f"{summary['pictures']}{why}; mend it and run again"
+    )
+
+
+def _file(job: Job, split: str) -> Path:
+    return work.folder(job) / f"{split}.jsonl"
+
+
+@contextlib.contextmanager
+def _whole(path: Path, job: Job) -> Iterator[IO[str]]:
+    """Opens a file to write, which appears whole or not at all."""
+    aside = job.out / shards.UNFINISHED
+    for place in (aside, path.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    temporary = aside / f"{path.name}.{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="ascii") as file:
+            yield file
+        shards.settle(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def build(
+    job: Job, make: Callable[[builds.Plan, Sequence[Task]], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Makes the data set of a plain folder, in the same folder as all else; returns the report.
+
+    Args:
+      job: whose folder is gathered.
+      make: makes files, as `builds.make_all`.
+    """
+    for path in work.folder(job).glob("*.jsonl"):
+        if not path.stat().st_size:  # Of a split without pictures.
+            path.unlink()
+    asked = builds.Plan(name="folder", source=work.folder(job), out=job.out)
+    plan = builds.plan(asked)
+    if not all(map(shards.is_whole, plan.tasks)):
+        # What makes the folder a data set comes last.
+        (job.out / "dataset_info.json").unlink(missing_ok=True)
+    report = builds.finish(asked, plan, make(asked, plan.tasks))
+    wanted = {task.file for task in plan.tasks} | {task.part for task in plan.tasks}
+    for place in (job.out, job.out / shards.PARTS):
+        for path in place.glob("folder-*.array_record-*" if place == job.out else "*.json"):
+            if path not in wanted:
+                path.unlink()
+    return report

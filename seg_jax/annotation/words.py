@@ -1,0 +1,98 @@
+"""Asks for descriptions, and takes from what models write only what can be an expression."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+
+import numpy as np
+from jaxtyping import UInt8
+
+from seg_jax.annotation.stages import Answer, Box, Failed
+
+QUESTION = (
+    "Describe the {label} in the red box in at most twelve words, so that nobody could take it for "
+    "anything else in the picture. Write the description alone, as: the small dog on the left. "
+    "Do not mention the box."
+)
+_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_RED = np.array([255, 0, 0], np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How descriptions are asked for, and which are taken."""
+
+    question: str = QUESTION
+    """Its {label} becomes that of the object."""
+    max_characters: int = 200
+    """Of a description; longer ones are refused."""
+    view_px: int = 1024
+    """Longer side of the picture as the describer sees it, at most."""
+
+    def __post_init__(self):
+        if not self.question.strip():
+            raise ValueError("wording.question: expected a question, got none")
+        if self.max_characters < 1 or self.view_px < 28:
+            raise ValueError(
+                "wording: expected max_characters of at least 1 and view_px of at least 28, got "
+                f"{self.max_characters} and {self.view_px}"
+            )
+
+
+def question(wording: Wording, label: str) -> str:
+    """Returns the question for the description of an object of this label."""
+    return wording.question.replace("{label}", label)
+
+
+def description(answer: Answer, wording: Wording) -> str:
+    """Returns the expression that an answer is, in one line.
+
+    Quotes around it and the full stop at its end are taken off.
+
+    Raises:
+      Failed: it is empty, was cut off, is too long, or holds what no expression does: control
+        and other invisible characters, or markup as `<|im_end|>`.
+    """
+    if not answer.finished:
+        raise Failed("expected a whole description, got one that was cut off")
+    text = " ".join(unicodedata.normalize("NFC", answer.text).split())
+    text = text.strip(_QUOTES + " ").removesuffix(".").strip(_QUOTES + " ")
+    if not any(letter.isalnum() for letter in text):
+        raise Failed("expected a description, got nothing")
+    if len(text) > wording.max_characters:
+        raise Failed(
+            f"expected a description of at most {wording.max_characters} characters, got "
+            f"{len(text)}"
+        )
+    odd = next((letter for letter in text if unicodedata.category(letter)[0] == "C"), None)
+    if odd is not None:
+        raise Failed(f"expected a description in plain text, got the character U+{ord(odd):04X}")
+    if "<" in text or ">" in text:
+        raise Failed("expected a description in plain text, got markup")
+    return text
+
+
+def view(
+    image: UInt8[np.ndarray, "H W 3"], box_px: Box, wording: Wording
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the picture, scaled down to the size of views, with a red frame around a box."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = min(1.0, wording.view_px / max(height, width))
+    seen = image
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        seen = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    height, width = seen.shape[:2]
+    line = max(1, round(max(height, width) / 256))
+    x0, y0, x1, y1 = np.array(box_px) * scale + np.array([-line, -line, line, line])
+    left, right = (int(np.clip(round(x), 0, width)) for x in (x0, x1))
+    top, bottom = (int(np.clip(round(y), 0, height)) for y in (y0, y1))
+    framed = seen.copy()
+    framed[top:bottom, left:right] = _RED
+    inner = np.s_[top + line : max(top + line, bottom - line)]
+    across = np.s_[left + line : max(left + line, right - line)]
+    framed[inner, across] = seen[inner, across]
+    return framed

@@ -1,0 +1,190 @@
+"""Makes a data set of pictures without annotation: detected, segmented, outlined, described."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import seg_jax
+from seg_jax.annotation import results, work
+from seg_jax.annotation.annotator import Contour, Settings
+from seg_jax.annotation.choice import Choice
+from seg_jax.annotation.filters import Filters
+from seg_jax.annotation.results import Splits
+from seg_jax.annotation.words import Wording
+from seg_jax.annotation.work import Job, Shard
+from seg_jax.cli import console, runs
+from seg_jax.data import builds, shards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Choice):
+    """An annotation; killed at any time, the same command goes on where it was."""
+
+    pictures: str
+    """Folder of pictures, pattern as "web/*/*.jpg", or text file with a path a line."""
+    out: Path
+    """Folder of the data set, which training and evaluation read; in it `annotations` as a plain
+    folder with where each record came from, dead_letters.jsonl and summary.json."""
+    labels: Path | None = None
+    """Text file with what to look for, a name a line."""
+    prompts: tuple[str, ...] = ()
+    """What to look for, as "a dog" "a cat"; instead of a file, or beside it."""
+    filters: Filters = Filters()
+    contour: Contour = Contour()
+    wording: Wording = Wording()
+    splits: Splits = Splits()
+    records: int = 64
+    """Pictures a shard: what a kill costs at most, in each process."""
+    patience: int = 16
+    """Pictures in a row that models may fail on before the run stops."""
+    workers: int = 1
+    """Processes, each with models of its own."""
+    runner: str | None = None
+    """Engine of Apache Beam that annotates instead, as DirectRunner or DataflowRunner; its workers
+    must see OUT, pictures and models under the same paths."""
+    runner_options: tuple[str, ...] = ()
+    """The engine's own options without their dashes, as region=europe-west4."""
+    retry_failed: bool = False
+    """Annotate those shards again in which a model or the endpoint failed."""
+    anew: bool = False
+    """Replace the annotation in OUT."""
+    json: Path | None = None
+    """File for the summary, which OUT/summary.json holds too."""
+
+    def choice(self) -> Choice:
+        """Returns the models alone."""
+        names = [field.name for field in dataclasses.fields(Choice)]
+        return Choice(**{name: getattr(self, name) for name in names})
+
+
+def main(config: Config) -> int:
+    """Annotates; says what was dropped and what failed, and prints the folder."""
+    if config.workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {config.workers}")
+    settings = Settings(
+        labels=_labels(config),
+        filters=config.filters,
+        contour=config.contour,
+        wording=config.wording,
+    )
+    runs.check_json(config.json)
+    begin = time.monotonic()
+    pictures = work.listed(config.pictures)
+    _check_apart(config, pictures)
+    console.say(f"{len(pictures)} pictures, {len(settings.labels)} labels")
+    choice = config.choice()
+    code = f"seg-jax {seg_jax.__version__} {runs.commit()}".strip()
+    models = choice.models()
+    job = Job(
+        load=choice.settled(models),
+        models=models,
+        settings=settings,
+        out=config.out,
+        records=config.records,
+        patience=config.patience,
+        code=code,
+    )
+    with work.claimed(job, anew=config.anew):
+        every = work.cut(pictures, job.records)
+        if config.retry_failed and (gone := work.forget_failures(every, job)):
+            console.say(f"{gone} of {len(every)} shards had failures of models: annotated again")
+        _annotate(config, job, every)
+        summary = results.gather(every, job, config.splits)
+        report = results.build(job, _builder(config))
+    show(config, summary, report)
+    if config.json is not None:
+        seconds = round(time.monotonic() - begin, 3)
+        runs.write_json(config.json, summary | {"seconds": seconds, "versions": runs.versions()})
+    print(config.out)
+    return 0
+
+
+def _labels(config: Config) -> tuple[str, ...]:
+    """Returns what to look for, each name once."""
+    told = list(config.prompts)
+    if config.labels is not None:
+        try:
+            told += config.labels.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{config.labels}: expected a text file with a name a line, got other bytes"
+            ) from None
+    names = tuple(dict.fromkeys(name for one in told if (name := " ".join(one.split()))))
+    if not names:
+        raise ValueError(
+            "labels: expected what to look for, got nothing; do: --labels FILE with a name a line, "
+            'or --prompts "a dog" "a cat"'
+        )
+    return names
+
+
+def _check_apart(config: Config, pictures: Sequence[work.Picture]) -> None:
+    """Raises if pictures lie where --anew would remove them."""
+    out = config.out.resolve()
+    if any(one.path.resolve().is_relative_to(out) for one in pictures):
+        raise ValueError(
+            f"{config.out}: expected a folder without pictures to annotate, got some in it; choose "
+            "another --out"
+        )
+
+
+def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
+    """Has the shards made."""
+    if config.runner is not None:
+        from seg_jax.annotation import beam
+
+        pictures = [one for shard in every for one in shard.pictures]
+        work.write_list(pictures, job)
+        beam.make_all(every, job, runner=config.runner, options=config.runner_options)
+        return
+    total = sum(len(shard.pictures) for shard in every)
+    with console.progress("annotated", total) as move:
+        work.make_all(
+            every, job, workers=config.workers, progress=lambda done: move(done, total, "")
+        )
+
+
+def _builder(config: Config) -> Any:
+    """Returns what makes the files of the data set."""
+
+    def make(plan: builds.Plan, tasks: Sequence[shards.Task]) -> list[dict[str, Any]]:
+        if config.runner is not None:
+            from seg_jax.data import beam
+
+            return beam.make_all(plan, tasks, runner=config.runner, options=config.runner_options)
+        workers = min(len(tasks), os.cpu_count() or 1)
+        total = sum(len(task.entries) for task in tasks)
+        with console.progress("stored", total) as move:
+            return builds.make_all(
+                tasks, workers=workers, progress=lambda done: move(done, total, "")
+            )
+
+    return make
+
+
+def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> None:
+    """Shows what was annotated."""
+    columns = ("pictures", "objects", "phrases")
+    rows = [
+        (split, *(str(one[column]) for column in columns))
+        for split, one in summary["splits"].items()
+    ]
+    console.table(str(config.out), ("split", *columns), rows)
+    for what in ("without_objects", "repeated", "failed"):
+        if summary[what]:
+            console.say(
+                f"{summary[what]} of {summary['pictures']} pictures {what}".replace("_", " ")
+            )
+    if summary["dropped"]:
+        told = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
+        console.say(f"dropped: {told}".replace("_", " "))
+    if summary["dead_letters"]:
+        told = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
+        console.say(f"dead letters: {told}; see {config.out / results.LETTERS}")
+    for one in report["skipped"][:5]:
+        console.say(f"skipped {one['picture']}: {one['reason']}")
