@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import layers, seats, sharding, vlm
+from seg_jax.models import attention, layers, seats, sharding, vlm
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
@@ -83,7 +83,7 @@ class Dense(nnx.Module):
         """Returns the outputs at every token."""
 
         def mix(heads):
-            return layers.attend(heads, tokens.segments, causal=True), None
+            return self._attend(heads, tokens.segments), None
 
         return self._read(tokens, pictures, mix)[0]
 
@@ -91,7 +91,7 @@ class Dense(nnx.Module):
         """Returns the prompts as read."""
 
         def mix(heads):
-            return layers.attend(heads, tokens.segments, causal=True), layers.shared(heads)
+            return self._attend(heads, tokens.segments), layers.shared(heads)
 
         hidden, shared = self._read(tokens, pictures, mix)
         used = tokens.segments == tokens.segments[:, -1:]
@@ -102,17 +102,13 @@ class Dense(nnx.Module):
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
-        columns = jnp.arange(ids.shape[-1])
-        seen = columns[:, None] >= columns
-        if packing is not None:
-            columns, segments = packing.columns, packing.segments
-            seen = seen & (segments[..., :, None] == segments[..., None, :])
+        columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
         turn = self.answer_turn(prefix.following[:, None, None] + columns)
+        seen, kind = attention.seen(prefix.used, ids.shape[-1], packing), self.compute.attention
 
         def step(block, x, prompt):
             def mix(heads):
-                own = layers.own(heads)
-                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), None
+                return attention.attend_answers(heads, prompt, seen, kind=kind), None
 
             return block(x, turn, mix)
 
@@ -152,6 +148,11 @@ class Dense(nnx.Module):
         """Returns the rotation at positions: text turns alike on all axes."""
         spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
         return layers.rotary(place[..., None].astype(jnp.float32) * spin)
+
+    def _attend(
+        self, heads: layers.Heads, segments: Int[Array, "B T"]
+    ) -> Float[Array, "B T heads hd"]:
+        return attention.attend(heads, segments, causal=True, kind=self.compute.attention)
 
     def _read(
         self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.kernels.attention import Kind
 from seg_jax.models import seats as seating
 from seg_jax.models import sharding
 from seg_jax.records import Array
@@ -38,6 +39,8 @@ class Compute:
     fuse: bool = False
     """One product for q, k and v, and for gate and up: a tenth faster on CPU, slower where kernels
     are split over devices."""
+    attention: Kind = "auto"
+    """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
 
 
 class Linear(nnx.Module):

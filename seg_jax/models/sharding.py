@@ -123,7 +123,7 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
         names = names_of(path)
         spec = partition(names, leaf.shape)
         for size, axes in zip(leaf.shape, spec, strict=False):
-            if size % (parts := _parts(axes, on)):
+            if size % (parts := parts_of(axes, on)):
                 wrong.append(
                     f"{'/'.join(names)} {leaf.shape}: {size} by {parts} ({_product(axes)})"
                 )
@@ -161,7 +161,7 @@ def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
     told = [
         f"{_product(axes)} of {_listed(_divisors(math.gcd(limit, on.size)))}"
         for axes, limit in limits.items()
-        if limit % _parts(axes, on)
+        if limit % parts_of(axes, on)
     ]
 
     def shapes(axes: tuple[str, ...], left: int) -> Iterator[dict[str, int]]:
@@ -209,7 +209,7 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
     Raises:
       ValueError: data x fsdp x expert does not divide the rows; the numbers that would are told.
     """
-    parts = _parts(MESH["batch"], on)
+    parts = parts_of(MESH["batch"], on)
     if rows is not None and rows % parts:
         near = sorted({max(parts, rows // parts * parts), -(-rows // parts) * parts})
         axes = _product(MESH["batch"])
@@ -222,7 +222,7 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
 
 def row_parts(on: Mesh | AbstractMesh) -> int:
     """Returns how many parts the rows of a batch are divided into."""
-    return _parts(MESH["batch"], on)
+    return parts_of(MESH["batch"], on)
 
 
 def place(tree: Any, places: Any) -> Any:
@@ -278,7 +278,7 @@ def rows(x: Any) -> Any:
     on = current()
     if on is None:
         return x
-    if x.shape[0] % _parts(MESH["batch"], on):
+    if x.shape[0] % parts_of(MESH["batch"], on):
         return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[0] = MESH["batch"]
@@ -294,9 +294,9 @@ def tokens(x: Any) -> PartitionSpec:
     """
     on = jax.sharding.get_abstract_mesh()
     spec: list[Any] = [None] * x.ndim
-    if x.shape[0] % _parts(MESH["batch"], on) == 0:
+    if x.shape[0] % parts_of(MESH["batch"], on) == 0:
         spec[0] = MESH["batch"]
-    if x.ndim > 2 and x.shape[-2] % _parts(MESH["sequence"], on) == 0:
+    if x.ndim > 2 and x.shape[-2] % parts_of(MESH["sequence"], on) == 0:
         spec[-2] = MESH["sequence"]
     return PartitionSpec(*spec)
 
@@ -316,7 +316,7 @@ def parts(x: Any, axis: int) -> Any:
         return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[0], spec[axis] = None, MESH["sequence"]
-    if x.shape[1] % _parts(MESH["batch"], jax.sharding.get_abstract_mesh()) == 0:
+    if x.shape[1] % parts_of(MESH["batch"], jax.sharding.get_abstract_mesh()) == 0:
         spec[1] = MESH["batch"]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
@@ -324,7 +324,7 @@ def parts(x: Any, axis: int) -> Any:
 def along_rows() -> int:
     """Returns how many devices share a long row; 1 outside `jax.set_mesh`."""
     on = current()
-    return 1 if on is None else _parts(MESH["sequence"], on)
+    return 1 if on is None else parts_of(MESH["sequence"], on)
 
 
 def queues(rows: int) -> int:
@@ -381,7 +381,8 @@ def _away(x: Any) -> bool:
     return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
-def _parts(axes: Any, on: Mesh | AbstractMesh) -> int:
+def parts_of(axes: Any, on: Mesh | AbstractMesh) -> int:
+    """Returns how many parts something is divided into along an axis of a mesh, or several."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(on.shape[axis] for axis in axes)
 
