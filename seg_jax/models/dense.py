@@ -189,8 +189,17 @@ class Decoder:
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)
-        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-        self.blocks = layers.unstack(self.model.blocks)
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        read = nnx.State({name: part for name, part in params.items() if name != "vision"})
+        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
+        self.blocks = layers.unstack(nnx.merge(graph, params).blocks, lies)
+        self.travel = lies is not None and lies.divided
+        for block in self.blocks:
+            block.travel = self.travel
+        if lies is not None:
+            rest = nnx.State({name: part for name, part in read.items() if name != "blocks"})
+            params = nnx.State({**params, **lies(rest)})
+        self.model = nnx.merge(graph, params)
 
     def empty(
         self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None
@@ -233,4 +242,6 @@ class Decoder:
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
-        return self.model.logits(hidden)
+        if not self.travel:
+            return self.model.logits(hidden)
+        return sharding.rows(self.model.logits(sharding.gathered(hidden)))

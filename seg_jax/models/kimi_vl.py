@@ -411,8 +411,19 @@ class Decoder:
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)
-        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-        self.blocks = layers.unstack(self.model.first) + layers.unstack(self.model.blocks)
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        read = nnx.State({name: part for name, part in params.items() if name != "vision"})
+        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=False)
+        stacks = nnx.merge(graph, params)
+        self.blocks = [
+            *layers.unstack(stacks.first, lies),
+            *layers.unstack(stacks.blocks, lies),
+        ]
+        if lies is not None:
+            stacked = ("first", "blocks")
+            rest = nnx.State({name: part for name, part in read.items() if name not in stacked})
+            params = nnx.State({**params, **lies(rest)})
+        self.model = nnx.merge(graph, params)
 
     def empty(
         self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None

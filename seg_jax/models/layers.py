@@ -41,6 +41,9 @@ class Compute:
     are split over devices."""
     attention: Kind = "auto"
     """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
+    decode_gib: float | None = None
+    """Of a device's memory that weights may take to be whole while answers are decoded; None: a
+    third. Where they take more, Qwen's tokens travel to them; Kimi-VL gathers for every token."""
 
 
 class Linear(nnx.Module):
@@ -476,6 +479,7 @@ class Block(nnx.Module):
     def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks."""
         self.shape, self.fuse = shape, compute.fuse
+        self.travel = False  # Whether rows go to weights that all devices share out.
         head, dtype = shape.head, compute.param_dtype
 
         def linear(size: tuple[int, int], bias: bool) -> Linear:
@@ -499,14 +503,20 @@ class Block(nnx.Module):
         self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
     ) -> tuple[Float[Array, "*n D"], Any]:
         """Returns the block's output and what `mix` returned beside the attention output."""
-        q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
+        whole, home, apart = (
+            (sharding.gathered, sharding.rows, sharding.by_channels)
+            if self.travel
+            else (lambda x: x,) * 3
+        )
+        seen = whole(self.norm_attention(x))
+        q, k, v = map(home, project([self.q, self.k, self.v], seen, fuse=self.fuse))
         lead = x.shape[:-1]
         q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
-        x = x + self.o(out.reshape(*lead, -1))
-        gate, up = project([self.gate, self.up], self.norm_ffn(x), fuse=self.fuse)
+        x = x + home(self.o(apart(out.reshape(*lead, -1))))
+        gate, up = project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
         return sharding.rows(x + self.down(jax.nn.silu(gate) * up)), extra
 
 
@@ -575,10 +585,9 @@ def through(stack: nnx.Module, carry: Any, step: Step, *, each: Any, compute: Co
     return jax.lax.scan(body, carry, (params, each), unroll=compute.unroll or 1)
 
 
-def unstack(stack: Any) -> list[Any]:
-    """Returns the blocks of a stack one by one."""
+def unstack(stack: Any, lay: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Returns the blocks of a stack one by one, their weights laid over the devices by `lay`."""
     graph, params = nnx.split(stack)
-    layers = jax.tree.leaves(params)[0].shape[0]
-    return [
-        nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(layers)
-    ]
+    count = jax.tree.leaves(params)[0].shape[0]
+    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(count)]
+    return [nnx.merge(graph, one if lay is None else lay(one)) for one in apart]

@@ -12,14 +12,16 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from seg_jax.models import decode, families, layers, likelihood, sharding, weights
+from seg_jax.training import program
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+
+SMALL = tiny_vlm.config(text={"num_hidden_layers": 2}, vision={"depth": 2})
 
 
 @pytest.fixture(scope="module")
 def setting():
-    small = {"text": {"num_hidden_layers": 2}, "vision": {"depth": 2}}
-    graph, params = nnx.split(tiny_vlm.model(tiny_vlm.config(**small), amplify=3.0))
+    graph, params = nnx.split(tiny_vlm.model(SMALL, amplify=3.0))
     rng = np.random.default_rng(0)
     rows = [tiny_vlm.row(rng, [(4, 4)], texts=(3, 2 + i)) for i in range(4)]
     return graph, params, tiny_vlm.stack(rows)
@@ -63,6 +65,44 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     q = other["blocks"]["q"]["kernel"][...]
     assert q.sharding.spec == PartitionSpec(None, ("fsdp", "expert", "context"), "tensor")
     assert q.addressable_shards[0].data.size == q.size // 4
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}], ids=str)
+@pytest.mark.parametrize("gib", [None, 0.0], ids=["whole", "divided"])
+def test_weights_move_once_a_rollout(setting, monkeypatch, sizes, gib):
+    _, params, (tokens, pictures) = setting
+    compute = layers.Compute(decode_gib=gib)
+    graph, _ = nnx.split(tiny_vlm.model(SMALL, compute=compute, amplify=3.0))
+
+    def sample(params, tokens, pictures):
+        return decode.generate(
+            nnx.merge(graph, params),
+            tokens,
+            pictures,
+            answers=2,
+            max_tokens=32,
+            sampler=decode.Sample(),
+            end_ids=(3,),
+            key=jax.random.key(0),
+        )
+
+    want = jax.jit(sample)(params, tokens, pictures)
+    on = sharding.mesh(sizes)
+    spread = jax.device_put(params, sharding.shardings(params, on))
+    batch = jax.tree.map(lambda x: np.concatenate([x, x]), (tokens, pictures))
+    rows = jax.device_put(batch, sharding.batch(on, rows=8))
+    with jax.set_mesh(on):
+        moved = jax.jit(sample).lower(spread, *rows).compile()
+        got = jax.tree.map(lambda x: np.asarray(x)[:4], moved(spread, *rows))
+        monkeypatch.setattr(sharding, "decoding", lambda *_, **__: None)
+        stays = jax.jit(lambda *given: sample(*given)).lower(spread, *rows).compile()
+    np.testing.assert_array_equal(got.ids, want.ids)
+    np.testing.assert_allclose(got.logp, want.logp, rtol=0, atol=1e-5)
+    sent, before = (
+        sum(traffic.sent for traffic in program.read(one.as_text()).collectives.values())
+        for one in (moved, stays)
+    )
+    assert sent < 0.5 * before
 
 
 def test_every_matrix_is_divided_and_moments_lie_as_their_weights(setting):
