@@ -143,7 +143,7 @@ def compiled(
     between = time.monotonic()
     made, needed, complaint, memory, text = None, 0, "", None, None
     try:
-        made = program.compile(lowered, step.arguments)
+        made = program.compile(lowered, step.arguments, target.options)
     except program.TooLarge as error:
         needed, complaint = error.needed, str(error)
         available = error.available if hbm is None else available

@@ -85,6 +85,8 @@ class Topology:
     """None: nothing is known of the machine, as of virtual CPU devices."""
     devices_per_chip: int = 1
     """Cores that share a chip's memory without being one device."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the compiler, where the devices are not here."""
 
     @property
     def hbm_bytes(self) -> float | None:
@@ -107,9 +109,9 @@ def of(name: str) -> Topology:
     chip = CHIPS.get(kind)
     if kind in _GPU and re.fullmatch(r"[1-9]\d{0,4}", shape):
         devices, hosts = _gpus(name, kind, int(shape))
-        return Topology(
-            name, devices, chip if hosts == 1 else dataclasses.replace(chip, link=NETWORK)
-        )
+        chip = chip if hosts == 1 else dataclasses.replace(chip, link=NETWORK)
+        # XLA chooses tiles of its own products by trying them, for which a GPU has to be here.
+        return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
     if (
         chip is None
         or kind in _GPU

@@ -93,7 +93,7 @@ def test_a_small_run_is_compiled_and_judged(tmp_path, capsys):
 
 
 def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
-    def refuse(lowered, shapes):
+    def refuse(lowered, shapes, options):
         raise program.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
 
     monkeypatch.setattr(program, "compile", refuse)
