@@ -17,8 +17,6 @@ from seg_jax.models import sharding, work
 from seg_jax.training import program, topology
 
 GIB = topology.GIB
-RESERVED = 0.26 * GIB
-"""Of a TPU's memory, which the runtime keeps to itself (compiler's own account: 258 MiB)."""
 ASSUMED = (
     "estimate, not measured: a step takes at least as long as its operations at the peak of "
     "bfloat16, and as its collectives in rings at full link speed; neither attention masks nor "
@@ -32,8 +30,8 @@ class Config:
 
     run: Any = None
     topology: str = "cpu:8"
-    """What to compile for: v5e:16x16, v5p:4x4x4, v6e:8x8, v4:4x4x4, or cpu:8 for virtual
-    devices. TPUs need the package libtpu, no TPU."""
+    """What to compile for: v5e:16x16, v5p:4x4x4, v6e:8x8, v4:4x4x4, h100:8, h200:32, or cpu:8 for
+    virtual devices. TPUs need the package libtpu, GPUs JAX's plugin for CUDA, neither a device."""
     only: tuple[str, ...] = ()
     """Steps to compile, of sft, sample, update, evaluate; all if left out."""
     hbm: float | None = None
@@ -135,8 +133,8 @@ def compiled(
     share = len(target.devices)
     operations = {name: done / share for name, done in step.work.items()}
     available = target.hbm_bytes if hbm is None else hbm * GIB
-    if available is not None and hbm is None:
-        available -= RESERVED
+    if target.chip is not None and hbm is None and available is not None:
+        available -= target.chip.kept_gib * GIB
     available = None if available is None else int(available)
     beside = program.device_bytes(step.beside)
     start = time.monotonic()
@@ -145,7 +143,7 @@ def compiled(
     between = time.monotonic()
     made, needed, complaint, memory, text = None, 0, "", None, None
     try:
-        made = program.compile(lowered, step.arguments)
+        made = program.compile(lowered, step.arguments, target.options)
     except program.TooLarge as error:
         needed, complaint = error.needed, str(error)
         available = error.available if hbm is None else available
@@ -198,6 +196,8 @@ def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[st
         if rows % pieces == 0 and rows // pieces >= parts:
             ways.append(f"--objective.accumulate {pieces}")
     if step.name in ("sample", "evaluate"):
+        if run.compute.decode_gib != 0:
+            ways.append("--compute.decode-gib 0: no weight whole while answers are decoded")
         ways.append("a larger mesh.tensor: it divides caches and the weights that every chip reads")
     if rows > parts:
         ways.append(f"a smaller feed.batch, down to {parts}")

@@ -29,7 +29,7 @@ PROGRAMS = {
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
     "annotate": "make a data set of pictures without annotation, by models of others",
-    "compile": "compile a configuration for TPUs that are not here, and see if it fits",
+    "compile": "compile a configuration for TPUs or GPUs that are not here, and see if it fits",
     "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import layers, seats, sharding, vlm
+from seg_jax.models import attention, layers, seats, sharding, vlm
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 
@@ -83,7 +83,7 @@ class Dense(nnx.Module):
         """Returns the outputs at every token."""
 
         def mix(heads):
-            return layers.attend(heads, tokens.segments, causal=True), None
+            return self._attend(heads, tokens.segments), None
 
         return self._read(tokens, pictures, mix)[0]
 
@@ -91,7 +91,7 @@ class Dense(nnx.Module):
         """Returns the prompts as read."""
 
         def mix(heads):
-            return layers.attend(heads, tokens.segments, causal=True), layers.shared(heads)
+            return self._attend(heads, tokens.segments), layers.shared(heads)
 
         hidden, shared = self._read(tokens, pictures, mix)
         used = tokens.segments == tokens.segments[:, -1:]
@@ -102,17 +102,13 @@ class Dense(nnx.Module):
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
-        columns = jnp.arange(ids.shape[-1])
-        seen = columns[:, None] >= columns
-        if packing is not None:
-            columns, segments = packing.columns, packing.segments
-            seen = seen & (segments[..., :, None] == segments[..., None, :])
+        columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
         turn = self.answer_turn(prefix.following[:, None, None] + columns)
+        seen, kind = attention.seen(prefix.used, ids.shape[-1], packing), self.compute.attention
 
         def step(block, x, prompt):
             def mix(heads):
-                own = layers.own(heads)
-                return layers.attend_shared(heads.q, prompt, own, used=prefix.used, seen=seen), None
+                return attention.attend_answers(heads, prompt, seen, kind=kind), None
 
             return block(x, turn, mix)
 
@@ -153,6 +149,11 @@ class Dense(nnx.Module):
         spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
         return layers.rotary(place[..., None].astype(jnp.float32) * spin)
 
+    def _attend(
+        self, heads: layers.Heads, segments: Int[Array, "B T"]
+    ) -> Float[Array, "B T heads hd"]:
+        return attention.attend(heads, segments, causal=True, kind=self.compute.attention)
+
     def _read(
         self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix
     ) -> tuple[Float[Array, "B T D"], Any]:
@@ -188,8 +189,17 @@ class Decoder:
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)
-        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-        self.blocks = layers.unstack(self.model.blocks)
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        read = nnx.State({name: part for name, part in params.items() if name != "vision"})
+        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
+        self.blocks = layers.unstack(nnx.merge(graph, params).blocks, lies)
+        self.travel = lies is not None and lies.divided
+        for block in self.blocks:
+            block.travel = self.travel
+        if lies is not None:
+            rest = nnx.State({name: part for name, part in read.items() if name != "blocks"})
+            params = nnx.State({**params, **lies(rest)})
+        self.model = nnx.merge(graph, params)
 
     def empty(
         self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None
@@ -232,4 +242,6 @@ class Decoder:
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
-        return self.model.logits(hidden)
+        if not self.travel:
+            return self.model.logits(hidden)
+        return sharding.rows(self.model.logits(sharding.gathered(hidden)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import experts, latent, layers, moonvit, seats, sharding, vlm
+from seg_jax.models import attention, experts, latent, layers, moonvit, seats, sharding, vlm
 from seg_jax.records import Array, Packing, Pictures, Tokens
 
 _SIZES = (
@@ -335,14 +335,11 @@ class KimiVL(nnx.Module):
         self, ids: Int[Array, "B G Q"], prefix: vlm.Prefix, packing: Packing | None = None
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
-        columns = jnp.arange(ids.shape[-1])
-        seen = columns[:, None] >= columns
-        if packing is not None:
-            columns, segments = packing.columns, packing.segments
-            seen = seen & (segments[..., :, None] == segments[..., None, :])
+        columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
+        seen = attention.seen(prefix.used, ids.shape[-1], packing)
 
-        def mix(attention, q, latents, prompt):
-            return attention.attend_spread(q, prompt, latents, used=prefix.used, seen=seen), None
+        def mix(layer, q, latents, prompt):
+            return layer.attend_spread(q, prompt, latents, seen), None
 
         turn = self._turn(prefix.following[:, None, None] + columns)
         return self._through(self._words(ids), turn, mix, each=prefix.cache)[0]
@@ -426,8 +423,19 @@ class Decoder:
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)
-        self.model = nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, params))
-        self.blocks = layers.unstack(self.model.first) + layers.unstack(self.model.blocks)
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        read = nnx.State({name: part for name, part in params.items() if name != "vision"})
+        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=False)
+        stacks = nnx.merge(graph, params)
+        self.blocks = [
+            *layers.unstack(stacks.first, lies),
+            *layers.unstack(stacks.blocks, lies),
+        ]
+        if lies is not None:
+            stacked = ("first", "blocks")
+            rest = nnx.State({name: part for name, part in read.items() if name not in stacked})
+            params = nnx.State({**params, **lies(rest)})
+        self.model = nnx.merge(graph, params)
 
     def empty(
         self, prefix: vlm.Prefix, *, answers: int, length: int, queues: int | None = None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models import layers
+from seg_jax.models import attention, layers
 from seg_jax.models.seats import Seats
 from seg_jax.records import Array
 
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
 
     def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` layers."""
-        self.shape, self.fuse = shape, compute.fuse
+        self.shape, self.fuse, self.kind = shape, compute.fuse, compute.attention
         dtype = compute.param_dtype
 
         def linear(wide: int, long: int) -> layers.Linear:
@@ -96,7 +96,8 @@ class Attention(nnx.Module):
         segments: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
         """Returns causal attention within equal segments of whole rows, output layer included."""
-        out = layers.attend(layers.Heads(q, *self.spread(latent)), segments, causal=True)
+        heads = layers.Heads(q, *self.spread(latent))
+        out = attention.attend(heads, segments, causal=True, kind=self.kind)
         return self.o(out.reshape(*out.shape[:2], -1))
 
     def attend_spread(
@@ -104,18 +105,15 @@ class Attention(nnx.Module):
         q: Float[Array, "B G Q heads hd"],
         prompt: Float[Array, "B P R"],
         own: Float[Array, "B G Q R"],
-        *,
-        used: Bool[Array, "B P"],
-        seen: Bool[Array, "*n Q Q"],
+        seen: attention.Seen,
     ) -> Float[Array, "B G Q D"]:
-        """Returns attention of whole answers, as `layers.attend_shared`, output layer included."""
+        """Returns causal attention of whole answers, output layer included."""
         k, v = self.spread(prompt)
-        out = layers.attend_shared(
-            q,
+        out = attention.attend_answers(
+            layers.Heads(q, *self.spread(own)),
             layers.shared(layers.Heads(k, k, v)),
-            layers.own(layers.Heads(q, *self.spread(own))),
-            used=used,
-            seen=seen,
+            seen,
+            kind=self.kind,
         )
         return self.o(out.reshape(*out.shape[:3], -1))
 

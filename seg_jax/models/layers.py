@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from seg_jax.kernels.attention import Kind
 from seg_jax.models import seats as seating
 from seg_jax.models import sharding
 from seg_jax.records import Array
@@ -38,6 +39,11 @@ class Compute:
     fuse: bool = False
     """One product for q, k and v, and for gate and up: a tenth faster on CPU, slower where kernels
     are split over devices."""
+    attention: Kind = "auto"
+    """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
+    decode_gib: float | None = None
+    """Of a device's memory that weights may take to be whole while answers are decoded; None: a
+    third. Where they take more, Qwen's tokens travel to them; Kimi-VL gathers for every token."""
 
 
 class Linear(nnx.Module):
@@ -473,6 +479,7 @@ class Block(nnx.Module):
     def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks."""
         self.shape, self.fuse = shape, compute.fuse
+        self.travel = False  # Whether rows go to weights that all devices share out.
         head, dtype = shape.head, compute.param_dtype
 
         def linear(size: tuple[int, int], bias: bool) -> Linear:
@@ -496,14 +503,20 @@ class Block(nnx.Module):
         self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
     ) -> tuple[Float[Array, "*n D"], Any]:
         """Returns the block's output and what `mix` returned beside the attention output."""
-        q, k, v = project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
+        whole, home, apart = (
+            (sharding.gathered, sharding.rows, sharding.by_channels)
+            if self.travel
+            else (lambda x: x,) * 3
+        )
+        seen = whole(self.norm_attention(x))
+        q, k, v = map(home, project([self.q, self.k, self.v], seen, fuse=self.fuse))
         lead = x.shape[:-1]
         q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
-        x = x + self.o(out.reshape(*lead, -1))
-        gate, up = project([self.gate, self.up], self.norm_ffn(x), fuse=self.fuse)
+        x = x + home(self.o(apart(out.reshape(*lead, -1))))
+        gate, up = project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
         return sharding.rows(x + self.down(jax.nn.silu(gate) * up)), extra
 
 
@@ -572,10 +585,9 @@ def through(stack: nnx.Module, carry: Any, step: Step, *, each: Any, compute: Co
     return jax.lax.scan(body, carry, (params, each), unroll=compute.unroll or 1)
 
 
-def unstack(stack: Any) -> list[Any]:
-    """Returns the blocks of a stack one by one."""
+def unstack(stack: Any, lay: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Returns the blocks of a stack one by one, their weights laid over the devices by `lay`."""
     graph, params = nnx.split(stack)
-    layers = jax.tree.leaves(params)[0].shape[0]
-    return [
-        nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(layers)
-    ]
+    count = jax.tree.leaves(params)[0].shape[0]
+    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(count)]
+    return [nnx.merge(graph, one if lay is None else lay(one)) for one in apart]

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import layers
+from seg_jax.models import attention, layers
 from seg_jax.records import Array, Pictures
 
 EPS = 1e-5
@@ -175,6 +175,7 @@ class VisionTower(nnx.Module):
         turn = layers.rotary(angles.reshape(*angles.shape[:2], -1))
 
         def mix(heads):
-            return layers.attend(heads, pictures.picture, causal=False), None
+            kind = self.compute.attention
+            return attention.attend(heads, pictures.picture, causal=False, kind=kind), None
 
         return lambda block, x, _: block(x, turn, mix)

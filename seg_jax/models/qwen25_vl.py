@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from seg_jax.models import dense, layers
+from seg_jax.models import attention, dense, layers
 from seg_jax.records import Array, Pictures
 
 VISION_EPS = 1e-6
@@ -278,18 +278,20 @@ class VisionTower(nnx.Module):
         vision = self.config
         head = vision.hidden_size // vision.num_heads
         turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
+        kind = self.compute.attention
 
         def everywhere(heads):
-            return layers.attend(heads, pictures.picture, causal=False)
+            return attention.attend(heads, pictures.picture, causal=False, kind=kind)
 
         def in_window(heads):
-            return layers.attend_near(heads, pictures.window, reach=vision.window_patches)
+            reach = vision.window_patches
+            return attention.attend_near(heads, pictures.window, reach=reach, kind=kind)
 
         def mix(heads, full):
             if self._near(pictures):
                 return jax.lax.cond(full, everywhere, in_window, heads), None
             segments = jnp.where(full, pictures.picture, pictures.window)
-            return layers.attend(heads, segments, causal=False), None
+            return attention.attend(heads, segments, causal=False, kind=kind), None
 
         return lambda block, x, full: block(x, turn, lambda heads: mix(heads, full))
 

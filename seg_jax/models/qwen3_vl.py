@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import dense, layers
+from seg_jax.models import attention, dense, layers
 from seg_jax.records import Array, Pictures
 
 VISION_EPS = 1e-6
@@ -376,7 +376,8 @@ class VisionTower(nnx.Module):
         turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
 
         def mix(heads):
-            return layers.attend(heads, pictures.picture, causal=False), None
+            kind = self.compute.attention
+            return attention.attend(heads, pictures.picture, causal=False, kind=kind), None
 
         return lambda block, x, _: block(x, turn, mix)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,28 @@ MESH: dict[str, tuple[str, ...]] = {
 }
 """What each logical axis is divided among. Beside the experts `expert` works as more of `fsdp`, and
 so does `context` for weights: no device holds what another one holds, but for `data`."""
+
+WHOLE: dict[str, tuple[str, ...]] = MESH | {"width": (), "expert_width": ()}
+"""The same while answers are decoded and there is room: every device holds all that `tensor` (and
+`expert`) leave to it, gathered once a rollout instead of once a token."""
+
+ALL = ("tensor", "fsdp", "expert", "context", "data")
+DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL, "vocabulary": ALL}
+"""The same where there is no room: every device holds its channels of each layer, and the few
+tokens of a step travel to the weights."""
+
+MEMORY_GIB = {
+    "TPU v4": 32.0,
+    "TPU v5 lite": 16.0,
+    "TPU v5": 95.0,
+    "TPU v6 lite": 32.0,
+    "NVIDIA H100": 80.0,
+    "NVIDIA H200": 141.0,
+    "cpu": 3.0,
+}
+"""Of a device, by how the name of its kind begins. CPU devices share the memory of their host."""
+SHARE = 1 / 3
+"""Of a device's memory that weights may take to be whole while answers are decoded."""
 
 _INTO, _OUT_OF = ("width", "inner"), ("inner", "width")
 
@@ -123,7 +145,7 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
         names = names_of(path)
         spec = partition(names, leaf.shape)
         for size, axes in zip(leaf.shape, spec, strict=False):
-            if size % (parts := _parts(axes, on)):
+            if size % (parts := parts_of(axes, on)):
                 wrong.append(
                     f"{'/'.join(names)} {leaf.shape}: {size} by {parts} ({_product(axes)})"
                 )
@@ -161,7 +183,7 @@ def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
     told = [
         f"{_product(axes)} of {_listed(_divisors(math.gcd(limit, on.size)))}"
         for axes, limit in limits.items()
-        if limit % _parts(axes, on)
+        if limit % parts_of(axes, on)
     ]
 
     def shapes(axes: tuple[str, ...], left: int) -> Iterator[dict[str, int]]:
@@ -190,13 +212,17 @@ def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(str(key.key) for key in path if hasattr(key, "key"))
 
 
-def partition(names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+def partition(
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    rules: Mapping[str, tuple[str, ...]] = MESH,
+) -> PartitionSpec:
     """Returns how the array at a path is divided among the axes of a mesh."""
     logical = WEIGHTS.get((names[-2], names[-1]), ()) if len(names) >= 2 else ()
     if len(logical) > len(shape):  # A moment that keeps no such axes, such as a scalar.
         logical = ()
     lead = (None,) * (len(shape) - len(logical))
-    return PartitionSpec(*lead, *(MESH[name] or None for name in logical))
+    return PartitionSpec(*lead, *(rules[name] or None for name in logical))
 
 
 def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
@@ -209,7 +235,7 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
     Raises:
       ValueError: data x fsdp x expert does not divide the rows; the numbers that would are told.
     """
-    parts = _parts(MESH["batch"], on)
+    parts = parts_of(MESH["batch"], on)
     if rows is not None and rows % parts:
         near = sorted({max(parts, rows // parts * parts), -(-rows // parts) * parts})
         axes = _product(MESH["batch"])
@@ -222,7 +248,7 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
 
 def row_parts(on: Mesh | AbstractMesh) -> int:
     """Returns how many parts the rows of a batch are divided into."""
-    return _parts(MESH["batch"], on)
+    return parts_of(MESH["batch"], on)
 
 
 def place(tree: Any, places: Any) -> Any:
@@ -278,7 +304,7 @@ def rows(x: Any) -> Any:
     on = current()
     if on is None:
         return x
-    if x.shape[0] % _parts(MESH["batch"], on):
+    if x.shape[0] % parts_of(MESH["batch"], on):
         return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[0] = MESH["batch"]
@@ -294,9 +320,9 @@ def tokens(x: Any) -> PartitionSpec:
     """
     on = jax.sharding.get_abstract_mesh()
     spec: list[Any] = [None] * x.ndim
-    if x.shape[0] % _parts(MESH["batch"], on) == 0:
+    if x.shape[0] % parts_of(MESH["batch"], on) == 0:
         spec[0] = MESH["batch"]
-    if x.ndim > 2 and x.shape[-2] % _parts(MESH["sequence"], on) == 0:
+    if x.ndim > 2 and x.shape[-2] % parts_of(MESH["sequence"], on) == 0:
         spec[-2] = MESH["sequence"]
     return PartitionSpec(*spec)
 
@@ -316,7 +342,7 @@ def parts(x: Any, axis: int) -> Any:
         return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[0], spec[axis] = None, MESH["sequence"]
-    if x.shape[1] % _parts(MESH["batch"], jax.sharding.get_abstract_mesh()) == 0:
+    if x.shape[1] % parts_of(MESH["batch"], jax.sharding.get_abstract_mesh()) == 0:
         spec[1] = MESH["batch"]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
@@ -324,7 +350,7 @@ def parts(x: Any, axis: int) -> Any:
 def along_rows() -> int:
     """Returns how many devices share a long row; 1 outside `jax.set_mesh`."""
     on = current()
-    return 1 if on is None else _parts(MESH["sequence"], on)
+    return 1 if on is None else parts_of(MESH["sequence"], on)
 
 
 def queues(rows: int) -> int:
@@ -366,6 +392,74 @@ def kept(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, places)
 
 
+class Decoding(NamedTuple):
+    """How weights lie while answers are decoded."""
+
+    on: AbstractMesh
+    rules: Mapping[str, tuple[str, ...]]
+    """`WHOLE` or `DIVIDED`."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether tokens travel to the weights."""
+        return self.rules is DIVIDED
+
+    def __call__(self, tree: Any) -> Any:
+        """Returns weights as they lie; those that all devices do not divide are whole."""
+
+        def one(path, leaf):
+            spec = partition(names_of(path), leaf.shape, self.rules)
+            sizes = zip(leaf.shape, spec, strict=False)
+            if any(size % parts_of(axes, self.on) for size, axes in sizes):
+                spec = partition(names_of(path), leaf.shape, WHOLE)
+            return jax.lax.with_sharding_constraint(leaf, spec)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
+    """Returns how a tree of weights is to lie while answers are decoded, None: as it does.
+
+    It is for the beginning of a program that decodes: weights then move once, not once a token.
+
+    Args:
+      tree: the weights that decoding reads, in the dtype it computes in.
+      gib: of a device that they may take to be whole; None: a `SHARE` of its memory, all of them
+        where that is not known.
+      divides: whether the model's layers let tokens travel where weights are not whole.
+    """
+    on = current()
+    if on is None or on.size == 1:
+        return None
+    if gib is None:
+        kind = on.abstract_device.device_kind if on.abstract_device is not None else ""
+        known = [name for name in MEMORY_GIB if kind.startswith(name)]
+        gib = SHARE * (MEMORY_GIB[max(known, key=len)] if known else math.inf)
+
+    def size(path, leaf):
+        spec = partition(names_of(path), leaf.shape, WHOLE)
+        return leaf.size * leaf.dtype.itemsize / math.prod(parts_of(axes, on) for axes in spec)
+
+    taken = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, tree)))
+    if taken <= gib * 2**30:
+        return Decoding(on, WHOLE)
+    return Decoding(on, DIVIDED) if divides else None
+
+
+def gathered(x: Any) -> Any:
+    """Returns x whole on every device."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def by_channels(x: Any) -> Any:
+    """Returns x [.. C] with its channels divided as `DIVIDED` divides them, if they divide."""
+    on = current()
+    if on is None or x.shape[-1] % parts_of(ALL, on):
+        return x
+    spec = PartitionSpec(*(None,) * (x.ndim - 1), ALL)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def near(x: Any) -> Any:
     """Returns x in the memory of its devices, wherever it was."""
     return jax.device_put(x, jax.memory.Space.Device) if _away(x) else x
@@ -381,7 +475,8 @@ def _away(x: Any) -> bool:
     return jax.typeof(x).memory_space == jax.memory.Space.Host
 
 
-def _parts(axes: Any, on: Mesh | AbstractMesh) -> int:
+def parts_of(axes: Any, on: Mesh | AbstractMesh) -> int:
+    """Returns how many parts something is divided into along an axis of a mesh, or several."""
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(on.shape[axis] for axis in axes)
 

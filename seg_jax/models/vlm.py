@@ -69,7 +69,7 @@ class VLM(Protocol):
         ...
 
     def decoder(self) -> Decoder:
-        """Returns the model laid out for decoding: layers apart, weights cast once."""
+        """Returns the model laid out for decoding: layers apart, weights cast and moved once."""
         ...
 
     def unembed(self) -> Float[Array, "V D"]:

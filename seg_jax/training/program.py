@@ -92,18 +92,19 @@ class TooLarge(ValueError):
         self.needed, self.available = needed, available
 
 
-def compile(lowered: Any, arguments: Any) -> Any:
+def compile(lowered: Any, arguments: Any, options: dict[str, Any] | None = None) -> Any:
     """Returns the compiled program.
 
     Args:
       lowered: the program.
       arguments: shapes with their shardings, as lowered.
+      options: of the compiler.
 
     Raises:
       TooLarge: it does not fit the memory of a device.
     """
     try:
-        return lowered.compile()
+        return lowered.compile(compiler_options=options) if options else lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = _overflow(str(error), device_bytes(arguments))
         if found is None:

@@ -20,7 +20,9 @@ class Chip:
     """What a chip can at best.
 
     Source: Cloud TPU documentation, pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (memory,
-    peak compute of bfloat16, interconnect of a chip in one direction, all links together).
+    peak compute of bfloat16, interconnect of a chip in one direction, all links together); NVIDIA's
+    data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU", SXM (dense bfloat16, NVLink in
+    one direction).
     """
 
     hbm_gib: float
@@ -29,7 +31,9 @@ class Chip:
     link: float
     """Bytes a second that leave a chip for its neighbours."""
     axes: int
-    """Of the torus that chips are wired to."""
+    """Of the torus that chips are wired to; 0: all of a host to each other."""
+    kept_gib: float = 0.26
+    """Of the memory, which the runtime keeps to itself (a TPU compiler's own account: 258 MiB)."""
 
 
 CHIPS: dict[str, Chip] = {
@@ -37,7 +41,38 @@ CHIPS: dict[str, Chip] = {
     "v5e": Chip(16.0, 197e12, 200e9, 2),
     "v5p": Chip(95.0, 459e12, 600e9, 3),
     "v6e": Chip(32.0, 918e12, 400e9, 2),
+    # Memory as the driver tells it. A context with its libraries takes about a GiB; how much of the
+    # rest a process may have is for XLA_PYTHON_CLIENT_MEM_FRACTION to say.
+    "h100": Chip(79.1, 989e12, 450e9, 0, kept_gib=1.0),
+    "h200": Chip(141.0, 989e12, 450e9, 0, kept_gib=1.0),
 }
+HOST_GPUS = 8
+"""GPUs of a host, wired to each other by NVLink."""
+NETWORK = 50e9
+"""Bytes a second that leave a GPU for another host: 400 Gbit/s (NVIDIA DGX H100 user guide)."""
+
+_GPU = {
+    "h100": ("NVIDIA H100 80GB HBM3", 3_352_320_000_000, 84_942_979_072),
+    "h200": ("NVIDIA H200 141GB HBM3e", 4_800_000_000_000, 151_397_597_184),
+}
+"""Name, bytes a second and bytes of the memory of a GPU."""
+_HOPPER = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  l2_cache_size: 52428800 memory_bandwidth: {bandwidth} device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+runtime_version {{ major: 12 minor: 8 }}
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""
+"""What XLA's compiler asks of a GPU (`GpuTargetConfigProto`), as CUDA tells it of a Hopper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +85,8 @@ class Topology:
     """None: nothing is known of the machine, as of virtual CPU devices."""
     devices_per_chip: int = 1
     """Cores that share a chip's memory without being one device."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the compiler, where the devices are not here."""
 
     @property
     def hbm_bytes(self) -> float | None:
@@ -58,20 +95,31 @@ class Topology:
 
 
 def of(name: str) -> Topology:
-    """Returns the topology of a name such as v5e:16x16, v5p:4x4x4 or cpu:8.
+    """Returns the topology of a name such as v5e:16x16, v5p:4x4x4, h100:32 or cpu:8.
 
-    Those of TPUs are descriptions that the compiler in `libtpu` makes on any machine.
+    Those of TPUs and GPUs are descriptions that the compilers in `libtpu` and in JAX's plugin for
+    CUDA make on any machine.
 
     Raises:
-      ValueError: no such topology, no `libtpu`, or fewer CPU devices than asked for.
+      ValueError: no such topology, no compiler for it, or fewer CPU devices than asked for.
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", shape):
         return Topology(name, _virtual(int(shape)), None)
     chip = CHIPS.get(kind)
-    if chip is None or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape):
+    if kind in _GPU and re.fullmatch(r"[1-9]\d{0,4}", shape):
+        devices, hosts = _gpus(name, kind, int(shape))
+        chip = chip if hosts == 1 else dataclasses.replace(chip, link=NETWORK)
+        # XLA chooses tiles of its own products by trying them, for which a GPU has to be here.
+        return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
+    if (
+        chip is None
+        or kind in _GPU
+        or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape)
+    ):
         raise ValueError(
-            f"topology: expected cpu:8, v5e:16x16, v6e:8x8, v5p:4x4x4 or the like, got {name!r}"
+            "topology: expected cpu:8, v5e:16x16, v6e:8x8, v5p:4x4x4, h100:8, h200:32 or the like, "
+            f"got {name!r}"
         )
     sides = [int(side) for side in shape.split("x")]
     devices = _described(name, sides)
@@ -88,6 +136,31 @@ def _virtual(count: int) -> list[Any]:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     return devices[:count]
+
+
+def _gpus(name: str, kind: str, count: int) -> tuple[list[Any], int]:
+    """Returns descriptions of GPUs, hosts one after another, and the number of hosts."""
+    hosts, left = divmod(count, HOST_GPUS) if count > HOST_GPUS else (1, 0)
+    if left:
+        raise ValueError(
+            f"topology: expected up to {HOST_GPUS} GPUs or whole hosts of {HOST_GPUS}, got {name}; "
+            f"do: take {kind}:{hosts * HOST_GPUS} or {kind}:{(hosts + 1) * HOST_GPUS}"
+        )
+    if not any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (12, 13)):
+        raise ValueError(
+            f"topology: expected JAX's plugin for CUDA, the compiler for {name}, got none; "
+            "do: pip install 'seg-jax[cuda]' (no GPU is needed)"
+        )
+    from jax.experimental import topologies
+
+    told = dict(zip(("name", "bandwidth", "memory"), _GPU[kind], strict=True))
+    found = topologies.get_topology_desc(
+        topology_name=name,
+        platform="cuda",
+        topology=f"1x{hosts}x{count // hosts}",
+        target_config=_HOPPER.format(**told),
+    )
+    return list(found.devices), hosts
 
 
 def _described(name: str, sides: list[int]) -> list[Any]:

@@ -93,7 +93,7 @@ def test_a_small_run_is_compiled_and_judged(tmp_path, capsys):
 
 
 def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
-    def refuse(lowered, shapes):
+    def refuse(lowered, shapes, options):
         raise program.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
 
     monkeypatch.setattr(program, "compile", refuse)
@@ -202,6 +202,38 @@ def test_a_small_run_compiles_for_a_tpu(step):
     least = 2 if step == "sft" else tokens - 1
     assert max(loop.trips or 0 for loop in result.text.loops) >= least
     assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+
+
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (12, 13)),
+    reason="needs JAX's plugin for CUDA, the compiler for GPUs",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["sft", "evaluate", "sample", "update"])
+def test_a_small_run_compiles_for_gpus(step):
+    changes = {"compute": layers.Compute(dtype="bfloat16", remat="full"), "loss_chunk": 8}
+    run = small_run.sft_config(**changes)
+    if step in ("sample", "update"):
+        run = dataclasses.replace(small_run.gspo_config(**changes), model=run.model)
+    target = topology.of("h100:8")
+    plan = abstract.plan(run, target.devices)
+    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    assert result.fits is True
+    assert result.text.collectives
+    assert result.available_bytes == pytest.approx(78.1 * 2**30)
+    assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_long_rows_attend_by_kernels_on_a_tpu():
+    compute = layers.Compute(dtype="bfloat16", remat="full", attention="splash")
+    run = small_run.sft_config(compute=compute, loss_chunk=8)
+    target = topology.of("v5e:2x2")
+    plan = abstract.plan(run, target.devices)
+    result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
+    names = " ".join(result.text.kernels)
+    assert all(f"splash_mha_{name}" in names for name in ("fwd", "dq", "dkv")), names
 
 
 @needs_libtpu

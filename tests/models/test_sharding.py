@@ -15,11 +15,12 @@ from seg_jax.models import decode, families, layers, likelihood, sharding, weigh
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
+SMALL = tiny_vlm.config(text={"num_hidden_layers": 2}, vision={"depth": 2})
+
 
 @pytest.fixture(scope="module")
 def setting():
-    small = {"text": {"num_hidden_layers": 2}, "vision": {"depth": 2}}
-    graph, params = nnx.split(tiny_vlm.model(tiny_vlm.config(**small), amplify=3.0))
+    graph, params = nnx.split(tiny_vlm.model(SMALL, amplify=3.0))
     rng = np.random.default_rng(0)
     rows = [tiny_vlm.row(rng, [(4, 4)], texts=(3, 2 + i)) for i in range(4)]
     return graph, params, tiny_vlm.stack(rows)
@@ -63,6 +64,60 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     q = other["blocks"]["q"]["kernel"][...]
     assert q.sharding.spec == PartitionSpec(None, ("fsdp", "expert", "context"), "tensor")
     assert q.addressable_shards[0].data.size == q.size // 4
+
+
+@pytest.mark.parametrize("gib", [None, 0.0], ids=["whole", "divided"])
+def test_answers_do_not_depend_on_how_weights_lie_meanwhile(setting, gib):
+    _, params, (tokens, pictures) = setting
+    compute = layers.Compute(decode_gib=gib)
+    graph, _ = nnx.split(tiny_vlm.model(SMALL, compute=compute, amplify=3.0))
+
+    def sample(params, tokens, pictures):
+        return decode.generate(
+            nnx.merge(graph, params),
+            tokens,
+            pictures,
+            answers=2,
+            max_tokens=8,
+            sampler=decode.Sample(),
+            end_ids=(3,),
+            key=jax.random.key(0),
+        )
+
+    want = jax.jit(sample)(params, tokens, pictures)
+    on = sharding.mesh({"fsdp": 4, "tensor": 2})
+    spread = jax.device_put(params, sharding.shardings(params, on))
+    rows = jax.device_put((tokens, pictures), sharding.batch(on, rows=4))
+    with jax.set_mesh(on):
+        got = jax.jit(sample)(spread, *rows)
+    np.testing.assert_array_equal(got.ids, want.ids)
+    np.testing.assert_allclose(got.logp, want.logp, rtol=0, atol=1e-5)
+
+
+def test_weights_lie_whole_while_answers_are_decoded_where_there_is_room(setting):
+    _, params, _ = setting
+    block = {"q": params["blocks"]["q"], "down": params["blocks"]["down"]}
+    on = sharding.mesh({"fsdp": 4, "tensor": 2})
+    spread = jax.device_put(block, sharding.shardings(block, on))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(block)) / 2**30
+
+    def lies(gib, *, divides=True):
+        def move(tree):
+            how = sharding.decoding(tree, gib=gib, divides=divides)
+            return tree if how is None else how(tree)
+
+        with jax.set_mesh(on):
+            moved = jax.jit(move)(spread)
+        q, down = moved["q"]["kernel"][...], moved["down"]["kernel"][...]
+        return [x.size // x.addressable_shards[0].data.size for x in (q, down)]
+
+    assert lies(None) == lies(size) == [2, 2]  # A device of two on tensor holds its half.
+    assert lies(size / 4) == [8, 8]
+    assert lies(size / 4, divides=False) == lies(0.0, divides=False) == [8, 8]  # As it was.
+    q = params["blocks"]["q"]["kernel"][...]
+    assert sharding.partition(("q", "kernel"), q.shape, sharding.DIVIDED) == (
+        PartitionSpec(None, None, ("tensor", "fsdp", "expert", "context", "data"))
+    )
 
 
 def test_every_matrix_is_divided_and_moments_lie_as_their_weights(setting):

@@ -10,7 +10,9 @@ import pytest
 from seg_jax.training import topology
 
 
-@pytest.mark.parametrize("name", ["v5e:4", "v5p:4x4", "v5e:4x4x4", "h100:8", "cpu:0", "cpu", ""])
+@pytest.mark.parametrize(
+    "name", ["v5e:4", "v5p:4x4", "v5e:4x4x4", "h100:2x4", "h100:0", "cpu:0", "cpu", ""]
+)
 def test_what_is_no_topology_is_told_what_is(name):
     with pytest.raises(ValueError, match=r"expected cpu:8, v5e:16x16, .* or the like, got '"):
         topology.of(name)
@@ -40,3 +42,33 @@ def test_chips_that_are_not_here_are_described(name, chips, gib):
     assert len(found.devices) == chips * found.devices_per_chip
     assert {device.platform for device in found.devices} == {"tpu"}
     assert found.hbm_bytes * found.devices_per_chip == gib * 2**30
+
+
+CUDA = any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (12, 13))
+
+
+def test_without_a_plugin_for_cuda_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"CUDA.*do: pip install 'seg-jax\[cuda\]' \(no GPU"):
+        topology.of("h100:8")
+    with pytest.raises(
+        ValueError, match="whole hosts of 8, got h200:12; do: take h200:8 or h200:16"
+    ):
+        topology.of("h200:12")
+
+
+@pytest.mark.skipif(not CUDA, reason="needs JAX's plugin for CUDA, the compiler for GPUs")
+@pytest.mark.parametrize(("name", "count", "gib"), [("h100:8", 8, 80), ("h200:32", 32, 141)])
+def test_gpus_that_are_not_here_are_described(name, count, gib):
+    found = topology.of(name)
+    assert len(found.devices) == count
+    assert found.hbm_bytes == pytest.approx(gib * 2**30, rel=0.02)
+    assert found.devices[0].device_kind.startswith(f"NVIDIA {name[:4].upper()}")
+    assert (found.chip.link < 1e11) == (count > 8)  # Hosts are wired to each other more thinly.
+    place = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(found.devices, "x"), jax.sharding.PartitionSpec("x")
+    )
+    rows = jax.ShapeDtypeStruct((count, 64), "float32", sharding=place)
+    program = jax.jit(lambda x: x.sum(0)).lower(rows).compile()
+    assert "all-reduce" in program.as_text()
+    assert program.memory_analysis().argument_size_in_bytes == 256

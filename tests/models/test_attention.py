@@ -1,0 +1,110 @@
+"""Models attend alike by a kernel and by XLA: values, gradients, packed answers, on any mesh."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_kimi
+import tiny_vlm
+from flax import nnx
+
+from seg_jax.models import attention, layers, likelihood, sharding
+from seg_jax.records import Packing
+
+FAMILIES = {
+    "qwen25_vl": (
+        tiny_vlm,
+        tiny_vlm.config(text={"num_hidden_layers": 2}, vision={"depth": 2}),
+        3.0,
+    ),
+    "kimi_vl": (
+        tiny_kimi,
+        tiny_kimi.config(text={"num_hidden_layers": 2}, vision={"num_hidden_layers": 1}),
+        5.0,
+    ),
+}
+B, G, Q = 4, 2, 8
+
+
+def graph_and_params(family, **compute):
+    tiny, config, amplify = FAMILIES[family]
+    return nnx.split(tiny.model(config, compute=layers.Compute(**compute), amplify=amplify))
+
+
+def rows(family):
+    """Returns prompts of several lengths with pictures, and packed answers to them."""
+    rng = np.random.default_rng(0)
+    made = [tiny_vlm.row(rng, [(4, 4), (2, 6)], texts=(3, 1, 2 + i)) for i in range(B)]
+    prompts = FAMILIES[family][0].stack(made)
+    ids = rng.integers(0, 280, (B, G, Q))
+    number = np.stack([np.repeat([1, 2, 0], sizes) for sizes in ([5, 3, 0], [4, 2, 2])])
+    count = np.concatenate([np.arange(5), np.arange(3)]), np.r_[0:4, 0:2, 0:2]
+    packing = Packing(*(np.broadcast_to(np.int32(x), (B, G, Q)) for x in (number, np.stack(count))))
+    return *prompts, ids, packing
+
+
+def step(graph):
+    def loss(params, tokens, pictures, ids, packing):
+        model = nnx.merge(graph, params)
+        hidden = model.extend(ids, model.prefill(tokens, pictures), packing)
+        logp = likelihood.token_logp(hidden, model.unembed(), ids)
+        return -jnp.where(packing.segments > 0, logp, 0).mean()
+
+    return jax.value_and_grad(loss)
+
+
+def assert_same(got, want):
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 + 1e-4 * np.abs(b).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kernel_changes_neither_value_nor_gradient(family):
+    plain, params = graph_and_params(family)
+    batch = rows(family)
+    want = jax.jit(step(plain))(params, *batch)
+    graph, _ = graph_and_params(family, attention="splash", remat="full")
+    assert_same(jax.jit(step(graph))(params, *batch), want)
+    if jax.device_count() < 8:
+        return
+    # Of two heads of keys four devices have one each, repeated; of four heads of queries one.
+    for sizes in ({"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}):
+        on = sharding.mesh(sizes)
+        places = sharding.shardings(params, on)
+        given = jax.device_put(params, places), *jax.device_put(batch, sharding.batch(on, rows=B))
+        with jax.set_mesh(on):
+            got = jax.jit(step(graph), out_shardings=(None, places))(*given)
+        assert_same(jax.device_get(got), want)
+
+
+def test_a_kernel_sees_windows_as_xla_does():
+    rng = np.random.default_rng(0)
+    heads = layers.Heads(*(jnp.asarray(rng.normal(size=(2, 90, 2, 8))) for _ in range(3)))
+    window = np.concatenate([np.repeat(np.arange(8), [9, 16, 3, 16, 12, 8, 6, 12]), [-1] * 8])
+    segments = jnp.asarray(np.stack([window, window]), jnp.int32)
+    want, got = (
+        attention.attend_near(heads, segments, reach=16, kind=kind) for kind in ("xla", "splash")
+    )
+    real = slice(82)
+    np.testing.assert_allclose(got[:, real], want[:, real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
+@pytest.mark.parametrize(
+    ("sizes", "count"), [({"fsdp": 8}, 6), ({"context": 2, "fsdp": 4}, 4), ({"fsdp": 4}, 8)]
+)
+def test_rows_that_do_not_divide_or_are_shared_stay_with_xla(sizes, count):
+    on = sharding.mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    heads = layers.Heads(*(jnp.zeros((count, 16, 2, 8)) for _ in range(3)))
+
+    def run(heads):
+        segments = jnp.zeros((count, 16), jnp.int32)
+        return attention.attend(heads, segments, causal=True, kind="splash")
+
+    with jax.set_mesh(on):
+        text = str(jax.make_jaxpr(run)(heads))
+    assert ("pallas_call" in text) == (sizes == {"fsdp": 4})
