@@ -45,12 +45,15 @@ class Samples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns ids, labels, pixels and grid of a picture."""
         record = self.source.record(index)
+        return self.told(record, self.processed(decoded(record)), index)
+
+    def told(self, record: stored.Record, seen: Any, index: int) -> dict[str, np.ndarray]:
+        """Returns the same of a picture that has been processed."""
         rng = np.random.default_rng([self.seed, index])
         told = record.told[int(rng.integers(len(record.told)))]
         question = chat.question(Kind.MASK, told.text, rng=rng)
         text = outline.write_mask(self._rings(_mask(record, told.objects)), digits=self.task.digits)
         answer = chat.answer(text, Kind.MASK, rng=rng)
-        seen = self.processed(decoded(record))
         cells = int(seen["image_grid_thw"].prod()) // self.layout.merge**2
         ids, labels = self._tokens(question, answer, cells)
         pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
@@ -144,7 +147,7 @@ def decoded(record: stored.Record) -> Any:
 def _mask(record: stored.Record, objects: tuple[int, ...]) -> Bool[np.ndarray, "H W"]:
     from pycocotools import mask
 
-    rles = [record.rle(which) for which in objects]
+    rles: Any = [record.rle(which) for which in objects]
     return mask.decode(mask.merge(rles) if len(rles) > 1 else rles[0]).astype(bool)
 
 

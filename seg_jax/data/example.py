@@ -17,6 +17,8 @@ Value = list[bytes] | np.ndarray
 
 _BYTES, _FLOATS, _INTEGERS = 1, 2, 3
 _VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5
+_FEW = 64
+"""Bytes."""
 
 
 def encode(features: Mapping[str, Value]) -> bytes:
@@ -95,6 +97,12 @@ def _list(feature: memoryview) -> Value:
 
 def _integers(packed: bytes) -> np.ndarray:
     """Returns the integers of packed varints."""
+    if len(packed) <= _FEW:  # Sooner done one by one.
+        at, some = 0, []
+        while at < len(packed):
+            value, at = _number(memoryview(packed), at)
+            some.append(value % 2**64)
+        return np.array(some, np.uint64).view(np.int64)
     code = np.frombuffer(packed, np.uint8)
     ends = np.flatnonzero(code < 128)
     if code.size and (not ends.size or ends[-1] != code.size - 1):

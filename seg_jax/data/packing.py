@@ -142,11 +142,10 @@ def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:
     found, left = [0], Size(pack.tokens - sizes[0].tokens, pack.patches - sizes[0].patches)
     rest = [*range(1, len(sizes))]
     # Small pieces: a row takes more of them than there are to choose from.
-    while len(rest) > CHOICE and all(
-        np.greater_equal(left, np.sum([sizes[index] for index in rest[:CHOICE]], 0))
-    ):
-        left = Size(*np.subtract(left, sizes[rest[0]]))
+    while len(rest) > CHOICE and _fits([sizes[index] for index in rest[:CHOICE]], left):
         found.append(rest.pop(0))
+        tokens, patches = sizes[found[-1]]
+        left = Size(left.tokens - tokens, left.patches - patches)
     rest = rest[:CHOICE]
     # What every subset takes: bit b of its number tells whether it has piece b.
     tokens, patches = np.zeros((2, 1), np.int64)
@@ -158,13 +157,18 @@ def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:
     return sorted([*found, *(index for bit, index in enumerate(rest) if best >> bit & 1)])
 
 
+def _fits(sizes: Sequence[Size], room: Size) -> bool:
+    """Returns whether all of them fit together."""
+    return all(sum(some) <= most for some, most in zip(zip(*sizes, strict=True), room, strict=True))
+
+
 class _Lane:
     """The pieces of one row of every batch: they wait, are chosen, and leave row by row.
 
     Its position is the number of the next piece, then those of the pieces that wait.
     """
 
-    def __init__(self, read: Callable[[int], Future[Piece]], pack: Pack, position: Sequence[int]):
+    def __init__(self, read: Callable[[int], Future[Any]], pack: Pack, position: Sequence[int]):
         self._read, self._pack = read, pack
         self._next, *waiting = position
         self._waiting = [(number, read(number)) for number in waiting]
@@ -202,7 +206,7 @@ class _Lane:
         self._waiting = [one for place, one in enumerate(self._waiting) if place not in which]
         return [pieces[place] for place in which]
 
-    def _add(self) -> Future[Piece]:
+    def _add(self) -> Future[Any]:
         piece = self._read(self._next)
         self._waiting.append((self._next, piece))
         self._next += 1
@@ -210,9 +214,8 @@ class _Lane:
 
 
 def _is_plenty(sizes: Sequence[Size], pack: Pack) -> bool:
-    """Returns whether pieces would fill two rows."""
-    tokens, patches = (sum(some) for some in zip(*sizes, strict=True))
-    return tokens >= 2 * pack.tokens or patches >= 2 * pack.patches
+    """Returns whether pieces are more than two rows hold."""
+    return not _fits(sizes, Size(2 * pack.tokens, 2 * pack.patches))
 
 
 class Rows(grain.IterDataset):
@@ -259,7 +262,8 @@ class _Turns(grain.DatasetIterator):
 
     def __init__(self, rows: Rows):
         super().__init__()
-        self._rows, self._lanes = rows, []
+        self._rows = rows
+        self._lanes: list[_Lane] = []
         self._pool: ThreadPoolExecutor | None = None
 
     def __next__(self) -> tuple[PackedBatch, np.ndarray]:
@@ -284,11 +288,11 @@ class _Turns(grain.DatasetIterator):
         for lane in self._lanes:
             lane.read_ahead()
 
-    def _read(self, lane: int, number: int) -> Future[Piece]:
+    def _read(self, lane: int, number: int) -> Future[Any]:
         index = lane + number * self._rows.of
         if self._pool is not None:
             return self._pool.submit(self._rows.pieces.__getitem__, index)
-        done: Future[Piece] = Future()
+        done: Future[Any] = Future()
         done.set_result(self._rows.pieces[index])
         return done
 
