@@ -75,7 +75,8 @@ def fitting(source: Scenes | Built | Mixed, mixture: Mixture) -> Scenes | Built 
 
 def _with_absent(source: Scenes | Built) -> Scenes | Built:
     if isinstance(source, Built):
-        return dataclasses.replace(source, absent=True)
+        # Of single objects nothing is told that is not there.
+        return dataclasses.replace(source, absent=source.absent or not source.singly)
     style = dataclasses.replace(source.style, absent=max(source.style.absent, 1))
     return dataclasses.replace(source, style=style)
 

@@ -87,6 +87,10 @@ def test_the_source_gives_what_is_asked_about(made):
     folders = (made / "refcoco_unc", made / "grefcoco_unc")
     mixed = resolved(absent, data=folders, data_weights=(1.0, 1.0))
     assert [part.absent for part in mixed.parts] == [True, True]
+    singly = Mixed(
+        parts=tuple(Built(folders=(f,), singly=True) for f in folders), weights=(1.0, 1.0)
+    )
+    assert datasets.fitting(singly, absent) == singly
     assert resolved(absent).style.absent == 1
     points = Mixture(text_mask=0.0, point_mask=1.0)
     assert resolved(points, data=folders).singly

@@ -178,7 +178,7 @@ def test_a_wrong_layout(broken, entries, word):
         ({"wordings": 1}, "wordings"),
         ({"wordings": "few"}, "few"),
         ({"start": "last"}, "start"),
-        ({"order": None}, "order"),
+        ({"order": 3}, "order"),
         ({"tracing": "mine"}, "tracing"),
         ({"holes": 1}, "holes"),
         ({"mixture": {"absent": -1.0}}, "-1.0"),
