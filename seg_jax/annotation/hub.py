@@ -156,7 +156,8 @@ def prepared(
     from PIL import Image
 
     kernel = Image.Resampling(found.get("resample", Image.Resampling.BILINEAR))
-    resized = Image.fromarray(image).resize(size[::-1], kernel)
+    height, width = size
+    resized = Image.fromarray(image).resize((width, height), kernel)
     scaled = np.asarray(resized, np.float32) * np.float32(found.get("rescale_factor", 1 / 255))
     mean = np.array(found.get("image_mean", (0.485, 0.456, 0.406)), np.float32)
     deviation = np.array(found.get("image_std", (0.229, 0.224, 0.225)), np.float32)

@@ -58,8 +58,8 @@ def description(answer: Answer, wording: Wording) -> str:
         raise Failed("expected a whole description, got one that was cut off")
     text = " ".join(unicodedata.normalize("NFC", answer.text).split())
     text = text.strip(_QUOTES + " ").removesuffix(".").strip(_QUOTES + " ")
-    if not any(letter.isalnum() for letter in text):
-        raise Failed("expected a description, got nothing")
+    if not any(letter.isalpha() for letter in text):
+        raise Failed("expected a description in words, got nothing")
     if len(text) > wording.max_characters:
         raise Failed(
             f"expected a description of at most {wording.max_characters} characters, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
@@ -270,7 +271,7 @@ def make_all(
       progress: is told how many pictures are done.
 
     Raises:
-      Unusable: as in `make`.
+      Unusable: as in `make`, or a process died.
       OSError: as in `make`.
     """
     done = 0
@@ -288,6 +289,11 @@ def make_all(
             for future in concurrent.futures.as_completed(futures):
                 done += future.result()
                 progress(done)
+        except concurrent.futures.process.BrokenProcessPool:
+            raise Unusable(
+                f"expected {workers} workers to live, got one that died, perhaps out of memory; "
+                "run the same command again with fewer --workers: what is done stays"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

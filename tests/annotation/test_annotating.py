@@ -321,6 +321,23 @@ def test_a_model_that_fails_on_all_stops_the_run(tmp_path):
     assert (summary["annotated"], summary["failed"]) == (8, 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dying:
+    """Loads nothing: its process dies as one without memory does."""
+
+    def __call__(self) -> Stages:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told(tmp_path):
+    known.make(tmp_path / "web", 4)
+    job = dataclasses.replace(known.job(tmp_path / "out", 4), load=Dying())
+    with pytest.raises(Unusable, match="got one that died, .* with fewer --workers"):
+        annotate(tmp_path / "web", job, workers=2)
+
+
 def test_a_folder_belongs_to_one_annotation(tmp_path):
     known.make(tmp_path / "web", 2)
     job = known.job(tmp_path / "out", 2)

@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import dataclasses
 import http.server
 import io
 import json
+import pickle
 import threading
 import time
 
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from seg_jax.annotation.annotator import Picture, annotate
+from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.endpoint import Endpoint, Settings
 from seg_jax.annotation.stages import Ask, Failed, Unusable
 
@@ -299,3 +302,18 @@ def test_settings_that_make_no_sense_are_told():
         Settings(tries=0)
     with pytest.raises(ValueError, match="expected a timeout above 0"):
         Settings(timeout_seconds=0.0)
+
+
+def test_a_choice_keeps_to_the_model_that_was_served(stub, tmp_path):
+    for name in ("dino", "sam"):
+        (tmp_path / name).mkdir()
+    chosen = Choice(detector=tmp_path / "dino", segmenter=tmp_path / "sam", describer=stub.url)
+    models = chosen.models()
+    assert models.describer == ("vlm", "")
+    assert models.detector.name == "dino"
+    settled = chosen.settled(models)
+    assert settled.endpoint.model == "vlm"
+    assert hash(settled) == hash(pickle.loads(pickle.dumps(settled)))
+    silent = dataclasses.replace(chosen, describer=None)
+    assert silent.settled(silent.models()) == silent
+    assert silent.models().describer is None

@@ -24,9 +24,10 @@ SIZES = [(64, 64), (50, 90), (100, 30), (7, 7)]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Returns the folders of the three models."""
+    """Returns the folders of the models."""
     root = tmp_path_factory.mktemp("hub")
-    return {name: getattr(tiny_hub, name)(root / name) for name in ("detector", "sam", "sam2")}
+    made = {name: getattr(tiny_hub, name)(root / name) for name in ("detector", "sam", "sam2")}
+    return made | {"sam2_video": tiny_hub.sam2(root / "sam2_video", video=True)}
 
 
 def picture(height, width, seed=0):
@@ -128,7 +129,7 @@ def official_sam2(folder, image, boxes):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["sam", "sam2"])
+@pytest.mark.parametrize("kind", ["sam", "sam2", "sam2_video"])
 def test_masks_are_those_of_transformers(folders, kind, size):
     image, (height, width) = picture(*size), size
     rng = np.random.default_rng(1)
@@ -136,9 +137,8 @@ def test_masks_are_those_of_transformers(folders, kind, size):
     boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.5, (18, 2))], 1)
     boxes *= [width, height, width, height]
     found = Sam(folders[kind], device="cpu").segment(image, boxes)
-    logits, quality = {"sam": official_sam, "sam2": official_sam2}[kind](
-        folders[kind], image, boxes
-    )
+    official = official_sam if kind == "sam" else official_sam2
+    logits, quality = official(folders[kind], image, boxes)
     assert len(found) == 18
     unsure = np.abs(logits) < 1e-4
     assert unsure.mean() < 0.02

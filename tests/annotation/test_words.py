@@ -26,10 +26,11 @@ def test_an_expression_is_cleaned(text, taken):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "got nothing"),
-        (" \n\t ", "got nothing"),
-        ('"."', "got nothing"),
-        ("---", "got nothing"),
+        ("", "in words, got nothing"),
+        (" \n\t ", "in words, got nothing"),
+        ('"."', "in words, got nothing"),
+        ("---", "in words, got nothing"),
+        ("[[[0.12, 0.34]]].", "in words, got nothing"),
         ("a cup\x00", "U+0000"),
         ("a cup\x1b[31m", "U+001B"),
         ("a \u202ecup", "U+202E"),

@@ -105,8 +105,13 @@ def sam(folder: Path) -> Path:
     return folder
 
 
-def sam2(folder: Path) -> Path:
-    """Writes a SAM 2 of a few thousand weights; returns its folder."""
+def sam2(folder: Path, *, video: bool = False) -> Path:
+    """Writes a SAM 2 of a few thousand weights; returns its folder.
+
+    Args:
+      folder: where to.
+      video: whether as the published ones, whose weights follow objects through videos, too.
+    """
     torch.manual_seed(0)
     backbone = transformers.Sam2HieraDetConfig(
         hidden_size=8,
@@ -125,16 +130,21 @@ def sam2(folder: Path) -> Path:
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
         fpn_hidden_size=16,
     )
-    config = transformers.Sam2Config(
-        vision_config=vision.to_dict(),
-        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(
-            hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4
-        ).to_dict(),
-        mask_decoder_config=transformers.Sam2MaskDecoderConfig(
-            hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
-        ).to_dict(),
-    )
-    _loud(transformers.Sam2Model(config)).save_pretrained(folder)
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2}
+    decoder |= {"iou_head_hidden_dim": 16}
+    parts = {"vision_config": vision.to_dict(), "prompt_encoder_config": prompt}
+    parts |= {"mask_decoder_config": decoder}
+    if video:
+        memory = {"memory_attention_hidden_size": 16, "memory_attention_num_layers": 1}
+        memory |= {"memory_attention_feed_forward_hidden_size": 32}
+        memory |= {"memory_encoder_hidden_size": 16, "memory_encoder_output_channels": 8}
+        memory |= {"mask_downsampler_embed_dim": 16, "memory_fuser_embed_dim": 16}
+        memory |= {"memory_fuser_intermediate_dim": 32, "image_size": 64}
+        config = transformers.Sam2VideoConfig(**parts, **memory)
+        _loud(transformers.Sam2VideoModel(config)).save_pretrained(folder)
+    else:
+        _loud(transformers.Sam2Model(transformers.Sam2Config(**parts))).save_pretrained(folder)
     _write(
         folder,
         {
