@@ -133,14 +133,15 @@ def _start(name: str, arguments: Sequence[str]) -> int:
 
 
 def _choose_platforms(devices: Path) -> None:
-    """Spares a machine without TPUs JAX's search for them where their compiler is installed.
+    """Spares a machine without TPUs or GPUs JAX's search for them where a compiler is installed.
 
     The compiler is good for `seg-jax compile`; as a device it complains in many lines.
     """
-    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+    compilers = "libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"
+    if "JAX_PLATFORMS" in os.environ or not any(map(importlib.util.find_spec, compilers)):
         return
     if not [*devices.glob("accel*"), *devices.glob("vfio/*")]:
-        gpu = (devices / "nvidiactl").exists()
+        gpu = any((devices / name).exists() for name in ("nvidiactl", "dxg"))
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu else "cpu"
 
 

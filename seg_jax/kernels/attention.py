@@ -6,7 +6,7 @@ tokens that ask, seen within equal segments. P may be 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,11 @@ APART = 2.0**20
 def platform() -> str:
     """Returns what the program that is traced will run on: tpu, gpu, cpu.
 
-    The devices of `jax.set_mesh` tell, which need not be here; without it, JAX's default device.
+    The devices of `jax.set_mesh` tell, which need not be here; without it, JAX's default backend.
     """
     on = jax.sharding.get_abstract_mesh()
     device = None if on.empty else on.abstract_device
-    if device is None:
-        device = jax.config.jax_default_device or jax.default_backend()
-    name = device if isinstance(device, str) else device.platform
+    name = jax.default_backend() if device is None else device.platform
     return "gpu" if name == "cuda" else name
 
 
@@ -88,18 +86,18 @@ def splash(
 
     Source: FlashAttention-2, Dao 2023, with sparse blocks: JAX's `splash_attention`.
     """
-    length, keys, heads = query.shape[1], key.shape[1], query.shape[2]
+    (batch, length, heads, _), keys = query.shape, key.shape[1]
     query = _scaled(query)
-    ids = _ids(segments, used, query.shape[:2])
+    ids = _ids(segments, used, (batch, length))
     if used is not None and segments is not None:
         query, key = _apart(query, key, segments)
     sides = [_block(count, small=reach is not None) for count in (length, keys)]
-    padded = [count + -count % side for count, side in zip((length, keys), sides, strict=True)]
+    padded = length + -length % sides[0], keys + -keys % sides[1]
     ids = library.SegmentIds(
         *(jnp.pad(x, ((0, 0), (0, to - x.shape[1])), constant_values=-1 << 30)
           for x, to in zip(ids, padded, strict=True))
     )  # fmt: skip
-    mask = _mask(tuple(padded), causal=causal, reach=reach, behind=keys - length)
+    mask = _mask(padded, causal=causal, reach=reach, behind=keys - length)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
         block_sizes=_sizes(*sides),
@@ -111,7 +109,7 @@ def splash(
         jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, to - x.shape[1]), (0, 0)))
         for x, to in zip((query, key, value), (padded[0], *padded[1:] * 2), strict=True)
     ]
-    out = jax.vmap(kernel)(*by_heads, ids)
+    out = cast(jax.Array, jax.vmap(kernel)(*by_heads, ids))
     return out[:, :, :length].transpose(0, 2, 1, 3)
 
 
@@ -130,8 +128,8 @@ def cudnn(
 
     Who sees whom goes in as a table [B 1 T S], common to all heads.
     """
-    length, keys = query.shape[1], key.shape[1]
-    seen = allowed(segments, used, query.shape[:2], causal=causal, reach=reach)
+    (batch, length, *_), keys = query.shape, key.shape[1]
+    seen = allowed(segments, used, (batch, length), causal=causal, reach=reach)
     more = (0, length % 2), (0, keys % 2)  # With such a table it asks for even lengths.
     seen = jnp.pad(seen, ((0, 0), *more))[:, None]
     query, key, value = (
@@ -226,7 +224,5 @@ def _sizes(queries: int, keys: int) -> library.BlockSizes:
 def _mask(shape: tuple[int, int], *, causal: bool, reach: int | None, behind: int):
     """Returns what the kernel knows of who sees whom when it is compiled."""
     if reach is not None:
-        return library.splash_attention_mask.LocalMask(
-            shape, (reach - 1, 0 if causal else reach - 1), behind
-        )
+        return library.LocalMask(shape, (reach - 1, 0 if causal else reach - 1), behind)
     return library.CausalMask(shape, behind) if causal else library.FullMask(shape)

@@ -50,7 +50,7 @@ class Attention(nnx.Module):
 
     def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` layers."""
-        self.shape, self.fuse, self.kind = shape, compute.fuse, compute.attention
+        self.shape, self.fuse, self.compute = shape, compute.fuse, compute
         dtype = compute.param_dtype
 
         def linear(wide: int, long: int) -> layers.Linear:
@@ -97,7 +97,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Returns causal attention within equal segments of whole rows, output layer included."""
         heads = layers.Heads(q, *self.spread(latent))
-        out = attention.attend(heads, segments, causal=True, kind=self.kind)
+        out = attention.attend(heads, segments, causal=True, kind=self.compute.attention)
         return self.o(out.reshape(*out.shape[:2], -1))
 
     def attend_spread(
@@ -113,7 +113,7 @@ class Attention(nnx.Module):
             layers.Heads(q, *self.spread(own)),
             layers.shared(layers.Heads(k, k, v)),
             seen,
-            kind=self.kind,
+            kind=self.compute.attention,
         )
         return self.o(out.reshape(*out.shape[:3], -1))
 

@@ -109,7 +109,7 @@ def of(name: str) -> Topology:
     chip = CHIPS.get(kind)
     if kind in _GPU and re.fullmatch(r"[1-9]\d{0,4}", shape):
         devices, hosts = _gpus(name, kind, int(shape))
-        chip = chip if hosts == 1 else dataclasses.replace(chip, link=NETWORK)
+        chip = CHIPS[kind] if hosts == 1 else dataclasses.replace(CHIPS[kind], link=NETWORK)
         # XLA chooses tiles of its own products by trying them, for which a GPU has to be here.
         return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
     if (

@@ -25,6 +25,10 @@ FAMILIES = {
         5.0,
     ),
 }
+MESHES = {
+    "qwen25_vl": ({"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}),
+    "kimi_vl": ({"fsdp": 4, "tensor": 2},),
+}
 B, G, Q = 4, 2, 8
 
 
@@ -71,8 +75,8 @@ def test_a_kernel_changes_neither_value_nor_gradient(family):
     assert_same(jax.jit(step(graph))(params, *batch), want)
     if jax.device_count() < 8:
         return
-    # Of two heads of keys four devices have one each, repeated; of four heads of queries one.
-    for sizes in ({"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}):
+    # Where four devices share two heads of keys, each is repeated for two heads of queries.
+    for sizes in MESHES[family]:
         on = sharding.mesh(sizes)
         places = sharding.shardings(params, on)
         given = jax.device_put(params, places), *jax.device_put(batch, sharding.batch(on, rows=B))
