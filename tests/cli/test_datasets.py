@@ -179,6 +179,15 @@ def test_two_steps_on_mixed_data_sets(made, run, tmp_path):
     other = run(*words, tmp_path / "sft", "--resume", "--data-weights", 2, 1)
     assert other[0] == 1
     assert "another source.weights" in other[1]
+    words = ("--checkpoint", tmp_path / "sft" / "checkpoint", *sets, "--mixture.absent", 1.0)
+    words = (*words, "--feed.batch", 8, "--loop.steps", 2, "--loop.log-every", 1)
+    words = (*words, "--sampling.answers", 4, "--sampling.max-tokens", 12, "--sampling.grammar")
+    words = (*words, "--policy.minibatches", 2, "--panel-every", 1, "--out", tmp_path / "gspo")
+    assert run("reinforce", *words)[0] == 0
+    told = [json.loads(one) for one in (tmp_path / "gspo" / "metrics.jsonl").open()]
+    assert [one["verdicts/OK"] for one in told] == [1.0, 1.0]
+    assert all(np.isfinite(one["reward"]) for one in told)
+    assert len([*(tmp_path / "gspo" / "panels").iterdir()]) == 2
 
 
 def test_a_given_model_is_asked_other_questions_where_they_are_named(tmp_path):
