@@ -214,14 +214,14 @@ def outline(
     The mask is what the rings enclose by the even-odd rule, by pixel centres.
 
     Raises:
-      ValueError: the picture is larger than `canvas.fill` takes.
+      ValueError: with an epsilon, the picture is larger than `canvas.fill` takes.
     """
     every = contour.trace(mask)
     large = [ring for ring in every if abs(polygon.signed_area(ring)) >= settings.min_area_px]
-    rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
-    if len(large) == len(every) and not settings.epsilon_px:
-        return mask, rings
     height, width = mask.shape
+    if not settings.epsilon_px:
+        return contour.filled(large, height=height, width=width), large
+    rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
     units = [ring / np.array([width, height]) for ring in rings]
     return canvas.fill(units, height, width, rule="center", rings="evenodd"), rings
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from seg_jax.geometry import polygon
 from seg_jax.records import Ring
@@ -83,6 +85,28 @@ def solid(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     inside = np.zeros(np.add(mask.shape, 1), np.intp)
     np.add.at(inside, (corners[:, 1], corners[:, 0]), signs)
     return inside.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def filled(
+    rings: Sequence[Float[np.ndarray, "_ 2"]], *, height: int, width: int
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Returns the mask whose borders are rings of pixel corners, as `trace` gives them.
+
+    It is the even-odd fill by pixel centres, without a device: ones at the vertices, added up
+    modulo 2 down the columns and along the rows.
+
+    Args:
+      rings: rectilinear, of integer coordinates in 0..W and 0..H: all that `trace` has found, or
+        some of them.
+      height: rows of the mask.
+      width: columns of the mask.
+    """
+    odd = np.zeros((height + 1, width + 1), bool)
+    for ring in rings:
+        x, y = ring.astype(np.intp).T
+        np.logical_xor.at(odd, (y, x), True)
+    np.logical_xor.accumulate(odd, axis=0, out=odd)
+    return np.logical_xor.accumulate(odd, axis=1)[:height, :width]
 
 
 def checked(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:

@@ -11,7 +11,7 @@ import pytest
 import small_run
 
 from seg_jax.annotation import results, work
-from seg_jax.cli import finetune
+from seg_jax.cli import asked, finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import builds, sources
 
@@ -160,3 +160,20 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path):
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [step["step"] for step in steps if "loss" in step] == [1, 2]
     assert np.isfinite([step["loss"] for step in steps if "loss" in step]).all()
+
+
+@pytest.mark.slow
+def test_a_model_of_ours_describes(run, models, tmp_path):
+    known.make(tmp_path / "web", 2)
+    words = ("annotate", "--pictures", tmp_path / "web", "--prompts", "red star", *models, *LOOSE)
+    words = (*words, "--describer", asked.NANO, "--wording.question", "Name {label}.")
+    status, _, errors = run(*words, "--endpoint.max-tokens", 12, "--out", tmp_path / "out")
+    letters = (tmp_path / "out" / "dead_letters.jsonl").read_text().splitlines()
+    reasons = {(one["stage"], one["transient"]) for one in map(json.loads, letters)}
+    # What it was not taught to say is taken or refused, for a reason that is told.
+    assert reasons <= {("describer", False)}
+    assert status == 0 or (letters and "expected pictures with objects, got none" in errors)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["models"][2][0] == "nano_model"
+    told = summary["splits"]["train"]["objects"]
+    assert told + len(letters) + summary["dropped"].get("mask_area", 0) >= 2

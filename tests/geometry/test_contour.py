@@ -49,7 +49,11 @@ masks = st.builds(
 @example(np.ones((1, 1), bool))
 def test_rings_fill_back_to_the_mask(mask):
     rings = contour.trace(mask)
-    np.testing.assert_array_equal(parity(rings, *mask.shape), mask)
+    height, width = mask.shape
+    np.testing.assert_array_equal(parity(rings, height, width), mask)
+    for count in range(len(rings) + 1):
+        some = contour.filled(rings[:count], height=height, width=width)
+        np.testing.assert_array_equal(some, parity(rings[:count], height, width))
     areas = np.array([polygon.signed_area(ring) for ring in rings])
     assert areas.sum() == mask.sum()
     assert (np.diff(np.abs(areas)) <= 0).all()
