@@ -193,10 +193,9 @@ class Decoder:
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
         lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
         self.blocks = layers.unstack(nnx.merge(graph, params).blocks, lies)
-        self.travel = lies is not None and lies.divided
-        for block in self.blocks:
-            block.travel = self.travel
         if lies is not None:
+            for block in self.blocks:
+                block.travel = lies.divided
             rest = nnx.State({name: part for name, part in read.items() if name != "blocks"})
             params = nnx.State({**params, **lies(rest)})
         self.model = nnx.merge(graph, params)
@@ -242,6 +241,4 @@ class Decoder:
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
-        if not self.travel:
-            return self.model.logits(hidden)
-        return sharding.rows(self.model.logits(sharding.gathered(hidden)))
+        return self.model.logits(hidden)

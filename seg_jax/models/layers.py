@@ -503,21 +503,24 @@ class Block(nnx.Module):
         self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
     ) -> tuple[Float[Array, "*n D"], Any]:
         """Returns the block's output and what `mix` returned beside the attention output."""
+        # Told where a product lies, the compiler does not fetch its weights instead.
         whole, home, apart = (
             (sharding.gathered, sharding.rows, sharding.by_channels)
             if self.travel
             else (lambda x: x,) * 3
         )
         seen = whole(self.norm_attention(x))
-        q, k, v = map(home, project([self.q, self.k, self.v], seen, fuse=self.fuse))
+        found = project([self.q, self.k, self.v], seen, fuse=self.fuse)
+        q, k, v = (home(apart(part)) for part in found)
         lead = x.shape[:-1]
         q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
         x = x + home(self.o(apart(out.reshape(*lead, -1))))
-        gate, up = project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
-        return sharding.rows(x + self.down(jax.nn.silu(gate) * up)), extra
+        found = project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
+        gate, up = map(apart, found)
+        return sharding.rows(x + home(self.down(jax.nn.silu(gate) * up))), extra
 
 
 class PlainBlock(nnx.Module):

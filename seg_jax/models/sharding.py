@@ -36,9 +36,9 @@ WHOLE: dict[str, tuple[str, ...]] = MESH | {"width": (), "expert_width": ()}
 `expert`) leave to it, gathered once a rollout instead of once a token."""
 
 ALL = ("tensor", "fsdp", "expert", "context", "data")
-DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL, "vocabulary": ALL}
+DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL}
 """The same where there is no room: every device holds its channels of each layer, and the few
-tokens of a step travel to the weights."""
+tokens of a step travel to the weights. The tables of the vocabulary are whole all the same."""
 
 MEMORY_GIB = {
     "TPU v4": 32.0,
