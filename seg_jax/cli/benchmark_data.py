@@ -44,7 +44,7 @@ class Config:
     """Packed rows of a batch."""
     pack: Pack = Pack()
     questions: int = 1
-    """About each picture, of ours; the DataLoader asks one."""
+    """About each picture, of ours, whose rows must hold so many; the DataLoader asks one."""
     batch: int = 16
     """Samples of a batch of the DataLoader."""
     workers: int = 2

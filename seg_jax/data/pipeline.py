@@ -35,7 +35,7 @@ class Feed:
     """Tokens of such a row; None: the layout's longest question and answer."""
     pack: packing.Pack | None = None
     """Rows of several pictures, supervised training only: `batch` then counts rows. None: a picture
-    each."""
+    each. Of several questions about a picture each repeats its tokens, none its patches."""
     seed: int = 0
     """Of the order and of every random choice about a sample."""
     threads: int = 2
