@@ -43,7 +43,8 @@ class Compute:
     """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
     decode_gib: float | None = None
     """Of a device's memory that weights may take to be whole while answers are decoded; None: a
-    third. Where they take more, Qwen's tokens travel to them; Kimi-VL gathers for every token."""
+    third. Where they take more they are gathered for every token; given a number, Qwen's tokens
+    travel to them instead."""
 
 
 class Linear(nnx.Module):

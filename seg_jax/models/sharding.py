@@ -425,12 +425,13 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
     Args:
       tree: the weights that decoding reads, in the dtype it computes in.
       gib: of a device that they may take to be whole; None: a `SHARE` of its memory, all of them
-        where that is not known.
+        where that is not known. Tokens travel only where a number is given.
       divides: whether the model's layers let tokens travel where weights are not whole.
     """
     on = current()
     if on is None or on.size == 1:
         return None
+    asked = gib is not None
     if gib is None:
         kind = on.abstract_device.device_kind if on.abstract_device is not None else ""
         known = [name for name in MEMORY_GIB if kind.startswith(name)]
@@ -443,7 +444,7 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
     taken = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, tree)))
     if taken <= gib * 2**30:
         return Decoding(on, WHOLE)
-    return Decoding(on, DIVIDED) if divides else None
+    return Decoding(on, DIVIDED) if divides and asked else None
 
 
 def gathered(x: Any) -> Any:
