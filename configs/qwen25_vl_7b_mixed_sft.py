@@ -3,6 +3,7 @@
 Text, points and boxes tell one object, several or none; data sets are mixed by weights. First build
 what `qwen25_vl_7b_refer_sft.py` names, and grefcoco_unc and coco_instances beside it. Then
 seg-jax finetune configs/qwen25_vl_7b_mixed_sft.py --checkpoint models/qwen25-vl-7b
+Meant for v5e-256 (16x16), v5p-64 (4x4x4) or 32 x H100.
 """
 
 import dataclasses

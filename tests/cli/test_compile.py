@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -202,6 +203,22 @@ def test_a_small_run_compiles_for_a_tpu(step):
     least = 2 if step == "sft" else tokens - 1
     assert max(loop.trips or 0 for loop in result.text.loops) >= least
     assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+
+
+@needs_libtpu
+@pytest.mark.pods
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", FULL)
+def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
+    words = (ROOT / f"configs/{name}.py").read_text()
+    kind, shape = re.search(r"Meant for (v\w+)-\d+\s\(([\dx]+)\)", words).groups()
+    run = arguments.load(ROOT / f"configs/{name}.py", object)
+    target = topology.of(f"{kind}:{shape}")
+    plan = abstract.plan(run, target.devices)
+    for make in abstract.steps(plan).values():
+        result = compile.compiled(make(), plan, target, hbm=None)
+        assert result.fits is True, (result.step, result.complaint, result.advice)
 
 
 @pytest.mark.skipif(
