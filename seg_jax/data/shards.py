@@ -17,7 +17,7 @@ import numpy as np
 
 from seg_jax.data import stored
 from seg_jax.data.entries import Entry, Polygons, Role, Thing
-from seg_jax.geometry import bitmask, runlengths
+from seg_jax.geometry import bitmask, contour, runlengths
 
 UNFINISHED, PARTS = ".unfinished", ".parts"
 """Folders beside the files: of files being written, and of what is known about whole ones."""
@@ -179,7 +179,10 @@ def made(entry: Entry) -> tuple[stored.Record, dict[str, int]]:
         raise Broken("no object and no expression is left of it")
     if any(one.things for one in entry.expressions) and not any(one.objects for one in told):
         raise Broken("no object with an expression is left of it")
-    boxes = [thing.box_px or _box_px(rle) for thing, rle in zip(things, rles, strict=True)]
+    boxes = [
+        thing.box_px or contour.box_px(bitmask.from_rle(rle))
+        for thing, rle in zip(things, rles, strict=True)
+    ]
     record = stored.Record(
         key=entry.key,
         split=entry.split,
@@ -278,13 +281,6 @@ def _told(entry: Entry, kept: dict[int, int], found: collections.Counter[str]) -
         seen.add((text, objects))
         told.append(stored.Told(one.id, text, objects, one.ref, one.sentence))
     return told
-
-
-def _box_px(rle: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Returns the box of a mask with pixels, x0 y0 x1 y1."""
-    mask = bitmask.from_rle(rle)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def cut(name: str, split: str, entries: Iterable[Entry], *, out: Path, records: int) -> list[Task]:

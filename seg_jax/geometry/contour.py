@@ -50,11 +50,10 @@ def trace(
     """
     if not min_area >= 0:
         raise ValueError(f"expected min_area >= 0, got {min_area}: 0 keeps all rings")
-    rows, columns = np.flatnonzero(checked(mask).any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
+    left, top, right, bottom = box_px(checked(mask))
+    if left == right:
         return []
-    top, left = rows[0], columns[0]
-    x, y, follow = _corners(mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    x, y, follow = _corners(mask[top:bottom, left:right])
     x, y = x + left, y + top
     order, starts = _cycles(follow)
     x, y = x[order], y[order]
@@ -85,6 +84,14 @@ def solid(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     inside = np.zeros(np.add(mask.shape, 1), np.intp)
     np.add.at(inside, (corners[:, 1], corners[:, 0]), signs)
     return inside.cumsum(0).cumsum(1)[:-1, :-1] > 0
+
+
+def box_px(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, " 4"]:
+    """Returns the tight half-open box x0 y0 x1 y1 of a mask in pixels; zeros for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return np.zeros(4, np.intp)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def filled(

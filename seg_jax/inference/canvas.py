@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from seg_jax.geometry import raster
 
@@ -62,15 +62,7 @@ def fill(
     return bits.T.astype(bool)
 
 
-def box_px(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 4"]:
-    """Returns the tight half-open box x0 y0 x1 y1 of a mask in pixels; zeros for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.zeros(4)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
-
-
-def box_iou(one: Float[np.ndarray, " 4"], other: Float[np.ndarray, " 4"]) -> float:
+def box_iou(one: Shaped[np.ndarray, " 4"], other: Shaped[np.ndarray, " 4"]) -> float:
     """Returns the IoU of two boxes x0 y0 x1 y1; 0 where neither has an area."""
     sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
     shared = float(np.prod(np.maximum(sides, 0.0)))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from seg_jax.geometry import contour, polygon
-from seg_jax.inference import canvas, judging, text4seg
+from seg_jax.inference import judging, text4seg
 from seg_jax.inference.judging import Row
 from seg_jax.inference.protocols import Protocol, Question
 from seg_jax.inference.report import Cell, Exhibit, Panel
@@ -78,7 +78,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     if kind == Kind.BOX:
         size = np.array([width, height])
         rings = [_corners(ring) for ring in rings]
-        outlines = [_corners(canvas.box_px(truth).reshape(2, 2) / size)] if truth.any() else []
+        outlines = [_corners(contour.box_px(truth).reshape(2, 2) / size)] if truth.any() else []
     answer = Panel(
         "answer", rings, iou=row.iou, verdict=Verdict[row.verdict], text=row.text or "(nothing)"
     )

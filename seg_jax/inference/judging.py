@@ -9,8 +9,9 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 
+from seg_jax.geometry import contour
 from seg_jax.grammar import outline
 from seg_jax.inference import canvas, text4seg
 from seg_jax.inference.protocols import Protocol, Question
@@ -67,7 +68,7 @@ class Drawn(NamedTuple):
 
     mask: Bool[np.ndarray, "H W"]
     """Empty for a box."""
-    box_px: Float[np.ndarray, " 4"]
+    box_px: Shaped[np.ndarray, " 4"]
     """The box that was answered, or the one around the mask; zeros for nothing."""
     rings_unit: canvas.Outlines
     """What was read: rings, or the two corners of a box."""
@@ -84,7 +85,7 @@ def draw(
     mask = canvas.fill(reading.rings, height, width, rule=rule)
     if reading.box is None:
         return Drawn(
-            mask, canvas.box_px(mask), reading.rings, reading.verdict, reading.says_nothing
+            mask, contour.box_px(mask), reading.rings, reading.verdict, reading.says_nothing
         )
     box_px = reading.box * np.tile([width, height], 2)
     return Drawn(mask, box_px, (reading.box.reshape(2, 2),), reading.verdict, says_nothing=False)
@@ -106,7 +107,7 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         mask, truth = text4seg.answer(rings, height, width), text4seg.truth(sample, asked.which)
         nothing = outline.read(text, asked.kind).says_nothing
         verdict = Verdict.OK if rings or nothing else Verdict.EMPTY
-        drawn = Drawn(mask, canvas.box_px(mask), rings, verdict, nothing)
+        drawn = Drawn(mask, contour.box_px(mask), rings, verdict, nothing)
     else:
         drawn = draw(text, asked.kind, height, width)
     shared, union = drawn.mask & truth, drawn.mask | truth
@@ -114,13 +115,13 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         shared, union = (pixels & ~sample.ignored[asked.which] for pixels in (shared, union))
     shared, union = int(shared.sum()), int(union.sum())
     if asked.kind == Kind.BOX:
-        iou = box_iou = canvas.box_iou(drawn.box_px, canvas.box_px(truth))
+        iou = box_iou = canvas.box_iou(drawn.box_px, contour.box_px(truth))
         shared = union = 0
     elif protocol.released:
         iou, box_iou = text4seg.iou(shared, union), text4seg.box_iou(drawn.mask, truth)
     else:
         iou = shared / union if union else 1.0
-        box_iou = canvas.box_iou(drawn.box_px, canvas.box_px(truth))
+        box_iou = canvas.box_iou(drawn.box_px, contour.box_px(truth))
     return Row(
         key=sample.key,
         index=asked.index,
@@ -166,13 +167,13 @@ def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
 
 def _elsewhere(asked: Question, drawn: Drawn, iou: float) -> bool:
     """Returns whether an answer is about something else than the true mask."""
-    box = canvas.box_px(asked.truth)
+    box = contour.box_px(asked.truth)
     x, y = _centre_px(drawn, asked.truth.shape)
     if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
         return True
     others = [mask for mask in asked.sample.masks if mask.any()]
     if asked.kind == Kind.BOX:
-        overlaps = [canvas.box_iou(drawn.box_px, canvas.box_px(mask)) for mask in others]
+        overlaps = [canvas.box_iou(drawn.box_px, contour.box_px(mask)) for mask in others]
         return iou == 0 or max(overlaps) > iou
     if not drawn.mask.any():
         return False

@@ -28,6 +28,7 @@ import re
 import numpy as np
 from jaxtyping import Bool, Float
 
+from seg_jax.geometry import contour
 from seg_jax.inference.canvas import Outlines, fill
 from seg_jax.records import Sample
 
@@ -73,7 +74,6 @@ def box_iou(one: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> flo
 
 def _box(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 4"]:
     """Returns the first and last column and row; of an empty mask 1e8 and 0, of area 1e16."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+    if not mask.any():
         return np.array([1e8, 1e8, 0.0, 0.0])
-    return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
+    return (contour.box_px(mask) - [0, 0, 1, 1]).astype(np.float64)

@@ -324,10 +324,9 @@ def outline_text(
     if kind == Kind.BOX:
         return outline.write_box(box_unit(mask), digits=task.digits)
     if rng is None or task.start == "first":
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        corner = int(rows[0]), int(columns[0])
-        return _mask_text(part.tobytes(), part.shape, corner, mask.shape, task)
+        x0, y0, x1, y1 = contour.box_px(mask).tolist()
+        part = mask[y0:y1, x0:x1]
+        return _mask_text(part.tobytes(), part.shape, (y0, x0), mask.shape, task)
     rings = rings_unit(mask, task)
     rolled = [np.roll(ring, -int(rng.integers(len(ring))), axis=0) for ring in rings]
     return _written(mask, rolled, task)
@@ -402,14 +401,8 @@ def _as_released(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndar
 
 def box_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
     """Returns the tight half-open box x0 y0 x1 y1 of a mask in unit coordinates."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = mask.shape
-    return (
-        columns[0] / width,
-        rows[0] / height,
-        (columns[-1] + 1) / width,
-        (rows[-1] + 1) / height,
-    )
+    (height, width), (x0, y0, x1, y1) = mask.shape, contour.box_px(mask)
+    return x0 / width, y0 / height, x1 / width, y1 / height
 
 
 def central_point_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float]:
