@@ -55,6 +55,17 @@ def product_per_second(rounds: int, dtype: str) -> float:
     return 2 * side**3 / by_turns(run, rounds, time.perf_counter)["product"]
 
 
+def mesh(rows: int) -> Any:
+    """Returns as many devices as divide the rows, each with all weights."""
+    import jax
+
+    from seg_jax.training import stations
+
+    devices = jax.devices()
+    most = max(count for count in range(1, len(devices) + 1) if rows % count == 0)
+    return stations.Mesh(data=-1, fsdp=1).build(devices[:most])
+
+
 def operations(compiled: Any) -> float:
     """Returns the operations of a compiled program as its compiler counts them, loops once."""
     cost = compiled.cost_analysis()

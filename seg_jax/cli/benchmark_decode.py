@@ -120,10 +120,9 @@ def _ours(bundle, prompts, group: int, tokens: int) -> Any:
     from flax import nnx
 
     from seg_jax.models import decode, sharding
-    from seg_jax.training import stations
 
     sampler = decode.Greedy() if group == 1 else decode.Sample()
-    mesh = stations.Mesh(data=-1, fsdp=1).build()
+    mesh = benchmark.mesh(len(prompts.tokens.ids))
 
     @jax.jit
     def sample(params, prompts):

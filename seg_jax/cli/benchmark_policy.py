@@ -123,7 +123,7 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
     draw = stations.sampler(speaker, sampling, seed=config.seed, task=bundle.task)
     weights = {"iou": 1.0, "format": _FORMAT}
     learn = stations.reinforcing_step(speaker, bundle.task, rules, weights, adam, sampling)
-    mesh = stations.Mesh(data=-1, fsdp=1).build()
+    mesh = benchmark.mesh(config.prompts)
     begin = state.fresh(bundle.params, optimizer.build(adam), horizon=1000)
     now = jax.device_put(begin, sharding.shardings(begin, mesh))
     place = sharding.batch(mesh, config.prompts)
