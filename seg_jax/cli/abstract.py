@@ -16,6 +16,7 @@ from flax import nnx
 
 from seg_jax.cli import finetune, reinforce
 from seg_jax.data import pipeline, sources
+from seg_jax.data.encode import Encoder
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
@@ -81,7 +82,9 @@ class Plan:
             judged = dict.fromkeys(("point_name", "box_name"), 0.0)
             mixture = dataclasses.replace(task.mixture, **judged)
             task = dataclasses.replace(task, mixture=mixture)
-        row = next(pipeline.batches(run.source, task, bundle.encoder, feed, rows=kind))
+        # Of the lengths that prompts may have, what fits the longest fits all.
+        encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
+        row = next(pipeline.batches(run.source, task, encoder, feed, rows=kind))
         return self.batch(row, run.feed.batch)
 
     def batch(self, row: Any, count: int) -> Any:

@@ -145,6 +145,7 @@ def layout() -> Layout:
         max_question=128,
         max_answer=1024,
         canvas=(640, 640),
+        buckets=4,
     )
 
 

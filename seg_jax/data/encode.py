@@ -60,8 +60,13 @@ class Layout:
     """Tokens of an answer, end token included."""
     canvas: tuple[int, int] = (1024, 1024)
     """Height and width of the canvas that true masks are packed on."""
+    buckets: int = 1
+    """Lengths that a batch of prompts may have, to sample or evaluate: the least is taken that
+    holds its longest, of max_prompt and max_patches in so many equal steps."""
 
     def __post_init__(self):
+        if self.buckets < 1:
+            raise ValueError(f"layout.buckets: expected at least 1, got {self.buckets}")
         if self.max_patches % self.merge**2:
             raise ValueError(
                 f"layout.max_patches: expected a multiple of {self.merge**2}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from seg_jax.data import packing
+from seg_jax.data import lengths, packing
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample
@@ -59,8 +60,15 @@ class Batches(Iterator[Any]):
     the number of batches drawn; a position of one number of processes is good for any other.
     """
 
-    def __init__(self, rows: grain.MapDataset, feed: Feed, count: int):
-        self._rows, self._feed, self._count = rows, feed, count
+    def __init__(
+        self,
+        rows: grain.MapDataset,
+        feed: Feed,
+        count: int,
+        finish: Callable[[Any], Any] = lambda batch: batch,
+    ):
+        """Begins at the first batch; each is handed to `finish` before it is given."""
+        self._rows, self._feed, self._count, self._finish = rows, feed, count, finish
         self._drawn = 0
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
@@ -71,7 +79,7 @@ class Batches(Iterator[Any]):
         begin = time.monotonic()
         if self._iterator is None:
             self._iterator = self._begin()
-        batch = next(self._iterator)
+        batch = self._finish(next(self._iterator))
         self._drawn += 1
         self.waited += time.monotonic() - begin
         return batch
@@ -120,7 +128,8 @@ def batches(
       feed: how batches are drawn.
       rows: questions with answers, or prompts alone.
       held: rows of each batch that this process is to read, in order; all if None.
-      gather: gives what all processes have, plain values, in each of them; packed rows ask for it.
+      gather: gives what all processes have, plain values, in each of them; packed rows and prompts
+        of several lengths ask for it.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
@@ -136,7 +145,10 @@ def batches(
             workers=feed.workers,
             gather=gather,
         )
-    return Batches(_Held(dataset, feed.batch, tuple(held)), feed, len(held))
+    its = _Held(dataset, feed.batch, tuple(held)), feed, len(held)
+    if rows == "sft":
+        return Batches(*its)
+    return Batches(*its, functools.partial(lengths.shortened, layout=encoder.layout, gather=gather))
 
 
 def _samples(source: Source, seed: int) -> grain.MapDataset:
@@ -206,7 +218,8 @@ def in_order(
         examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
         prompts = [encoder.prompt_row(example) for example in examples]
         prompts += [prompts[-1]] * (batch - len(prompts))
-        yield examples, jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
+        yield examples, lengths.shortened(together, encoder.layout)
 
 
 def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:

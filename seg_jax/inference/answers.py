@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seg_jax.data import lengths
 from seg_jax.data.encode import Encoder, TooLong
 from seg_jax.inference.protocols import Question
 from seg_jax.records import Prompts, Rollout
@@ -139,7 +140,8 @@ class Model:
         if not rows:
             return []
         padded = rows + [rows[-1]] * (self._batch - len(rows))
-        rollout = self._ask(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+        rollout = self._ask(lengths.shortened(together, self._encoder.layout))
         ids, used = np.asarray(rollout.ids)[:, 0], np.asarray(rollout.used)[:, 0]
         decode = self._encoder.tokenizer.decode
         return [

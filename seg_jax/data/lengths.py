@@ -1,0 +1,55 @@
+"""Cuts the padding of a batch of prompts to one of few lengths: few programs, little waste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from seg_jax.data.encode import Layout
+from seg_jax.records import Pictures, Prompts, Tokens
+
+
+def shortened(
+    prompts: Prompts,
+    layout: Layout,
+    *,
+    gather: Callable[[Any], list[Any]] = lambda mine: [mine],
+) -> Prompts:
+    """Returns a batch with no more columns than the least bucket that holds all its prompts.
+
+    Bucket k of the layout's n has k/n of its tokens and of its patches, rounded up. Prompts stay
+    right-aligned; what they hold, and so every answer up to the rounding of sums, stays the same.
+
+    Args:
+      prompts: as the encoder lays them out, of some rows (host).
+      layout: of the encoder.
+      gather: gives what all processes have, plain values, in each of them: they hold rows of one
+        batch, and take one bucket.
+    """
+    if layout.buckets == 1:
+        return prompts
+    padding = np.logical_and.accumulate(np.asarray(prompts.tokens.segments == 0).all(0))
+    patches = np.count_nonzero(np.asarray(prompts.pictures.picture) >= 0, axis=-1).max()
+    needs = (
+        _share(int(np.count_nonzero(~padding)), layout.max_prompt, layout),
+        _share(int(patches), layout.max_patches, layout),
+    )
+    bucket = max(max(told) for told in gather(list(needs)))
+    first = layout.max_prompt - _columns(layout.max_prompt, bucket, layout.buckets)
+    cell = layout.merge**2
+    last = cell * _columns(layout.max_patches // cell, bucket, layout.buckets)
+    return prompts._replace(
+        tokens=Tokens(*(leaf[..., first:] for leaf in prompts.tokens)),
+        pictures=Pictures(*(leaf[:, :last] for leaf in prompts.pictures)),
+    )
+
+
+def _share(used: int, most: int, layout: Layout) -> int:
+    """Returns the number of the least bucket that holds so many columns, from 1."""
+    return max(1, -(-used * layout.buckets // most))
+
+
+def _columns(most: int, bucket: int, of: int) -> int:
+    return -(-most * bucket // of)
