@@ -265,6 +265,7 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         task = dict(found["task"])
         height, width = layout["canvas"]
         layout["canvas"] = (height, width)
+        layout.setdefault("buckets", 1)  # Older folders do not know it.
         numbers = [f.name for f in dataclasses.fields(Layout) if type(f.default) is int]
         if lacking := sorted({*numbers} - layout.keys()):
             raise ValueError(f"a layout without {', '.join(lacking)}")
