@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from seg_jax.annotation import work
 from seg_jax.annotation.work import Job, Shard
+from seg_jax.data import beam
 
 # Beam itself is imported where it is needed: it comes with an extra of its own.
 
@@ -43,22 +44,9 @@ def make_all(every: Sequence[Shard], job: Job, *, runner: str, options: Sequence
     Raises:
       ValueError: a shard has not been made.
     """
-    import apache_beam  # pyright: ignore[reportMissingImports]
-    from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
-        PipelineOptions,
-    )
-
     _shards.cache_clear()
     missing = [shard.index for shard in every if not work.is_whole(shard, job)]
-    flags = PipelineOptions([f"--runner={runner}", *(f"--{one}" for one in options)])
-    if missing:
-        with apache_beam.Pipeline(options=flags) as pipeline:
-            _ = (
-                pipeline
-                | "Shards" >> apache_beam.Create(missing)
-                | "Spread" >> apache_beam.Reshuffle()
-                | "Annotate" >> apache_beam.Map(make, job)
-            )
+    beam.run(make, missing, job, names=("Shards", "Annotate"), runner=runner, options=options)
     lost = [shard.index for shard in every if not work.is_whole(shard, job)]
     if lost:
         raise ValueError(

@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from seg_jax.annotation.stages import Detection, Segment
+from seg_jax.inference import canvas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def detections(
     boxes = np.array([one.box_px for one in sound], np.float64).reshape(-1, 4)
     places: list[int] = []
     for place, one in enumerate(sound):
-        if places and box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
+        if places and canvas.box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
             dropped["same_box"] += 1
         elif len(kept) == filters.max_objects:
             dropped["too_many"] += 1
@@ -142,16 +143,6 @@ def _fault(one: Detection, segment: Segment, area: int, filters: Filters) -> str
     x0, y0, x1, y1 = one.box_px
     inside = segment.mask[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
     return "outside_box" if 1 - inside.sum() / area > filters.max_outside else ""
-
-
-def box_ious(
-    box: Float[np.ndarray, " 4"], others: Float[np.ndarray, "M 4"]
-) -> Float[np.ndarray, " M"]:
-    """Returns the IoU of a box with each of some others; 0 where neither has an area."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.maximum(sides, 0.0).prod(1)
-    covered = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
-    return np.where(covered > 0, shared / np.where(covered > 0, covered, 1.0), 0.0)
 
 
 def _common(

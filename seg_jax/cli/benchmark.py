@@ -25,6 +25,19 @@ PARTS = {
 """What `seg-jax benchmark` measures; each is a program of its own."""
 
 
+def report(
+    config: Any, measure: Callable[[Any], dict[str, Any]], show: Callable[[dict[str, Any]], None]
+) -> int:
+    """Measures and shows; the numbers go to the JSON file, or to standard output without one."""
+    from seg_jax.cli import runs
+
+    runs.check_json(config.json)
+    found = measure(config)
+    show(found)
+    runs.tell_json(found, config.json)
+    return 0
+
+
 def by_turns(
     runs: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:

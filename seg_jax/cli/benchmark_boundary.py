@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,15 @@ class Config:
 
 def main(config: Config) -> int:
     """Prints the table; the numbers go to the JSON file, or to standard output without one."""
-    runs.check_json(config.json)
-    found = benchmark.on_one_core(measure, config)
+    alone = functools.partial(benchmark.on_one_core, measure)
+    return benchmark.report(config, alone, _show)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Prints the table."""
     console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
     console.table(
-        f"Boundary scores of {config.batch} pairs of {config.size} px masks",
+        f"Boundary scores of {found['batch']} pairs of {found['size']} px masks",
         ("score", "ours, us", "OpenCV, us", "ratio", "largest gap"),
         [
             (
@@ -51,8 +56,6 @@ def main(config: Config) -> int:
             for row in found["scores"]
         ],
     )
-    runs.tell_json(found, config.json)
-    return 0
 
 
 def measure(config: Config) -> dict[str, Any]:

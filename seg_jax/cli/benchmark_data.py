@@ -67,11 +67,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
-    runs.check_json(config.json)
-    found = measure(config)
-    _show(found)
-    runs.tell_json(found, config.json)
-    return 0
+    return benchmark.report(config, measure, _show)
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seg_jax.cli import benchmark, console, runs
+from seg_jax.cli import benchmark, console
 
 # This file is imported again in a process of its own: JAX has to find itself on one core there.
 
@@ -77,11 +78,8 @@ class Case:
 
 def main(config: Config) -> int:
     """Prints the tables; the numbers go to the JSON file, or to standard output without one."""
-    runs.check_json(config.json)
-    found = benchmark.on_one_core(measure, config)
-    _show(found)
-    runs.tell_json(found, config.json)
-    return 0
+    alone = functools.partial(benchmark.on_one_core, measure)
+    return benchmark.report(config, alone, _show)
 
 
 def cases(config: Config) -> list[Case]:

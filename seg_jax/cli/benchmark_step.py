@@ -56,11 +56,7 @@ def main(config: Config) -> int:
     """Prints the table; the numbers go to the JSON file, or to standard output without one."""
     if config.run is None:
         raise arguments.UsageError("expected a configuration file CONFIG.py of finetune, got none")
-    runs.check_json(config.json)
-    found = measure(config)
-    _show(found)
-    runs.tell_json(found, config.json)
-    return 0
+    return benchmark.report(config, measure, _show)
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from seg_jax.data import builds, shards
@@ -32,6 +32,42 @@ def make(place: int, asked: builds.Plan) -> tuple[str, int, int]:
     return part["split"], part["records"], len(part["skipped"])
 
 
+def run(
+    make: Callable[[int, Any], Any],
+    places: Sequence[int],
+    asked: Any,
+    *,
+    names: tuple[str, str],
+    runner: str,
+    options: Sequence[str],
+) -> None:
+    """Calls a function with each place and what is asked by a pipeline, if there is any place.
+
+    Args:
+      make: a function of a module; workers import it.
+      places: what is left to do.
+      asked: given with every place.
+      names: of the places and of what is done, as the engine shows them.
+      runner: Beam's name of an engine, as DirectRunner or DataflowRunner.
+      options: of the pipeline, as "region=europe-west4".
+    """
+    import apache_beam  # pyright: ignore[reportMissingImports]
+    from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+        PipelineOptions,
+    )
+
+    flags = PipelineOptions([f"--runner={runner}", *(f"--{one}" for one in options)])
+    if not places:
+        return
+    with apache_beam.Pipeline(options=flags) as pipeline:
+        _ = (
+            pipeline
+            | names[0] >> apache_beam.Create(places)
+            | "Spread" >> apache_beam.Reshuffle()
+            | names[1] >> apache_beam.Map(make, asked)
+        )
+
+
 def make_all(
     asked: builds.Plan, tasks: Sequence[Task], *, runner: str, options: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
@@ -46,22 +82,9 @@ def make_all(
     Raises:
       ValueError: a file has not been made.
     """
-    import apache_beam  # pyright: ignore[reportMissingImports]
-    from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
-        PipelineOptions,
-    )
-
     # Files that are whole already need no worker.
     missing = [place for place, task in enumerate(tasks) if not shards.is_whole(task)]
-    flags = PipelineOptions([f"--runner={runner}", *(f"--{one}" for one in options)])
-    if missing:
-        with apache_beam.Pipeline(options=flags) as pipeline:
-            _ = (
-                pipeline
-                | "Files" >> apache_beam.Create(missing)
-                | "Spread" >> apache_beam.Reshuffle()
-                | "Make" >> apache_beam.Map(make, asked)
-            )
+    run(make, missing, asked, names=("Files", "Make"), runner=runner, options=options)
     lost = [task.file.name for task in tasks if not shards.is_whole(task)]
     if lost:
         raise ValueError(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from seg_jax.data.encode import Layout
 from seg_jax.records import Pictures, Prompts, Tokens
+
+
+def together(rows: Sequence[Prompts], layout: Layout) -> Prompts:
+    """Returns rows (no batch axis) as a batch of the least length that holds them."""
+    return shortened(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), layout)
 
 
 def shortened(

@@ -218,8 +218,7 @@ def in_order(
         examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
         prompts = [encoder.prompt_row(example) for example in examples]
         prompts += [prompts[-1]] * (batch - len(prompts))
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
-        yield examples, lengths.shortened(together, encoder.layout)
+        yield examples, lengths.together(prompts, encoder.layout)
 
 
 def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from seg_jax.data import lengths
@@ -140,8 +139,7 @@ class Model:
         if not rows:
             return []
         padded = rows + [rows[-1]] * (self._batch - len(rows))
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-        rollout = self._ask(lengths.shortened(together, self._encoder.layout))
+        rollout = self._ask(lengths.together(padded, self._encoder.layout))
         ids, used = np.asarray(rollout.ids)[:, 0], np.asarray(rollout.used)[:, 0]
         decode = self._encoder.tokenizer.decode
         return [

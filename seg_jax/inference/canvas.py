@@ -64,10 +64,18 @@ def fill(
 
 def box_iou(one: Shaped[np.ndarray, " 4"], other: Shaped[np.ndarray, " 4"]) -> float:
     """Returns the IoU of two boxes x0 y0 x1 y1; 0 where neither has an area."""
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    shared = float(np.prod(np.maximum(sides, 0.0)))
-    covered = sum(float(np.prod(np.maximum(box[2:] - box[:2], 0.0))) for box in (one, other))
-    return shared / (covered - shared) if covered > 0 else 0.0
+    return float(box_ious(one, other[None])[0])
+
+
+def box_ious(
+    box: Shaped[np.ndarray, " 4"], others: Shaped[np.ndarray, "M 4"]
+) -> Float[np.ndarray, " M"]:
+    """Returns the IoU of a box with each of some others; 0 where neither has an area."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0.0).prod(1)
+    areas = [np.maximum(some[..., 2:] - some[..., :2], 0.0).prod(-1) for some in (box, others)]
+    union = areas[0] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)
 
 
 def _rounded(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:

@@ -56,6 +56,13 @@ def lowered(run, names=None):
     return plan, done
 
 
+def made(run, step, name):
+    """Returns what became of a step of a run, compiled for a topology."""
+    target = topology.of(name)
+    plan = abstract.plan(run, target.devices)
+    return compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None), target
+
+
 def fails(capsys, *words):
     """Returns the one line of a command that goes wrong."""
     assert main.main(["compile", *words]) in (1, 2)
@@ -190,9 +197,7 @@ def test_a_small_run_compiles_for_a_tpu(step):
     run = small_run.sft_config(**changes)
     if step in ("sample", "update"):
         run = dataclasses.replace(small_run.gspo_config(**changes), model=run.model)
-    target = topology.of("v5e:2x2")
-    plan = abstract.plan(run, target.devices)
-    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    result, target = made(run, step, "v5e:2x2")
     assert result.fits is True
     assert result.text.collectives
     memory = result.memory
@@ -232,9 +237,7 @@ def test_a_small_run_compiles_for_gpus(step):
     run = small_run.sft_config(**changes)
     if step in ("sample", "update"):
         run = dataclasses.replace(small_run.gspo_config(**changes), model=run.model)
-    target = topology.of("h100:8")
-    plan = abstract.plan(run, target.devices)
-    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    result, target = made(run, step, "h100:8")
     assert result.fits is True
     assert result.text.collectives
     assert result.available_bytes == pytest.approx(78.1 * 2**30)
@@ -246,9 +249,7 @@ def test_a_small_run_compiles_for_gpus(step):
 def test_long_rows_attend_by_kernels_on_a_tpu():
     compute = layers.Compute(dtype="bfloat16", remat="full", attention="splash")
     run = small_run.sft_config(compute=compute, loss_chunk=8)
-    target = topology.of("v5e:2x2")
-    plan = abstract.plan(run, target.devices)
-    result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
+    result, _ = made(run, "sft", "v5e:2x2")
     names = " ".join(result.text.kernels)
     assert all(f"splash_mha_{name}" in names for name in ("fwd", "dq", "dkv")), names
 
@@ -260,9 +261,7 @@ def test_offloaded_moments_leave_a_tpu(step):
     run = small_run.sft_config(offload=True)
     if step == "update":
         run = dataclasses.replace(small_run.gspo_config(offload=True), model=run.model)
-    target = topology.of("v5e:2x2")
-    plan = abstract.plan(run, target.devices)
-    result = compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None)
+    result, target = made(run, step, "v5e:2x2")
     here = abstract.plan(dataclasses.replace(run, offload=False), target.devices).state
     moments = program.device_bytes(here.moments)
     assert result.memory.host > 0.99 * moments  # Tiles are padded.

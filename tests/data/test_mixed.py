@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import small_run
+from batches import assert_same, take
 
 from seg_jax.data import pipeline, sources
 
@@ -68,15 +69,6 @@ def feed(source, *, held=None, **changes):
         rows="sft",
         held=held,
     )
-
-
-def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_processes_threads_and_positions_change_nothing():

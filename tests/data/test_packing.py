@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import packed_pictures
 import pytest
+from batches import assert_same, take
 
 from seg_jax.data import packing, pipeline
 from seg_jax.data.encode import TooLong
@@ -31,15 +32,6 @@ def feed(encoder, *, held=None, gather=lambda mine: [mine], count=1000, **change
         held=held,
         gather=gather,
     )
-
-
-def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def lane(batches, row):

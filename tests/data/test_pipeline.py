@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import small_run
+from batches import assert_same, take
 
 from seg_jax.cli import tiny
 from seg_jax.data import pipeline, sources
@@ -19,15 +20,6 @@ def feed(rows="sft", *, held=None, count=1000, **changes):
         rows=rows,
         held=held,
     )
-
-
-def take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def rows(batch):

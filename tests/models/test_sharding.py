@@ -26,6 +26,24 @@ def setting():
     return graph, params, tiny_vlm.stack(rows)
 
 
+def sampler(graph, *, tokens):
+    """Returns the function (weights, tokens, pictures) -> two answers a prompt."""
+
+    def sample(params, prompts, pictures):
+        return decode.generate(
+            nnx.merge(graph, params),
+            prompts,
+            pictures,
+            answers=2,
+            max_tokens=tokens,
+            sampler=decode.Sample(),
+            end_ids=(3,),
+            key=jax.random.key(0),
+        )
+
+    return sample
+
+
 def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     graph, params, (tokens, pictures) = setting
 
@@ -34,19 +52,7 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
         hidden = model.hidden(tokens, pictures)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=5).mean()
 
-    def sample(params, tokens, pictures):
-        return decode.generate(
-            nnx.merge(graph, params),
-            tokens,
-            pictures,
-            answers=2,
-            max_tokens=4,
-            sampler=decode.Sample(),
-            end_ids=(3,),
-            key=jax.random.key(0),
-        )
-
-    step = jax.value_and_grad(loss)
+    step, sample = jax.value_and_grad(loss), sampler(graph, tokens=4)
     want, grads = jax.jit(step)(params, tokens, pictures)
     answers = jax.jit(sample)(params, tokens, pictures)
     mesh = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -71,19 +77,7 @@ def test_answers_do_not_depend_on_how_weights_lie_meanwhile(setting, gib):
     _, params, (tokens, pictures) = setting
     compute = layers.Compute(decode_gib=gib)
     graph, _ = nnx.split(tiny_vlm.model(SMALL, compute=compute, amplify=3.0))
-
-    def sample(params, tokens, pictures):
-        return decode.generate(
-            nnx.merge(graph, params),
-            tokens,
-            pictures,
-            answers=2,
-            max_tokens=8,
-            sampler=decode.Sample(),
-            end_ids=(3,),
-            key=jax.random.key(0),
-        )
-
+    sample = sampler(graph, tokens=8)
     want = jax.jit(sample)(params, tokens, pictures)
     on = sharding.mesh({"fsdp": 4, "tensor": 2})
     spread = jax.device_put(params, sharding.shardings(params, on))
