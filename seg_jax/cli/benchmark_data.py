@@ -8,6 +8,7 @@ padded to their longest, pixels normalised. They take turns; medians of a clock 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -133,25 +134,17 @@ class _Ours:
         rng, pieces = np.random.default_rng(config.seed), []
         for index in range(min(config.pictures, 64)):
             record = watch("read", lambda index=index: self._source.record(index))
-            watch("decode", record.pixels)
-            sample = watch("sample", lambda index=index: self._source[index])
+            known = index, record, watch("decode", record.pixels)
+            sample = watch("masks", lambda known=known: self._source.sample(*known))
             example = watch("outline", lambda sample=sample: task.example(sample, rng))
-            watch("scale and cut", lambda image=sample.image: encoder.cut(image))
-            made = watch("all of encoding", lambda e=example: packing.piece(encoder, [e]))
+            cut = watch("scale and cut", lambda image=sample.image: encoder.cut(image))
+            made = watch("tokens", lambda e=example, cut=cut: packing.told(encoder, [e], *cut))
             pieces.append(made)
         for four in zip(*[iter(pieces)] * 4, strict=False):
             if sum(one.size.tokens for one in four) <= config.pack.tokens:
                 watch("join", lambda four=four: packing.joined(encoder, four, config.pack), share=4)
         found = watch.told()
-        return {
-            "read": found["read"],
-            "decode": found["decode"],
-            "masks": found["sample"] - found["read"] - found["decode"],
-            "outline": found["outline"],
-            "scale and cut": found["scale and cut"],
-            "tokens": found["all of encoding"] - found["scale and cut"],
-            "join": found.get("join", float("nan")),
-        }
+        return found | {"join": found.get("join", float("nan"))}
 
     def close(self) -> None:
         """Ends the workers."""
@@ -186,19 +179,13 @@ class _Theirs:
         for index in range(min(self._config.pictures, 64)):
             record = watch("read", lambda index=index: samples.source.record(index))
             image = watch("decode", lambda record=record: benchmark_loader.decoded(record))
-            seen = watch("process", lambda image=image: samples.processed(image))
-            rows.append(watch("rest", lambda r=record, s=seen, i=index: samples.told(r, s, i)))
+            seen = watch("scale, normalise and cut", lambda image=image: samples.processed(image))
+            tell = functools.partial(samples.told, record, seen, index)
+            rows.append(watch("masks, outline and tokens", tell))
         for start in range(0, len(rows), self._config.batch):
             some = rows[start : start + self._config.batch]
             watch("collate", lambda some=some: samples.collated(some), share=len(some))
-        found = watch.told()
-        return {
-            "read": found["read"],
-            "decode": found["decode"],
-            "scale, normalise and cut": found["process"],
-            "masks, outline and tokens": found["rest"],
-            "collate": found["collate"],
-        }
+        return watch.told()
 
     def close(self) -> None:
         """Ends the workers."""

@@ -74,7 +74,20 @@ def piece(encoder: Encoder, examples: Sequence[Example]) -> Piece:
     image = examples[0].image
     if any(example.image is not image for example in examples):
         raise ValueError("expected examples about one picture, got several; encode each alone")
-    patches, rows_and_columns = encoder.cut(image)
+    return told(encoder, examples, *encoder.cut(image))
+
+
+def told(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    patches: UInt8[np.ndarray, "s C"],
+    rows_and_columns: PatchGrid,
+) -> Piece:
+    """Returns the piece of a picture that is cut into patches already.
+
+    Raises:
+      TooLong: prompt or answer exceeds the layout.
+    """
     turns = [encoder.turn(one.question, rows_and_columns, one.answer) for one in examples]
     ids = np.array([token for turn in turns for part in turn for token in part], np.int32)
     targets = np.append(ids[1:], np.int32(encoder.tokenizer.pad_id))

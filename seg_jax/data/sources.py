@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from seg_jax.data import stored
 from seg_jax.data.entries import Role
@@ -123,6 +123,12 @@ class Built:
           ValueError: what is stored is no picture of a data set.
         """
         record = self.record(index)
+        return self.sample(index, record, record.pixels())
+
+    def sample(
+        self, index: int, record: stored.Record, image: UInt8[np.ndarray, "H W 3"]
+    ) -> Sample:
+        """Returns picture `index`, of which the record and the pixels are at hand."""
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
         # Columns lie together, as in run lengths.
         masks = np.zeros((len(groups), record.width, record.height), bool).swapaxes(1, 2)
@@ -133,7 +139,7 @@ class Built:
         nameless = any(which and not name for which, name in zip(groups, named, strict=True))
         return Sample(
             key=f"{self.folders[self._place(index)[0]].name}/{record.key}",
-            image=record.pixels(),
+            image=image,
             masks=masks,
             phrases=tuple(tuple(texts) for texts in groups.values()),
             names=() if nameless else tuple(named),
