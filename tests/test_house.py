@@ -51,6 +51,12 @@ def test_the_street_has_these_houses_only():
     assert wanted - shown <= {"configs"}  # A folder without a file is not in a clone.
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name cannot be collected in one run, though each can alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_a_file_opens_with_one_sentence_and_fits_a_sitting(path):
     source = path.read_text()

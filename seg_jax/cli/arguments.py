@@ -50,12 +50,14 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
     if {"-h", "--help"} & set(options):
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:
-        _check_names(options, _names(kind, default))
         try:
             config, unknown = _parse(kind, options, default, program)
         except SystemExit:
+            # A wrong name says more than what misses for want of the right one.
+            _check_names(options, _names(kind, default))
             raise UsageError(_sentence(printed.getvalue())) from None
     if unknown:
+        _check_names(options, _names(kind, default))
         first = "the arguments" if _has_positional(kind) else "the configuration file"
         raise UsageError(
             f"expected {first} before the options, then --option value, "

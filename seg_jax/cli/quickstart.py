@@ -18,6 +18,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference import evaluation, report, statistics
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
+from seg_jax.models import sharding
 from seg_jax.records import Kind, Verdict
 from seg_jax.tasks.referring import Mixture, rings_unit
 from seg_jax.training import loop, stations
@@ -140,9 +141,13 @@ def _gspo(config: Config) -> reinforce.Config:
 
 
 def _control(config: Config, seconds: float) -> finetune.Config:
-    """Returns more SFT of the start weights for the seconds that GSPO took."""
+    """Returns more SFT of the start weights for the time of GSPO's steps.
+
+    Both count from when their step is compiled; GSPO may have had all its steps sooner.
+    """
     base = tiny.control_config(out=config.out, seed=config.seed)
-    plan = loop.Loop(steps=tiny.MANY_STEPS, minutes=seconds / 60)
+    minutes = min(config.minutes * GSPO_SHARE, seconds / 60)
+    plan = loop.Loop(steps=tiny.MANY_STEPS, minutes=minutes)
     return dataclasses.replace(base, loop=plan, mesh=config.mesh)
 
 
@@ -155,6 +160,7 @@ def _chapter(config: Config, caption: str, asked: Predictor, params: Any) -> Cha
         mixture=Mixture(),
         batch=128,
         params=params,
+        mesh=config.mesh.build(),
     )
     return Chapter(caption, bundle, outcome, evaluation.summarise(outcome))
 
@@ -220,14 +226,19 @@ def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
         gspo.sampling,
         seed=config.seed,
     )
+    mesh = config.mesh.build()
+    places = sharding.batch(mesh)
     batch = min(gspo.feed.batch, len(source))
-    told: list[list[np.ndarray]] = [[] for _ in models]
+    batch += -batch % sharding.row_parts(mesh)
+    told: list[list[jax.Array]] = [[] for _ in models]
     prompts = pipeline.in_order(source, task, bundle.encoder, batch=batch)
     for number, (examples, rows) in enumerate(prompts):
+        rows = pipeline.to_device(rows, places, rows=batch)
         for means, model in zip(told, models, strict=True):
-            rewards = appraise(model.params, rows, jnp.int32(number))
-            means.append(np.asarray(rewards).mean(1)[: len(examples)])
-    return [np.concatenate(means) for means in told]
+            with jax.set_mesh(mesh):
+                rewards = appraise(model.params, rows, jnp.int32(number))
+            means.append(rewards.mean(1)[: len(examples)])
+    return [np.concatenate(jax.device_get(means)) for means in told]
 
 
 def _rows(chapters: dict[str, Chapter], summary: dict[str, Any]) -> list[dict[str, Any]]:

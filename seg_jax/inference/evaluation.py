@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,7 @@ def run(
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = {}
     computed = together = 0
-    for batch, rows in prompts:
-        rollout, judged, verdict = answer(rows)
+    for batch, (rollout, judged, verdict) in _ahead(answer, prompts):
         real = len(batch)
         ids, used = np.asarray(rollout.ids)[:real, 0], np.asarray(rollout.used)[:real, 0]
         for name, values in {
@@ -78,6 +77,20 @@ def run(
     return Outcome(
         examples=examples, texts=texts, kinds=kinds, computed=computed, together=together, **joined
     )
+
+
+def _ahead(
+    answer: Answer, prompts: Iterable[tuple[list[Example], Prompts]]
+) -> Iterator[tuple[list[Example], tuple[Rollout, Judgement, Any]]]:
+    """Yields batches with their answers; the host draws the next while devices answer one."""
+    before = None
+    for batch, rows in prompts:
+        answered = batch, answer(rows)
+        if before is not None:
+            yield before
+        before = answered
+    if before is not None:
+        yield before
 
 
 def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:

@@ -111,6 +111,24 @@ def test_the_numbers_are_those_by_hand():
         assert 0 <= summary[name]["low"] <= mean <= summary[name]["high"]
 
 
+def test_the_next_batch_is_asked_before_the_answers_of_one_are_awaited():
+    events = []
+
+    def drawn():
+        for number, batch in enumerate(batches(FIRST, SECOND, FIRST)):
+            events.append(f"draw {number}")
+            yield batch
+
+    def asked(rows):
+        events.append("ask")
+        return answer(rows)
+
+    evaluation.run(asked, drawn(), str, lambda done: events.append(f"done {done}"))
+    assert events == [
+        *("draw 0", "ask", "draw 1", "ask", "done 3", "draw 2", "ask", "done 5", "done 8")
+    ]
+
+
 def test_the_outcome_keeps_the_order_of_the_questions():
     done = []
     outcome = run(FIRST, SECOND, progress=done.append)
