@@ -76,7 +76,9 @@ def layout() -> Layout:
 
 def task() -> Referring:
     """Returns referring with two decimals, outlines of at most sixteen points, one wording."""
-    return dataclasses.replace(tiny.task(), epsilon=0.01, max_points=16, max_rings=3)
+    base = tiny.task()
+    mixture = dataclasses.replace(base.mixture, text_box=0.1, text_point=0.1)
+    return dataclasses.replace(base, mixture=mixture, epsilon=0.01, max_points=16, max_rings=3)
 
 
 def sft_config() -> finetune.Config:
