@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from seg_jax.inference import evaluation, report, statistics
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import sharding
-from seg_jax.records import Kind, Verdict
+from seg_jax.records import Kind, Sample, Verdict
 from seg_jax.tasks.referring import Mixture, rings_unit
 from seg_jax.training import loop, stations
 from seg_jax.training.log import Log
@@ -103,10 +104,11 @@ def main(config: Config) -> int:
 def _chapters(config: Config, log: Log) -> tuple[dict[str, Chapter], dict[str, float]]:
     """Runs all stages and evaluations."""
     sft, gspo = _sft(config), _gspo(config)
+    tell = functools.partial(_chapter, config, _held_out(config))
     console.say("1 of 3: supervised fine-tuning (SFT) from random weights")
     random = finetune.start(sft, config.out / "tokenizer")
     trained, sft_seconds = finetune.train(sft, random, folder=config.out, stage="sft", log=log)
-    chapters = {"sft": _chapter(config, "after SFT", Predictor(random.bundle), trained.params)}
+    chapters = {"sft": tell("after SFT", Predictor(random.bundle), trained.params)}
     bundles.save(chapters["sft"].bundle, config.out / "sft")
 
     console.say("2 of 3: reinforcement (GSPO) from weights that were fine-tuned for longer")
@@ -114,16 +116,16 @@ def _chapters(config: Config, log: Log) -> tuple[dict[str, Chapter], dict[str, f
     # Needed until the end: each stage that begins with them gets a copy.
     again = finetune.Start(start, lambda: jax.tree.map(jnp.copy, start.params))
     asked = Predictor(start)
-    chapters["start"] = _chapter(config, "GSPO starts here", asked, start.params)
+    chapters["start"] = tell("GSPO starts here", asked, start.params)
     trained, gspo_seconds = reinforce.train(gspo, again, folder=config.out, stage="gspo", log=log)
-    chapters["gspo"] = _chapter(config, "after GSPO", asked, trained.params)
+    chapters["gspo"] = tell("after GSPO", asked, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
     control = _control(config, gspo_seconds)
     trained, control_seconds = finetune.train(
         control, again, folder=config.out, stage="control", log=log
     )
-    chapters["control"] = _chapter(config, "control: more SFT", asked, trained.params)
+    chapters["control"] = tell("control: more SFT", asked, trained.params)
     return chapters, {"sft": sft_seconds, "gspo": gspo_seconds, "control": control_seconds}
 
 
@@ -152,11 +154,13 @@ def _control(config: Config, seconds: float) -> finetune.Config:
     return dataclasses.replace(base, loop=plan, mesh=config.mesh)
 
 
-def _chapter(config: Config, caption: str, asked: Predictor, params: Any) -> Chapter:
+def _chapter(
+    config: Config, held_out: list[Sample], caption: str, asked: Predictor, params: Any
+) -> Chapter:
     bundle = dataclasses.replace(asked.bundle, params=params)
     outcome = evaluate.run(
         asked,
-        _held_out(config),
+        held_out,
         title=f"  {caption}",
         mixture=Mixture(),
         batch=128,
@@ -166,8 +170,10 @@ def _chapter(config: Config, caption: str, asked: Predictor, params: Any) -> Cha
     return Chapter(caption, bundle, outcome, evaluation.summarise(outcome))
 
 
-def _held_out(config: Config):
-    return dataclasses.replace(tiny.scenes(seed=evaluate.HELD_OUT), count=config.scenes)
+def _held_out(config: Config, most: int | None = None) -> list[Sample]:
+    """Returns the first held-out scenes, drawn once for all who ask about them."""
+    source = tiny.scenes(seed=evaluate.HELD_OUT)
+    return [source[index] for index in range(min(config.scenes, most or config.scenes))]
 
 
 def _summary(
@@ -219,7 +225,7 @@ def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
     """
     gspo, bundle = _gspo(config), models[0]
     task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
-    source = dataclasses.replace(_held_out(config), count=min(config.sampled_scenes, config.scenes))
+    source = _held_out(config, config.sampled_scenes)
     appraise = stations.appraiser(
         stations.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,

@@ -1,0 +1,34 @@
+"""Draws scenes with the outlines of a quickstart's models: gallery.py RUN FILE.png."""
+
+import sys
+from pathlib import Path
+
+from seg_jax.cli import evaluate, quickstart, tiny
+from seg_jax.inference import bundle, panels, pictures
+from seg_jax.inference.predictor import Predictor
+from seg_jax.tasks.referring import Mixture
+
+SHOWN = range(1, 6)
+"""Of the held-out scenes."""
+
+
+def main(run: Path, out: Path) -> None:
+    """Asks the three models about the same scenes and writes one row per scene."""
+    config = quickstart.Config(scenes=SHOWN.stop)
+    chapters = {}
+    for name, caption, folder in (
+        ("sft", "after SFT", run / "sft"),
+        ("start", "GSPO starts here", config.start),
+        ("gspo", "after GSPO", run / "checkpoint"),
+    ):
+        model = bundle.load(folder, compute=tiny.compute())
+        source = quickstart._held_out(config)
+        asked = {"title": caption, "mixture": Mixture(), "batch": SHOWN.stop}
+        outcome = evaluate.run(Predictor(model), source, **asked)
+        chapters[name] = quickstart.Chapter(caption, model, outcome, {})
+    exhibits = [quickstart._exhibit(chapters, index) for index in SHOWN]
+    pictures.write(out, panels.sheet(exhibits))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
