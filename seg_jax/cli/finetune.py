@@ -239,7 +239,10 @@ def own_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Token
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
-    told = chat.sentences(sources.corpus(source), denials=task.nothing)
+    heard = sources.corpus(source)
+    if isinstance(source, sources.Scenes):
+        heard += sources.corpus(sources.Scenes())  # `evaluate` asks about these by itself.
+    told = chat.sentences(heard, denials=task.nothing)
     return tokens.train(told, folder=folder, numbers="whole", digits=task.digits)
 
 
