@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from seg_jax.inference import evaluation, protocols
 from seg_jax.inference.answers import Model, Saved
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import decode, sharding
-from seg_jax.records import Prompts
+from seg_jax.records import Prompts, Sample
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import stations
 
@@ -179,7 +179,7 @@ def _set_name(config: Config) -> str:
 
 def run(
     predictor: Predictor,
-    source: Source,
+    source: Source | Sequence[Sample],
     *,
     title: str,
     mixture: Mixture,

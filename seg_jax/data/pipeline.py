@@ -207,7 +207,12 @@ class _Encode(grain.transforms.Map):
 
 
 def in_order(
-    source: Source, task: Task, encoder: Encoder, *, batch: int, seed: int = 0
+    source: Source | Sequence[Sample],
+    task: Task,
+    encoder: Encoder,
+    *,
+    batch: int,
+    seed: int = 0,
 ) -> Iterator[tuple[list[Example], Any]]:
     """Yields (examples, prompt batch) once over the source; the last batch is padded by repeats.
 

@@ -28,7 +28,7 @@ class Source(Protocol):
         """Returns how many samples there are."""
         ...
 
-    def __getitem__(self, index: int, /) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         """Returns one sample; raises IndexError beyond the last."""
         ...
 
