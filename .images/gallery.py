@@ -15,16 +15,15 @@ SHOWN = range(1, 6)
 def main(run: Path, out: Path) -> None:
     """Asks the three models about the same scenes and writes one row per scene."""
     config = quickstart.Config(scenes=SHOWN.stop)
-    chapters = {}
+    held_out, chapters = quickstart._held_out(config), {}
     for name, caption, folder in (
         ("sft", "after SFT", run / "sft"),
         ("start", "GSPO starts here", config.start),
         ("gspo", "after GSPO", run / "checkpoint"),
     ):
         model = bundle.load(folder, compute=tiny.compute())
-        source = quickstart._held_out(config)
         asked = {"title": caption, "mixture": Mixture(), "batch": SHOWN.stop}
-        outcome = evaluate.run(Predictor(model), source, **asked)
+        outcome = evaluate.run(Predictor(model), held_out, **asked)
         chapters[name] = quickstart.Chapter(caption, model, outcome, {})
     exhibits = [quickstart._exhibit(chapters, index) for index in SHOWN]
     pictures.write(out, panels.sheet(exhibits))

@@ -200,7 +200,7 @@ def run(
     """
     bundle = predictor.bundle
     task = dataclasses.replace(bundle.task, mixture=mixture)
-    count = _rows(min(batch, len(source)), mesh)
+    count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.in_order(source, task, bundle.encoder, batch=count)
     with console.progress(title, len(source)) as move:
         return evaluation.run(
@@ -211,7 +211,7 @@ def run(
         )
 
 
-def _rows(batch: int, mesh: Mesh | None) -> int:
+def whole_rows(batch: int, mesh: Mesh | None) -> int:
     """Returns the rows of a batch, as many more as the devices need."""
     return batch if mesh is None else batch + -batch % sharding.row_parts(mesh)
 
@@ -291,7 +291,7 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
     asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
     nothing = True if asked and asked.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
-    count, bundle = _rows(config.batch, mesh), predictor.bundle
+    count, bundle = whole_rows(config.batch, mesh), predictor.bundle
     answer = _asking(predictor, count, mesh)
     model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
     return model, bundle.task.digits

@@ -84,10 +84,12 @@ def main(config: Config) -> int:
     begin = time.monotonic()
     bundles.load(config.start)  # Known to be whole before minutes are spent.
     runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.start)
+    held_out = _held_out(config)
     with Log(config.out) as log:
-        chapters, seconds = _chapters(config, log)
+        chapters, seconds = _chapters(config, held_out, log)
     bundles.save(chapters["gspo"].bundle, config.out / "checkpoint")
-    rewards = _sampled_rewards(config, chapters["start"].bundle, chapters["gspo"].bundle)
+    models = chapters["start"].bundle, chapters["gspo"].bundle
+    rewards = _sampled_rewards(config, held_out[: config.sampled_scenes], *models)
     summary = _summary(config, chapters, rewards, seconds | {"all": time.monotonic() - begin})
     runs.write_json(config.out / "summary.json", summary)
     rows = _rows(chapters, summary)
@@ -101,10 +103,12 @@ def main(config: Config) -> int:
     return 0
 
 
-def _chapters(config: Config, log: Log) -> tuple[dict[str, Chapter], dict[str, float]]:
+def _chapters(
+    config: Config, held_out: list[Sample], log: Log
+) -> tuple[dict[str, Chapter], dict[str, float]]:
     """Runs all stages and evaluations."""
     sft, gspo = _sft(config), _gspo(config)
-    tell = functools.partial(_chapter, config, _held_out(config))
+    tell = functools.partial(_chapter, config, held_out)
     console.say("1 of 3: supervised fine-tuning (SFT) from random weights")
     random = finetune.start(sft, config.out / "tokenizer")
     trained, sft_seconds = finetune.train(sft, random, folder=config.out, stage="sft", log=log)
@@ -170,10 +174,10 @@ def _chapter(
     return Chapter(caption, bundle, outcome, evaluation.summarise(outcome))
 
 
-def _held_out(config: Config, most: int | None = None) -> list[Sample]:
-    """Returns the first held-out scenes, drawn once for all who ask about them."""
+def _held_out(config: Config) -> list[Sample]:
+    """Returns the held-out scenes, drawn once for all who ask about them."""
     source = tiny.scenes(seed=evaluate.HELD_OUT)
-    return [source[index] for index in range(min(config.scenes, most or config.scenes))]
+    return [source[index] for index in range(config.scenes)]
 
 
 def _summary(
@@ -217,7 +221,7 @@ def _numbers(chapter: Chapter) -> dict[str, Any]:
     }
 
 
-def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
+def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> list[np.ndarray]:
     """Returns each model's mean reward for sampled answers to each of the held-out questions.
 
     The models share graph and task, and get the same questions and random numbers, sampled as
@@ -225,7 +229,6 @@ def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
     """
     gspo, bundle = _gspo(config), models[0]
     task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
-    source = _held_out(config, config.sampled_scenes)
     appraise = stations.appraiser(
         stations.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
@@ -235,8 +238,7 @@ def _sampled_rewards(config: Config, *models: Bundle) -> list[np.ndarray]:
     )
     mesh = config.mesh.build()
     places = sharding.batch(mesh)
-    batch = min(gspo.feed.batch, len(source))
-    batch += -batch % sharding.row_parts(mesh)
+    batch = evaluate.whole_rows(min(gspo.feed.batch, len(source)), mesh)
     told: list[list[jax.Array]] = [[] for _ in models]
     prompts = pipeline.in_order(source, task, bundle.encoder, batch=batch)
     for number, (examples, rows) in enumerate(prompts):
