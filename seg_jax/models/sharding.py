@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seg_jax.models import chips
+
 HOST = "pinned_host"
 """Kind of the memory of a device's host."""
 
@@ -40,16 +42,6 @@ DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL}
 """The same where there is no room: every device holds its channels of each layer, and the few
 tokens of a step travel to the weights. The tables of the vocabulary are whole all the same."""
 
-MEMORY_GIB = {
-    "TPU v4": 32.0,
-    "TPU v5 lite": 16.0,
-    "TPU v5": 95.0,
-    "TPU v6 lite": 32.0,
-    "NVIDIA H100": 80.0,
-    "NVIDIA H200": 141.0,
-    "cpu": 3.0,
-}
-"""Of a device, by how the name of its kind begins. CPU devices share the memory of their host."""
 SHARE = 1 / 3
 """Of a device's memory that weights may take to be whole while answers are decoded."""
 
@@ -434,8 +426,7 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
     asked = gib is not None
     if gib is None:
         kind = on.abstract_device.device_kind if on.abstract_device is not None else ""
-        known = [name for name in MEMORY_GIB if kind.startswith(name)]
-        gib = SHARE * (MEMORY_GIB[max(known, key=len)] if known else math.inf)
+        gib = SHARE * chips.memory_gib(kind)
 
     def size(path, leaf):
         spec = partition(names_of(path), leaf.shape, WHOLE)

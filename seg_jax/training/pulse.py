@@ -9,28 +9,14 @@ from typing import Any
 
 import jax
 
-from seg_jax.training.topology import CHIPS
-
-PEAKS = {
-    **{rf"TPU {name}$": CHIPS[name].flops for name in CHIPS},
-    r"TPU v5 lite": CHIPS["v5e"].flops,
-    r"TPU v5$": CHIPS["v5p"].flops,
-    r"TPU v6 lite": CHIPS["v6e"].flops,
-    r"NVIDIA (H100|H200)\b(?!.*PCIe)": 989e12,
-    r"NVIDIA A100": 312e12,
-}
-"""bfloat16 operations a second at best, dense, by the kind that a device tells of itself.
-
-Source: `topology.CHIPS`; NVIDIA's data sheets of H100 SXM, H200 SXM and A100.
-"""
+from seg_jax.models import chips
 
 
 def best_seconds(operations: float) -> float | None:
     """Returns how long all devices at their peak would take, or None where that is not known."""
     devices = jax.devices()
-    kind = devices[0].device_kind
-    peak = next((peak for name, peak in PEAKS.items() if re.match(name, kind)), None)
-    return None if peak is None else operations / (peak * len(devices))
+    chip = chips.of_kind(devices[0].device_kind)
+    return None if chip is None else operations / (chip.flops * len(devices))
 
 
 class Pulse:

@@ -1,4 +1,4 @@
-"""Names accelerators that need not be here: what their chips can, and devices to compile for."""
+"""Names accelerators that need not be here: devices to compile for."""
 
 from __future__ import annotations
 
@@ -12,40 +12,10 @@ from typing import Any
 
 import jax
 
+from seg_jax.models.chips import CHIPS, Chip
+
 GIB = 2**30
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a chip can at best.
-
-    Source: Cloud TPU documentation, pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (memory,
-    peak compute of bfloat16, interconnect of a chip in one direction, all links together); NVIDIA's
-    data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU", SXM (dense bfloat16, NVLink in
-    one direction).
-    """
-
-    hbm_gib: float
-    flops: float
-    """bfloat16 operations a second."""
-    link: float
-    """Bytes a second that leave a chip for its neighbours."""
-    axes: int
-    """Of the torus that chips are wired to; 0: all of a host to each other."""
-    kept_gib: float = 0.26
-    """Of the memory, which the runtime keeps to itself (a TPU compiler's own account: 258 MiB)."""
-
-
-CHIPS: dict[str, Chip] = {
-    "v4": Chip(32.0, 275e12, 300e9, 3),
-    "v5e": Chip(16.0, 197e12, 200e9, 2),
-    "v5p": Chip(95.0, 459e12, 600e9, 3),
-    "v6e": Chip(32.0, 918e12, 400e9, 2),
-    # Memory as the driver tells it. A context with its libraries takes about a GiB; how much of the
-    # rest a process may have is for XLA_PYTHON_CLIENT_MEM_FRACTION to say.
-    "h100": Chip(79.1, 989e12, 450e9, 0, kept_gib=1.0),
-    "h200": Chip(141.0, 989e12, 450e9, 0, kept_gib=1.0),
-}
 HOST_GPUS = 8
 """GPUs of a host, wired to each other by NVLink."""
 NETWORK = 50e9
@@ -114,7 +84,7 @@ def of(name: str) -> Topology:
         return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
     if (
         chip is None
-        or kind in _GPU
+        or not chip.axes
         or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape)
     ):
         raise ValueError(

@@ -13,7 +13,7 @@ import pytest
 import small_run
 
 from seg_jax.cli import abstract, arguments, compile, main, paper
-from seg_jax.models import kimi_vl, layers
+from seg_jax.models import chips, kimi_vl, layers
 from seg_jax.training import program, stations, topology
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
 
     monkeypatch.setattr(program, "compile", refuse)
     plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
-    target = topology.Topology("v5e:2x4", jax.devices()[:8], topology.CHIPS["v5e"])
+    target = topology.Topology("v5e:2x4", jax.devices()[:8], chips.CHIPS["v5e"])
     result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
     assert result.fits is False
     assert result.memory is None
