@@ -192,7 +192,7 @@ def read(text: str) -> Text:
     reader.walk(entry, 1, entry)
     traffic = {
         kind: Traffic(*(sum(found) for found in zip(*every, strict=True)))
-        for kind, every in sorted(reader.traffic.items())
+        for kind, every in sorted(reader.traffic().items())
     }
     return Text(traffic, reader.loops, dict(sorted(reader.kernels.items())))
 
@@ -216,15 +216,19 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
     return found, entry
 
 
+_Sent = tuple[str, tuple[int, int, int]]
+"""Kind of a collective; its times, bytes and bytes sent."""
+
+
 class _Reader:
     """Walks through the computations of a program, loops as often as they run."""
 
     def __init__(self, computations: dict[str, list[_Line]]):
         self.computations = computations
-        self.traffic: dict[str, list[tuple[int, int, int]]] = collections.defaultdict(list)
         self.loops: list[Loop] = []
         self.kernels: collections.Counter[str] = collections.Counter()
-        self._seen: set[tuple[str, str]] = set()
+        self._sent: dict[tuple[str, str], dict[str, list[_Sent]]] = collections.defaultdict(dict)
+        """By channel and loop, and by the computation that they stand in."""
 
     def walk(self, name: str, runs: int, inside: str) -> None:
         """Counts a computation that runs `runs` times as part of the loop body `inside`."""
@@ -274,12 +278,7 @@ class _Reader:
 
     def _collective(self, line: _Line, kind: str, name: str, runs: int, inside: str) -> None:
         channel = re.search(r"channel_id=(\d+)", line.rest)
-        # A collective that runs beside other work stands in the text at its start, beside the
-        # work and at its end: one channel.
         mark = (channel.group(1) if channel else f"{name}/{line.name}", inside)
-        if mark in self._seen:
-            return
-        self._seen.add(mark)
         arrays = _arrays(line.shape)
         size = sum(arrays) if not line.opcode.endswith("-start") else _result(kind, arrays)
         group = _group(line.rest)
@@ -291,7 +290,20 @@ class _Reader:
         times = 2 if kind == "all-reduce" else 1
         if "all-reduce-scatter" in name:  # Its sum is cut at once: each keeps a part.
             kind, times = "reduce-scatter", 1
-        self.traffic[kind].append((runs, runs * size, round(runs * size * ring * times)))
+        sent = kind, (runs, runs * size, round(runs * size * ring * times))
+        self._sent[mark].setdefault(name, []).append(sent)
+
+    def traffic(self) -> dict[str, list[tuple[int, int, int]]]:
+        """Returns times, bytes and bytes sent of every collective, by its kind.
+
+        One that runs beside other work stands in the text at its start, beside the work and at its
+        end, in three computations; several of one channel stand in one.
+        """
+        found = collections.defaultdict(list)
+        for places in self._sent.values():
+            for kind, sent in max(places.values(), key=len):
+                found[kind].append(sent)
+        return found
 
     def _kernel(self, line: _Line, runs: int) -> None:
         target = re.search(r'custom_call_target="([^"]*)"', line.rest)

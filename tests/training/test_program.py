@@ -67,6 +67,8 @@ ENTRY %main (a: f32[16], b: /*index=1*/f32[8]) -> f32[16] {
   %unknown = (s32[], f32[16]{0}) while(%a), condition=%condition, body=%other
   %branch = f32[8]{0} conditional(%p, %b, %b), branch_computations={%one, %other}
   %cut = f32[2]{0} reduce-scatter(%b), channel_id=11, replica_groups={{0,1,2,3}}, dimensions={0}
+  %there = f32[8]{0} all-to-all(%b), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  %back = f32[4]{0} all-to-all(%there), channel_id=1, replica_groups={{0,1},{2,3}}, dimensions={0}
   %gone = (f32[8]{0}, f32[16]{0}) all-gather-start(%b), channel_id=12, replica_groups={{0,1}}
   %came = f32[16]{0} all-gather-done(%gone)
   %nothing = f32[8]{0} custom-call(%b), custom_call_target="AllocateBuffer"
@@ -85,6 +87,8 @@ def test_loops_multiply_what_is_in_them_and_a_collective_counts_once():
             3 + 1, 3 * gathered + small, 3 * gathered * 3 // 4 + small // 2
         ),
         "all-reduce": program.Traffic(15, 15 * small, 2 * 15 * small * 3 // 4),
+        # Two of one channel.
+        "all-to-all": program.Traffic(2, 32 + 16, 24 + 8),
         "collective-permute": program.Traffic(1, 32, 32),
         "reduce-scatter": program.Traffic(1, 32, 24),
     }
