@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import gc
 import io
 import os
 import re
@@ -121,14 +122,31 @@ def _parse(
     """Returns a configuration with the words that no option took; exits after --help."""
     import tyro
 
-    return tyro.cli(
-        kind,
-        args=options,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        prog=program,
-        config=(tyro.conf.AvoidSubcommands,),
-        return_unknown_args=True,
-    )
+    with _nothing_collected():
+        return tyro.cli(
+            kind,
+            args=options,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            prog=program,
+            config=(tyro.conf.AvoidSubcommands,),
+            return_unknown_args=True,
+        )
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Lets no garbage be collected meanwhile.
+
+    The parser reads source code as CPython 3.11's `ast` gives it, which fails where a finalizer
+    does the same in between: to print a traceback is enough.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _names(kind: type[ConfigT], default: ConfigT | None) -> list[str]:
