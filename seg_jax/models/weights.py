@@ -9,6 +9,7 @@ rows of theirs. Kernels are transposed weights.
 from __future__ import annotations
 
 import difflib
+import functools
 import gc
 import json
 import re
@@ -131,7 +132,7 @@ class Theirs:
         """
         family = families.of(config)
         self.source = source
-        self.slots = list(slots(config))
+        self.slots = slots(config)
         self.entries: dict[str, shards.Entry] = {}
         """Every tensor that the model has, as it is in the source."""
         self._names = {_hub_name(name, family.aliases): name for name in source.names()}
@@ -156,8 +157,10 @@ class Theirs:
         return self.source.blocks(self._names[name], begin, end)
 
 
-def slots(config: Any) -> Iterator[Slot]:
-    """Yields every array of a model, layer by layer, with its place in their files."""
+@functools.cache  # A model is traced twice for it, at every load and save.
+def slots(config: Any) -> tuple[Slot, ...]:
+    """Returns every array of a model, layer by layer, with its place in their files."""
+    told: list[Slot] = []
     names = families.of(config).names
     rough = layers.Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
     kept = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
@@ -174,7 +177,8 @@ def slots(config: Any) -> Iterator[Slot]:
             shape = (shape[0], *_patch(config.vision))
         dtype = np.dtype(kept[path])
         for at in np.ndindex(*leaf.shape[:lead]):
-            yield Slot(path, at, _numbered(pattern, at), part, parts, shape, dtype)
+            told.append(Slot(path, at, _numbered(pattern, at), part, parts, shape, dtype))
+    return tuple(told)
 
 
 def blank(config: Any, compute: layers.Compute) -> Any:
