@@ -24,7 +24,9 @@ pids=()
 trap 'for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done' TERM
 trap : INT # The terminal tells them all.
 for ((index = 0; index < count; index++)); do
-    own=(JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=${DEVICES:-1}")
+    # The last flag of a name counts.
+    flags="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=${DEVICES:-1}"
+    own=(JAX_PLATFORMS=cpu "XLA_FLAGS=$flags")
     [[ "$kind" != cuda ]] || own=("CUDA_VISIBLE_DEVICES=$index")
     command=(env "${own[@]}" bash "$root/launch/run.sh" "$@"
         --processes.coordinator "localhost:$port" --processes.count "$count" --processes.index "$index")

@@ -16,6 +16,8 @@ os.environ["XLA_FLAGS"] = compilation.flags(devices=8)
 os.environ.setdefault("PJRT_NPROC", "64")
 # Programs of tests run once, on little: to compile them as users do would take most of the time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Threads of PyTorch wait for each other longer than they compute: its models are as small here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What one process of the run has compiled the others find here: workers, and what tests start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="seg-jax-tests-", ignore_cleanup_errors=True)

@@ -1,6 +1,7 @@
 """Holds the house rules that no tool holds: the street, the tree, imports, devices, sentences."""
 
 import ast
+import functools
 import importlib.metadata
 import os
 import pkgutil
@@ -92,6 +93,12 @@ def imports(path: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"seg_jax"}
 
 
+@functools.cache
+def givers() -> dict[str, list[str]]:
+    """Returns the packages that give each top-level name; whoever asks reads all metadata."""
+    return dict(importlib.metadata.packages_distributions())
+
+
 def declared(*extras: str) -> set[str]:
     """Returns the normalised names of the packages that pyproject.toml asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -107,11 +114,10 @@ def normal(name: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
 def test_what_the_package_imports_is_declared(path):
-    known = importlib.metadata.packages_distributions()
     asked = declared("train", "data", "beam", "wandb", "benchmark", "torch")
     for name in imports(path):
-        givers = {normal(giver) for giver in known.get(name, [name])}
-        assert givers & asked, f"expected {name} in pyproject.toml, do: add it to an extra"
+        given = {normal(giver) for giver in givers().get(name, [name])}
+        assert given & asked, f"expected {name} in pyproject.toml, do: add it to an extra"
 
 
 def test_nothing_touches_a_device_at_import():

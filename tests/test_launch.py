@@ -115,7 +115,10 @@ def test_local_processes_share_one_place():
             *("--processes.count", "3", "--processes.index", str(index)),
         ]
     if not Path("/dev/nvidiactl").exists():
-        assert "XLA_FLAGS=--xla_force_host_platform_device_count=2" in found[0]
+        flag = "--xla_force_host_platform_device_count=2"
+        assert f"XLA_FLAGS={flag}" in found[0]
+        found = commands("local_processes.sh", "1", "finetune", DEVICES="2", XLA_FLAGS="--a --b=c")
+        assert f"XLA_FLAGS=--a --b=c {flag}" in found[0]
 
 
 def test_slurm_starts_every_task_and_goes_on():
@@ -209,9 +212,9 @@ def steps(out):
 @pytest.mark.slow
 def test_local_processes_run_to_the_end(few_steps):
     arguments, out = few_steps
-    given = many_processes.environment(1)
-    del given["XLA_FLAGS"]
-    done = launch("local_processes.sh", "2", *arguments, **given, DEVICES="2")
+    done = launch(
+        "local_processes.sh", "2", *arguments, **many_processes.environment(1), DEVICES="2"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert steps(out) == [1, 2, 3]
     assert (out / "checkpoint" / "model.safetensors").exists()

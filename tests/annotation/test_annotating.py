@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -96,44 +95,34 @@ def test_workers_and_repetition_change_nothing(tmp_path, workers):
     assert tree(job.out) == first
 
 
-CHILD = """
-import functools, sys
-from pathlib import Path
-import known_scenes as known
-from test_annotating import annotate
-web, out, workers = sys.argv[1:]
-if __name__ == "__main__":
-    job = known.job(Path(out), 12, seconds=0.02)
-    annotate(Path(web), job, workers=int(workers))
-"""
+FRESH = multiprocessing.get_context("forkserver")
+"""Forks processes from one that has imported what takes long, and done nothing else."""
+FRESH.set_forkserver_preload(["pytest", "PIL.Image", "seg_jax.annotation.annotator"])
 
 
 def survive(tmp_path, *, kills, workers, rng):
     """Kills an annotation so many times, at random; returns the shards made before each kill."""
-    web, out, script = tmp_path / "web", tmp_path / "out", tmp_path / "child.py"
+    web, out = tmp_path / "web", tmp_path / "out"
     known.make(web, 12)
-    script.write_text(CHILD)
     annotate(web, known.job(out, 12))
     whole = tree(out)
     shutil.rmtree(out)
-    paths = os.pathsep.join([".", str(Path(__file__).parent)])
     seen = []
     for kill in range(kills + 1):
-        command = [sys.executable, str(script), str(web), str(out), str(workers)]
-        child = subprocess.Popen(
-            command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
-        )
+        job = known.job(out, 12, seconds=0.02)
+        child = FRESH.Process(target=annotate, args=(web, job), kwargs={"workers": workers})
+        child.start()
         if kill == kills:
-            _, errors = child.communicate(timeout=300)
-            assert child.returncode == 0, errors.decode()[-2000:]
+            child.join(timeout=300)
+            assert child.exitcode == 0
             break
         # At some moment after some shard.
         wanted = len(seen) * 6 // (kills + 1) + 1
-        while child.poll() is None and len([*out.glob(f"{work.DONE}/*")]) < wanted:
+        while child.is_alive() and len([*out.glob(f"{work.DONE}/*")]) < wanted:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.kill()
+        child.join()
         seen.append(len([*out.glob(f"{work.DONE}/*")]))
         for path in out.glob(f"{work.DONE}/*"):
             assert path.read_bytes() == whole[path.relative_to(out).as_posix()]

@@ -36,11 +36,10 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
     assert len(answers) == BATCH + 1
     bundle = small_run.bundle()
     model = nnx.merge(bundle.graph, bundle.params)
-    for ask, answer in zip(many[:2] + many[-1:], answers[:2] + answers[-1:], strict=True):
-        tokens, pictures = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf)[None], bundle.encoder.question(ask.view, ask.question)
-        )
-        alone = decode.generate(
+
+    @jax.jit
+    def generate(tokens, pictures):
+        return decode.generate(
             model,
             tokens,
             pictures,
@@ -51,6 +50,12 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(1),
         )
+
+    for ask, answer in zip(many[:2] + many[-1:], answers[:2] + answers[-1:], strict=True):
+        tokens, pictures = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf)[None], bundle.encoder.question(ask.view, ask.question)
+        )
+        alone = generate(tokens, pictures)
         ids = np.asarray(alone.ids)[0, 0][np.asarray(alone.used)[0, 0]]
         assert answer.text == bundle.tokenizer.decode(ids)
         assert answer.finished == (int(ids[-1]) in bundle.end_ids)

@@ -14,6 +14,7 @@ from seg_jax.annotation import results, work
 from seg_jax.cli import asked, finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import builds, sources
+from seg_jax.training import optimizer
 
 sys.path.append(str(Path(__file__).parents[1] / "annotation"))
 import known_scenes as known
@@ -155,6 +156,7 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path):
         source=sources.Built(folders=(out,)),
         layout=dataclasses.replace(base.layout, max_prompt=60),
         loop=dataclasses.replace(base.loop, steps=2),
+        optimizer=optimizer.AdamW(),
     )
     assert finetune.main(config) == 0
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from seg_jax.cli import benchmark, benchmark_policy, benchmark_raster, benchmark_torch
+from seg_jax.cli import benchmark, benchmark_policy, benchmark_raster, benchmark_torch, tiny
 from seg_jax.cli import main as shell
 from seg_jax.cli.benchmark_raster import Case, Config
+from seg_jax.models import layers
 
 TINY = ["--kinds", "blob", "--points", "16", "--sizes", "64", "--batches", "4", "--rounds", "1"]
 
@@ -130,6 +131,12 @@ def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
     assert "boundary IoU" in capfd.readouterr().err
 
 
+@pytest.fixture
+def stacked(monkeypatch):
+    """Compiles one layer where the tiny setting's programs have each unrolled."""
+    monkeypatch.setattr(tiny, "compute", layers.Compute)
+
+
 def run_part(part, tmp_path, *words):
     path = tmp_path / f"{part}.json"
     assert shell.main(["benchmark", part, *words, "--rounds", "1", "--json", str(path)]) == 0
@@ -137,7 +144,7 @@ def run_part(part, tmp_path, *words):
 
 
 @pytest.mark.slow
-def test_decode_asks_both_samplers_the_same(tmp_path, capfd):
+def test_decode_asks_both_samplers_the_same(stacked, tmp_path, capfd):
     found = run_part("decode", tmp_path, "--rows", "8", "--tokens", "12")
     alone, group = found["cases"]
     assert (alone["prompts"], alone["answers"]) == (8, 1)
@@ -149,7 +156,7 @@ def test_decode_asks_both_samplers_the_same(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_rollout_counts_what_is_shared_and_what_is_useful(tmp_path, capfd):
+def test_rollout_counts_what_is_shared_and_what_is_useful(stacked, tmp_path, capfd):
     words = ["--prompts", "8", "--answers", "8", "--tokens", "40", "--rows", "2"]
     found = run_part("rollout", tmp_path, *words)
     # Sharing saves all but one in eight of the work on prompts; first draws are each answer's own.
@@ -164,7 +171,7 @@ def test_rollout_counts_what_is_shared_and_what_is_useful(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_policy_takes_the_same_step_as_trl(tmp_path, capfd):
+def test_policy_takes_the_same_step_as_trl(stacked, tmp_path, capfd):
     pytest.importorskip("trl")
     words = ["--prompts", "2", "--answers", "4", "--tokens", "28"]
     found = run_part("policy", tmp_path, *words)

@@ -22,13 +22,15 @@ import dataclasses
 import sys
 sys.path.insert(0, {tests!r})
 import small_run
-from seg_jax.training import loop
+from seg_jax.training import loop, optimizer, stations
 
 def config():
     base = small_run.sft_config()
     layout = dataclasses.replace(base.layout, max_prompt=66, max_question=40, max_answer=60)
     feed = dataclasses.replace(base.feed, batch=8, questions=3)
-    return dataclasses.replace(base, layout=layout, feed=feed, loop=loop.Loop(steps=2, log_every=1))
+    quick = {{"optimizer": optimizer.AdamW(), "mesh": stations.Mesh(data=-1, fsdp=1)}}
+    plan = loop.Loop(steps=2, log_every=1)
+    return dataclasses.replace(base, layout=layout, feed=feed, loop=plan, **quick)
 """
 
 
@@ -183,6 +185,7 @@ def test_two_steps_on_mixed_data_sets(made, run, tmp_path):
     words = (*words, "--feed.batch", 8, "--loop.steps", 2, "--loop.log-every", 1)
     words = (*words, "--sampling.answers", 4, "--sampling.max-tokens", 12, "--sampling.grammar")
     words = (*words, "--policy.minibatches", 2, "--panel-every", 1, "--out", tmp_path / "gspo")
+    words = (*words, "--mesh.data", -1, "--mesh.fsdp", 1)
     assert run("reinforce", *words)[0] == 0
     told = [json.loads(one) for one in (tmp_path / "gspo" / "metrics.jsonl").open()]
     assert [one["verdicts/OK"] for one in told] == [1.0, 1.0]

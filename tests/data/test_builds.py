@@ -3,11 +3,8 @@
 import dataclasses
 import errno
 import json
-import os
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -275,50 +272,41 @@ def test_changed_annotations_are_made_again(tmp_path):
     assert told[1] == ["the star", "both of them", "a fork"]
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from seg_jax.data import builds
-source, out, workers = sys.argv[1:]
-
-def main():
-    asked = builds.Plan(name="refcoco_unc", source=Path(source), out=Path(out), records=2)
-    with builds.claimed(asked, anew=False):
-        cut = builds.plan(asked)
-        parts = builds.make_all(cut.tasks, workers=int(workers), progress=lambda done: None)
-        builds.finish(asked, cut, parts)
-
-if __name__ == "__main__":
-    main()
-"""
+FRESH = multiprocessing.get_context("forkserver")
+"""Forks processes from one that has imported what takes long, and done nothing else."""
+FRESH.set_forkserver_preload(["pytest", "PIL.Image", "seg_jax.data.builds"])
 
 
 def survive(tmp_path, *, kills, workers, pictures, rng):
     """Kills a build so many times, at random; returns the files made before each kill."""
     root, out = tmp_path / "source", tmp_path / "killed"
     formats.refer(root, "refcoco_unc", pictures=pictures)
-    script = tmp_path / "child.py"
-    script.write_text(CHILD)
     whole = tmp_path / "whole"
-    build(builds.Plan(name="refcoco_unc", source=root, out=whole, records=2))
+
+    def begun(out, workers):
+        asked = builds.Plan(name="refcoco_unc", source=root, out=out, records=2)
+        child = FRESH.Process(target=build, args=(asked,), kwargs={"workers": workers})
+        child.start()
+        return child
+
+    undisturbed = begun(whole, 1)
+    undisturbed.join(timeout=300)
+    assert undisturbed.exitcode == 0
     files = len([*whole.glob("*.array_record-*")])
     seen = []
     for kill in range(kills + 1):
-        command = [sys.executable, str(script), str(root), str(out), str(workers)]
-        child = subprocess.Popen(
-            command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "."}
-        )
+        child = begun(out, workers)
         if kill == kills:
-            _, errors = child.communicate(timeout=300)
-            assert child.returncode == 0, errors.decode()[-2000:]
+            child.join(timeout=300)
+            assert child.exitcode == 0
             break
         # At some moment after some file, or before the first one.
         wanted = len(seen) * files // (kills + 1) if kill else 0
-        while child.poll() is None and len([*out.glob(".parts/*")]) < wanted:
+        while child.is_alive() and len([*out.glob(".parts/*")]) < wanted:
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.01 + (kill == 0))
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        time.sleep(rng.random() * 0.01)
+        child.kill()
+        child.join()
         seen.append(len([*out.glob("*.array_record-*")]))
         assert not (out / "dataset_info.json").exists()
         for path in out.glob("*.array_record-*"):
@@ -327,18 +315,14 @@ def survive(tmp_path, *, kills, workers, pictures, rng):
     return seen
 
 
-def test_a_killed_build_goes_on(tmp_path):
-    seen = survive(tmp_path, kills=2, workers=1, pictures=90, rng=random.Random(0))
-    assert 0 < seen[-1] < 180
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_build_killed_ten_times_ends_as_an_undisturbed_one(tmp_path, workers):
-    seen = survive(tmp_path, kills=10, workers=workers, pictures=100, rng=random.Random(1))
-    assert len(seen) == 10
+@pytest.mark.parametrize(
+    ("kills", "workers"), [(10, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
+def test_a_build_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kills, workers):
+    seen = survive(tmp_path, kills=kills, workers=workers, pictures=100, rng=random.Random(1))
+    assert len(seen) == kills
     assert 0 < seen[-1] < 200
-    assert len({*seen}) > 5, seen
+    assert len({*seen}) > kills // 2, seen
 
 
 def test_a_half_written_file_is_never_taken_for_whole(tmp_path):

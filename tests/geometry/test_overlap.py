@@ -150,6 +150,12 @@ def f_measure(a, b, ratio):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+@functools.cache
+def measure(name, ratio):
+    """Returns a measure, compiled once for all tests."""
+    return jax.jit(functools.partial(getattr(overlap, name), ratio=ratio))
+
+
 @pytest.mark.parametrize("ratio", [0.001, 0.02, 0.3])
 def test_boundary_iou_is_the_published_one(ratio):
     a, b = shapes(0), shapes(1)
@@ -162,20 +168,20 @@ def test_boundary_iou_is_the_published_one(ratio):
         ious.append((full[:h, :w] & second).sum() / union if union else 1.0)
     np.testing.assert_array_equal(bitmask.unpack(got, height=100), expected)
     words = bitmask.pack(a), bitmask.pack(b)
-    iou = jax.jit(functools.partial(overlap.boundary_iou, ratio=ratio))
-    np.testing.assert_allclose(iou(*words, SIZES), ious, rtol=1e-6)
+    iou = measure("boundary_iou", ratio)(*words, SIZES)
+    np.testing.assert_allclose(iou, ious, rtol=1e-6)
 
 
 def test_boundaries_under_vmap():
-    words = [bitmask.pack(x).reshape(2, 4, 4, 90) for x in (shapes(0), shapes(1))]
+    """The ratios are those that the measures have by themselves."""
+    flat = [np.asarray(bitmask.pack(x)) for x in (shapes(0), shapes(1))]
+    a, b = (words.reshape(2, 4, 4, 90) for words in flat)
     size = jnp.asarray(SIZES.reshape(2, 4, 2))
-    two = jax.jit(jax.vmap(jax.vmap(overlap.boundary_iou)))(*words, size)
-    np.testing.assert_array_equal(two, jax.jit(overlap.boundary_iou)(*words, size))
-    one = jax.jit(jax.vmap(overlap.boundary_f, in_axes=(0, None, 0)))
-    np.testing.assert_array_equal(
-        one(words[0], words[1][0], size)[0],
-        jax.jit(overlap.boundary_f)(words[0][0], words[1][0], size[0]),
-    )
+    two = jax.jit(jax.vmap(jax.vmap(overlap.boundary_iou)))(a, b, size)
+    np.testing.assert_array_equal(two.ravel(), measure("boundary_iou", 0.02)(*flat, SIZES))
+    one = jax.jit(jax.vmap(overlap.boundary_f, in_axes=(0, None, 0)))(a, b[0], size)
+    expected = measure("boundary_f", 0.008)(flat[0], np.concatenate([b[0], b[0]]), SIZES)
+    np.testing.assert_array_equal(one.ravel(), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.008, 0.1])
@@ -191,8 +197,8 @@ def test_boundary_f_is_the_published_one(ratio):
         bitmask.unpack(overlap.outline(words[0], SIZES), height=100), lines
     )
     assert min(expected[:2]) > 0
-    measure = jax.jit(functools.partial(overlap.boundary_f, ratio=ratio))
-    np.testing.assert_allclose(measure(*words, SIZES), expected, rtol=1e-6)
+    got = measure("boundary_f", ratio)(*words, SIZES)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +233,12 @@ def test_wrong_input_is_refused(untyped):
     words, size = np.zeros((2, 2, 20), np.uint32), np.array([[40, 20]] * 2)
     masks = np.zeros((2, 40, 20), bool)
     for name in ("counts", "iou", "dice", "boundary_iou", "boundary_f", "centroid_distance"):
-        measure = getattr(overlap, name)
+        wrong = getattr(overlap, name)
         more = () if name in ("counts", "iou", "dice") else (size,)
         with pytest.raises(ValueError, match=r"expected packed masks, .* got bool \[2, 40, 20\]"):
-            measure(masks, masks, *more)
+            wrong(masks, masks, *more)
         with pytest.raises(ValueError, match=r"expected words of \[2, 20\] .* \[2, 1, 20\]: pack"):
-            measure(words, words[:, :1], *more)
+            wrong(words, words[:, :1], *more)
     for ratio in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"expected a ratio above 0, got {ratio}"):
             overlap.boundary(words, size, ratio=ratio)

@@ -53,15 +53,14 @@ def test_share_is_the_logistic_of_the_distance_to_the_outline():
     points, used = polygons(2, count=4, rings=1)
     y, x = np.mgrid[:40, :50] + 0.5
     truth = np.asarray(bitmask.unpack(masks(3, 4), height=40))
+    soft = jax.jit(functools.partial(overlap.soft_iou, **SIZE, temperature_px=2.0))
     for ring, flags, mask in zip(points[:, 0], used[:, 0], truth, strict=True):
         shape = shapely.Polygon(ring[flags])
         depth = shapely.distance(shape.exterior, shapely.points(x, y))
         depth = np.where(shapely.contains_xy(shape, x, y), depth, -depth)
         share = 1 / (1 + np.exp(-depth / 2))
         expected = (share * mask).sum() / (share + mask - share * mask).sum()
-        got = overlap.soft_iou(
-            np.float32(ring[None]), flags[None], mask, **SIZE, temperature_px=2.0
-        )
+        got = soft(np.float32(ring[None]), flags[None], mask)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -73,11 +72,12 @@ def test_gradients_are_those_of_finite_differences(rings):
         points = jnp.asarray(np.where(used[..., None], points, 0), jnp.float64)
         soft = functools.partial(overlap.soft_iou, **SIZE, rings=rings)
 
+        @jax.jit
         def of(points, temperature):
             return soft(points, used, truth, temperature_px=temperature)
 
         check_grads(of, (points, jnp.float64(1.5)), order=1, modes=["rev", "fwd"], eps=1e-6)
-        slope = jax.grad(lambda p: of(p, 1.5).sum())(points)
+        slope = jax.jit(jax.grad(lambda p: of(p, 1.5).sum()))(points)
         assert np.abs(slope).max((1, 2, 3)).min() > 1e-3
         # Padding has none, and the area that a step adds or takes shows in the sign.
         assert not np.any(np.asarray(slope)[~used])
@@ -124,11 +124,13 @@ def test_broken_and_degenerate_rings_leave_finite_gradients():
     points[8] = 3e4  # far away
     truth = masks(7, 1)[0]
 
-    def of(points, used):
-        return overlap.soft_iou(points, used, truth, **SIZE)
+    @jax.jit
+    def of(points, used, mask):
+        return overlap.soft_iou(points, used, mask, **SIZE)
 
-    value, slope = jax.vmap(jax.value_and_grad(of))(points, used)
-    alone, alone_slope = jax.value_and_grad(of)(points[0], used[0])
+    one = jax.jit(jax.value_and_grad(of))
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(of), (0, 0, None)))(points, used, truth)
+    alone, alone_slope = one(points[0], used[0], truth)
     assert np.isfinite(value).all()
     assert np.isfinite(slope).all()
     np.testing.assert_allclose(value[0], alone, rtol=1e-6)
@@ -138,24 +140,25 @@ def test_broken_and_degenerate_rings_leave_finite_gradients():
     # A vertex that is not finite counts as unused.
     fewer = used[6].copy()
     fewer[0, 1] = False
-    np.testing.assert_allclose(value[6], of(np.nan_to_num(points[6]), fewer), rtol=1e-6)
-    nothing = np.zeros((40, 50), bool)
-    assert overlap.soft_iou(points[3], used[3], nothing, **SIZE) == 1
-    assert overlap.soft_iou(points[0], used[0], nothing, **SIZE) == 0
+    clean = np.nan_to_num(points[6])
+    np.testing.assert_allclose(value[6], one(clean, fewer, truth)[0], rtol=1e-6)
+    nothing = jnp.zeros_like(truth)
+    assert one(points[3], used[3], nothing)[0] == 1
+    assert one(points[0], used[0], nothing)[0] == 0
     empty = np.zeros((3, 0, 7, 2), np.float32), np.zeros((3, 0, 7), bool)
-    assert overlap.soft_iou(*empty, truth, **SIZE).tolist() == [0, 0, 0]
+    assert of(*empty, truth).tolist() == [0, 0, 0]
 
 
 def test_batches_and_padding_change_nothing():
     points, used = polygons(8)
     points = np.float32(np.where(used[..., None], points, 7))
     truth = masks(9)
-    soft = functools.partial(overlap.soft_iou, **SIZE)
-    expected = jax.jit(soft)(points, used, truth)
+    soft = jax.jit(functools.partial(overlap.soft_iou, **SIZE))
+    expected = soft(points, used, truth)
     two = soft(points.reshape(2, 3, 2, 7, 2), used.reshape(2, 3, 2, 7), truth.reshape(2, 3, 2, 50))
     np.testing.assert_allclose(two.ravel(), expected, rtol=1e-6)
     wide = np.pad(points, ((0, 0), (0, 1), (0, 3), (0, 0))), np.pad(used, ((0, 0), (0, 1), (0, 3)))
-    np.testing.assert_allclose(jax.vmap(soft)(*wide, truth), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(soft))(*wide, truth), expected, rtol=1e-6)
     one = soft(points, used, truth[0])
     np.testing.assert_allclose(one[0], expected[0], rtol=1e-6)
 

@@ -15,20 +15,23 @@ from seg_jax.grammar import outline, reader
 from seg_jax.records import Kind, Verdict
 
 RINGS, POINTS = 3, 5
-# One shape for all tests, so that the reader is compiled once.
-LANES, LENGTH, VOCABULARY, CHARACTERS = 1200, 480, 16384, 12
+# Shapes of all tests, so that the reader is compiled twice only: few tokens of many characters and
+# many of few. Every lane steps through all characters that would fit.
+LANES, VOCABULARY = 600, 16384
+SHAPES = [(96, 12), (352, 4)]
 compiled = jax.jit(reader.read, static_argnames=("rings", "points"))
 
 
 def read(rows, kinds, pieces):
     """The device's reading of token rows: points, used, verdicts."""
-    assert max(map(len, rows)) <= LENGTH
-    ids, used = np.zeros((2, LANES, LENGTH), np.int32)
+    table = reader.table(pieces, vocab_size=VOCABULARY).classes
+    need = np.array([max(map(len, rows)), table.shape[1]])
+    length, characters = next(shape for shape in SHAPES if (need <= shape).all())
+    ids, used = np.zeros((2, LANES, length), np.int32)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = row
         used[place, : len(row)] = 1
-    table = reader.table(pieces, vocab_size=VOCABULARY).classes
-    wide = ((0, 0), (0, CHARACTERS - table.shape[1]))
+    wide = ((0, 0), (0, characters - table.shape[1]))
     table = reader.Table(np.pad(table, wide, constant_values=outline.NOTHING))
     kinds = np.resize(np.asarray(kinds, np.int32), LANES)
     polygons, verdicts = compiled(ids, used > 0, table, kind=kinds, rings=RINGS, points=POINTS)

@@ -15,7 +15,6 @@ from flax import nnx
 from seg_jax.data import packing
 from seg_jax.data.packing import Pack
 from seg_jax.models import layers, likelihood, sharding, weights
-from seg_jax.records import PackedBatch
 from seg_jax.training import optimizer, sft, state, stations
 
 pytestmark = pytest.mark.slow
@@ -44,13 +43,21 @@ def pictures():
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
 def model(request, encoder):
-    """A graph and weights loud enough that every token hangs on those before it."""
-    maker, sizes = MAKERS[request.param], SHALLOW[request.param]
+    return drawn(request.param, encoder)
+
+
+@pytest.fixture(scope="module")
+def known(model, encoder, pictures):
+    """A packed row, the loss of every target, and the gradient of their sum."""
+    batch = packed(encoder, pictures)
+    return batch, *graded(*model, batch)
+
+
+def drawn(family, encoder):
+    """Returns a graph and weights loud enough that every token hangs on those before it."""
+    sizes = SHALLOW[family]
     table = {"vocab_size": encoder.tokenizer.vocab_size}
-    return drawn(maker.config(**(sizes | {"text": sizes["text"] | table})))
-
-
-def drawn(config):
+    config = MAKERS[family].config(**(sizes | {"text": sizes["text"] | table}))
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
     rng = np.random.default_rng(0)
 
@@ -107,12 +114,11 @@ def unpacked(losses, batch):
     return found
 
 
-def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, encoder, pictures):
-    graph, params = model
-    together, apart = packed(encoder, pictures), alone(encoder, pictures)
+def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, known, encoder, pictures):
+    together, losses, grads = known
+    apart = alone(encoder, pictures)
     assert together.weights.sum() == apart.weights.sum()
-    losses, grads = graded(graph, params, together)
-    wanted, others = graded(graph, params, apart)
+    wanted, others = graded(*model, apart)
     told = iter(answers(np.asarray(losses[0]), together.tokens.segments[0]))
     for some in unpacked(np.asarray(wanted), apart):
         mine = sorted(next(told) for _ in some)
@@ -147,47 +153,31 @@ def test_nothing_of_a_picture_reaches_another(model, encoder, pictures):
         assert (moved > 1e-3).all()
 
 
-def test_long_rows_work_off_in_parts_are_the_same(model, encoder, pictures, monkeypatch):
-    graph, params = model
-    batch = packed(encoder, pictures)
-    wanted, grads = graded(graph, params, batch)
+def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
+    batch, wanted, grads = known
     # Queries in parts, and windows of pictures block by block.
     monkeypatch.setattr(layers, "LONG", 128)
-    losses, others = graded(graph, params, batch)
+    losses, others = graded(*model, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
 
 
-def test_a_step_on_packed_rows_is_the_step_on_pictures_alone(model, encoder, pictures):
-    graph, params = model
+def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictures):
+    graph, params = drawn("qwen2_5_vl", encoder)
     adam = optimizer.AdamW(lr=1e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
     speaker = stations.Speaker(graph, encoder.tokenizer, chunk=64)
-    step = stations.supervised_step(speaker, sft.Objective(), adam)
 
-    def told(batch):
+    def told(batch, accumulate=1):
+        objective = dataclasses.replace(sft.Objective(), accumulate=accumulate)
+        step = stations.supervised_step(speaker, objective, adam)
         copy = jax.tree.map(jnp.array, params)
         _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
 
-    one, other = told(packed(encoder, pictures)), told(alone(encoder, pictures))
-    assert one == pytest.approx(other, rel=1e-5)
-
-
-def test_rows_are_cut_into_pieces_whose_gradients_add_up(encoder, pictures):
-    table = {"vocab_size": encoder.tokenizer.vocab_size}
-    graph, params = drawn(tiny_vlm.config(text=table, vision={"window_size": 24}))
-    adam = optimizer.AdamW()
-    batch: PackedBatch = packed(encoder, pictures)
-    half = packed(encoder, pictures[::-1])
-    both = jax.tree.map(lambda *leaves: np.concatenate(leaves), batch, half)
-    speaker = stations.Speaker(graph, encoder.tokenizer)
-    found = []
-    for count in (1, 2):
-        step = stations.supervised_step(
-            speaker, dataclasses.replace(sft.Objective(), accumulate=count), adam
-        )
-        copy = jax.tree.map(jnp.array, params)
-        _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), both)
-        found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
-    np.testing.assert_allclose(*found, rtol=1e-5)
+    # Two rows of the same pictures, in different orders.
+    rows = packed(encoder, pictures), packed(encoder, pictures[::-1])
+    both = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+    whole, apart = told(both), told(alone(encoder, pictures))
+    assert whole == pytest.approx(apart | {"answer_tokens": 2 * apart["answer_tokens"]}, rel=1e-5)
+    assert told(both, accumulate=2) == pytest.approx(whole, rel=1e-5)

@@ -12,6 +12,7 @@ STEPS = 3
 MUON = optimizer.Muon(
     lr=3e-3,
     newton_schulz_dtype="float32",
+    newton_schulz_steps=2,
     eps=1e-3,
     schedule=optimizer.Schedule(warmup=0.0, final=1.0),
 )

@@ -13,8 +13,11 @@ import lives
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_run
 import toy_process
 from lives import Life
+
+from seg_jax.inference import bundle as bundles
 
 STEPS = 24
 SAVES = ["--loop.save-minutes", "1e-9", "--loop.log-every", "1"]
@@ -117,21 +120,29 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
     assert alive == 20, "it ended before it was killed so often: make its steps longer"
 
 
-def small(folder, steps=STEPS):
+@pytest.fixture(scope="module")
+def start(folder):
+    """Returns a checkpoint to begin at: no life has to make a tokenizer first."""
+    bundles.save(small_run.bundle(), folder / "start")
+    return folder / "start"
+
+
+def small(folder, start, steps=STEPS):
     config = str(Path(__file__).parent / "few_steps_sft.py")
     arguments = ["finetune", config, *SAVES, "--resume", "--loop.keep", "4"]
-    run = Run(folder, lives.seg_jax, [*arguments, "--loop.steps", str(steps)])
+    arguments += ["--checkpoint", str(start), "--loop.steps", str(steps)]
+    run = Run(folder, lives.seg_jax, arguments)
     run.out.rmdir()
     return run
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_twenty_kills_of_finetune_change_nothing(folder):
-    undisturbed = small(folder / "finetune")
+def test_twenty_kills_of_finetune_change_nothing(folder, start):
+    undisturbed = small(folder / "finetune", start)
     undisturbed.live().end()
     assert len(metrics(undisturbed.out)) == STEPS
-    run = small(folder / "finetune-killed")
+    run = small(folder / "finetune-killed", start)
     alive = run.killed(20, STEPS, state="state/sft", seed=0)
     run.live().end()
     resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
@@ -146,7 +157,7 @@ def test_twenty_kills_of_finetune_change_nothing(folder):
     assert end.keys() == wanted.keys()
     for name, weight in wanted.items():
         np.testing.assert_array_equal(end[name], weight, err_msg=name)
-    half = small(folder / "finetune-half")
+    half = small(folder / "finetune-half", start)
     lives.without_last(undisturbed.out, half.out, "state/sft", 3)
     half.live(devices=1).end()
     assert [one["step"] for one in metrics(half.out)] == list(range(1, STEPS + 1))
@@ -157,8 +168,8 @@ def test_twenty_kills_of_finetune_change_nothing(folder):
 
 
 @pytest.mark.slow
-def test_a_polite_kill_has_its_status(folder):
-    run = small(folder / "polite", steps=2000)
+def test_a_polite_kill_has_its_status(folder, start):
+    run = small(folder / "polite", start, steps=2000)
     life = run.live()
     lives.await_step(run.out / "state" / "sft", 2)
     assert life.stop(signal.SIGTERM) == 143

@@ -1,6 +1,7 @@
 """Both routes on questions about what is not there: what is learnt, drawn, judged and rewarded."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -120,11 +121,19 @@ def test_to_deny_is_worth_all_where_nothing_is_and_nothing_where_something_is():
     assert np.asarray(verdicts)[:, 0].max() == 0
 
 
+QUICK = dataclasses.replace(ADAM, lr=1e-2)
+
+
+@functools.cache
+def learner():
+    """Returns the compiled step of GSPO."""
+    config = policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2)
+    return stations.reinforcing_step(small_run.speaker(), TASK, config, WEIGHTS, QUICK, SAMPLING)
+
+
 @pytest.mark.slow
 def test_a_step_of_gspo_learns_to_deny():
-    quick = dataclasses.replace(ADAM, lr=1e-2)
-    config = policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2)
-    learn = stations.reinforcing_step(small_run.speaker(), TASK, config, WEIGHTS, quick, SAMPLING)
+    learn = learner()
     draw = stations.sampler(small_run.speaker(), SAMPLING, seed=0, task=TASK)
     many = rows("prompts", batch=32)
     empty = np.bitwise_count(many.truth.words).sum((1, 2)) == 0
@@ -132,7 +141,7 @@ def test_a_step_of_gspo_learns_to_deny():
     masks = empty & (many.truth.kind == Kind.MASK)
     chosen = [*np.flatnonzero(masks)[:6], *np.flatnonzero(~empty)[:2]]
     prompts = jax.tree.map(lambda leaf: leaf[chosen], many)
-    state = small_run.fresh(small_run.gspo_config(optimizer=quick))
+    state = small_run.fresh(small_run.gspo_config(optimizer=QUICK))
     absent, shares = empty[chosen], []
     for _ in range(16):
         rollout = draw(state.params, prompts, state.step)
@@ -158,20 +167,11 @@ def test_a_step_of_gspo_learns_to_deny():
 
 @pytest.mark.slow
 def test_a_group_that_agrees_on_nothing_moves_nothing():
-    config = policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2)
-    learn = stations.reinforcing_step(
-        small_run.speaker(),
-        TASK,
-        config,
-        WEIGHTS,
-        ADAM,
-        dataclasses.replace(SAMPLING, grammar=False),
-    )
     prompts = rows("prompts")
     answers = [["[]."] * small_run.ANSWERS for _ in prompts.truth.kind]
-    state = small_run.fresh(small_run.gspo_config(optimizer=ADAM))
+    state = small_run.fresh(small_run.gspo_config(optimizer=QUICK))
     before = small_run.host(state.params)
-    state, metrics = learn(
+    state, metrics = learner()(
         state, prompts, jax.tree.map(jnp.asarray, rollout_of(answers, prompts)), None
     )
     assert float(metrics["grad_norm"]) == 0.0
