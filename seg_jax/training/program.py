@@ -277,8 +277,6 @@ class _Reader:
                 yield from self._within(other)
 
     def _collective(self, line: _Line, kind: str, name: str, runs: int, inside: str) -> None:
-        channel = re.search(r"channel_id=(\d+)", line.rest)
-        mark = (channel.group(1) if channel else f"{name}/{line.name}", inside)
         arrays = _arrays(line.shape)
         size = sum(arrays) if not line.opcode.endswith("-start") else _result(kind, arrays)
         group = _group(line.rest)
@@ -290,6 +288,8 @@ class _Reader:
         times = 2 if kind == "all-reduce" else 1
         if "all-reduce-scatter" in name:  # Its sum is cut at once: each keeps a part.
             kind, times = "reduce-scatter", 1
+        channel = re.search(r"channel_id=(\d+)", line.rest)
+        mark = (channel.group(1) if channel else f"{name}/{line.name}", inside)
         sent = kind, (runs, runs * size, round(runs * size * ring * times))
         self._sent[mark].setdefault(name, []).append(sent)
 

@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,11 +150,7 @@ def test_ten_thousand_answers_at_random_are_all_fine():
     key = jax.random.key(7, impl="rbg")  # Much quicker for so many numbers.
     given = jax.jit(
         functools.partial(walking, size=END + 1, budget=70, noisy=True),
-        # So many numbers are worth it.
-        compiler_options={
-            "xla_backend_optimization_level": 3,
-            "xla_llvm_disable_expensive_passes": False,
-        },
+        compiler_options=compilation.as_users(),  # So many numbers are worth it.
     )(grammar(), kinds, key, 0.0)
     ids, used, stuck = map(np.asarray, given)
     assert not stuck.any()
