@@ -11,6 +11,9 @@ from pathlib import Path
 _EMITTERS = "xla_cpu_use_fusion_emitters"
 """Takes most of a compilation's time for CPUs; what comes in its place takes a fifth of it."""
 
+COLLECTED = (100_000, 20, 100)
+"""Thresholds of garbage collection: seldom, as tracing makes much that lives."""
+
 
 @functools.cache
 def _knows(flag: str) -> bool:

@@ -3,6 +3,7 @@
 Nothing of seg_jax is imported here: its annotations are checked only in modules imported later.
 """
 
+import gc
 import os
 import tempfile
 
@@ -30,6 +31,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
 
+# Tracing makes millions of objects; to look through them as often as usual takes a tenth of all
+# time.
+gc.set_threshold(*compilation.COLLECTED)
 # Compilation makes the first example slow; the same examples everywhere make failures repeatable.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")

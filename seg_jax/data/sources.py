@@ -373,11 +373,17 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
         pairs = zip(source.parts, shares, strict=True)
         return [text for part, share in pairs for text in corpus(part, math.ceil(share))]
     if isinstance(source, Scenes) and not source.style.grouped:
-        rng = np.random.default_rng(0)
-        return phrases.corpus(rng, count, config=source.world, style=source.style)
+        return list(_told_of(source.world, source.style, count))
     texts: list[str] = []
     for index in range(len(source)):
         texts += [text for some in source[index].phrases for text in some]
         if len(texts) >= count:
             break
     return texts[:count]
+
+
+@functools.cache
+def _told_of(of: world.Config, style: phrases.Style, count: int) -> tuple[str, ...]:
+    """Returns so many phrases of such worlds; the same, asked for again, are not drawn again."""
+    rng = np.random.default_rng(0)
+    return tuple(phrases.corpus(rng, count, config=of, style=style))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import multiprocessing
 import os
 import re
@@ -25,6 +26,10 @@ import toy_process
 import tyro
 
 from seg_jax.cli import finetune, main, reinforce  # noqa: F401
+
+# What is imported here lives as long as they do.
+gc.freeze()
+gc.set_threshold(*compilation.COLLECTED)
 
 _NURSERY = multiprocessing.get_context("forkserver")
 _NURSERY.set_forkserver_preload(["lives"])
