@@ -7,11 +7,11 @@ import dataclasses
 
 import jax.numpy as jnp
 import small_run
-from few_steps_sft import MUON, STEPS
+from few_steps_sft import STEADY, STEPS
 
 from seg_jax.cli import reinforce
 from seg_jax.tasks import task as tasks
-from seg_jax.training import policy, stations
+from seg_jax.training import optimizer, policy, stations
 
 
 def config() -> reinforce.Config:
@@ -21,7 +21,7 @@ def config() -> reinforce.Config:
     return dataclasses.replace(
         base,
         policy=policy.Policy(minibatches=2, clip_low=0.2, clip_high=0.2),
-        optimizer=MUON,
+        optimizer=optimizer.AdamW(**STEADY),
         loop=dataclasses.replace(base.loop, steps=STEPS),
     )
 

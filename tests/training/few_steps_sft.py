@@ -9,13 +9,8 @@ from seg_jax.training import optimizer
 
 STEPS = 3
 # A gradient that is nothing but round-off would move a weight as far as any other with a small eps.
-MUON = optimizer.Muon(
-    lr=3e-3,
-    newton_schulz_dtype="float32",
-    newton_schulz_steps=2,
-    eps=1e-3,
-    schedule=optimizer.Schedule(warmup=0.0, final=1.0),
-)
+STEADY = {"lr": 3e-3, "eps": 1e-3, "schedule": optimizer.Schedule(warmup=0.0, final=1.0)}
+MUON = optimizer.Muon(newton_schulz_dtype="float32", newton_schulz_steps=2, **STEADY)
 
 
 def config() -> finetune.Config:

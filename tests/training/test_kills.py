@@ -108,18 +108,6 @@ def test_two_kills_change_nothing(folder):
     np.testing.assert_allclose(end, wanted, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
-def test_twenty_kills_of_a_toy_change_nothing(folder):
-    steps = 60
-    undisturbed = toy_run(folder / "calm", steps)
-    undisturbed.live().end()
-    run = toy_run(folder / "twenty", steps, seconds=0.2)
-    alive = run.killed(20, steps, state="state", seed=20)
-    run.live().end()
-    assert_same_toys(run, undisturbed, steps)
-    assert alive == 20, "it ended before it was killed so often: make its steps longer"
-
-
 @pytest.fixture(scope="module")
 def start(folder):
     """Returns a checkpoint to begin at: no life has to make a tokenizer first."""
