@@ -263,14 +263,14 @@ def sampled(graph, answers, sampler):
     return jax.jit(run)
 
 
-SAMPLERS = [decode.Sample(temperature=1.4), decode.Sample(temperature=0.6), decode.Greedy()]
-# One sampler shows that chunks change nothing, in the others all comes in chunks.
-CHUNKS = [(None, 7), (7,), (7,)]
+SAMPLERS = [decode.Sample(temperature=1.4), decode.Greedy()]
+# One sampler shows that chunks change nothing, in the other all comes in chunks.
+CHUNKS = [(None, 7), (7,)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sampler", "chunks"), zip(SAMPLERS, CHUNKS, strict=True), ids=["warm", "cold", "greedy"]
+    ("sampler", "chunks"), zip(SAMPLERS, CHUNKS, strict=True), ids=["warm", "greedy"]
 )
 def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunks):
     (graph, params), (tokens, pictures), kinds = setting

@@ -272,7 +272,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
     np.testing.assert_allclose(logits(ours, laid, pictures)[0], want, rtol=0, atol=TOLERANCE)
 
     def loud() -> float:
-        jax.clear_caches()
+        _logits.clear_cache()
         return np.abs(logits(ours, tokens, pictures)[0] - want).max()
 
     with monkeypatch.context() as patch:
@@ -282,7 +282,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
         exact = functools.partial(jax.nn.gelu)
         patch.setattr(layers.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
         assert loud() > 2 * TOLERANCE
-    jax.clear_caches()
+    _logits.clear_cache()
 
 
 def test_cached_decoding_step_by_step_for_several_answers(pair):

@@ -70,14 +70,14 @@ def test_every_block_of_the_vision_tower(pair):
 
 def test_long_rows_and_large_pictures_give_the_same(pair, monkeypatch):
     monkeypatch.setattr(layers, "LONG", 40)
-    jax.clear_caches()
+    proofs.traced_anew()
     theirs, ours = pair
     _, pictures = proofs.batch()
     assert ours.vision._near(pictures)
     text = jax.make_jaxpr(lambda model, pictures: model.encode(pictures))(ours, pictures)
     assert f"{proofs.PATCHES},{proofs.PATCHES}]" not in str(text)
     proofs.same_logits(theirs, ours)
-    jax.clear_caches()
+    proofs.traced_anew()
 
 
 def test_small_activations_show_the_epsilon_of_every_norm():
@@ -122,10 +122,10 @@ def test_mistakes_are_loud(pair, monkeypatch):
         assert np.abs(proofs.logits(ours, *mistake)[0] - want).max() > 1e-3, name
     exact = jax.nn.gelu
     monkeypatch.setattr(qwen25_vl.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
-    jax.clear_caches()
+    proofs.traced_anew()
     got = proofs.logits(ours, tokens, pictures)[0]
     assert np.abs(got - want).max() > 3 * proofs.TOLERANCE
-    jax.clear_caches()
+    proofs.traced_anew()
 
 
 def test_cached_decoding_step_by_step_for_several_answers(pair):

@@ -70,9 +70,9 @@ def test_every_block_and_deep_feature_of_the_vision_tower(pair):
 
 def test_long_rows_and_large_pictures_give_the_same(pair, monkeypatch):
     monkeypatch.setattr(layers, "LONG", 40)
-    jax.clear_caches()
+    proofs.traced_anew()
     proofs.same_logits(*pair)
-    jax.clear_caches()
+    proofs.traced_anew()
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
     tokens, pictures = tiny_vlm.stack([row])
 
     def loud() -> float:
-        jax.clear_caches()
+        proofs.traced_anew()
         return np.abs(proofs.logits(ours, tokens, pictures)[0] - want).max()
 
     seen = pictures._replace(picture=0 * pictures.picture)
@@ -123,7 +123,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
         exact = jax.nn.gelu
         patch.setattr(layers.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
         assert loud() > 2 * proofs.TOLERANCE
-    jax.clear_caches()
+    proofs.traced_anew()
 
 
 def _unaligned(grid, place):
