@@ -108,6 +108,18 @@ def test_two_kills_change_nothing(folder):
     np.testing.assert_allclose(end, wanted, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_twenty_kills_of_a_toy_change_nothing(folder):
+    steps = 60
+    undisturbed = toy_run(folder / "calm", steps)
+    undisturbed.live().end()
+    run = toy_run(folder / "twenty", steps, seconds=0.2)
+    alive = run.killed(20, steps, state="state", seed=20)
+    run.live().end()
+    assert_same_toys(run, undisturbed, steps)
+    assert alive == 20, "it ended before it was killed so often: make its steps longer"
+
+
 @pytest.fixture(scope="module")
 def start(folder):
     """Returns a checkpoint to begin at: no life has to make a tokenizer first."""
@@ -126,16 +138,16 @@ def small(folder, start, steps=STEPS):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_twenty_kills_of_finetune_change_nothing(folder, start):
+def test_six_kills_of_finetune_change_nothing(folder, start):
     undisturbed = small(folder / "finetune", start)
     undisturbed.live().end()
     assert len(metrics(undisturbed.out)) == STEPS
     run = small(folder / "finetune-killed", start)
-    alive = run.killed(20, STEPS, state="state/sft", seed=0)
+    alive = run.killed(6, STEPS, state="state/sft", seed=0)
     run.live().end()
     resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
-    print(f"{alive} of 20 kills met it alive; it resumed {resumed} times")
-    assert alive >= 15
+    print(f"{alive} of 6 kills met it alive; it resumed {resumed} times")
+    assert alive >= 4
     assert resumed >= 1, "every life was too short to save"
     assert metrics(run.out) == metrics(undisturbed.out)
     end, wanted = (
