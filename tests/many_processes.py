@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import socket
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import compilation
 
@@ -17,6 +22,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+@functools.cache
+def nursery() -> Any:
+    """Returns the context of processes forked from one that has imported what takes long.
+
+    A process of tests has one such for all, which has done nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "seg_jax.annotation.annotator", "lives"])
+    # It finds modules by the environment only.
+    given = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    with mock.patch.dict(os.environ, given):
+        forkserver.ensure_running()
+    return context
 
 
 def environment(devices: int, **changes: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import known_scenes as known
+import many_processes
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,11 +95,6 @@ def test_workers_and_repetition_change_nothing(tmp_path, workers):
     assert tree(job.out) == first
 
 
-FRESH = multiprocessing.get_context("forkserver")
-"""Forks processes from one that has imported what takes long, and done nothing else."""
-FRESH.set_forkserver_preload(["pytest", "PIL.Image", "seg_jax.annotation.annotator"])
-
-
 def survive(tmp_path, *, kills, workers, rng):
     """Kills an annotation so many times, at random; returns the shards made before each kill."""
     web, out = tmp_path / "web", tmp_path / "out"
@@ -110,7 +105,9 @@ def survive(tmp_path, *, kills, workers, rng):
     seen = []
     for kill in range(kills + 1):
         job = known.job(out, 12, seconds=0.02)
-        child = FRESH.Process(target=annotate, args=(web, job), kwargs={"workers": workers})
+        child = many_processes.nursery().Process(
+            target=annotate, args=(web, job), kwargs={"workers": workers}
+        )
         child.start()
         if kill == kills:
             child.join(timeout=300)

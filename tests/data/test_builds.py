@@ -3,11 +3,11 @@
 import dataclasses
 import errno
 import json
-import multiprocessing
 import random
 import time
 from pathlib import Path
 
+import many_processes
 import numpy as np
 import published_formats as formats
 import pytest
@@ -272,11 +272,6 @@ def test_changed_annotations_are_made_again(tmp_path):
     assert told[1] == ["the star", "both of them", "a fork"]
 
 
-FRESH = multiprocessing.get_context("forkserver")
-"""Forks processes from one that has imported what takes long, and done nothing else."""
-FRESH.set_forkserver_preload(["pytest", "PIL.Image", "seg_jax.data.builds"])
-
-
 def survive(tmp_path, *, kills, workers, pictures, rng):
     """Kills a build so many times, at random; returns the files made before each kill."""
     root, out = tmp_path / "source", tmp_path / "killed"
@@ -285,7 +280,9 @@ def survive(tmp_path, *, kills, workers, pictures, rng):
 
     def begun(out, workers):
         asked = builds.Plan(name="refcoco_unc", source=root, out=out, records=2)
-        child = FRESH.Process(target=build, args=(asked,), kwargs={"workers": workers})
+        child = many_processes.nursery().Process(
+            target=build, args=(asked,), kwargs={"workers": workers}
+        )
         child.start()
         return child
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import gc
-import multiprocessing
 import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import compilation
 import jax
@@ -30,20 +26,6 @@ from seg_jax.cli import finetune, main, reinforce  # noqa: F401
 # What is imported here lives as long as they do.
 gc.freeze()
 gc.set_threshold(*compilation.COLLECTED)
-
-_NURSERY = multiprocessing.get_context("forkserver")
-_NURSERY.set_forkserver_preload(["lives"])
-
-
-@functools.cache
-def _open_nursery() -> None:
-    """Starts the process that all are forked from; it finds modules by the environment only."""
-    given = {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    with mock.patch.dict(os.environ, given):
-        forkserver.ensure_running()
 
 
 def toy(arguments: list[str]) -> int:
@@ -97,8 +79,7 @@ class Life:
         """
         told.touch()
         given = (program, arguments, devices, cache and str(cache), str(told))
-        _open_nursery()
-        self._process: Any = _NURSERY.Process(target=_live, args=given)
+        self._process: Any = many_processes.nursery().Process(target=_live, args=given)
         self._process.start()
         self._told = told
 
