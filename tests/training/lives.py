@@ -120,7 +120,7 @@ class Life:
         self._process.kill()
         self._process.join()
 
-    def stop(self, number: int, timeout: float = 60) -> int:
+    def stop(self, number: int, timeout: float = 60) -> int | None:
         """Sends a signal; returns the exit status."""
         self.send(number)
         status = self.wait(timeout)
