@@ -33,16 +33,17 @@ ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.
 
 @pytest.fixture(scope="module")
 def learner():
-    """One compiled supervised step with AdamW and hard targets, and its metrics on a batch."""
+    """One compiled supervised step with AdamW and hard targets, and a batch on the host."""
     config = small_run.sft_config(optimizer=ADAM)
     objective = dataclasses.replace(config.objective, soften_bins=0.0)
-    return config, stations.supervised_step(small_run.speaker(), objective, ADAM)
+    step = stations.supervised_step(small_run.speaker(), objective, ADAM)
+    return config, step, next(small_run.batches("sft", questions=4))
 
 
 @pytest.mark.slow
 def test_the_loss_falls_on_one_batch_and_the_state_is_donated(learner):
-    config, step = learner
-    batch, losses, begin = small_run.batch("sft"), [], first(config)
+    config, step, batch = learner
+    losses, begin = [], first(config)
     state = begin
     for _ in range(15):
         state, metrics = step(state, batch)
@@ -55,8 +56,7 @@ def test_the_loss_falls_on_one_batch_and_the_state_is_donated(learner):
 
 @pytest.mark.slow
 def test_only_answers_count(learner):
-    config, step = learner
-    batch = small_run.batch("sft")
+    config, step, batch = learner
     noise = np.random.default_rng(0).integers(0, 500, batch.targets.shape, np.int32)
     other = batch._replace(targets=np.where(batch.weights > 0, batch.targets, noise))
     one, other = step(first(config), batch), step(first(config), other)
@@ -66,8 +66,7 @@ def test_only_answers_count(learner):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["accumulate", "chunk", "nearly hard"])
 def test_ways_to_the_same_loss_and_gradient(learner, way):
-    config, plain = learner
-    batch = small_run.batch("sft")
+    config, plain, batch = learner
     counts = batch.weights.sum((1, 2))
     assert len(set(counts)) > 1  # Unequal answers, so that pieces weigh unequally.
     changes = {"accumulate": {"accumulate": 2}, "nearly hard": {"soften_bins": 0.05}}.get(way, {})
@@ -83,8 +82,7 @@ def test_ways_to_the_same_loss_and_gradient(learner, way):
 
 @pytest.mark.slow
 def test_packed_rows_give_the_loss_and_gradient_of_plain_ones(learner):
-    config, step = learner
-    plain = next(small_run.batches("sft", questions=4))
+    config, step, plain = learner
     packed = next(small_run.batches("sft", questions=4, packed_rows=2, packed_tokens=80))
     assert packed.weights.sum() == plain.weights.sum()
     assert packed.packing.segments.max() > 1
