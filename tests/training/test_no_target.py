@@ -170,9 +170,10 @@ def test_a_group_that_agrees_on_nothing_moves_nothing():
     prompts = rows("prompts")
     answers = [["[]."] * small_run.ANSWERS for _ in prompts.truth.kind]
     rollout = rollout_of(answers, prompts)
-    # With a count of tokens, as the sampler gives it: the step is compiled once.
-    rollout = rollout._replace(computed=rollout.used.sum(-1, dtype=np.int32))
     state = small_run.fresh(small_run.gspo_config(optimizer=QUICK))
+    # Counted and placed as by the sampler: the step is compiled once.
+    rollout = rollout._replace(computed=rollout.used.sum(-1, dtype=np.int32))
+    rollout = jax.device_put(rollout, state.step.sharding)
     before = small_run.host(state.params)
     state, metrics = learner()(state, prompts, rollout, None)
     assert float(metrics["grad_norm"]) == 0.0
