@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import published_formats as formats
 import pytest
@@ -13,8 +14,10 @@ from seg_jax.data import pipeline
 from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
+from seg_jax.models import sharding
 from seg_jax.records import Kind
 from seg_jax.tasks.referring import Mixture, Referring
+from seg_jax.training import stations
 
 NAMES = ("refcoco_unc", "grefcoco_unc", "reasonseg", "absent")
 FILE = """
@@ -22,15 +25,15 @@ import dataclasses
 import sys
 sys.path.insert(0, {tests!r})
 import small_run
-from seg_jax.training import loop, optimizer, stations
+from seg_jax.training import loop, optimizer
 
 def config():
     base = small_run.sft_config()
     layout = dataclasses.replace(base.layout, max_prompt=66, max_question=40, max_answer=60)
     feed = dataclasses.replace(base.feed, batch=8, questions=3)
-    quick = {{"optimizer": optimizer.AdamW(), "mesh": stations.Mesh(data=-1, fsdp=1)}}
     plan = loop.Loop(steps=2, log_every=1)
-    return dataclasses.replace(base, layout=layout, feed=feed, loop=plan, **quick)
+    adam = optimizer.AdamW()
+    return dataclasses.replace(base, layout=layout, feed=feed, loop=plan, optimizer=adam)
 """
 
 
@@ -163,7 +166,10 @@ def test_a_set_without_what_is_asked_about_is_named(made):
 
 
 @pytest.mark.slow
-def test_two_steps_on_mixed_data_sets(made, run, tmp_path):
+def test_two_steps_on_mixed_data_sets(made, run, tmp_path, monkeypatch):
+    # Both programs on several devices: test_processes.
+    one = sharding.mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(stations.Mesh, "build", lambda self: one)
     tests = str(small_run.__file__).rpartition("/")[0]
     (tmp_path / "small.py").write_text(FILE.format(tests=tests))
     sets = ("--data", *(made / name for name in NAMES[:2]), "--data-weights", 1, 2)
@@ -185,7 +191,6 @@ def test_two_steps_on_mixed_data_sets(made, run, tmp_path):
     words = (*words, "--feed.batch", 8, "--loop.steps", 2, "--loop.log-every", 1)
     words = (*words, "--sampling.answers", 4, "--sampling.max-tokens", 12, "--sampling.grammar")
     words = (*words, "--policy.minibatches", 2, "--panel-every", 1, "--out", tmp_path / "gspo")
-    words = (*words, "--mesh.data", -1, "--mesh.fsdp", 1)
     assert run("reinforce", *words)[0] == 0
     told = [json.loads(one) for one in (tmp_path / "gspo" / "metrics.jsonl").open()]
     assert [one["verdicts/OK"] for one in told] == [1.0, 1.0]
