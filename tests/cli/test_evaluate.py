@@ -166,9 +166,7 @@ def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, mode
 
 
 @pytest.mark.slow
-def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(
-    run, given, tmp_path, monkeypatch
-):
+def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path, monkeypatch):
     one = sharding.mesh(devices=jax.devices()[:1])
     # Answers held to the grammar on eight: test_evaluation.
     monkeypatch.setattr(stations.Mesh, "build", lambda self: one)

@@ -107,7 +107,9 @@ def measured(monkeypatch):
     def stand_in(*_):
         def step(current, *_):
             found.append(held())
-            return current._replace(step=current.step + 1), dict.fromkeys(told, np.ones((), np.float32))
+            return current._replace(step=current.step + 1), dict.fromkeys(
+                told, np.ones((), np.float32)
+            )
 
         return step
 

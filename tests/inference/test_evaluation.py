@@ -214,9 +214,7 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
         spread = jax.device_put(loud, sharding.shardings(loud, mesh))
         refill = decode.Refill(rows=rows) if rows else None
         asked = Predictor(dataclasses.replace(bundle, params=spread), grammar=True, refill=refill)
-        outcomes.append(
-            program.run(asked, source, title="", mixture=mixture, batch=15, mesh=mesh)
-        )
+        outcomes.append(program.run(asked, source, title="", mixture=mixture, batch=15, mesh=mesh))
     assert set(outcomes[0].kinds.tolist()) == set(Kind)
     lengths = outcomes[0].tokens
     assert lengths.min() < lengths.max()
