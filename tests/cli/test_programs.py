@@ -469,16 +469,18 @@ def test_interrupted_evaluation_writes_nothing(run, answers, given, tmp_path):
 @pytest.fixture
 def little(monkeypatch):
     """Gives the stages of the quickstart few weights, a plain optimizer and few rows a step."""
-    for name in ("sft_config", "gspo_config", "control_config"):
 
-        def config(real=getattr(tiny, name), **changes):
-            base = real(**changes)
+    def lessened(real):
+        def config(**words):
+            base = real(**words)
             feed = dataclasses.replace(base.feed, batch=8)
-            base = dataclasses.replace(base, feed=feed, optimizer=optimizer.AdamW())
-            given = {"model": small(base.model)} if hasattr(base, "model") else {}
-            return dataclasses.replace(base, **given)
+            changes = {"model": small(base.model), "feed": feed, "optimizer": optimizer.AdamW()}
+            return dataclasses.replace(base, **changes)
 
-        monkeypatch.setattr(tiny, name, config)
+        return config
+
+    for name in ("sft_config", "gspo_config", "control_config"):
+        monkeypatch.setattr(tiny, name, lessened(getattr(tiny, name)))
 
 
 @pytest.mark.slow
