@@ -4,13 +4,14 @@ import json
 import os
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from seg_jax.cli import benchmark, benchmark_policy, benchmark_raster, benchmark_torch, tiny
 from seg_jax.cli import main as shell
 from seg_jax.cli.benchmark_raster import Case, Config
-from seg_jax.models import layers
+from seg_jax.models import layers, sharding
 
 TINY = ["--kinds", "blob", "--points", "16", "--sizes", "64", "--batches", "4", "--rounds", "1"]
 
@@ -171,8 +172,10 @@ def test_rollout_counts_what_is_shared_and_what_is_useful(stacked, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_policy_takes_the_same_step_as_trl(stacked, tmp_path, capfd):
+def test_policy_takes_the_same_step_as_trl(stacked, tmp_path, capfd, monkeypatch):
     pytest.importorskip("trl")
+    one = sharding.mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(benchmark, "mesh", lambda rows: one)
     words = ["--prompts", "2", "--answers", "4", "--tokens", "28"]
     found = run_part("policy", tmp_path, *words)
     ours, theirs = found["median"]["ours"], found["median"]["trl"]

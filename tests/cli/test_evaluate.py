@@ -18,6 +18,7 @@ from seg_jax.models import sharding
 from seg_jax.records import Kind, Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement
+from seg_jax.training import stations
 
 SCENES = ("--scenes", 2, "--batch", 4, "--gallery", 1)
 
@@ -165,7 +166,10 @@ def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, mode
 
 
 @pytest.mark.slow
-def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path):
+def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path, monkeypatch):
+    one = sharding.mesh(devices=jax.devices()[:1])
+    # Answers held to the grammar on eight: test_evaluation.
+    monkeypatch.setattr(stations.Mesh, "build", lambda self: one)
     words = ("--checkpoint", given, "--grammar", "--scenes", 6, "--source.style.absent", 3)
     words = (*words, "--protocol", "gres", "--out", tmp_path / "gres")
     status, printed, _ = run(*words)
@@ -255,10 +259,10 @@ def test_the_same_question_twice_has_one_answer():
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
-def test_a_trained_model_answers_the_same_on_eight_devices_and_twice(tmp_path):
+def test_a_trained_model_answers_the_same_on_eight_devices():
     config = evaluate.Config(checkpoint=START, protocol="rec", scenes=2, batch=8)
     found = []
-    for devices in (1, 1, 8):
+    for devices in (1, 8):
         mesh = sharding.mesh({"data": -1}, jax.devices()[:devices])
         model, digits = evaluate.answering(config, mesh)
         asking = program.Asking(
@@ -269,5 +273,5 @@ def test_a_trained_model_answers_the_same_on_eight_devices_and_twice(tmp_path):
             seed=0,
         )
         found.append(list(program.judged(asking, model)))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert max(row.iou for row in found[0]) > 0.5

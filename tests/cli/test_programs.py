@@ -22,6 +22,7 @@ from seg_jax.data import pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import pictures, report
 from seg_jax.inference.predictor import Predictor
+from seg_jax.models import sharding
 from seg_jax.records import Rollout, Verdict
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizer, stations
@@ -58,6 +59,15 @@ def small(base):
         base.vision, depth=1, hidden_size=32, intermediate_size=32, num_heads=2
     )
     return dataclasses.replace(base, text=text, vision=vision)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """Lays runs over one device; what eight hold and save is seen in test_start."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.devices()[:1]
+        patch.setattr(stations.Mesh, "build", lambda self, devices=None: sharding.mesh(devices=one))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -456,9 +466,26 @@ def test_interrupted_evaluation_writes_nothing(run, answers, given, tmp_path):
     assert json.loads((tmp_path / "numbers.json").read_text())["verdicts"]["EMPTY"] == 32
 
 
+@pytest.fixture
+def little(monkeypatch):
+    """Gives the stages of the quickstart few weights, a plain optimizer and few rows a step."""
+
+    def lessened(real):
+        def config(**words):
+            base = real(**words)
+            feed = dataclasses.replace(base.feed, batch=8)
+            changes = {"model": small(base.model), "feed": feed, "optimizer": optimizer.AdamW()}
+            return dataclasses.replace(base, **changes)
+
+        return config
+
+    for name in ("sft_config", "gspo_config", "control_config"):
+        monkeypatch.setattr(tiny, name, lessened(getattr(tiny, name)))
+
+
 @pytest.mark.slow
 def test_a_quickstart_that_is_interrupted_in_every_stage_resumes(
-    run, steps, reinforcing, answers, given, tmp_path
+    run, little, steps, reinforcing, answers, given, tmp_path
 ):
     out = tmp_path / "run"
     words = "quickstart", "--start", given, "--out", out, "--sft-steps", 3, "--gspo-steps", 3

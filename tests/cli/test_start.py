@@ -4,7 +4,6 @@ import dataclasses
 import gc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
@@ -107,16 +106,21 @@ def measured(monkeypatch):
     def stand_in(*_):
         def step(current, *_):
             found.append(held())
-            return current._replace(step=current.step + 1), dict.fromkeys(told, jnp.ones(()))
+            return current._replace(step=current.step + 1), dict.fromkeys(
+                told, np.ones((), np.float32)
+            )
 
         return step
 
     told = ("loss", "reward", "length/mean")
     monkeypatch.setattr(stations, "supervised_step", stand_in)
     monkeypatch.setattr(stations, "reinforcing_step", stand_in)
-    nothing = Rollout(*(jnp.zeros((8, 1, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
+    nothing = Rollout(*(np.zeros((8, 1, 1), kind) for kind in (np.int32, bool, np.float32)))
     monkeypatch.setattr(stations, "sampler", lambda *_, **__: lambda *_: nothing)
-    return found
+    # What other tests of the process have left is not looked through again and again.
+    gc.freeze()
+    yield found
+    gc.unfreeze()
 
 
 def never():

@@ -28,21 +28,27 @@ def first(config, on=None):
     return small_run.fresh(config, on)
 
 
+def number(state, step):
+    """Returns the number of a step placed as in the state: another place is another program."""
+    return jax.device_put(np.int32(step), state.step.sharding)
+
+
 ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
 
 
 @pytest.fixture(scope="module")
 def learner():
-    """One compiled supervised step with AdamW and hard targets, and its metrics on a batch."""
+    """One compiled supervised step with AdamW and hard targets, and a batch on the host."""
     config = small_run.sft_config(optimizer=ADAM)
     objective = dataclasses.replace(config.objective, soften_bins=0.0)
-    return config, stations.supervised_step(small_run.speaker(), objective, ADAM)
+    step = stations.supervised_step(small_run.speaker(), objective, ADAM)
+    return config, step, next(small_run.batches("sft", questions=4))
 
 
 @pytest.mark.slow
 def test_the_loss_falls_on_one_batch_and_the_state_is_donated(learner):
-    config, step = learner
-    batch, losses, begin = small_run.batch("sft"), [], first(config)
+    config, step, batch = learner
+    losses, begin = [], first(config)
     state = begin
     for _ in range(15):
         state, metrics = step(state, batch)
@@ -55,8 +61,7 @@ def test_the_loss_falls_on_one_batch_and_the_state_is_donated(learner):
 
 @pytest.mark.slow
 def test_only_answers_count(learner):
-    config, step = learner
-    batch = small_run.batch("sft")
+    config, step, batch = learner
     noise = np.random.default_rng(0).integers(0, 500, batch.targets.shape, np.int32)
     other = batch._replace(targets=np.where(batch.weights > 0, batch.targets, noise))
     one, other = step(first(config), batch), step(first(config), other)
@@ -64,15 +69,15 @@ def test_only_answers_count(learner):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["accumulate", "chunk", "nearly hard"])
+@pytest.mark.parametrize("way", ["in pieces", "nearly hard"])
 def test_ways_to_the_same_loss_and_gradient(learner, way):
-    config, plain = learner
-    batch = small_run.batch("sft")
+    config, plain, batch = learner
     counts = batch.weights.sum((1, 2))
     assert len(set(counts)) > 1  # Unequal answers, so that pieces weigh unequally.
-    changes = {"accumulate": {"accumulate": 2}, "nearly hard": {"soften_bins": 0.05}}.get(way, {})
-    objective = dataclasses.replace(config.objective, **({"soften_bins": 0.0} | changes))
-    speaker = small_run.speaker(5 if way == "chunk" else None)
+    pieces = way == "in pieces"  # Of the batch and of each row.
+    changes = {"accumulate": 2, "soften_bins": 0.0} if pieces else {"soften_bins": 0.05}
+    objective = dataclasses.replace(config.objective, **changes)
+    speaker = small_run.speaker(5 if pieces else None)
     state, metrics = stations.supervised_step(speaker, objective, ADAM)(first(config), batch)
     wanted, told = plain(first(config), batch)
     for name in ("loss", "grad_norm"):
@@ -83,8 +88,7 @@ def test_ways_to_the_same_loss_and_gradient(learner, way):
 
 @pytest.mark.slow
 def test_packed_rows_give_the_loss_and_gradient_of_plain_ones(learner):
-    config, step = learner
-    plain = next(small_run.batches("sft", questions=4))
+    config, step, plain = learner
     packed = next(small_run.batches("sft", questions=4, packed_rows=2, packed_tokens=80))
     assert packed.weights.sum() == plain.weights.sum()
     assert packed.packing.segments.max() > 1
@@ -138,14 +142,15 @@ def test_the_sampled_reward_rises(actor):
 @pytest.mark.slow
 def test_appraisal_judges_what_the_sampler_draws(actor):
     config, draw, _ = actor
-    prompts, params = small_run.batch("prompts"), first(config).params
+    prompts, state = small_run.batch("prompts"), first(config)
+    params, three = state.params, number(state, 3)
     appraise = stations.appraiser(
         small_run.speaker(), small_run.task("prompts"), {"iou": 2.0}, config.sampling, seed=0
     )
     with mock.patch.object(stations, "judge", toy_judge):
-        rewards = appraise(params, prompts, jnp.int32(3))
-    rollout = draw(params, prompts, jnp.int32(3))
-    low = ((rollout.ids < LOW) & rollout.used).sum(-1) / rollout.used.sum(-1)
+        rewards = appraise(params, prompts, three)
+    ids, used, *_ = map(np.asarray, draw(params, prompts, three))
+    low = ((ids < LOW) & used).sum(-1) / used.sum(-1)
     assert rewards.shape == (small_run.BATCH, small_run.ANSWERS)
     assert len(np.unique(rewards)) > 3
     np.testing.assert_allclose(rewards, 2.0 * low, rtol=1e-6)
@@ -154,17 +159,25 @@ def test_appraisal_judges_what_the_sampler_draws(actor):
 @pytest.mark.slow
 def test_every_step_has_its_key_and_repeats_it(actor):
     config, draw, _ = actor
-    prompts, params = small_run.batch("prompts"), first(config).params
-    one, again, other = (draw(params, prompts, jnp.int32(step)) for step in (3, 3, 4))
+    prompts, state = small_run.batch("prompts"), first(config)
+    params, three, four = state.params, number(state, 3), number(state, 4)
+    one, again, other = (draw(params, prompts, step) for step in (three, three, four))
     small_run.assert_same(one, again)
     assert (np.asarray(one.ids) != np.asarray(other.ids)).mean() > 0.5
     # Answers of a group differ, and those of equal prompts.
-    assert (np.asarray(one.ids[:, 0]) != np.asarray(one.ids[:, 1])).mean() > 0.5
+    ids, logp = np.asarray(one.ids), np.asarray(one.logp)
+    assert (ids[:, 0] != ids[:, 1]).mean() > 0.5
     # Another neighbour in the batch changes nothing.
     changed = jax.tree.map(lambda leaf: np.concatenate([leaf[:4], leaf[:4]]), prompts)
-    beside = draw(params, changed, jnp.int32(3))
-    np.testing.assert_array_equal(one.ids[:4], beside.ids[:4])
-    np.testing.assert_allclose(one.logp[:4], beside.logp[:4], atol=1e-5)
+    beside = draw(params, changed, three)
+    np.testing.assert_array_equal(ids[:4], np.asarray(beside.ids)[:4])
+    np.testing.assert_allclose(logp[:4], np.asarray(beside.logp)[:4], atol=1e-5)
+
+
+@jax.jit
+def same_answers(rollout):
+    """Returns the first answer of each group in the place of all; one program for all leaves."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], leaf.shape[1], 1), rollout)
 
 
 @pytest.mark.slow
@@ -173,7 +186,7 @@ def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
     prompts, state = small_run.batch("prompts"), first(config)
     rollout = draw(state.params, prompts, state.step)
     # All answers alike: no advantage, so nothing moves, and every ratio stays one.
-    alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], leaf.shape[1], 1), rollout)
+    alike = same_answers(rollout)
     before = small_run.host(state.params)
     after, metrics = learn(state, prompts, alike, None)
     assert float(metrics["grad_norm"]) == 0.0
@@ -185,15 +198,17 @@ def test_the_step_finds_the_samplers_likelihoods_and_leaves_equal_groups(actor):
 
 def test_lengths_by_hand():
     ends = (9, 8)
-    ids = jnp.array([[[1, 8, 0, 0], [1, 2, 3, 9]], [[1, 2, 3, 4], [9, 0, 0, 0]]])
-    used = jnp.array([[[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 1, 1, 1], [1, 0, 0, 0]]], bool)
-    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape)), ends)
+    ids = np.array([[[1, 8, 0, 0], [1, 2, 3, 9]], [[1, 2, 3, 4], [9, 0, 0, 0]]], np.int32)
+    used = np.array([[[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 1, 1, 1], [1, 0, 0, 0]]], bool)
+    lengths = jax.jit(lambda rollout: stations._lengths(rollout, ends))
+    logp = np.zeros(ids.shape, np.float32)
+    told = lengths(Rollout(ids, used, logp))
     assert float(told["length/mean"]) == 11 / 4
     assert int(told["length/max"]) == 4
     assert float(told["truncated"]) == 1 / 4  # The one that no end token closes.
     assert float(told["useful_tokens"]) == float(told["useful_tokens_unfilled"]) == 11 / 16
-    computed = jnp.array([[8, 5], [8, 1]])
-    told = stations._lengths(Rollout(ids, used, jnp.zeros(ids.shape), computed), ends)
+    computed = np.array([[8, 5], [8, 1]], np.int32)
+    told = lengths(Rollout(ids, used, logp, computed))
     assert float(told["useful_tokens"]) == 1 / 2
     assert float(told["useful_tokens_unfilled"]) == 11 / 16
 
@@ -204,16 +219,17 @@ def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
     prompts, state = small_run.batch("prompts"), first(config)
     sampling = dataclasses.replace(config.sampling, rows=5, chunk=3)
     refilled = stations.sampler(small_run.speaker(), sampling, seed=0)
-    for step in (0, 3):
-        number = jnp.int32(step)
-        plain, got = draw(state.params, prompts, number), refilled(state.params, prompts, number)
-        np.testing.assert_array_equal(got.ids, plain.ids)
-        np.testing.assert_allclose(got.logp, plain.logp, atol=1e-5)
-        # Steps before are never asked again: a run that goes on has the step's number alone.
-        again = stations.sampler(small_run.speaker(), sampling, seed=0)
-        for a, b in zip(again(state.params, prompts, number), got, strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert (plain.ids != draw(state.params, prompts, jnp.int32(0)).ids).any()
+    plain = []
+    for step in (number(state, 0), number(state, 3)):
+        plain.append(draw(state.params, prompts, step))
+        got = refilled(state.params, prompts, step)
+        np.testing.assert_array_equal(got.ids, plain[-1].ids)
+        np.testing.assert_allclose(got.logp, plain[-1].logp, atol=1e-5)
+    # Steps before are never asked again: a run that goes on has the step's number alone.
+    again = stations.sampler(small_run.speaker(), sampling, seed=0)
+    for a, b in zip(again(state.params, prompts, step), got, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (np.asarray(plain[0].ids) != np.asarray(plain[1].ids)).any()
 
 
 @pytest.mark.slow
@@ -246,7 +262,7 @@ def test_the_kl_penalty_pulls_towards_the_reference():
     prompts, state = small_run.batch("prompts"), first(config)
     rollout = small_run.sampler()(state.params, prompts, state.step)
     # All answers alike: no advantage, so that nothing but the penalty moves the weights.
-    alike = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], leaf.shape[1], 1), rollout)
+    alike = same_answers(rollout)
     same = jax.tree.map(jnp.array, state.params)
     _, metrics = learn(first(config), prompts, alike, same)
     assert float(metrics["reference_kl"]) < 1e-6  # Measured before the step, with equal weights.
