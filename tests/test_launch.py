@@ -198,21 +198,10 @@ def test_a_wrong_call_is_told_in_a_line(wrong):
     assert re.match(r"launch: expected .*\n$", done.stderr), done.stderr
 
 
-CONFIG = """
-import dataclasses
-import few_steps_sft
-from seg_jax.training import optimizer
-
-def config():
-    return dataclasses.replace(few_steps_sft.config(), optimizer=optimizer.AdamW())
-"""
-
-
 @pytest.fixture
 def few_steps(tmp_path):
     """Returns the arguments of three steps of the small model, and where they end."""
-    config = tmp_path / "few_steps.py"
-    config.write_text(CONFIG)
+    config = Path(__file__).parent / "training" / "few_steps_sft.py"
     return ["finetune", str(config), "--out", str(tmp_path / "out")], tmp_path / "out"
 
 
