@@ -84,11 +84,6 @@ KINDS = ["floats", "integers", "tenths", "fifths", "halves", "unit", "outside", 
 KINDS += ["tiny", "collinear", "repeated", "ties"]
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("height", "width", "rule", "rings"),
-    compiler_options=compilation.as_users(),
-)
 def filled(points, used, size, *, height, width, rule="coco", rings="union"):
     """Returns masks, whether other devices differ, parts within pictures, and IoU of each two."""
     words = raster.fill(points, used, height=height, width=width, rule=rule, rings=rings)
@@ -96,6 +91,10 @@ def filled(points, used, size, *, height, width, rule="coco", rings="union"):
     elsewhere = raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
     framed = words & bitmask.frame(size, height=height, width=width)
     return words, (words != elsewhere).any(), framed, overlap.iou(framed[::2], framed[1::2])
+
+
+compiled = functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+QUICK, AS_USERS = compiled(filled), compiled(filled, compiler_options=compilation.as_users())
 
 
 def fill(points, lengths, height, width, size=None, **options):
@@ -116,7 +115,11 @@ def fill(points, lengths, height, width, size=None, **options):
     used[:items, :rings, :count] = flags.reshape(items, rings, count)
     sizes = np.full((shape[0], 2), (height, width), np.int32)
     sizes[:items] = (height, width) if size is None else size
-    found = filled(padded, used, sizes, height=height, width=width, **options)
+    # The arithmetic is that of a rule: both ways to join rings and all small canvases share it.
+    kept = SIZES[options.get("rule") == "center"][0], raster.MAX_SIDE
+    users = height in kept and options.get("rings") != "evenodd"
+    program = AS_USERS if users else QUICK
+    found = program(padded, used, sizes, height=height, width=width, **options)
     words, differ, framed, iou = map(np.asarray, found)
     assert not differ
     assert words.shape == (len(padded), -(-height // 32), width)
