@@ -26,9 +26,21 @@ def polygons(seed, count=6, rings=2, points=7):
     return np.where(used[..., None], ring, np.nan), used
 
 
+filled = jax.jit(functools.partial(raster.fill, **SIZE, rule="center"))
+
+
 def masks(seed, count=6):
+    """Returns packed masks; all are filled in one shape, lest each compiles."""
     points, used = polygons(seed, count)
-    return raster.fill(np.float32(points), used, **SIZE, rule="center")
+    padded = np.zeros((6, *points.shape[1:]), np.float32), np.zeros((6, *used.shape[1:]), bool)
+    padded[0][:count], padded[1][:count] = points, used
+    return np.asarray(filled(*padded))[:count]
+
+
+def unpacked(words):
+    """Returns bool masks of packed ones."""
+    bits = words[..., np.arange(40) // 32, :] >> np.arange(40, dtype=np.uint32)[:, None] % 32
+    return (bits & 1).astype(bool)
 
 
 @pytest.mark.parametrize("rings", ["union", "evenodd"])
@@ -36,17 +48,21 @@ def test_cold_it_is_the_iou_of_the_centre_rule(rings):
     points, used = polygons(0)
     points = np.float32(points)
     truth = masks(1)
-    hard = overlap.iou(raster.fill(points, used, **SIZE, rule="center", rings=rings), truth)
-    soft = jax.jit(functools.partial(overlap.soft_iou, **SIZE, rings=rings))
-    errors = [
-        np.abs(soft(points, used, truth, temperature_px=t) - hard).max()
-        for t in (3.0, 0.3, 0.03, 1e-5)
-    ]
+    temperatures = np.float32([3.0, 0.3, 0.03, 1e-5])
+
+    @jax.jit
+    def both(points, used, truth, masks):
+        words = raster.fill(points, used, **SIZE, rule="center", rings=rings)
+        soft = functools.partial(overlap.soft_iou, points, used, **SIZE, rings=rings)
+        cooled = jax.lax.map(lambda t: soft(truth, temperature_px=t), temperatures)
+        return overlap.iou(words, truth), cooled, soft(masks, temperature_px=0.3)
+
+    hard, soft, plain = map(np.asarray, both(points, used, truth, unpacked(truth)))
+    errors = np.abs(soft - hard).max(1).tolist()
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0.05
     assert errors[-1] < 1e-6
-    plain = soft(points, used, bitmask.unpack(truth, height=40), temperature_px=0.3)
-    np.testing.assert_array_equal(plain, soft(points, used, truth, temperature_px=0.3))
+    np.testing.assert_array_equal(plain, soft[1])
 
 
 def test_share_is_the_logistic_of_the_distance_to_the_outline():
