@@ -98,14 +98,14 @@ def filled(points, used, size, *, height, width, rule="coco", rings="union"):
     return words, (words != elsewhere).any(), framed, overlap.iou(framed[::2], framed[1::2])
 
 
-def fill(points, lengths, height, width, size=None, **options):
-    """Returns bool masks of rings [n?, R, P, 2] of which the first `lengths` vertices are used.
+def packed(points, lengths, height, width, size=None, **options):
+    """Returns packed masks, their parts within pictures of some sizes, and the IoU of each two.
 
-    `lengths` may be flags. All calls are padded to one shape, lest each one compiles. With sizes of
-    pictures it returns packed masks within them, and the IoU of each two.
+    Of rings [n?, R, P, 2] the first `lengths` vertices are used, which may be flags. All calls are
+    padded to one shape, lest each one compiles.
     """
-    lead, (rings, count) = points.shape[:-3], points.shape[-3:-1]
-    items = int(np.prod(lead))
+    rings, count = points.shape[-3:-1]
+    items = int(np.prod(points.shape[:-3]))
     shape = (4, 1, POINTS) if height == raster.MAX_SIDE else (600, 3, POINTS)
     padded = np.full((*shape, 2), np.nan, np.float32)
     padded[:items, :rings, :count] = points.reshape(items, rings, count, 2)
@@ -122,9 +122,13 @@ def fill(points, lengths, height, width, size=None, **options):
     assert words.shape == (len(padded), -(-height // 32), width)
     assert words.dtype == np.uint32
     assert height % 32 == 0 or not np.any(words[..., -1, :] >> np.uint32(height % 32))
-    if size is not None:
-        return framed[:items], iou[: items // 2]
-    return unpack(words[:items], height).reshape(*lead, height, width)
+    return words[:items], framed[:items], iou[: items // 2]
+
+
+def fill(points, lengths, height, width, **options):
+    """Returns bool masks of rings [n?, R, P, 2] of which the first `lengths` vertices are used."""
+    words = packed(points, lengths, height, width, **options)[0]
+    return unpack(words, height).reshape(*points.shape[:-3], height, width)
 
 
 def unpack(words, height):
@@ -503,11 +507,9 @@ def ragged(kind, seed, canvas, count=1700):
 
 def framed(points, used, size, canvas, **options):
     """Returns the packed masks within their pictures, and IoU of each two."""
-    parts = [
-        fill(points[begin : begin + 600], used[begin : begin + 600], *canvas, one, **options)
-        for begin in range(0, len(points), 600)
-        for one in [size[begin : begin + 600]]
-    ]
+    starts = range(0, len(points), 600)
+    cuts = [[leaf[start : start + 600] for leaf in (points, used, size)] for start in starts]
+    parts = [packed(*cut[:2], *canvas, cut[2], **options)[1:] for cut in cuts]
     return map(np.concatenate, zip(*parts, strict=True))
 
 

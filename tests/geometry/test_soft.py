@@ -48,7 +48,7 @@ def test_cold_it_is_the_iou_of_the_centre_rule(rings):
     points, used = polygons(0)
     points = np.float32(points)
     truth = masks(1)
-    temperatures = np.float32([3.0, 0.3, 0.03, 1e-5])
+    temperatures = np.array([3.0, 0.3, 0.03, 1e-5], np.float32)
 
     @jax.jit
     def both(points, used, truth, masks):

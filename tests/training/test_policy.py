@@ -21,7 +21,9 @@ def test_reward_is_the_weighted_sum_of_named_scores():
         policy.reward(scores, {"iuo": 1.0})
 
 
-REWARDS = np.float32([[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]])
+REWARDS = np.array(
+    [[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]], np.float32
+)
 
 
 def test_advantages_by_hand():
@@ -50,10 +52,10 @@ def test_spreads_by_hand():
 
 
 # Two answers, of two and of one token; the padding holds what must not count.
-OLD = np.float32([[-1.0, -2.0], [-1.5, -7.0]])
-NEW = OLD + np.float32([[0.1, 0.3], [-0.1, 5.0]])
+OLD = np.array([[-1.0, -2.0], [-1.5, -7.0]], np.float32)
+NEW = OLD + np.array([[0.1, 0.3], [-0.1, 5.0]], np.float32)
 USED = np.array([[True, True], [True, False]])
-GAIN = np.float32([1.0, -1.0])
+GAIN = np.array([1.0, -1.0], np.float32)
 E = np.exp
 
 
@@ -243,8 +245,8 @@ def test_dropped_answers_are_as_if_they_had_not_been_sampled(ratio, average):
 
 
 def test_importance_weights_by_hand():
-    trainer = np.float32([[-1.0, -1.0, -1.0], [-2.0, -2.0, 0.0]])
-    gap = np.float32([[0.1, -0.2, 2.0], [0.3, 0.4, 9.0]])
+    trainer = np.array([[-1.0, -1.0, -1.0], [-2.0, -2.0, 0.0]], np.float32)
+    gap = np.array([[0.1, -0.2, 2.0], [0.3, 0.4, 9.0]], np.float32)
     used = np.array([[True, True, True], [True, True, False]])
 
     def weights(level, cap):
@@ -292,17 +294,17 @@ def case(config, noise=0.0):
     rng = np.random.default_rng(0)
 
     def draw(*shape):
-        return np.float32(rng.normal(size=shape))
+        return rng.normal(size=shape).astype(np.float32)
 
     params = {"kernel": draw(ROWS, VOCABULARY), "bias": draw(LENGTH, VOCABULARY)}
     shape = (ROWS, ANSWERS, LENGTH)
     prompts = Prompts(*[np.arange(ROWS, dtype=np.int32)] * 3)
-    ids = np.int32(rng.integers(0, VOCABULARY, shape))
+    ids = rng.integers(0, VOCABULARY, shape, dtype=np.int32)
     used = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (ROWS, ANSWERS, 1))
     rollout = Rollout(ids, used, np.zeros(shape, np.float32))
     own = np.asarray(scored(params, prompts, rollout).logp)
     rollout = rollout._replace(logp=np.float32(own + noise * draw(*shape)))
-    rewards = np.float32(rng.random((ROWS, ANSWERS)))
+    rewards = rng.random((ROWS, ANSWERS), dtype=np.float32)
     rewards[::4] = 0.5  # Groups that failed or succeeded alike.
     return params, policy.lesson(config, prompts, rollout, rewards)
 
