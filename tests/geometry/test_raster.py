@@ -507,9 +507,8 @@ def ragged(kind, seed, canvas, count=1700):
 
 def framed(points, used, size, canvas, **options):
     """Returns the packed masks within their pictures, and IoU of each two."""
-    starts = range(0, len(points), 600)
-    cuts = [[leaf[start : start + 600] for leaf in (points, used, size)] for start in starts]
-    parts = [packed(*cut[:2], *canvas, cut[2], **options)[1:] for cut in cuts]
+    cuts = [slice(start, start + 600) for start in range(0, len(points), 600)]
+    parts = [packed(points[c], used[c], *canvas, size[c], **options)[1:] for c in cuts]
     return map(np.concatenate, zip(*parts, strict=True))
 
 
