@@ -26,23 +26,34 @@ def some_masks(height, width):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pack_and_unpack(shape):
     masks = some_masks(*shape)
-    words = np.asarray(bitmask.pack(masks))
+
+    @jax.jit
+    def there_and_back(masks):
+        words = bitmask.pack(masks)
+        heights = shape[0], 32 * words.shape[1]
+        return words, *[bitmask.unpack(words, height=height) for height in heights]
+
+    words, back, whole = map(np.asarray, there_and_back(masks))
     assert words.shape == (6, -(-shape[0] // 32), shape[1])
     for row in range(shape[0]):
         bit = words[:, row // 32] >> np.uint32(row % 32) & 1
         np.testing.assert_array_equal(bit, masks[:, row])
-    np.testing.assert_array_equal(bitmask.unpack(words, height=shape[0]), masks)
-    assert not np.any(np.asarray(bitmask.unpack(words, height=32 * words.shape[1]))[:, shape[0] :])
+    np.testing.assert_array_equal(back, masks)
+    assert not np.any(whole[:, shape[0] :])
 
 
 @pytest.mark.parametrize("shape", SHAPES[::2])
 def test_measures(shape):
     masks = some_masks(*shape)
-    words = bitmask.pack(masks)
-    np.testing.assert_array_equal(bitmask.area(words), masks.sum((1, 2)))
-    for mask, centroid, box in zip(
-        masks, bitmask.centroid_px(words), bitmask.box(words), strict=True
-    ):
+
+    @jax.jit
+    def measured(masks):
+        words = bitmask.pack(masks)
+        return bitmask.area(words), bitmask.centroid_px(words), bitmask.box(words)
+
+    area, centroids, boxes = map(np.asarray, measured(masks))
+    np.testing.assert_array_equal(area, masks.sum((1, 2)))
+    for mask, centroid, box in zip(masks, centroids, boxes, strict=True):
         rows, columns = np.nonzero(mask)
         if not rows.size:
             assert centroid.tolist() == [0, 0]
@@ -54,22 +65,26 @@ def test_measures(shape):
 
 def test_set_operations():
     a, b = some_masks(33, 20), some_masks(33, 20)[::-1].copy()
-    words = bitmask.pack(a), bitmask.pack(b)
-    for got, expected in [
-        (bitmask.intersection(*words), a & b),
-        (bitmask.union(*words), a | b),
-        (bitmask.xor(*words), a ^ b),
-    ]:
-        np.testing.assert_array_equal(bitmask.unpack(got, height=33), expected)
+
+    @jax.jit
+    def joined(a, b):
+        words = bitmask.pack(a), bitmask.pack(b)
+        operations = bitmask.intersection, bitmask.union, bitmask.xor
+        return [bitmask.unpack(operation(*words), height=33) for operation in operations]
+
+    for got, expected in zip(joined(a, b), (a & b, a | b, a ^ b), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_sums_hold_on_the_largest_canvas():
     words = np.full((128, 4096), 0xFFFFFFFF, np.uint32)
-    assert int(bitmask.area(words)) == 4096**2
-    np.testing.assert_allclose(bitmask.centroid_px(words), [2048, 2048], rtol=1e-6)
+    measured = jax.jit(lambda words: (bitmask.area(words), bitmask.centroid_px(words)))
+    area, centroid = measured(words)
+    assert int(area) == 4096**2
+    np.testing.assert_allclose(centroid, [2048, 2048], rtol=1e-6)
     words[:, :4000] = 0
     words[:120] = 0
-    np.testing.assert_allclose(bitmask.centroid_px(words), [4048, 3968], rtol=1e-6)
+    np.testing.assert_allclose(measured(words)[1], [4048, 3968], rtol=1e-6)
 
 
 def test_frame():
@@ -77,17 +92,21 @@ def test_frame():
     expected = np.zeros((6, 70, 50), bool)
     for mask, (height, width) in zip(expected, size, strict=True):
         mask[:height, :width] = True
-    got = bitmask.frame(size, height=70, width=50)
-    np.testing.assert_array_equal(got, bitmask.pack(expected))
+    framed = jax.jit(lambda size: bitmask.frame(size, height=70, width=50))
+    words, packed = framed(size), jax.jit(bitmask.pack)(expected)
+    np.testing.assert_array_equal(words, packed)
 
 
 def test_any_batch_shape_inside_jit():
     masks = some_masks(33, 20).reshape(2, 3, 33, 20)
-    words = jax.jit(bitmask.pack)(masks)
-    assert bitmask.area(words).shape == (2, 3)
-    assert jax.jit(bitmask.centroid_px)(words).shape == (2, 3, 2)
-    assert jax.jit(bitmask.box)(words).shape == (2, 3, 4)
-    assert bitmask.area(words[0, 0]).shape == ()
+
+    @jax.jit
+    def measured(masks):
+        words = bitmask.pack(masks)
+        several = bitmask.area(words), bitmask.centroid_px(words), bitmask.box(words)
+        return *several, bitmask.area(words[0, 0])
+
+    assert [found.shape for found in measured(masks)] == [(2, 3), (2, 3, 2), (2, 3, 4), ()]
 
 
 def check_rle(mask):
@@ -212,15 +231,21 @@ def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
 
 def test_one_radius_for_all_and_vmap():
     masks = some_masks(40, 30)
-    words, frame = bitmask.pack(masks), bitmask.frame(np.array([40, 30]), height=40, width=30)
-    frame = jnp.broadcast_to(frame, words.shape)
-    got = bitmask.unpack(bitmask.dilation(words, frame, 1, shape="disk"), height=40)
+    radius = np.array([0, 1, 2, 3, 4, 5], np.int32)
+
+    @jax.jit
+    def changed(masks):
+        words, frame = bitmask.pack(masks), bitmask.frame(np.array([40, 30]), height=40, width=30)
+        frame = jnp.broadcast_to(frame, words.shape)
+        wide = bitmask.unpack(bitmask.dilation(words, frame, 1, shape="disk"), height=40)
+        mapped = jax.vmap(functools.partial(bitmask.erosion, most=5))(words, frame, radius)
+        return words, frame, wide, mapped
+
+    words, frame, got, mapped = map(np.asarray, changed(masks))
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
     for mask, wide in zip(masks, got, strict=True):
         np.testing.assert_array_equal(wide, cv2.dilate(mask.astype(np.uint8), cross) > 0)
-    radius = jnp.array([0, 1, 2, 3, 4, 5])
     eroded = bitmask.erosion(words, frame, radius)  # its own bound, outside jit
-    mapped = jax.vmap(functools.partial(bitmask.erosion, most=5))(words, frame, radius)
     np.testing.assert_array_equal(eroded, mapped)
     with pytest.raises(ValueError, match="expected most beside a traced radius"):
         jax.jit(bitmask.erosion)(words, frame, radius)

@@ -5,7 +5,6 @@ import math
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import shapely
@@ -25,12 +24,16 @@ def pairs():
 
 def test_masks():
     a, b = pairs()
-    words = bitmask.pack(a), bitmask.pack(b)
+
+    @jax.jit
+    def compared(a, b):
+        words = bitmask.pack(a), bitmask.pack(b)
+        return overlap.counts(*words), overlap.iou(*words), overlap.dice(*words)
+
     shared, covered = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    got = overlap.counts(*words)
+    got, iou, dice = jax.tree.map(np.asarray, compared(a, b))
     np.testing.assert_array_equal(got.intersection, shared)
     np.testing.assert_array_equal(got.union, covered)
-    iou, dice = overlap.iou(*words), overlap.dice(*words)
     assert iou[1] == dice[1] == 1.0  # both empty
     assert iou[0] == iou[2] == dice[0] == 0.0  # one empty
     np.testing.assert_allclose(iou[2:], shared[2:] / covered[2:], rtol=1e-6)
@@ -43,14 +46,15 @@ def test_masks():
 def test_boxes():
     a = np.float32([[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 2, 2], [1, 1, 1, 3], [3, 3, 1, 1]])
     b = np.float32([[2, 2, 6, 6], [0, 0, 4, 4], [2, 0, 4, 2], [1, 1, 1, 3], [0, 0, 4, 4]])
-    np.testing.assert_allclose(overlap.box_iou(a, b), [4 / 28, 1, 0, 0, 0], rtol=1e-6)
+    box_iou = jax.jit(overlap.box_iou)
+    np.testing.assert_allclose(box_iou(a, b), [4 / 28, 1, 0, 0, 0], rtol=1e-6)
     rng = np.random.default_rng(1)
     low, high = rng.random((2, 50, 2)) * 10, 10 + rng.random((2, 50, 2)) * 10
     sides = np.concatenate([low, high - low], -1)  # x y w h
     expected = np.array(
         [coco.iou(sides[0][i : i + 1], sides[1][i : i + 1], [0]) for i in range(50)]
     )
-    got = overlap.box_iou(*np.float32(np.concatenate([low, high], -1)))
+    got = box_iou(*np.float32(np.concatenate([low, high], -1)))
     np.testing.assert_allclose(got, expected[:, 0, 0], rtol=1e-5)
 
 
@@ -61,7 +65,10 @@ def test_centroid_distance():
     a[1, 5, 4] = b[1, 11, 20] = True  # 16 of 40 right, 6 of 20 down
     a[2, 3, 3] = True  # only one
     a[4, 0, 0] = b[4, 19, 39] = True  # from corner to corner
-    got = jax.jit(overlap.centroid_distance)(bitmask.pack(a), bitmask.pack(b), size)
+    distance = jax.jit(
+        lambda a, b: overlap.centroid_distance(bitmask.pack(a), bitmask.pack(b), size)
+    )
+    got = distance(a, b)
     corner = np.hypot(39 / 40, 19 / 20) / np.sqrt(2)
     expected = [0, np.hypot(0.4, 0.3) / np.sqrt(2), 1, 0, corner]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
@@ -78,13 +85,14 @@ def test_totals_go_beyond_32_bits():
         expected = [expected[0] + int(shared.sum()), expected[1] + int(union.sum())]
     assert expected[1] > 2**40
     assert [int(high) * 2**24 + int(low) for high, low in total] == expected
-    np.testing.assert_allclose(overlap.cumulative_iou(total), expected[0] / expected[1], rtol=3e-7)
+    cumulative = jax.jit(overlap.cumulative_iou)
+    np.testing.assert_allclose(cumulative(total), expected[0] / expected[1], rtol=3e-7)
     most = np.full(2**19, 2**24, np.int32)  # every pair at its largest
     total = step(overlap.Counts(most, most), None)
     assert [int(high) * 2**24 + int(low) for high, low in total] == [2**43, 2**43]
-    twice = jax.tree.map(lambda a, b: a + b, total, total)
-    assert overlap.cumulative_iou(twice) == 1.0
-    assert overlap.cumulative_iou(step(overlap.Counts(most * 0, most * 0))) == 1.0
+    twice = jax.tree.map(lambda a: np.asarray(a) * 2, total)
+    assert cumulative(twice) == 1.0
+    assert cumulative(step(overlap.Counts(most * 0, most * 0), None)) == 1.0
 
 
 def giou(a, b):
@@ -101,11 +109,12 @@ def test_generalised_iou_of_boxes():
     expected = [giou(*pair) for pair in boxes.swapaxes(0, 1).astype(float)]
     assert min(expected) < -0.5
     assert max(expected) > 0.2
-    got = jax.jit(overlap.box_giou)(*boxes.reshape(2, 3, 20, 4))
-    np.testing.assert_allclose(got.ravel(), expected, atol=1e-5)
+    box_giou = jax.jit(overlap.box_giou)
+    got = box_giou(*boxes.reshape(2, 3, 20, 4))
+    np.testing.assert_allclose(np.ravel(got), expected, atol=1e-5)
     point = np.float32([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 2, 2]])
     other = np.float32([[1, 1, 1, 1], [2, 1, 2, 3], [0, 0, 2, 2]])
-    np.testing.assert_allclose(overlap.box_giou(point, other), [0, -1, 1])
+    np.testing.assert_allclose(box_giou(point, other), [0, -1, 1])
 
 
 # --- Boundaries: the published definitions with OpenCV, picture by picture ------------------------
@@ -156,46 +165,47 @@ def measure(name, ratio):
     return jax.jit(functools.partial(getattr(overlap, name), ratio=ratio))
 
 
+pack, outline = jax.jit(bitmask.pack), jax.jit(overlap.outline)
+
+
 @pytest.mark.parametrize("ratio", [0.001, 0.02, 0.3])
 def test_boundary_iou_is_the_published_one(ratio):
     a, b = shapes(0), shapes(1)
-    got = jax.jit(functools.partial(overlap.boundary, ratio=ratio))(bitmask.pack(a), SIZES)
+    words = pack(a), pack(b)
+    got = measure("boundary", ratio)(words[0], SIZES)
     expected, ious = np.zeros_like(a), []
     for mask, other, full, (h, w) in zip(a, b, expected, SIZES, strict=True):
         full[:h, :w] = band(mask[:h, :w], ratio)
         second = band(other[:h, :w], ratio)
         union = (full[:h, :w] | second).sum()
         ious.append((full[:h, :w] & second).sum() / union if union else 1.0)
-    np.testing.assert_array_equal(bitmask.unpack(got, height=100), expected)
-    words = bitmask.pack(a), bitmask.pack(b)
+    np.testing.assert_array_equal(got, pack(expected))
     iou = measure("boundary_iou", ratio)(*words, SIZES)
     np.testing.assert_allclose(iou, ious, rtol=1e-6)
 
 
 def test_boundaries_under_vmap():
     """The ratios are those that the measures have by themselves."""
-    flat = [np.asarray(bitmask.pack(x)) for x in (shapes(0), shapes(1))]
+    flat = [np.asarray(pack(x)) for x in (shapes(0), shapes(1))]
     a, b = (words.reshape(2, 4, 4, 90) for words in flat)
-    size = jnp.asarray(SIZES.reshape(2, 4, 2))
+    size = SIZES.reshape(2, 4, 2)
     two = jax.jit(jax.vmap(jax.vmap(overlap.boundary_iou)))(a, b, size)
-    np.testing.assert_array_equal(two.ravel(), measure("boundary_iou", 0.02)(*flat, SIZES))
+    np.testing.assert_array_equal(np.ravel(two), measure("boundary_iou", 0.02)(*flat, SIZES))
     one = jax.jit(jax.vmap(overlap.boundary_f, in_axes=(0, None, 0)))(a, b[0], size)
     expected = measure("boundary_f", 0.008)(flat[0], np.concatenate([b[0], b[0]]), SIZES)
-    np.testing.assert_array_equal(one.ravel(), expected)
+    np.testing.assert_array_equal(np.ravel(one), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.008, 0.1])
 def test_boundary_f_is_the_published_one(ratio):
     a, b = shapes(2), shapes(3)
     b[0] = np.roll(a[0], (2, 1), (0, 1))
-    words = bitmask.pack(a), bitmask.pack(b)
+    words = pack(a), pack(b)
     lines, expected = np.zeros_like(a), []
     for mask, other, full, (h, w) in zip(a, b, lines, SIZES, strict=True):
         full[:h, :w] = line(mask[:h, :w])
         expected.append(f_measure(mask[:h, :w], other[:h, :w], ratio))
-    np.testing.assert_array_equal(
-        bitmask.unpack(overlap.outline(words[0], SIZES), height=100), lines
-    )
+    np.testing.assert_array_equal(outline(words[0], SIZES), pack(lines))
     assert min(expected[:2]) > 0
     got = measure("boundary_f", ratio)(*words, SIZES)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
@@ -211,7 +221,8 @@ def test_reach_is_rounded_as_float64_is(ratio, rounded):
     rng = np.random.default_rng(0)
     triples = [[15 * k, 20 * k] for k in range(1, 90)] + [[2000 - k, k] for k in range(0, 900, 7)]
     sizes = np.array([*triples, *rng.integers(1, 2001, (300, 2)).tolist()])
-    _, radius, most = overlap._reach(words, sizes, ratio, rounded)
+    reach = jax.jit(lambda sizes: overlap._reach(words, sizes, ratio, rounded)[1:])
+    radius, most = reach(sizes)
     expected = [rounded(ratio * np.sqrt(h * h + w * w)) for h, w in sizes.tolist()]
     np.testing.assert_array_equal(radius, expected)
     assert most >= max(expected)
@@ -222,11 +233,16 @@ def test_boundaries_on_a_picture_of_common_size():
     noise = rng.random((2, 480, 640)).astype(np.float32)
     a, b = (cv2.GaussianBlur(x, (0, 0), 20) > np.float32(0.5) for x in noise)
     size = np.array([480, 640])
-    words = bitmask.pack(a), bitmask.pack(b)
     bands = band(a, 0.02), band(b, 0.02)
     iou = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
-    np.testing.assert_allclose(overlap.boundary_iou(*words, size), iou, rtol=1e-6)
-    np.testing.assert_allclose(overlap.boundary_f(*words, size), f_measure(a, b, 0.008), rtol=1e-6)
+
+    @jax.jit
+    def measured(a, b):
+        words = bitmask.pack(a), bitmask.pack(b)
+        return overlap.boundary_iou(*words, size), overlap.boundary_f(*words, size)
+
+    expected = iou, f_measure(a, b, 0.008)
+    np.testing.assert_allclose(measured(a, b), expected, rtol=1e-6)
 
 
 def test_wrong_input_is_refused(untyped):

@@ -1,7 +1,6 @@
 """Fills against pycocotools bit for bit, and against slow integers.
 
-The twenty thousand shapes of either rule, what other devices run and what rounds are compiled as
-users do.
+All of one canvas go through one program, which is compiled as users do.
 `-k twenty_thousand` fills so many shapes under either rule; other tests and the slow run add to it.
 """
 
@@ -85,41 +84,51 @@ KINDS = ["floats", "integers", "tenths", "fifths", "halves", "unit", "outside", 
 KINDS += ["tiny", "collinear", "repeated", "ties"]
 
 
-def fill(points, lengths, height, width, **options):
-    """Returns bool masks of rings [n?, R, P, 2] of which the first `lengths` vertices are used.
-
-    All calls are padded to one shape, lest each one compiles.
-    """
-    lead, (rings, count) = points.shape[:-3], points.shape[-3:-1]
-    items = int(np.prod(lead))
-    shape = (1 if height == raster.MAX_SIDE else 600, 3, POINTS)
-    padded = np.full((*shape, 2), np.nan, np.float32)
-    padded[:items, :rings, :count] = points.reshape(items, rings, count, 2)
-    used = np.zeros(shape, bool)
-    used[:items, :rings, :count] = np.arange(count) < np.reshape(lengths, (items, rings, 1))
-    words = raster.fill(padded, used, height=height, width=width, **options)
-    # What other devices run.
-    elsewhere = dense(padded, used, height=height, width=width, **options)
-    np.testing.assert_array_equal(words, elsewhere)
-    assert words.shape == (len(padded), -(-height // 32), width)
-    assert words.dtype == jnp.uint32
-    assert height % 32 == 0 or not np.any(np.asarray(words)[..., -1, :] >> np.uint32(height % 32))
-    return unpack(words, height)[:items].reshape(*lead, height, width)
-
-
-compiled = functools.partial(
+@functools.partial(
     jax.jit,
     static_argnames=("height", "width", "rule", "rings"),
     compiler_options=compilation.as_users(),
 )
-
-
-def dense_in_jit(points, used, *, height, width, rule="coco", rings="union"):
+def filled(points, used, size, *, height, width, rule="coco", rings="union"):
+    """Returns masks, whether other devices differ, parts within pictures, and IoU of each two."""
+    words = raster.fill(points, used, height=height, width=width, rule=rule, rings=rings)
     rule = raster._RULES[rule]
-    return raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
+    elsewhere = raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
+    framed = words & bitmask.frame(size, height=height, width=width)
+    return words, (words != elsewhere).any(), framed, overlap.iou(framed[::2], framed[1::2])
 
 
-dense = compiled(dense_in_jit)
+def packed(points, lengths, height, width, size=None, **options):
+    """Returns packed masks, their parts within pictures of some sizes, and the IoU of each two.
+
+    Of rings [n?, R, P, 2] the first `lengths` vertices are used, which may be flags. All calls are
+    padded to one shape, lest each one compiles.
+    """
+    rings, count = points.shape[-3:-1]
+    items = int(np.prod(points.shape[:-3]))
+    shape = (4, 1, POINTS) if height == raster.MAX_SIDE else (600, 3, POINTS)
+    padded = np.full((*shape, 2), np.nan, np.float32)
+    padded[:items, :rings, :count] = points.reshape(items, rings, count, 2)
+    flags = np.asarray(lengths)
+    if flags.dtype != bool:
+        flags = np.arange(count) < flags[..., None]
+    used = np.zeros(shape, bool)
+    used[:items, :rings, :count] = flags.reshape(items, rings, count)
+    sizes = np.full((shape[0], 2), (height, width), np.int32)
+    sizes[:items] = (height, width) if size is None else size
+    found = filled(padded, used, sizes, height=height, width=width, **options)
+    words, differ, framed, iou = map(np.asarray, found)
+    assert not differ
+    assert words.shape == (len(padded), -(-height // 32), width)
+    assert words.dtype == np.uint32
+    assert height % 32 == 0 or not np.any(words[..., -1, :] >> np.uint32(height % 32))
+    return words[:items], framed[:items], iou[: items // 2]
+
+
+def fill(points, lengths, height, width, **options):
+    """Returns bool masks of rings [n?, R, P, 2] of which the first `lengths` vertices are used."""
+    words = packed(points, lengths, height, width, **options)[0]
+    return unpack(words, height).reshape(*points.shape[:-3], height, width)
 
 
 def unpack(words, height):
@@ -142,7 +151,7 @@ def test_coco_rule_is_pycocotools(kind, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_coco_rule_is_pycocotools_at_length(kind):
-    for seed in range(5):
+    for seed in range(3):
         points, lengths = draw(kind, np.random.default_rng(100 + seed), 500, *SIZES[0])
         got = fill(points[:, None], lengths[:, None], *SIZES[0])
         for ring, length, mask in zip(points, lengths, got, strict=True):
@@ -155,9 +164,9 @@ def test_coco_rule_is_pycocotools_on_the_largest_canvas():
     points[1] = np.round(rng.uniform(*raster.REACH_PX, (POINTS, 2)))
     points[2] = np.round(points[2] / 4096) * 4096 + rng.integers(0, 3, (POINTS, 2))
     points = points.astype(np.float32)
-    for ring in points:
-        mask = fill(ring[None], [POINTS], 4096, 4096)
-        np.testing.assert_array_equal(mask, coco_mask([ring], 4096, 4096))
+    masks = fill(points[:, None], np.full((3, 1), POINTS), 4096, 4096)
+    for ring, mask in zip(points, masks, strict=True):
+        assert np.array_equal(mask, coco_mask([ring], 4096, 4096)), ring
 
 
 def draw_long(kind, rng, count, points, height, width):
@@ -183,7 +192,7 @@ def draw_long(kind, rng, count, points, height, width):
 
 
 @pytest.mark.parametrize(
-    ("size", "points"), [((512, 512), 256), ((300, 1023), 33), ((1300, 40), 33), ((1300, 40), 256)]
+    ("size", "points"), [((512, 512), 256), ((300, 1023), 33), ((1300, 40), 256)]
 )
 @pytest.mark.parametrize("kind", ["blob", "star", "thin"])
 def test_long_outlines_of_all_sizes_are_pycocotools(kind, points, size):
@@ -231,13 +240,13 @@ def test_union_merges_rings_and_evenodd_cuts_holes():
 @pytest.mark.parametrize("rings", ["union", "evenodd"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_center_rule_is_the_crossing_number(kind, rings):
-    points, lengths = draw(kind, np.random.default_rng(11), 200, 37, 53)
+    points, lengths = draw(kind, np.random.default_rng(11), 200, *SIZES[1])
     points, lengths = points.reshape(100, 2, POINTS, 2), lengths.reshape(100, 2)
-    got = fill(points, lengths, 37, 53, rule="center", rings=rings)
+    got = fill(points, lengths, *SIZES[1], rule="center", rings=rings)
     join = np.logical_or if rings == "union" else np.logical_xor
     snapped = np.floor(points.astype(np.float64) * 256 + 0.5)
     for rings_, length, mask in zip(snapped, lengths, got, strict=True):
-        a, b = (center_mask(r[:n], 37, 53) for r, n in zip(rings_, length, strict=True))
+        a, b = (center_mask(r[:n], *SIZES[1]) for r, n in zip(rings_, length, strict=True))
         np.testing.assert_array_equal(mask, join(a, b))
 
 
@@ -245,24 +254,24 @@ def test_center_rule_is_the_crossing_number(kind, rings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_center_rule_is_the_crossing_number_at_length(kind):
     for seed in range(2):
-        points, lengths = draw(kind, np.random.default_rng(200 + seed), 500, 64, 64)
-        got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
+        points, lengths = draw(kind, np.random.default_rng(200 + seed), 500, *SIZES[1])
+        got = fill(points[:, None], lengths[:, None], *SIZES[1], rule="center")
         snapped = np.floor(points.astype(np.float64) * 256 + 0.5)
         for ring, length, mask in zip(snapped, lengths, got, strict=True):
-            assert np.array_equal(mask, center_mask(ring[:length], 64, 64)), ring[:length]
+            assert np.array_equal(mask, center_mask(ring[:length], *SIZES[1])), ring[:length]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_center_rule_is_scikit_image_where_no_centre_is_near_an_edge(kind):
-    points, lengths = draw(kind, np.random.default_rng(43), 100, 64, 64)
+    points, lengths = draw(kind, np.random.default_rng(43), 100, *SIZES[1])
     points = np.float32(np.round(points * 256) / 256)  # so that snapping moves nothing
-    got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
-    y, x = np.mgrid[:64, :64] + 0.5
+    got = fill(points[:, None], lengths[:, None], *SIZES[1], rule="center")
+    y, x = np.mgrid[:37, :53] + 0.5
     pixels = shapely.points(x, y)
     for ring, length, mask in zip(points, lengths, got, strict=True):
         edges = shapely.LinearRing(ring[:length])
         clear = shapely.distance(edges, pixels) > 1e-9
-        expected = skimage.draw.polygon2mask((64, 64), ring[:length, ::-1] - 0.5)
+        expected = skimage.draw.polygon2mask(SIZES[1], ring[:length, ::-1] - 0.5)
         np.testing.assert_array_equal(mask[clear], expected[clear])
 
 
@@ -270,17 +279,17 @@ def test_center_rule_on_the_largest_canvas():
     rng = np.random.default_rng(13)
     points = rng.uniform(*raster.REACH_PX, (2, POINTS, 2)).astype(np.float32)
     points[1] = rng.integers(0, 2, (POINTS, 2)) * 4095 + rng.random((POINTS, 2)) * 1.5
-    for ring in points:
-        mask = fill(ring[None], [POINTS], 4096, 4096, rule="center")
+    masks = fill(points[:, None], np.full((2, 1), POINTS), 4096, 4096, rule="center")
+    for ring, mask in zip(points, masks, strict=True):
         snapped = np.floor(ring.astype(np.float64) * 256 + 0.5)
-        np.testing.assert_array_equal(mask, center_mask(snapped, 4096, 4096))
+        assert np.array_equal(mask, center_mask(snapped, 4096, 4096)), ring
 
 
 def test_center_rule_agrees_with_shapely_away_from_edges():
     rng = np.random.default_rng(17)
-    points, lengths = draw("spiky", rng, 30, 64, 64)
-    got = fill(points[:, None], lengths[:, None], 64, 64, rule="center")
-    x, y = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
+    points, lengths = draw("spiky", rng, 30, *SIZES[1])
+    got = fill(points[:, None], lengths[:, None], *SIZES[1], rule="center")
+    x, y = np.meshgrid(np.arange(53) + 0.5, np.arange(37) + 0.5)
     for ring, length, mask in zip(points, lengths, got, strict=True):
         shape = shapely.Polygon(ring[:length])
         if not shape.is_valid:
@@ -325,13 +334,16 @@ def test_broken_vertices_count_as_unused_and_leave_others_alone(rule):
     together = fill(points[[0, 3, 5]], lengths[[0, 3, 5]], *SIZES[1], rule=rule)
     np.testing.assert_array_equal(together, got[0] | got[3] | got[5])
     used = np.random.default_rng(24).random((6, POINTS)) < 0.7  # in any place
-    scattered = raster.fill(whole[:, None], used[:, None], height=37, width=53, rule=rule)
-    for ring, flags, mask in zip(whole, used, unpack(scattered, 37), strict=True):
+    scattered = fill(whole[:, None], used[:, None], *SIZES[1], rule=rule)
+    for ring, flags, mask in zip(whole, used, scattered, strict=True):
         expected = fill(ring[flags][None], [flags.sum()], *SIZES[1], rule=rule)
         np.testing.assert_array_equal(mask, expected)
-    for shape in [(2, 0, POINTS), (2, 1, 0), (0, 1, POINTS)]:
-        nothing = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
-        assert not np.any(raster.fill(*nothing, height=37, width=53, rule=rule))
+    shapes = [(2, 0, POINTS), (2, 1, 0), (0, 1, POINTS)]
+    nothing = [(np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)) for shape in shapes]
+    fills = jax.jit(
+        lambda all_: [raster.fill(*one, height=37, width=53, rule=rule) for one in all_]
+    )
+    assert not any(np.any(words) for words in fills(nothing))
 
 
 @pytest.mark.parametrize("rule", ["coco", "center"])
@@ -343,19 +355,18 @@ def test_far_vertices_are_pulled_to_reach(rule):
     )
 
 
-@pytest.mark.parametrize(("rule", "size"), [("coco", SIZES[0]), ("center", (64, 64))])
-def test_batching_and_cropping_change_nothing(rule, size):
+def test_batching_and_cropping_change_nothing():
+    """What vmap does, `batching.batched`, knows of no rule; crops of both have their oracles."""
     points, lengths = draw("outside", np.random.default_rng(29), 24, 64, 64)
     used = np.arange(POINTS) < lengths[:, None]
-    base = fill(points[:, None], lengths[:, None], *size, rule=rule)
+    base = fill(points[:, None], lengths[:, None], *SIZES[0])
     np.testing.assert_array_equal(
-        fill(points[:, None], lengths[:, None], 37, 53, rule=rule), base[:, :37, :53]
+        fill(points[:, None], lengths[:, None], *SIZES[1]), base[:, :37, :53]
     )
-    if rule == "coco":  # What vmap does, `batching.batched`, knows of no rule.
-        mapped = jax.vmap(functools.partial(raster.fill, height=size[0], width=size[1]))(
-            points.reshape(2, 3, 4, 1, POINTS, 2), used.reshape(2, 3, 4, 1, POINTS)
-        )
-        np.testing.assert_array_equal(unpack(mapped, size[0]).reshape(base.shape), base)
+    mapped = jax.vmap(functools.partial(raster.fill, height=96, width=128))(
+        points.reshape(2, 3, 4, 1, POINTS, 2), used.reshape(2, 3, 4, 1, POINTS)
+    )
+    np.testing.assert_array_equal(unpack(mapped, 96).reshape(base.shape), base)
 
 
 def test_to_pixels_is_one_rounded_product_also_inside_jit():
@@ -407,37 +418,54 @@ def test_shared_counts_what_fill_draws(rule, rings):
     points[:60] = points[:60] / 4  # small and large windows
     points, used = points.reshape(20, 3, 2, POINTS, 2), np.arange(POINTS) < lengths[:, None]
     used = used.reshape(20, 3, 2, POINTS)
-    truth = bitmask.pack(rng.random((20, 1, 37, 260)) < 0.5)
+    truth = rng.integers(0, 2**32, (20, 1, 2, 260), dtype=np.uint32)
+    truth[:, :, 1] &= 31  # rows 32 to 36
     options = {"height": 37, "width": 260, "rule": rule, "rings": rings}
-    filled = raster.fill(points, used, **options)
-    expected = bitmask.area(filled), bitmask.area(filled & truth)
-    for got, want in zip(raster.shared(points, used, truth, **options), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-    if (rule, rings) != ("coco", "union"):
-        return  # What vmap does, `batching.batched`, knows of neither.
-    mapped = jax.vmap(functools.partial(raster.shared, **options))
-    wide = np.broadcast_to(truth, filled.shape)
-    for got, want in zip(mapped(points, used, wide), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-    one = jax.vmap(functools.partial(raster.shared, **options), in_axes=(0, 0, None))
-    for got, want in zip(
-        one(points, used, wide[0]),
-        (expected[0], bitmask.area(filled & truth[0])),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(got, want)
+    drawn = np.zeros((20, 3, 37, 260), bool)
+    for item in np.ndindex(20, 3):
+        for ring, flags in zip(points[item], used[item], strict=True):
+            if rule == "coco":
+                mask = coco_mask([ring[flags]], 37, 260)
+            else:
+                snapped = np.floor(ring[flags].astype(np.float64) * 256 + 0.5)
+                mask = center_mask(snapped, 37, 260)
+            drawn[item] = drawn[item] | mask if rings == "union" else drawn[item] ^ mask
+    masks = unpack(truth, 37)
+    shared = functools.partial(raster.shared, **options)
+    wide = np.broadcast_to(truth, (20, 3, 2, 260))
+
+    @jax.jit
+    def counted(points, used, truth, wide):
+        found = [shared(points, used, truth)]
+        if (rule, rings) == ("coco", "evenodd"):
+            # What vmap does, `batching.batched`, knows of neither; a union would compile longer.
+            found.append(jax.vmap(shared)(points, used, wide))
+            found.append(jax.vmap(shared, in_axes=(0, 0, None))(points, used, wide[0]))
+        return found
+
+    found = counted(points, used, truth, wide)
+    for (area, common), others in zip(found, [masks, masks, masks[:1]], strict=False):
+        np.testing.assert_array_equal(area, drawn.sum((2, 3)))
+        np.testing.assert_array_equal(common, (drawn & others).sum((2, 3)))
 
 
-@pytest.mark.parametrize("size", [(512, 512), (1024, 700)])
-def test_shared_is_the_iou_of_pycocotools(size):
+def test_shared_is_the_iou_of_pycocotools():
+    size = 1024, 700
     rng = np.random.default_rng(53)
     kinds = [draw_long(kind, rng, 40, 64, *size) for kind in ("blob", "star", "thin")]
     rings = np.concatenate(kinds)[:, None]
     moved = rings + np.float32(rng.normal(size=(120, 1, 1, 2)) * 4)
     used = np.ones(rings.shape[:-1], bool)
-    truth = raster.fill(rings, used, height=size[0], width=size[1])
-    area, shared = raster.shared(moved, used, truth, height=size[0], width=size[1])
-    union = area + bitmask.area(truth) - shared
+    options = {"height": size[0], "width": size[1]}
+
+    @jax.jit
+    def counted(rings, moved, used):
+        truth = raster.fill(rings, used, **options)
+        area, shared = raster.shared(moved, used, truth, **options)
+        counts = overlap.polygon_counts(moved, used, truth, **options)
+        return shared, area + bitmask.area(truth) - shared, counts
+
+    shared, union, counts = jax.tree.map(np.asarray, counted(rings, moved, used))
     for i in range(120):
         a, b = (
             coco.merge(coco.frPyObjects([r[0].astype(np.float64).ravel().tolist()], *size))
@@ -445,7 +473,6 @@ def test_shared_is_the_iou_of_pycocotools(size):
         )
         expected = coco.iou([a], [b], [0])[0, 0]
         assert np.float32(shared[i]) / np.float32(max(union[i], 1)) == np.float32(expected)
-    counts = overlap.polygon_counts(moved, used, truth, height=size[0], width=size[1])
     np.testing.assert_array_equal(counts.intersection, shared)
     np.testing.assert_array_equal(counts.union, union)
 
@@ -463,7 +490,8 @@ def test_gradients_pass_by_the_fill():
         words = raster.fill(points, used, height=64, width=64)
         return bitmask.area(words).sum() * 0.0 + points.sum()
 
-    np.testing.assert_array_equal(jax.grad(loss)(jnp.float32(points)), np.ones(points.shape))
+    slope = jax.jit(jax.grad(loss))(np.float32(points))
+    np.testing.assert_array_equal(slope, np.ones(points.shape))
 
 
 def ragged(kind, seed, canvas, count=1700):
@@ -477,22 +505,18 @@ def ragged(kind, seed, canvas, count=1700):
     return points.reshape(count, 3, POINTS, 2), used, np.repeat(size, 2, 0)
 
 
-@compiled
-def filled_and_compared(points, used, size, *, height, width, rule, rings="union"):
-    """Returns the masks within their pictures, where other devices differ, and IoU of each two."""
-    options = {"height": height, "width": width, "rule": rule, "rings": rings}
-    words = raster.fill(points, used, **options)
-    differ = words != dense_in_jit(points, used, **options)
-    words &= bitmask.frame(size, height=height, width=width)
-    return words, differ, overlap.iou(words[::2], words[1::2])
+def framed(points, used, size, canvas, **options):
+    """Returns the packed masks within their pictures, and IoU of each two."""
+    cuts = [slice(start, start + 600) for start in range(0, len(points), 600)]
+    parts = [packed(points[c], used[c], *canvas, size[c], **options)[1:] for c in cuts]
+    return map(np.concatenate, zip(*parts, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_shapes_of_pycocotools(kind):
     """Parts, sizes of pictures and IoU included; compared as run lengths."""
-    points, used, size = ragged(kind, 61, (64, 80))
-    words, differ, iou = filled_and_compared(points, used, size, height=64, width=80, rule="coco")
-    assert not differ.any()
+    points, used, size = ragged(kind, 61, SIZES[0])
+    words, iou = framed(points, used, size, SIZES[0])
     expected = []
     for item, flags, (height, width) in zip(points.astype(float), used, size, strict=True):
         rings = [ring[f].ravel().tolist() for ring, f in zip(item, flags, strict=True) if f.any()]
@@ -501,7 +525,7 @@ def test_twenty_thousand_shapes_of_pycocotools(kind):
     wrong = [i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b]
     assert wrong == []
     theirs = [coco.iou([a], [b], [0])[0, 0] for a, b in zip(got[::2], got[1::2], strict=True)]
-    covered = bitmask.area(words[::2] | words[1::2]) > 0
+    covered = (words[::2] | words[1::2]).any((1, 2))
     np.testing.assert_array_equal(iou[covered], np.float32(theirs)[covered])
 
 
@@ -527,18 +551,19 @@ def center_masks(points, used, height, width):
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_shapes_of_pixel_centres(kind):
     """Parts, sizes of pictures, holes and IoU included."""
-    points, used, size = ragged(kind, 67, (20, 26))
-    masks = center_masks(points.reshape(-1, POINTS, 2), used.reshape(-1, POINTS), 20, 26)
-    masks = masks.reshape(-1, 3, 20, 26)
-    row, column = np.indices((20, 26))
-    framed = (row < size[:, :1, None]) & (column < size[:, 1:, None])
+    points, used, size = ragged(kind, 67, SIZES[1])
+    # Of two hundred rings the masks fit a cache.
+    parts = (
+        np.split(leaf, 25) for leaf in (points.reshape(-1, POINTS, 2), used.reshape(-1, POINTS))
+    )
+    masks = [center_masks(*part, *SIZES[1]) for part in zip(*parts, strict=True)]
+    masks = np.concatenate(masks).reshape(-1, 3, *SIZES[1])
+    row, column = np.indices(SIZES[1])
+    inside = (row < size[:, :1, None]) & (column < size[:, 1:, None])
     for rings, join in (("union", np.logical_or), ("evenodd", np.logical_xor)):
-        words, differ, iou = filled_and_compared(
-            points, used, size, height=20, width=26, rule="center", rings=rings
-        )
-        assert not differ.any()
-        expected = join.reduce(masks, axis=1) & framed
-        np.testing.assert_array_equal(unpack(words, 20), expected)
+        words, iou = framed(points, used, size, SIZES[1], rule="center", rings=rings)
+        expected = join.reduce(masks, axis=1) & inside
+        np.testing.assert_array_equal(unpack(words, 37), expected)
         a, b = expected[::2], expected[1::2]
         union = (a | b).sum((1, 2))
         ratio = (a & b).sum((1, 2)).astype(np.float32) / np.maximum(union, 1).astype(np.float32)

@@ -12,7 +12,7 @@ import many_processes
 import numpy as np
 import pytest
 
-from seg_jax.geometry import bitmask, raster
+from seg_jax.geometry import raster
 from seg_jax.kernels import fill as tiles
 
 
@@ -59,7 +59,7 @@ def on_tpu(points, used, words, which, *, height, width, rule, rings):
         pytest.param("coco", "union", (64, 128), (5, 2, 21), marks=pytest.mark.slow),
         pytest.param("center", "evenodd", (1, 129), (5, 1, 7), marks=pytest.mark.slow),
         pytest.param("coco", "evenodd", (1, 1), (5, 2, 9), marks=pytest.mark.slow),
-        pytest.param("coco", "evenodd", (513, 700), (16, 1, 300), marks=pytest.mark.slow),
+        pytest.param("coco", "evenodd", (513, 700), (9, 1, 300), marks=pytest.mark.slow),
         pytest.param("center", "evenodd", (511, 512), (16, 4, 64), marks=pytest.mark.slow),
         pytest.param("coco", "union", (1025, 257), (8, 4, 40), marks=pytest.mark.slow),
         pytest.param("center", "union", (96, 1300), (8, 3, 33), marks=pytest.mark.slow),
@@ -72,15 +72,15 @@ def test_the_kernel_fills_what_other_devices_fill(rule, rings, size, shape):
     words = rng.integers(0, 2**32, (3, -(-size[0] // 32), size[1]), dtype=np.uint32)
     which = rng.integers(0, 3, shape[0])
     filled, (area, shared) = on_tpu(points, used, words, which, **options)
-    expected = plain(points, used, **options)
+    expected = np.asarray(plain(points, used, **options))
     np.testing.assert_array_equal(filled, expected)
-    np.testing.assert_array_equal(area, bitmask.area(expected))
-    np.testing.assert_array_equal(shared, bitmask.area(expected & words[which]))
+    np.testing.assert_array_equal(area, np.bitwise_count(expected).sum((1, 2)))
+    np.testing.assert_array_equal(shared, np.bitwise_count(expected & words[which]).sum((1, 2)))
     assert len(np.unique(area)) > 2 or size == (1, 1)
 
 
-def lowered(platform, *, points=8, side=100):
-    """Returns the program of a fill and a count for a platform, under vmap and a batch."""
+def lowered(*platforms, points=8, side=100):
+    """Returns the programs of a fill and a count for platforms, under vmap and a batch."""
     shapes = (
         jax.ShapeDtypeStruct((3, 2, 1, points, 2), jnp.float32),
         jax.ShapeDtypeStruct((3, 2, 1, points), jnp.bool_),
@@ -92,13 +92,14 @@ def lowered(platform, *, points=8, side=100):
         return raster.fill(points, used, **options), raster.shared(points, used, words, **options)
 
     traced = jax.jit(jax.vmap(both)).trace(*shapes)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    return [traced.lower(lowering_platforms=(name,)).as_text() for name in platforms]
 
 
 def test_a_tpu_gets_the_kernel_if_a_shape_fits_a_core_and_other_devices_do_not():
-    assert lowered("tpu", side=raster.MAX_SIDE).count("@tpu_custom_call") == 2
-    assert "tpu_custom_call" not in lowered("tpu", points=40_000)
-    assert "tpu_custom_call" not in lowered("cuda")
+    tpu, cuda = lowered("tpu", "cuda", side=raster.MAX_SIDE)
+    assert tpu.count("@tpu_custom_call") == 2
+    assert "tpu_custom_call" not in cuda
+    assert "tpu_custom_call" not in lowered("tpu", points=40_000)[0]
 
 
 def compiled(name, side, folder):

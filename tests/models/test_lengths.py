@@ -12,7 +12,7 @@ from flax import nnx
 
 from seg_jax.data import lengths, pipeline
 from seg_jax.data.encode import Encoder
-from seg_jax.models import decode, families, layers
+from seg_jax.models import decode
 
 BUCKETS = 5
 
@@ -77,22 +77,24 @@ def _both(encoder, mine):
 
 def test_answers_are_those_of_the_longest_length(encoder):
     sizes = {"num_hidden_layers": 2, "vocab_size": encoder.tokenizer.vocab_size}
-    config = tiny_vlm.config(text=sizes, vision={"window_size": 24})
-    kind = families.of(config).model
-    model = kind(config, compute=layers.Compute(), rngs=nnx.Rngs(0))
+    config = tiny_vlm.config(text=sizes, vision={"window_size": 24, "depth": 2})
+    graph, params = nnx.split(tiny_vlm.model(config))
+
+    @jax.jit
+    def run(params, tokens, pictures):
+        return decode.generate(
+            *(nnx.merge(graph, params), tokens, pictures),
+            answers=2,
+            max_tokens=8,
+            sampler=decode.Sample(),
+            end_ids=(encoder.tokenizer.end_id,),
+            key=jax.random.key(0),
+        )
+
     found = []
     for one in (encoder, whole(encoder)):
         prompts = batches(one, 1)[0]
-        found.append(
-            decode.generate(
-                *(model, prompts.tokens, prompts.pictures),
-                answers=2,
-                max_tokens=8,
-                sampler=decode.Sample(),
-                end_ids=(encoder.tokenizer.end_id,),
-                key=jax.random.key(0),
-            )
-        )
+        found.append(run(params, prompts.tokens, prompts.pictures))
     np.testing.assert_array_equal(found[0].ids, found[1].ids)
     np.testing.assert_allclose(found[0].logp, found[1].logp, atol=1e-5)
 
