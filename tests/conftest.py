@@ -50,3 +50,8 @@ def pytest_collection_modifyitems(items):
     """Begins with the files that take longest."""
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_sessionfinish():
+    """Leaves what is left to the end of the process: pytest would look through all, five times."""
+    gc.freeze()

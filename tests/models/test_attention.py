@@ -31,7 +31,6 @@ FAMILIES = {
 # Where four devices share two heads of keys, each is repeated for two heads of queries.
 CASES = [
     ("qwen25_vl", {"fsdp": 1}),
-    ("qwen25_vl", {"fsdp": 4, "tensor": 2}),
     ("qwen25_vl", {"data": 2, "tensor": 4}),
     ("kimi_vl", {"fsdp": 4, "tensor": 2}),
 ]
