@@ -196,6 +196,12 @@ def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HO
     return jax.device_put(first, sharding.shardings(first, on))
 
 
+def on_one_device(patch: Any) -> None:
+    """Lays every run over one device while a `pytest.MonkeyPatch` lasts."""
+    alone = sharding.mesh(devices=jax.devices()[:1])
+    patch.setattr(stations.Mesh, "build", lambda self, devices=None: alone)
+
+
 def host(tree: Any) -> list[np.ndarray]:
     """Returns copies of the leaves on the host."""
     return [np.array(leaf) for leaf in jax.tree.leaves(tree)]

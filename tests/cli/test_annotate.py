@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import small_run
@@ -15,8 +14,7 @@ from seg_jax.annotation import results, work
 from seg_jax.cli import asked, finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import builds, sources
-from seg_jax.models import sharding
-from seg_jax.training import optimizer, stations
+from seg_jax.training import optimizer
 
 sys.path.append(str(Path(__file__).parents[1] / "annotation"))
 import known_scenes as known
@@ -151,8 +149,7 @@ def test_evaluation_reads_what_was_annotated(run, made, tmp_path):
 @pytest.mark.slow
 def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
     out, _ = made
-    one = sharding.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(stations.Mesh, "build", lambda self: one)  # On all: test_build.
+    small_run.on_one_device(monkeypatch)  # On all: test_build.
     base = small_run.sft_config()
     config = dataclasses.replace(
         base,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import published_formats as formats
 import pytest
@@ -14,10 +13,8 @@ from seg_jax.data import pipeline
 from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
-from seg_jax.models import sharding
 from seg_jax.records import Kind
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import stations
 
 NAMES = ("refcoco_unc", "grefcoco_unc", "reasonseg", "absent")
 FILE = """
@@ -168,8 +165,7 @@ def test_a_set_without_what_is_asked_about_is_named(made):
 @pytest.mark.slow
 def test_two_steps_on_mixed_data_sets(made, run, tmp_path, monkeypatch):
     # Both programs on several devices: test_processes.
-    one = sharding.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(stations.Mesh, "build", lambda self: one)
+    small_run.on_one_device(monkeypatch)
     tests = str(small_run.__file__).rpartition("/")[0]
     (tmp_path / "small.py").write_text(FILE.format(tests=tests))
     sets = ("--data", *(made / name for name in NAMES[:2]), "--data-weights", 1, 2)

@@ -18,7 +18,6 @@ from seg_jax.models import sharding
 from seg_jax.records import Kind, Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement
-from seg_jax.training import stations
 
 SCENES = ("--scenes", 2, "--batch", 4, "--gallery", 1)
 
@@ -167,9 +166,7 @@ def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, mode
 
 @pytest.mark.slow
 def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path, monkeypatch):
-    one = sharding.mesh(devices=jax.devices()[:1])
-    # Answers held to the grammar on eight: test_evaluation.
-    monkeypatch.setattr(stations.Mesh, "build", lambda self: one)
+    small_run.on_one_device(monkeypatch)  # Held to the grammar on eight: test_evaluation.
     words = ("--checkpoint", given, "--grammar", "--scenes", 6, "--source.style.absent", 3)
     words = (*words, "--protocol", "gres", "--out", tmp_path / "gres")
     status, printed, _ = run(*words)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 from PIL import Image
 
 from seg_jax.cli import finetune, main, runs, tiny
@@ -22,7 +23,6 @@ from seg_jax.data import pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import pictures, report
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import sharding
 from seg_jax.records import Rollout, Verdict
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizer, stations
@@ -65,8 +65,7 @@ def small(base):
 def one_device():
     """Lays runs over one device; what eight hold and save is seen in test_start."""
     with pytest.MonkeyPatch.context() as patch:
-        one = jax.devices()[:1]
-        patch.setattr(stations.Mesh, "build", lambda self, devices=None: sharding.mesh(devices=one))
+        small_run.on_one_device(patch)
         yield
 
 

@@ -13,11 +13,8 @@ import lives
 import numpy as np
 import pytest
 import safetensors.numpy
-import small_run
 import toy_process
 from lives import Life
-
-from seg_jax.inference import bundle as bundles
 
 STEPS = 24
 SAVES = ["--loop.save-minutes", "1e-9", "--loop.log-every", "1"]
@@ -118,13 +115,6 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
     run.live().end()
     assert_same_toys(run, undisturbed, steps)
     assert alive == 20, "it ended before it was killed so often: make its steps longer"
-
-
-@pytest.fixture(scope="module")
-def start(folder):
-    """Returns a checkpoint to begin at: no life has to make a tokenizer first."""
-    bundles.save(small_run.bundle(), folder / "start")
-    return folder / "start"
 
 
 def small(folder, start, steps=STEPS):

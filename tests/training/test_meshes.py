@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from few_steps_gspo import ADAM, toy_judge
+from few_steps_sft import MUON, STEPS
 
 from seg_jax.models import sharding
-from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, state, stations
 
 pytestmark = [
@@ -19,7 +20,6 @@ pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]
 
-STEPS = 3
 MODELS = {"qwen25_vl": small_run.model, "kimi_vl": small_run.kimi}
 DENSE = [
     ("qwen25_vl", {"fsdp": 8}),
@@ -29,11 +29,6 @@ DENSE = [
 # Kimi-VL divided by `tensor`: test_kimi.
 SUPERVISED = [*DENSE, ("kimi_vl", {"expert": 4, "context": 2})]
 REINFORCED = [*DENSE, ("kimi_vl", {"expert": 4, "fsdp": 2})]
-# AdamW divides by the root of second moments: with its usual eps, a gradient that is nothing but
-# round-off would move a weight as far as any other. Muon uses it for what is no matrix.
-STEADY = {"lr": 3e-3, "eps": 1e-3, "schedule": optimizer.Schedule(warmup=0.0, final=1.0)}
-MUON = optimizer.Muon(newton_schulz_dtype="float32", newton_schulz_steps=2, **STEADY)
-ADAM = optimizer.AdamW(**STEADY)
 
 
 def fresh(family, rule, on):
@@ -91,13 +86,6 @@ def test_supervised_steps_do_not_depend_on_the_mesh(supervised, family, sizes):
     step, batches, alone = supervised(family)
     assert alone[-1][1]["loss"] < alone[0][1]["loss"]
     assert_same_steps(three_steps(family, MUON, step, batches, sharding.mesh(sizes)), alone)
-
-
-def toy_judge(task, table, rollout, truth):
-    """Judges as ever, but rewards low token ids: the answers of random weights are no outlines."""
-    judged, verdict = tasks.judge(task, table, rollout, truth)
-    low = jnp.sum((rollout.ids < 400) & rollout.used, -1) / jnp.sum(rollout.used, -1)
-    return judged._replace(scores={**judged.scores, "iou": low}), verdict
 
 
 @pytest.fixture(scope="module")

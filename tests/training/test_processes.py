@@ -10,10 +10,8 @@ import lives
 import numpy as np
 import pytest
 import safetensors.numpy
-import small_run
 from lives import Group
 
-from seg_jax.inference import bundle as bundles
 from seg_jax.training import processes
 from seg_jax.training.processes import Place, Processes, place
 
@@ -199,14 +197,6 @@ def few_steps(folder, program, count, *more):
     assert group.wait(900) == [0] * count, group.told(0)[-2000:]
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], parameters(out)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Returns a checkpoint to begin at: no life has to make a tokenizer first."""
-    folder = tmp_path_factory.mktemp("start") / "start"
-    bundles.save(small_run.bundle(), folder)
-    return folder
 
 
 @pytest.mark.slow

@@ -8,20 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from few_steps_gspo import LOW, toy_judge
 
 from seg_jax.models import sharding
 from seg_jax.records import Rollout
-from seg_jax.tasks import task as tasks
 from seg_jax.training import optimizer, policy, stations
-
-LOW = 400
-
-
-def toy_judge(task, table, rollout, truth):
-    """Judges as ever, but rewards low token ids: random weights can learn that in a few steps."""
-    judged, verdict = tasks.judge(task, table, rollout, truth)
-    low = jnp.sum((rollout.ids < LOW) & rollout.used, -1) / jnp.sum(rollout.used, -1)
-    return judged._replace(scores={**judged.scores, "iou": low}), verdict
 
 
 def first(config, on=None):
