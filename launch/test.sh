@@ -22,21 +22,39 @@ step() {
         "$((SECONDS - start))"
 }
 
+# checked_meanwhile: tells what a check has found that began in the background.
+checked_meanwhile() {
+    local status=0
+    wait "$meanwhile" || status=$?
+    cat "$found"
+    return "$status"
+}
+
 chosen=()
 if [[ "${1:-}" == "--quick" ]]; then
     chosen=(-m "not slow")
     shift
 fi
 
+# Bytecode of all that is installed takes longer to make than of what is imported, which is kept (an
+# option of pip that says no is turned on by a false value).
+export PIP_NO_COMPILE=no
+unset PYTHONDONTWRITEBYTECODE
 prepare test
 cd "$root"
 workers="$(nproc)"
+found="$(mktemp)"
+meanwhile=""
+trap 'kill "$meanwhile" 2>/dev/null || true; rm -f "$found"' EXIT
 step format ruff format --check .
 step lint ruff check .
 step floors lint-imports --no-cache
-step types pyright
+# One core is enough for it, and tests wait now and then.
+pyright >"$found" 2>&1 &
+meanwhile=$!
 step tests python -m pytest --numprocesses "$((workers < 8 ? workers : 8))" --dist loadfile \
     --no-loadscope-reorder --durations 10 --durations-min 10 \
     "${chosen[@]}" "$@"
+step types checked_meanwhile
 
 ((${#failed[@]} == 0)) || fail "failed: ${failed[*]}"

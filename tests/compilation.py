@@ -11,6 +11,10 @@ from pathlib import Path
 _EMITTERS = "xla_cpu_use_fusion_emitters"
 """Takes most of a compilation's time for CPUs; what comes in its place takes a fifth of it."""
 
+_PARTS = "xla_cpu_parallel_codegen_split_count"
+"""Programs of CPUs are cut into so many parts, each compiled by a thread; tests keep all cores busy
+without."""
+
 COLLECTED = (100_000, 20, 100)
 """Thresholds of garbage collection: seldom, as tracing makes much that lives."""
 
@@ -32,8 +36,9 @@ def flags(devices: int) -> str:
     """Returns the flags of XLA for quick compilation and so many virtual CPU devices."""
     given = [f"--xla_force_host_platform_device_count={devices}"]
     before = os.environ.get("XLA_FLAGS", "").split()
-    if not any(_EMITTERS in flag for flag in before) and _knows(_EMITTERS):
-        given.append(f"--{_EMITTERS}=false")
+    for flag, value in ((_EMITTERS, "false"), (_PARTS, "1")):
+        if not any(flag in one for one in before) and _knows(flag):
+            given.append(f"--{flag}={value}")
     # The last one of a name counts.
     return " ".join([*before, *given])
 

@@ -3,11 +3,15 @@
 Nothing of seg_jax is imported here: its annotations are checked only in modules imported later.
 """
 
+import functools
 import gc
+import inspect
 import os
+import re
 import tempfile
 
 import compilation
+import jaxtyping
 
 # These are read when jax first touches a device. Another platform can be asked for from outside.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +35,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hypothesis
 
+
+def _checked(fn=None, *, typechecker, checked=jaxtyping.jaxtyped):
+    """Checks public signatures as jaxtyping does, and leaves out all others.
+
+    Functions within functions would be made ready for it at every call of the outer one: in a test
+    that reads or traces models that took longer than all else.
+    """
+    if fn is None:
+        return functools.partial(_checked, typechecker=typechecker)
+    if inspect.isfunction(fn):
+        private = re.match("_[^_]", fn.__name__) or "<locals>" in fn.__qualname__
+        if private or not fn.__annotations__:
+            return fn
+    return checked(fn, typechecker=typechecker)
+
+
+jaxtyping.jaxtyped = _checked
 # Tracing makes millions of objects; to look through them as often as usual takes a tenth of all
 # time.
 gc.set_threshold(*compilation.COLLECTED)

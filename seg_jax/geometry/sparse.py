@@ -9,7 +9,6 @@ neither sorted nor padded: the used vertices, the columns of an edge, the words 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -81,13 +80,15 @@ def fill(shapes: Shapes, rule: Rule, *, height: int, width: int) -> UInt32[Array
     count, groups = shapes.count.shape[:2]
 
     def block(i, carry):
-        words, table = carry
         begin = i * canvas.size
-        for group in range(groups):
+
+        def one(group, carry):
+            words, table = carry
             table, boxes = _toggled(table, shapes, canvas, begin, group)
             words = _drawn(words, table, boxes, canvas, begin)
-            table = _wiped(table, boxes, canvas, after=words)
-        return words, table
+            return words, _wiped(table, boxes, canvas, after=words)
+
+        return lax.fori_loop(0, groups, one, carry)
 
     blank = jnp.zeros((count, canvas.depth, canvas.wide), jnp.uint32)
     blocks = -(-count // canvas.size)
@@ -116,18 +117,22 @@ def counts(
         return totals, _wiped(table, boxes, canvas, after=totals[0])
 
     def together(i, carry):
-        totals, table, union = carry
-        begin, found = i * canvas.size, []
-        for group in range(groups):
+        totals, *tables = carry
+        begin = i * canvas.size
+
+        def one(group, carry):
+            table, union, whole = carry
             table, boxes = _toggled(table, shapes, canvas, begin, group)
             union = _drawn(union, table, boxes, canvas, 0)
-            table = _wiped(table, boxes, canvas, after=union)
-            found.append(boxes)
-        whole = functools.reduce(_Boxes.joined, found)
+            return _wiped(table, boxes, canvas, after=union), union, whole.joined(boxes)
+
+        table, union, whole = lax.fori_loop(0, groups, one, (*tables, nowhere))
         totals = _counted(totals, union, whole, canvas, begin, words, which)
         return totals, table, _wiped(union, whole, canvas, after=totals[0])
 
     zeros = jnp.zeros(count, jnp.int32)
+    low, high = (jnp.full(canvas.size, end, jnp.int32) for end in (2**30, 0))
+    nowhere = _Boxes(left=low, right=high, top=low, bottom=high)
     carry = (zeros, zeros), _table(canvas)
     if groups > 1:
         carry = *carry, _table(canvas).reshape(canvas.size, canvas.depth + 1, canvas.wide)
@@ -164,7 +169,7 @@ def _flipped(table: Array, canvas: _Canvas, shape, row, column) -> Array:
     return _put(table, _get(table, place) ^ bit, place)
 
 
-def _ends(shapes: Shapes, shape, group: int, ring, vertex):
+def _ends(shapes: Shapes, shape, group, ring, vertex):
     """Returns the edge that begins at a vertex: x0, y0, x1, y1."""
     last = vertex + 1 == _get(shapes.count, shape, group, ring)
     begin, end = (shape, group, ring, vertex), (shape, group, ring, jnp.where(last, 0, vertex + 1))
@@ -172,7 +177,7 @@ def _ends(shapes: Shapes, shape, group: int, ring, vertex):
     return _get(x, *begin), _get(y, *begin), _get(x, *end), _get(y, *end)
 
 
-def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group: int):
+def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
     """Returns the table with the toggles of a block of shapes, and their boxes."""
     count, _, rings, points = shapes.x.shape
     rule, width, height = canvas.rule, canvas.width, canvas.height

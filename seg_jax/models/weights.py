@@ -157,7 +157,7 @@ class Theirs:
         return self.source.blocks(self._names[name], begin, end)
 
 
-@functools.cache  # A model is traced twice for it, at every load and save.
+@functools.cache  # Asked for at every load and save.
 def slots(config: Any) -> tuple[Slot, ...]:
     """Returns every array of a model, layer by layer, with its place in their files."""
     told: list[Slot] = []
@@ -183,8 +183,14 @@ def slots(config: Any) -> tuple[Slot, ...]:
 
 def blank(config: Any, compute: layers.Compute) -> Any:
     """Returns a model of shapes instead of weights."""
+    return nnx.merge(*_shapes(config, compute))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: Any, compute: layers.Compute) -> tuple[nnx.GraphDef, Any]:
     family = families.of(config)
-    return nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
+    return nnx.split(model)
 
 
 def leaves(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -1,8 +1,9 @@
-"""Compiles a fill of 256 shapes of 64 vertices for a TPU v5e; prints the schedules of its loops.
+"""Compiles fills of 256 shapes of 64 vertices for a TPU v5e; prints the schedules of their loops.
 
-Usage: python fill_on_tpu.py SIDE NAME FOLDER; NAME is fill, shared or dense (what devices without a
-kernel run), FOLDER is empty and takes what the compiler dumps. Needs libtpu, but no TPU. A bundle
-is what a core does in a cycle unless it waits; how often a loop runs depends on the shapes.
+Usage: python fill_on_tpu.py SIDE NAME[,NAME..] FOLDER; NAME is fill, shared or dense (what devices
+without a kernel run), FOLDER is empty and takes what the compiler dumps. Needs libtpu, but no TPU.
+A bundle is what a core does in a cycle unless it waits; how often a loop runs depends on the
+shapes.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def dense(folder: Path, program: str) -> float:
     return total / (8 * SHAPES)
 
 
-def main(side: str, name: str, folder: str) -> None:
-    """Prints one line of JSON: seconds to compile, bytes of temporaries, the schedule."""
+def main(side: str, names: str, folder: str) -> None:
+    """Prints a line of JSON for each name: seconds to compile, bytes of temporaries, schedule."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -126,18 +127,21 @@ def main(side: str, name: str, folder: str) -> None:
         (SHAPES, -(-int(side) // 32), int(side)): jnp.uint32,
     }
     given = [jax.ShapeDtypeStruct(s, dtype, sharding=place) for s, dtype in shapes.items()]
-    lowered = jax.jit(functions[name]).lower(*given)
-    begin = time.perf_counter()
-    program = lowered.compile()
-    seconds, where = time.perf_counter() - begin, Path(folder)
-    told = {
-        "seconds": seconds,
-        "temporary": program.memory_analysis().temp_size_in_bytes,
-        "schedule": dense(where, program.as_text())
-        if name == "dense"
-        else kernel(where, "fill" if name == "fill" else "fill_counts"),
-    }
-    print(json.dumps(told))
+    for name in names.split(","):
+        lowered = jax.jit(functions[name]).lower(*given)
+        begin = time.perf_counter()
+        program = lowered.compile()
+        seconds, where = time.perf_counter() - begin, Path(folder) / name
+        dumped = [path for path in Path(folder).iterdir() if path.is_file()]
+        where.mkdir()
+        for path in dumped:
+            path.rename(where / path.name)
+        if name == "dense":
+            schedule = dense(where, program.as_text())
+        else:
+            schedule = kernel(where, "fill" if name == "fill" else "fill_counts")
+        temporary = program.memory_analysis().temp_size_in_bytes
+        print(json.dumps({"seconds": seconds, "temporary": temporary, "schedule": schedule}))
 
 
 if __name__ == "__main__":

@@ -102,14 +102,15 @@ def test_a_tpu_gets_the_kernel_if_a_shape_fits_a_core_and_other_devices_do_not()
     assert "tpu_custom_call" not in lowered("tpu", points=40_000)[0]
 
 
-def compiled(name, side, folder):
-    """Returns what a program for a TPU costs; its compiler runs in a process of its own."""
+def compiled(names, side, folder):
+    """Returns what programs for a TPU cost; their compiler runs in a process of its own."""
     script = Path(__file__).with_name("fill_on_tpu.py")
     env = many_processes.for_tpus()
-    command = [sys.executable, str(script), str(side), name, str(folder)]
+    command = [sys.executable, str(script), str(side), ",".join(names), str(folder)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    told = map(json.loads, done.stdout.splitlines()[-len(names) :])
+    return dict(zip(names, told, strict=True))
 
 
 def blobs(count, points, side):
@@ -142,11 +143,7 @@ def visits(points, side):
 def test_the_kernel_takes_fewer_cycles_than_xla(tmp_path):
     pytest.importorskip("libtpu")
     side, points = 512, 64
-    told = {}
-    for name in ("shared", "fill", "dense"):
-        folder = tmp_path / name
-        folder.mkdir()
-        told[name] = compiled(name, side, folder)
+    told = compiled(["shared", "fill", "dense"], side, tmp_path)
     assert max(one["temporary"] for one in told.values()) < 16 * 2**20
     straight, other, tile = visits(blobs(256, points, side), side)
     for name in ("shared", "fill"):

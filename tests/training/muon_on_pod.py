@@ -1,6 +1,6 @@
 """Compiles an optimizer step at the shapes of a 7B model for TPU v5e 4x4; prints what it costs.
 
-Usage: python muon_on_pod.py ours|optax [AXIS SIZE ..]; needs libtpu, but no TPU.
+Usage: python muon_on_pod.py ours|optax|ours,optax [AXIS SIZE ..]; needs libtpu, but no TPU.
 """
 
 from __future__ import annotations
@@ -81,21 +81,22 @@ def compiled(which: str, sizes: dict[str, int]):
     return lowered.compile(SMALL_TILES)
 
 
-def main(which: str, *sizes: str) -> None:
-    """Prints one line of JSON: bytes of arguments, of temporaries, of collectives by kind."""
+def main(names: str, *sizes: str) -> None:
+    """Prints a line of JSON for each: bytes of arguments, temporaries and collectives by kind."""
     shape = dict(zip(sizes[::2], map(int, sizes[1::2]), strict=True)) or {"fsdp": 4, "tensor": 4}
-    try:
-        made = compiled(which, shape)
-    except jax.errors.JaxRuntimeError as error:  # More than the chip has.
-        print(json.dumps({"error": str(error)[:2000]}))
-        return
-    memory, text = made.memory_analysis(), program.read(made.as_text())
-    told = {
-        "temporary": memory.temp_size_in_bytes,
-        "arguments": memory.argument_size_in_bytes,
-        "collectives": {kind: traffic.payload for kind, traffic in text.collectives.items()},
-    }
-    print(json.dumps(told))
+    for which in names.split(","):
+        try:
+            made = compiled(which, shape)
+        except jax.errors.JaxRuntimeError as error:  # More than the chip has.
+            print(json.dumps({"error": str(error)[:2000]}))
+            continue
+        memory, text = made.memory_analysis(), program.read(made.as_text())
+        told = {
+            "temporary": memory.temp_size_in_bytes,
+            "arguments": memory.argument_size_in_bytes,
+            "collectives": {kind: traffic.payload for kind, traffic in text.collectives.items()},
+        }
+        print(json.dumps(told))
 
 
 if __name__ == "__main__":
