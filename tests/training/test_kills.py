@@ -16,7 +16,7 @@ import safetensors.numpy
 import toy_process
 from lives import Life
 
-STEPS = 24
+STEPS = 15
 SAVES = ["--loop.save-minutes", "1e-9", "--loop.log-every", "1"]
 
 
@@ -119,7 +119,7 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
 
 def small(folder, start, steps=STEPS):
     config = str(Path(__file__).parent / "few_steps_sft.py")
-    arguments = ["finetune", config, *SAVES, "--resume", "--loop.keep", "4"]
+    arguments = ["finetune", config, *SAVES, "--resume"]
     arguments += ["--checkpoint", str(start), "--loop.steps", str(steps)]
     run = Run(folder, lives.seg_jax, arguments)
     run.out.rmdir()
@@ -147,14 +147,6 @@ def test_six_kills_of_finetune_change_nothing(folder, start):
     assert end.keys() == wanted.keys()
     for name, weight in wanted.items():
         np.testing.assert_array_equal(end[name], weight, err_msg=name)
-    half = small(folder / "finetune-half", start)
-    lives.without_last(undisturbed.out, half.out, "state/sft", 3)
-    half.live(devices=1).end()
-    assert [one["step"] for one in metrics(half.out)] == list(range(1, STEPS + 1))
-    other = safetensors.numpy.load_file(half.out / "checkpoint" / "model.safetensors")
-    for name, weight in wanted.items():
-        bound = 1e-6 + 1e-4 * np.abs(weight).max()
-        np.testing.assert_allclose(other[name], weight, rtol=0, atol=bound, err_msg=name)
 
 
 @pytest.mark.slow
