@@ -59,11 +59,12 @@ gc.set_threshold(*compilation.COLLECTED)
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("house")
 
-# A worker that begins one of these at the end keeps the others waiting.
+# A worker that begins one of these at the end keeps the others waiting; two files whose tests wait
+# for processes would leave cores idle side by side.
 _LONGEST = [
-    *("test_kills", "test_processes", "test_constraint", "test_meshes", "test_raster", "test_kimi"),
+    *("test_processes", "test_meshes", "test_constraint", "test_raster", "test_kills", "test_kimi"),
     *("test_fill", "test_muon", "test_stations", "test_benchmark", "test_programs", "test_compile"),
-    *("test_folders", "test_convert", "test_routes"),
+    *("test_folders", "test_convert", "test_routes", "test_launch"),
 ]
 
 

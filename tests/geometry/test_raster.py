@@ -1,7 +1,7 @@
 """Fills against pycocotools bit for bit, and against slow integers.
 
 All of one canvas go through one program, which is compiled as users do.
-`-k twenty_thousand` fills so many shapes under either rule; other tests and the slow run add to it.
+`-k twenty_thousand` fills so many shapes under either rule; other tests add to it.
 """
 
 import functools
@@ -148,16 +148,6 @@ def test_coco_rule_is_pycocotools(kind, size):
         assert np.array_equal(mask, coco_mask([ring[:length]], *size)), ring[:length]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_coco_rule_is_pycocotools_at_length(kind):
-    for seed in range(3):
-        points, lengths = draw(kind, np.random.default_rng(100 + seed), 500, *SIZES[0])
-        got = fill(points[:, None], lengths[:, None], *SIZES[0])
-        for ring, length, mask in zip(points, lengths, got, strict=True):
-            assert np.array_equal(mask, coco_mask([ring[:length]], *SIZES[0])), ring[:length]
-
-
 def test_coco_rule_is_pycocotools_on_the_largest_canvas():
     rng = np.random.default_rng(3)
     points = rng.random((3, POINTS, 2)) * raster.MAX_SIDE
@@ -248,17 +238,6 @@ def test_center_rule_is_the_crossing_number(kind, rings):
     for rings_, length, mask in zip(snapped, lengths, got, strict=True):
         a, b = (center_mask(r[:n], *SIZES[1]) for r, n in zip(rings_, length, strict=True))
         np.testing.assert_array_equal(mask, join(a, b))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_center_rule_is_the_crossing_number_at_length(kind):
-    for seed in range(2):
-        points, lengths = draw(kind, np.random.default_rng(200 + seed), 500, *SIZES[1])
-        got = fill(points[:, None], lengths[:, None], *SIZES[1], rule="center")
-        snapped = np.floor(points.astype(np.float64) * 256 + 0.5)
-        for ring, length, mask in zip(snapped, lengths, got, strict=True):
-            assert np.array_equal(mask, center_mask(ring[:length], *SIZES[1])), ring[:length]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from few_steps_gspo import LOW, toy_judge
+from few_steps_gspo import LOW, blind_judge
 
 from seg_jax.models import sharding
 from seg_jax.records import Rollout
@@ -107,7 +107,7 @@ def actor():
     )
 
     def learn(*given):
-        with mock.patch.object(stations, "judge", toy_judge):
+        with mock.patch.object(stations, "judge", blind_judge):
             return compiled(*given)
 
     return config, small_run.sampler(), learn
@@ -138,7 +138,7 @@ def test_appraisal_judges_what_the_sampler_draws(actor):
     appraise = stations.appraiser(
         small_run.speaker(), small_run.task("prompts"), {"iou": 2.0}, config.sampling, seed=0
     )
-    with mock.patch.object(stations, "judge", toy_judge):
+    with mock.patch.object(stations, "judge", blind_judge):
         rewards = appraise(params, prompts, three)
     ids, used, *_ = map(np.asarray, draw(params, prompts, three))
     low = ((ids < LOW) & used).sum(-1) / used.sum(-1)
