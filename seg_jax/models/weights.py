@@ -190,7 +190,9 @@ def blank(config: Any, compute: layers.Compute) -> Any:
 def _shapes(config: Any, compute: layers.Compute) -> tuple[nnx.GraphDef, Any]:
     family = families.of(config)
     model = nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
-    return nnx.split(model)
+    graph, state = nnx.split(model)
+    # Shapes that are made under a mesh are laid over it; another may ask for them next.
+    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
 def leaves(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -54,6 +54,13 @@ def same(one, other) -> bool:
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
+def test_shapes_that_were_made_under_a_mesh_are_laid_over_none():
+    weights._shapes.cache_clear()
+    with jax.set_mesh(sharding.mesh(devices=jax.devices()[:1])):
+        shapes = jax.tree.leaves(nnx.state(weights.blank(tiny_vlm.config(), ROUGH)))
+    assert {leaf.sharding for leaf in shapes} == {None}
+
+
 def raw(folder) -> dict[str, tuple]:
     """Returns the bytes of every tensor of a folder."""
     tensors = {}
