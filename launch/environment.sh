@@ -70,7 +70,7 @@ prepare() {
             fail "expected a Python that can make virtual environments," \
                 "do: apt-get install python3-venv"
         fi
-        # One of this year finds what fits in half the time; the old one would do.
+        # The one that comes with Python would do; a new one installs in half the time.
         "$environment/bin/python" -m pip install --quiet --upgrade pip || true
     fi
     python="$environment/bin/python"

@@ -26,6 +26,7 @@ step() {
 checked_meanwhile() {
     local status=0
     wait "$meanwhile" || status=$?
+    meanwhile=""
     cat "$found"
     return "$status"
 }

@@ -38,7 +38,7 @@ def toy_judge(task, table, rollout, truth):
 
 
 def blind_judge(task, table, rollout, truth):
-    """Rewards low token ids and reads no outline: a third less to compile."""
+    """Rewards low token ids and reads no outline: to do so is a fifth of a step's program."""
     del task, table, truth
     share = low(rollout)
     none = jnp.zeros(share.shape, jnp.int32)
