@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import random_weights
 from flax import nnx
 
 from seg_jax.cli import finetune, reinforce, tiny
@@ -76,7 +76,7 @@ def bundle() -> Bundle:
     blank = finetune.blank(config, config.model, _folder() / "tokenizer")
     params = finetune.drawing(config, blank, sharding.mesh(devices=jax.devices()[:1]))()
     # On the default device, free to be laid over any mesh.
-    return dataclasses.replace(blank, params=jax.tree.map(jnp.asarray, jax.device_get(params)))
+    return dataclasses.replace(blank, params=jax.device_put(jax.device_get(params)))
 
 
 def model() -> tuple[Any, Any, Any]:
@@ -114,15 +114,7 @@ def kimi() -> tuple[Any, Any, Any]:
     )
     config = kimi_vl.Config(text=text, vision=vision, tie_word_embeddings=True)
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = sharding.names_of(path)[-1]
-        if name in ("scale", "bias"):
-            return jnp.full(leaf.shape, float(name == "scale"), leaf.dtype)
-        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return config, graph, jax.tree_util.tree_map_with_path(draw, shapes)
+    return config, graph, random_weights.drawn(shapes, random_weights.loud)
 
 
 @functools.cache
@@ -189,11 +181,16 @@ def reinforcing_step() -> Any:
 
 def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HORIZON) -> Any:
     """Returns the first state of a run, on one device or laid over a mesh; it may be donated."""
-    # A copy first: a placed array may share the memory of the one that it was made from.
-    params = jax.tree.map(jnp.array, bundle().params)
-    first = state.fresh(params, optimizer.build(config.optimizer), horizon=horizon)
     on = sharding.mesh(devices=jax.devices()[:1]) if on is None else on
-    return jax.device_put(first, sharding.shardings(first, on))
+    params = laid(bundle().params, on)
+    return state.fresh(params, optimizer.build(config.optimizer), horizon=horizon, on=on)
+
+
+def laid(params: Any, on: jax.sharding.Mesh) -> Any:
+    """Returns copies of weights, laid over a mesh; they may be donated."""
+    # A placed array may share the memory of the one that it was made from.
+    copies = jax.tree.map(np.array, jax.device_get(params))
+    return jax.device_put(copies, sharding.shardings(copies, on))
 
 
 def on_one_device(patch: Any) -> None:

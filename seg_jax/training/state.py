@@ -49,9 +49,8 @@ def fresh(
         steps = jnp.zeros((), jnp.int32)
         return State(steps, jnp.asarray(horizon, jnp.int32), None, transform.init(params))
 
-    if on is not None:
-        rest = jax.jit(rest, out_shardings=_places(jax.eval_shape(rest, params), on, offload))
-    return rest(params)._replace(params=params)
+    places = None if on is None else _places(jax.eval_shape(rest, params), on, offload)
+    return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
 
 
 def shapes(

@@ -282,6 +282,46 @@ def same_gradients(
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * scale, err_msg=str(path))
 
 
+class _Given:
+    """An epsilon that a compiled program is given: all that norms do with it is to add it."""
+
+    value: Any = None
+
+    def __radd__(self, power):
+        return power + self.value
+
+
+def same_with_other_epsilons(
+    ours: Any, given: Any, want: np.ndarray, *, norms: list[Any], others: list[float]
+) -> None:
+    """Checks logits, and that another epsilon of any norm alone would be seen in them.
+
+    Args:
+      ours: our model; changed.
+      given: tokens and pictures of one row.
+      want: their logits [T V].
+      norms: of our model.
+      others: another epsilon for each.
+    """
+    right, places = [norm.eps for norm in norms], [_Given() for _ in norms]
+    for norm, place in zip(norms, places, strict=True):
+        norm.eps = place
+    graph, params = nnx.split(ours)
+
+    @jax.jit
+    def run(epsilons):
+        for place, epsilon in zip(places, epsilons, strict=True):
+            place.value = epsilon
+        return _logits(graph, params, *given)[0]
+
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(run(right), want, rtol=0, atol=TOLERANCE)
+        for number, other in enumerate(others):
+            got = run([*right[:number], other, *right[number + 1 :]])
+            loud = np.abs(got - want).max()
+            assert loud > 10 * TOLERANCE, (number, loud)
+
+
 def same_with_small_inputs(
     theirs: Any, *, small: tuple[str, ...], load: Callable[[Any], Any], norms: Callable
 ) -> None:
@@ -299,11 +339,6 @@ def same_with_small_inputs(
                 weight.mul_(1e-2)
     ours = load(theirs)
     row = rows()[0]
-    given = tiny_vlm.stack([row])
-    want = reference(theirs, row, ours.config)
-    np.testing.assert_allclose(logits(ours, *given)[0], want, rtol=0, atol=TOLERANCE)
-    for number, norm in enumerate(norms(ours)):
-        kept, norm.eps = norm.eps, 1e-5
-        loud = np.abs(logits(ours, *given)[0] - want).max()
-        norm.eps = kept
-        assert loud > 10 * TOLERANCE, (number, loud)
+    given, want = tiny_vlm.stack([row]), reference(theirs, row, ours.config)
+    found = norms(ours)
+    same_with_other_epsilons(ours, given, want, norms=found, others=[1e-5] * len(found))

@@ -6,7 +6,6 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -67,6 +66,6 @@ def fill(names: dict[str, str], params: Any, tensors: dict[str, Any]) -> Any:
     assert used == set(tensors)
 
     def stack(path, leaf):
-        return jnp.asarray(np.stack(found[names_of(path)])).reshape(leaf.shape)
+        return np.stack(found[names_of(path)]).reshape(leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(stack, params)
+    return jax.device_put(jax.tree_util.tree_map_with_path(stack, params))

@@ -3,10 +3,10 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import packed_pictures
 import pytest
+import random_weights
 import tiny_kimi
 import tiny_qwen3
 import tiny_vlm
@@ -14,7 +14,7 @@ from flax import nnx
 
 from seg_jax.data import packing
 from seg_jax.data.packing import Pack
-from seg_jax.models import layers, likelihood, sharding, weights
+from seg_jax.models import layers, likelihood, weights
 from seg_jax.training import optimizer, sft, state, stations
 
 pytestmark = pytest.mark.slow
@@ -59,15 +59,7 @@ def drawn(family, encoder):
     table = {"vocab_size": encoder.tokenizer.vocab_size}
     config = MAKERS[family].config(**(sizes | {"text": sizes["text"] | table}))
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = sharding.names_of(path)[-1]
-        if name in ("scale", "bias"):
-            return jnp.full(leaf.shape, float(name == "scale"), leaf.dtype)
-        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return graph, jax.tree_util.tree_map_with_path(draw, shapes)
+    return graph, random_weights.drawn(shapes, random_weights.loud)
 
 
 def packed(encoder, pictures):
@@ -125,7 +117,7 @@ def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, known, enc
         np.testing.assert_allclose(mine, some, rtol=1e-5)
     assert next(told, None) is None
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
 def test_nothing_of_a_picture_reaches_another(model, encoder, pictures):
@@ -160,7 +152,7 @@ def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
     losses, others = graded(*model, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
 def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictures):
@@ -171,7 +163,7 @@ def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictu
     def told(batch, accumulate=1):
         objective = dataclasses.replace(sft.Objective(), accumulate=accumulate)
         step = stations.supervised_step(speaker, objective, adam)
-        copy = jax.tree.map(jnp.array, params)
+        copy = jax.device_put(jax.tree.map(np.array, jax.device_get(params)))
         _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_weights
 import tiny_kimi
 import tiny_qwen3
 import tiny_vlm
@@ -36,15 +37,8 @@ def setting(family):
     tiny, small = FAMILIES[family]
     config = tiny.config(tie=True, **small)
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        names = [getattr(key, "key", "") for key in path]
-        if "scale" in names or "bias" in names:
-            return jnp.full(leaf.shape, float("scale" in names), leaf.dtype)
-        return jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype)
-
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params = random_weights.drawn(shapes, random_weights.loud)
+    rng = np.random.default_rng(1)
     rows = [tiny_vlm.row(rng, [(4, 4)], texts=(3, 2 + 2 * i)) for i in range(B)]
     return graph, params, getattr(tiny, "stack", tiny_vlm.stack)(rows)
 

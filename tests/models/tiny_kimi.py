@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import random_weights
 import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE, VOCAB
@@ -65,16 +65,13 @@ def model(
 ) -> kimi_vl.KimiVL:
     """Returns a model drawn by numpy; its router biases are drawn too."""
     graph, shapes = nnx.split(blank(config, compute))
-    rng = np.random.default_rng(0)
 
-    def draw(path, leaf):
-        names = names_of(path)
-        if names[-1] == "scale" or (names[-1] == "bias" and "router" not in names):
-            return jnp.full(leaf.shape, float(names[-1] == "scale"), leaf.dtype)
-        loud = 10 if "router" in names else 1
-        return jnp.asarray(amplify * loud * 0.02 * rng.normal(size=leaf.shape), leaf.dtype)
+    def spread(names):
+        if "router" in names:
+            return amplify * 10 * 0.02
+        return 0.0 if names[-1] in ("scale", "bias") else amplify * 0.02
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
+    return nnx.merge(graph, random_weights.drawn(shapes, spread))
 
 
 def names_of(path) -> tuple[str, ...]:
@@ -124,7 +121,7 @@ def from_hub(config: kimi_vl.Config, tensors: dict[str, Any]) -> Any:
             if names[-1] == "kernel":
                 piece = piece.reshape(len(piece), -1).T
             pieces.append(piece)
-        return jnp.asarray(np.stack(pieces)).reshape(leaf.shape)
+        return jax.device_put(np.stack(pieces).reshape(leaf.shape))
 
     state = jax.tree_util.tree_map_with_path(fill, nnx.split(blank(config))[1])
     assert set(used) == set(tensors)

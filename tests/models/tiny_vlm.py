@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import random_weights
 from flax import nnx
 
 from seg_jax.geometry import grid
@@ -60,15 +59,11 @@ def model(
     graph, shapes = nnx.split(
         nnx.eval_shape(lambda: qwen25_vl.Qwen25VL(config, compute=compute, rngs=nnx.Rngs(0)))
     )
-    rng = np.random.default_rng(0)
 
-    def draw(path, leaf):
-        names = [getattr(key, "key", "") for key in path]
-        if "scale" in names or "bias" in names:
-            return jnp.full(leaf.shape, float("scale" in names), leaf.dtype)
-        return jnp.asarray(amplify * 0.02 * rng.normal(size=leaf.shape), leaf.dtype)
+    def spread(names):
+        return 0.0 if names[-1] in ("scale", "bias") else amplify * 0.02
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
+    return nnx.merge(graph, random_weights.drawn(shapes, spread))
 
 
 class Row(NamedTuple):

@@ -21,9 +21,8 @@ pytestmark = [
 ]
 
 MODELS = {"qwen25_vl": small_run.model, "kimi_vl": small_run.kimi}
-SUPERVISED = [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}]
+SUPERVISED = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}]
 REINFORCED = [
-    ("qwen25_vl", {"fsdp": 8}),
     ("qwen25_vl", {"data": 2, "fsdp": 2, "tensor": 2}),
     # Divided by `tensor`: test_kimi.
     ("kimi_vl", {"fsdp": 2, "expert": 2, "context": 2}),
@@ -32,9 +31,8 @@ REINFORCED = [
 
 def fresh(family, rule, on):
     """Returns the first state, laid over a mesh; it may be donated."""
-    params = jax.tree.map(jnp.array, MODELS[family]()[2])
-    begin = state.fresh(params, optimizer.build(rule), horizon=STEPS)
-    return jax.device_put(begin, sharding.shardings(begin, on))
+    params = small_run.laid(MODELS[family]()[2], on)
+    return state.fresh(params, optimizer.build(rule), horizon=STEPS, on=on)
 
 
 def three_steps(family, rule, step, given, on):

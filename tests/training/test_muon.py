@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import many_processes
 import numpy as np
 import pytest
@@ -61,7 +60,7 @@ def drawn(seed):
         block, name = path.split("/")
         tree.setdefault(block, {})[name] = {"kernel": shape}
     return jax.tree.map(
-        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        lambda shape: rng.normal(size=shape).astype(np.float32),
         tree,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
@@ -146,7 +145,7 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)  # Where torch iterates.
     config, _, params = make()
     rng = np.random.default_rng(0)
-    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
     alone = optimizer.Muon(**(vars(CONFIG) | {"clip": 1e9, "newton_schulz_steps": 5}))
     transform = optimizer.build(alone)
     step = jax.jit(lambda *given: state.advance(*given, alone, transform)[0].params)

@@ -10,7 +10,6 @@ import pytest
 import small_run
 from few_steps_gspo import LOW, blind_judge
 
-from seg_jax.models import sharding
 from seg_jax.records import Rollout
 from seg_jax.training import optimizer, policy, stations
 
@@ -221,20 +220,6 @@ def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
     for a, b in zip(again(state.params, prompts, step), got, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (np.asarray(plain[0].ids) != np.asarray(plain[1].ids)).any()
-
-
-@pytest.mark.slow
-def test_eight_devices_sample_as_one(actor):
-    config, draw, _ = actor
-    prompts, state = small_run.batch("prompts"), first(config)
-    alone = draw(state.params, prompts, state.step)
-    on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    with jax.set_mesh(on):
-        begin = first(config, on)
-        spread = jax.device_put(prompts, sharding.batch(on, small_run.BATCH))
-        many = draw(begin.params, spread, begin.step)
-    np.testing.assert_array_equal(many.ids, alone.ids)
-    np.testing.assert_allclose(many.logp, alone.logp, atol=1e-4)
 
 
 @pytest.mark.slow
