@@ -2,19 +2,16 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import evaluate, main
+from seg_jax.cli import main
 from seg_jax.cli import protocol as program
-from seg_jax.cli.quickstart import START
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import protocols
 from seg_jax.inference.answers import Model
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import sharding
 from seg_jax.records import Kind, Rollout
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement
@@ -167,9 +164,9 @@ def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, mode
 @pytest.mark.slow
 def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp_path, monkeypatch):
     small_run.on_one_device(monkeypatch)  # Held to the grammar on eight: test_evaluation.
-    words = ("--checkpoint", given, "--grammar", "--scenes", 6, "--source.style.absent", 3)
-    words = (*words, "--protocol", "gres", "--out", tmp_path / "gres")
-    status, printed, _ = run(*words)
+    held = ("--checkpoint", given, "--grammar", "--batch", 24)
+    words = ("--scenes", 6, "--source.style.absent", 3, "--protocol", "gres")
+    status, printed, _ = run(*held, *words, "--out", tmp_path / "gres")
     assert status == 0
     summary, rows = json.loads(printed), lines(tmp_path / "gres")
     assert {row["verdict"] for row in rows} == {"OK"}
@@ -177,8 +174,7 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
     said = [row["says_nothing"] for row in rows if not row["truth_px"]]
     assert summary["n_acc_said"]["mean"] == np.mean(said)
     # Without a protocol, too: then scenes are told what is not in them as far as it is asked about.
-    more = ("--mixture.absent", 3, "--scenes", 24)
-    status, printed, _ = run("--checkpoint", given, "--grammar", *more)
+    status, printed, _ = run(*held, "--mixture.absent", 3, "--scenes", 24)
     summary = json.loads(printed)
     assert (status, summary["verdicts"]["OK"]) == (0, 24)
     assert {"n_acc_said", "t_acc_said"} < summary.keys()
@@ -252,23 +248,3 @@ def test_the_same_question_twice_has_one_answer():
     asked = [first, first, other, other, first]
     assert [text for _, text, _ in model(asked)] == ["[", "[", "[", "[", "["]
     assert len(calls) == 5
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
-def test_a_trained_model_answers_the_same_on_eight_devices():
-    config = evaluate.Config(checkpoint=START, protocol="rec", scenes=2, batch=8)
-    found = []
-    for devices in (1, 8):
-        mesh = sharding.mesh({"data": -1}, jax.devices()[:devices])
-        model, digits = evaluate.answering(config, mesh)
-        asking = program.Asking(
-            protocol=protocols.PROTOCOLS["rec"],
-            source=evaluate.held_out(config),
-            digits=digits,
-            form=0,
-            seed=0,
-        )
-        found.append(list(program.judged(asking, model)))
-    assert found[0] == found[1]
-    assert max(row.iou for row in found[0]) > 0.5

@@ -205,8 +205,8 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
     source = dataclasses.replace(small_run.sft_config().source, count=18, seed=5)
     mixture = Mixture(text_point=1.0, text_box=1.0)
     outcomes = []
-    # Eight devices without fewer rows: test_constrained. Without the grammar: test_evaluate has
-    # eight devices, test_refill fewer rows on one and on eight.
+    # Eight devices without fewer rows: test_constrained. Fewer rows without the grammar:
+    # test_refill, on one and on eight.
     for devices, rows in ((1, 0), (1, 3), (8, 8)):
         mesh = sharding.mesh(
             {"data": 2, "fsdp": -1} if devices > 1 else None, jax.devices()[:devices]

@@ -16,7 +16,7 @@ import safetensors.numpy
 import toy_process
 from lives import Life
 
-STEPS = 15
+STEPS = 11
 SAVES = ["--loop.save-minutes", "1e-9", "--loop.log-every", "1"]
 
 
@@ -128,16 +128,16 @@ def small(folder, start, steps=STEPS):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_six_kills_of_finetune_change_nothing(folder, start):
+def test_four_kills_of_finetune_change_nothing(folder, start):
     undisturbed = small(folder / "finetune", start)
     undisturbed.live().end()
     assert len(metrics(undisturbed.out)) == STEPS
     run = small(folder / "finetune-killed", start)
-    alive = run.killed(6, STEPS, state="state/sft", seed=0)
+    alive = run.killed(4, STEPS, state="state/sft", seed=0)
     run.live().end()
     resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
-    print(f"{alive} of 6 kills met it alive; it resumed {resumed} times")
-    assert alive >= 4
+    print(f"{alive} of 4 kills met it alive; it resumed {resumed} times")
+    assert alive >= 3
     assert resumed >= 1, "every life was too short to save"
     assert metrics(run.out) == metrics(undisturbed.out)
     end, wanted = (
