@@ -149,7 +149,7 @@ def test_evaluation_reads_what_was_annotated(run, made, tmp_path):
 @pytest.mark.slow
 def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
     out, _ = made
-    small_run.on_one_device(monkeypatch)  # On all: test_build.
+    small_run.on_one_device(monkeypatch)  # On several: test_meshes, test_processes.
     base = small_run.sft_config()
     config = dataclasses.replace(
         base,

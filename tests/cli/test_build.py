@@ -105,7 +105,8 @@ def test_a_wrong_command_line_is_told(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_learns_from_what_was_built(run, tmp_path):
+def test_a_model_learns_from_what_was_built(run, tmp_path, monkeypatch):
+    small_run.on_one_device(monkeypatch)  # On several: test_meshes, test_processes.
     formats.refer(tmp_path, "refcoco_unc", pictures=4)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "data"
     assert run(*words, "--workers", 1)[0] == 0

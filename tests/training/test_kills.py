@@ -110,7 +110,7 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
     steps = 60
     undisturbed = toy_run(folder / "calm", steps)
     undisturbed.live().end()
-    run = toy_run(folder / "twenty", steps, seconds=0.2)
+    run = toy_run(folder / "twenty", steps, seconds=0.1)
     alive = run.killed(20, steps, state="state", seed=20)
     run.live().end()
     assert_same_toys(run, undisturbed, steps)
