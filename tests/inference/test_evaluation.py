@@ -205,9 +205,8 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
     source = dataclasses.replace(small_run.sft_config().source, count=18, seed=5)
     mixture = Mixture(text_point=1.0, text_box=1.0)
     outcomes = []
-    # Eight devices without fewer rows: test_constrained. Fewer rows without the grammar:
-    # test_refill, on one and on eight.
-    for devices, rows in ((1, 0), (1, 3), (8, 8)):
+    # Eight devices without fewer rows: test_constrained. Fewer rows on one device: test_refill.
+    for devices, rows in ((1, 0), (8, 8)):
         mesh = sharding.mesh(
             {"data": 2, "fsdp": -1} if devices > 1 else None, jax.devices()[:devices]
         )
@@ -221,11 +220,10 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
     assert outcomes[1].computed < outcomes[0].computed == outcomes[0].together
     first = evaluation.summarise(outcomes[0])
     assert first["parse_rate"]["mean"] == 1.0
-    for outcome in outcomes[1:]:
-        assert outcome.texts == outcomes[0].texts
-        other = evaluation.summarise(outcome)
-        for name in set(first) - {"useful_tokens", "useful_tokens_unfilled"}:
-            assert other[name] == first[name], name
+    assert outcomes[1].texts == outcomes[0].texts
+    other = evaluation.summarise(outcomes[1])
+    for name in set(first) - {"useful_tokens", "useful_tokens_unfilled"}:
+        assert other[name] == first[name], name
 
 
 @pytest.mark.slow

@@ -116,24 +116,17 @@ def loss_of(graph):
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
-def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
+def test_answers_do_not_depend_on_the_mesh(setting):  # Gradients: test_meshes.
     graph, params, batch = setting
-    step = loss_of(graph)
-    want, grads = jax.jit(step)(params, *batch)
     answers = jax.jit(sample(graph))(params, *batch)
     mesh = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    places = sharding.shardings(params, mesh)
-    spread = jax.device_put(params, places)
+    spread = jax.device_put(params, sharding.shardings(params, mesh))
     rows = jax.device_put(batch, sharding.batch(mesh, rows=4))
     with jax.set_mesh(mesh):
-        got, other = jax.jit(step, out_shardings=(None, places))(spread, *rows)
         sampled = jax.jit(sample(graph))(spread, *rows)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(answers.ids, sampled.ids)
     np.testing.assert_allclose(answers.logp, sampled.logp, rtol=0, atol=1e-5)
-    down = other["blocks"]["ffn"]["expert_down"]["kernel"][...]
+    down = spread["blocks"]["ffn"]["expert_down"]["kernel"][...]
     spec = PartitionSpec(None, ("expert", "tensor"), None, ("fsdp", "context"))
     assert down.sharding.spec == spec
     assert down.addressable_shards[0].data.size == down.size // 4

@@ -24,8 +24,7 @@ MODELS = {"qwen25_vl": small_run.model, "kimi_vl": small_run.kimi}
 SUPERVISED = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}]
 REINFORCED = [
     ("qwen25_vl", {"data": 2, "fsdp": 2, "tensor": 2}),
-    # Divided by `tensor`: test_kimi.
-    ("kimi_vl", {"fsdp": 2, "expert": 2, "context": 2}),
+    ("kimi_vl", {"expert": 2, "context": 2, "tensor": 2}),
 ]
 
 

@@ -223,7 +223,8 @@ def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
 
 
 @pytest.mark.slow
-def test_the_kl_penalty_pulls_towards_the_reference():
+def test_the_kl_penalty_pulls_towards_the_reference(monkeypatch):
+    monkeypatch.setattr(stations, "judge", blind_judge)
     config = small_run.gspo_config(
         optimizer=ADAM, policy=policy.Policy(minibatches=1, kl=1.0, clip_low=0.2, clip_high=0.2)
     )
