@@ -32,9 +32,7 @@ class GroundingDino:
           Unusable: it is none, or PyTorch is missing.
         """
         found = hub.config(folder, TYPES, "detector")
-        with hub.loading(folder, "detector") as torch:
-            import transformers
-
+        with hub.loading(folder, "detector") as (torch, transformers):
             self._torch = torch
             self._device = hub.device(torch, device)
             kind = transformers.AutoModelForZeroShotObjectDetection

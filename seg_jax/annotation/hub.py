@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from jaxtyping import Float32, UInt8
 
 from seg_jax.annotation.stages import Model, Unusable
 
-# PyTorch and transformers are imported where they are needed: they come with an extra.
+# PyTorch and transformers are imported where they are needed: they come with an extra. By name, as
+# type checkers would else read all models of transformers, for longer than all that is here.
 
 _DESCRIBING = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Files that make a model what it is."""
@@ -87,15 +89,14 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def loading(folder: Path, stage: str) -> Iterator[Any]:
-    """Yields PyTorch, and tells in one line what is wrong with the folder of a model.
+def loading(folder: Path, stage: str) -> Iterator[tuple[Any, Any]]:
+    """Yields PyTorch and transformers; tells in one line what is wrong with a model's folder.
 
     Raises:
       Unusable: a package is missing, or the folder holds no whole model.
     """
     try:
-        import torch
-        import transformers
+        torch, transformers = map(importlib.import_module, ("torch", "transformers"))
     except ModuleNotFoundError as error:
         raise Unusable(
             f"{stage}: expected the package {error.name!r}, got none; do: pip install "
@@ -104,7 +105,7 @@ def loading(folder: Path, stage: str) -> Iterator[Any]:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield torch
+        yield torch, transformers
     except Unusable:
         raise
     except Exception as error:  # Libraries fail on odd files in any way they can.

@@ -36,9 +36,7 @@ class Sam:
         """
         found = hub.config(folder, CLASSES, "segmenter")
         self._prepare = hub.preprocessor(folder, "segmenter")
-        with hub.loading(folder, "segmenter") as torch:
-            import transformers
-
+        with hub.loading(folder, "segmenter") as (torch, transformers):
             self._torch = torch
             self._device = hub.device(torch, device)
             kind = getattr(transformers, CLASSES[found["model_type"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,9 @@ class Samples:
     # Each process has its own.
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(self.tokenizer)
+        return importlib.import_module("transformers").PreTrainedTokenizerFast.from_pretrained(
+            self.tokenizer
+        )
 
     @functools.cached_property
     def _processor(self) -> Any:

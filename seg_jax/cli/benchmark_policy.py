@@ -8,6 +8,7 @@ turns, a step each, on all cores of the machine; medians of a clock are shown, f
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import statistics
 import tempfile
 import time
@@ -137,9 +138,7 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
 
 def _train(config: Config, asked, turn: Callable[[], None]) -> list[dict[str, float]]:
     """Returns the steps of TRL's trainer; after each of them ours has its turn."""
-    import transformers
-    import trl
-
+    transformers, trl = map(importlib.import_module, ("transformers", "trl"))
     from seg_jax.cli import benchmark_torch
 
     made: list[dict[str, float]] = []
@@ -190,11 +189,9 @@ def _dataset(asked) -> Any:
 
 def _arguments(config: Config, folder: str) -> Any:
     """Returns TRL's settings of the same step."""
-    import trl
-
     from seg_jax.cli import benchmark_torch
 
-    return trl.GRPOConfig(
+    return importlib.import_module("trl").GRPOConfig(
         output_dir=folder,
         use_cpu=benchmark_torch.device() == "cpu",
         bf16=False,

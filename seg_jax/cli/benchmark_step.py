@@ -7,6 +7,7 @@ transformers (Qwen2.5-VL, bfloat16 weights, fused AdamW) on as many tokens and p
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -146,14 +147,15 @@ def _theirs(run: finetune.Config, rounds: int) -> dict[str, Any] | None:
     if benchmark_torch.missing("torch", "transformers"):
         return None
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    transformers = importlib.import_module("transformers")
     plan = abstract.plan(run, jax.devices("cpu")[:1])
     batch = _batch(plan, run)
     device = benchmark_torch.device()
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
-        model: Any = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**plan.config.to_hf()))
+        config = transformers.Qwen2_5_VLConfig(**plan.config.to_hf())
+        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
     if run.compute.remat != "none":
         model.gradient_checkpointing_enable()
     given = _rows(plan, run, batch)

@@ -83,20 +83,18 @@ def missing(*names: str) -> list[str]:
 def model(asked: Questions, size: Size = "tiny") -> Any:
     """Returns transformers' Qwen2.5-VL: of the same folder in float32, or random in bfloat16."""
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    kind = transformers.Qwen2_5_VLForConditionalGeneration
     if size == "tiny":
-        theirs: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(START, dtype=torch.float32)
+        theirs = kind.from_pretrained(START, dtype=torch.float32)
         return theirs.to(device()).eval()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device()):
-            return Qwen2_5_VLForConditionalGeneration(
-                Qwen2_5_VLConfig(**asked.config.to_hf())
-            ).eval()
+            return kind(transformers.Qwen2_5_VLConfig(**asked.config.to_hf())).eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -138,7 +136,6 @@ def processor(asked: Questions) -> Any:
 
     Without its part for videos, which needs torchvision.
     """
-    from transformers import AutoTokenizer
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pictures
     from transformers.processing_utils import ProcessorMixin
@@ -160,5 +157,7 @@ def processor(asked: Questions) -> Any:
         image_mean=list(vision.image_mean),
         image_std=list(vision.image_std),
     )
-    tokenizer = AutoTokenizer.from_pretrained(START, padding_side="left")
+    tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
+        START, padding_side="left"
+    )
     return Stills(cutter, tokenizer, chat_template=tokenizer.chat_template)
