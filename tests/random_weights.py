@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,26 +10,22 @@ import numpy as np
 from seg_jax.models import sharding
 
 
-def drawn(shapes: Any, spread: Callable[[tuple[str, ...]], float]) -> Any:
-    """Returns weights of the shapes of a model, from seed 0.
+def drawn(shapes: Any, spread: float = 0.1, *, router: float | None = None) -> Any:
+    """Returns weights of the shapes of a model, from seed 0: scales are 1 and biases 0.
 
     Args:
       shapes: of the weights.
-      spread: takes the names of a weight and returns the standard deviation; where it returns 0, a
-        scale is 1 and all else is 0.
+      spread: standard deviation of all others; as it is, every token hangs on those before it.
+      router: that of routers and their biases, if it is another.
     """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         names = sharding.names_of(path)
-        wide = spread(names)
-        if wide == 0:
+        routes = router is not None and "router" in names
+        if names[-1] in ("scale", "bias") and not routes:
             return np.full(leaf.shape, float(names[-1] == "scale"), leaf.dtype)
+        wide = router if routes else spread
         return (wide * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
-
-
-def loud(names: tuple[str, ...]) -> float:
-    """Spreads matrices and embeddings so wide that every token hangs on those before it."""
-    return 0.0 if names[-1] in ("scale", "bias") else 0.1

@@ -74,7 +74,7 @@ def bundle() -> Bundle:
     """Returns the model with random weights; they are never donated."""
     config = sft_config()
     blank = finetune.blank(config, config.model, _folder() / "tokenizer")
-    params = finetune.drawing(config, blank, sharding.mesh(devices=jax.devices()[:1]))()
+    params = finetune.drawing(config, blank, alone())()
     # On the default device, free to be laid over any mesh.
     return dataclasses.replace(blank, params=jax.device_put(jax.device_get(params)))
 
@@ -114,7 +114,7 @@ def kimi() -> tuple[Any, Any, Any]:
     )
     config = kimi_vl.Config(text=text, vision=vision, tie_word_embeddings=True)
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
-    return config, graph, random_weights.drawn(shapes, random_weights.loud)
+    return config, graph, random_weights.drawn(shapes)
 
 
 @functools.cache
@@ -181,9 +181,14 @@ def reinforcing_step() -> Any:
 
 def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HORIZON) -> Any:
     """Returns the first state of a run, on one device or laid over a mesh; it may be donated."""
-    on = sharding.mesh(devices=jax.devices()[:1]) if on is None else on
+    on = alone() if on is None else on
     params = laid(bundle().params, on)
     return state.fresh(params, optimizer.build(config.optimizer), horizon=horizon, on=on)
+
+
+def alone() -> jax.sharding.Mesh:
+    """Returns the mesh of one device."""
+    return sharding.mesh(devices=jax.devices()[:1])
 
 
 def laid(params: Any, on: jax.sharding.Mesh) -> Any:
@@ -195,8 +200,8 @@ def laid(params: Any, on: jax.sharding.Mesh) -> Any:
 
 def on_one_device(patch: Any) -> None:
     """Lays every run over one device while a `pytest.MonkeyPatch` lasts."""
-    alone = sharding.mesh(devices=jax.devices()[:1])
-    patch.setattr(stations.Mesh, "build", lambda self, devices=None: alone)
+    mesh = alone()
+    patch.setattr(stations.Mesh, "build", lambda self, devices=None: mesh)
 
 
 def host(tree: Any) -> list[np.ndarray]:

@@ -47,7 +47,7 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
             task = dataclasses.replace(task, mixture=config.mixture)
         batches = pipeline.batches(config.source, task, bundle.encoder, feed, rows=rows)
         transform = optimizer.build(config.optimizer)
-        begin = state.shapes(bundle.params, transform, sharding.mesh(devices=jax.devices()[:1]))
+        begin = state.shapes(bundle.params, transform, small_run.alone())
         return shapes(begin), shapes(next(batches))
 
     begin, batch = abstract(supervised, "sft")
@@ -78,7 +78,7 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
 @pytest.fixture(scope="module", params=["packed", "gspo"])
 def route(request):
     """A stage: a function (folder, step to stop after or 0) -> (state, next batch, records)."""
-    on = sharding.mesh(devices=jax.devices()[:1])
+    on = small_run.alone()
     if request.param != "gspo":
         config = small_run.sft_config(optimizer=ADAM)
         learn = stations.supervised_step(small_run.speaker(), config.objective, ADAM)

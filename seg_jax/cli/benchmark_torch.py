@@ -84,6 +84,7 @@ def model(asked: Questions, size: Size = "tiny") -> Any:
     """Returns transformers' Qwen2.5-VL: of the same folder in float32, or random in bfloat16."""
     import torch
 
+    # By name, here and in its sisters, as in annotation/hub.py.
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.Qwen2_5_VLForConditionalGeneration

@@ -7,6 +7,7 @@ import numpy as np
 import packed_pictures
 import pytest
 import random_weights
+import small_run
 import tiny_kimi
 import tiny_qwen3
 import tiny_vlm
@@ -59,7 +60,7 @@ def drawn(family, encoder):
     table = {"vocab_size": encoder.tokenizer.vocab_size}
     config = MAKERS[family].config(**(sizes | {"text": sizes["text"] | table}))
     graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
-    return graph, random_weights.drawn(shapes, random_weights.loud)
+    return graph, random_weights.drawn(shapes)
 
 
 def packed(encoder, pictures):
@@ -163,7 +164,7 @@ def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictu
     def told(batch, accumulate=1):
         objective = dataclasses.replace(sft.Objective(), accumulate=accumulate)
         step = stations.supervised_step(speaker, objective, adam)
-        copy = jax.device_put(jax.tree.map(np.array, jax.device_get(params)))
+        copy = small_run.laid(params, small_run.alone())
         _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
 

@@ -65,13 +65,8 @@ def model(
 ) -> kimi_vl.KimiVL:
     """Returns a model drawn by numpy; its router biases are drawn too."""
     graph, shapes = nnx.split(blank(config, compute))
-
-    def spread(names):
-        if "router" in names:
-            return amplify * 10 * 0.02
-        return 0.0 if names[-1] in ("scale", "bias") else amplify * 0.02
-
-    return nnx.merge(graph, random_weights.drawn(shapes, spread))
+    drawn = random_weights.drawn(shapes, amplify * 0.02, router=amplify * 10 * 0.02)
+    return nnx.merge(graph, drawn)
 
 
 def names_of(path) -> tuple[str, ...]:

@@ -59,11 +59,7 @@ def model(
     graph, shapes = nnx.split(
         nnx.eval_shape(lambda: qwen25_vl.Qwen25VL(config, compute=compute, rngs=nnx.Rngs(0)))
     )
-
-    def spread(names):
-        return 0.0 if names[-1] in ("scale", "bias") else amplify * 0.02
-
-    return nnx.merge(graph, random_weights.drawn(shapes, spread))
+    return nnx.merge(graph, random_weights.drawn(shapes, amplify * 0.02))
 
 
 class Row(NamedTuple):

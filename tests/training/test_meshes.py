@@ -66,7 +66,7 @@ def supervised():
     batches = [(next(feed),) for _ in range(STEPS)]
     speaker = stations.Speaker(small_run.model()[1], small_run.bundle().tokenizer)
     step = stations.supervised_step(speaker, small_run.sft_config().objective, MUON)
-    on = sharding.mesh(devices=jax.devices()[:1])
+    on = small_run.alone()
     return step, batches, three_steps("qwen25_vl", MUON, step, batches, on)
 
 
@@ -102,7 +102,7 @@ def reinforced():
 
         params = MODELS[family]()[2]
         given = [(p, jax.device_get(draw(params, p, jnp.int32(i)))) for i, p in enumerate(prompts)]
-        on = sharding.mesh(devices=jax.devices()[:1])
+        on = small_run.alone()
         known[family] = step, given, three_steps(family, ADAM, step, given, on)
         return known[family]
 

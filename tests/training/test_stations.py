@@ -240,7 +240,7 @@ def test_the_kl_penalty_pulls_towards_the_reference(monkeypatch):
     rollout = small_run.sampler()(state.params, prompts, state.step)
     # All answers alike: no advantage, so that nothing but the penalty moves the weights.
     alike = same_answers(rollout)
-    same = jax.tree.map(jnp.array, state.params)
+    same = small_run.laid(state.params, small_run.alone())
     _, metrics = learn(first(config), prompts, alike, same)
     assert float(metrics["reference_kl"]) < 1e-6  # Measured before the step, with equal weights.
     rng = np.random.default_rng(0)
