@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import re
 import shutil
 import sys
 import time
@@ -42,8 +41,8 @@ def seg_jax(arguments: list[str]) -> int:
 def _live(
     program: Callable, arguments: list[str], devices: int, cache: str | None, told: str
 ) -> None:
-    with Path(told).open("ab") as file:
-        for stream in (1, 2):
+    for stream, path in ((1, f"{told}.out"), (2, told)):
+        with Path(path).open("ab") as file:
             os.dup2(file.fileno(), stream)
     os.environ["XLA_FLAGS"] = compilation.flags(devices)
     if cache is not None:
@@ -56,7 +55,7 @@ def _live(
 
 
 class Life:
-    """A process of a program; it writes what it says to a file."""
+    """A process of a program; what it says on standard error goes to a file."""
 
     def __init__(
         self,
@@ -73,7 +72,8 @@ class Life:
           program: takes the arguments and returns the exit status.
           arguments: of the program.
           devices: (virtual) ones that it has.
-          told: file for what it says.
+          told: file for its standard error; FILE.out beside it gets the standard output, where
+            threads of gloo greet each other, one within the line of another.
           cache: folder of compiled programs, that of all tests if left out. Who is killed may leave
             half a file there.
         """
@@ -161,11 +161,8 @@ class Group:
                 one.kill()
 
     def told(self, index: int) -> str:
-        """Returns what a life has printed, without the greetings of gloo."""
-        lines = self.outputs[index].read_text(errors="replace").splitlines()
-        # Threads write greetings at once: one may lack the head that another has.
-        greeting = re.compile(r"^\[Gloo\]|Expected number of connected peer ranks")
-        return "\n".join(line for line in lines if not greeting.search(line))
+        """Returns what a life has said on standard error."""
+        return self.outputs[index].read_text(errors="replace").rstrip("\n")
 
     def await_file(self, path: Path, timeout: float = 120) -> None:
         """Returns when a file is there; fails if a life ends before."""
