@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import types
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,31 @@ def read(folder: Path, like: Any) -> Any:
     return like
 
 
+def quieten_orbax() -> None:
+    """Lets orbax raise its errors and not print them too.
+
+    It tells every save at INFO and an error again with each of its tasks' tracebacks. At the first
+    array that fails it closes the event loop of all; each of the others then prints a traceback.
+    """
+    from orbax.checkpoint._src import asyncio_utils
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    patient = vars(asyncio) | {"new_event_loop": _PatientLoop}
+    asyncio_utils.asyncio = types.SimpleNamespace(**patient)  # pyright: ignore
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that waits for its tasks before it closes."""
+
+    def close(self) -> None:
+        while not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
 def _saver() -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Every save is told at INFO.
+    quieten_orbax()
     return ocp.StandardCheckpointer()

@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from seg_jax.models import stored
 from seg_jax.training import processes
 from seg_jax.training.state import State
 
@@ -29,10 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_best: int = 0):
-        # Orbax tells every save at INFO, and an error again with each of its tasks' tracebacks
-        # beside raising it.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        stored.quieten_orbax()
         # What a killed save has left is removed.
         best = preservation.BestN(get_metric_fn=_score, n=keep_best)
         options = ocp.CheckpointManagerOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -35,13 +36,15 @@ class Log:
     """Appends numbers to `metrics.jsonl` and to TensorBoard files in a folder."""
 
     def __init__(self, folder: Path, board: Board = Board()):
-        from tensorboardX import SummaryWriter
+        # Its SummaryWriter also has a thread, which would print where the disk is full.
+        from tensorboardX.event_file_writer import EventsWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
+        board_folder = folder / "tensorboard"
+        board_folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._board = EventsWriter(str(board_folder / "events"))
         self._wandb = _joined(folder, board) if board.wandb else None
         self._start = time.monotonic()
 
@@ -53,8 +56,8 @@ class Log:
         record = {"stage": stage, "step": step, "seconds": seconds, **clean}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
+        self._board.write_event(_event(stage, step, numbers))
+        self._board.flush()
         if self._wandb is not None:
             told = {f"{stage}/{name}": value for name, value in numbers.items()}
             self._wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -74,11 +77,12 @@ class Log:
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self._board.close()
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        """Flushes and closes the files, each of them also where another finds a full disk."""
+        with contextlib.ExitStack() as closing:
+            if self._wandb is not None:
+                closing.callback(self._wandb.finish)
+            closing.callback(self._file.close)
+            closing.callback(self._board.close)
 
     def __enter__(self) -> Log:
         return self
@@ -101,6 +105,17 @@ class Silent(Log):
 
     def close(self) -> None:
         """Does nothing."""
+
+
+def _event(stage: str, step: int, numbers: Mapping[str, float]) -> Any:
+    """Returns the numbers as TensorBoard wants them."""
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.summary import scalar
+
+    event = Event(wall_time=time.time(), step=step)
+    for name, value in numbers.items():
+        event.summary.MergeFrom(scalar(f"{stage}/{name}", value))
+    return event
 
 
 def _joined(folder: Path, board: Board) -> Any:

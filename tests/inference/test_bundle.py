@@ -246,6 +246,14 @@ def test_a_tokenizer_that_is_missing_or_cut(broken):
         (broken / name).write_text(whole)
 
 
+def test_a_model_without_its_tokenizer_is_not_saved(broken, tmp_path):
+    loaded = bundles.load(broken)
+    shutil.rmtree(broken)
+    with pytest.raises(OSError, match="tokenizer"):
+        bundles.save(loaded, tmp_path / "copy")
+    assert not list(tmp_path.glob("copy*"))
+
+
 def test_a_config_that_is_missing_cut_or_of_another_model(broken):
     path = broken / "config.json"
     whole = path.read_text()

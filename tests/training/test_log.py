@@ -4,10 +4,13 @@ import importlib.machinery
 import importlib.util
 import json
 import math
+import os
+import struct
 import sys
 import types
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from seg_jax.training.log import Board, Log
 
@@ -23,6 +26,36 @@ def test_numbers_reach_the_disk_at_once_and_nan_is_null(tmp_path):
     assert found.pop("seconds") >= 0
     assert found == {"stage": "sft", "step": 1, "loss": 2.5, "bad": None}
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def events(folder):
+    """Yields what TensorBoard would read: length, its checksum, an event, its checksum."""
+    (path,) = (folder / "tensorboard").iterdir()
+    data = path.read_bytes()
+    while data:
+        (size,) = struct.unpack_from("<Q", data)
+        yield Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+
+
+def test_tensorboard_has_the_numbers_at_once(tmp_path):
+    with Log(tmp_path) as log:
+        log.write("sft", 1, {"loss": 2.5, "length/mean": 3.0})
+        log.write("sft", 2, {"loss": math.nan})
+        version, *found = events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    told = [(one.step, {x.tag: x.simple_value for x in one.summary.value}) for one in found]
+    assert told[0] == (1, {"sft/loss": 2.5, "sft/length/mean": 3.0})
+    assert told[1][0] == 2
+    assert math.isnan(told[1][1]["sft/loss"])
+
+
+def test_a_file_that_cannot_be_closed_leaves_none_open(tmp_path, monkeypatch):
+    log = Log(tmp_path)
+    monkeypatch.setattr(log._board, "close", lambda: os.fsync(-1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        log.close()
+    assert log._file.closed
 
 
 def test_a_torn_last_line_is_cut_and_the_rest_goes_on(tmp_path):
