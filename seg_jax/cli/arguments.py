@@ -56,7 +56,7 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         except SystemExit:
             # A wrong name says more than what misses for want of the right one.
             _check_names(options, _names(kind, default))
-            raise UsageError(_sentence(printed.getvalue())) from None
+            raise UsageError(_sentence(printed.getvalue(), program)) from None
     if unknown:
         _check_names(options, _names(kind, default))
         first = "the arguments" if _has_positional(kind) else "the configuration file"
@@ -183,13 +183,17 @@ def _captured() -> Iterator[io.StringIO]:
             os.environ["COLUMNS"] = before
 
 
-def _sentence(box: str) -> str:
-    """Returns the first paragraph of the parser's boxed message as one line."""
-    words = []
-    for row in box.splitlines():
-        text = row.strip("│ \t")
-        if text.startswith("─"):
-            break
-        if row.startswith("│"):
-            words.append(text)
-    return " ".join(words) or " ".join(box.split())
+def _sentence(box: str, program: str) -> str:
+    """Returns the first paragraph of the parser's message as one line.
+
+    The message is a box, or where boxes cannot be drawn a title and paragraphs between rules.
+    """
+    rows = [row.strip("│| \t") for row in box.splitlines()]
+    rules = [i for i, row in enumerate(rows) if re.match(r"[╭╰]|[─-]{3}", row)]
+    begin, end = [*(rules or [-1]), len(rows)][:2]
+    text = " ".join(" ".join(rows[begin + 1 : end]).split())
+    # Of the options at fault our own words know the name.
+    text = re.sub(r"^Error parsing (?:Config: |[\w.]+: (?=[\w.]+: expected))?", "", text)
+    text = text.partition(" Got errors:")[0]
+    help_is_due = ": expected " not in f": {text}" or text.startswith("--")
+    return f"{text.rstrip('.')}; do: {program} --help" if help_is_due else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -29,6 +30,13 @@ class Schedule:
     final: float = 0.04
     """Last rate as a share of the peak; 1 keeps the rate constant after the warm-up."""
 
+    def __post_init__(self):
+        if not (0 <= self.warmup <= 1 and 0 <= self.final < math.inf):
+            raise ValueError(
+                "optimizer.schedule: expected 0 <= warmup <= 1 and final >= 0, "
+                f"got {self.warmup} and {self.final}"
+            )
+
     def rate(
         self, peak: float, step: int | Int[Array, ""], horizon: int | Int[Array, ""]
     ) -> Float[Array, ""]:
@@ -52,6 +60,9 @@ class AdamW:
     clip: float = 1.0
     """Largest global norm of the gradient."""
 
+    def __post_init__(self):
+        _check(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon:
@@ -73,8 +84,29 @@ class Muon:
     clip: float = 1.0
     """Largest global norm of the gradient."""
 
+    def __post_init__(self):
+        _check(self)
+        if not (0 <= self.momentum < 1 and self.newton_schulz_steps >= 1):
+            raise ValueError(
+                "optimizer: expected 0 <= momentum < 1 and newton_schulz_steps >= 1, "
+                f"got {self.momentum} and {self.newton_schulz_steps}"
+            )
+
 
 Optimizer = Muon | AdamW
+
+
+def _check(config: Optimizer) -> None:
+    """Raises ValueError where a number that both optimizers have makes no sense."""
+    for name in ("lr", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"optimizer: expected {name} >= 0, got {getattr(config, name)}")
+    for name in ("eps", "clip"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"optimizer: expected {name} > 0, got {getattr(config, name)}")
+    for name in ("b1", "b2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"optimizer: expected 0 <= {name} < 1, got {getattr(config, name)}")
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:

@@ -204,6 +204,26 @@ def test_a_required_option_that_is_missing_is_named(monkeypatch, capsys):
     assert "did you mean '--image'?" in fails(capsys, "predict", "--imgae", "x.png")[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--optimizer.lr", "x"], "--optimizer.lr: could not convert string to float: 'x'; do: "),
+        (
+            ["--optimizer.lr"],
+            "Missing value for argument '--optimizer.lr'. Expected 1 values; do: ",
+        ),
+        (["--weight-decay", "-1"], "expected a weight decay of 0 or more, got -1.0"),
+    ],
+)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_a_wrong_value_is_told_without_the_frames_of_the_parser(
+    finetune, capsys, monkeypatch, options, line, boxes
+):
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes, raising=False)
+    told = line + "seg-jax finetune --help" * line.endswith("do: ")
+    assert fails(capsys, "finetune", *options) == (2, f"seg-jax finetune: {told}")
+
+
 # Configuration files.
 
 

@@ -109,3 +109,25 @@ def test_large_gradients_are_clipped_by_their_global_norm():
         {"a": jnp.full(4, 5e6), "b": jnp.zeros(4)}, transform.init(params), params
     )
     np.testing.assert_allclose(small["a"], large["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (optimizer.AdamW, {"lr": -1.0}),
+        (optimizer.Muon, {"lr": float("nan")}),
+        (optimizer.Muon, {"weight_decay": -0.1}),
+        (optimizer.AdamW, {"clip": 0.0}),
+        (optimizer.AdamW, {"eps": 0.0}),
+        (optimizer.Muon, {"b1": 1.0}),
+        (optimizer.AdamW, {"b2": -0.1}),
+        (optimizer.Muon, {"momentum": 1.0}),
+        (optimizer.Muon, {"newton_schulz_steps": 0}),
+        (optimizer.Schedule, {"warmup": 1.5}),
+        (optimizer.Schedule, {"final": -0.1}),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(kind, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"^optimizer.*expected .*{name}.*, got "):
+        kind(**wrong)
