@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -229,3 +230,17 @@ class Automaton(NamedTuple):
     before it, 3 for more."""
     start: Int[Array, " kinds"]
     """State before the first token, by `Kind`."""
+
+
+def check_least(config: object, room: str, **least: int) -> None:
+    """Raises ValueError where a number of a configuration is less than it may be, or not finite.
+
+    Args:
+      config: has the numbers as attributes; None is no number.
+      room: where the configuration stands in that of a program, for the message.
+      least: what each may be.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not bound <= value < math.inf:
+            raise ValueError(f"{room}.{name}: expected at least {bound}, got {value}")

@@ -220,6 +220,9 @@ def _verdict(error: BaseException) -> tuple[str | None, int]:
         file = getattr(error, "filename", None)
         place = f" while writing {file}" if file else ""
         return f"disk full{place}: free some space, then run the same command again", 1
+    if _is_memory_full(error):
+        advice = "do: lower the batch or the model's size, or spread it over devices (--mesh.fsdp)"
+        return f"out of memory ({text[:200]}); {advice}", 1
     if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
         extra = "beam" if error.name == "apache_beam" else "train"
         return f"expected the package {error.name!r}, do: pip install 'seg-jax[{extra}]'", 1
@@ -238,6 +241,14 @@ def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error)
+
+
+def _is_memory_full(error: BaseException) -> bool:
+    """Returns whether the host or a device has too little of it; also as numpy and XLA tell."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        and "RESOURCE_EXHAUSTED" in str(error)
+    )
 
 
 def _is_foreign(module: str | None) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8, UInt32
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth
+from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth, check_least
 from seg_jax.tasks.task import Example
 
 CELLS = 1280
@@ -65,15 +65,18 @@ class Layout:
     holds its longest, of max_prompt and max_patches in so many equal steps."""
 
     def __post_init__(self):
-        if self.buckets < 1:
-            raise ValueError(f"layout.buckets: expected at least 1, got {self.buckets}")
+        sizes = ("patch", "merge", "window_cells", "min_pixels", "max_pixels", "buckets")
+        sizes += ("max_patches", "max_prompt", "max_question", "max_answer")
+        check_least(self, "layout", **dict.fromkeys(sizes, 1))
         if self.max_patches % self.merge**2:
             raise ValueError(
                 f"layout.max_patches: expected a multiple of {self.merge**2}, "
                 f"got {self.max_patches}"
             )
-        if self.canvas[0] % 32:
-            raise ValueError(f"layout.canvas: expected a height in 32s, got {self.canvas[0]}")
+        if self.canvas[0] % 32 or min(self.canvas) < 1:
+            raise ValueError(
+                f"layout.canvas: expected a height in 32s and a width, got {self.canvas}"
+            )
 
 
 PatchGrid = tuple[int, int]

@@ -16,7 +16,7 @@ from absl import flags
 from seg_jax.data import lengths, packing
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Mixed, Source
-from seg_jax.records import Batch, Prompts, Sample
+from seg_jax.records import Batch, Prompts, Sample, check_least
 from seg_jax.tasks.task import Example, Task
 
 Row = TypeVar("Row")
@@ -47,6 +47,8 @@ class Feed:
     """Rows that threads read ahead."""
 
     def __post_init__(self):
+        check_least(self, "feed", batch=1, questions=1, packed_rows=1, packed_tokens=1)
+        check_least(self, "feed", seed=0, threads=0, workers=0, prefetch=0)
         if self.pack is not None and (self.packed_rows or self.packed_tokens):
             raise ValueError(
                 "feed: expected pack, or packed_rows and packed_tokens, got both; drop the latter"

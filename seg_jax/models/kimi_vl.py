@@ -80,6 +80,7 @@ class Text:
     eos_token_id: int | None = 163_585
 
     def __post_init__(self):
+        vlm.check_sizes(self, "text")
         if self.num_hidden_layers < 2:
             raise ValueError(
                 "text.num_hidden_layers: expected 2 or more (a dense one, then experts), "

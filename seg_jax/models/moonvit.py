@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import attention, layers
+from seg_jax.models import attention, layers, vlm
 from seg_jax.records import Array, Pictures
 
 EPS = 1e-5
@@ -42,12 +42,13 @@ class Vision:
     """Not of `config.json` but of `preprocessor_config.json`."""
 
     def __post_init__(self):
+        vlm.check_sizes(self, "vision")
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 "vision: expected a width that is four times a multiple of the heads, got "
                 f"{self.hidden_size} and {self.num_attention_heads}"
             )
-        if len(set(self.merge_kernel_size)) != 1:
+        if len(set(self.merge_kernel_size)) != 1 or self.merge_kernel_size[0] < 1:
             raise ValueError(
                 f"vision.merge_kernel_size: expected two equal sides, got {self.merge_kernel_size}"
             )

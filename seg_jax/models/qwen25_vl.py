@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from seg_jax.models import attention, dense, layers
+from seg_jax.models import attention, dense, layers, vlm
 from seg_jax.records import Array, Pictures
 
 VISION_EPS = 1e-6
@@ -62,6 +62,7 @@ class Text:
     eos_token_id: int | None = 151_645
 
     def __post_init__(self):
+        vlm.check_sizes(self, "text")
         head = _head(self.hidden_size, self.num_attention_heads, "text")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -100,6 +101,7 @@ class Vision:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
+        vlm.check_sizes(self, "vision")
         if _head(self.hidden_size, self.num_heads, "vision") % 4:
             raise ValueError(
                 f"vision: expected a head width that four divides, got "

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models import attention, dense, layers
+from seg_jax.models import attention, dense, layers, vlm
 from seg_jax.records import Array, Pictures
 
 VISION_EPS = 1e-6
@@ -73,6 +73,7 @@ class Text:
     eos_token_id: int | None = 151_645
 
     def __post_init__(self):
+        vlm.check_sizes(self, "text")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"text.num_key_value_heads: expected a divisor of {self.num_attention_heads} "
@@ -112,6 +113,7 @@ class Vision:
     """Not of `config.json` but of `preprocessor_config.json`."""
 
     def __post_init__(self):
+        vlm.check_sizes(self, "vision")
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 "vision: expected a width that is four times a multiple of the heads, got "

@@ -45,6 +45,8 @@ class Style:
     def __post_init__(self):
         if self.absent < 0:
             raise ValueError(f"style.absent: expected >= 0 expressions, got {self.absent}")
+        if self.wordings < 1:
+            raise ValueError(f"style.wordings: expected >= 1, got {self.wordings}")
 
     @property
     def grouped(self) -> bool:

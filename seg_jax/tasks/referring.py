@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ class Mixture:
 
     def __post_init__(self):
         shares = dataclasses.astuple(self)
-        if min(shares) < 0 or sum(shares) <= 0:
+        if not (all(share >= 0 for share in shares) and 0 < sum(shares) < math.inf):
             raise ValueError(
                 f"task.mixture: expected shares >= 0 with a positive sum, got {shares}; "
                 "give at least one question a share"

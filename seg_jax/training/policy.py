@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Bool, Float, Int
 
 from seg_jax.models.likelihood import Likelihood
-from seg_jax.records import Array, Prompts, Rollout
+from seg_jax.records import Array, Prompts, Rollout, check_least
 from seg_jax.training import state as states
 from seg_jax.training.optimizer import Optimizer
 
@@ -86,9 +86,7 @@ class Policy:
     the whole, however long the answers of a piece are."""
 
     def __post_init__(self):
-        for name in ("minibatches", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"policy.{name}: expected >= 1, got {getattr(self, name)}")
+        check_least(self, "policy", minibatches=1, accumulate=1, spread_floor=0)
         if not (0 <= self.clip_low <= 1 and self.clip_high >= 0 and self.kl >= 0):
             raise ValueError(
                 "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and kl >= 0, "

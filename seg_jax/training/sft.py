@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
-from seg_jax.records import Array, Batch, PackedBatch
+from seg_jax.records import Array, Batch, PackedBatch, check_least
 from seg_jax.training import state as states
 from seg_jax.training.optimizer import Optimizer
 
@@ -27,8 +27,7 @@ class Objective:
     """Pieces that a batch is cut into; their gradients are summed, weighted by their tokens."""
 
     def __post_init__(self):
-        if self.accumulate < 1 or self.soften_bins < 0:
-            raise ValueError(f"objective: expected accumulate >= 1 and soften >= 0, got {self}")
+        check_least(self, "objective", accumulate=1, soften_bins=0)
 
 
 TokenLoss = Callable[[Any, Batch | PackedBatch], Float[Array, "*n L"]]

@@ -14,7 +14,16 @@ from jaxtyping import Float, Int
 from seg_jax.grammar import automaton, reader, tokens
 from seg_jax.grammar.tokens import Tokenizer
 from seg_jax.models import decode, likelihood, sharding
-from seg_jax.records import Array, Automaton, Batch, PackedBatch, Prompts, Rollout, Verdict
+from seg_jax.records import (
+    Array,
+    Automaton,
+    Batch,
+    PackedBatch,
+    Prompts,
+    Rollout,
+    Verdict,
+    check_least,
+)
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Task, judge
 from seg_jax.training import optimizer as optimizers
@@ -135,10 +144,7 @@ class Sampling:
     """Tokens between looks for rows that are free."""
 
     def __post_init__(self):
-        if self.rows < 0 or self.chunk < 1:
-            raise ValueError(
-                f"sampling: expected rows >= 0 and chunk >= 1, got {self.rows} and {self.chunk}"
-            )
+        check_least(self, "sampling", answers=1, max_tokens=1, rows=0, chunk=1)
 
     @property
     def refill(self) -> decode.Refill | None:

@@ -11,6 +11,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 import seg_jax
@@ -294,6 +295,12 @@ def raising(error):
         (OSError(errno.ENOSPC, "No space left on device", "c"), 1, "disk full while writing c: "),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "disk full: free some space"),
         (RuntimeError("OUT_OF_RANGE: write: No space left on device"), 1, "disk full: free"),
+        (MemoryError("Unable to allocate 58.2 TiB"), 1, "out of memory (Unable to allocate 58"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes."),
+            1,
+            "allocating 5 bytes.); do: lower the batch",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (loop.Stopped(signal.SIGTERM, "step 3 is saved"), 143, "interrupted: step 3 is saved"),
         (KeyboardInterrupt("resume with seg-jax x"), 130, "interrupted: resume with seg-jax x"),

@@ -7,7 +7,7 @@ import small_run
 from batches import assert_same, take
 
 from seg_jax.cli import tiny
-from seg_jax.data import pipeline, sources
+from seg_jax.data import encode, pipeline, sources
 
 
 def feed(rows="sft", *, held=None, count=1000, **changes):
@@ -119,6 +119,20 @@ def test_in_order_covers_each_scene_once_and_repeats_itself():
     assert_same([p for _, p in found], [p for _, p in again])
     ids = np.concatenate([prompts.tokens.ids for _, prompts in found])[:7]
     np.testing.assert_array_equal(ids, np.concatenate([p.tokens.ids for _, p in alone]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "least"),
+    [
+        *((pipeline.Feed, name, 0, 1) for name in ("batch", "questions", "packed_rows")),
+        *((pipeline.Feed, name, -1, 0) for name in ("seed", "threads", "workers", "prefetch")),
+        *((encode.Layout, name, 0, 1) for name in ("patch", "merge", "max_patches", "buckets")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(kind, name, value, least):
+    room = kind.__name__.lower()
+    with pytest.raises(ValueError, match=f"^{room}.{name}: expected at least {least}, got {value}"):
+        kind(**{name: value})
 
 
 class Spread(jax.sharding.Sharding):

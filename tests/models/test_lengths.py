@@ -97,8 +97,3 @@ def test_answers_are_those_of_the_longest_length(encoder):
         found.append(run(params, prompts.tokens, prompts.pictures))
     np.testing.assert_array_equal(found[0].ids, found[1].ids)
     np.testing.assert_allclose(found[0].logp, found[1].logp, atol=1e-5)
-
-
-def test_one_length_at_least_is_asked_for():
-    with pytest.raises(ValueError, match=r"layout.buckets: expected at least 1, got 0"):
-        dataclasses.replace(packed_pictures.LAYOUT, buckets=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -47,6 +48,19 @@ CONFIGS = {
     "qwen3_vl": tiny_qwen3.config(tie=True),
     "kimi_vl": tiny_kimi.config(),
 }
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_no_size_of_a_model_is_zero(family):
+    counted = 0
+    for room in ("text", "vision"):
+        part = getattr(CONFIGS[family], room)
+        for name, value in vars(part).items():
+            if type(value) in (int, float) and not name.endswith("token_id"):
+                counted += 1
+                with pytest.raises(ValueError, match=rf"^{room}.{name}: expected a positive"):
+                    dataclasses.replace(part, **{name: type(value)(0)})
+    assert counted > 12
 
 
 def same(one, other) -> bool:

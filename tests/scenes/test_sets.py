@@ -108,6 +108,9 @@ def test_absent_things_are_near_misses():
 def test_wrong_styles_are_told():
     with pytest.raises(ValueError, match=r"style.absent: expected >= 0 expressions, got -1"):
         phrases.Style(absent=-1)
+    # None at all once kept the search for expressions going for ever.
+    with pytest.raises(ValueError, match=r"style.wordings: expected >= 1, got 0"):
+        phrases.Style(wordings=0)
 
 
 def test_plurals():

@@ -133,6 +133,8 @@ def test_mixture_decides_what_is_asked():
     assert kinds == set(Kind)
     with pytest.raises(ValueError, match="positive sum"):
         Mixture(text_mask=0.0)
+    with pytest.raises(ValueError, match=r"task.mixture: expected shares >= 0"):
+        Mixture(text_box=float("nan"))
 
 
 def things(index):
