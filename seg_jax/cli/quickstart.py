@@ -58,8 +58,12 @@ class Config:
 
     def __post_init__(self):
         scenes, steps = min(self.scenes, self.sampled_scenes), min(self.sft_steps, self.gspo_steps)
-        if not (self.minutes > 0 and scenes >= 2 and steps > 0):  # Put so that nan is refused.
-            raise ValueError(f"expected positive minutes and steps, 2 or more scenes, got {self}")
+        # Put so that nan is refused.
+        if not (self.minutes > 0 and scenes >= 2 and steps > 0 and self.gallery >= 0):
+            raise ValueError(
+                "expected positive minutes and steps, 2 or more scenes, a gallery of 0 or more, "
+                f"got {self}"
+            )
 
 
 # Shares of the time; the control takes as long as GSPO.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class Config(datasets.Data):
         self.mixture.check_judged()
         if self.panel_every < 0:
             raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}")
+        if not all(math.isfinite(weight) for weight in vars(self.weights).values()):
+            raise ValueError(f"weights: expected finite numbers, got {self.weights}")
 
 
 def main(config: Config) -> int:

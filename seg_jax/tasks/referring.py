@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, released
 from seg_jax.grammar import chat, outline, reader
-from seg_jax.records import Array, Kind, Polygons, Sample, Truth, Verdict
+from seg_jax.records import Array, Kind, Polygons, Sample, Truth, Verdict, check_least
 from seg_jax.tasks.task import Example, Judgement
 
 
@@ -102,9 +102,7 @@ class Referring:
     own paraphrases of the questions."""
 
     def __post_init__(self):
-        for name, low in (("digits", 1), ("max_points", 3), ("max_rings", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"task.{name}: expected >= {low}, got {getattr(self, name)}")
+        check_least(self, "task", digits=1, max_points=3, max_rings=1, epsilon=0, min_area=0)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,6 +146,8 @@ class Sampling:
 
     def __post_init__(self):
         check_least(self, "sampling", answers=1, max_tokens=1, rows=0, chunk=1)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"sampling.temperature: expected > 0, got {self.temperature}")
 
     @property
     def refill(self) -> decode.Refill | None:

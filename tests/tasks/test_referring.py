@@ -135,6 +135,9 @@ def test_mixture_decides_what_is_asked():
         Mixture(text_mask=0.0)
     with pytest.raises(ValueError, match=r"task.mixture: expected shares >= 0"):
         Mixture(text_box=float("nan"))
+    for name, value in (("digits", 0), ("max_points", 2), ("epsilon", -0.1), ("min_area", -1.0)):
+        with pytest.raises(ValueError, match=f"task.{name}: expected at least .*, got {value}"):
+            Referring(**{name: value})
 
 
 def things(index):

@@ -254,3 +254,11 @@ def test_the_kl_penalty_pulls_towards_the_reference(monkeypatch):
     assert far[0] > 1e-3
     assert far[-1] < 0.8 * far[0]
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(other))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("answers", 0), ("max_tokens", 0), ("chunk", 0), ("temperature", 0.0)]
+)
+def test_sampling_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"^sampling.{name}: expected .*, got {value}"):
+        stations.Sampling(**{name: value})
