@@ -9,8 +9,9 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol, cast
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     try:
-        status = _run(name, arguments[1:])
+        with _no_interrupt_lost():
+            status = _run(name, arguments[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # The reader of our output left, as `| head` does: nothing to say.
         with contextlib.suppress(OSError, ValueError):
@@ -106,6 +108,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if processes := sys.modules.get("seg_jax.training.processes"):
             processes.leave(status)
     return status
+
+
+@contextlib.contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Repeats a Ctrl-C that came within a callback, out of which Python lets no error.
+
+    JAX has one at every collection of garbage: while modules are imported every second Ctrl-C ended
+    there, with a traceback and no effect.
+    """
+    before = sys.unraisablehook
+
+    def hook(told: sys.UnraisableHookArgs) -> None:
+        if issubclass(told.exc_type, KeyboardInterrupt):
+            again = threading.main_thread().ident, signal.SIGINT
+            threading.Timer(0.05, signal.pthread_kill, again).start()
+        else:
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import importlib.util
 import os
 import signal
@@ -332,6 +333,23 @@ def test_the_environment_asks_for_a_traceback(finetune, capsys, monkeypatch):
     finetune.act = raising(ValueError("expected one, got two"))
     assert shell.main(["finetune"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_interrupt_is_lost_in_a_callback(finetune, capsys):
+    def act():
+        def callback(*_):
+            gc.callbacks.remove(callback)
+            signal.raise_signal(signal.SIGINT)
+
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(20)
+
+    finetune.act = act
+    begin, hook = time.monotonic(), sys.unraisablehook
+    assert fails(capsys, "finetune") == (130, "seg-jax finetune: interrupted")
+    assert time.monotonic() - begin < 10
+    assert sys.unraisablehook is hook
 
 
 def test_a_status_of_a_program_is_passed_on(finetune):
