@@ -1,6 +1,6 @@
 """Lets `python -m seg_jax` do what `seg-jax` does."""
 
-from seg_jax.cli.main import main
+from seg_jax.cli.main import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

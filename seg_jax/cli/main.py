@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 import seg_jax
 from seg_jax.cli import arguments as command_line
@@ -77,6 +77,23 @@ class _Program(Protocol):
     Config: type
 
     def main(self, config: object, /) -> int | None: ...
+
+
+def command() -> NoReturn:
+    """Runs the program that the command line of the process asks for, and ends the process."""
+    status = main()
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        import multiprocessing
+
+        # What was being compiled goes on in a thread. An orderly end would take the devices from
+        # under it and crash.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

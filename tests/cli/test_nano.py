@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import many_processes
 import numpy as np
 import pytest
 import safetensors
@@ -58,3 +63,24 @@ def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "OK"
     assert predict.Config(image=Path(picture)).folder == asked.NANO
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_it_is_compiled_is_one_line(tmp_path):
+    told = tmp_path / "told"
+    changes = {"JAX_ENABLE_COMPILATION_CACHE": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    with told.open("wb") as file:
+        life = subprocess.Popen(
+            [sys.executable, "-m", "seg_jax", "evaluate", "--scenes", "64"],
+            stderr=file,
+            env=many_processes.environment(1, JAX_LOG_COMPILES="1", **changes),
+            # Programs in the background of a script ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    end = time.monotonic() + 60
+    while "Compiling jit" not in told.read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    life.send_signal(signal.SIGINT)
+    assert life.wait(60) == 130
+    assert told.read_text().splitlines()[-1] == "seg-jax evaluate: interrupted"
