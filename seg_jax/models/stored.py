@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import types
 from pathlib import Path
@@ -52,12 +53,13 @@ def quieten_orbax() -> None:
     It tells every save at INFO and an error again with each of its tasks' tracebacks. At the first
     array that fails it closes the event loop of all; each of the others then prints a traceback.
     """
-    from orbax.checkpoint._src import asyncio_utils
-
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    patient = vars(asyncio) | {"new_event_loop": _PatientLoop}
-    asyncio_utils.asyncio = types.SimpleNamespace(**patient)  # pyright: ignore
+    with contextlib.suppress(ImportError):  # Another orbax may have it elsewhere, and print.
+        from orbax.checkpoint._src import asyncio_utils
+
+        patient = vars(asyncio) | {"new_event_loop": _PatientLoop}
+        asyncio_utils.asyncio = types.SimpleNamespace(**patient)  # pyright: ignore
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):

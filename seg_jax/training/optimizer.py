@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
-from seg_jax.records import Array
+from seg_jax.records import Array, check_least
 from seg_jax.training import muon
 
 MATRICES = ("kernel",)
@@ -98,10 +98,8 @@ Optimizer = Muon | AdamW
 
 def _check(config: Optimizer) -> None:
     """Raises ValueError where a number that both optimizers have makes no sense."""
-    for name in ("lr", "weight_decay"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"optimizer: expected {name} >= 0, got {getattr(config, name)}")
-    for name in ("eps", "clip"):
+    check_least(config, "optimizer", lr=0, weight_decay=0)
+    for name in ("eps", "clip"):  # No clipping is an infinite one.
         if not getattr(config, name) > 0:
             raise ValueError(f"optimizer: expected {name} > 0, got {getattr(config, name)}")
     for name in ("b1", "b2"):
