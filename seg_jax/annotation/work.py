@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from seg_jax.annotation import annotator
 from seg_jax.annotation.annotator import Picture, Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
 from seg_jax.data import builds, shards
+from seg_jax.data import workers as processes
 
 DONE, LIST = ".annotated", ".pictures.jsonl"
 """Folder of whole shards; file that lists the pictures for every process."""
@@ -280,11 +280,9 @@ def make_all(
             done += make(shard, job)
             progress(done)
         return
-    # Fresh processes: those with JAX inside must not be forked.
-    context = multiprocessing.get_context("spawn")
-    start = builds.leave_with_parent
-    with concurrent.futures.ProcessPoolExecutor(workers, context, start) as pool:
-        futures = [pool.submit(make, shard, job) for shard in every]
+    with processes.pool(workers) as pool:
+        with processes.spared():
+            futures = [pool.submit(make, shard, job) for shard in every]
         try:
             for future in concurrent.futures.as_completed(futures):
                 done += future.result()
@@ -294,9 +292,6 @@ def make_all(
                 f"expected {workers} workers to live, got one that died, perhaps out of memory; "
                 "run the same command again with fewer --workers: what is done stays"
             ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def write_list(pictures: Sequence[Picture], job: Job) -> None:

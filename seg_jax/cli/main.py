@@ -83,12 +83,13 @@ def command() -> NoReturn:
     """Runs the program that the command line of the process asks for, and ends the process."""
     status = main()
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        import multiprocessing
+        from multiprocessing import active_children, util
 
         # What was being compiled goes on in a thread. An orderly end would take the devices from
-        # under it and crash.
-        for worker in multiprocessing.active_children():
+        # under it and crash; of it we need what concerns worker processes.
+        for worker in active_children():
             worker.terminate()
+        util._exit_function()  # pyright: ignore[reportAttributeAccessIssue]
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

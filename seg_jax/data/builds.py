@@ -8,17 +8,15 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from seg_jax.data import coco, folder, published, reasonseg, refer, shards, stored
 from seg_jax.data import entries as annotated
+from seg_jax.data import workers as processes
 from seg_jax.data.entries import Entry, Read
 from seg_jax.data.shards import Task
 
@@ -333,31 +331,15 @@ def make_all(
             done += len(task.entries)
             progress(done)
         return [parts[place] for place in range(len(tasks))]
-    # Fresh processes: those with JAX inside must not be forked.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, leave_with_parent) as pool:
-        futures = {pool.submit(shards.make, task): place for place, task in enumerate(tasks)}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                place = futures[future]
-                parts[place] = future.result()
-                done += len(tasks[place].entries)
-                progress(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with processes.pool(workers) as pool:
+        with processes.spared():
+            futures = {pool.submit(shards.make, task): place for place, task in enumerate(tasks)}
+        for future in concurrent.futures.as_completed(futures):
+            place = futures[future]
+            parts[place] = future.result()
+            done += len(tasks[place].entries)
+            progress(done)
     return [parts[place] for place in range(len(tasks))]
-
-
-def leave_with_parent() -> None:
-    """Ends this process when its parent is killed, which cannot tell it to end."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()  # pyright: ignore[reportOptionalMemberAccess]
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float32, Int32, UInt8
 
+from seg_jax.data import workers
 from seg_jax.data.encode import Encoder, PatchGrid, TooLong
 from seg_jax.geometry import grid
 from seg_jax.records import PackedBatch, Pictures, Tokens
@@ -404,4 +405,5 @@ class PackedBatches(Iterator[PackedBatch]):
             return iter(rows)
         if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
             flags.FLAGS.mark_as_parsed()
-        return iter(rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers)))
+        options = grain.MultiprocessingOptions(num_workers=self._workers)
+        return iter(rows.mp_prefetch(options, workers.ignore_interrupts))

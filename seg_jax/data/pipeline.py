@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from seg_jax.data import lengths, packing
+from seg_jax.data import lengths, packing, workers
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample, check_least
@@ -105,7 +105,8 @@ class Batches(Iterator[Any]):
         whole = left.batch(self._count, drop_remainder=True)
         reading = grain.ReadOptions(feed.threads, -(-feed.prefetch // self._count))
         options = grain.MultiprocessingOptions(num_workers=feed.workers)
-        return iter(whole.to_iter_dataset(reading).mp_prefetch(options))
+        reading_ahead = whole.to_iter_dataset(reading)
+        return iter(reading_ahead.mp_prefetch(options, workers.ignore_interrupts))
 
 
 def batches(

@@ -1,5 +1,9 @@
 """The pipeline: the same rows for any number of hosts, threads and processes, resumed exactly."""
 
+import multiprocessing
+import os
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -57,6 +61,14 @@ def test_a_worker_process_changes_nothing(wanted):
     other = feed(held=[1, 3])
     other.set_state(iterator.get_state())
     assert_same(next(other), jax.tree.map(lambda leaf: leaf[[1, 3]], wanted[2]))
+    # A terminal sends Ctrl-C to all.
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    for worker in workers:
+        worker.join(0.3)
+    assert [worker.exitcode for worker in workers] == [None] * 2
+    assert_same(next(iterator), wanted[2])
 
 
 def test_it_resumes_exactly(wanted):
