@@ -281,8 +281,7 @@ def make_all(
             progress(done)
         return
     with processes.pool(workers) as pool:
-        with processes.spared():
-            futures = [pool.submit(make, shard, job) for shard in every]
+        futures = [pool.submit(make, shard, job) for shard in every]
         try:
             for future in concurrent.futures.as_completed(futures):
                 done += future.result()

@@ -39,6 +39,10 @@ class Weights:
     distance: float = 0.2
     format: float = 0.1
 
+    def __post_init__(self):
+        if not all(map(math.isfinite, vars(self).values())):
+            raise ValueError(f"weights: expected finite numbers, got {self}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(datasets.Data):
@@ -87,8 +91,6 @@ class Config(datasets.Data):
         self.mixture.check_judged()
         if self.panel_every < 0:
             raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}")
-        if not all(math.isfinite(weight) for weight in vars(self.weights).values()):
-            raise ValueError(f"weights: expected finite numbers, got {self.weights}")
 
 
 def main(config: Config) -> int:

@@ -332,8 +332,7 @@ def make_all(
             progress(done)
         return [parts[place] for place in range(len(tasks))]
     with processes.pool(workers) as pool:
-        with processes.spared():
-            futures = {pool.submit(shards.make, task): place for place, task in enumerate(tasks)}
+        futures = {pool.submit(shards.make, task): place for place, task in enumerate(tasks)}
         for future in concurrent.futures.as_completed(futures):
             place = futures[future]
             parts[place] = future.result()

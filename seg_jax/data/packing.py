@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from absl import flags
 from jaxtyping import Float32, Int32, UInt8
 
 from seg_jax.data import workers
@@ -403,7 +402,4 @@ class PackedBatches(Iterator[PackedBatch]):
         rows = self._make(positions=self._positions)
         if not self._workers:
             return iter(rows)
-        if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=self._workers)
-        return iter(rows.mp_prefetch(options, workers.ignore_interrupts))
+        return workers.read_ahead(rows, self._workers)

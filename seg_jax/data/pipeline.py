@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 import grain
 import jax
 import numpy as np
-from absl import flags
 
 from seg_jax.data import lengths, packing, workers
 from seg_jax.data.encode import Encoder
@@ -99,14 +98,10 @@ class Batches(Iterator[Any]):
         reading = grain.ReadOptions(feed.threads, feed.prefetch)
         if not feed.workers:
             return iter(left.to_iter_dataset(reading).batch(self._count, drop_remainder=True))
-        if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
-            flags.FLAGS.mark_as_parsed()
         # Workers take turns: whole batches, so that what is in one does not depend on them.
         whole = left.batch(self._count, drop_remainder=True)
         reading = grain.ReadOptions(feed.threads, -(-feed.prefetch // self._count))
-        options = grain.MultiprocessingOptions(num_workers=feed.workers)
-        reading_ahead = whole.to_iter_dataset(reading)
-        return iter(reading_ahead.mp_prefetch(options, workers.ignore_interrupts))
+        return workers.read_ahead(whole.to_iter_dataset(reading), feed.workers)
 
 
 def batches(

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -24,19 +25,38 @@ def spared() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_interrupts(*_: int) -> None:
-    """Makes this process deaf to Ctrl-C, for workers that others start."""
+def read_ahead(rows: Any, count: int) -> Iterator[Any]:
+    """Returns an iterator of a `grain.IterDataset` that so many processes, deaf to Ctrl-C, read."""
+    # Processes of a pool, which import this file, need neither.
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
+        flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=count)
+    return iter(rows.mp_prefetch(options, _ignore_interrupts))
+
+
+def _ignore_interrupts(*_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Pool(concurrent.futures.ProcessPoolExecutor):
+    """A pool whose processes, which tasks start, are spared."""
+
+    def submit(self, *task: Any, **words: Any) -> Any:
+        with spared():
+            return super().submit(*task, **words)
 
 
 @contextlib.contextmanager
 def pool(count: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Gives a pool of so many processes, which an error within ends: first tasks start them.
+    """Gives a pool of so many spared processes, which an error within ends.
 
     They are fresh ones: those with JAX inside must not be forked.
     """
     context, before = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with concurrent.futures.ProcessPoolExecutor(count, context, _leave_with_parent) as made:
+    with _Pool(count, context, _leave_with_parent) as made:
         try:
             yield made
         except BaseException:
