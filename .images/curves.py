@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from seg_jax.inference import charts
+from seg_jax.report import charts
 
 COLOURS = ("#2563eb", "#e4572e", "#0f9d75", "#8b5cf6", "#c58b00", "#0ea5b7", "#be185d", "#64748b")
 WIDTH, HEIGHT, HEAD = 400, 190, 24

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 from seg_jax.cli import evaluate, quickstart, tiny
-from seg_jax.inference import bundle, panels, pictures
+from seg_jax.data import images
+from seg_jax.inference import bundle
 from seg_jax.inference.predictor import Predictor
+from seg_jax.report import panels
 from seg_jax.tasks.referring import Mixture
 
 SHOWN = range(1, 6)
@@ -26,7 +28,7 @@ def main(run: Path, out: Path) -> None:
         outcome = evaluate.run(Predictor(model), held_out, **asked)
         chapters[name] = quickstart.Chapter(caption, model, outcome, {})
     exhibits = [quickstart._exhibit(chapters, index) for index in SHOWN]
-    pictures.write(out, panels.sheet(exhibits))
+    images.write(out, panels.sheet(exhibits))
 
 
 if __name__ == "__main__":

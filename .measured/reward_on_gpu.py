@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import benchmark, benchmark_raster, benchmark_torch, finetune, paper
+from seg_jax.cli import finetune, paper
+from seg_jax.cli.benchmarks import harness, torch_peer
+from seg_jax.cli.benchmarks import raster as raster_benchmark
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.geometry import raster, sparse
@@ -37,13 +39,13 @@ SHAPES = (
 def seconds(run, rounds=10):
     """Returns the median seconds of a run."""
     timed = {"run": lambda: jax.block_until_ready(run())}
-    return benchmark.by_turns(timed, rounds, time.perf_counter)["run"]
+    return harness.by_turns(timed, rounds, time.perf_counter)["run"]
 
 
 def judging():
     """Returns tokens of an answer and the seconds in which all answers are read and scored."""
     task = dataclasses.replace(paper.task(), mixture=Mixture())
-    source = dataclasses.replace(benchmark_torch.large(3), count=PROMPTS)
+    source = dataclasses.replace(torch_peer.large(3), count=PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = finetune.own_tokenizer(source, task, Path(folder))
     encoder = Encoder(tokenizer, paper.layout())
@@ -65,16 +67,16 @@ def dense():
     """Returns millions of polygons a second, by shape."""
     found = {}
     for kind, points, side, batch in SHAPES:
-        case = benchmark_raster.Case(kind, points, side, side, batch)
-        run = benchmark_raster._ours(case, *benchmark_raster._data(case, 0))[0]
+        case = raster_benchmark.Case(kind, points, side, side, batch)
+        run = raster_benchmark._ours(case, *raster_benchmark._data(case, 0))[0]
         found[f"{kind} {points}, {side} px, {batch} at once"] = batch / seconds(run) / 1e6
     return found
 
 
 def serial():
     """Returns the seconds of 64 polygons in the form that CPUs use, and whether it agrees."""
-    case = benchmark_raster.Case("blob", 64, 512, 512, 64)
-    points = jnp.asarray(benchmark_raster._data(case, 0)[1])[:, None]
+    case = raster_benchmark.Case("blob", 64, 512, 512, 64)
+    points = jnp.asarray(raster_benchmark._data(case, 0)[1])[:, None]
     used = jnp.ones(points.shape[:-1], bool)
     rule = raster._RULES["coco"]
     shapes = raster._shapes(points, used, rule, "union")
@@ -105,7 +107,7 @@ def main(path: Path) -> None:
     copied, operations = ceilings()
     taken, equal = serial()
     found = {
-        "machine": benchmark.machine(),
+        "machine": harness.machine(),
         "answers": PROMPTS * ANSWERS,
         "columns": COLUMNS,
         "mean_tokens": tokens,

@@ -63,7 +63,7 @@ hypothesis.settings.load_profile("house")
 # for processes would leave cores idle side by side.
 _LONGEST = [
     *("test_processes", "test_meshes", "test_constraint", "test_raster", "test_kills", "test_kimi"),
-    *("test_fill", "test_muon", "test_stations", "test_benchmark", "test_programs", "test_compile"),
+    *("test_fill", "test_muon", "test_steps", "test_benchmark", "test_programs", "test_compile"),
     *("test_folders", "test_convert", "test_routes", "test_launch"),
 ]
 

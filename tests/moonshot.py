@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from seg_jax.grammar import bytelevel, ranks, tokens
+from seg_jax.grammar.tokenizer import byte_level, tiktoken_bpe, tokens
 
 NAMED = {
     0: "[BOS]",
@@ -59,7 +59,7 @@ def table(corpus: Iterable[str], size: int) -> dict[bytes, int]:
     """Returns the ranks of at most `size` tokens learnt from a corpus."""
     from tokenizers import models, pre_tokenizers, trainers
 
-    backend = tokens._backend(models.BPE(), ranks.PATTERN)
+    backend = tokens._backend(models.BPE(), tiktoken_bpe.PATTERN)
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -67,14 +67,14 @@ def table(corpus: Iterable[str], size: int) -> dict[bytes, int]:
     )
     backend.train_from_iterator(corpus, trainer)
     found = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return {bytelevel.piece(token, True): rank for token, rank in found}
+    return {byte_level.piece(token, True): rank for token, rank in found}
 
 
 def write(folder: Path, found: dict[bytes, int], *, kind: str = "TikTokenTokenizer") -> Path:
     """Writes the tokenizer's files of a checkpoint; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in found.items()]
-    (folder / ranks.FILE).write_bytes(b"".join(lines))
+    (folder / tiktoken_bpe.FILE).write_bytes(b"".join(lines))
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     added = {
         str(len(found) + place): {"content": text, "special": True} | flags

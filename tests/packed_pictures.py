@@ -9,7 +9,8 @@ import numpy as np
 
 from seg_jax.data import encode, packing
 from seg_jax.data.sources import Scenes
-from seg_jax.grammar import chat, tokens
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.records import Sample
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Referring

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 
 
 def drawn(shapes: Any, spread: float = 0.1, *, router: float | None = None) -> Any:

@@ -17,9 +17,12 @@ from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data import pipeline
 from seg_jax.data.packing import Pack
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import kimi_vl, layers, moonvit, sharding, weights
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import kimi_vl, moonvit
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import optimizer, state, stations
+from seg_jax.training import optimizers, state, steps
 
 BATCH = 8
 ANSWERS = 4
@@ -126,9 +129,9 @@ def _folder() -> Path:
     return Path(_keep().name)
 
 
-def speaker(chunk: int | None = None) -> stations.Speaker:
+def speaker(chunk: int | None = None) -> steps.Speaker:
     """Returns the model's graph with its tokenizer."""
-    return stations.Speaker(bundle().graph, bundle().tokenizer, chunk=chunk)
+    return steps.Speaker(bundle().graph, bundle().tokenizer, chunk=chunk)
 
 
 def task(rows: str) -> Referring:
@@ -156,20 +159,20 @@ def supervised_step(**changes: Any) -> Any:
     """Returns the compiled supervised step; changes are of its objective."""
     config = sft_config()
     objective = dataclasses.replace(config.objective, **changes)
-    return stations.supervised_step(speaker(), objective, config.optimizer)
+    return steps.supervised_step(speaker(), objective, config.optimizer)
 
 
 @functools.cache
 def sampler() -> Any:
     """Returns the compiled sampler."""
-    return stations.sampler(speaker(), gspo_config().sampling, seed=0)
+    return steps.sampler(speaker(), gspo_config().sampling, seed=0)
 
 
 @functools.cache
 def reinforcing_step() -> Any:
     """Returns the compiled step of reinforcement."""
     config = gspo_config()
-    return stations.reinforcing_step(
+    return steps.reinforcing_step(
         speaker(),
         task("prompts"),
         config.policy,
@@ -183,7 +186,7 @@ def fresh(config: Any, on: jax.sharding.Mesh | None = None, *, horizon: int = HO
     """Returns the first state of a run, on one device or laid over a mesh; it may be donated."""
     on = alone() if on is None else on
     params = laid(bundle().params, on)
-    return state.fresh(params, optimizer.build(config.optimizer), horizon=horizon, on=on)
+    return state.fresh(params, optimizers.build(config.optimizer), horizon=horizon, on=on)
 
 
 def alone() -> jax.sharding.Mesh:
@@ -201,7 +204,7 @@ def laid(params: Any, on: jax.sharding.Mesh) -> Any:
 def on_one_device(patch: Any) -> None:
     """Lays every run over one device while a `pytest.MonkeyPatch` lasts."""
     mesh = alone()
-    patch.setattr(stations.Mesh, "build", lambda self, devices=None: mesh)
+    patch.setattr(steps.Mesh, "build", lambda self, devices=None: mesh)
 
 
 def host(tree: Any) -> list[np.ndarray]:

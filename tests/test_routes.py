@@ -15,12 +15,12 @@ import small_run
 
 from seg_jax.cli import finetune
 from seg_jax.data import pipeline
-from seg_jax.models import sharding
-from seg_jax.training import optimizer, state, stations
+from seg_jax.models.parallel import sharding
+from seg_jax.training import optimizers, state, steps
 from seg_jax.training.log import Log
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ADAM = optimizer.AdamW(lr=3e-3)
+ADAM = optimizers.AdamW(lr=3e-3)
 
 
 def load(name):
@@ -38,7 +38,7 @@ def shapes(tree):
 def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
     supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
     bundle = finetune.start(supervised, tmp_path / "tokenizer").bundle
-    speaker = stations.Speaker(bundle.graph, bundle.tokenizer)
+    speaker = steps.Speaker(bundle.graph, bundle.tokenizer)
 
     def abstract(config, rows):
         feed = dataclasses.replace(config.feed, threads=0, prefetch=0)
@@ -46,22 +46,22 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
         if rows == "prompts":
             task = dataclasses.replace(task, mixture=config.mixture)
         batches = pipeline.batches(config.source, task, bundle.encoder, feed, rows=rows)
-        transform = optimizer.build(config.optimizer)
+        transform = optimizers.build(config.optimizer)
         begin = state.shapes(bundle.params, transform, small_run.alone())
         return shapes(begin), shapes(next(batches))
 
     begin, batch = abstract(supervised, "sft")
-    step = stations.supervised_step(speaker, supervised.objective, supervised.optimizer)
+    step = steps.supervised_step(speaker, supervised.objective, supervised.optimizer)
     after, metrics = step.lower(begin, batch).out_info
     assert shapes(after) == shapes(begin)
     assert metrics["loss"].shape == ()
 
     begin, prompts = abstract(reinforced, "prompts")
-    draw = stations.sampler(speaker, reinforced.sampling, seed=0)
+    draw = steps.sampler(speaker, reinforced.sampling, seed=0)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     rollout = shapes(draw.lower(begin.params, prompts, number).out_info)
     assert rollout.ids.shape == (32, reinforced.sampling.answers, reinforced.sampling.max_tokens)
-    step = stations.reinforcing_step(
+    step = steps.reinforcing_step(
         speaker,
         bundle.task,
         reinforced.policy,
@@ -81,11 +81,11 @@ def route(request):
     on = small_run.alone()
     if request.param != "gspo":
         config = small_run.sft_config(optimizer=ADAM)
-        learn = stations.supervised_step(small_run.speaker(), config.objective, ADAM)
+        learn = steps.supervised_step(small_run.speaker(), config.objective, ADAM)
     else:
         config = small_run.gspo_config(optimizer=ADAM)
         draw = small_run.sampler()
-        learn = stations.reinforcing_step(
+        learn = steps.reinforcing_step(
             small_run.speaker(),
             small_run.task("prompts"),
             config.policy,

@@ -14,8 +14,11 @@ import moonshot
 import numpy as np
 from flax import nnx
 
-from seg_jax.grammar import chat, tokens
-from seg_jax.models import families, layers, weights
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
+from seg_jax.models import families
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
 
 sys.path.append(str(Path(__file__).parent / "models"))
 import tiny_kimi

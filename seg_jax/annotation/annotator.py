@@ -19,9 +19,9 @@ from seg_jax.annotation import words
 from seg_jax.annotation.filters import Dropped, Filters
 from seg_jax.annotation.stages import Ask, Detection, Failed, Models, Segment, Stages, Unusable
 from seg_jax.annotation.words import Wording
-from seg_jax.data import shards
-from seg_jax.geometry import bitmask, contour, polygon
-from seg_jax.inference import canvas, pictures
+from seg_jax.data import images
+from seg_jax.data.build import record_files
+from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
 MODELS = ("detector", "segmenter", "describer")
 """Stages that are models; the others are read, contour and record."""
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
     """What became of a picture."""
 
     line: dict[str, Any] | None
-    """Of the plain-folder format, see `seg_jax.data.folder`; None: nothing to learn from it."""
+    """Of the plain-folder format, see `data.formats.folder`; None: nothing to learn from it."""
     failed: list[dict[str, Any]]
     """What could not be done, and why: of the picture, or of single objects."""
     dropped: Dropped
@@ -160,19 +160,19 @@ def _read(picture: Picture) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
     except OSError as error:
         raise Failed((error.strerror or type(error).__name__).lower()) from None
     try:
-        with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as image:
-            if image.width * image.height > pictures.MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+            if image.width * image.height > images.MAX_PIXELS:
                 raise Failed(
-                    f"expected at most {pictures.MAX_PIXELS} pixels, got {image.width} x "
+                    f"expected at most {images.MAX_PIXELS} pixels, got {image.width} x "
                     f"{image.height}"
                 )
     except Image.DecompressionBombError:
-        raise Failed(f"expected at most {pictures.MAX_PIXELS} pixels, got far more") from None
+        raise Failed(f"expected at most {images.MAX_PIXELS} pixels, got far more") from None
     except (OSError, ValueError, SyntaxError):
-        raise Failed(f"expected a picture ({', '.join(pictures.FORMATS)}), got none") from None
+        raise Failed(f"expected a picture ({', '.join(images.FORMATS)}), got none") from None
     try:
-        stored, _, _ = shards.plain(data, upright=True)
-    except shards.Broken as error:
+        stored, _, _ = record_files.plain(data, upright=True)
+    except record_files.Broken as error:
         raise Failed(str(error)) from None
     with Image.open(io.BytesIO(stored)) as image:
         return data, np.array(image.convert("RGB"))
@@ -223,7 +223,7 @@ def outline(
         return contour.filled(large, height=height, width=width), large
     rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
     units = [ring / np.array([width, height]) for ring in rings]
-    return canvas.fill(units, height, width, rule="center", rings="evenodd"), rings
+    return host_raster.fill(units, height, width, rule="center", rings="evenodd"), rings
 
 
 def _texts(

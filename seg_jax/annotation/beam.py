@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from seg_jax.annotation import work
-from seg_jax.annotation.work import Job, Shard
-from seg_jax.data import beam
+from seg_jax.annotation import jobs
+from seg_jax.annotation.jobs import Job, Shard
+from seg_jax.data.build import beam
 
 # Beam itself is imported where it is needed: it comes with an extra of its own.
 
@@ -15,7 +15,7 @@ from seg_jax.data import beam
 @functools.lru_cache(maxsize=1)
 def _shards(job: Job) -> list[Shard]:
     """Returns the shards of a job, which each worker reads for itself, once."""
-    return work.cut(work.read_list(job), job.records)
+    return jobs.cut(jobs.read_list(job), job.records)
 
 
 def make(place: int, job: Job) -> int:
@@ -23,8 +23,8 @@ def make(place: int, job: Job) -> int:
     from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]
 
     shard = _shards(job)[place]
-    done = work.make(shard, job)
-    for name, count in work.read(shard, job).counts.items():
+    done = jobs.make(shard, job)
+    for name, count in jobs.read(shard, job).counts.items():
         Metrics.counter("annotate", name).inc(count)
     return done
 
@@ -45,9 +45,9 @@ def make_all(every: Sequence[Shard], job: Job, *, runner: str, options: Sequence
       ValueError: a shard has not been made.
     """
     _shards.cache_clear()
-    missing = [shard.index for shard in every if not work.is_whole(shard, job)]
+    missing = [shard.index for shard in every if not jobs.is_whole(shard, job)]
     beam.run(make, missing, job, names=("Shards", "Annotate"), runner=runner, options=options)
-    lost = [shard.index for shard in every if not work.is_whole(shard, job)]
+    lost = [shard.index for shard in every if not jobs.is_whole(shard, job)]
     if lost:
         raise ValueError(
             f"{job.out}: expected the pipeline to annotate {len(every)} shards, got {len(lost)} "

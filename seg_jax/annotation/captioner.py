@@ -14,7 +14,9 @@ from seg_jax.annotation.stages import Answer, Ask, Failed, Unusable
 from seg_jax.data.encode import TooLong
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import decode, families, layers
+from seg_jax.models import families
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import sampler
 from seg_jax.records import Pictures, Rollout, Tokens
 
 BATCH = 4
@@ -74,13 +76,13 @@ class Captioner:
         return Answer(self._bundle.tokenizer.decode(ids), ended)
 
     def _traced(self, params: Any, tokens: Tokens, pictures: Pictures) -> Rollout:
-        return decode.generate(
+        return sampler.generate(
             nnx.merge(self._bundle.graph, params),
             tokens,
             pictures,
             answers=1,
             max_tokens=self._max_tokens,
-            sampler=decode.Greedy(),
+            sampler=sampler.Greedy(),
             end_ids=self._bundle.end_ids,
             pad_id=self._bundle.tokenizer.pad_id,
             key=jax.random.key(0),

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from seg_jax.annotation.stages import Detection, Segment
-from seg_jax.inference import canvas
+from seg_jax.geometry import host_raster
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def detections(
     boxes = np.array([one.box_px for one in sound], np.float64).reshape(-1, 4)
     places: list[int] = []
     for place, one in enumerate(sound):
-        if places and canvas.box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
+        if places and host_raster.box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
             dropped["same_box"] += 1
         elif len(kept) == filters.max_objects:
             dropped["too_many"] += 1

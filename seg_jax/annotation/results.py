@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from seg_jax.annotation import work
-from seg_jax.annotation.work import Job, Shard
-from seg_jax.data import builds, shards
-from seg_jax.data.shards import Task
+from seg_jax.annotation import jobs
+from seg_jax.annotation.jobs import Job, Shard
+from seg_jax.data.build import dataset, record_files
+from seg_jax.data.build.record_files import Task
 
 LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
 """Files beside the data set: what failed, a JSON object a line; counts."""
@@ -55,7 +55,7 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
       OSError: a file cannot be written.
     """
     names = (splits.train, splits.val) if splits.share else (splits.train,)
-    for path in work.folder(job).glob("*.jsonl"):
+    for path in jobs.folder(job).glob("*.jsonl"):
         if path.stem not in names:  # Of another choice of splits.
             path.unlink()
     counts: collections.Counter[str] = collections.Counter()
@@ -66,7 +66,7 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
         files = {name: stack.enter_context(_whole(_file(job, name), job)) for name in names}
         letters = stack.enter_context(_whole(job.out / LETTERS, job))
         for shard in every:
-            part = work.read(shard, job)
+            part = jobs.read(shard, job)
             counts.update(part.counts)
             for line in part.lines:
                 sha256 = line["provenance"]["picture"]["sha256"]
@@ -83,7 +83,9 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
                 letters.write(f"{json.dumps(one)}\n")
     summary = _summary(job, counts, stages, found, names)
     text = json.dumps(summary, indent=2) + "\n"
-    shards.write_whole(job.out / SUMMARY, text.encode(), aside=job.out / shards.UNFINISHED)
+    record_files.write_whole(
+        job.out / SUMMARY, text.encode(), aside=job.out / record_files.UNFINISHED
+    )
     if not seen:
         raise ValueError(_nothing(job, summary))
     return summary
@@ -110,8 +112,8 @@ def _summary(
         },
         "dropped": dropped,
         "dead_letters": dict(sorted(stages.items())),
-        "models": work.told(job)["models"],
-        "settings": work.told(job)["settings"],
+        "models": jobs.told(job)["models"],
+        "settings": jobs.told(job)["settings"],
     }
 
 
@@ -128,26 +130,26 @@ def _nothing(job: Job, summary: dict[str, Any]) -> str:
 
 
 def _file(job: Job, split: str) -> Path:
-    return work.folder(job) / f"{split}.jsonl"
+    return jobs.folder(job) / f"{split}.jsonl"
 
 
 @contextlib.contextmanager
 def _whole(path: Path, job: Job) -> Iterator[IO[str]]:
     """Opens a file to write, which appears whole or not at all."""
-    aside = job.out / shards.UNFINISHED
+    aside = job.out / record_files.UNFINISHED
     for place in (aside, path.parent):
         place.mkdir(parents=True, exist_ok=True)
     temporary = aside / f"{path.name}.{os.getpid()}"
     try:
         with temporary.open("w", encoding="ascii") as file:
             yield file
-        shards.settle(temporary, path)
+        record_files.settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def build(
-    job: Job, make: Callable[[builds.Plan, Sequence[Task]], list[dict[str, Any]]]
+    job: Job, make: Callable[[dataset.Plan, Sequence[Task]], list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Makes the data set of a plain folder, in the same folder as all else; returns the report.
 
@@ -155,17 +157,17 @@ def build(
       job: whose folder is gathered.
       make: makes files, as `builds.make_all`.
     """
-    for path in work.folder(job).glob("*.jsonl"):
+    for path in jobs.folder(job).glob("*.jsonl"):
         if not path.stat().st_size:  # Of a split without pictures.
             path.unlink()
-    asked = builds.Plan(name="folder", source=work.folder(job), out=job.out)
-    plan = builds.plan(asked)
-    if not all(map(shards.is_whole, plan.tasks)):
+    asked = dataset.Plan(name="folder", source=jobs.folder(job), out=job.out)
+    plan = dataset.plan(asked)
+    if not all(map(record_files.is_whole, plan.tasks)):
         # What makes the folder a data set comes last.
         (job.out / "dataset_info.json").unlink(missing_ok=True)
-    report = builds.finish(asked, plan, make(asked, plan.tasks))
+    report = dataset.finish(asked, plan, make(asked, plan.tasks))
     wanted = {task.file for task in plan.tasks} | {task.part for task in plan.tasks}
-    for place in (job.out, job.out / shards.PARTS):
+    for place in (job.out, job.out / record_files.PARTS):
         for path in place.glob("folder-*.array_record-*" if place == job.out else "*.json"):
             if path not in wanted:
                 path.unlink()

@@ -20,9 +20,11 @@ from seg_jax.data.encode import Encoder
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import sharding, work
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import flops
 from seg_jax.records import Batch, PackedBatch, Prompts, Rollout
-from seg_jax.training import optimizer, state, stations
+from seg_jax.training import optimizers, state
+from seg_jax.training import steps as jitted_steps
 
 Run = finetune.Config | reinforce.Config
 
@@ -36,7 +38,7 @@ class Step:
     """Jitted."""
     arguments: tuple[Any, ...]
     """Shapes with their shardings."""
-    work: work.Work
+    work: flops.Work
     """Of one call, all devices together."""
     beside: Any = None
     """What lies in memory meanwhile without being an argument: shapes with their shardings."""
@@ -59,15 +61,15 @@ class Plan:
     @functools.cached_property
     def state(self) -> state.State:
         """Of the training, as it lies on the devices."""
-        transform = optimizer.build(self.run.optimizer)
+        transform = optimizers.build(self.run.optimizer)
         offload = self.run.offload
         return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)
 
     @functools.cached_property
-    def speaker(self) -> stations.Speaker:
+    def speaker(self) -> jitted_steps.Speaker:
         """Model and tokenizer."""
         bundle = self.bundle
-        return stations.Speaker(
+        return jitted_steps.Speaker(
             bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk, ends=bundle.end_ids
         )
 
@@ -135,15 +137,15 @@ def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
 def _sft(plan: Plan, run: finetune.Config) -> Step:
     batch: Batch | PackedBatch = plan.rows("sft")
     parts = finetune.parts(run, plan.config, batch, rows=batch.weights.shape[0])
-    done = work.trained(parts) | _update_work(plan)
-    function = stations.supervised_step(plan.speaker, run.objective, run.optimizer)
+    done = flops.trained(parts) | _update_work(plan)
+    function = jitted_steps.supervised_step(plan.speaker, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)
 
 
 def _sample(plan: Plan, run: reinforce.Config) -> Step:
     prompts: Prompts = plan.rows("prompts")
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
-    function = stations.sampler(plan.speaker, run.sampling, seed=run.seed, task=task)
+    function = jitted_steps.sampler(plan.speaker, run.sampling, seed=run.seed, task=task)
     arguments = (plan.state.params, prompts, _scalar(plan))
     done = _decoding(plan, prompts, run.sampling.answers, run.sampling.max_tokens)
     beside = [plan.state.moments, plan.state.params if run.policy.kl > 0 else None]
@@ -163,21 +165,21 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
     )
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
     weights = dataclasses.asdict(run.weights)
-    function = stations.reinforcing_step(
+    function = jitted_steps.reinforcing_step(
         plan.speaker, task, run.policy, weights, run.optimizer, run.sampling
     )
     reference = plan.state.params if run.policy.kl > 0 else None
     arguments = (plan.state, prompts, plan.batch(rollout, rows), reference)
-    counter = work.Counter(plan.config, run.compute)
+    counter = flops.Counter(plan.config, run.compute)
     parts = [
         *counter.read(rows, read, prompts.pictures.patches.shape[1]),
         counter.extend(rows, answers, length - 1, behind=read),
         counter.head(rows * answers, length, run.loss_chunk),
     ]
-    done = work.trained(parts)
+    done = flops.trained(parts)
     done |= _update_work(plan, run.policy.minibatches)
     if reference is not None:
-        done |= {"reference": sum(work.forward(parts).values())}
+        done |= {"reference": sum(flops.forward(parts).values())}
     return Step("update", function, arguments, done)
 
 
@@ -188,11 +190,11 @@ def _evaluate(plan: Plan) -> Step:
     return Step("evaluate", function, (plan.state.params, prompts), done)
 
 
-def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> work.Work:
+def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.Work:
     """Returns the work of answers of the full length; most end sooner."""
     rows, read = prompts.tokens.ids.shape
-    counter = work.Counter(plan.config, plan.run.compute)
-    return work.forward(
+    counter = flops.Counter(plan.config, plan.run.compute)
+    return flops.forward(
         [
             *counter.read(rows, read, prompts.pictures.patches.shape[1]),
             *counter.decode(rows, answers, length, behind=read),
@@ -200,17 +202,17 @@ def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> work.W
     )
 
 
-def _update_work(plan: Plan, updates: int = 1) -> work.Work:
+def _update_work(plan: Plan, updates: int = 1) -> flops.Work:
     """Returns the work of Newton-Schulz iterations, if the optimizer makes any.
 
     Each is X <- a X + (b A + c A A) X with A = X X^T, for X [m n], m <= n.
     """
     chosen = plan.run.optimizer
-    if not isinstance(chosen, optimizer.Muon):
+    if not isinstance(chosen, optimizers.Muon):
         return {}
     done = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(plan.bundle.params):
-        if optimizer.is_matrix(path):
+        if optimizers.is_matrix(path):
             *stack, m, n = *leaf.shape[:-2], *sorted(leaf.shape[-2:])
             done += float(np.prod(stack, dtype=float)) * (4.0 * m * m * n + 2.0 * m**3)
     return {"optimizer": done * chosen.newton_schulz_steps * updates}

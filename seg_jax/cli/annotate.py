@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import seg_jax
-from seg_jax.annotation import results, work
+from seg_jax.annotation import jobs, results
 from seg_jax.annotation.annotator import Contour, Settings
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.filters import Filters
+from seg_jax.annotation.jobs import Job, Shard
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.words import Wording
-from seg_jax.annotation.work import Job, Shard
-from seg_jax.cli import console, runs
-from seg_jax.data import builds, shards
+from seg_jax.data.build import dataset, record_files
+from seg_jax.runs import console, run_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,13 @@ def main(config: Config) -> int:
         contour=config.contour,
         wording=config.wording,
     )
-    runs.check_json(config.json)
+    run_folder.check_json(config.json)
     begin = time.monotonic()
-    pictures = work.listed(config.pictures)
+    pictures = jobs.listed(config.pictures)
     _check_apart(config, pictures)
     console.say(f"{len(pictures)} pictures, {len(settings.labels)} labels")
     choice = config.choice()
-    code = f"seg-jax {seg_jax.__version__} {runs.commit()}".strip()
+    code = f"seg-jax {seg_jax.__version__} {run_folder.commit()}".strip()
     models = choice.models()
     job = Job(
         load=choice.settled(models),
@@ -89,9 +89,9 @@ def main(config: Config) -> int:
         patience=config.patience,
         code=code,
     )
-    with work.claimed(job, anew=config.anew):
-        every = work.cut(pictures, job.records)
-        if config.retry_failed and (gone := work.forget_failures(every, job)):
+    with jobs.claimed(job, anew=config.anew):
+        every = jobs.cut(pictures, job.records)
+        if config.retry_failed and (gone := jobs.forget_failures(every, job)):
             console.say(f"{gone} of {len(every)} shards had failures of models: annotated again")
         _annotate(config, job, every)
         summary = results.gather(every, job, config.splits)
@@ -99,7 +99,9 @@ def main(config: Config) -> int:
     show(config, summary, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
-        runs.write_json(config.json, summary | {"seconds": seconds, "versions": runs.versions()})
+        run_folder.write_json(
+            config.json, summary | {"seconds": seconds, "versions": run_folder.versions()}
+        )
     print(config.out)
     return 0
 
@@ -123,7 +125,7 @@ def _labels(config: Config) -> tuple[str, ...]:
     return names
 
 
-def _check_apart(config: Config, pictures: Sequence[work.Picture]) -> None:
+def _check_apart(config: Config, pictures: Sequence[jobs.Picture]) -> None:
     """Raises if pictures lie where --anew would remove them."""
     out = config.out.resolve()
     if any(one.path.resolve().is_relative_to(out) for one in pictures):
@@ -139,12 +141,12 @@ def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
         from seg_jax.annotation import beam
 
         pictures = [one for shard in every for one in shard.pictures]
-        work.write_list(pictures, job)
+        jobs.write_list(pictures, job)
         beam.make_all(every, job, runner=config.runner, options=config.runner_options)
         return
     total = sum(len(shard.pictures) for shard in every)
     with console.progress("annotated", total) as move:
-        work.make_all(
+        jobs.make_all(
             every, job, workers=config.workers, progress=lambda done: move(done, total, "")
         )
 
@@ -152,15 +154,15 @@ def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
 def _builder(config: Config) -> Any:
     """Returns what makes the files of the data set."""
 
-    def make(plan: builds.Plan, tasks: Sequence[shards.Task]) -> list[dict[str, Any]]:
+    def make(plan: dataset.Plan, tasks: Sequence[record_files.Task]) -> list[dict[str, Any]]:
         if config.runner is not None:
-            from seg_jax.data import beam
+            from seg_jax.data.build import beam
 
             return beam.make_all(plan, tasks, runner=config.runner, options=config.runner_options)
         workers = min(len(tasks), os.cpu_count() or 1)
         total = sum(len(task.entries) for task in tasks)
         with console.progress("stored", total) as move:
-            return builds.make_all(
+            return dataset.make_all(
                 tasks, workers=workers, progress=lambda done: move(done, total, "")
             )
 

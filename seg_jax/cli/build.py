@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from seg_jax.cli import console, runs
-from seg_jax.data import budget, builds, sources
+from seg_jax.data import sources
+from seg_jax.data.build import dataset, token_budget
+from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
 
 STATS = "stats.json"
@@ -19,10 +20,10 @@ STATS = "stats.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(builds.Plan):
+class Config(dataset.Plan):
     """A build; killed at any time, the same command goes on where it was."""
 
-    name: Annotated[builds.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    name: Annotated[dataset.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Of the data set, which tells its format; "folder" for your own."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that make files."""
@@ -39,44 +40,46 @@ class Config(builds.Plan):
     json: Path | None = None
     """File for the report, which OUT/build.json holds too."""
 
-    def plan(self) -> builds.Plan:
+    def plan(self) -> dataset.Plan:
         """Returns what is to be built, without how."""
-        names = [field.name for field in dataclasses.fields(builds.Plan)]
-        return builds.Plan(**{name: getattr(self, name) for name in names})
+        names = [field.name for field in dataclasses.fields(dataset.Plan)]
+        return dataset.Plan(**{name: getattr(self, name) for name in names})
 
 
 def main(config: Config) -> int:
     """Builds; says what is odd about the data, and prints the folder."""
     if config.workers < 1:
         raise ValueError(f"workers: expected at least 1, got {config.workers}")
-    runs.check_json(config.json)
+    run_folder.check_json(config.json)
     begin = time.monotonic()
-    with builds.claimed(config, anew=config.anew):
+    with dataset.claimed(config, anew=config.anew):
         console.say(f"{config.name}: reading annotations")
-        cut = builds.plan(config)
+        cut = dataset.plan(config)
         tell(cut.report)
-        report = builds.finish(config, cut, _made(config, cut))
+        report = dataset.finish(config, cut, _made(config, cut))
     show(config.name, report)
     if config.stats:
         _measure(config, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
-        runs.write_json(config.json, report | {"seconds": seconds, "versions": runs.versions()})
+        run_folder.write_json(
+            config.json, report | {"seconds": seconds, "versions": run_folder.versions()}
+        )
     print(config.out)
     return 0
 
 
-def _made(config: Config, cut: builds.Cut) -> list[dict[str, Any]]:
+def _made(config: Config, cut: dataset.Cut) -> list[dict[str, Any]]:
     """Has the files made, and returns what is known about each."""
     if config.runner is not None:
-        from seg_jax.data import beam
+        from seg_jax.data.build import beam
 
         plan = config.plan()
         options = config.runner_options
         return beam.make_all(plan, cut.tasks, runner=config.runner, options=options)
     total = sum(len(task.entries) for task in cut.tasks)
     with console.progress(config.name, total) as move:
-        return builds.make_all(
+        return dataset.make_all(
             cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
         )
 
@@ -107,13 +110,15 @@ def _measure(config: Config, report: dict[str, Any]) -> None:
     splits = sorted(report["splits"], key=lambda split: not split.startswith("train"))
     source = sources.Built(folders=(config.out,), split=splits[0])
     with console.progress("outlines", config.stats) as move:
-        rows = budget.measure(
+        rows = token_budget.measure(
             source,
             Referring(max_points=100_000, max_rings=1000),
             objects=config.stats,
             progress=lambda done: move(done, config.stats, ""),
         )
-    runs.write_json(config.out / STATS, {"split": splits[0], "edges": budget.EDGES, "rows": rows})
+    run_folder.write_json(
+        config.out / STATS, {"split": splits[0], "edges": token_budget.EDGES, "rows": rows}
+    )
     columns = ("points", "tokens_qwen", "tokens_kimi", "tokens_qwen_p95", "iou", "iou_p5")
     header = ("epsilon", *(column.replace("_", " ") for column in columns))
     told = [

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import jax
 from tyro.conf import arg
 
-from seg_jax.cli import abstract, arguments, console, finetune, reinforce, runs
-from seg_jax.models import sharding, work
-from seg_jax.training import program, topology
+from seg_jax.cli import abstract, arguments, finetune, reinforce
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import flops
+from seg_jax.runs import console, run_folder
+from seg_jax.training import hlo, topology
 
 GIB = topology.GIB
 ASSUMED = (
@@ -69,12 +71,12 @@ class Result:
     """None where no memory is known to judge by."""
     needed_bytes: int
     available_bytes: int | None
-    operations: work.Work
+    operations: flops.Work
     beside_bytes: int = 0
     """In memory meanwhile without being an argument."""
-    memory: program.Memory | None = None
+    memory: hlo.Memory | None = None
     """None if the compiler found no place for it."""
-    text: program.Text | None = None
+    text: hlo.Text | None = None
     lower_seconds: float = 0.0
     compile_seconds: float = 0.0
     complaint: str = ""
@@ -87,7 +89,7 @@ def main(config: Config) -> int:
         raise arguments.UsageError(
             "expected a configuration file CONFIG.py of finetune or reinforce, got none"
         )
-    runs.check_json(config.json)
+    run_folder.check_json(config.json)
     begin = time.monotonic()
     target = topology.of(config.topology)
     plan = abstract.plan(config.run, target.devices)
@@ -108,14 +110,14 @@ def main(config: Config) -> int:
             "mesh": dict(plan.mesh.shape),
             "devices": len(target.devices),
             "parameters": _count(plan),
-            "run": runs.plain(config.run),
+            "run": run_folder.plain(config.run),
             "minutes": round(minutes, 2),
             "host_gib": round(peak, 2),
             "estimate_assumes": ASSUMED,
-            "versions": runs.versions(),
+            "versions": run_folder.versions(),
             "steps": [_record(result, target) for result in results],
         }
-        runs.write_json(config.json, told)
+        run_folder.write_json(config.json, told)
     return 0 if all(result.fits is not False for result in results) else 1
 
 
@@ -136,21 +138,21 @@ def compiled(
     if target.chip is not None and hbm is None and available is not None:
         available -= target.chip.kept_gib * GIB
     available = None if available is None else int(available)
-    beside = program.device_bytes(step.beside)
+    beside = hlo.device_bytes(step.beside)
     start = time.monotonic()
     with jax.set_mesh(plan.mesh):
         lowered = step.function.lower(*step.arguments)
     between = time.monotonic()
     made, needed, complaint, memory, text = None, 0, "", None, None
     try:
-        made = program.compile(lowered, step.arguments, target.options)
-    except program.TooLarge as error:
+        made = hlo.compile(lowered, step.arguments, target.options)
+    except hlo.TooLarge as error:
         needed, complaint = error.needed, str(error)
         available = error.available if hbm is None else available
     seconds = time.monotonic() - between
     if made is not None:
-        memory = program.memory(made, lowered, step.arguments)
-        text, needed = program.read(made.as_text()), memory.total
+        memory = hlo.memory(made, lowered, step.arguments)
+        text, needed = hlo.read(made.as_text()), memory.total
     needed += beside
     fits = None if available is None else made is not None and needed <= available
     return Result(
@@ -171,7 +173,7 @@ def compiled(
 
 def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[str, ...]:
     """Returns what may make a step fit, what costs least first."""
-    run, state = plan.run, program.device_bytes(plan.state)
+    run, state = plan.run, hlo.device_bytes(plan.state)
     ways = []
     if state > available / 2:
         ways.append(
@@ -211,7 +213,7 @@ def _count(plan: abstract.Plan) -> int:
 
 def _needed(result: Result) -> float:
     """Returns the operations of a device that no implementation of the step can do without."""
-    return sum(result.operations.get(name, 0.0) for name in work.NEEDED)
+    return sum(result.operations.get(name, 0.0) for name in flops.NEEDED)
 
 
 def _least_seconds(result: Result, target: topology.Topology) -> dict[str, float]:
@@ -265,7 +267,7 @@ _PLACES = {
         (
             ("vision", "text", "head", "backward", "recomputed", "reference", "optimizer"),
             ("needed in all",),
-            program.COLLECTIVES,
+            hlo.COLLECTIVES,
             ("kernels", "loops", "least time by operations*", "least time by collectives*"),
             ("to lower", "verdict"),
         ),

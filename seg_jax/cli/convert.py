@@ -18,10 +18,12 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from seg_jax.cli import console
-from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
-from seg_jax.models import families, layers, shards, stored, weights
+from seg_jax.models import families
+from seg_jax.models.io import orbax_params, safetensors, weights
+from seg_jax.models.nn import layers
+from seg_jax.runs import console
 
 JOURNAL = ".convert.jsonl"
 """In the unfinished folder: what is being done, then each file that is whole."""
@@ -165,7 +167,7 @@ class _Model:
     """Of most of its tensors, as they are to be written."""
     exact: layers.Compute
     """Keeps every weight as it is."""
-    entries: list[shards.Entry]
+    entries: list[safetensors.Entry]
     pieces: Callable[[str], Iterator[np.ndarray]]
     """Yields a tensor in pieces, in the dtype of its entry."""
     whole: Callable[[], Any]
@@ -181,7 +183,7 @@ def _open(source: Path, config: Config) -> _Model:
     """Returns the model in a folder, its names and shapes checked."""
     ours = families.read(source)
     wide = {slot.name for slot in weights.slots(ours) if slot.dtype == np.float32}
-    if (source / stored.FOLDER).is_dir():
+    if (source / orbax_params.FOLDER).is_dir():
         dtype = config.dtype or _noted_dtype(source)
         exact = layers.Compute(param_dtype=dtype)
         loaded = weights.load(source, compute=exact)
@@ -191,7 +193,7 @@ def _open(source: Path, config: Config) -> _Model:
             yield reader.read(name)
 
         return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
-    theirs = weights.Theirs(ours, shards.open_folder(source))
+    theirs = weights.Theirs(ours, safetensors.open_folder(source))
     entries = {}
     for name, entry in theirs.entries.items():
         kept = config.dtype is None or name in wide
@@ -216,10 +218,10 @@ def _dtype(name: Any) -> np.dtype:
 
 def _noted_dtype(source: Path) -> Literal["bfloat16", "float32"]:
     """Returns the dtype that the maker of an Orbax checkpoint wrote beside it."""
-    found = families.read_json(source / stored.NOTE).get("dtype")
+    found = families.read_json(source / orbax_params.NOTE).get("dtype")
     if found not in ("bfloat16", "float32"):
         raise ValueError(
-            f"{source / stored.NOTE}: expected a dtype, got {found!r}: do: give --dtype"
+            f"{source / orbax_params.NOTE}: expected a dtype, got {found!r}: do: give --dtype"
         )
     return found
 
@@ -267,7 +269,7 @@ class _Partial:
         self.dest = config.dest
         self.folder = config.dest.absolute().with_name(config.dest.absolute().name + ".partial")
         self._asked = _fingerprint(config, source)
-        self._whole: dict[str, shards.Written] = {}
+        self._whole: dict[str, safetensors.Written] = {}
 
     def __enter__(self) -> _Partial:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -292,10 +294,10 @@ class _Partial:
     def _resume(self, lines: list[Any]) -> None:
         if lines[:1] == [self._asked]:
             for line in lines[1:]:
-                found = shards.Written(**line)
+                found = safetensors.Written(**line)
                 path = self.folder / found.name
                 same = path.exists() and path.stat().st_size == found.nbytes
-                if same and shards.checksum(path) == found.sha256:
+                if same and safetensors.checksum(path) == found.sha256:
                     self._whole[found.name] = found
             if self._whole:
                 console.say(f"{self.folder}: {len(self._whole)} whole files are kept")
@@ -320,7 +322,7 @@ class _Partial:
         """Returns whether a file is whole."""
         return name in self._whole
 
-    def add(self, written: shards.Written) -> None:
+    def add(self, written: safetensors.Written) -> None:
         """Notes that a file is whole."""
         self._whole[written.name] = written
         self._note(written._asdict())
@@ -347,12 +349,12 @@ def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
     files = [*source.glob("*.safetensors"), *families.carried(source), source / "config.json"]
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     asked = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
-    return asked | {"shard": shards.SHARD_BYTES, "files": [list(stat) for stat in stats]}
+    return asked | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
 
 
 def _write_hf(model: _Model, partial: _Partial) -> None:
     """Writes safetensors files that are not there yet."""
-    files = shards.plan(model.entries)
+    files = safetensors.plan(model.entries)
     with _bar("converted (MB)", model.nbytes) as move:
         for file in files:
             if partial.has(file.name):
@@ -364,19 +366,19 @@ def _write_hf(model: _Model, partial: _Partial) -> None:
                     yield piece
                     move(piece.nbytes)
 
-            partial.add(shards.write(file, partial.folder, pieces))
-    shards.write_index(files, partial.folder)
+            partial.add(safetensors.write(file, partial.folder, pieces))
+    safetensors.write_index(files, partial.folder)
 
 
 def _write_orbax(model: _Model, partial: _Partial) -> None:
     """Writes an Orbax checkpoint, if it is not there yet, and the dtype it is kept in."""
     # Orbax names its folder when all in it is whole.
-    if not (partial.folder / stored.FOLDER).exists():
+    if not (partial.folder / orbax_params.FOLDER).exists():
         with _bar("converted (MB)", model.nbytes) as move:
-            stored.write(nnx.state(model.whole()), partial.folder)
+            orbax_params.write(nnx.state(model.whole()), partial.folder)
             move(model.nbytes)
     note = json.dumps({"dtype": model.exact.param_dtype}) + "\n"
-    (partial.folder / stored.NOTE).write_text(note, encoding="utf-8")
+    (partial.folder / orbax_params.NOTE).write_text(note, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -399,7 +401,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def _finish(source: Path, folder: Path, dtype: str) -> None:
     """Copies what travels with the weights; what makes a folder look whole comes last."""
     for path in families.carried(source):
-        if path.name != stored.NOTE:
+        if path.name != orbax_params.NOTE:
             shutil.copyfile(path, folder / path.name)
     hub = families.with_dtype(families.read_json(source / "config.json"), dtype)
     (folder / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")

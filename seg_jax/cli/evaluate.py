@@ -11,19 +11,21 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from seg_jax.cli import console, datasets, nano, protocol, runs, tiny
-from seg_jax.cli.asked import Asked
+from seg_jax.cli import nano, tiny
+from seg_jax.cli.model_options import Asked
 from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
+from seg_jax.evaluation import protocols, task_metrics
+from seg_jax.evaluation.answers import Model, Saved
 from seg_jax.grammar import chat
-from seg_jax.inference import evaluation, protocols
-from seg_jax.inference.answers import Model, Saved
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import decode, sharding
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import sampler
 from seg_jax.records import Prompts, Sample
+from seg_jax.runs import console, datasets, protocol, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import stations
+from seg_jax.training import steps
 
 HELD_OUT = 7
 """Seed of the held-out scenes; training refuses it nowhere, so choose others there."""
@@ -73,7 +75,7 @@ class Config(Asked):
     rows: int = 0
     """Answers of a batch decoded at once, on all devices together; one that ends leaves its row
     to the next. 0: all of them. With a batch of many times more the longest keep few waiting."""
-    mesh: stations.Mesh = stations.Mesh()
+    mesh: steps.Mesh = steps.Mesh()
     json: Path | None = None
     """File for the numbers."""
 
@@ -106,9 +108,9 @@ def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
     if config.protocol is not None:
         return _by_protocol(config, config.protocol)
-    runs.check_json(config.json)
+    run_folder.check_json(config.json)
     mesh, source = config.mesh.build(), held_out(config)
-    refill = decode.Refill(rows=config.rows) if config.rows else None
+    refill = sampler.Refill(rows=config.rows) if config.rows else None
     nothing = True if config.mixture.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     asked = {"title": "evaluate", "mixture": config.mixture, "batch": config.batch, "mesh": mesh}
@@ -118,17 +120,17 @@ def main(config: Config) -> int:
         raise ValueError(
             f"{error}; or name a --protocol, for which pictures and questions of any size count"
         ) from None
-    summary = evaluation.summarise(outcome)
+    summary = task_metrics.summarise(outcome)
     summary |= {
         "checkpoint": str(config.folder),
         "set": _set_name(config),
         "seed": config.seed,
         "grammar": config.grammar,
         "devices": mesh.size,
-        "versions": runs.versions(),
+        "versions": run_folder.versions(),
     }
     console.table(str(config.folder), ("", "mean", "95 % interval"), lines(summary))
-    runs.tell_json(summary, config.json)
+    run_folder.tell_json(summary, config.json)
     return 0
 
 
@@ -186,7 +188,7 @@ def run(
     batch: int,
     params: Any = None,
     mesh: Mesh | None = None,
-) -> evaluation.Outcome:
+) -> task_metrics.Outcome:
     """Returns the outcome of greedy answers on the source, with a progress bar.
 
     Args:
@@ -203,7 +205,7 @@ def run(
     count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.in_order(source, task, bundle.encoder, batch=count)
     with console.progress(title, len(source)) as move:
-        return evaluation.run(
+        return task_metrics.run(
             _asking(predictor, count, mesh, params),
             prompts,
             bundle.tokenizer.decode,
@@ -233,7 +235,7 @@ def _asking(
 
 def _by_protocol(config: Config, name: protocols.Name) -> int:
     """Asks and judges all questions of a protocol; prints its numbers and writes its files."""
-    runs.check_json(config.json)
+    run_folder.check_json(config.json)
     others = [protocol.read(folder) for folder in config.beside]
     saved = None if config.answers is None else Saved(config.answers)
     source, set_name = held_out(config), _set_name(config)
@@ -268,14 +270,14 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         grammar=config.grammar,
         form=config.form,
         devices=1 if mesh is None else mesh.size,
-        versions=runs.versions(),
+        versions=run_folder.versions(),
     )
     title = f"{asking.protocol.title}: {set_name}"
     console.table(title, ("", "mean", "95 % interval"), lines(summary))
     if config.out is not None:
-        told = {"others": others, "each": config.gallery, "config": runs.plain(config)}
+        told = {"others": others, "each": config.gallery, "config": run_folder.plain(config)}
         protocol.write(config.out, asking, rows, summary, **told)
-    runs.tell_json(summary, config.json)
+    run_folder.tell_json(summary, config.json)
     return 0
 
 
@@ -287,7 +289,7 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
       mesh: to lay the model over.
       saved: answers that are known and not asked for again.
     """
-    refill = decode.Refill(rows=config.rows) if config.rows else None
+    refill = sampler.Refill(rows=config.rows) if config.rows else None
     asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
     nothing = True if asked and asked.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)

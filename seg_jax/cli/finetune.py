@@ -11,27 +11,22 @@ import jax
 from flax import nnx
 from tyro.conf import subcommand
 
-from seg_jax.cli import console, datasets, runs
 from seg_jax.data import packing, pipeline, sources
 from seg_jax.data.encode import Encoder, Layout
-from seg_jax.grammar import chat, tokens
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import (
-    families,
-    kimi_vl,
-    layers,
-    numbers,
-    qwen3_vl,
-    qwen25_vl,
-    sharding,
-    weights,
-    work,
-)
+from seg_jax.models import families
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import flops, kimi_vl, number_embedding, qwen3_vl, qwen25_vl
 from seg_jax.records import Batch, PackedBatch
+from seg_jax.runs import console, datasets, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import loop, optimizer, processes, pulse, sft, state, stations
-from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training import loop, optimizers, processes, sft, state, steps, throughput
+from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Board, Log, Silent
 
 # All are called Config: the names are for the parser of options.
@@ -64,7 +59,7 @@ class Config(datasets.Data):
     seed: int = 0
     model: Model = qwen25_vl.Config()
     compute: layers.Compute = layers.Compute()
-    mesh: stations.Mesh = stations.Mesh()
+    mesh: steps.Mesh = steps.Mesh()
     offload: bool = False
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
     room on the devices."""
@@ -74,7 +69,7 @@ class Config(datasets.Data):
     layout: Layout = Layout()
     feed: pipeline.Feed = pipeline.Feed()
     objective: sft.Objective = sft.Objective()
-    optimizer: optimizer.Muon | optimizer.AdamW = optimizer.Muon()
+    optimizer: optimizers.Muon | optimizers.AdamW = optimizers.Muon()
     loop: loop.Loop = loop.Loop()
     ordered_numbers: bool = True
     """Random weights only: number tokens begin close to those of close values."""
@@ -119,7 +114,9 @@ def taught(config: Config) -> Referring:
 def claim(config: Any, *, reads: Path | None) -> None:
     """Claims the folder of a run for all of its processes."""
     processes.by_first(
-        lambda: runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=reads)
+        lambda: run_folder.claim(
+            config.out, config, resume=config.resume, anew=config.anew, reads=reads
+        )
     )
 
 
@@ -202,7 +199,7 @@ def drawing(config: Config, bundle: Bundle, on: jax.sharding.Mesh) -> Any:
         model = kind(sizes, compute=config.compute, rngs=nnx.Rngs(config.seed))
         if config.ordered_numbers:
             key = jax.random.key(config.seed)
-            model.embed.embedding[...] = numbers.embed(model.embed, values, key)
+            model.embed.embedding[...] = number_embedding.embed(model.embed, values, key)
         return nnx.state(model)
 
     return jax.jit(draw, out_shardings=sharding.shardings(bundle.params, on))
@@ -256,8 +253,8 @@ def train(
     mesh, bundle = config.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = fed(config, bundle.task, encoder, mesh, rows="sft")
-    speaker = stations.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
-    step = stations.supervised_step(speaker, config.objective, config.optimizer)
+    speaker = steps.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
+    step = steps.supervised_step(speaker, config.objective, config.optimizer)
 
     def body(current: state.State):
         return step(current, put(next(batches)))
@@ -296,9 +293,9 @@ def fed(
 
 def parts(
     config: Config, sizes: Model, batch: Batch | PackedBatch, *, rows: int
-) -> list[work.Part]:
+) -> list[flops.Part]:
     """Returns the passes of a step over so many rows like those of a batch."""
-    counter = work.Counter(sizes, config.compute)
+    counter = flops.Counter(sizes, config.compute)
     patches = batch.pictures.patches.shape[1]
     if isinstance(batch, PackedBatch):
         length = batch.weights.shape[-1]
@@ -315,13 +312,13 @@ def parts(
 
 def _best_seconds(config: Config, bundle: Bundle, encoder: Encoder) -> float | None:
     """Returns the seconds of a step at the devices' peak, None where that is not known."""
-    if pulse.best_seconds(1.0) is None:
+    if throughput.best_seconds(1.0) is None:
         return None
     feed = dataclasses.replace(config.feed, batch=1, threads=0, prefetch=0, workers=0)
     batch = next(pipeline.batches(config.source, bundle.task, encoder, feed, rows="sft"))
     sizes = nnx.merge(bundle.graph, bundle.params).config
-    done = work.trained(parts(config, sizes, batch, rows=config.feed.batch))
-    return pulse.best_seconds(sum(done.get(name, 0.0) for name in work.NEEDED))
+    done = flops.trained(parts(config, sizes, batch, rows=config.feed.batch))
+    return throughput.best_seconds(sum(done.get(name, 0.0) for name in flops.NEEDED))
 
 
 def go(
@@ -341,7 +338,7 @@ def go(
     checkpoints = Checkpoints(folder / "state" / stage, keep=plan.keep, keep_best=plan.keep_best)
     seconds, first = 0.0, processes.is_first()
     say = console.say if first else _unsaid
-    versions, transform = runs.versions(), optimizer.build(config.optimizer)
+    versions, transform = run_folder.versions(), optimizers.build(config.optimizer)
     where = {"on": mesh, "offload": config.offload}
     if checkpoints.latest() is None:
         current = state.fresh(start.weights(), transform, horizon=plan.steps, **where)
@@ -352,7 +349,7 @@ def go(
         say(f"{stage}: resuming after step {int(current.step)}")
         say_differing(say, stage, record.get("versions", {}), versions)
     log.forget_after(stage, int(current.step))
-    record = {"config": runs.plain(config), "versions": versions}
+    record = {"config": run_folder.plain(config), "versions": versions}
     with console.progress(stage, plan.steps, shown=first) as move, jax.set_mesh(mesh):
         try:
             return loop.run(

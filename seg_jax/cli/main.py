@@ -229,21 +229,21 @@ def _load(name: str) -> ModuleType:
         case "compile":
             from seg_jax.cli import compile as program
         case "benchmark":
-            from seg_jax.cli import benchmark as program
+            from seg_jax.cli.benchmarks import harness as program
         case "benchmark raster":
-            from seg_jax.cli import benchmark_raster as program
+            from seg_jax.cli.benchmarks import raster as program
         case "benchmark boundary":
-            from seg_jax.cli import benchmark_boundary as program
+            from seg_jax.cli.benchmarks import boundary as program
         case "benchmark data":
-            from seg_jax.cli import benchmark_data as program
+            from seg_jax.cli.benchmarks import data as program
         case "benchmark decode":
-            from seg_jax.cli import benchmark_decode as program
+            from seg_jax.cli.benchmarks import decode as program
         case "benchmark rollout":
-            from seg_jax.cli import benchmark_rollout as program
+            from seg_jax.cli.benchmarks import rollout as program
         case "benchmark policy":
-            from seg_jax.cli import benchmark_policy as program
+            from seg_jax.cli.benchmarks import policy as program
         case "benchmark step":
-            from seg_jax.cli import benchmark_step as program
+            from seg_jax.cli.benchmarks import step as program
         case _:
             raise AssertionError(f"{name} stands in PROGRAMS but not here")
     return program

@@ -9,11 +9,11 @@ from seg_jax.cli import finetune, reinforce, tiny
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
-from seg_jax.models import qwen25_vl
+from seg_jax.models.vlm import qwen25_vl
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind, Texture
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import loop, optimizer, sft, stations
+from seg_jax.training import loop, optimizers, sft, steps
 
 SIDE = 96
 CELLS = (SIDE // tiny.PATCH) ** 2
@@ -92,7 +92,7 @@ def sft_config() -> finetune.Config:
         layout=layout(),
         feed=Feed(batch=32, questions=8, packed_rows=4, packed_tokens=80, workers=8),
         objective=sft.Objective(soften_bins=1.5),
-        optimizer=optimizer.Muon(lr=4e-3, schedule=optimizer.Schedule(warmup=0.03)),
+        optimizer=optimizers.Muon(lr=4e-3, schedule=optimizers.Schedule(warmup=0.03)),
         loop=loop.Loop(steps=30_000, log_every=100),
     )
 
@@ -111,7 +111,7 @@ def gspo_config() -> reinforce.Config:
         layout=layout(),
         source=scenes(seed=2000),
         feed=Feed(batch=64, workers=4),
-        sampling=stations.Sampling(answers=16, temperature=0.5, max_tokens=layout().max_answer),
+        sampling=steps.Sampling(answers=16, temperature=0.5, max_tokens=layout().max_answer),
         optimizer=dataclasses.replace(tuned.optimizer, lr=1e-4),
         loop=loop.Loop(steps=600, log_every=5),
     )

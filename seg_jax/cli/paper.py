@@ -15,9 +15,10 @@ from seg_jax.data.encode import Layout
 from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Built, Mixed, Scenes
-from seg_jax.models import kimi_vl, layers, qwen25_vl
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import kimi_vl, qwen25_vl
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import loop, optimizer, policy, stations
+from seg_jax.training import loop, optimizers, policy, steps
 
 BATCH = 256
 SFT_SAMPLES = 800_000
@@ -76,7 +77,7 @@ def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
         task=task(),
         layout=layout(),
         feed=Feed(batch=BATCH),
-        optimizer=optimizer.Muon(lr=5e-5, schedule=optimizer.Schedule(warmup=0.03, final=0.04)),
+        optimizer=optimizers.Muon(lr=5e-5, schedule=optimizers.Schedule(warmup=0.03, final=0.04)),
         loop=loop.Loop(steps=SFT_SAMPLES // BATCH, save_minutes=20.0),
         loss_chunk=256,
     )
@@ -94,12 +95,12 @@ def gspo_config(model: finetune.Model, *, name: str) -> reinforce.Config:
         layout=layout(),
         compute=compute(),
         # A minibatch of 64 prompts is divided among 64 shards.
-        mesh=stations.Mesh(fsdp=SHARDS, tensor=-1),
+        mesh=steps.Mesh(fsdp=SHARDS, tensor=-1),
         source=Scenes(seed=1, count=GSPO_PROMPTS),
         feed=Feed(batch=BATCH),
-        sampling=stations.Sampling(answers=8, temperature=1.0, max_tokens=layout().max_answer),
+        sampling=steps.Sampling(answers=8, temperature=1.0, max_tokens=layout().max_answer),
         policy=policy.Policy(minibatches=4, clip_low=3e-4, clip_high=4e-4),
-        optimizer=optimizer.AdamW(lr=1e-6, schedule=optimizer.Schedule(final=1.0)),
+        optimizer=optimizers.AdamW(lr=1e-6, schedule=optimizers.Schedule(final=1.0)),
         loop=loop.Loop(steps=GSPO_PROMPTS // BATCH, save_minutes=20.0),
         loss_chunk=256,
     )
@@ -159,8 +160,8 @@ def compute() -> layers.Compute:
     return layers.Compute(dtype="bfloat16", param_dtype="float32", remat="full")
 
 
-def _mesh(model: finetune.Model) -> stations.Mesh:
+def _mesh(model: finetune.Model) -> steps.Mesh:
     """Returns all chips as shards of the weights, for Kimi-VL copies of 64 shards."""
     # MoonViT is 1152 wide, which no more chips divide.
     kimi = isinstance(model, kimi_vl.Config)
-    return stations.Mesh(data=-1, fsdp=SHARDS) if kimi else stations.Mesh(fsdp=-1)
+    return steps.Mesh(data=-1, fsdp=SHARDS) if kimi else steps.Mesh(fsdp=-1)

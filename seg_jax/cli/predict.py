@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from seg_jax.cli.asked import Asked
-from seg_jax.inference import pictures
+from seg_jax.cli.model_options import Asked
+from seg_jax.data import images
 from seg_jax.records import Kind
 
 
@@ -35,14 +35,14 @@ class Config(Asked):
 def main(config: Config) -> int:
     """Prints the prediction."""
     clue = _clue(config)
-    image = pictures.read(config.image)
+    image = images.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         config.out.mkdir(parents=True, exist_ok=True)
     prediction = config.predictor().predict(image, clue, Kind[config.answer.upper()])
     result = prediction.as_json()
     if config.out is not None:
         path = config.out / f"{config.image.stem}-overlay.png"
-        pictures.write(path, pictures.overlay(image, prediction.rings_unit))
+        images.write(path, images.overlay(image, prediction.rings_unit))
         result["overlay"] = str(path)
     print(json.dumps(result, indent=2))
     return 0

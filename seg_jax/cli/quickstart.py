@@ -12,17 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import console, evaluate, finetune, reinforce, runs, tiny
+from seg_jax.cli import evaluate, finetune, reinforce, tiny
 from seg_jax.data import pipeline
+from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import evaluation, report, statistics
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Sample, Verdict
+from seg_jax.report import html_page
+from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Mixture, rings_unit
-from seg_jax.training import loop, stations
+from seg_jax.training import loop
+from seg_jax.training import steps as jitted_steps
 from seg_jax.training.log import Log
 
 START = Path(__file__).parent / "quickstart_start"
@@ -49,7 +52,7 @@ class Config:
     """Held-out scenes shown in the report."""
     sft_steps: int = 1800
     gspo_steps: int = 400
-    mesh: stations.Mesh = stations.Mesh(data=-1, fsdp=1)
+    mesh: jitted_steps.Mesh = jitted_steps.Mesh(data=-1, fsdp=1)
     """The model is small: every device has all of it."""
     resume: bool = False
     """Go on where a run in OUT stopped."""
@@ -79,7 +82,7 @@ class Chapter:
 
     caption: str
     bundle: Bundle
-    outcome: evaluation.Outcome
+    outcome: task_metrics.Outcome
     summary: dict[str, Any]
 
 
@@ -87,7 +90,7 @@ def main(config: Config) -> int:
     """Tells the story and prints a table and where the report is."""
     begin = time.monotonic()
     bundles.load(config.start)  # Known to be whole before minutes are spent.
-    runs.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.start)
+    run_folder.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.start)
     held_out = _held_out(config)
     with Log(config.out) as log:
         chapters, seconds = _chapters(config, held_out, log)
@@ -95,7 +98,7 @@ def main(config: Config) -> int:
     models = chapters["start"].bundle, chapters["gspo"].bundle
     rewards = _sampled_rewards(config, held_out[: config.sampled_scenes], *models)
     summary = _summary(config, chapters, rewards, seconds | {"all": time.monotonic() - begin})
-    runs.write_json(config.out / "summary.json", summary)
+    run_folder.write_json(config.out / "summary.json", summary)
     rows = _rows(chapters, summary)
     _report(config, chapters, summary, rows)
     console.table("quickstart", _SHOWN, [[str(row[name]) for name in _SHOWN] for row in rows])
@@ -175,7 +178,7 @@ def _chapter(
         params=params,
         mesh=config.mesh.build(),
     )
-    return Chapter(caption, bundle, outcome, evaluation.summarise(outcome))
+    return Chapter(caption, bundle, outcome, task_metrics.summarise(outcome))
 
 
 def _held_out(config: Config) -> list[Sample]:
@@ -192,8 +195,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Returns the numbers of the run as `summary.json` holds them."""
     start, gspo, control = (chapters[name] for name in ("start", "gspo", "control"))
-    gain = statistics.paired(start.outcome.iou, gspo.outcome.iou, seed=0)
-    over = statistics.paired(control.outcome.iou, gspo.outcome.iou, seed=0)
+    gain = bootstrap.paired(start.outcome.iou, gspo.outcome.iou, seed=0)
+    over = bootstrap.paired(control.outcome.iou, gspo.outcome.iou, seed=0)
     return {
         "seconds": round(seconds["all"], 1),
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -207,12 +210,12 @@ def _summary(
             "gain_over_control": dataclasses.asdict(over),
             "start_reward": round(float(rewards[0].mean()), 4),
             "reward": round(float(rewards[1].mean()), 4),
-            "reward_gain": dataclasses.asdict(statistics.paired(*rewards, seed=0)),
+            "reward_gain": dataclasses.asdict(bootstrap.paired(*rewards, seed=0)),
         },
         "start": _numbers(start),
         "control": _numbers(control),
-        "config": runs.plain(config),
-        "versions": runs.versions(),
+        "config": run_folder.plain(config),
+        "versions": run_folder.versions(),
     }
 
 
@@ -233,8 +236,8 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     """
     gspo, bundle = _gspo(config), models[0]
     task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
-    appraise = stations.appraiser(
-        stations.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
+    appraise = jitted_steps.appraiser(
+        jitted_steps.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
         dataclasses.asdict(gspo.weights),
         gspo.sampling,
@@ -260,7 +263,7 @@ def _rows(chapters: dict[str, Chapter], summary: dict[str, Any]) -> list[dict[st
     for name, chapter in chapters.items():
         numbers = chapter.summary
         intervals = {
-            key: statistics.Interval(**numbers[key]) for key in ("giou", "ciou", "p_at_0.5")
+            key: bootstrap.Interval(**numbers[key]) for key in ("giou", "ciou", "p_at_0.5")
         }
         gain = summary["gspo"]["gain_over_start"] if name == "gspo" else None
         rows.append(
@@ -271,7 +274,7 @@ def _rows(chapters: dict[str, Chapter], summary: dict[str, Any]) -> list[dict[st
                 "P@0.5": intervals["p_at_0.5"],
                 "parses": f"{numbers['parse_rate']['mean']:.1%}",
                 "tokens": f"{numbers['tokens']['mean']:.1f}",
-                "paired gain": statistics.Interval(**gain) if gain else "",
+                "paired gain": bootstrap.Interval(**gain) if gain else "",
             }
         )
     return rows
@@ -284,19 +287,19 @@ def _report(
     rows: list[dict[str, Any]],
 ) -> None:
     """Writes the report beside the numbers."""
-    over = statistics.Interval(**summary["gspo"]["gain_over_control"])
-    reward = statistics.Interval(**summary["gspo"]["reward_gain"])
-    report.write(
+    over = bootstrap.Interval(**summary["gspo"]["gain_over_control"])
+    reward = bootstrap.Interval(**summary["gspo"]["reward_gain"])
+    html_page.write(
         config.out / "report.html",
-        report.Report(
+        html_page.Report(
             title="seg-jax quickstart",
             summary_rows=rows,
-            curves=report.curves_from(config.out / "metrics.jsonl"),
+            curves=html_page.curves_from(config.out / "metrics.jsonl"),
             exhibits=[
                 _exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))
             ],
             config={name: summary["config"][name] for name in summary["config"]}
-            | {"sft": runs.plain(_sft(config)), "gspo": runs.plain(_gspo(config))},
+            | {"sft": run_folder.plain(_sft(config)), "gspo": run_folder.plain(_gspo(config))},
             versions=summary["versions"] | {"seed": config.seed},
             notes=(
                 f"Every model answers the same {config.scenes} held-out questions, greedily. "
@@ -308,17 +311,17 @@ def _report(
     )
 
 
-def _exhibit(chapters: dict[str, Chapter], index: int) -> report.Exhibit:
+def _exhibit(chapters: dict[str, Chapter], index: int) -> html_page.Exhibit:
     """Returns a held-out scene with its truth and the answers of all models."""
     first = chapters["sft"]
     example = first.outcome.examples[index]
-    truth = report.Panel("truth", rings_unit(example.mask, first.bundle.task))
+    truth = html_page.Panel("truth", rings_unit(example.mask, first.bundle.task))
     panels = [truth]
     for name in ("sft", "start", "gspo"):
         outcome = chapters[name].outcome
         reading = outline.read(outcome.texts[index], Kind.MASK)
         panels.append(
-            report.Panel(
+            html_page.Panel(
                 chapters[name].caption,
                 reading.rings,
                 iou=float(outcome.iou[index]),
@@ -326,4 +329,4 @@ def _exhibit(chapters: dict[str, Chapter], index: int) -> report.Exhibit:
                 text=outcome.texts[index],
             )
         )
-    return report.Exhibit(example.image, example.question, panels)
+    return html_page.Exhibit(example.image, example.question, panels)

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import datasets, finetune, runs
-from seg_jax.data import pipeline
+from seg_jax.cli import finetune
+from seg_jax.data import images, pipeline
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import panels, pictures, report
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models import layers
+from seg_jax.models.nn import layers
 from seg_jax.records import Prompts, Rollout
+from seg_jax.report import html_page, panels
+from seg_jax.runs import datasets, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import loop, optimizer, policy, processes, state, stations
+from seg_jax.training import loop, optimizers, policy, processes, state, steps
 from seg_jax.training.clock import Clock
 from seg_jax.training.log import Board, Log
 
@@ -59,7 +60,7 @@ class Config(datasets.Data):
     task: Referring = Referring()
     layout: Layout = Layout()
     compute: layers.Compute = layers.Compute()
-    mesh: stations.Mesh = stations.Mesh()
+    mesh: steps.Mesh = steps.Mesh()
     offload: bool = False
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
     room on the devices."""
@@ -69,11 +70,11 @@ class Config(datasets.Data):
     """Questions that are asked."""
     feed: pipeline.Feed = pipeline.Feed(batch=32)
     """Prompts of a step."""
-    sampling: stations.Sampling = stations.Sampling()
+    sampling: steps.Sampling = steps.Sampling()
     policy: policy.Policy = policy.Policy()
     weights: Weights = Weights()
-    optimizer: optimizer.Muon | optimizer.AdamW = optimizer.AdamW(
-        lr=1e-6, schedule=optimizer.Schedule(final=1.0)
+    optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
+        lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
     loop: loop.Loop = loop.Loop()
     log: Board = Board()
@@ -131,7 +132,7 @@ class Gallery:
     """Draws sampled answers every few steps into OUT/panels, and keeps the latest."""
 
     def __init__(self, config: Config, bundle: Bundle):
-        self.exhibits: tuple[report.Exhibit, ...] = ()
+        self.exhibits: tuple[html_page.Exhibit, ...] = ()
         self._every, self._folder = config.panel_every, config.out / "panels"
         task = dataclasses.replace(bundle.task, mixture=config.mixture)
         self._viewer = panels.Viewer(bundle, task) if self._every else None
@@ -142,7 +143,7 @@ class Gallery:
             return
         self.exhibits = self._viewer.exhibits(prompts, rollout)
         self._folder.mkdir(exist_ok=True)
-        pictures.write(self._folder / f"{step:06d}.png", panels.sheet(self.exhibits))
+        images.write(self._folder / f"{step:06d}.png", panels.sheet(self.exhibits))
 
 
 _TOLD = {
@@ -165,15 +166,15 @@ _TOLD = {
 def _report(config: Config, gallery: Gallery) -> None:
     """Writes the report of the run from its log."""
     path = config.out / "metrics.jsonl"
-    report.write(
+    html_page.write(
         config.out / "report.html",
-        report.Report(
+        html_page.Report(
             title="seg-jax reinforce",
             summary_rows=_rows(path),
-            curves=report.curves_from(path),
+            curves=html_page.curves_from(path),
             exhibits=gallery.exhibits,
-            config=runs.plain(config),
-            versions=runs.versions() | {"seed": config.seed},
+            config=run_folder.plain(config),
+            versions=run_folder.versions() | {"seed": config.seed},
             notes=("Numbers are of sampled answers to training prompts, before each update.",),
         ),
     )
@@ -206,11 +207,11 @@ def train(
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = finetune.fed(config, task, encoder, mesh, rows="prompts")
-    speaker = stations.Speaker(
+    speaker = steps.Speaker(
         bundle.graph, bundle.tokenizer, chunk=config.loss_chunk, ends=bundle.end_ids
     )
-    draw = stations.sampler(speaker, config.sampling, seed=config.seed, task=task)
-    learn = stations.reinforcing_step(
+    draw = steps.sampler(speaker, config.sampling, seed=config.seed, task=task)
+    learn = steps.reinforcing_step(
         speaker,
         task,
         config.policy,

@@ -9,11 +9,12 @@ from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
-from seg_jax.models import layers, qwen25_vl
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import qwen25_vl
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind
 from seg_jax.tasks.referring import Mixture, Referring
-from seg_jax.training import loop, optimizer, policy, sft, stations
+from seg_jax.training import loop, optimizers, policy, sft, steps
 
 MANY_STEPS = 100_000
 """For stages that end by their minutes."""
@@ -113,10 +114,10 @@ def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.
         layout=layout(),
         feed=Feed(batch=16, questions=4, packed_rows=2, packed_tokens=60, seed=seed),
         objective=sft.Objective(soften_bins=2.0),
-        optimizer=optimizer.Muon(
+        optimizer=optimizers.Muon(
             lr=4e-3,
             newton_schulz_dtype="float32",
-            schedule=optimizer.Schedule(warmup=0.05),
+            schedule=optimizers.Schedule(warmup=0.05),
         ),
         loop=loop.Loop(steps=1600, log_every=10),
     )
@@ -128,8 +129,8 @@ def control_config(*, out: Path, seed: int = 0) -> finetune.Config:
     return dataclasses.replace(
         base,
         source=scenes(seed=2000 + seed),
-        optimizer=optimizer.Muon(
-            lr=1e-3, newton_schulz_dtype="float32", schedule=optimizer.Schedule(warmup=0.05)
+        optimizer=optimizers.Muon(
+            lr=1e-3, newton_schulz_dtype="float32", schedule=optimizers.Schedule(warmup=0.05)
         ),
     )
 
@@ -145,12 +146,12 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
         compute=compute(),
         source=scenes(seed=2000 + seed),
         feed=Feed(batch=32, seed=seed),
-        sampling=stations.Sampling(answers=8, temperature=1.0, max_tokens=28),
+        sampling=steps.Sampling(answers=8, temperature=1.0, max_tokens=28),
         # Answers of 26 tokens move the mean log-ratio far more than the long ones that GSPO's
         # 3e-4 was tuned on: that band clips a third of all answers here.
         policy=policy.Policy(minibatches=2, clip_low=0.08, clip_high=0.12, spread_floor=0.3),
-        optimizer=optimizer.AdamW(
-            lr=1.6e-4, schedule=optimizer.Schedule(warmup=0.05, final=0.05), weight_decay=0.0
+        optimizer=optimizers.AdamW(
+            lr=1.6e-4, schedule=optimizers.Schedule(warmup=0.05, final=0.05), weight_decay=0.0
         ),
         loop=loop.Loop(steps=200, log_every=2),
     )

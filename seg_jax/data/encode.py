@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8, UInt32
 
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
-from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth, check_least
 from seg_jax.tasks.task import Example
 

@@ -12,7 +12,7 @@ import grain
 import jax
 import numpy as np
 
-from seg_jax.data import lengths, packing, workers
+from seg_jax.data import buckets, packing, workers
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample, check_least
@@ -146,7 +146,7 @@ def batches(
     its = _Held(dataset, feed.batch, tuple(held)), feed, len(held)
     if rows == "sft":
         return Batches(*its)
-    return Batches(*its, functools.partial(lengths.shortened, layout=encoder.layout, gather=gather))
+    return Batches(*its, functools.partial(buckets.shortened, layout=encoder.layout, gather=gather))
 
 
 def _samples(source: Source, seed: int) -> grain.MapDataset:
@@ -221,7 +221,7 @@ def in_order(
         examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
         prompts = [encoder.prompt_row(example) for example in examples]
         prompts += [prompts[-1]] * (batch - len(prompts))
-        yield examples, lengths.together(prompts, encoder.layout)
+        yield examples, buckets.together(prompts, encoder.layout)
 
 
 def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from seg_jax.data import stored
-from seg_jax.data.entries import Role
+from seg_jax.data import record_schema
+from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, sets, world
@@ -126,7 +126,7 @@ class Built:
         return self.sample(index, record, record.pixels())
 
     def sample(
-        self, index: int, record: stored.Record, image: UInt8[np.ndarray, "H W 3"]
+        self, index: int, record: record_schema.Record, image: UInt8[np.ndarray, "H W 3"]
     ) -> Sample:
         """Returns picture `index`, of which the record and the pixels are at hand."""
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
@@ -147,7 +147,7 @@ class Built:
             ignored=_ignored(record, list(groups)),
         )
 
-    def record(self, index: int) -> stored.Record:
+    def record(self, index: int) -> record_schema.Record:
         """Returns all that is stored of picture `index`: boxes, numbers, roles, each expression.
 
         Raises:
@@ -155,7 +155,7 @@ class Built:
           ValueError: what is stored is no picture of a data set.
         """
         place, within = self._place(index)
-        return stored.read(self._readers[place][within])
+        return record_schema.read(self._readers[place][within])
 
     def absent_count(self) -> int:
         """Returns how many expressions of the split fit nothing in their picture."""
@@ -270,10 +270,10 @@ class _Files(NamedTuple):
           ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
         """
         info = told(folder)
-        if info.get("fileFormat") != stored.FILE_FORMAT:
+        if info.get("fileFormat") != record_schema.FILE_FORMAT:
             raise ValueError(
-                f"{folder}: expected files in {stored.FILE_FORMAT}, got {info.get('fileFormat')}; "
-                "prepare it with tfds build --file_format=array_record"
+                f"{folder}: expected files in {record_schema.FILE_FORMAT}, got "
+                f"{info.get('fileFormat')}; prepare it with tfds build --file_format=array_record"
             )
         splits = {one["name"]: one for one in info["splits"]}
         if split not in splits:
@@ -282,7 +282,9 @@ class _Files(NamedTuple):
             )
         lengths = [int(length) for length in splits[split]["shardLengths"]]
         files = [
-            _File(str(folder / stored.file_name(info["name"], split, i, len(lengths))), 0, n, n)
+            _File(
+                str(folder / record_schema.file_name(info["name"], split, i, len(lengths))), 0, n, n
+            )
             for i, n in enumerate(lengths)
         ]
         count = sum(lengths)
@@ -316,11 +318,11 @@ def told(folder: Path) -> dict[str, Any]:
 
 def _report(folder: Path, split: str) -> dict[str, int]:
     """Returns the counts of a split that a build has left; none of a data set of TFDS."""
-    path = folder / stored.REPORT
+    path = folder / record_schema.REPORT
     return json.loads(path.read_bytes())["splits"][split] if path.exists() else {}
 
 
-def _groups(record: stored.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
+def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
     """Returns the expressions of a picture by the objects that they mean together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for one in record.told:
@@ -329,7 +331,7 @@ def _groups(record: stored.Record, *, absent: bool) -> dict[tuple[int, ...], lis
     return groups
 
 
-def _objects(record: stored.Record) -> dict[tuple[int, ...], list[str]]:
+def _objects(record: record_schema.Record) -> dict[tuple[int, ...], list[str]]:
     """Returns each object of a picture with the expressions that mean it alone."""
     groups = _groups(record, absent=False)
     alone = [(place,) for place, role in enumerate(record.roles) if role is Role.OBJECT]
@@ -337,7 +339,7 @@ def _objects(record: stored.Record) -> dict[tuple[int, ...], list[str]]:
 
 
 def _ignored(
-    record: stored.Record, groups: Sequence[tuple[int, ...]]
+    record: record_schema.Record, groups: Sequence[tuple[int, ...]]
 ) -> Bool[np.ndarray, "M H W"] | None:
     """Returns for each group the pixels that count for nothing, None where there are none.
 
@@ -355,7 +357,7 @@ def _ignored(
     return ignored
 
 
-def _name(record: stored.Record, which: Sequence[int]) -> str:
+def _name(record: record_schema.Record, which: Sequence[int]) -> str:
     """Returns what a group of objects shows, nothing if one of them has no name."""
     names = sorted({record.names[place] for place in which})
     return " and ".join(names) if all(names) else ""

@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 
-from seg_jax.geometry import shifts
+from seg_jax.geometry import dilation as dilations
 from seg_jax.records import Array
 
 WORD = 32
@@ -185,7 +185,7 @@ def dilation(
     most = _largest(radius, most)
     words = words & frame
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), words.shape[:-2])
-    return frame & shifts.widened(words, radius, shape=shape, most=most, beyond=False)
+    return frame & dilations.widened(words, radius, shape=shape, most=most, beyond=False)
 
 
 def erosion(
@@ -215,7 +215,7 @@ def erosion(
     most = _largest(radius, most)
     rest = frame & ~words if outside else ~(frame & words)
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), rest.shape[:-2])
-    return frame & ~shifts.widened(rest, radius, shape=shape, most=most, beyond=not outside)
+    return frame & ~dilations.widened(rest, radius, shape=shape, most=most, beyond=not outside)
 
 
 def check(*words: Any) -> None:

@@ -11,16 +11,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
-from seg_jax.geometry import bitmask, rules, sparse
+from seg_jax.geometry import bitmask, edge_rules, sparse
 from seg_jax.geometry.batching import batched
-from seg_jax.geometry.rules import REACH_PX, Rule
+from seg_jax.geometry.edge_rules import REACH_PX, Rule
 from seg_jax.geometry.sparse import Shapes
 from seg_jax.kernels import fill as tiles
 from seg_jax.records import Array
 
 MAX_SIDE = 4096
 """Largest height and width of a canvas."""
-_RULES = {"coco": rules.COCO, "center": rules.CENTER}
+_RULES = {"coco": edge_rules.COCO, "center": edge_rules.CENTER}
 _UNROLLED = 8
 """Edges that are toggled in one pass over the words, where a pass costs memory traffic."""
 
@@ -235,7 +235,7 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
     column = jnp.arange(width, dtype=jnp.int32)
     top = 32 * jnp.arange(rows // 32, dtype=jnp.int32)[:, None]
     full = jnp.uint32(0xFFFFFFFF)
-    toggles = rules.toggle(rule)
+    toggles = edge_rules.toggle(rule)
     used, ends = _ends(shapes)
     edges = rule.edges(*ends, width)
     edges = edges._replace(count=jnp.where(used, edges.count, 0))
@@ -284,14 +284,14 @@ def _edges(shapes: Shapes, rule: Rule, height: int, width: int):
     def straight(fields, column):
         slope, base, over, inverse = fields
         inverse = lax.bitcast_convert_type(inverse, jnp.float32)
-        return rules.straight_row(slope, base, over, inverse, column, height)
+        return edge_rules.straight_row(slope, base, over, inverse, column, height)
 
     def exact(fields, column):
         edge = jax.tree.unflatten(build, map(_from_int32, fields, types))
         return rule.row(edge, column, height)
 
     # Of the centre rule no edge is sure.
-    fields = () if rule is rules.CENTER else (line.slope, line.base, line.over, inverse)
+    fields = () if rule is edge_rules.CENTER else (line.slope, line.base, line.over, inverse)
     edges = tiles.Edges(
         first=flat(line.first),
         end=flat(jnp.where(used, line.end, 0)),

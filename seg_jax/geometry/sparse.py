@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Int, Int32, UInt32
 
-from seg_jax.geometry.rules import Rule
+from seg_jax.geometry.edge_rules import Rule
 from seg_jax.records import Array
 
 _LANES = 8

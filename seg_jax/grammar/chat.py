@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from seg_jax.grammar import outline
-from seg_jax.grammar.tokens import Tokenizer
+from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.records import Kind
 
 Clue = str | Float[np.ndarray, " 2"] | Float[np.ndarray, " 4"]

@@ -14,14 +14,16 @@ from jax.sharding import Mesh
 
 from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout, Native
-from seg_jax.grammar import ranks, tokens
-from seg_jax.grammar.tokens import Tokenizer
-from seg_jax.models import families, layers, weights
+from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
+from seg_jax.grammar.tokenizer.tokens import Tokenizer
+from seg_jax.models import families
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
 from seg_jax.tasks.referring import Mixture, Referring
 
 MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
-TOKENIZERS = (tokens.TOKENS, ranks.FILE)
+TOKENIZERS = (tokens.TOKENS, tiktoken_bpe.FILE)
 """One of these is a tokenizer."""
 
 

@@ -13,10 +13,11 @@ from jaxtyping import Int, UInt8
 
 from seg_jax.data.encode import TooLong
 from seg_jax.geometry import bitmask
+from seg_jax.geometry.host_raster import fill
 from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.inference.bundle import Bundle
-from seg_jax.inference.canvas import fill
-from seg_jax.models import decode, sharding
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import sampler
 from seg_jax.records import Array, Kind, Prompts, Ring, Rollout, Verdict
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement, judge
@@ -73,7 +74,7 @@ class Predictor:
         *,
         grammar: bool = False,
         nothing: bool | None = None,
-        refill: decode.Refill | None = None,
+        refill: sampler.Refill | None = None,
     ):
         """Makes it ready.
 
@@ -149,13 +150,13 @@ class Predictor:
 
     def _traced(self, params: Any, prompts: Prompts):
         bundle = self.bundle
-        rollout = decode.generate(
+        rollout = sampler.generate(
             nnx.merge(bundle.graph, params),
             prompts.tokens,
             prompts.pictures,
             answers=1,
             max_tokens=bundle.layout.max_answer,
-            sampler=decode.Greedy(),
+            sampler=sampler.Greedy(),
             end_ids=bundle.end_ids,
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(0),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from seg_jax.models import kimi_vl, qwen3_vl, qwen25_vl
+from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.training import processes
-from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log
-from seg_jax.training.pulse import Pulse, Trace, read_steps
 from seg_jax.training.state import State
+from seg_jax.training.throughput import Pulse, Trace, read_steps
 
 Body = Callable[[State], tuple[State, Mapping[str, Any]]]
 """Runs one step on the next batch and returns device metrics without waiting for them."""

@@ -20,7 +20,7 @@ import optax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Array
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

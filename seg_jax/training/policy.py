@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models.likelihood import Likelihood
+from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Array, Prompts, Rollout, check_least
 from seg_jax.training import state as states
-from seg_jax.training.optimizer import Optimizer
+from seg_jax.training.optimizers import Optimizer
 
 Spread = Literal["population", "sample", "none"]
 TINY = 1e-6

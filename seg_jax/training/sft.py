@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from seg_jax.records import Array, Batch, PackedBatch, check_least
 from seg_jax.training import state as states
-from seg_jax.training.optimizer import Optimizer
+from seg_jax.training.optimizers import Optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Array
-from seg_jax.training.optimizer import Optimizer
+from seg_jax.training.optimizers import Optimizer
 
 
 class State(NamedTuple):

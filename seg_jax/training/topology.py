@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from seg_jax.models.chips import CHIPS, Chip
+from seg_jax.models.parallel.chips import CHIPS, Chip
 
 GIB = 2**30
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seg_jax.annotation import annotator, filters, words, work
+from seg_jax.annotation import annotator, filters, jobs, words
 from seg_jax.annotation.stages import Answer, Detection, Failed, Model, Models, Segment, Stages
 from seg_jax.data.sources import Scenes
 
@@ -134,4 +134,4 @@ def job(out: Path, count: int, *, seconds: float = 0.0, talking: bool = False, *
     """Returns a job on known scenes, two pictures a shard."""
     given = {"settings": settings(), "records": 2, "code": "seg-jax test"} | changes
     models = TALKING if talking else MODELS
-    return work.Job(load=Load(count, seconds, talking), models=models, out=out, **given)
+    return jobs.Job(load=Load(count, seconds, talking), models=models, out=out, **given)

@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.annotation import results, work
+from seg_jax.annotation import jobs, results
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.stages import Stages, Unusable
-from seg_jax.data import builds
+from seg_jax.data.build import dataset
 from seg_jax.data.sources import Built
 
 
 def annotate(pictures, job, *, workers=1, splits=None, anew=False, retry=False):
     """Returns the summary of an annotation."""
-    with work.claimed(job, anew=anew):
-        every = work.cut(work.listed(str(pictures)), job.records)
+    with jobs.claimed(job, anew=anew):
+        every = jobs.cut(jobs.listed(str(pictures)), job.records)
         if retry:
-            work.forget_failures(every, job)
-        work.make_all(every, job, workers=workers, progress=lambda done: None)
+            jobs.forget_failures(every, job)
+        jobs.make_all(every, job, workers=workers, progress=lambda done: None)
         summary = results.gather(every, job, splits or Splits())
-        make = functools.partial(builds.make_all, workers=1, progress=lambda done: None)
+        make = functools.partial(dataset.make_all, workers=1, progress=lambda done: None)
         results.build(job, lambda plan, tasks: make(tasks))
     return summary
 
@@ -70,11 +70,11 @@ def test_the_plain_folder_is_one_that_build_reads(tmp_path):
     known.make(tmp_path / "web", 3)
     job = known.job(tmp_path / "out", 3)
     annotate(tmp_path / "web", job)
-    asked = builds.Plan(name="folder", source=job.out / "annotations", out=tmp_path / "built")
-    with builds.claimed(asked, anew=False):
-        cut = builds.plan(asked)
-        parts = builds.make_all(cut.tasks, workers=1, progress=lambda done: None)
-        builds.finish(asked, cut, parts)
+    asked = dataset.Plan(name="folder", source=job.out / "annotations", out=tmp_path / "built")
+    with dataset.claimed(asked, anew=False):
+        cut = dataset.plan(asked)
+        parts = dataset.make_all(cut.tasks, workers=1, progress=lambda done: None)
+        dataset.finish(asked, cut, parts)
     for path in asked.out.glob("*.array_record-*"):
         assert path.read_bytes() == (job.out / path.name).read_bytes()
     (line, *_) = (job.out / "annotations" / "train.jsonl").read_text().splitlines()
@@ -115,13 +115,13 @@ def survive(tmp_path, *, kills, workers, rng):
             break
         # At some moment after some shard.
         wanted = len(seen) * 6 // (kills + 1) + 1
-        while child.is_alive() and len([*out.glob(f"{work.DONE}/*")]) < wanted:
+        while child.is_alive() and len([*out.glob(f"{jobs.DONE}/*")]) < wanted:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         child.kill()
         child.join()
-        seen.append(len([*out.glob(f"{work.DONE}/*")]))
-        for path in out.glob(f"{work.DONE}/*"):
+        seen.append(len([*out.glob(f"{jobs.DONE}/*")]))
+        for path in out.glob(f"{jobs.DONE}/*"):
             assert path.read_bytes() == whole[path.relative_to(out).as_posix()]
     assert tree(out) == whole
     return seen
@@ -152,11 +152,11 @@ def test_an_annotation_that_was_stopped_goes_on(tmp_path, until):
         if done >= until:
             raise Stopped
 
-    every = work.cut(work.listed(str(tmp_path / "web")), job.records)
-    with work.claimed(job, anew=False), pytest.raises(Stopped):
-        work.make_all(every, job, workers=1, progress=progress)
+    every = jobs.cut(jobs.listed(str(tmp_path / "web")), job.records)
+    with jobs.claimed(job, anew=False), pytest.raises(Stopped):
+        jobs.make_all(every, job, workers=1, progress=progress)
     assert not (job.out / "dataset_info.json").exists()
-    times = {path: path.stat().st_mtime_ns for path in (job.out / work.DONE).iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (job.out / jobs.DONE).iterdir()}
     annotate(tmp_path / "web", job)
     assert tree(job.out) == whole
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -167,8 +167,8 @@ def test_a_half_written_shard_is_never_taken_for_whole(tmp_path):
     job = known.job(tmp_path / "out", 4)
     annotate(tmp_path / "web", job)
     whole = tree(job.out)
-    (job.out / work.DONE / "000000.jsonl").write_text("{")
-    (job.out / work.DONE / "000001.jsonl").write_text('{"digest": "another", "counts": {}}\n')
+    (job.out / jobs.DONE / "000000.jsonl").write_text("{")
+    (job.out / jobs.DONE / "000001.jsonl").write_text('{"digest": "another", "counts": {}}\n')
     annotate(tmp_path / "web", job)
     assert tree(job.out) == whole
 
@@ -180,7 +180,7 @@ def test_more_pictures_are_added(tmp_path):
         path.rename(tmp_path / path.name)
     job = known.job(tmp_path / "out", 6)
     assert annotate(tmp_path / "web", job)["annotated"] == 4
-    times = {path: path.stat().st_mtime_ns for path in (job.out / work.DONE).iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (job.out / jobs.DONE).iterdir()}
     for path in late:
         (tmp_path / path.name).rename(path)
     assert annotate(tmp_path / "web", job)["annotated"] == 6
@@ -288,7 +288,7 @@ def test_failures_of_models_are_tried_again_when_asked_for(tmp_path):
         annotate(tmp_path / "web", flaky)
     summary = annotate(tmp_path / "web", flaky, retry=True)
     assert (summary["annotated"], summary["dead_letters"]) == (3, {"read": 1})
-    times = {path: path.stat().st_mtime_ns for path in (job.out / work.DONE).iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (job.out / jobs.DONE).iterdir()}
     # What is broken stays so: nothing is left to try again.
     annotate(tmp_path / "web", flaky, retry=True)
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -301,7 +301,7 @@ def test_a_model_that_fails_on_all_stops_the_run(tmp_path):
     (tmp_path / "stop").touch()
     with pytest.raises(Unusable, match=r"3 failures in a row, the last one: RuntimeError: out of"):
         annotate(tmp_path / "web", job)
-    assert len([*(job.out / work.DONE).iterdir()]) == 1
+    assert len([*(job.out / jobs.DONE).iterdir()]) == 1
     (tmp_path / "stop").unlink()
     summary = annotate(tmp_path / "web", job, retry=True)
     assert (summary["annotated"], summary["failed"]) == (8, 0)
@@ -331,7 +331,7 @@ def test_a_folder_belongs_to_one_annotation(tmp_path):
     other = dataclasses.replace(job, models=known.TALKING)
     with pytest.raises(ValueError, match="the same build as before, got another models"):
         annotate(tmp_path / "web", other)
-    with work.claimed(job, anew=False), pytest.raises(ValueError, match="to build alone"):
+    with jobs.claimed(job, anew=False), pytest.raises(ValueError, match="to build alone"):
         annotate(tmp_path / "web", job)
     annotate(tmp_path / "web", other, anew=True)
     # Another version of the code goes on: records tell which one made them.
@@ -344,24 +344,24 @@ def test_pictures_are_listed_by_folder_pattern_and_list(tmp_path):
     known.make(tmp_path / "web" / "a", 2)
     known.make(tmp_path / "web" / "b", 1)
     (tmp_path / "web" / "b" / "note.txt").write_text("a/000.png\n../a/001.png\na/000.png\n")
-    found = work.listed(str(tmp_path / "web"))
+    found = jobs.listed(str(tmp_path / "web"))
     assert [one.key for one in found] == ["a/000.png", "a/001.png", "b/000.png"]
     assert found[2].path == tmp_path / "web" / "b" / "000.png"
-    assert [one.key for one in work.listed(str(tmp_path / "web" / "*" / "000.png"))] == [
+    assert [one.key for one in jobs.listed(str(tmp_path / "web" / "*" / "000.png"))] == [
         "a/000.png",
         "b/000.png",
     ]
-    listed = work.listed(str(tmp_path / "web" / "b" / "note.txt"))
+    listed = jobs.listed(str(tmp_path / "web" / "b" / "note.txt"))
     assert [one.key for one in listed] == ["../a/001.png", "a/000.png"]
     assert listed[0].path == tmp_path / "web" / "b" / "../a/001.png"
-    (one,) = work.listed(str(tmp_path / "web" / "a" / "000.png"))
+    (one,) = jobs.listed(str(tmp_path / "web" / "a" / "000.png"))
     assert one.key == "000.png"
     for nothing in ("none", "web/*.jpg", "*/none/*"):
         with pytest.raises(ValueError, match="expected a folder, a pattern or a list of pictures"):
-            work.listed(str(tmp_path / nothing))
+            jobs.listed(str(tmp_path / nothing))
     job = known.job(tmp_path / "out", 2)
-    work.write_list(found, job)
-    assert work.read_list(job) == found
+    jobs.write_list(found, job)
+    assert jobs.read_list(job) == found
 
 
 def test_file_names_of_any_bytes_are_survived(tmp_path):

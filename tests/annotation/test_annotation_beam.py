@@ -8,8 +8,8 @@ import known_scenes as known
 import pytest
 from test_annotating import annotate, tree
 
-from seg_jax.annotation import results, work
-from seg_jax.data import builds
+from seg_jax.annotation import jobs, results
+from seg_jax.data.build import dataset
 
 
 class Collection(list):
@@ -85,12 +85,12 @@ def engine(monkeypatch):
 def by_beam(pictures, job, options=()):
     """Annotates by a pipeline, data set and all."""
     from seg_jax.annotation import beam
-    from seg_jax.data import beam as storing
+    from seg_jax.data.build import beam as storing
 
-    with work.claimed(job, anew=False):
-        found = work.listed(str(pictures))
-        every = work.cut(found, job.records)
-        work.write_list(found, job)
+    with jobs.claimed(job, anew=False):
+        found = jobs.listed(str(pictures))
+        every = jobs.cut(found, job.records)
+        jobs.write_list(found, job)
         beam.make_all(every, job, runner="DirectRunner", options=options)
         results.gather(every, job, results.Splits())
         results.build(job, lambda plan, tasks: storing.make_all(plan, tasks, runner="DirectRunner"))
@@ -105,7 +105,7 @@ def test_a_pipeline_annotates_what_processes_annotate(engine, tmp_path):
     shutil.rmtree(job.out)
     by_beam(tmp_path / "web", job, ["direct_num_workers=1"])
     made = tree(job.out)
-    assert made.pop(work.LIST)
+    assert made.pop(jobs.LIST)
     assert made == first
     if engine is not None:
         assert engine.flags[:2] == ["--runner=DirectRunner", "--direct_num_workers=1"]
@@ -117,11 +117,11 @@ def test_a_pipeline_annotates_only_what_is_missing(engine, tmp_path):
     job = known.job(tmp_path / "out", 5)
     annotate(tmp_path / "web", job)
     whole = tree(job.out)
-    (job.out / work.DONE / "000001.jsonl").unlink()
-    times = {path: path.stat().st_mtime_ns for path in (job.out / work.DONE).iterdir()}
+    (job.out / jobs.DONE / "000001.jsonl").unlink()
+    times = {path: path.stat().st_mtime_ns for path in (job.out / jobs.DONE).iterdir()}
     by_beam(tmp_path / "web", job)
     made = tree(job.out)
-    made.pop(work.LIST)
+    made.pop(jobs.LIST)
     assert made == whole
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
@@ -131,9 +131,9 @@ def test_shards_that_nobody_made_are_told(engine, tmp_path, monkeypatch):
 
     known.make(tmp_path / "web", 3)
     job = known.job(tmp_path / "out", 3)
-    found = work.listed(str(tmp_path / "web"))
-    work.write_list(found, job)
-    monkeypatch.setattr(work, "is_whole", lambda shard, job: False)
+    found = jobs.listed(str(tmp_path / "web"))
+    jobs.write_list(found, job)
+    monkeypatch.setattr(jobs, "is_whole", lambda shard, job: False)
     with pytest.raises(ValueError, match="do its workers see this folder"):
-        beam.make_all(work.cut(found, 2), job, runner="DirectRunner")
-    assert builds.CLAIM not in {path.name for path in job.out.iterdir()}
+        beam.make_all(jobs.cut(found, 2), job, runner="DirectRunner")
+    assert dataset.CLAIM not in {path.name for path in job.out.iterdir()}

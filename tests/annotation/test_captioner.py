@@ -11,7 +11,7 @@ from flax import nnx
 from seg_jax.annotation.captioner import BATCH, Captioner
 from seg_jax.annotation.stages import Ask, Failed, Unusable
 from seg_jax.inference import bundle as bundles
-from seg_jax.models import decode
+from seg_jax.models.vlm import sampler
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,13 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
 
     @jax.jit
     def generate(tokens, pictures):
-        return decode.generate(
+        return sampler.generate(
             model,
             tokens,
             pictures,
             answers=1,
             max_tokens=7,
-            sampler=decode.Greedy(),
+            sampler=sampler.Greedy(),
             end_ids=bundle.end_ids,
             pad_id=bundle.tokenizer.pad_id,
             key=jax.random.key(1),

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.annotation import results, work
-from seg_jax.cli import asked, finetune
+from seg_jax.annotation import jobs, results
+from seg_jax.cli import finetune, model_options
 from seg_jax.cli import main as shell
-from seg_jax.data import builds, sources
-from seg_jax.training import optimizer
+from seg_jax.data import sources
+from seg_jax.data.build import dataset
+from seg_jax.training import optimizers
 
 sys.path.append(str(Path(__file__).parents[1] / "annotation"))
 import known_scenes as known
@@ -115,11 +116,11 @@ def made(tmp_path):
     """Returns a data set of known scenes, with their samples."""
     samples = known.make(tmp_path / "web", 6)
     job = known.job(tmp_path / "out", 6)
-    with work.claimed(job, anew=False):
-        every = work.cut(work.listed(str(tmp_path / "web")), job.records)
-        work.make_all(every, job, workers=1, progress=lambda done: None)
+    with jobs.claimed(job, anew=False):
+        every = jobs.cut(jobs.listed(str(tmp_path / "web")), job.records)
+        jobs.make_all(every, job, workers=1, progress=lambda done: None)
         results.gather(every, job, results.Splits())
-        make = functools.partial(builds.make_all, workers=1, progress=lambda done: None)
+        make = functools.partial(dataset.make_all, workers=1, progress=lambda done: None)
         results.build(job, lambda plan, tasks: make(tasks))
     return job.out, samples
 
@@ -157,7 +158,7 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
         source=sources.Built(folders=(out,)),
         layout=dataclasses.replace(base.layout, max_prompt=60),
         loop=dataclasses.replace(base.loop, steps=2),
-        optimizer=optimizer.AdamW(),
+        optimizer=optimizers.AdamW(),
     )
     assert finetune.main(config) == 0
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -169,7 +170,7 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
 def test_a_model_of_ours_describes(run, models, tmp_path):
     known.make(tmp_path / "web", 2)
     words = ("annotate", "--pictures", tmp_path / "web", "--prompts", "red star", *models, *LOOSE)
-    words = (*words, "--describer", asked.NANO, "--wording.question", "Name {label}.")
+    words = (*words, "--describer", model_options.NANO, "--wording.question", "Name {label}.")
     status, _, errors = run(*words, "--endpoint.max-tokens", 12, "--out", tmp_path / "out")
     letters = (tmp_path / "out" / "dead_letters.jsonl").read_text().splitlines()
     reasons = {(one["stage"], one["transient"]) for one in map(json.loads, letters)}

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from seg_jax.cli import benchmark, benchmark_policy, benchmark_raster, benchmark_torch, tiny
 from seg_jax.cli import main as shell
-from seg_jax.cli.benchmark_raster import Case, Config
-from seg_jax.models import layers, sharding
+from seg_jax.cli import tiny
+from seg_jax.cli.benchmarks import harness, policy, raster, torch_peer
+from seg_jax.cli.benchmarks.raster import Case, Config
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
 
 TINY = ["--kinds", "blob", "--points", "16", "--sizes", "64", "--batches", "4", "--rounds", "1"]
 
@@ -20,11 +22,11 @@ def test_help_lists_the_parts(capsys):
     for arguments in (["benchmark"], ["benchmark", "--help"]):
         assert shell.main(arguments) == 0
         out = capsys.readouterr().out
-        assert all(f"\n  {name} " in out for name in benchmark.PARTS)
+        assert all(f"\n  {name} " in out for name in harness.PARTS)
 
 
 def test_every_part_can_be_loaded():
-    for name in benchmark.PARTS:
+    for name in harness.PARTS:
         assert shell._load(f"benchmark {name}").Config()
 
 
@@ -65,7 +67,7 @@ def test_raster_measures_and_writes_its_numbers(tmp_path, capfd):
     assert found["missing"] == []
     [case] = found["cases"]
     assert (case["kind"], case["points"], case["height"], case["batch"]) == ("blob", 16, 64, 4)
-    assert set(case["ratio"]) == set(benchmark_raster._PEERS)
+    assert set(case["ratio"]) == set(raster._PEERS)
     assert all(taken > 0 for taken in case["microseconds"].values())
     assert case["agreement"]["pycocotools"] == {
         "pairs": 4,
@@ -86,39 +88,39 @@ def test_runs_take_turns_and_medians_count():
         return lambda: order.append(name)
 
     clock = lambda: next(now)  # noqa: E731
-    assert benchmark.by_turns({"a": run("a"), "b": run("b")}, 3, clock) == {"a": 1, "b": 1}
+    assert harness.by_turns({"a": run("a"), "b": run("b")}, 3, clock) == {"a": 1, "b": 1}
     assert "".join(order) == "ab" * 4
 
 
 def test_the_child_has_one_core():
-    assert len(benchmark.on_one_core(os.sched_getaffinity, 0)) == 1
+    assert len(harness.on_one_core(os.sched_getaffinity, 0)) == 1
 
 
 def test_a_missing_peer_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
-    assert benchmark_raster._module("shapely") is None
-    assert benchmark_raster._module("cv2+numpy").__name__ == "cv2"
+    assert raster._module("shapely") is None
+    assert raster._module("cv2+numpy").__name__ == "cv2"
 
 
 @pytest.mark.parametrize("kind", ["blob", "star", "thin"])
 def test_shapes_lie_on_the_canvas_and_answers_near_them(kind):
-    true, answers = benchmark_raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    true, answers = raster._data(Case(kind, 32, 100, 200, 20), seed=1)
     for rings in (true, answers):
         assert rings.shape == (20, 32, 2)
         assert rings.dtype == np.float32
         assert (rings >= 0).all()
         assert (rings <= [200, 100]).all()
     assert 0 < np.abs(true - answers).mean() < 10
-    again = benchmark_raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    again = raster._data(Case(kind, 32, 100, 200, 20), seed=1)
     np.testing.assert_array_equal(again[0], true)
 
 
 def test_the_default_adds_sizes_and_batches_and_full_takes_all():
-    usual, full = benchmark_raster.cases(Config()), benchmark_raster.cases(Config(full=True))
+    usual, full = raster.cases(Config()), raster.cases(Config(full=True))
     assert {c.height for c in usual} == {256, 512, 1024}
     assert {c.batch for c in usual} == {64, 256, 4096}
     assert len(full) == 3 * 3 * 3 * 4
-    assert len(benchmark_raster.cases(Config(points=(32,), kinds=("star",)))) == 1
+    assert len(raster.cases(Config(points=(32,), kinds=("star",)))) == 1
 
 
 @pytest.mark.slow
@@ -175,7 +177,7 @@ def test_rollout_counts_what_is_shared_and_what_is_useful(stacked, tmp_path, cap
 def test_policy_takes_the_same_step_as_trl(stacked, tmp_path, capfd, monkeypatch):
     pytest.importorskip("trl")
     one = sharding.mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(benchmark, "mesh", lambda rows: one)
+    monkeypatch.setattr(harness, "mesh", lambda rows: one)
     words = ["--prompts", "2", "--answers", "4", "--tokens", "28"]
     found = run_part("policy", tmp_path, *words)
     ours, theirs = found["median"]["ours"], found["median"]["trl"]
@@ -190,13 +192,13 @@ def test_policy_takes_the_same_step_as_trl(stacked, tmp_path, capfd, monkeypatch
 
 def test_a_missing_package_of_pytorch_is_said_in_a_line(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "trl", None)
-    assert benchmark_torch.missing("json", "trl") == ["trl"]
+    assert torch_peer.missing("json", "trl") == ["trl"]
     assert "not installed: trl; do: pip install 'seg-jax[torch]'" in capfd.readouterr().err
 
 
 def test_the_reward_for_trl_is_iou_and_format():
-    asked = benchmark_torch.questions(2, 0)
-    reward = benchmark_policy._reward(asked)
+    asked = torch_peer.questions(2, 0)
+    reward = policy._reward(asked)
     answers = [example.answer for example in asked.examples]
     texts = [[{"content": text}] for text in (*answers, "no idea", answers[0])]
     first, second, nothing, other = reward(texts, [0, 1, 0, 1])

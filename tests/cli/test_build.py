@@ -12,7 +12,7 @@ import small_run
 from seg_jax.cli import arguments, finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import sources
-from seg_jax.training import optimizer
+from seg_jax.training import optimizers
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_model_learns_from_what_was_built(run, tmp_path, monkeypatch):
         source=source,
         layout=dataclasses.replace(base.layout, max_prompt=60),
         loop=dataclasses.replace(base.loop, steps=2),
-        optimizer=optimizer.AdamW(),
+        optimizer=optimizers.AdamW(),
     )
     assert finetune.main(config) == 0
     kept = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -14,8 +14,11 @@ import pytest
 import small_run
 
 from seg_jax.cli import abstract, arguments, compile, finetune, main, paper
-from seg_jax.models import chips, kimi_vl, layers
-from seg_jax.training import program, stations, topology
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import chips
+from seg_jax.models.vlm import kimi_vl
+from seg_jax.training import hlo, topology
+from seg_jax.training import steps as jitted_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = sorted(
@@ -56,7 +59,7 @@ def write(folder, text):
 def run_of(name):
     """Returns a configuration's run over eight devices: its steps divide there too."""
     run = arguments.load(ROOT / f"configs/{name}.py", object)
-    return dataclasses.replace(run, mesh=stations.Mesh())
+    return dataclasses.replace(run, mesh=jitted_steps.Mesh())
 
 
 def lowered(run, names=None):
@@ -117,9 +120,9 @@ def test_a_small_run_is_compiled_and_judged(tmp_path, capsys):
 
 def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
     def refuse(lowered, shapes, options):
-        raise program.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
+        raise hlo.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
 
-    monkeypatch.setattr(program, "compile", refuse)
+    monkeypatch.setattr(hlo, "compile", refuse)
     plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
     target = topology.Topology("v5e:2x4", jax.devices()[:8], chips.CHIPS["v5e"])
     result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
@@ -160,8 +163,8 @@ def test_sampling_has_the_moments_beside_it():
     run = dataclasses.replace(small_run.gspo_config(), model=small_run.sft_config().model)
     plan = abstract.plan(run, jax.devices()[:8])
     steps = abstract.steps(plan)
-    weights = program.device_bytes(plan.state.params)
-    beside = program.device_bytes(steps["sample"]().beside)
+    weights = hlo.device_bytes(plan.state.params)
+    beside = hlo.device_bytes(steps["sample"]().beside)
     assert weights < beside < 2.1 * weights  # Two moments of AdamW for each weight.
 
 
@@ -182,7 +185,7 @@ def test_a_run_of_full_size_lowers_its_training_step(name):
     assert f"{scored}x{vocab}x" not in text  # never the scores of all tokens
     assert "bf16" in text
     assert sum(step.work.values()) > 6 * 0.8e9 * plan.run.feed.batch * scored
-    assert program.device_bytes(plan.state) > 8 * 3e9 / 8
+    assert hlo.device_bytes(plan.state) > 8 * 3e9 / 8
 
 
 @pytest.mark.slow
@@ -237,9 +240,9 @@ def test_a_small_run_compiles_for_a_tpu(step):
     if step == "update":
         # Moments have left the chip.
         here = abstract.plan(dataclasses.replace(run, offload=False), target.devices).state
-        moments = program.device_bytes(here.moments)
+        moments = hlo.device_bytes(here.moments)
         assert memory.host > 0.99 * moments
-        assert memory.donated == pytest.approx(program.device_bytes(here) - moments, rel=0.01)
+        assert memory.donated == pytest.approx(hlo.device_bytes(here) - moments, rel=0.01)
     tokens = small_run.gspo_config().sampling.max_tokens
     least = 2 if step == "sft" else tokens - 1
     assert max(loop.trips or 0 for loop in result.text.loops) >= least

@@ -22,10 +22,12 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from seg_jax.cli import console, convert, main
+from seg_jax.cli import convert, main
 from seg_jax.inference import bundle as bundles
-from seg_jax.models import layers, shards, weights
+from seg_jax.models.io import safetensors, weights
+from seg_jax.models.nn import layers
 from seg_jax.records import Verdict
+from seg_jax.runs import console
 
 KINDS = tiny_folders.KINDS
 
@@ -213,7 +215,7 @@ def test_a_killed_convert_leaves_nothing_that_looks_whole_and_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == [partial.name]
     assert len(list(partial.glob("*.safetensors"))) == 4
     assert not (partial / "config.json").exists()
-    assert not (partial / shards.INDEX).exists()
+    assert not (partial / safetensors.INDEX).exists()
     with pytest.raises(ValueError):
         weights.load(partial)
     # One of the whole files is damaged meanwhile.
@@ -221,14 +223,14 @@ def test_a_killed_convert_leaves_nothing_that_looks_whole_and_goes_on(
     data = bytearray(first.read_bytes())
     data[-1] ^= 1
     first.write_bytes(data)
-    written, write = [], shards.write
+    written, write = [], safetensors.write
 
     def spy(file, *rest):
         written.append(file.name)
         return write(file, *rest)
 
-    monkeypatch.setattr(shards, "write", spy)
-    monkeypatch.setattr(shards, "SHARD_BYTES", LIMIT)
+    monkeypatch.setattr(safetensors, "write", spy)
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", LIMIT)
     status, _, lines = run("convert", source, dest)
     assert status == 0
     assert lines == [f"{partial}: 2 whole files are kept"]
@@ -246,7 +248,7 @@ def test_what_another_conversion_has_left_is_not_kept(sources, run, tmp_path, mo
     words = [source, dest, "--dtype", "bfloat16"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    monkeypatch.setattr(shards, "SHARD_BYTES", LIMIT)
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", LIMIT)
     assert run("convert", source, dest)[2] == []
     assert raw(dest) == raw(source)
 
@@ -291,7 +293,7 @@ def test_a_disk_that_fills_up_meanwhile(sources, fails, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28), "dest")
 
-    monkeypatch.setattr(shards, "write", full)
+    monkeypatch.setattr(safetensors, "write", full)
     assert "disk full while writing" in fails("convert", sources["qwen3_vl"], tmp_path / "dest")
     assert list(tmp_path.iterdir()) == []
 
@@ -427,7 +429,7 @@ def test_a_bar_is_for_terminals_only(sources, run, tmp_path, monkeypatch):
 
 
 def test_meshes_lay_a_bundle_out(sources):
-    from seg_jax.models import sharding
+    from seg_jax.models.parallel import sharding
 
     mesh = sharding.mesh({"fsdp": 4, "tensor": 2})
     rough = layers.Compute(param_dtype="bfloat16")

@@ -7,12 +7,12 @@ import pytest
 import small_run
 
 from seg_jax.cli import main
-from seg_jax.cli import protocol as program
+from seg_jax.evaluation import protocols
+from seg_jax.evaluation.answers import Model
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import protocols
-from seg_jax.inference.answers import Model
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Kind, Rollout
+from seg_jax.runs import protocol as program
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement
 

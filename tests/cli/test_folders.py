@@ -22,13 +22,17 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from seg_jax.cli import asked as asked_cli
-from seg_jax.cli import console, main
-from seg_jax.grammar import chat, ranks, tokens
+from seg_jax.cli import main
+from seg_jax.cli import model_options as asked_cli
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models import families, layers, shards, weights
+from seg_jax.models import families
+from seg_jax.models.io import safetensors, weights
+from seg_jax.models.nn import layers
 from seg_jax.records import Kind, Verdict
+from seg_jax.runs import console
 
 torch = pytest.importorskip("torch")
 test_kimi_parity = pytest.importorskip("test_kimi_parity")  # tiny_folders knows its folder.
@@ -107,12 +111,12 @@ def qwens(folder, image, talk):
 def kimis(theirs, folder, image, talk):
     """Returns the same of Kimi-K2.5, by tiktoken, the published rule and the folder's template."""
     config = json.loads((folder / tokens.CONFIG).read_text())
-    lines = (folder / ranks.FILE).read_bytes().splitlines()
+    lines = (folder / tiktoken_bpe.FILE).read_bytes().splitlines()
     table = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines}
     named = config["added_tokens_decoder"].items()
     encoding = tiktoken.Encoding(
         "oracle",
-        pat_str=ranks.PATTERN,
+        pat_str=tiktoken_bpe.PATTERN,
         mergeable_ranks=table,
         special_tokens={token["content"]: int(number) for number, token in named},
     )
@@ -193,7 +197,7 @@ def test_moonshots_tokenizer_beside_qwens_weights(folders, run, tmp_path, monkey
     # As in the released SimpleSeg-Qwen2.5-VL, it is said.
     source = shutil.copytree(folders["qwen2_5_vl"], tmp_path / "source")
     (source / tokens.TOKENS).unlink()
-    for name in (ranks.FILE, tokens.CONFIG):
+    for name in (tiktoken_bpe.FILE, tokens.CONFIG):
         shutil.copy(folders["kimi_vl"] / name, source / name)
     text = (source / tokens.CONFIG).read_text().replace("<|media_pad|>", "<|media_placeholder|>")
     config = json.loads(text) | {"tokenizer_class": "TikTokenV3"}
@@ -257,13 +261,13 @@ def test_wrong_indices(broken, refused, run, tmp_path):
         ({}, "missing"),
         ([3], "weight_map"),
     ):
-        (folder / shards.INDEX).write_text(json.dumps({"weight_map": wrong}))
+        (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": wrong}))
         assert word in refused(folder)
         status, _, lines = run("convert", folder, tmp_path / "dest")
         assert (status, len(lines)) == (1, 1)
         assert word in lines[0]
         assert not list(tmp_path.glob("dest*"))
-    (folder / shards.INDEX).write_text(json.dumps({"weight_map": right}))
+    (folder / safetensors.INDEX).write_text(json.dumps({"weight_map": right}))
     assert bundles.load(folder).end_ids
 
 
@@ -282,7 +286,7 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     path = folder / (tokens.CONFIG if kind == "kimi_vl" else tokens.TOKENS)
     path.write_text(path.read_text().replace(image, "<|cow|>"))
     assert "in the vocabulary, got none; do use the tokenizer that belongs" in refused(folder)
-    for path in (folder / ranks.FILE, folder / tokens.TOKENS):
+    for path in (folder / tiktoken_bpe.FILE, folder / tokens.TOKENS):
         path.unlink(missing_ok=True)
     assert "expected a readable tokenizer.json" in refused(folder)
     (folder / "preprocessor_config.json").write_text("{}")

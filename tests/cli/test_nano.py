@@ -14,26 +14,26 @@ import pytest
 import safetensors
 from PIL import Image
 
-from seg_jax.cli import asked, evaluate, nano, predict
+from seg_jax.cli import evaluate, model_options, nano, predict
 from seg_jax.cli import main as shell
-from seg_jax.inference import evaluation
+from seg_jax.evaluation import task_metrics
 from seg_jax.tasks.referring import Mixture
 
 LIMIT = 8 * 2**20
 
 
 def test_it_is_small_and_says_how_it_was_made():
-    files = [path for path in asked.NANO.iterdir() if path.is_file()]
+    files = [path for path in model_options.NANO.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in files
     }
-    with safetensors.safe_open(asked.NANO / "model.safetensors", "np") as file:
+    with safetensors.safe_open(model_options.NANO / "model.safetensors", "np") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_it_is_the_model_of_its_configuration():
-    predictor = asked.Asked().predictor()
+    predictor = model_options.Asked().predictor()
     assert predictor.bundle.layout == nano.layout()
     assert predictor.bundle.task == nano.task()
 
@@ -42,13 +42,13 @@ def test_it_is_the_model_of_its_configuration():
 def test_it_outlines_scenes_that_it_has_not_seen():
     scenes = dataclasses.replace(nano.scenes(seed=evaluate.HELD_OUT), count=64)
     outcome = evaluate.run(
-        asked.Asked(dtype="float32").predictor(),
+        model_options.Asked(dtype="float32").predictor(),
         scenes,
         title="nano",
         mixture=Mixture(),
         batch=64,
     )
-    summary = evaluation.summarise(outcome)
+    summary = task_metrics.summarise(outcome)
     assert summary["giou"]["mean"] > 0.7
     assert summary["parse_rate"]["mean"] == 1
 
@@ -62,7 +62,7 @@ def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
     assert shell.main(told) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "OK"
-    assert predict.Config(image=Path(picture)).folder == asked.NANO
+    assert predict.Config(image=Path(picture)).folder == model_options.NANO
 
 
 @pytest.mark.slow

@@ -19,14 +19,16 @@ import pytest
 import small_run
 from PIL import Image
 
-from seg_jax.cli import finetune, main, runs, tiny
-from seg_jax.data import pipeline
+from seg_jax.cli import finetune, main, tiny
+from seg_jax.data import images, pipeline
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import pictures, report
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
+from seg_jax.report import html_page
+from seg_jax.runs import run_folder
 from seg_jax.tasks.task import Judgement
-from seg_jax.training import loop, optimizer, stations
+from seg_jax.training import loop, optimizers
+from seg_jax.training import steps as jitted_steps
 
 CONFIG = """
 import dataclasses
@@ -79,7 +81,7 @@ def given(tmp_path_factory):
         base,
         model=small(base.model),
         feed=pipeline.Feed(batch=8),
-        optimizer=optimizer.AdamW(),
+        optimizer=optimizers.AdamW(),
         loop=loop.Loop(steps=4, log_every=1),
     )
     start = finetune.start(config, folder / "tokenizer")
@@ -147,7 +149,7 @@ def steps(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(stations, "supervised_step", stand_in)
+    monkeypatch.setattr(jitted_steps, "supervised_step", stand_in)
     return events
 
 
@@ -167,11 +169,11 @@ def reinforcing(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(stations, "reinforcing_step", stand_in)
+    monkeypatch.setattr(jitted_steps, "reinforcing_step", stand_in)
     nothing = Rollout(*(jnp.zeros((2, 8, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
-    monkeypatch.setattr(stations, "sampler", lambda *_, **__: lambda *_: nothing)
+    monkeypatch.setattr(jitted_steps, "sampler", lambda *_, **__: lambda *_: nothing)
     monkeypatch.setattr(
-        stations,
+        jitted_steps,
         "appraiser",
         lambda *_, **__: lambda _, rows, step: np.zeros((len(rows.tokens.ids), 8)),
     )
@@ -477,7 +479,7 @@ def little(monkeypatch):
         def config(**words):
             base = real(**words)
             feed = dataclasses.replace(base.feed, batch=8)
-            changes = {"model": small(base.model), "feed": feed, "optimizer": optimizer.AdamW()}
+            changes = {"model": small(base.model), "feed": feed, "optimizer": optimizers.AdamW()}
             return dataclasses.replace(base, **changes)
 
         return config
@@ -578,14 +580,16 @@ def test_a_full_disk_while_the_model_is_saved(run, fails, steps, tune, small_dis
 
 def test_a_full_disk_while_the_report_and_numbers_are_written(small_disk):
     folder, fill = small_disk
-    page = report.Report(title="t", summary_rows=[], curves=[], exhibits=[], config={}, versions={})
+    page = html_page.Report(
+        title="t", summary_rows=[], curves=[], exhibits=[], config={}, versions={}
+    )
     (folder / "report.html").write_text("before")
     fill()
     with pytest.raises(OSError):
-        report.write(folder / "report.html", page)
+        html_page.write(folder / "report.html", page)
     with pytest.raises(OSError):
-        runs.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
+        run_folder.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
     with pytest.raises(OSError):
-        pictures.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
+        images.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
     assert {path.name for path in folder.iterdir()} == {"filler", "report.html"}
     assert (folder / "report.html").read_text() == "before"

@@ -10,18 +10,18 @@ import small_run
 
 from seg_jax.cli import finetune, reinforce
 from seg_jax.inference import bundle as bundles
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Rollout
-from seg_jax.training import loop, optimizer, policy, program, state, stations, topology
+from seg_jax.training import hlo, loop, optimizers, policy, state, steps, topology
 from seg_jax.training.log import Silent
 
 pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
 ]
 
-ADAM = optimizer.AdamW()
+ADAM = optimizers.AdamW()
 ONCE = loop.Loop(steps=1, log_every=1)
-SHAPE = stations.Mesh(data=2, fsdp=2, tensor=2)
+SHAPE = steps.Mesh(data=2, fsdp=2, tensor=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def start():
 @pytest.fixture(scope="module")
 def like(start):
     """The shapes of its state, as they lie on the devices."""
-    return state.shapes(start.bundle.params, optimizer.build(ADAM), SHAPE.build())
+    return state.shapes(start.bundle.params, optimizers.build(ADAM), SHAPE.build())
 
 
 def assert_laid_as(tree, wanted):
@@ -63,11 +63,11 @@ def test_random_weights_do_not_depend_on_the_mesh(start):
 @pytest.mark.slow
 def test_no_tpu_draws_more_than_its_shards(start):
     pytest.importorskip("libtpu")
-    on = stations.Mesh(fsdp=8, tensor=2).build(topology.of("v5e:4x4").devices)
+    on = steps.Mesh(fsdp=8, tensor=2).build(topology.of("v5e:4x4").devices)
     drawing = finetune.drawing(small_run.sft_config(), start.bundle, on)
     sizes = drawing.lower().compile().memory_analysis()
     params = start.bundle.params
-    weights = program.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
+    weights = hlo.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
     assert weights <= sizes.output_size_in_bytes
     assert sizes.temp_size_in_bytes < weights
 
@@ -92,7 +92,7 @@ def held():
     found = np.zeros(8, int)
     for array in jax.live_arrays():
         # Not by `shard.data`: these are arrays too.
-        size = program.device_bytes(array)
+        size = hlo.device_bytes(array)
         for device in array.sharding.device_set:
             found[device.id] += size
     return found
@@ -113,10 +113,10 @@ def measured(monkeypatch):
         return step
 
     told = ("loss", "reward", "length/mean")
-    monkeypatch.setattr(stations, "supervised_step", stand_in)
-    monkeypatch.setattr(stations, "reinforcing_step", stand_in)
+    monkeypatch.setattr(steps, "supervised_step", stand_in)
+    monkeypatch.setattr(steps, "reinforcing_step", stand_in)
     nothing = Rollout(*(np.zeros((8, 1, 1), kind) for kind in (np.int32, bool, np.float32)))
-    monkeypatch.setattr(stations, "sampler", lambda *_, **__: lambda *_: nothing)
+    monkeypatch.setattr(steps, "sampler", lambda *_, **__: lambda *_: nothing)
     # What other tests of the process have left is not looked through again and again.
     gc.freeze()
     yield found
@@ -130,10 +130,10 @@ def never():
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_run_holds_one_state_in_shards(start, measured, tmp_path, offload):
     config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE, offload=offload)
-    transform, params = optimizer.build(ADAM), start.bundle.params
+    transform, params = optimizers.build(ADAM), start.bundle.params
     like = state.shapes(params, transform, SHAPE.build(), offload=offload)
     places = {"folder": tmp_path, "stage": "sft", "log": Silent()}
-    before, share = held(), program.device_bytes(like)
+    before, share = held(), hlo.device_bytes(like)
     end, _ = finetune.train(config, start, **places)
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()
@@ -151,7 +151,7 @@ def test_reinforcement_holds_its_reference_beside_the_state(start, like, measure
     config = small_run.gspo_config(
         optimizer=ADAM, loop=ONCE, mesh=SHAPE, policy=policy.Policy(kl=0.1)
     )
-    before, share = held(), program.device_bytes((like, like.params))
+    before, share = held(), hlo.device_bytes((like, like.params))
     reinforce.train(config, start, folder=tmp_path, stage="gspo", log=Silent())
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()

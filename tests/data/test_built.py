@@ -17,17 +17,18 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from pycocotools import mask as coco
 
-from seg_jax.data import builds, example, pipeline, sources, stored
+from seg_jax.data import pipeline, record_schema, sources, tf_example
+from seg_jax.data.build import dataset
 from seg_jax.data.sources import Built
 from seg_jax.geometry import bitmask
 
 
 def build(name, source, out, **options):
-    asked = builds.Plan(name=name, source=source, out=out, **options)
-    with builds.claimed(asked, anew=False):
-        cut = builds.plan(asked)
-        parts = builds.make_all(cut.tasks, workers=1, progress=lambda done: None)
-        return builds.finish(asked, cut, parts)
+    asked = dataset.Plan(name=name, source=source, out=out, **options)
+    with dataset.claimed(asked, anew=False):
+        cut = dataset.plan(asked)
+        parts = dataset.make_all(cut.tasks, workers=1, progress=lambda done: None)
+        return dataset.finish(asked, cut, parts)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_tfds_reads_a_build(made, name):
 def test_neither_tensorflow_nor_tfds_is_needed(made):
     root, _ = made
     code = (
-        "import sys; from pathlib import Path; from seg_jax.data import builds, sources\n"
+        "import sys; from pathlib import Path; from seg_jax.data import sources; from seg_jax.data.build import dataset\n"
         f"source = sources.Built(folders=(Path({str(root / 'refcoco_unc')!r}),))\n"
         "assert source[0].masks.any()\n"
         "print({'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules))"
@@ -180,7 +181,7 @@ def test_grain_reads_a_build(made):
     files = sorted(str(path) for path in (root / "refcoco_unc").glob("*-train.*"))
     plain = grain.sources.ArrayRecordDataSource(files)
     source = Built(folders=(root / "refcoco_unc",))
-    assert [stored.read(plain[i]).key for i in range(len(plain))] == [
+    assert [record_schema.read(plain[i]).key for i in range(len(plain))] == [
         source.record(i).key for i in range(len(source))
     ]
 
@@ -202,7 +203,7 @@ def official(folder, *, pictures=2):
     folder.mkdir()
     truth = []
     writer = ArrayRecordWriter(
-        str(folder / stored.file_name("ref_coco", "validation", 0, 1)), "group_size:1"
+        str(folder / record_schema.file_name("ref_coco", "validation", 0, 1)), "group_size:1"
     )
     for number in range(pictures):
         masks = [formats.rectangle(2, 3, 20 + number, 30), formats.rectangle(25, 5, 40, 60)]
@@ -219,7 +220,7 @@ def official(folder, *, pictures=2):
             [[2 / 48, 3 / 64, (20 + number) / 48, 30 / 64], [25 / 48, 5 / 64, 40 / 48, 60 / 64]]
         )
         writer.write(
-            example.encode(
+            tf_example.encode(
                 {
                     "image": [picture],
                     "image/id": np.array([500 + number], np.int64),
@@ -244,7 +245,7 @@ def official(folder, *, pictures=2):
         )
     writer.close()
     (folder / "features.json").write_text(json.dumps(features.to_json()))
-    info = stored.info_json("ref_coco", "", [("validation", [pictures], 1)])
+    info = record_schema.info_json("ref_coco", "", [("validation", [pictures], 1)])
     (folder / "dataset_info.json").write_text(info)
     return truth
 

@@ -9,7 +9,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from seg_jax.data import encode, sources
 from seg_jax.geometry import bitmask
-from seg_jax.grammar import chat, tokens
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.records import Kind
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Mixture, Referring

@@ -9,8 +9,8 @@ import numpy as np
 import published_formats as formats
 import pytest
 
-from seg_jax.data import coco, entries, folder, reasonseg, refer
-from seg_jax.data.entries import Role
+from seg_jax.data.formats import annotations, coco, folder, reasonseg, refer
+from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
 
 
@@ -28,7 +28,7 @@ def test_the_refer_family_is_read(tmp_path, name, protocol):
     )
     read = refer.read(tmp_path, name, pictures)
     assert read.faults == []
-    by_split = entries.splits(read.entries)
+    by_split = annotations.splits(read.entries)
     assert sorted(by_split) == sorted(formats.SPLITS[name])
     notes = {note["id"]: note for note in data["annotations"]}
     told = {}

@@ -19,8 +19,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 
 from seg_jax.data import encode
-from seg_jax.grammar import chat, tokens
-from seg_jax.models import layers, moonvit, qwen25_vl
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import moonvit, qwen25_vl
 from seg_jax.records import Pictures, Sample
 from seg_jax.tasks.referring import Mixture, Referring
 

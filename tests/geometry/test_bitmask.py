@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask, shifts
+from seg_jax.geometry import bitmask, dilation
 
 SHAPES = [(1, 1), (31, 5), (32, 7), (33, 64), (100, 41)]
 
@@ -222,10 +222,10 @@ def test_dilation_and_erosion_are_those_of_opencv(most, shape):
 def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
     words, radius = bitmask.pack(some_masks(40, 30)), jnp.array([0, 1, 2, 3, 4, 5])
     options = {"shape": shape, "most": 5}
-    expected = shifts.widened(words, radius, **options, beyond=True)
-    elsewhere = jax.vmap(functools.partial(shifts._one, **options, fill=shifts.FULL))
+    expected = dilation.widened(words, radius, **options, beyond=True)
+    elsewhere = jax.vmap(functools.partial(dilation._one, **options, fill=dilation.FULL))
     np.testing.assert_array_equal(jax.jit(elsewhere)(words, radius), expected)
-    widened = jax.jit(functools.partial(shifts.widened, **options, beyond=True))
+    widened = jax.jit(functools.partial(dilation.widened, **options, beyond=True))
     assert widened.trace(words, radius).lower(lowering_platforms=("cuda",)).out_info
 
 

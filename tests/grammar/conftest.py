@@ -5,7 +5,8 @@ import random
 import moonshot
 import pytest
 
-from seg_jax.grammar import chat, outline, tokens
+from seg_jax.grammar import chat, outline
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.records import Kind
 
 EXPRESSIONS = ("red star", "the big blue circle", "small green moon on the left")

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from seg_jax.grammar import automaton, chat, outline, tokens
+from seg_jax.grammar import automaton, chat, outline
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.records import Kind
 
 RINGS, POINTS = 3, 6

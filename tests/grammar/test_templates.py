@@ -6,7 +6,8 @@ import moonshot
 import pytest
 import tiktoken
 
-from seg_jax.grammar import chat, ranks, tokens
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 
 # The templates here are of the same build as the published ones, in words of our own.
 QWEN25 = (
@@ -119,7 +120,7 @@ def templated(moonshots, single):
         config["chat_template"] = TEMPLATES[family]
         if family == "kimi_vl":
             return tokens.Tokenizer(
-                ranks.definition((folder / ranks.FILE).read_text(), config), config
+                tiktoken_bpe.definition((folder / tiktoken_bpe.FILE).read_text(), config), config
             )
         return tokens.Tokenizer((folder / tokens.TOKENS).read_text(), config)
 
@@ -146,7 +147,7 @@ def test_kimis_rendered_turns_are_tiktokens(templated, moonshots):
     tokenizer = templated("kimi_vl")
     encoding = tiktoken.Encoding(
         "oracle",
-        pat_str=ranks.PATTERN,
+        pat_str=tiktoken_bpe.PATTERN,
         mergeable_ranks=moonshots[1],
         special_tokens=tokenizer.special,
     )

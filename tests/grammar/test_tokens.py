@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seg_jax.grammar import chat, outline, sandbox, tokens
+from seg_jax.grammar import chat, outline
+from seg_jax.grammar.tokenizer import template_sandbox, tokens
 from seg_jax.records import Kind
 
 ODD = (
@@ -192,18 +193,18 @@ HOSTILE = [
 def test_hostile_templates_do_nothing(template, tmp_path):
     made = tmp_path / "made"
     with pytest.raises(ValueError, match=r"expected a chat template that renders, got"):
-        sandbox.render(template, messages=[{"role": "user"}], path=str(made))
+        template_sandbox.render(template, messages=[{"role": "user"}], path=str(made))
     assert not made.exists()
 
 
 def test_templates_that_reach_no_further_than_text():
-    assert sandbox.render("{{ 2 * 3 }}{{ 'ab' * 2 }}{{ 7 % 4 }}") == "6abab3"
-    assert sandbox.render("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
-    assert sandbox.render("{{ x | tojson(sort_keys=true) }}", x={"b": 1, "a": 2}) == (
+    assert template_sandbox.render("{{ 2 * 3 }}{{ 'ab' * 2 }}{{ 7 % 4 }}") == "6abab3"
+    assert template_sandbox.render("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
+    assert template_sandbox.render("{{ x | tojson(sort_keys=true) }}", x={"b": 1, "a": 2}) == (
         '{"a": 2, "b": 1}'
     )
-    assert sandbox.render("{% set x = namespace(n=1) %}{% set x.n = 2 %}{{ x.n }}") == "2"
-    assert sandbox.render("{% for i in [1, 2] %}{% break %}{% endfor %}") == ""
+    assert template_sandbox.render("{% set x = namespace(n=1) %}{% set x.n = 2 %}{{ x.n }}") == "2"
+    assert template_sandbox.render("{% for i in [1, 2] %}{% break %}{% endfor %}") == ""
 
 
 def damaged(folder, tmp_path, **files):

@@ -14,7 +14,8 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE
 
-from seg_jax.models import decode, layers, likelihood
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import likelihood, sampler
 
 torch = pytest.importorskip("torch")
 
@@ -217,13 +218,13 @@ def same_greedy(theirs: Any, ours: Any, *, count: int = 64) -> None:
 
     @jax.jit
     def run(params, tokens, pictures):
-        return decode.generate(
+        return sampler.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
             answers=1,
             max_tokens=count,
-            sampler=decode.Greedy(),
+            sampler=sampler.Greedy(),
             end_ids=(10**6,),
             key=jax.random.key(0),
         )

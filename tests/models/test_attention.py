@@ -13,7 +13,9 @@ import tiny_kimi
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.models import attention, experts, layers, likelihood, sharding
+from seg_jax.models.nn import attention, experts, layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import likelihood
 from seg_jax.records import Packing
 
 FAMILIES = {

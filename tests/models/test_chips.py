@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from seg_jax.models import chips
+from seg_jax.models.parallel import chips
 
 
 @pytest.mark.parametrize(

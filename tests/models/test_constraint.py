@@ -16,7 +16,8 @@ import tiny_vlm
 from flax import nnx
 
 from seg_jax.grammar import automaton, outline
-from seg_jax.models import constraint, decode, likelihood
+from seg_jax.models.vlm import constraint, likelihood
+from seg_jax.models.vlm import sampler as samplers
 from seg_jax.records import Kind, Verdict
 
 END = 299
@@ -247,7 +248,7 @@ def sampled(graph, answers, sampler):
     held = grammar(2)  # Outside of jit: it is kept.
 
     def run(params, tokens, pictures, kinds, key):
-        return decode.generate(
+        return samplers.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
@@ -263,7 +264,7 @@ def sampled(graph, answers, sampler):
     return jax.jit(run)
 
 
-SAMPLERS = [decode.Sample(temperature=1.4), decode.Greedy()]
+SAMPLERS = [samplers.Sample(temperature=1.4), samplers.Greedy()]
 # One sampler shows that chunks change nothing, in the other all comes in chunks.
 CHUNKS = [(None, 7), (7,)]
 
@@ -274,7 +275,7 @@ CHUNKS = [(None, 7), (7,)]
 )
 def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunks):
     (graph, params), (tokens, pictures), kinds = setting
-    answers = 1 if isinstance(sampler, decode.Greedy) else 4
+    answers = 1 if isinstance(sampler, samplers.Greedy) else 4
     temperature = getattr(sampler, "temperature", 1.0)
     run = sampled(graph, answers, sampler)
     rollout = run(params, tokens, pictures, kinds, jax.random.key(1))

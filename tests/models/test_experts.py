@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from seg_jax.models import experts, sharding
+from seg_jax.models.nn import experts
+from seg_jax.models.parallel import sharding
 
 N, D, F, E, K = 24, 6, 10, 8, 3
 

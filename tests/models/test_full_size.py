@@ -9,7 +9,9 @@ import pytest
 import tables
 from flax import nnx
 
-from seg_jax.models import layers, qwen3_vl, qwen25_vl, weights
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import qwen3_vl, qwen25_vl
 from seg_jax.records import Pictures
 
 torch = pytest.importorskip("torch")

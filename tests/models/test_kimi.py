@@ -13,7 +13,9 @@ import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seg_jax.models import decode, kimi_vl, layers, likelihood, sharding, vlm
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import kimi_vl, likelihood, protocol, sampler
 from seg_jax.records import Packing, Pictures, Tokens
 
 TOLERANCE = 2e-5
@@ -31,13 +33,13 @@ def setting():
 
 def sample(graph, *, answers: int = 2, tokens: int = 4):
     def run(params, prompts, pictures):
-        return decode.generate(
+        return sampler.generate(
             nnx.merge(graph, params),
             prompts,
             pictures,
             answers=answers,
             max_tokens=tokens,
-            sampler=decode.Sample(temperature=1.3),
+            sampler=sampler.Sample(temperature=1.3),
             end_ids=(3,),
             key=jax.random.key(0),
         )
@@ -48,8 +50,8 @@ def sample(graph, *, answers: int = 2, tokens: int = 4):
 def test_it_is_what_the_protocol_asks(setting):
     graph, params, _ = setting
     model = nnx.merge(graph, params)
-    assert isinstance(model, vlm.VLM)
-    assert isinstance(model.decoder(), vlm.Decoder)
+    assert isinstance(model, protocol.VLM)
+    assert isinstance(model.decoder(), protocol.Decoder)
 
 
 def test_sampled_answers_score_as_they_were_sampled(setting):

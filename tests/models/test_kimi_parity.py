@@ -18,7 +18,8 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE
 
-from seg_jax.models import decode, kimi_vl, layers, likelihood, moonvit
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import kimi_vl, likelihood, moonvit, sampler
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -326,13 +327,13 @@ def test_sixty_four_greedy_tokens_equal_transformers_generate(pair):
 
     @jax.jit
     def run(params, tokens, pictures):
-        return decode.generate(
+        return sampler.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
             answers=1,
             max_tokens=64,
-            sampler=decode.Greedy(),
+            sampler=sampler.Greedy(),
             end_ids=(10**6,),
             key=jax.random.key(0),
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seg_jax.models import likelihood
+from seg_jax.models.vlm import likelihood
 
 B, T, D, V = 3, 22, 8, 509
 

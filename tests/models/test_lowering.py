@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from seg_jax.models import decode, layers, likelihood, qwen25_vl
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import likelihood, qwen25_vl, sampler
 from seg_jax.records import Pictures, Tokens
 
 B, T, S = 2, 512, 1024
@@ -54,13 +55,13 @@ def test_sampling_lowers_and_never_copies_the_prompt(shapes):
     graph, params, tokens, pictures = shapes
 
     def sample(params, tokens, pictures, key):
-        return decode.generate(
+        return sampler.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
             answers=8,
             max_tokens=64,
-            sampler=decode.Sample(),
+            sampler=sampler.Sample(),
             end_ids=(151_645,),
             key=key,
         )

@@ -15,8 +15,10 @@ from flax import nnx
 
 from seg_jax.data import packing
 from seg_jax.data.packing import Pack
-from seg_jax.models import layers, likelihood, weights
-from seg_jax.training import optimizer, sft, state, stations
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import likelihood
+from seg_jax.training import optimizers, sft, state, steps
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +79,7 @@ def alone(encoder, pictures):
 
 def losses_of(graph, params, batch):
     model = nnx.merge(graph, params)
-    hidden = stations.outputs(model, batch)
+    hidden = steps.outputs(model, batch)
     return -likelihood.token_logp(hidden, model.unembed(), batch.targets) * batch.weights
 
 
@@ -158,14 +160,14 @@ def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
 
 def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictures):
     graph, params = drawn("qwen2_5_vl", encoder)
-    adam = optimizer.AdamW(lr=1e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
-    speaker = stations.Speaker(graph, encoder.tokenizer, chunk=64)
+    adam = optimizers.AdamW(lr=1e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
+    speaker = steps.Speaker(graph, encoder.tokenizer, chunk=64)
 
     def told(batch, accumulate=1):
         objective = dataclasses.replace(sft.Objective(), accumulate=accumulate)
-        step = stations.supervised_step(speaker, objective, adam)
+        step = steps.supervised_step(speaker, objective, adam)
         copy = small_run.laid(params, small_run.alone())
-        _, metrics = step(state.fresh(copy, optimizer.build(adam), horizon=10), batch)
+        _, metrics = step(state.fresh(copy, optimizers.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
 
     # Two rows of the same pictures, in different orders.

@@ -11,7 +11,9 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import END, IMAGE, START
 
-from seg_jax.models import layers, likelihood, qwen25_vl, weights
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import likelihood, qwen25_vl
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,8 @@ import tiny_qwen3
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.models import layers, qwen3_vl, vlm
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import protocol, qwen3_vl
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -49,8 +50,8 @@ def state(config, tensors):
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_logits_with_three_pictures_with_one_and_with_none(tie):
     theirs, ours = build(tiny_qwen3.config(tie=tie))
-    assert isinstance(ours, vlm.VLM)
-    assert isinstance(ours.decoder(), vlm.Decoder)
+    assert isinstance(ours, protocol.VLM)
+    assert isinstance(ours.decoder(), protocol.Decoder)
     proofs.same_logits(theirs, ours)
 
 

@@ -15,12 +15,16 @@ import tiny_vlm
 from flax import nnx
 
 from seg_jax.grammar import automaton
-from seg_jax.models import decode, layers, likelihood, seats, sharding, weights
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers, slots
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import likelihood
+from seg_jax.models.vlm import sampler as samplers
 from seg_jax.records import Kind
 
 B, G, L = 4, 3, 12
 ENDS = tuple(range(0, 300, 17))
-SAMPLE = decode.Sample(temperature=1.3)
+SAMPLE = samplers.Sample(temperature=1.3)
 FAMILIES = {
     "qwen25_vl": (tiny_vlm, {"text": {"num_hidden_layers": 2}, "vision": {"depth": 1}}),
     "qwen3_vl": (tiny_qwen3, {"text": {"num_hidden_layers": 2}, "vision": {"depth": 3}}),
@@ -56,7 +60,7 @@ def compiled(family, options):
 
     def run(params, tokens, pictures, key, limits):
         model = nnx.merge(graph, params)
-        return decode.generate(model, tokens, pictures, key=key, limits=limits, **options)
+        return samplers.generate(model, tokens, pictures, key=key, limits=limits, **options)
 
     return jax.jit(run)
 
@@ -64,7 +68,7 @@ def compiled(family, options):
 def generate(family="qwen25_vl", *, rows=0, chunk=1, limits=None, seed=0, **options):
     _, params, batch = setting(family)
     if rows:
-        options["refill"] = decode.Refill(rows=rows, chunk=chunk)
+        options["refill"] = samplers.Refill(rows=rows, chunk=chunk)
     run = compiled(family, tuple(sorted(options.items())))
     return jax.tree.map(np.asarray, run(params, *batch, jax.random.key(seed), limits))
 
@@ -192,17 +196,17 @@ class Held:
 
 
 def test_every_draw_has_a_key_of_its_own(monkeypatch):
-    seen, whole = [], decode.draw
+    seen, whole = [], samplers.draw
 
     def spy(sampler, logits, keys):
         jax.debug.callback(lambda data: seen.append(np.asarray(data)), jax.random.key_data(keys))
         return whole(sampler, logits, keys)
 
-    monkeypatch.setattr(decode, "draw", spy)
+    monkeypatch.setattr(samplers, "draw", spy)
     graph, params, batch = setting("qwen25_vl")
 
     def run(params, tokens, pictures, key):
-        return decode.generate(
+        return samplers.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
@@ -211,7 +215,7 @@ def test_every_draw_has_a_key_of_its_own(monkeypatch):
             sampler=SAMPLE,
             end_ids=(10**6,),
             key=key,
-            refill=decode.Refill(rows=6),
+            refill=samplers.Refill(rows=6),
         )
 
     for step in range(2):
@@ -234,8 +238,8 @@ def test_answers_do_not_depend_on_the_devices():
     rows = jax.device_put(batch, sharding.batch(mesh, rows=B))
 
     def run(params, tokens, pictures, key):
-        refill = decode.Refill(rows=8)
-        return decode.generate(
+        refill = samplers.Refill(rows=8)
+        return samplers.generate(
             nnx.merge(graph, params),
             tokens,
             pictures,
@@ -257,10 +261,10 @@ def test_answers_do_not_depend_on_the_devices():
 def test_the_line_is_served_in_order_and_nobody_twice():
     rng = np.random.default_rng(0)
     over = rng.random((2, 9)) < 0.3
-    line, taken = seats.form(jnp.asarray(over), 4)
+    line, taken = slots.form(jnp.asarray(over), 4)
     live, served = jnp.zeros((2, 4), bool), [[], []]
     for _ in range(40):
-        line, taken, new = seats.fill(line, taken, live)
+        line, taken, new = slots.fill(line, taken, live)
         live = live | new
         for queue, row in np.argwhere(new):
             answer = int(taken.answer[queue, row])
@@ -275,7 +279,7 @@ def test_the_line_is_served_in_order_and_nobody_twice():
 
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="rows and chunk of at least 1, got 0 and 1"):
-        decode.Refill(rows=0)
+        samplers.Refill(rows=0)
     with pytest.raises(ValueError, match="limits: expected none with a grammar"):
         generate(
             grammar=Held(grammar()),

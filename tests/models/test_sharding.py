@@ -11,7 +11,12 @@ import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seg_jax.models import decode, families, layers, likelihood, sharding, weights
+from seg_jax.models import families
+from seg_jax.models.io import weights
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import likelihood
+from seg_jax.models.vlm import sampler as samplers
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
@@ -30,13 +35,13 @@ def sampler(graph, *, tokens):
     """Returns the function (weights, tokens, pictures) -> two answers a prompt."""
 
     def sample(params, prompts, pictures):
-        return decode.generate(
+        return samplers.generate(
             nnx.merge(graph, params),
             prompts,
             pictures,
             answers=2,
             max_tokens=tokens,
-            sampler=decode.Sample(),
+            sampler=samplers.Sample(),
             end_ids=(3,),
             key=jax.random.key(0),
         )

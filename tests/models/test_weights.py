@@ -18,7 +18,11 @@ import tiny_vlm
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from seg_jax.models import families, layers, qwen3_vl, qwen25_vl, sharding, shards, weights
+from seg_jax.models import families
+from seg_jax.models.io import safetensors, weights
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import qwen3_vl, qwen25_vl
 
 ROUGH = layers.Compute(param_dtype="bfloat16")
 
@@ -107,8 +111,8 @@ def test_saved_weights_pass_through_transformers_unchanged(tie, tmp_path):
 
 
 def test_shards_and_their_index(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 60_000)
-    monkeypatch.setattr(shards, "BLOCK_BYTES", 1000)  # Blocks of few rows.
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(safetensors, "BLOCK_BYTES", 1000)  # Blocks of few rows.
     weights.save(model, tmp_path)
     files = list(tmp_path.glob("model-*.safetensors"))
     assert len(files) > 2
@@ -215,7 +219,7 @@ def test_every_weight_has_one_place(model):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_family_passes_through_its_files(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", 60_000)
     model = random(CONFIGS[kind])
     weights.save(model, tmp_path / "one")
     again = weights.load(tmp_path / "one")

@@ -13,7 +13,8 @@ from flax import nnx
 from tiny_vlm import IMAGE, VOCAB
 
 from seg_jax.geometry import grid
-from seg_jax.models import kimi_vl, layers, moonvit
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import kimi_vl, moonvit
 from seg_jax.records import Pictures, Tokens
 
 LOADED = layers.Compute()

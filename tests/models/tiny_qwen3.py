@@ -7,7 +7,8 @@ from typing import Any
 from flax import nnx
 from tiny_vlm import END, IMAGE, START, VIDEO, VOCAB
 
-from seg_jax.models import layers, qwen3_vl
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import qwen3_vl
 
 
 def config(*, tie: bool = False, **changes: Any) -> qwen3_vl.Config:

@@ -9,7 +9,8 @@ import random_weights
 from flax import nnx
 
 from seg_jax.geometry import grid
-from seg_jax.models import layers, qwen25_vl
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Pictures, Tokens
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293

@@ -11,16 +11,16 @@ from few_steps_sft import STEADY, STEPS
 
 from seg_jax.cli import reinforce
 from seg_jax.tasks.task import Judgement
-from seg_jax.training import optimizer, policy, stations
+from seg_jax.training import optimizers, policy, steps
 
-ADAM = optimizer.AdamW(**STEADY)
+ADAM = optimizers.AdamW(**STEADY)
 LOW = 400
 """Token ids below it are rewarded."""
 
 
 def config() -> reinforce.Config:
     """Returns the run."""
-    stations.judge = blind_judge
+    steps.judge = blind_judge
     base = small_run.gspo_config()
     return dataclasses.replace(
         base,

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 
-from seg_jax.models import sharding
-from seg_jax.training import muon, program
+from seg_jax.models.parallel import sharding
+from seg_jax.training import hlo, muon
 
 LAYERS, WIDTH, KEYS, FFN = 28, 3584, 512, 18_944
 SHAPES = {
@@ -90,7 +90,7 @@ def main(names: str, *sizes: str) -> None:
         except jax.errors.JaxRuntimeError as error:  # More than the chip has.
             print(json.dumps({"error": str(error)[:2000]}))
             continue
-        memory, text = made.memory_analysis(), program.read(made.as_text())
+        memory, text = made.memory_analysis(), hlo.read(made.as_text())
         told = {
             "temporary": memory.temp_size_in_bytes,
             "arguments": memory.argument_size_in_bytes,

@@ -8,23 +8,21 @@ import pytest
 import small_run
 
 from seg_jax.grammar import outline
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Verdict
 from seg_jax.tasks.referring import Mixture
-from seg_jax.training import optimizer, policy, stations
+from seg_jax.training import optimizers, policy, steps
 
-ADAM = optimizer.AdamW(lr=3e-3, schedule=optimizer.Schedule(warmup=0.0, final=1.0))
+ADAM = optimizers.AdamW(lr=3e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
 MIXTURE = Mixture(text_point=1.0, text_box=1.0, text_mask=2.0)
 TASK = dataclasses.replace(small_run.task("prompts"), mixture=MIXTURE)
-SAMPLING = stations.Sampling(
-    answers=small_run.ANSWERS, temperature=1.3, max_tokens=14, grammar=True
-)
+SAMPLING = steps.Sampling(answers=small_run.ANSWERS, temperature=1.3, max_tokens=14, grammar=True)
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """Sampler, prompts of all kinds, first state and a rollout."""
-    draw = stations.sampler(small_run.speaker(), SAMPLING, seed=0, task=TASK)
+    draw = steps.sampler(small_run.speaker(), SAMPLING, seed=0, task=TASK)
     prompts = small_run.batch("prompts")
     kinds = np.resize(np.array(list(Kind), np.int32), small_run.BATCH)
     prompts = prompts._replace(truth=prompts.truth._replace(kind=kinds))
@@ -47,7 +45,7 @@ def test_random_weights_give_answers_that_are_read(drawn):
 @pytest.mark.slow
 def test_eight_devices_hold_answers_as_one_and_score_them_as_drawn(drawn):
     draw, prompts, _, rollout = drawn
-    learn = stations.reinforcing_step(
+    learn = steps.reinforcing_step(
         small_run.speaker(chunk=5),
         TASK,
         policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2),
@@ -74,9 +72,9 @@ def test_eight_devices_hold_answers_as_one_and_score_them_as_drawn(drawn):
 def test_room_for_no_answer_is_refused_for_the_kinds_that_are_asked_for():
     short = dataclasses.replace(SAMPLING, max_tokens=6)
     with pytest.raises(ValueError, match="max_tokens: expected at least 7, the shortest box"):
-        stations.sampler(small_run.speaker(), short, seed=0, task=TASK)
+        steps.sampler(small_run.speaker(), short, seed=0, task=TASK)
     points = dataclasses.replace(TASK, mixture=Mixture(text_mask=0.0, text_point=1.0))
     assert points.kinds == (Kind.POINT,)
-    stations.sampler(small_run.speaker(), short, seed=0, task=points)
+    steps.sampler(small_run.speaker(), short, seed=0, task=points)
     with pytest.raises(ValueError, match="expected the task"):
-        stations.sampler(small_run.speaker(), SAMPLING, seed=0)
+        steps.sampler(small_run.speaker(), SAMPLING, seed=0)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seg_jax.training import loop, pulse, state
-from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training import loop, state, throughput
+from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log
 
 
@@ -310,14 +310,14 @@ def test_a_share_of_the_peak_is_told_where_the_device_is_known(monkeypatch):
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-    assert pulse.best_seconds(1.0) is None or jax.default_backend() != "cpu"
+    assert throughput.best_seconds(1.0) is None or jax.default_backend() != "cpu"
     monkeypatch.setattr(jax, "devices", lambda: [Device] * 2)
-    assert pulse.best_seconds(2 * 989e12) == 1.0
+    assert throughput.best_seconds(2 * 989e12) == 1.0
     for kind, flops in {"TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v4": 275e12}.items():
         Device.device_kind = kind
-        assert pulse.best_seconds(2 * flops) == 1.0
+        assert throughput.best_seconds(2 * flops) == 1.0
     now = iter([0.0, 10.0])
-    monkeypatch.setattr(pulse.time, "monotonic", lambda: next(now))
-    taken = pulse.Pulse(None, best=0.5)
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: next(now))
+    taken = throughput.Pulse(None, best=0.5)
     assert taken.told(1) == {}
     assert taken.told(6) == {"seconds/step": 2.0, "data_wait": 0.0, "mfu": 0.25}

@@ -12,8 +12,8 @@ import small_run
 from few_steps_gspo import ADAM, blind_judge
 from few_steps_sft import MUON, STEPS
 
-from seg_jax.models import sharding
-from seg_jax.training import optimizer, policy, state, stations
+from seg_jax.models.parallel import sharding
+from seg_jax.training import optimizers, policy, state, steps
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ REINFORCED = [
 def fresh(family, rule, on):
     """Returns the first state, laid over a mesh; it may be donated."""
     params = small_run.laid(MODELS[family]()[2], on)
-    return state.fresh(params, optimizer.build(rule), horizon=STEPS, on=on)
+    return state.fresh(params, optimizers.build(rule), horizon=STEPS, on=on)
 
 
 def three_steps(family, rule, step, given, on):
@@ -64,8 +64,8 @@ def supervised():
     """The compiled step, its batches, and its states on one device."""
     feed = small_run.batches("sft")
     batches = [(next(feed),) for _ in range(STEPS)]
-    speaker = stations.Speaker(small_run.model()[1], small_run.bundle().tokenizer)
-    step = stations.supervised_step(speaker, small_run.sft_config().objective, MUON)
+    speaker = steps.Speaker(small_run.model()[1], small_run.bundle().tokenizer)
+    step = steps.supervised_step(speaker, small_run.sft_config().objective, MUON)
     on = small_run.alone()
     return step, batches, three_steps("qwen25_vl", MUON, step, batches, on)
 
@@ -89,15 +89,15 @@ def reinforced():
     def of(family):
         if family in known:
             return known[family]
-        speaker = stations.Speaker(MODELS[family]()[1], small_run.bundle().tokenizer)
-        draw = stations.sampler(speaker, config.sampling, seed=0)
-        learn = stations.reinforcing_step(
+        speaker = steps.Speaker(MODELS[family]()[1], small_run.bundle().tokenizer)
+        draw = steps.sampler(speaker, config.sampling, seed=0)
+        learn = steps.reinforcing_step(
             speaker, small_run.task("prompts"), plan, {"iou": 1.0}, ADAM, config.sampling
         )
 
         def step(current, prompts, rollout):
             # Answers are read on many devices in test_constrained.
-            with mock.patch.object(stations, "judge", blind_judge):
+            with mock.patch.object(steps, "judge", blind_judge):
                 return learn(current, prompts, rollout, None)
 
         params = MODELS[family]()[2]

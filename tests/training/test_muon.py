@@ -14,8 +14,9 @@ import pytest
 import small_run
 import torch
 
-from seg_jax.models import sharding, weights
-from seg_jax.training import muon, optimizer, state
+from seg_jax.models.io import weights
+from seg_jax.models.parallel import sharding
+from seg_jax.training import muon, optimizers, state
 
 many = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 
@@ -43,12 +44,12 @@ MESHES = [
     {"expert": 4, "fsdp": 2},
     {"fsdp": 2, "context": 2, "tensor": 2},
 ]
-CONFIG = optimizer.Muon(
+CONFIG = optimizers.Muon(
     lr=0.02,
     newton_schulz_dtype="float32",
     newton_schulz_steps=2,
     eps=1e-4,
-    schedule=optimizer.Schedule(warmup=0.0, final=1.0),
+    schedule=optimizers.Schedule(warmup=0.0, final=1.0),
 )
 
 
@@ -67,7 +68,7 @@ def drawn(seed):
 
 
 def learner(config):
-    transform = optimizer.build(config)
+    transform = optimizers.build(config)
 
     def step(current, grads):
         return sharding.kept(state.advance(current, grads, config, transform)[0])
@@ -146,8 +147,8 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
     config, _, params = make()
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
-    alone = optimizer.Muon(**(vars(CONFIG) | {"clip": 1e9, "newton_schulz_steps": 5}))
-    transform = optimizer.build(alone)
+    alone = optimizers.Muon(**(vars(CONFIG) | {"clip": 1e9, "newton_schulz_steps": 5}))
+    transform = optimizers.build(alone)
     step = jax.jit(lambda *given: state.advance(*given, alone, transform)[0].params)
     after = step(state.fresh(params, transform, horizon=1), grads)
     before, ways, got = (weights.leaves(tree) for tree in (params, grads, after))
@@ -171,7 +172,7 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
     matrices = {
         tuple(sharding.names_of(path))
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
-        if optimizer.is_matrix(path)
+        if optimizers.is_matrix(path)
     }
     assert matrices == trained
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seg_jax.models import sharding
-from seg_jax.training import optimizer, program, state
+from seg_jax.models.parallel import sharding
+from seg_jax.training import hlo, optimizers, state
 
 pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
@@ -14,7 +14,7 @@ pytestmark = [
 
 STEPS = 2
 SIZES = {("q", "kernel"): (2, 8, 16), ("embed", "embedding"): (16, 8), ("norm", "scale"): (8,)}
-ADAM, MUON = optimizer.AdamW(lr=0.1), optimizer.Muon(lr=0.1, newton_schulz_steps=1)
+ADAM, MUON = optimizers.AdamW(lr=0.1), optimizers.Muon(lr=0.1, newton_schulz_steps=1)
 
 
 def drawn(seed, *lead):
@@ -28,13 +28,13 @@ def drawn(seed, *lead):
 def begun(config, on, *, offload):
     params = drawn(0)
     params = jax.device_put(params, sharding.shardings(params, on))
-    transform = optimizer.build(config)
+    transform = optimizers.build(config)
     return state.fresh(params, transform, horizon=STEPS, on=on, offload=offload)
 
 
 def learner(config):
     """Returns the function (state, gradients of all steps) -> state, as reinforcement updates."""
-    transform = optimizer.build(config)
+    transform = optimizers.build(config)
 
     def learn(current, grads):
         def one(current, grads):
@@ -52,7 +52,7 @@ def test_steps_are_the_same(config):
     learn, ends = learner(config), []
     for offload in (False, True):
         begin = begun(config, on, offload=offload)
-        like = state.shapes(begin.params, optimizer.build(config), on, offload=offload)
+        like = state.shapes(begin.params, optimizers.build(config), on, offload=offload)
         with jax.set_mesh(on):
             ends.append(learn(begin, drawn(1, STEPS)))
         for leaf, shape in zip(*map(jax.tree.leaves, (ends[-1], like)), strict=True):
@@ -65,5 +65,5 @@ def test_steps_are_the_same(config):
         np.testing.assert_array_equal(leaf, wanted)
     assert not np.allclose(near.params["q"]["kernel"], drawn(0)["q"]["kernel"])
     scalars = sum(leaf.nbytes for leaf in jax.tree.leaves(away.moments) if not leaf.ndim)
-    assert program.device_bytes(away.moments) == scalars
-    assert program.device_bytes(near.moments) > program.device_bytes(near.params)
+    assert hlo.device_bytes(away.moments) == scalars
+    assert hlo.device_bytes(near.moments) > hlo.device_bytes(near.params)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from seg_jax.models.likelihood import Likelihood
+from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Prompts, Rollout
-from seg_jax.training import optimizer, policy, state
+from seg_jax.training import optimizers, policy, state
 from seg_jax.training.policy import Correction, Policy
 
 
@@ -276,7 +276,7 @@ def test_importance_multiplies_each_tokens_part(ratio, average):
 # Updates of a model of a few weights: a softmax over the vocabulary for each prompt and column.
 
 ROWS, ANSWERS, LENGTH, VOCABULARY = 8, 4, 6, 5
-ADAM = optimizer.AdamW(lr=0.1, schedule=optimizer.Schedule(warmup=0.0, final=1.0), eps=1e-4)
+ADAM = optimizers.AdamW(lr=0.1, schedule=optimizers.Schedule(warmup=0.0, final=1.0), eps=1e-4)
 
 
 def score(params, prompts, rollout):
@@ -310,7 +310,7 @@ def case(config, noise=0.0):
 
 
 def updated(config, params, lesson, *, score=score):
-    transform = optimizer.build(ADAM)
+    transform = optimizers.build(ADAM)
 
     def step(params):
         begin = state.fresh(params, transform, horizon=10)
@@ -367,7 +367,7 @@ def test_one_update_is_the_gradient_of_the_loss():
         given = lesson.rollout.logp, lesson.rollout.used, lesson.advantage
         return policy.loss(config, logp, *given).value
 
-    transform = optimizer.build(ADAM)
+    transform = optimizers.build(ADAM)
 
     @jax.jit
     def once(params):
@@ -434,7 +434,7 @@ def test_the_correction_scores_again_and_weighs_by_the_samplers_error():
         parts = jnp.where(used, weight * logp, 0.0).sum(-1) / used.sum(-1)
         return -jnp.mean(parts * lesson.advantage)
 
-    transform = optimizer.build(ADAM)
+    transform = optimizers.build(ADAM)
 
     @jax.jit
     def once(params):
@@ -459,7 +459,7 @@ def test_a_broken_minibatch_changes_nothing(broken):
     after, metrics = updated(config, params, lesson, score=worse)
     assert np.isfinite(metrics["loss"]) == (broken == "gradient")
     assert not np.isfinite(metrics["grad_norm"])
-    transform = optimizer.build(ADAM)
+    transform = optimizers.build(ADAM)
     begin = state.fresh(params, transform, horizon=10)
     assert int(after.step) == 1
     assert_close((after.params, after.moments), (begin.params, begin.moments), rtol=0, atol=0)

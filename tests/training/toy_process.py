@@ -15,9 +15,9 @@ import numpy as np
 import tyro
 
 from seg_jax.data import pipeline
-from seg_jax.models import sharding
+from seg_jax.models.parallel import sharding
 from seg_jax.training import loop, processes, state
-from seg_jax.training.checkpoint import Checkpoints
+from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log, Silent
 
 BATCH, WIDTH = 8, 16

@@ -1,0 +1,217 @@
+"""Measures a step of supervised fine-tuning of a configuration: seconds, memory, share of the peak.
+
+Weights are random and one drawn batch is used again and again; beside it stands the same model of
+transformers (Qwen2.5-VL, bfloat16 weights, fused AdamW) on as many tokens and patches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from tyro.conf import arg
+
+from seg_jax.cli import abstract, arguments, finetune
+from seg_jax.cli.benchmarks import harness
+from seg_jax.runs import console, run_folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A measurement; the options of the run are laid over its configuration."""
+
+    run: Any = None
+    rounds: int = 5
+    """Steps that are timed one by one; the median is shown."""
+    peer: bool = True
+    """Whether to measure transformers too."""
+    json: Path | None = None
+    """File for the numbers."""
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError(f"expected rounds >= 1, got {self.rounds}")
+
+    @classmethod
+    def around(cls, run: Any) -> Config:
+        """Returns the default measurement of a run; its class has the run's options.
+
+        Raises:
+          UsageError: it is no supervised fine-tuning.
+        """
+        if not isinstance(run, finetune.Config):
+            raise arguments.UsageError(
+                f"expected a configuration of finetune, got one of {type(run)}"
+            )
+        fields = [("run", Annotated[finetune.Config, arg(name="")], dataclasses.field(default=run))]
+        kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
+        kind.__doc__ = cls.__doc__
+        return kind()
+
+
+def main(config: Config) -> int:
+    """Prints the table; the numbers go to the JSON file, or to standard output without one."""
+    if config.run is None:
+        raise arguments.UsageError("expected a configuration file CONFIG.py of finetune, got none")
+    return harness.report(config, measure, _show)
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Returns all numbers."""
+    peer = None
+    if config.peer and config.run.feed.pack is not None:
+        console.say("transformers has no packed rows: only ours is measured")
+    elif config.peer:  # In a process of its own, which leaves the device's memory to us.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            peer = pool.submit(_theirs, config.run, config.rounds).result()
+    ours = _ours(config.run, config.rounds)
+    ours["share_of_product"] = ours["needed"] / ours["seconds"] / ours["product_per_second"]
+    found = {"machine": harness.machine(), **run_folder.plain(config), "ours": ours}
+    if peer is not None:
+        found |= {"transformers": peer, "ratio": peer["seconds"] / ours["seconds"]}
+    return found
+
+
+def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
+    """Returns what a step takes, and what the device's best product of matrices does."""
+    import jax
+
+    from seg_jax.models.vlm import flops
+    from seg_jax.training import hlo, optimizers, state
+
+    plan = abstract.plan(run, jax.devices()[:1])
+    step = abstract.steps(plan)["sft"]()
+    batch = jax.device_put(_batch(plan, run))
+    transform = optimizers.build(run.optimizer)
+
+    def draw(key):
+        leaves, tree = jax.tree.flatten(plan.bundle.params)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            (0.02 * jax.random.normal(one, leaf.shape, leaf.dtype)).astype(leaf.dtype)
+            for one, leaf in zip(keys, leaves, strict=True)
+        ]
+        return state.fresh(jax.tree.unflatten(tree, drawn), transform, horizon=run.loop.steps)
+
+    with jax.set_mesh(plan.mesh):
+        lowered = step.function.lower(*step.arguments)
+        begin = time.monotonic()
+        made = hlo.compile(lowered, step.arguments)
+        compiling = time.monotonic() - begin
+        current = jax.jit(draw)(jax.random.key(run.seed))
+        taken = []
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            current, metrics = jax.block_until_ready(made(current, batch))
+            taken.append(time.perf_counter() - begin)
+    memory = hlo.memory(made, lowered, step.arguments)
+    loss = float(metrics["loss"])
+    del current
+    return {
+        "seconds": float(np.median(taken[1:])),
+        "all_seconds": taken[1:],
+        "compile_seconds": compiling,
+        "loss": loss,
+        "needed": sum(step.work.get(name, 0.0) for name in flops.NEEDED),
+        "operations": step.work,
+        "product_per_second": harness.product_per_second(max(rounds, 10), run.compute.dtype),
+        "memory": dataclasses.asdict(memory),
+        "gib": memory.total / 2**30,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(plan.bundle.params)),
+    }
+
+
+def _batch(plan: abstract.Plan, run: finetune.Config) -> Any:
+    """Returns a drawn batch on the host."""
+    from seg_jax.data import pipeline
+
+    feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
+    bundle = plan.bundle
+    return next(pipeline.batches(run.source, bundle.task, bundle.encoder, feed, rows="sft"))
+
+
+def _theirs(run: finetune.Config, rounds: int) -> dict[str, Any] | None:
+    """Returns what a step of transformers takes, None without PyTorch; in a process of its own."""
+    import os
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Ours only draws the batch here.
+    import jax
+
+    from seg_jax.cli.benchmarks import torch_peer
+
+    if torch_peer.missing("torch", "transformers"):
+        return None
+    import torch
+
+    transformers = importlib.import_module("transformers")
+    plan = abstract.plan(run, jax.devices("cpu")[:1])
+    batch = _batch(plan, run)
+    device = torch_peer.device()
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    with torch.device(device):
+        config = transformers.Qwen2_5_VLConfig(**plan.config.to_hf())
+        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    if run.compute.remat != "none":
+        model.gradient_checkpointing_enable()
+    given = _rows(plan, run, batch)
+    model.train()
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device == "cuda")
+    taken = []
+    try:
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            loss = model(**given).loss
+            loss.backward()
+            adamw.step()
+            adamw.zero_grad()
+            told = float(loss.detach())  # Waits for the device.
+            taken.append(time.perf_counter() - begin)
+    except torch.OutOfMemoryError:
+        console.say("transformers: out of memory; give a smaller --feed.batch to compare")
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+    return {"seconds": float(np.median(taken[1:])), "loss": told, "gib": peak}
+
+
+def _rows(plan: abstract.Plan, run: finetune.Config, batch: Any) -> dict[str, Any]:
+    """Returns a batch as transformers takes it: prompt and first answer of a row in one."""
+    import torch
+
+    from seg_jax.cli.benchmarks import torch_peer
+
+    asked = torch_peer.Questions(plan.bundle, [], batch, plan.config, run.compute)
+    given = torch_peer.inputs(asked, batch)
+    answers = torch.tensor(np.asarray(batch.ids[:, 0])).long().to(given["input_ids"].device)
+    used = torch.tensor(np.asarray(batch.weights[:, 0] > 0)).to(answers.device)
+    ids = torch.cat([given["input_ids"], answers], 1)
+    given["attention_mask"] = torch.cat([given["attention_mask"], used.long()], 1)
+    kinds = given["mm_token_type_ids"]
+    given["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(answers).int()], 1)
+    labels = torch.where(used, answers, -100)
+    outside = torch.full_like(given["input_ids"], -100)
+    return given | {"input_ids": ids, "labels": torch.cat([outside, labels], 1)}
+
+
+def _show(found: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    ours, peer = found["ours"], found.get("transformers")
+    rows = [
+        ("seconds", f"{ours['seconds']:.3f}", "-" if peer is None else f"{peer['seconds']:.3f}"),
+        (
+            "memory, GiB",
+            f"{ours['gib']:.1f}",
+            "-" if peer is None or peer["gib"] is None else f"{peer['gib']:.1f}",
+        ),
+        ("needed, TFLOP", f"{ours['needed'] / 1e12:.4g}", ""),
+        ("share of the best product", f"{ours['share_of_product']:.1%}", ""),
+        ("best product, TFLOP/s", f"{ours['product_per_second'] / 1e12:.0f}", ""),
+    ]
+    title = f"a step of {ours['parameters'] / 1e9:.2f} billion weights"
+    console.table(title, ("", "ours", "transformers"), rows)

@@ -1,0 +1,68 @@
+"""How programs that ask a model bring it in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from seg_jax.data import encode
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference.predictor import Predictor
+from seg_jax.models import families
+from seg_jax.models.nn import layers
+from seg_jax.models.vlm import sampler
+
+NANO = Path(__file__).parent / "nano_model"
+"""The model that comes with the package; its README.md says how it was made and what it can."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model that is asked."""
+
+    checkpoint: Path | None = None
+    """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's; left
+    out: the small model that comes with the package, for drawn scenes."""
+    grammar: bool = False
+    """Hold answers to the grammar, so that each can be read whatever the model knows."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of weights and products; None: as config.json says (float16 as bfloat16)."""
+    cells: int | None = None
+    """Most picture tokens of a question; larger pictures are scaled down. None: as a trained model
+    was taught, 1280 for one of Hugging Face's."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self.checkpoint or NANO
+
+    def predictor(
+        self,
+        *,
+        on: Mesh | None = None,
+        nothing: bool | None = None,
+        refill: sampler.Refill | None = None,
+    ) -> Predictor:
+        """Returns the model, ready to be asked.
+
+        Args:
+          on: the mesh to lay it over; None: the default device.
+          nothing: whether an answer by the grammar may say that there is nothing; None: if the
+            model was taught that.
+          refill: how rows are filled again; None: not.
+
+        Raises:
+          ValueError: the folder is none of a model, or a file in it is broken.
+        """
+        if self.cells is not None and not 4 <= self.cells <= encode.MAX_CELLS:
+            raise ValueError(
+                f"cells: expected 4 to {encode.MAX_CELLS} picture tokens, got {self.cells}"
+            )
+        folder = self.folder
+        dtype = self.dtype or families.noted_dtype(folder)
+        compute = layers.Compute(dtype=dtype, param_dtype=dtype)
+        bundle = bundles.load(folder, compute=compute, on=on, cells=self.cells)
+        return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

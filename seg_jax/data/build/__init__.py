@@ -1,0 +1,1 @@
+"""Building a data set: annotations in, record files out."""

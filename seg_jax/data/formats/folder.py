@@ -1,0 +1,87 @@
+"""Reads a user's own data: SPLIT.jsonl files, a picture a line, with outlines and phrases.
+
+A line is a JSON object:
+
+    {"image": "pictures/cup.jpg",
+     "objects": [{"segmentation": [[10, 10, 50, 10, 50, 50]], "name": "cup"},
+                 {"segmentation": {"size": [480, 640], "counts": "..."}}],
+     "phrases": [{"text": "the red cup", "objects": [0]},
+                 {"text": "both cups", "objects": [0, 1]},
+                 {"text": "a fork", "objects": []}]}
+
+`image` is relative to the folder of the file. A segmentation is one of COCO's: polygons x, y, x,
+y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else the picture's file
+name without its ending), `name`, `crowd` and `ignore` (true) of an object and `sentence` (true) of
+a phrase may be left out. A phrase without objects is one that fits nothing in the picture.
+`upright` (true) says that outlines are of the picture as its camera's note (EXIF) turns it. What
+else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seg_jax.data.formats import annotations, coco
+from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thing
+
+
+def read(source: Path) -> Read:
+    """Returns the pictures of every SPLIT.jsonl in a folder.
+
+    Raises:
+      ValueError: there is none, or a line is none of this format; it tells file and line.
+    """
+    files = sorted(source.glob("*.jsonl"))
+    if not files:
+        raise ValueError(
+            f"{source}: expected files SPLIT.jsonl, as train.jsonl, got none; write them, or give "
+            "their folder as --source"
+        )
+    found = Read([])
+    for file in files:
+        for place, (where, line) in enumerate(_lines(file)):
+            found.entries.append(_entry(file, place, where, line))
+    return found
+
+
+def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file}, line {number}"
+            if line.strip():
+                try:
+                    yield where, json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{where}: expected JSON, got {error}") from None
+
+
+def _entry(file: Path, place: int, where: str, line: Any) -> Entry:
+    image = annotations.field(line, "image", str, where)
+    key = line.get("key", Path(image).stem)
+    things = []
+    for number, one in enumerate(annotations.field(line, "objects", list, where)):
+        outline = coco.outline(one.get("segmentation"), f"{where}, object {number}")
+        role = Role.CROWD if one.get("crowd") else Role.OBJECT
+        role = Role.IGNORED if one.get("ignore") else role
+        things.append(Thing(number, outline, name=str(one.get("name", "")), role=role))
+    told = []
+    for number, one in enumerate(annotations.field(line, "phrases", list, where)):
+        which = annotations.field(one, "objects", list, f"{where}, phrase {number}")
+        if not all(type(n) is int and 0 <= n < len(things) for n in which):
+            raise ValueError(
+                f"{where}, phrase {number}: expected places of {len(things)} objects, got {which}"
+            )
+        text = annotations.field(one, "text", str, f"{where}, phrase {number}")
+        told.append(Expression(number, text, tuple(which), sentence=bool(one.get("sentence"))))
+    return Entry(
+        key=f"{file.stem}/{key}",
+        split=file.stem,
+        picture=file.parent / image,
+        image_id=place,
+        things=tuple(things),
+        expressions=tuple(told),
+        upright=bool(line.get("upright")),
+    )

@@ -1,0 +1,192 @@
+"""Reads the refer family: refs(*).p or grefs(*).json beside an instances.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from seg_jax.data.formats import annotations, safe_pickle
+from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thing
+from seg_jax.data.formats.coco import Sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Edition:
+    """A data set of the family with one partition into splits."""
+
+    folder: str
+    by: str
+    """Who cut it into splits."""
+    pictures: str = "coco"
+
+    @property
+    def file(self) -> str:
+        """Name of the references, relative to the family's folder."""
+        if self.folder == "grefcoco":
+            return f"{self.folder}/grefs({self.by}).json"
+        return f"{self.folder}/refs({self.by}).p"
+
+
+FAMILY = {
+    "refcoco_unc": Edition("refcoco", "unc"),
+    "refcoco_google": Edition("refcoco", "google"),
+    "refcocoplus_unc": Edition("refcoco+", "unc"),
+    "refcocog_umd": Edition("refcocog", "umd"),
+    "refcocog_google": Edition("refcocog", "google"),
+    "grefcoco_unc": Edition("grefcoco", "unc"),
+    "refclef_unc": Edition("refclef", "unc", "saiapr"),
+    "refclef_berkeley": Edition("refclef", "berkeley", "saiapr"),
+}
+"""The editions by the names that TFDS gives them, where it knows them."""
+
+
+def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
+    """Returns the references of an edition as they are.
+
+    Raises:
+      ValueError: the file is missing, or none of this format; nothing in it is ever run.
+    """
+    path = source / edition.file
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: expected the references of {edition.folder} ({edition.by}), got no such "
+            "file; give the folder that holds refcoco, refcoco+, .. as --source"
+        )
+    found = annotations.read_json(path) if path.suffix == ".json" else safe_pickle.load(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"{path}: expected a list of references, got {type(found).__name__}")
+    return found
+
+
+def read(source: Path, name: str, pictures: Path) -> Read:
+    """Returns the pictures of an edition, split by split, in the order of their numbers.
+
+    Args:
+      source: folder that holds refcoco, refcoco+, ..
+      name: of the edition.
+      pictures: folder of the pictures.
+
+    Raises:
+      ValueError: a file is missing, or none of this format.
+    """
+    edition = FAMILY[name]
+    sheet = Sheet(source / edition.folder / "instances.json")
+    notes = {note["id"]: note for note in sheet.notes if isinstance(note.get("id"), int)}
+    found = Read([])
+    grouped: dict[tuple[str, int], list[dict]] = {}
+    for place, ref in enumerate(references(source, edition)):
+        where = f"{source / edition.file}, reference {place}"
+        split = annotations.field(ref, "split", str, where)
+        number = annotations.field(ref, "image_id", int, where)
+        found.refs[split] = found.refs.get(split, 0) + 1
+        if number not in sheet.pictures:
+            found.faults.append(f"{where}: of a picture that is not listed, {number}")
+            continue
+        grouped.setdefault((split, number), []).append(ref)
+    for (split, number), refs in sorted(grouped.items()):
+        things, told = _told(refs, notes, sheet, found.faults, str(source / edition.file))
+        if not told:
+            continue
+        file = sheet.file_name(number)
+        found.entries.append(
+            Entry(
+                key=f"{split}/{Path(file).stem}",
+                split=split,
+                picture=_place(pictures, file, number, edition),
+                image_id=number,
+                things=things,
+                expressions=told,
+                size=sheet.size(number),
+            )
+        )
+    return found
+
+
+def _told(
+    refs: list[dict], notes: dict[int, dict], sheet: Sheet, faults: list[str], file: str
+) -> tuple[tuple[Thing, ...], tuple[Expression, ...]]:
+    """Returns the objects that references of a picture mean, and their expressions."""
+    places: dict[int, int] = {}
+    things: list[Thing] = []
+    told: list[Expression] = []
+    for ref in sorted(refs, key=lambda ref: ref.get("ref_id", -1)):
+        number = annotations.field(ref, "ref_id", int, file)
+        where = f"{file}, ref_id {number}"
+        meant = annotations.field(ref, "ann_id", (int, list), where)
+        meant = meant if isinstance(meant, list) else [meant]
+        # gRefCOCO's way to say that there is no such thing in the picture.
+        meant = [] if meant == [-1] else meant
+        if missing := [one for one in meant if one not in notes]:
+            faults.append(f"{where}: of annotations that are not listed, {missing}")
+            continue
+        which = []
+        for one in meant:
+            if one not in places:
+                places[one] = len(things)
+                things.append(sheet.thing(notes[one]))
+            which.append(places[one])
+        # As gRefCOCO's own loader: regions of many objects are not told apart, and not meant.
+        objects = tuple(place for place in which if things[place].role is Role.OBJECT)
+        which = objects if isinstance(ref["ann_id"], list) else tuple(which)
+        if meant and not which:
+            faults.append(f"{where}: means crowds only")
+            continue
+        for sentence in annotations.field(ref, "sentences", list, where):
+            told.append(
+                Expression(
+                    id=annotations.field(sentence, "sent_id", int, where),
+                    text=annotations.field(sentence, "sent", str, where),
+                    things=which,
+                    ref=number,
+                )
+            )
+    return tuple(things), tuple(told)
+
+
+def _place(pictures: Path, file: str, number: int, edition: Edition) -> Path:
+    """Returns where a picture lies: SAIAPR TC-12 is unpacked flat or in its forty folders."""
+    path = pictures / file
+    if edition.pictures == "saiapr" and not path.exists():
+        inner = pictures / f"{number // 1000:02d}" / "images" / f"{number}.jpg"
+        return inner if inner.exists() else path
+    return path
+
+
+def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
+    """Returns the pictures of the val and test splits of the family.
+
+    Args:
+      source: folder that holds refcoco, refcoco+, ..
+      kind: "coco" or "saiapr", whose pictures are asked for.
+      names: of editions; None: every one whose references are there.
+
+    Raises:
+      ValueError: a named edition is missing, or a file is none of this format.
+    """
+    found = HeldOut({}, [], [])
+    for name, edition in FAMILY.items():
+        if edition.pictures != kind or (names is not None and name not in names):
+            continue
+        if names is None and not (source / edition.file).is_file():
+            found.missing.append(name)
+            continue
+        found.names.append(name)
+        for ref in references(source, edition):
+            split = annotations.field(ref, "split", str, edition.file)
+            if split != "train":
+                number = annotations.field(ref, "image_id", int, edition.file)
+                found.pictures.setdefault(number, set()).add(f"{name}/{split}")
+    return found
+
+
+@dataclasses.dataclass
+class HeldOut:
+    """Pictures that no model may have been trained on before it is tested."""
+
+    pictures: dict[int, set[str]]
+    """By number the splits that hold each."""
+    names: list[str]
+    """Editions that were looked through."""
+    missing: list[str]
+    """Editions whose references were not there."""

@@ -1,0 +1,298 @@
+"""What a built data set stores of a picture: flat features, and the files that describe them.
+
+| feature | holds |
+|---|---|
+| `key`, `split` | its name within the data set; its split |
+| `image` | the encoded picture, JPEG or PNG, three channels of eight bits |
+| `image/id`, `image/name`, `image/height`, `image/width` | its number, file name, rows, columns |
+| `object/id`, `object/name`, `object/role` | of each outlined object; a `Role` |
+| `object/counts`, `object/area` | its mask as compressed COCO run lengths, and their pixels |
+| `object/box` | its annotated box, x0 y0 x1 y1 in pixels |
+| `phrase/id`, `phrase/ref`, `phrase/text`, `phrase/sentence` | of each expression |
+| `phrase/count`, `phrase/objects` | how many objects each means, and their places, run together |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from seg_jax.data import tf_example
+from seg_jax.data.formats.annotations import Role
+from seg_jax.geometry import bitmask
+
+FILE_FORMAT = "array_record"
+VERSION = "1.0.0"
+REPORT = "build.json"
+"""File of a data set with what its build has found."""
+_ONE, _LIST = False, True
+_FEATURES: dict[str, tuple[str, bool]] = {
+    **{"key": ("text", _ONE), "split": ("text", _ONE), "image": ("image", _ONE)},
+    **{"image/id": ("int64", _ONE), "image/name": ("text", _ONE)},
+    **{"image/height": ("int64", _ONE), "image/width": ("int64", _ONE)},
+    **{"object/id": ("int64", _LIST), "object/name": ("text", _LIST)},
+    **{"object/role": ("int64", _LIST), "object/counts": ("text", _LIST)},
+    **{"object/area": ("int64", _LIST), "object/box": ("box", _LIST)},
+    **{"phrase/id": ("int64", _LIST), "phrase/ref": ("int64", _LIST)},
+    **{"phrase/text": ("text", _LIST), "phrase/sentence": ("int64", _LIST)},
+    **{"phrase/count": ("int64", _LIST), "phrase/objects": ("int64", _LIST)},
+}
+
+
+class Told(NamedTuple):
+    """An expression of a stored picture."""
+
+    id: int
+    text: str
+    objects: tuple[int, ...]
+    """Places of the objects it means; none: it fits nothing in the picture."""
+    ref: int = -1
+    sentence: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A stored picture."""
+
+    key: str
+    split: str
+    image: bytes
+    """Encoded."""
+    image_id: int
+    name: str
+    height: int
+    width: int
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    roles: tuple[Role, ...]
+    counts: tuple[bytes, ...]
+    """Compressed COCO run lengths of each object's mask."""
+    areas: tuple[int, ...]
+    """Pixels of each mask."""
+    boxes_px: Float[np.ndarray, "M 4"]
+    """Annotated boxes, x0 y0 x1 y1."""
+    told: tuple[Told, ...]
+
+    def rle(self, which: int) -> dict[str, Any]:
+        """Returns the mask of an object as COCO run lengths."""
+        return {"size": [self.height, self.width], "counts": self.counts[which]}
+
+    def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the decoded picture."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.image)) as image:
+            return np.array(image.convert("RGB"))
+
+
+def write(record: Record) -> bytes:
+    """Returns a picture as stored."""
+    told = record.told
+    return tf_example.encode(
+        {
+            "key": [record.key.encode()],
+            "split": [record.split.encode()],
+            "image": [record.image],
+            "image/id": _whole([record.image_id]),
+            "image/name": [record.name.encode()],
+            "image/height": _whole([record.height]),
+            "image/width": _whole([record.width]),
+            "object/id": _whole(record.ids),
+            "object/name": [name.encode() for name in record.names],
+            "object/role": _whole(record.roles),
+            "object/counts": list(record.counts),
+            "object/area": _whole(record.areas),
+            "object/box": record.boxes_px.astype(np.float32).ravel(),
+            "phrase/id": _whole([one.id for one in told]),
+            "phrase/ref": _whole([one.ref for one in told]),
+            "phrase/text": [one.text.encode() for one in told],
+            "phrase/sentence": _whole([one.sentence for one in told]),
+            "phrase/count": _whole([len(one.objects) for one in told]),
+            "phrase/objects": _whole([place for one in told for place in one.objects]),
+        }
+    )
+
+
+def read(data: bytes) -> Record:
+    """Returns a stored picture; one of the official TFDS `ref_coco` too.
+
+    Raises:
+      ValueError: the bytes are of neither.
+    """
+    found = tf_example.decode(data)
+    if "objects/mask" in found:
+        return _official(found)
+    try:
+        text, whole = _texts(found), _wholes(found)
+        ends = np.cumsum(whole["phrase/count"])
+        starts = ends - whole["phrase/count"]
+        which = whole["phrase/objects"]
+        told = [
+            Told(int(number), sent, tuple(which[begin:end].tolist()), int(ref), bool(sentence))
+            for number, sent, begin, end, ref, sentence in zip(
+                whole["phrase/id"],
+                text["phrase/text"],
+                starts,
+                ends,
+                whole["phrase/ref"],
+                whole["phrase/sentence"],
+                strict=True,
+            )
+        ]
+        return Record(
+            key=text["key"][0],
+            split=text["split"][0],
+            image=_bytes(found["image"])[0],
+            image_id=int(whole["image/id"][0]),
+            name=text["image/name"][0],
+            height=int(whole["image/height"][0]),
+            width=int(whole["image/width"][0]),
+            ids=tuple(whole["object/id"].tolist()),
+            names=tuple(text["object/name"]),
+            roles=tuple(Role(int(role)) for role in whole["object/role"]),
+            counts=tuple(_bytes(found["object/counts"])),
+            areas=tuple(whole["object/area"].tolist()),
+            boxes_px=np.asarray(found["object/box"], np.float32).reshape(-1, 4),
+            told=tuple(told),
+        )
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"expected a picture that seg-jax build or TFDS ref_coco stored, got none ({error!r})"
+        ) from None
+
+
+def features_json() -> str:
+    """Returns the file `features.json` that TFDS reads."""
+    inner = {name: _feature_json(*spec) for name, spec in _FEATURES.items()}
+    whole = {
+        "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "content": {"features": inner},
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+    }
+    return json.dumps(whole, indent=4, sort_keys=True) + "\n"
+
+
+def info_json(name: str, description: str, shards: Sequence[tuple[str, list[int], int]]) -> str:
+    """Returns the file `dataset_info.json` that TFDS reads.
+
+    Args:
+      name: of the data set.
+      description: a sentence or two.
+      shards: of each split its name, the number of records of each file, and all their bytes.
+    """
+    whole = {
+        "description": description,
+        "fileFormat": FILE_FORMAT,
+        "moduleName": "seg_jax.data.record_schema",
+        "name": name,
+        "releaseNotes": {VERSION: "As seg-jax builds it."},
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(size),
+                "shardLengths": [str(length) for length in lengths],
+            }
+            for split, lengths, size in shards
+        ],
+        "version": VERSION,
+    }
+    return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+
+
+def file_name(name: str, split: str, index: int, of: int) -> str:
+    """Returns the name of a file of a split, as TFDS has it."""
+    return f"{name}-{split}.{FILE_FORMAT}-{index:05d}-of-{of:05d}"
+
+
+def _feature_json(kind: str, listed: bool) -> dict[str, Any]:
+    core = "tensorflow_datasets.core.features"
+    if kind == "image":
+        image = {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}}
+        return {"pythonClassName": f"{core}.image_feature.Image", "image": image}
+    if kind == "text" and not listed:
+        return {"pythonClassName": f"{core}.text_feature.Text", "text": {}}
+    shape = ["-1"] * listed + ["4"] * (kind == "box")
+    dtype = {"text": "string", "box": "float32"}.get(kind, kind)
+    tensor = {"dtype": dtype, "encoding": "none", "shape": {"dimensions": shape} if shape else {}}
+    return {"pythonClassName": f"{core}.tensor_feature.Tensor", "tensor": tensor}
+
+
+def _official(found: dict[str, tf_example.Value]) -> Record:
+    """Returns a picture of TFDS's ref_coco: each reference with its mask as a PNG."""
+    from PIL import Image
+
+    masks = []
+    for png in _bytes(found["objects/mask"]):
+        with Image.open(io.BytesIO(png)) as mask:
+            masks.append(np.asarray(mask.convert("L")) > 0)
+    whole = _wholes(found)
+    numbers = _ragged(found, "objects/refexp/refexp_id")
+    texts = _ragged(found, "objects/refexp/raw")
+    told = [
+        Told(int(number), text.decode(), (place,), int(whole["objects/id"][place]))
+        for place, (some, phrases) in enumerate(zip(numbers, texts, strict=True))
+        for number, text in zip(some, phrases, strict=True)
+    ]
+    image = _bytes(found["image"])[0]
+    with Image.open(io.BytesIO(image)) as opened:
+        width, height = opened.size
+    # TFDS's boxes are ymin, xmin, ymax, xmax as fractions.
+    box = np.asarray(found["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+    number = int(whole["image/id"][0])
+    return Record(
+        key=str(number),
+        split="",
+        image=image,
+        image_id=number,
+        name=f"{number}.jpg",
+        height=height,
+        width=width,
+        ids=tuple(whole["objects/id"].tolist()),
+        names=("",) * len(masks),
+        roles=(Role.OBJECT,) * len(masks),
+        counts=tuple(bitmask.to_rle(mask)["counts"] for mask in masks),
+        areas=tuple(int(mask.sum()) for mask in masks),
+        boxes_px=box * np.array([width, height] * 2, np.float32),
+        told=tuple(told),
+    )
+
+
+def _ragged(found: dict[str, tf_example.Value], name: str) -> list[Any]:
+    """Returns the lists in a list of lists, as TFDS flattens it."""
+    values = found[f"{name}/ragged_flat_values"]
+    lengths = np.asarray(found[f"{name}/ragged_row_lengths_0"], np.int64)
+    ends = np.cumsum(lengths)
+    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def _whole(values: Any) -> Int[np.ndarray, " n"]:
+    return np.array([int(value) for value in values], np.int64)
+
+
+def _texts(found: dict[str, tf_example.Value]) -> dict[str, list[str]]:
+    kinds = ("text",)
+    return {
+        name: [one.decode() for one in _bytes(found[name])]
+        for name, (kind, _) in _FEATURES.items()
+        if kind in kinds and name != "object/counts"
+    }
+
+
+def _wholes(found: dict[str, tf_example.Value]) -> dict[str, Int[np.ndarray, " _"]]:
+    """Returns the integers; a list without any has no kind of its own."""
+    return {
+        name: np.asarray(value, np.int64)
+        for name, value in found.items()
+        if not len(value) or (isinstance(value, np.ndarray) and value.dtype == np.int64)
+    }
+
+
+def _bytes(value: tf_example.Value) -> list[bytes]:
+    return list(value) if isinstance(value, list) else []

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, judging, scores with intervals."""

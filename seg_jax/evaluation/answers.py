@@ -1,0 +1,157 @@
+"""Answers to the questions of a protocol: a model's, or those of a file (host)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seg_jax.data import buckets
+from seg_jax.data.encode import Encoder, TooLong
+from seg_jax.evaluation.protocols import Question
+from seg_jax.records import Prompts, Rollout
+
+Answered = tuple[Question, str, int]
+"""A question, its answer and the tokens of that, end token included."""
+
+FIELDS = ("key", "which", "given", "kind", "phrase", "text")
+"""What a line of answers must tell."""
+
+
+class Saved:
+    """Answers of a file, in place of a model."""
+
+    def __init__(self, path: Path):
+        """Reads the file: JSON lines with at least `FIELDS`, and `tokens` if they are known.
+
+        A last line that breaks off, as an interrupted evaluation leaves it, is left out.
+
+        Raises:
+          ValueError: a line is not such, or answers a question differently than one before.
+          OSError: the file cannot be read.
+        """
+        self._path, self.too_long = path, 0
+        self._answers: dict[tuple[Any, ...], tuple[str, int]] = {}
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                found = json.loads(line)
+                *at, text = (found[name] for name in FIELDS)
+                told = str(text), int(found.get("tokens", 0))
+                before = self._answers.setdefault(tuple(at), told)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: expected an answer with {', '.join(FIELDS)}, got "
+                    f"{line[:60]!r}; give the answers.jsonl of an evaluation"
+                ) from error
+            if before != told:
+                raise ValueError(
+                    f"{path}, line {number}: expected one answer to a question, got another to "
+                    f"{at}; remove one of them"
+                )
+
+    def find(self, question: Question) -> tuple[str, int] | None:
+        """Returns the answer to a question with its tokens, None where there is none."""
+        return self._answers.get(_name(question))
+
+    def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
+        """Yields each question with its answer.
+
+        Raises:
+          ValueError: a question has none.
+        """
+        for question in asked:
+            found = self.find(question)
+            if found is None:
+                raise ValueError(
+                    f"{self._path}: expected an answer to every question, got none to "
+                    f"{_name(question)}; give answers of the same protocol, source and seed, or a "
+                    "--checkpoint that answers the rest"
+                )
+            yield question, *found
+
+
+class Model:
+    """Asks a model batch by batch; a question too long for its rows gets an empty answer."""
+
+    def __init__(
+        self,
+        ask: Callable[[Prompts], Rollout],
+        encoder: Encoder,
+        *,
+        batch: int,
+        saved: Saved | None = None,
+    ):
+        """Makes it ready.
+
+        Args:
+          ask: prompts on the host, always `batch` of them, to one greedy answer each.
+          encoder: of the model.
+          batch: questions at once.
+          saved: answers that are known and not asked for again.
+        """
+        self._ask, self._encoder, self._batch, self._saved = ask, encoder, batch, saved
+        self.too_long = 0
+        """Questions that did not fit."""
+        self._latest: dict[tuple[Any, ...], tuple[str, int]] = {}
+
+    def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
+        """Yields each question with its answer."""
+        group: list[tuple[Question, tuple[str, int] | Prompts]] = []
+        for question in asked:
+            group.append((question, self._known(question) or self._row(question)))
+            waiting = sum(isinstance(told, Prompts) for _, told in group)
+            if waiting == self._batch or len(group) == _GROUP * self._batch:
+                yield from self._answered(group)
+                group = []
+        yield from self._answered(group)
+
+    def _known(self, question: Question) -> tuple[str, int] | None:
+        return None if self._saved is None else self._saved.find(question)
+
+    def _row(self, question: Question) -> Prompts | tuple[str, int]:
+        try:
+            tokens, pictures = self._encoder.question(question.sample.image, question.text)
+        except TooLong:
+            self.too_long += 1
+            return "", 0
+        return Prompts(tokens, pictures, self._encoder.blank_truth(question.kind))
+
+    def _answered(self, group: list) -> Iterator[Answered]:
+        new = iter(self._answers([told for _, told in group if isinstance(told, Prompts)]))
+        for question, told in group:
+            answer = next(new) if isinstance(told, Prompts) else told
+            yield question, *self._once(question, answer)
+
+    def _once(self, question: Question, answer: tuple[str, int]) -> tuple[str, int]:
+        """Returns the answer that a question about the latest sample had before, else this one.
+
+        Data sets tell some expressions twice; rounding may not tell two answers to them.
+        """
+        if self._latest and next(iter(self._latest))[0] != question.sample.key:
+            self._latest.clear()
+        return self._latest.setdefault(_name(question), answer)
+
+    def _answers(self, rows: list[Prompts]) -> list[tuple[str, int]]:
+        if not rows:
+            return []
+        padded = rows + [rows[-1]] * (self._batch - len(rows))
+        rollout = self._ask(buckets.together(padded, self._encoder.layout))
+        ids, used = np.asarray(rollout.ids)[:, 0], np.asarray(rollout.used)[:, 0]
+        decode = self._encoder.tokenizer.decode
+        return [
+            (decode(ids[row][used[row]].tolist()), int(used[row].sum())) for row in range(len(rows))
+        ]
+
+
+_GROUP = 4
+"""So many batches of questions are held at most; their pictures lie in memory."""
+
+
+def _name(question: Question) -> tuple[Any, ...]:
+    """Returns what tells a question from others: the fields before the text."""
+    kind = question.kind.name.lower()
+    return question.sample.key, question.which, question.given, kind, question.phrase

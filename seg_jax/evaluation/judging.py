@@ -1,0 +1,194 @@
+"""Judges the text of one answer at the picture's own resolution and says what went wrong (host).
+
+What the answer says is read by `outline.read`, all of it: rings and points are not limited here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from seg_jax.evaluation import text4seg
+from seg_jax.evaluation.protocols import Protocol, Question
+from seg_jax.geometry import contour, host_raster
+from seg_jax.grammar import outline
+from seg_jax.records import Kind, Verdict
+
+Fault = Literal["none", "format", "semantic", "geometric"]
+FAULTS: tuple[Fault, ...] = ("none", "format", "semantic", "geometric")
+HIT = 0.5
+"""An IoU above it is a hit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What came of one question; a line of answers.jsonl."""
+
+    key: str
+    """Of the sample."""
+    index: int
+    """Of the sample in its source."""
+    which: int
+    """Of the sample's masks."""
+    given: str
+    kind: str
+    """What was asked for: "mask" or "box"."""
+    phrase: str
+    question: str
+    text: str
+    """The answer."""
+    tokens: int
+    """Of the answer, end token included."""
+    verdict: str
+    says_nothing: bool
+    """Whether the answer is that there is no such object."""
+    iou: float
+    """Of the masks, 1 where both are empty; of the boxes where a box was asked for."""
+    intersection: int
+    """Pixels of both masks that count; 0 for boxes."""
+    union: int
+    """Pixels of either mask that count; 0 for boxes."""
+    box_iou: float
+    """Of the half-open boxes around the masks, or of the answered box with that of the mask."""
+    answer_px: int
+    """Pixels of the answer's mask."""
+    truth_px: int
+    """Pixels of the true mask; 0: the expression means nothing in the picture."""
+    height: int
+    width: int
+    fault: Fault
+    """What is wrong with the answer: see `fault_of`."""
+
+
+class Drawn(NamedTuple):
+    """An answer as pixels."""
+
+    mask: Bool[np.ndarray, "H W"]
+    """Empty for a box."""
+    box_px: Shaped[np.ndarray, " 4"]
+    """The box that was answered, or the one around the mask; zeros for nothing."""
+    rings_unit: host_raster.Outlines
+    """What was read: rings, or the two corners of a box."""
+    verdict: Verdict
+    says_nothing: bool
+    """Whether the answer is that there is no such object."""
+
+
+def draw(
+    text: str, kind: Kind, height: int, width: int, *, rule: Literal["coco", "center"] = "coco"
+) -> Drawn:
+    """Returns an answer as pixels of its picture, whatever it says."""
+    reading = outline.read(text, kind)
+    mask = host_raster.fill(reading.rings, height, width, rule=rule)
+    if reading.box is None:
+        return Drawn(
+            mask, contour.box_px(mask), reading.rings, reading.verdict, reading.says_nothing
+        )
+    box_px = reading.box * np.tile([width, height], 2)
+    return Drawn(mask, box_px, (reading.box.reshape(2, 2),), reading.verdict, says_nothing=False)
+
+
+def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
+    """Returns what an answer to a question is worth.
+
+    Masks are filled under the COCO rule. The pixels that a sample ignores count neither in the
+    intersection nor in the union; boxes and faults are of the whole masks.
+
+    Raises:
+      ValueError: the picture is larger than `canvas.fill` takes.
+    """
+    truth, sample = asked.truth, asked.sample
+    height, width = truth.shape
+    if protocol.released:
+        rings = text4seg.polygons(text)
+        mask, truth = text4seg.answer(rings, height, width), text4seg.truth(sample, asked.which)
+        nothing = outline.read(text, asked.kind).says_nothing
+        verdict = Verdict.OK if rings or nothing else Verdict.EMPTY
+        drawn = Drawn(mask, contour.box_px(mask), rings, verdict, nothing)
+    else:
+        drawn = draw(text, asked.kind, height, width)
+    shared, union = drawn.mask & truth, drawn.mask | truth
+    if sample.ignored is not None and not protocol.released:
+        shared, union = (pixels & ~sample.ignored[asked.which] for pixels in (shared, union))
+    shared, union = int(shared.sum()), int(union.sum())
+    if asked.kind == Kind.BOX:
+        iou = box_iou = host_raster.box_iou(drawn.box_px, contour.box_px(truth))
+        shared = union = 0
+    elif protocol.released:
+        iou, box_iou = text4seg.iou(shared, union), text4seg.box_iou(drawn.mask, truth)
+    else:
+        iou = shared / union if union else 1.0
+        box_iou = host_raster.box_iou(drawn.box_px, contour.box_px(truth))
+    return Row(
+        key=sample.key,
+        index=asked.index,
+        which=asked.which,
+        given=asked.given,
+        kind=asked.kind.name.lower(),
+        phrase=asked.phrase,
+        question=asked.text,
+        text=text,
+        tokens=tokens,
+        verdict=drawn.verdict.name,
+        says_nothing=drawn.says_nothing,
+        iou=iou,
+        intersection=shared,
+        union=union,
+        box_iou=box_iou,
+        answer_px=int(drawn.mask.sum()),
+        truth_px=int(truth.sum()),
+        height=height,
+        width=width,
+        fault=fault_of(asked, drawn, iou=iou),
+    )
+
+
+def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
+    """Returns what is wrong with an answer, "none" for a hit (an IoU above `HIT`).
+
+    - format: nothing can be read, and it is not said that there is nothing; or what was read is
+      of the right object, but the answer broke off or dropped a polygon.
+    - semantic: the wrong object. One is outlined where none is meant or the other way round, the
+      answer overlaps another mask of the picture more (a higher IoU), shares nothing with the true
+      one, or its centroid lies outside the true box.
+    - geometric: the right object, poorly outlined.
+    """
+    if drawn.verdict == Verdict.EMPTY:
+        return "format"
+    if iou > HIT:
+        return "none"
+    if drawn.says_nothing or not asked.truth.any() or _elsewhere(asked, drawn, iou):
+        return "semantic"
+    return "format" if drawn.verdict >= Verdict.DEGENERATE else "geometric"
+
+
+def _elsewhere(asked: Question, drawn: Drawn, iou: float) -> bool:
+    """Returns whether an answer is about something else than the true mask."""
+    box = contour.box_px(asked.truth)
+    x, y = _centre_px(drawn, asked.truth.shape)
+    if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
+        return True
+    others = [mask for mask in asked.sample.masks if mask.any()]
+    if asked.kind == Kind.BOX:
+        overlaps = [host_raster.box_iou(drawn.box_px, contour.box_px(mask)) for mask in others]
+        return iou == 0 or max(overlaps) > iou
+    if not drawn.mask.any():
+        return False
+    own, *overlaps = (_iou(drawn.mask, mask) for mask in [asked.truth, *others])
+    return own == 0 or max(overlaps) > own
+
+
+def _centre_px(drawn: Drawn, shape: tuple[int, int]) -> tuple[float, float]:
+    """Returns the centroid of an answer; where no pixel is filled, the mean of its points."""
+    rows, columns = np.nonzero(drawn.mask)
+    if len(rows):
+        return float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
+    x, y = np.concatenate([*drawn.rings_unit]).mean(0) * shape[::-1]
+    return float(x), float(y)
+
+
+def _iou(one: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
+    return float((one & other).sum() / (one | other).sum())

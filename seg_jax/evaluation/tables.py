@@ -1,0 +1,142 @@
+"""Writes a protocol's numbers as Markdown, with what the paper reports beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seg_jax.evaluation.protocols import PROTOCOLS, Name
+from seg_jax.evaluation.scoring import TITLES
+
+SPLITS = (
+    *("refcoco-val", "refcoco-testA", "refcoco-testB"),
+    *("refcoco+-val", "refcoco+-testA", "refcoco+-testB"),
+    *("refcocog-val", "refcocog-test"),
+)
+"""The sets of the paper's tables; refCOCOg is its umd split."""
+
+_RES = """
+NEXT-Chat                74.7 78.9 69.5 65.1 71.9 56.7 67.0 67.0 68.9
+LISA                     74.9 79.1 72.3 65.1 70.8 58.1 67.9 70.6 69.9
+PixelLM                  73.0 76.5 68.2 66.3 71.7 58.3 69.3 70.5 69.2
+AnyRef                   76.9 79.9 74.2 70.3 73.5 61.8 70.0 70.7 72.2
+GSVA                     77.2 78.9 73.5 65.9 69.6 59.8 72.7 73.3 71.4
+LaSagNA                  76.8 78.7 73.8 66.4 70.6 60.1 70.6 71.9 71.1
+Groundhog                78.5 79.9 75.7 70.5 75.0 64.9 74.1 74.6 74.2
+Text4Seg + SAM           79.2 81.7 75.6 72.8 77.9 66.5 74.0 75.3 75.4
+Text4Seg                 74.7 77.4 71.6 68.5 73.6 62.9 70.7 71.6 71.4
+SimpleSeg-Qwen2.5-VL     80.9 77.8 75.2 72.4 77.3 66.1 73.3 74.1 74.6
+SimpleSeg-Kimi-VL        80.0 80.6 76.2 70.4 76.2 67.1 72.8 74.7 74.8
+"""
+_REC = """
+LISA                     85.4 88.8 82.6 74.2 79.5 68.4 79.3 80.4 79.8
+GSVA                     86.3 89.2 83.8 72.8 78.8 68.0 81.6 81.8 80.3
+NEXT-Chat                85.5 90.0 77.9 77.2 84.5 68.0 80.1 79.8 80.4
+PixelLM                  89.8 92.2 86.4 83.2 87.0 78.9 84.6 86.0 86.0
+Text4Seg + SAM           90.3 93.4 87.5 85.2 89.9 79.5 85.4 85.4 87.1
+Text4Seg                 88.3 91.4 85.8 83.5 88.2 77.9 82.4 82.5 85.0
+SimpleSeg-Qwen2.5-VL     90.2 92.9 86.1 84.6 90.5 79.0 84.9 85.6 86.7
+SimpleSeg-Kimi-VL        91.3 92.1 87.1 82.6 88.3 79.3 84.6 86.3 86.5
+"""
+SOURCE = "SimpleSeg (arXiv 2601.19228), tables of github.com/songtianhui/SimpleSeg, final version"
+
+
+def published(text: str) -> dict[str, tuple[float, ...]]:
+    """Returns the rows of a table above by method, in percent: the sets and their mean."""
+    lines = (line.rsplit(None, len(SPLITS) + 1) for line in text.strip().splitlines())
+    return {name.strip(): tuple(map(float, values)) for name, *values in lines}
+
+
+PUBLISHED = {
+    "cIoU": (published(_RES), ("ciou",)),
+    "Acc@0.5": (published(_REC), ("rec_from_mask", "rec_from_box")),
+}
+"""Tables of the paper: their rows, and which of our numbers stand beside them."""
+REPORTED: tuple[Name, ...] = ("res", "rec", "text4seg")
+"""The protocols that the paper reports numbers for."""
+
+
+def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Returns all tables: our numbers, then the paper's with ours below.
+
+    Args:
+      summaries: of a model's name what `scores.summarise` returned, with "split" beside it.
+    """
+    parts = [_ours(summaries)]
+    told = [summary for rows in summaries.values() for summary in rows]
+    for title, (rows, names) in PUBLISHED.items():
+        if any(s["protocol"] in REPORTED and name in s for s in told for name in names):
+            parts.append(_beside(title, rows, names, summaries))
+    if len(parts) == 1:
+        parts.append("The paper reports no numbers for this protocol.\n")
+    return "\n".join(parts)
+
+
+def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Returns every number with its interval, a table for each protocol."""
+    parts = []
+    for protocol in PROTOCOLS.values():
+        rows = [
+            [
+                model,
+                summary["split"],
+                f"{summary['questions']:,}",
+                *(_interval(summary[name]) for name in protocol.metrics),
+            ]
+            for model, of_model in summaries.items()
+            for summary in of_model
+            if summary["protocol"] == protocol.name
+        ]
+        if rows:
+            header = ["model", "set", "questions", *(TITLES[name] for name in protocol.metrics)]
+            parts.append(f"### {protocol.title}\n\n{_table(header, rows)}")
+    return "\n".join(parts) + "\nIn percent, with 95 % bootstrap intervals over pictures.\n"
+
+
+def _beside(
+    title: str,
+    rows: Mapping[str, tuple[float, ...]],
+    names: Sequence[str],
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """Returns a table of the paper with our numbers below, the mean where all sets are there."""
+    told = [s for of_model in summaries.values() for s in of_model if s["protocol"] in REPORTED]
+    more = dict.fromkeys(s["split"] for s in told if s["split"] not in SPLITS)
+    lines = [[name, *(f"{value:.1f}" for value in values)] for name, values in rows.items()]
+    lines = [[*line, *("" for _ in more)] for line in lines]
+    for model, of_model in summaries.items():
+        for protocol in REPORTED:
+            for name in names:
+                of_name = [s for s in of_model if s["protocol"] == protocol and s.get(name)]
+                if of_name:
+                    found = {s["split"]: 100 * s[name]["mean"] for s in of_name}
+                    label = f"**{model}**, {protocol}"
+                    label += f": {TITLES[name]}" if len(names) > 1 else ""
+                    lines.append([label, *_cells(found, list(more))])
+    header = ["method", *SPLITS, "mean", *more]
+    return f"### {title} beside the paper\n\n{_table(header, lines)}\nPublished rows: {SOURCE}.\n"
+
+
+def _cells(found: Mapping[str, float], more: Sequence[str]) -> list[str]:
+    mean = ""
+    if all(split in found for split in SPLITS):
+        mean = f"{sum(found[split] for split in SPLITS) / len(SPLITS):.1f}"
+    cells = {split: f"{value:.1f}" for split, value in found.items()}
+    return [*(cells.get(split, "") for split in SPLITS), mean, *(cells.get(s, "") for s in more)]
+
+
+def _interval(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    mean, low, high = (100 * value[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Returns text that cannot break a table."""
+    return " ".join(text.split()).replace("|", "\\|")

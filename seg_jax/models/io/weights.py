@@ -1,0 +1,354 @@
+"""Turns the weights of hubs into models and back, by the table of names of each port.
+
+A table says where each of ours stands among theirs. `{}` is the layer (ours are stacked on a
+leading axis), `{+1}` the layer of a stack that begins at their layer 1, `{e}` the expert (ours on
+the next axis), `*` kernel and weight or bias and bias, `[i/n]` the i-th of n equal parts of the
+rows of theirs. Kernels are transposed weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import gc
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from seg_jax.models import families
+from seg_jax.models.io import orbax_params, safetensors
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+
+
+class Slot(NamedTuple):
+    """Where one array of a layer, or of one expert of a layer, stands in their files."""
+
+    path: tuple[str, ...]
+    at: tuple[int, ...]
+    """Index into our axes of layers and experts."""
+    name: str
+    part: int
+    parts: int
+    shape: tuple[int, ...]
+    """Of the whole tensor in their file."""
+    dtype: np.dtype
+    """That our model keeps it in."""
+
+
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    config: Any = None,
+    compute: layers.Compute | None = None,
+    on: Mesh | None = None,
+) -> Any:
+    """Returns the model in a hub folder, or of a mapping of their names and its config.
+
+    Of a folder no more is held at a time than one of the model's arrays, or one device's share of
+    it where the model lies on a mesh, beside what is already on the devices.
+
+    Args:
+      source: folder with `config.json` and `model.safetensors` (or shards and their index, or an
+        Orbax checkpoint of ours in `params`).
+      config: replaces the folder's `config.json`; needed for a mapping.
+      compute: how to compute, and the dtype that parameters are kept in.
+      on: the mesh to lay the parameters over as `sharding.shardings` has it; each process reads
+        what its own devices hold. None: the default device.
+
+    Raises:
+      ValueError: missing, surplus, misshapen or unreadable weights.
+    """
+    compute = compute or layers.Compute()
+    if isinstance(source, Mapping):
+        if config is None:
+            raise ValueError("config: expected a Config beside a mapping of arrays, got None")
+        return _assemble(config, compute, safetensors.Arrays(source), on)
+    folder = Path(source)
+    config = config or families.read(folder)
+    if (folder / orbax_params.FOLDER).is_dir():
+        return _restored(config, compute, folder, on)
+    return _assemble(config, compute, safetensors.open_folder(folder), on)
+
+
+def save(model: Any, folder: str | Path) -> None:
+    """Writes `config.json` and safetensors that transformers' `from_pretrained` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = Ours(model.config, nnx.state(model))
+    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
+    files = safetensors.plan(ours.entries())
+    for file in files:
+        safetensors.write(file, folder, lambda name: iter([ours.read(name)]))
+    safetensors.write_index(files, folder)
+
+
+def export(model: Any) -> dict[str, np.ndarray]:
+    """Returns all weights by their hub names, in the dtype that they are kept in."""
+    ours = Ours(model.config, nnx.state(model))
+    return {entry.name: ours.read(entry.name) for entry in ours.entries()}
+
+
+class Ours:
+    """The parameters of a model as the tensors that hubs have."""
+
+    def __init__(self, config: Any, params: Any):
+        """Takes the config and the state of a model."""
+        self._leaves = leaves(params)
+        self._slots: dict[str, list[Slot]] = {}
+        for slot in slots(config):
+            self._slots.setdefault(slot.name, []).append(slot)
+
+    def entries(self) -> list[safetensors.Entry]:
+        """Returns every tensor as it is to be written."""
+        return [
+            safetensors.Entry(name, np.dtype(self._leaves[found[0].path].dtype), found[0].shape)
+            for name, found in self._slots.items()
+        ]
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one tensor; no other is brought from the devices."""
+        parts = []
+        for slot in sorted(self._slots[name], key=lambda slot: slot.part):
+            leaf = self._leaves[slot.path]
+            array = np.asarray(leaf[slot.at] if slot.at else leaf)
+            parts.append(array.T if slot.path[-1] == "kernel" else array)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.ascontiguousarray(whole.reshape(self._slots[name][0].shape))
+
+
+class Theirs:
+    """Their tensors, found to be those of a config, by the names of the hub."""
+
+    def __init__(self, config: Any, source: safetensors.Arrays):
+        """Checks names and shapes.
+
+        Raises:
+          ValueError: tensors are missing, surplus or misshapen.
+        """
+        family = families.of(config)
+        self.source = source
+        self.slots = slots(config)
+        self.entries: dict[str, safetensors.Entry] = {}
+        """Every tensor that the model has, as it is in the source."""
+        self._names = {_hub_name(name, family.aliases): name for name in source.names()}
+        wanted = {slot.name: slot.shape for slot in self.slots}
+        if config.tie_word_embeddings:  # Some files repeat the tied embedding.
+            self._names.pop(family.names["head/embedding"], None)
+        _check_names(set(wanted), set(self._names), source.where)
+        wrong = [
+            f"{name}: expected {shape}, got {source.shape(self._names[name])}"
+            for name, shape in wanted.items()
+            if source.shape(self._names[name]) != shape
+        ]
+        if wrong:
+            raise ValueError(source.where + _several("shapes", wrong) + ": do: check config.json")
+        for name, shape in wanted.items():
+            self.entries[name] = safetensors.Entry(name, source.dtype(self._names[name]), shape)
+
+    def blocks(
+        self, name: str, begin: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields rows begin..end of a tensor in pieces, each with the number of its first row."""
+        return self.source.blocks(self._names[name], begin, end)
+
+
+@functools.cache  # Asked for at every load and save.
+def slots(config: Any) -> tuple[Slot, ...]:
+    """Returns every array of a model, layer by layer, with its place in their files."""
+    told: list[Slot] = []
+    names = families.of(config).names
+    rough = layers.Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
+    kept = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
+    for path, leaf in leaves(blank(config, layers.Compute())).items():
+        pattern = _pattern(names, path)
+        part, parts = 0, 1
+        if found := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
+            pattern, part, parts = found[1], int(found[2]), int(found[3])
+        lead = ("{}" in pattern or "{+1}" in pattern) + ("{e}" in pattern)
+        shape = leaf.shape[lead:]
+        shape = shape[::-1] if path[-1] == "kernel" else shape
+        shape = (shape[0] * parts, *shape[1:])
+        if path == ("vision", "patch", "kernel"):
+            shape = (shape[0], *_patch(config.vision))
+        dtype = np.dtype(kept[path])
+        for at in np.ndindex(*leaf.shape[:lead]):
+            told.append(Slot(path, at, _numbered(pattern, at), part, parts, shape, dtype))
+    return tuple(told)
+
+
+def blank(config: Any, compute: layers.Compute) -> Any:
+    """Returns a model of shapes instead of weights."""
+    return nnx.merge(*_shapes(config, compute))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: Any, compute: layers.Compute) -> tuple[nnx.GraphDef, Any]:
+    family = families.of(config)
+    model = nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    # Shapes that are made under a mesh are laid over it; another may ask for them next.
+    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the arrays of a model or its state by the names of their paths."""
+    state = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return {_path(path): leaf for path, leaf in found}
+
+
+def _patch(vision: Any) -> tuple[int, ...]:
+    """Returns the shape of their kernel of one patch: channel, frame if any, row, column."""
+    frames = (vision.temporal_patch_size,) if hasattr(vision, "temporal_patch_size") else ()
+    return (3, *frames, vision.patch_size, vision.patch_size)
+
+
+def _pattern(names: Mapping[str, str], path: tuple[str, ...]) -> str:
+    """Returns their name for one of our paths."""
+    if exact := names.get("/".join(path)):
+        return exact
+    theirs = {"kernel": "weight", "bias": "bias"}[path[-1]]
+    return names["/".join((*path[:-1], "*"))].replace("*", theirs)
+
+
+def _numbered(pattern: str, at: tuple[int, ...]) -> str:
+    if not at:
+        return pattern
+    name = pattern.replace("{}", str(at[0])).replace("{+1}", str(at[0] + 1))
+    return name.replace("{e}", str(at[-1]))
+
+
+def _assemble(
+    config: Any, compute: layers.Compute, source: safetensors.Arrays, on: Mesh | None
+) -> Any:
+    """Returns the model made of their tensors."""
+    theirs = Theirs(config, source)
+    grouped: dict[tuple[str, ...], list[Slot]] = {}
+    for slot in theirs.slots:
+        grouped.setdefault(slot.path, []).append(slot)
+    graph, state = nnx.split(blank(config, compute))
+    places = None if on is None else sharding.shardings(state, on)
+
+    def fill(path, leaf, place=None):
+        def share(index: tuple[slice, ...]) -> np.ndarray:
+            return _share(theirs, grouped[_path(path)], leaf, index)
+
+        return _placed(leaf.shape, place, share)
+
+    trees = (state,) if places is None else (state, places)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
+
+
+def _restored(config: Any, compute: layers.Compute, folder: Path, on: Mesh | None) -> Any:
+    """Returns the model of an Orbax checkpoint."""
+    graph, state = nnx.split(blank(config, compute))
+    if on is None:
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, state)
+    else:
+        places = sharding.shardings(state, on)
+    return nnx.merge(graph, orbax_params.read(folder, sharding.laid(state, places)))
+
+
+def _placed(
+    shape: tuple[int, ...], place: Any, share: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """Returns an array laid as asked; one share of it at a time is on the host."""
+    if place is None:
+        out = jax.device_put(share(tuple(slice(0, size) for size in shape)))
+        _settle(out)
+        return out
+    alike: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in place.addressable_devices_indices_map(shape).items():
+        spans = zip(index, shape, strict=True)
+        alike.setdefault(tuple(part.indices(size)[:2] for part, size in spans), []).append(device)
+    arrays = []
+    for spans, devices in alike.items():
+        buffer = share(tuple(slice(*span) for span in spans))
+        arrays += [jax.device_put(buffer, device) for device in devices]
+        del buffer
+        _settle(arrays)
+    return jax.make_array_from_single_device_arrays(shape, place, arrays)
+
+
+def _settle(arrays: Any) -> None:
+    """Waits for transfers and lets go of the buffers that they came from.
+
+    Without it buffers pile up on the host; JAX lets go of them when Python collects garbage.
+    """
+    jax.block_until_ready(arrays)
+    gc.collect(0)
+
+
+def _share(theirs: Theirs, found: list[Slot], leaf: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """Returns the given part of one of our arrays."""
+    out = np.empty([part.stop - part.start for part in index], np.dtype(leaf.dtype))
+    lead = len(found[0].at)
+    wanted, inner = index[:lead], index[lead:]
+    for slot in found:
+        if all(part.start <= i < part.stop for i, part in zip(slot.at, wanted, strict=True)):
+            at = tuple(i - part.start for i, part in zip(slot.at, wanted, strict=True))
+            _copy(theirs, slot, out[at], inner)
+    return out
+
+
+def _copy(theirs: Theirs, slot: Slot, out: np.ndarray, index: tuple[slice, ...]) -> None:
+    """Copies the given part of one of our arrays of a layer from their rows, block by block."""
+    kernel = slot.path[-1] == "kernel"
+    rows, *rest = index[::-1] if kernel else index
+    skipped = slot.part * slot.shape[0] // slot.parts
+    for first, block in theirs.blocks(slot.name, skipped + rows.start, skipped + rows.stop):
+        begin = first - skipped - rows.start
+        span = slice(begin, begin + len(block))
+        if kernel:
+            out[:, span] = block.reshape(len(block), -1)[:, rest[0]].T
+        else:
+            out[span] = block[(slice(None), *rest)]
+
+
+def _check_names(wanted: set[str], got: set[str], where: str) -> None:
+    """Refuses missing and surplus names, each with the nearest name on the other side."""
+    missing, surplus = sorted(wanted - got), sorted(got - wanted)
+    lines = []
+    if missing:
+        lines.append(_several("missing", [_near(name, surplus) for name in missing[:5]], missing))
+    if surplus:
+        lines.append(_several("surplus", [_near(name, missing) for name in surplus[:5]], surplus))
+    if lines:
+        raise ValueError(
+            f"{where}expected the {len(wanted)} tensors of this config, got "
+            + "; ".join(lines)
+            + ": do: check that config.json belongs to these weights"
+        )
+
+
+def _near(name: str, others: list[str]) -> str:
+    close = difflib.get_close_matches(name, others, n=1)
+    return f"{name} (near {close[0]})" if close else name
+
+
+def _several(what: str, lines: list[str], of: list[str] | None = None) -> str:
+    count = len(of or lines)
+    shown = ", ".join(lines[:5]) + (f" and {count - 5} more" if count > 5 else "")
+    return f"{count} {what}: {shown}"
+
+
+def _hub_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
+    """Returns the hub's name of a tensor; transformers' own state_dict names differ."""
+    for start, hub in aliases:
+        if name.startswith(start):
+            return hub + name.removeprefix(start)
+    return name
+
+
+def _path(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Returns the names of a key path, without NNX's last step into the variable."""
+    return tuple(str(key.key) for key in path if hasattr(key, "key"))

@@ -1,0 +1,219 @@
+"""A feed-forward layer of many experts, of which each token visits a few.
+
+Source: DeepSeek-V3, arXiv 2412.19437, section 2.1.2 (sigmoid scores, selection by biased ones);
+Moonlight, arXiv 2502.16982.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Float, Int
+
+from seg_jax.models.nn import layers
+from seg_jax.models.parallel import sharding
+from seg_jax.records import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a layer of experts and how tokens choose among them."""
+
+    width: int
+    ffn: int
+    """Inner width of one expert."""
+    experts: int
+    """Experts that tokens are routed to."""
+    visits: int
+    """Routed experts of each token."""
+    shared: int
+    """Experts that every token visits."""
+    scale: float
+    """Of the routed experts' output."""
+    normalised: bool
+    """Whether a token's weights add up to one before they are scaled."""
+    groups: int
+    """Experts are in so many groups ..."""
+    visited_groups: int
+    """... and a token's experts come from so many of them."""
+    std: float
+
+
+class Gated(nnx.Module):
+    """down(silu(gate(x)) * up(x)) without biases (SwiGLU, Shazeer 2020)."""
+
+    def __init__(
+        self, width: int, ffn: int, *, std: float, stack: int, compute: layers.Compute, rngs
+    ):
+        """Draws a stack of `stack` layers."""
+        self.fuse = compute.fuse
+        dtype = compute.param_dtype
+
+        def linear(wide: int, long: int) -> layers.Linear:
+            return layers.Linear(
+                (wide, long), bias=False, stack=stack, std=std, dtype=dtype, rngs=rngs
+            )
+
+        self.gate, self.up = linear(width, ffn), linear(width, ffn)
+        self.down = linear(ffn, width)
+
+    def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+        """Returns the output in the dtype of x."""
+        gate, up = layers.project([self.gate, self.up], x, fuse=self.fuse)
+        return self.down(jax.nn.silu(gate) * up)
+
+
+class Router(nnx.Module):
+    """Scores every expert for a token: sigmoid(x kernel); the bias counts in the choice alone.
+
+    The bias learns by no gradient: it is for whoever balances the load.
+    """
+
+    def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
+        """Draws a stack of `stack` routers."""
+        lead, dtype = (stack,) if stack else (), jnp.dtype(compute.param_dtype)
+        size = (*lead, shape.width, shape.experts)
+        self.shape = shape
+        self.kernel = nnx.Param(shape.std * jax.random.normal(rngs.params(), size, dtype))
+        # Rounded, it would choose otherwise.
+        self.bias = nnx.Param(jnp.zeros((*lead, shape.experts), jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "*n D"]
+    ) -> tuple[Int[Array, "*n visits"], Float[Array, "*n visits"]]:
+        """Returns the experts of each token and their float32 weights."""
+        # In float32 everywhere: a token that changes experts between sampling and learning is
+        # another model's token.
+        logits = jnp.dot(
+            x.astype(jnp.float32),
+            self.kernel[...].astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        scores = jax.nn.sigmoid(logits)
+        liking = jax.lax.stop_gradient(scores) + self.bias[...]
+        chosen = jax.lax.top_k(self._in_groups(liking), self.shape.visits)[1]
+        weights = jnp.take_along_axis(scores, chosen, -1)
+        if self.shape.normalised:
+            weights = weights / (jnp.sum(weights, -1, keepdims=True) + 1e-20)
+        return chosen, weights * self.shape.scale
+
+    def _in_groups(self, liking: Float[Array, "*n E"]) -> Float[Array, "*n E"]:
+        """Returns minus infinity for experts outside the groups whose two best are best."""
+        shape = self.shape
+        if shape.visited_groups == shape.groups:
+            return liking
+        grouped = liking.reshape(*liking.shape[:-1], shape.groups, -1)
+        best = jnp.sum(jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0], -1)
+        visited = jax.lax.top_k(best, shape.visited_groups)[1]
+        open_ = jnp.any(visited[..., None] == jnp.arange(shape.groups), -2)
+        return jnp.where(open_[..., None], grouped, -jnp.inf).reshape(liking.shape)
+
+
+class Kernels(nnx.Module):
+    """One kernel per expert."""
+
+    def __init__(self, size: tuple[int, int, int], *, std: float, stack: int, dtype: str, rngs):
+        """Draws a stack of `stack` times (experts, in, out)."""
+        lead = (stack,) if stack else ()
+        draw = std * jax.random.normal(rngs.params(), (*lead, *size), jnp.dtype(dtype))
+        self.kernel = nnx.Param(draw)
+
+
+class Mixture(nnx.Module):
+    """Routed experts, weighted, plus those that every token visits."""
+
+    def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
+        """Draws a stack of `stack` layers."""
+
+        def kernels(wide: int, long: int) -> Kernels:
+            size = (shape.experts, wide, long)
+            return Kernels(size, std=shape.std, stack=stack, dtype=compute.param_dtype, rngs=rngs)
+
+        self.router = Router(shape, stack=stack, compute=compute, rngs=rngs)
+        self.expert_gate = kernels(shape.width, shape.ffn)
+        self.expert_up = kernels(shape.width, shape.ffn)
+        self.expert_down = kernels(shape.ffn, shape.width)
+        # Experts side by side are one wide expert.
+        wide = shape.ffn * shape.shared
+        self.shared = Gated(
+            shape.width, wide, std=shape.std, stack=stack, compute=compute, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+        """Returns the output in the dtype of x."""
+        chosen, weights = self.router(x)
+        kernels = [
+            part.kernel[...].astype(x.dtype)
+            for part in (self.expert_gate, self.expert_up, self.expert_down)
+        ]
+        return visit(x, chosen, weights, *kernels) + self.shared(x)
+
+
+def visit(
+    x: Float[Array, "*n D"],
+    chosen: Int[Array, "*n visits"],
+    weights: Float[Array, "*n visits"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "*n D"]:
+    """Returns the weighted outputs of the experts that each token chose.
+
+    Inside `jax.set_mesh` each device runs its own experts on all tokens that it sees, and the
+    outputs are added up. Devices of the mesh's `expert` axis have rows of their own: they show
+    each other all of them before, and keep the sums of their own after.
+    """
+    on = sharding.current()
+    if on is None:
+        return _visit(x, chosen, weights, (gate, up, down), first=0)
+    axes, rows = sharding.MESH["expert"], sharding.tokens(x)
+    split = "expert" in (rows[0] or ()) and on.shape["expert"] > 1
+
+    def mine(x, chosen, weights, *kernels):
+        if split:
+            x, chosen, weights = (
+                jax.lax.all_gather(part, "expert", tiled=True) for part in (x, chosen, weights)
+            )
+        first = jax.lax.axis_index(axes) * kernels[0].shape[0]
+        out = _visit(x, chosen, weights, kernels, first=first)
+        if split:
+            out = jax.lax.psum_scatter(out, "expert", tiled=True)
+            return jax.lax.psum(out, [axis for axis in axes if axis != "expert"])
+        return jax.lax.psum(out, axes)
+
+    experts = PartitionSpec(axes)
+    return jax.shard_map(
+        mine, in_specs=(*(rows,) * 3, *(experts,) * 3), out_specs=rows, check_vma=False
+    )(x, chosen, weights, gate, up, down)
+
+
+def _visit(x, chosen, weights, kernels, *, first):
+    """Returns what the experts from number `first` on add to the tokens' outputs.
+
+    Visits are sorted by expert, so that one grouped product serves all experts; visits to experts
+    elsewhere come last, beyond the groups.
+    """
+    gate, up, down = kernels
+    here, visits = gate.shape[0], chosen.shape[-1]
+    tokens = x.reshape(-1, x.shape[-1])
+    expert = chosen.reshape(-1) - first
+    expert = jnp.where((expert >= 0) & (expert < here), expert, here)
+    order = jnp.argsort(expert)
+    sizes = jnp.bincount(expert, length=here + 1)[:here].astype(jnp.int32)
+    # What a grouped product leaves beyond its groups is no one's promise.
+    local = (expert[order] < here)[:, None]
+    rows = jnp.where(local, tokens[order // visits], 0)
+    inner = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
+    out = jax.lax.ragged_dot(jnp.where(local, inner, 0), down, sizes)
+    out = jnp.where(local, out, 0)[jnp.argsort(order)].reshape(-1, visits, x.shape[-1])
+    mixed = jnp.einsum(
+        "nkd,nk->nd",
+        out,
+        weights.reshape(-1, visits).astype(out.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return mixed.astype(x.dtype).reshape(x.shape)

@@ -1,0 +1,1 @@
+"""How weights and rows are laid over a mesh of devices, and what devices can do."""

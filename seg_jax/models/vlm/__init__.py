@@ -1,0 +1,1 @@
+"""Vision-language models: their protocol, their ports, the sampler, the likelihood."""

@@ -1,0 +1,124 @@
+"""The protocol that training, decoding and evaluation ask of a vision-language model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+
+from seg_jax.models.nn import layers
+from seg_jax.models.nn import slots as seating
+from seg_jax.records import Array, Packing, Pictures, Tokens
+
+
+class Prefix(NamedTuple):
+    """A prompt that has been read: all that its answers need of it."""
+
+    cache: Any
+    """What the model's attention keeps of the prompt: a tree of arrays [layers B ..]."""
+    used: Bool[Array, "B P"]
+    """True where the prompt has a token."""
+    following: Int[Array, " B"]
+    """Rotary position of the first answer token, on all three axes."""
+    hidden: Float[Array, "B D"]
+    """Output at the prompt's last token, which predicts the first answer token."""
+
+
+class Suffix(NamedTuple):
+    """What attention keeps of answers on the way."""
+
+    own: tuple[Any, ...]
+    """One entry per layer, a tree of arrays [B ..]."""
+    length: Int[Array, ""]
+    """Tokens written, the same for every row; beyond the caches' end they go round."""
+    turn: layers.Rotary
+    """Rotation at each column of a prompt's answers, [B L half]: worked out once, for XLA for CPUs
+    makes sines in a loop again for every head of every layer."""
+    seats: seating.Seats | None = None
+    """Whose answers the rows decode; None: rows [B G] are the answers of their prompts."""
+
+
+@runtime_checkable
+class VLM(Protocol):
+    """What a model can do. Hidden states come in the compute dtype, logits in float32.
+
+    Prompts are right-aligned and hold one conversation; answers hold text only and continue at
+    the rotary position after the prompt. All methods are pure, lower from shapes alone and may
+    be differentiated, `prefill` and `extend` included.
+    """
+
+    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        """Returns the merged cells of each row's pictures, in the order of their patches."""
+        ...
+
+    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+        """Returns the outputs at every token: causal within a segment, blind across segments."""
+        ...
+
+    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> Prefix:
+        """Returns the prompts as read once, for any number of answers."""
+        ...
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: Prefix, packing: Packing | None = None
+    ) -> Float[Array, "B G Q D"]:
+        """Returns the outputs at whole answers, scored at once behind their shared prompt.
+
+        Packed conversations of a row do not see each other; None: one conversation a row.
+        """
+        ...
+
+    def decoder(self) -> Decoder:
+        """Returns the model laid out for decoding: layers apart, weights cast and moved once."""
+        ...
+
+    def unembed(self) -> Float[Array, "V D"]:
+        """Returns the output head; the token embedding itself where they are tied."""
+        ...
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A model laid out for decoding token by token."""
+
+    def empty(
+        self, prefix: Prefix, *, answers: int, length: int, queues: int | None = None
+    ) -> Suffix:
+        """Returns the empty cache of `answers` answers per prompt of at most `length` tokens.
+
+        With `queues` it is that of as many queues of `answers` rows each.
+        """
+        ...
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: Prefix, suffix: Suffix
+    ) -> tuple[Float[Array, "B G Q D"], Suffix]:
+        """Returns the outputs at the next Q tokens of each answer, and the longer cache.
+
+        With seats rows are [S R] for [B G], of any number, and Q is 1.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        ...
+
+
+def check_sizes(config: Any, room: str) -> None:
+    """Raises ValueError where a number of a model's configuration is not positive.
+
+    Args:
+      config: a dataclass; ids of tokens in it may be 0.
+      room: where it stands in the configuration of the model, for the message.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_size = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_size and not field.name.endswith("token_id") and not 0 < value < math.inf:
+            raise ValueError(f"{room}.{field.name}: expected a positive number, got {value}")

@@ -1,0 +1,350 @@
+"""Qwen2.5-VL in Flax NNX: windowed vision tower, merger and text decoder with M-RoPE.
+
+Source: Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1; config names of
+`transformers` (`Qwen2_5_VLConfig`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from seg_jax.models.nn import attention, layers
+from seg_jax.models.vlm import protocol, qwen_decoder
+from seg_jax.records import Array, Pictures
+
+VISION_EPS = 1e-6
+"""Of every norm in the vision tower; no config holds it."""
+VISION_THETA = 10_000.0
+
+_SIZES = (
+    (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
+    ("depth", "hidden_size", "intermediate_size", "num_heads"),
+)
+"""What a `config.json` must say of text and vision: a default would be another model's."""
+
+
+def _head(width: int, heads: int, where: str) -> int:
+    if width % heads:
+        raise ValueError(f"{where}: expected heads that divide width {width}, got {heads}")
+    return width // heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """The decoder (`text_config`)."""
+
+    vocab_size: int = 152_064
+    hidden_size: int = 3584
+    intermediate_size: int = 18_944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    """Pairs of channels that turn with time, height and width."""
+    max_position_embeddings: int = 128_000
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 151_643
+    eos_token_id: int | None = 151_645
+
+    def __post_init__(self):
+        protocol.check_sizes(self, "text")
+        head = _head(self.hidden_size, self.num_attention_heads, "text")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"text.num_key_value_heads: expected a divisor of {self.num_attention_heads} "
+                f"heads, got {self.num_key_value_heads}"
+            )
+        if 2 * sum(self.mrope_section) != head or len(self.mrope_section) != 3:
+            raise ValueError(
+                f"text.mrope_section: expected three numbers that add up to {head // 2} (half the "
+                f"head width), got {self.mrope_section}"
+            )
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axis of the position that turns each pair of channels: one section after another."""
+        return tuple(np.repeat(np.arange(3), self.mrope_section).tolist())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vision:
+    """The vision tower (`vision_config`) and the normalisation of its pictures."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    window_size: int = 112
+    """Side of an attention window in pixels."""
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    initializer_range: float = 0.02
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """CLIP's, of pixels in 0..1 (`preprocessor_config.json`)."""
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        protocol.check_sizes(self, "vision")
+        if _head(self.hidden_size, self.num_heads, "vision") % 4:
+            raise ValueError(
+                f"vision: expected a head width that four divides, got "
+                f"{self.hidden_size // self.num_heads}: height and width turn half of it each"
+            )
+        if self.window_cells < 1:
+            raise ValueError(
+                f"vision.window_size: expected at least {self.patch_size} x "
+                f"{self.spatial_merge_size} pixels, got {self.window_size}"
+            )
+
+    @property
+    def window_cells(self) -> int:
+        """Side of an attention window in merged cells."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of a whole attention window."""
+        return (self.window_cells * self.spatial_merge_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole model; the defaults are Qwen2.5-VL-7B."""
+
+    text: Text = Text()
+    vision: Vision = Vision()
+    tie_word_embeddings: bool = False
+    image_token_id: int = 151_655
+    video_token_id: int = 151_656
+    vision_start_token_id: int = 151_652
+    vision_end_token_id: int = 151_653
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> Config:
+        """Returns the config that a `config.json` describes, flat (hub) or nested."""
+        if hf.get("model_type", "qwen2_5_vl") != "qwen2_5_vl":
+            raise ValueError(f"model_type: expected 'qwen2_5_vl', got {hf['model_type']!r}")
+        nested = hf.get("text_config") or hf
+        rope = nested.get("rope_parameters") or nested.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "mrope"):
+            raise ValueError(f"rope_scaling: expected type 'mrope' or 'default', got {kind!r}")
+        if nested.get("use_sliding_window"):
+            raise ValueError("use_sliding_window: expected false, got true: not supported")
+        vision = hf.get("vision_config") or {}
+        if lost := [name for name in _SIZES[0] if name not in nested] + [
+            f"vision_config.{name}" for name in _SIZES[1] if name not in vision
+        ]:
+            raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
+        if vision.get("in_channels", 3) != 3:
+            raise ValueError(f"vision_config.in_channels: expected 3, got {vision['in_channels']}")
+        for where, part in (("text_config", nested), ("vision_config", vision)):
+            if part.get("hidden_act", "silu") != "silu":
+                raise ValueError(f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}")
+        text = _pick(Text, nested)
+        text["rope_theta"] = float(rope.get("rope_theta", nested.get("rope_theta", 1e6)))
+        text["mrope_section"] = tuple(rope.get("mrope_section", (16, 24, 24)))
+        # The class default of transformers; checkpoints say 1e-6.
+        text.setdefault("rms_norm_eps", 1e-5)
+        vision = _pick(Vision, vision)
+        if "fullatt_block_indexes" in vision:
+            vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
+        ids = {name: hf[name] for name in hf if name in _names(cls) and name.endswith("_id")}
+        tie = hf.get("tie_word_embeddings") or nested.get("tie_word_embeddings") or False
+        return cls(text=Text(**text), vision=Vision(**vision), tie_word_embeddings=tie, **ids)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns a `config.json` that transformers reads."""
+        text = dataclasses.asdict(self.text)
+        rope = {"rope_type": "default", "type": "mrope", "rope_theta": text.pop("rope_theta")}
+        text["rope_parameters"] = rope | {"mrope_section": list(text.pop("mrope_section"))}
+        text |= {"model_type": "qwen2_5_vl_text", "hidden_act": "silu"}
+        text["tie_word_embeddings"] = self.tie_word_embeddings
+        vision = dataclasses.asdict(self.vision)
+        del vision["image_mean"], vision["image_std"]
+        vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
+        vision |= {"out_hidden_size": self.text.hidden_size, "in_channels": 3}
+        vision |= {"model_type": "qwen2_5_vl_vision", "hidden_act": "silu"}
+        rest = {name: getattr(self, name) for name in _names(Config) - {"text", "vision"}}
+        return rest | {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "text_config": text,
+            "vision_config": vision,
+        }
+
+
+_VISION, _TEXT = "visual.blocks.{}.", "model.layers.{}."
+
+NAMES: dict[str, str] = {
+    "vision/patch/kernel": "visual.patch_embed.proj.weight",
+    "vision/blocks/norm_attention/scale": _VISION + "norm1.weight",
+    "vision/blocks/norm_ffn/scale": _VISION + "norm2.weight",
+    "vision/blocks/q/*": _VISION + "attn.qkv.*[0/3]",
+    "vision/blocks/k/*": _VISION + "attn.qkv.*[1/3]",
+    "vision/blocks/v/*": _VISION + "attn.qkv.*[2/3]",
+    "vision/blocks/o/*": _VISION + "attn.proj.*",
+    "vision/blocks/gate/*": _VISION + "mlp.gate_proj.*",
+    "vision/blocks/up/*": _VISION + "mlp.up_proj.*",
+    "vision/blocks/down/*": _VISION + "mlp.down_proj.*",
+    "vision/norm/scale": "visual.merger.ln_q.weight",
+    "vision/merge_in/*": "visual.merger.mlp.0.*",
+    "vision/merge_out/*": "visual.merger.mlp.2.*",
+    "embed/embedding": "model.embed_tokens.weight",
+    "blocks/norm_attention/scale": _TEXT + "input_layernorm.weight",
+    "blocks/norm_ffn/scale": _TEXT + "post_attention_layernorm.weight",
+    "blocks/q/*": _TEXT + "self_attn.q_proj.*",
+    "blocks/k/*": _TEXT + "self_attn.k_proj.*",
+    "blocks/v/*": _TEXT + "self_attn.v_proj.*",
+    "blocks/o/*": _TEXT + "self_attn.o_proj.*",
+    "blocks/gate/*": _TEXT + "mlp.gate_proj.*",
+    "blocks/up/*": _TEXT + "mlp.up_proj.*",
+    "blocks/down/*": _TEXT + "mlp.down_proj.*",
+    "norm/scale": "model.norm.weight",
+    "head/embedding": "lm_head.weight",
+}
+"""Ours to theirs. `{}` is the layer (ours are stacked), `*` is kernel and weight or bias and bias,
+`[i/n]` the i-th of n equal parts of the rows of theirs. Kernels are transposed weights."""
+
+
+class VisionTower(nnx.Module):
+    """Patches to cells."""
+
+    def __init__(self, config: Config, *, compute: layers.Compute, rngs: nnx.Rngs):
+        self.config, self.compute = config.vision, compute
+        vision = self.config
+
+        def linear(size: tuple[int, int], bias: bool) -> layers.Linear:
+            std, dtype = vision.initializer_range, compute.param_dtype
+            return layers.Linear(size, bias=bias, stack=0, std=std, dtype=dtype, rngs=rngs)
+
+        # Rows in torch's order: channel, frame, row, column.
+        pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
+        self.patch = linear((pixels, vision.hidden_size), bias=False)
+        shape = layers.Shape(
+            width=vision.hidden_size,
+            heads=vision.num_heads,
+            kv_heads=vision.num_heads,
+            ffn=vision.intermediate_size,
+            eps=VISION_EPS,
+            std=vision.initializer_range,
+            out_bias=True,
+            ffn_bias=True,
+        )
+        self.blocks = layers.Block(shape, stack=vision.depth, compute=compute, rngs=rngs)
+        cell = vision.hidden_size * vision.spatial_merge_size**2
+        self.norm = layers.RMSNorm(
+            vision.hidden_size, eps=VISION_EPS, stack=0, dtype=compute.param_dtype
+        )
+        self.merge_in = linear((cell, cell), bias=True)
+        self.merge_out = linear((cell, config.text.hidden_size), bias=True)
+
+    def __call__(self, pictures: Pictures) -> qwen_decoder.Seen:
+        """Returns one vector per cell of merge x merge patches."""
+        if not self._near(pictures):
+            return qwen_decoder.Seen(self._cells(pictures))
+        # Patches of a window together; the cells go back to where they were.
+        order = jnp.argsort(pictures.window, axis=1, stable=True)
+        together = Pictures(*(jax.vmap(lambda x, at: x[at])(x, order) for x in pictures))
+        cells = self._cells(together)
+        unit = self.config.spatial_merge_size**2
+        back = jnp.argsort(order[:, ::unit], axis=1)
+        return qwen_decoder.Seen(jnp.take_along_axis(cells, back[..., None], 1))
+
+    def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
+        """Returns what goes into the first block."""
+        return qwen_decoder.stills(self.patch, self.config, pictures, dtype=self.compute.dtype)
+
+    def step(self, pictures: Pictures) -> layers.Step:
+        """Returns the function that applies one block, told whether patches see all their picture.
+
+        Where pictures are large, patches of a window must lie together.
+        """
+        vision = self.config
+        head = vision.hidden_size // vision.num_heads
+        turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
+        kind = self.compute.attention
+
+        def everywhere(heads):
+            return attention.attend(heads, pictures.picture, causal=False, kind=kind)
+
+        def in_window(heads):
+            reach = vision.window_patches
+            return attention.attend_near(heads, pictures.window, reach=reach, kind=kind)
+
+        def mix(heads, full):
+            if self._near(pictures):
+                return jax.lax.cond(full, everywhere, in_window, heads), None
+            segments = jnp.where(full, pictures.picture, pictures.window)
+            return attention.attend(heads, segments, causal=False, kind=kind), None
+
+        return lambda block, x, full: block(x, turn, lambda heads: mix(heads, full))
+
+    def _near(self, pictures: Pictures) -> bool:
+        """Returns whether windows are looked at block by block: rows long, windows small."""
+        patches = pictures.window.shape[1]
+        return patches > max(layers.LONG, 3 * self.config.window_patches)
+
+    def _cells(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        vision = self.config
+        full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
+        x, step = self.embed(pictures), self.step(pictures)
+        x, _ = layers.through(self.blocks, x, step, each=full, compute=self.compute)
+        cells = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
+        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
+
+
+class Qwen25VL(qwen_decoder.Dense):
+    """The model; see `vlm.VLM` for what its methods mean."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+        rngs: nnx.Rngs,
+    ):
+        """Draws a model: normal weights, zero biases, norms at one."""
+        text = config.text
+        shape = layers.Shape(
+            width=text.hidden_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            ffn=text.intermediate_size,
+            eps=text.rms_norm_eps,
+            std=text.initializer_range,
+            out_bias=False,
+            ffn_bias=False,
+        )
+        vision = VisionTower(config, compute=compute, rngs=rngs)
+        super().__init__(config, shape, vision=vision, compute=compute, rngs=rngs)
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries that are fields of a config class; of several end tokens the first."""
+    found = {name: values[name] for name in _names(kind) if name in values}
+    if isinstance(found.get("eos_token_id"), list):
+        found["eos_token_id"] = found["eos_token_id"][0]
+    return found

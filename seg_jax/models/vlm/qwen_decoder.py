@@ -1,0 +1,246 @@
+"""The decoder that Qwen's dense models share, behind the vision tower of each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from seg_jax.models.nn import attention, layers, slots
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import protocol
+from seg_jax.records import Array, Packing, Pictures, Tokens
+
+
+class Seen(NamedTuple):
+    """What a vision tower hands to the decoder."""
+
+    cells: Float[Array, "B cells D"]
+    """One vector per cell, in the place of a token's embedding."""
+    deep: Float[Array, "K B cells D"] | None = None
+    """Vectors that are added to the cells' outputs of the first K layers, or nothing."""
+
+
+def stills(
+    patch: layers.Linear, vision: Any, pictures: Pictures, *, dtype: str
+) -> Float[Array, "B S D"]:
+    """Returns the embeddings of patches by a layer that was made for videos.
+
+    All frames of a still are equal, so that the layer's kernels for them add up.
+
+    Args:
+      patch: rows of its kernel lie in torch's order: channel, frame, row, column.
+      vision: sizes of patches, pixel statistics in 0..1.
+      pictures: raw pixels.
+      dtype: of the product.
+    """
+    area = vision.patch_size**2
+    mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
+    std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
+    x = ((pictures.patches.astype(jnp.float32) - mean) / std).astype(dtype)
+    frames = patch.kernel[...].reshape(3, vision.temporal_patch_size, area, -1)
+    x = jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
+    return x if patch.bias is None else x + patch.bias[...].astype(x.dtype)
+
+
+class Dense(nnx.Module):
+    """Words and cells through blocks of grouped-query attention with M-RoPE; see `vlm.VLM`.
+
+    A port gives it a config whose `text` has `axes` (for each pair of channels the axis of the
+    position that it turns with) and `rope_theta`, and a vision tower that returns `Seen`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        shape: layers.Shape,
+        *,
+        vision: Any,
+        compute: layers.Compute,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the decoder: normal weights, zero biases, norms at one."""
+        self.config, self.compute, self.vision = config, compute, vision
+        text = config.text
+        size = (text.vocab_size, text.hidden_size)
+        std, dtype = text.initializer_range, compute.param_dtype
+        self.embed = layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        self.blocks = layers.Block(shape, stack=text.num_hidden_layers, compute=compute, rngs=rngs)
+        self.norm = layers.RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
+        self.head = (
+            None
+            if config.tie_word_embeddings
+            else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        )
+
+    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+        """Returns the cells of each row's pictures."""
+        return self.vision(pictures).cells
+
+    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+        """Returns the outputs at every token."""
+
+        def mix(heads):
+            return self._attend(heads, tokens.segments), None
+
+        return self._read(tokens, pictures, mix)[0]
+
+    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> protocol.Prefix:
+        """Returns the prompts as read."""
+
+        def mix(heads):
+            return self._attend(heads, tokens.segments), layers.shared(heads)
+
+        hidden, shared = self._read(tokens, pictures, mix)
+        used = tokens.segments == tokens.segments[:, -1:]
+        last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
+        return protocol.Prefix(shared, used, last + 1, hidden[:, -1])
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: protocol.Prefix, packing: Packing | None = None
+    ) -> Float[Array, "B G Q D"]:
+        """Returns the outputs at whole answers."""
+        columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
+        turn = self.answer_turn(prefix.following[:, None, None] + columns)
+        seen, kind = attention.seen(prefix.used, ids.shape[-1], packing), self.compute.attention
+
+        def step(block, x, prompt):
+            def mix(heads):
+                return attention.attend_answers(heads, prompt, seen, kind=kind), None
+
+            return block(x, turn, mix)
+
+        x, _ = layers.through(
+            self.blocks, self.words(ids), step, each=prefix.cache, compute=self.compute
+        )
+        return self.norm(x)
+
+    def decoder(self) -> Decoder:
+        """Returns the model laid out for decoding."""
+        return Decoder(self)
+
+    def unembed(self) -> Float[Array, "V D"]:
+        """Returns the output head."""
+        return (self.head or self.embed).embedding[...]
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token, in float32."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.unembed().astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
+        """Returns the embeddings of tokens."""
+        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
+
+    def turn(self, positions: Int[Array, "B 3 T"]) -> layers.Rotary:
+        """Returns the rotation of every token: each pair of channels turns with one axis."""
+        axes = self.config.text.axes
+        spin = layers.frequencies(len(axes), self.config.text.rope_theta)
+        return layers.rotary(positions[:, axes].swapaxes(1, 2).astype(jnp.float32) * spin)
+
+    def answer_turn(self, place: Int[Array, "*n Q"]) -> layers.Rotary:
+        """Returns the rotation at positions: text turns alike on all axes."""
+        spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
+        return layers.rotary(place[..., None].astype(jnp.float32) * spin)
+
+    def _attend(
+        self, heads: layers.Heads, segments: Int[Array, "B T"]
+    ) -> Float[Array, "B T heads hd"]:
+        return attention.attend(heads, segments, causal=True, kind=self.compute.attention)
+
+    def _read(
+        self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the outputs at every token and what `mix` returned in each layer."""
+        turn = self.turn(tokens.positions)
+        x, deep = self.words(tokens.ids), None
+        if pictures is not None and pictures.patches.shape[1]:
+            seen = self.vision(pictures)
+            at, is_cell = jnp.maximum(tokens.cells, 0)[..., None], tokens.cells[..., None] >= 0
+            x = jnp.where(is_cell, jnp.take_along_axis(seen.cells, at, 1).astype(x.dtype), x)
+            if seen.deep is not None:
+                found = jnp.take_along_axis(seen.deep, at[None], 2).astype(x.dtype)
+                deep = jnp.where(is_cell, found, 0)
+
+        def step(block, x, number):
+            x, extra = block(x, turn, mix)
+            if deep is not None:
+                more = deep[jnp.minimum(number, len(deep) - 1)]
+                x = x + jnp.where(number < len(deep), more, 0)
+            return x, extra
+
+        numbers = None if deep is None else np.arange(self.config.text.num_hidden_layers)
+        x, extra = layers.through(self.blocks, x, step, each=numbers, compute=self.compute)
+        return self.norm(x), extra
+
+
+class Decoder:
+    """A dense model laid out for decoding: layers apart, weights in the compute dtype."""
+
+    def __init__(self, model: Dense):
+        def cast(path, leaf):
+            matrix = any(getattr(k, "key", None) in ("kernel", "embedding") for k in path)
+            return leaf.astype(model.compute.dtype) if matrix else leaf
+
+        graph, params = nnx.split(model)
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        read = nnx.State({name: part for name, part in params.items() if name != "vision"})
+        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
+        self.blocks = layers.unstack(nnx.merge(graph, params).blocks, lies)
+        if lies is not None:
+            for block in self.blocks:
+                block.travel = lies.divided
+            rest = nnx.State({name: part for name, part in read.items() if name != "blocks"})
+            params = nnx.State({**params, **lies(rest)})
+        self.model = nnx.merge(graph, params)
+
+    def empty(
+        self, prefix: protocol.Prefix, *, answers: int, length: int, queues: int | None = None
+    ) -> protocol.Suffix:
+        """Returns the empty cache of answers of at most `length` tokens."""
+        k, v = prefix.cache
+        _, batch, kv, head, _ = k.shape
+        batch = queues or batch
+        own = layers.Own(
+            jnp.zeros((batch, kv, answers, head, length), k.dtype),
+            jnp.zeros((batch, kv, answers, length, head), v.dtype),
+        )
+        turn = self.model.answer_turn(prefix.following[:, None] + jnp.arange(length))
+        return protocol.Suffix((own,) * len(self.blocks), jnp.int32(0), turn)
+
+    def extend(
+        self, ids: Int[Array, "B G Q"], prefix: protocol.Prefix, suffix: protocol.Suffix
+    ) -> tuple[Float[Array, "B G Q D"], protocol.Suffix]:
+        """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
+        new, reach = ids.shape[-1], suffix.own[0].v.shape[-2]
+        view = slots.view(suffix.length, suffix.seats, new=new, reach=reach)
+        turn = slots.along(suffix.turn, suffix.length, suffix.seats, new=new)
+        x = self.model.words(ids)
+        filled, write = [], jax.lax.dynamic_update_slice_in_dim
+        for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
+
+            def mix(heads, i=i, own=own):
+                more = layers.own(heads)
+                own = layers.Own(write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3))
+                prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
+                used, seen = prefix.used, view.seen
+                out = layers.attend_decoding(
+                    heads.q, prompt, own, used=used, seen=seen, seats=suffix.seats
+                )
+                return out, own
+
+            x, own = block(x, turn, mix)
+            filled.append(own)
+        return self.model.norm(x), suffix._replace(own=tuple(filled), length=suffix.length + new)
+
+    def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+        """Returns the scores of the next token."""
+        return self.model.logits(hidden)

@@ -1,0 +1,157 @@
+"""Draws sampled answers on their pictures beside the truth, for reports and as PNG (host)."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from seg_jax.data import images
+from seg_jax.grammar import outline, reader
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models.parallel import sharding
+from seg_jax.records import Kind, Prompts, Rollout, Verdict
+from seg_jax.report.html_page import Exhibit, Panel
+from seg_jax.tasks.referring import Referring, box_unit, central_point_unit, rings_unit
+from seg_jax.tasks.task import judge
+
+_TILE_PX, _GAP_PX, _LINE_PX = 224, 10, 18
+_TRUTH, _ANSWER = (0, 190, 140), (255, 160, 0)
+
+
+class Viewer:
+    """Shows rows of prompts with a few of their sampled answers, judged as in training."""
+
+    def __init__(self, bundle: Bundle, task: Referring, *, scenes: int = 4, answers: int = 4):
+        self._bundle, self._task = bundle, task
+        self._scenes, self._answers = scenes, answers
+        table = reader.table(bundle.tokenizer.pieces)
+        self._judge = jax.jit(functools.partial(judge, task, table))
+
+    def exhibits(self, prompts: Prompts, rollout: Rollout) -> tuple[Exhibit, ...]:
+        """Returns the first prompts that this process holds, each with its first answers.
+
+        Args:
+          prompts: this process's rows, on the host.
+          rollout: answers to the rows of all processes, on the devices.
+        """
+        prompts = jax.tree.map(lambda leaf: leaf[: self._scenes], prompts)
+        rollout = jax.tree.map(lambda leaf: _own(leaf)[: self._scenes, : self._answers], rollout)
+        # By this process alone, whatever mesh the program works on.
+        with jax.set_mesh(sharding.mesh(devices=jax.local_devices()[:1])):
+            judged, verdicts = jax.device_get(self._judge(rollout, prompts.truth))
+        rows = prompts, rollout, judged.scores["iou"], verdicts
+        return tuple(
+            self._exhibit(*jax.tree.map(operator.itemgetter(row), rows))
+            for row in range(len(rollout.ids))
+        )
+
+    def _exhibit(self, prompt: Prompts, rollout: Rollout, iou, verdicts) -> Exhibit:
+        task, tokenizer = self._task, self._bundle.tokenizer
+        kind = Kind(int(prompt.truth.kind))
+        panels = [Panel("truth", self._truth(prompt))]
+        for number, (ids, used) in enumerate(zip(rollout.ids, rollout.used, strict=True)):
+            text = tokenizer.decode(np.asarray(ids)[used])
+            panels.append(
+                Panel(
+                    f"answer {number + 1}",
+                    _drawn(outline.read(text, kind, rings=task.max_rings, points=task.max_points)),
+                    iou=float(iou[number]),
+                    verdict=Verdict(int(verdicts[number])),
+                    text=text,
+                )
+            )
+        image = self._bundle.encoder.shown(prompt.pictures)
+        return Exhibit(image, self._question(prompt), panels)
+
+    def _question(self, prompt: Prompts) -> str:
+        """Returns what is asked after the picture, up to the end of the turn."""
+        tokenizer, ids = self._bundle.tokenizer, np.asarray(prompt.tokens.ids)
+        after = ids[np.flatnonzero(prompt.tokens.cells >= 0)[-1] + 1 :]
+        ends = np.flatnonzero(after == tokenizer.end_id)
+        return tokenizer.decode(after[: ends[0]] if len(ends) else after).strip()
+
+    def _truth(self, prompt: Prompts) -> list[np.ndarray]:
+        height, width = (int(side) for side in prompt.truth.size)
+        words, shifts = np.asarray(prompt.truth.words), np.arange(32, dtype=np.uint32)
+        bits = (words[:, None] >> shifts[:, None]) & 1
+        mask = bits.reshape(-1, words.shape[1])[:height, :width].astype(bool)
+        if not mask.any():  # What is asked for is not there.
+            return []
+        kind = Kind(int(prompt.truth.kind))
+        if kind == Kind.POINT:
+            return [np.array([central_point_unit(mask)])]
+        if kind == Kind.BOX:
+            return [_corners(np.array(box_unit(mask)))]
+        return rings_unit(mask, self._task)
+
+
+def sheet(exhibits: Sequence[Exhibit]) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns all exhibits as one picture: a row each, its question above, figures below."""
+    rows = [_row(exhibit) for exhibit in exhibits]
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
+    )
+
+
+def _own(leaf) -> np.ndarray:
+    """Returns the array on the host, or of a divided one the first rows that lie here."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = min(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0).data
+    return np.asarray(leaf)
+
+
+def _drawn(reading: outline.Reading) -> list[np.ndarray]:
+    """Returns what was read as rings: a point is one vertex, a box its four corners."""
+    if reading.point is not None:
+        return [np.asarray(reading.point, np.float64)[None]]
+    if reading.box is not None:
+        return [_corners(np.asarray(reading.box, np.float64))]
+    return [np.asarray(ring, np.float64) for ring in reading.rings]
+
+
+def _corners(box: np.ndarray) -> np.ndarray:
+    return box.reshape(-1)[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+
+
+def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an exhibit's panels side by side."""
+    longer = max(exhibit.image.shape)
+    scale = _TILE_PX / longer if longer > _TILE_PX else max(1, _TILE_PX // longer)
+    tiles = [
+        images.overlay(
+            exhibit.image,
+            panel.rings_unit,
+            colour=_ANSWER if panel.verdict is not None else _TRUTH,
+            scale=scale,
+        )
+        for panel in exhibit.panels
+    ]
+    height, width = tiles[0].shape[:2]
+    size = (_GAP_PX + len(tiles) * (width + _GAP_PX), height + 2 * _LINE_PX + _GAP_PX)
+    canvas = Image.new("RGB", size, "white")
+    _write(canvas, (_GAP_PX, 0), exhibit.question)
+    for number, (panel, tile) in enumerate(zip(exhibit.panels, tiles, strict=True)):
+        left = _GAP_PX + number * (width + _GAP_PX)
+        canvas.paste(Image.fromarray(tile), (left, _LINE_PX))
+        words = panel.caption
+        if panel.verdict is not None:
+            words = f"IoU {panel.iou:.3f}  {panel.verdict.name}"
+        _write(canvas, (left, _LINE_PX + height), words)
+    return np.asarray(canvas)
+
+
+def _write(canvas: Image.Image, place: tuple[int, int], text: str) -> None:
+    """Writes one line; letters that the small built-in font may lack become question marks."""
+    plain = " ".join(text.encode("ascii", "replace").decode().split())
+    font = ImageFont.load_default(12)
+    ImageDraw.Draw(canvas).text((place[0], place[1] + 2), plain, fill=(40, 44, 48), font=font)

@@ -1,0 +1,149 @@
+"""Runs a protocol over a source: every answer judged and written, numbers, tables, a gallery."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seg_jax.data import images
+from seg_jax.data.sources import Source
+from seg_jax.evaluation import judging, protocols, scoring, tables
+from seg_jax.evaluation.answers import Answered
+from seg_jax.evaluation.judging import Row
+from seg_jax.evaluation.protocols import Protocol, Question
+from seg_jax.report import gallery, html_page
+from seg_jax.runs import console, run_folder
+
+ANSWERS, SUMMARY, TABLE, GALLERY = FILES = (
+    *("answers.jsonl", "summary.json"),
+    *("table.md", "gallery.html"),
+)
+"""What is written to the folder of an evaluation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """All that decides which questions are asked."""
+
+    protocol: Protocol
+    source: Source
+    digits: int
+    """Decimals of a point or box in a question."""
+    form: int
+    """Number of the form of all questions."""
+    seed: int
+    """Of the points that are told."""
+
+    def questions(self, indices: Sequence[int] | None = None) -> Iterator[Question]:
+        """Yields the questions about some samples, about all if None."""
+        return protocols.questions(
+            self.protocol,
+            self.source,
+            digits=self.digits,
+            form=self.form,
+            seed=self.seed,
+            indices=indices,
+        )
+
+    def again(self, row: Row) -> Question:
+        """Returns the question of a row."""
+        wanted = (row.which, row.given, row.kind, row.phrase)
+        return next(
+            question
+            for question in self.questions([row.index])
+            if (question.which, question.given, question.kind.name.lower(), question.phrase)
+            == wanted
+        )
+
+
+def judged(
+    asking: Asking,
+    answered: Callable[[Iterable[Question]], Iterator[Answered]],
+    folder: Path | None = None,
+) -> Iterator[Row]:
+    """Yields the rows of a protocol, with a progress bar; each is written as soon as it is known.
+
+    Until the last one is, the file in the folder is called answers.partial.jsonl.
+    """
+    samples = len(asking.source)
+    with contextlib.ExitStack() as stack:
+        move = stack.enter_context(console.progress(asking.protocol.name, samples))
+        partial = folder and folder / "answers.partial.jsonl"
+        file = partial and stack.enter_context(partial.open("w", encoding="utf-8"))
+        for question, text, tokens in answered(asking.questions()):
+            row = judging.judge(asking.protocol, question, text, tokens)
+            if file:
+                file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+                file.flush()
+            move(row.index + 1, samples, "")
+            yield row
+    if partial:
+        partial.replace(partial.with_name(ANSWERS))
+
+
+def write(
+    folder: Path,
+    asking: Asking,
+    rows: Sequence[Row],
+    summary: dict[str, Any],
+    *,
+    others: Sequence[dict[str, Any]],
+    each: int,
+    config: object,
+) -> None:
+    """Writes numbers, tables and gallery beside the answers.
+
+    Args:
+      folder: of the evaluation.
+      asking: which questions were asked.
+      rows: what came of them.
+      summary: of `scores.summarise`, with "model", "split" and "versions".
+      others: the same of other evaluations, which stand in the same tables.
+      each: most pictures in each part of the gallery.
+      config: of the run.
+    """
+    run_folder.write_json(folder / SUMMARY, summary)
+    told: dict[str, list[dict[str, Any]]] = {}
+    for one in [*others, summary]:
+        told.setdefault(one["model"], []).append(one)
+    images.store(folder / TABLE, tables.markdown(told).encode())
+    page = html_page.Report(
+        title=f"{asking.protocol.title}: {summary['split']}",
+        summary_rows=gallery.table(summary, asking.protocol),
+        curves=None,
+        exhibits=gallery.exhibits(gallery.groups(rows, each=each), asking.protocol, asking.again),
+        config=config,
+        versions=summary["versions"],
+        notes=(
+            f"{summary['model']} answers {summary['questions']:,} questions about "
+            f"{summary['pictures']:,} pictures, greedily.",
+        ),
+    )
+    html_page.write(folder / GALLERY, page)
+    console.say(f"{folder}: {', '.join(FILES)}")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the numbers of another evaluation.
+
+    Raises:
+      ValueError: the folder holds none of a protocol.
+    """
+    found = run_folder.read_json(folder / SUMMARY)
+    needed = {"model", "split", "protocol", "questions"}
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise ValueError(
+            f"{folder}: expected the folder of an evaluation, got no {SUMMARY} of one; give what "
+            "was --out beside --protocol"
+        )
+    return found
+
+
+def numbers(rows: Sequence[Row], asking: Asking, **more: Any) -> dict[str, Any]:
+    """Returns what is told of the rows, with more about the run around it."""
+    summary = scoring.summarise(rows, asking.protocol)
+    return {"model": more.pop("model"), "split": more.pop("split"), **summary, **more}

@@ -1,0 +1,284 @@
+"""The jitted stations of training for one model: supervised step, sampling, RL step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int
+
+from seg_jax.grammar import automaton, reader
+from seg_jax.grammar.tokenizer import tokens
+from seg_jax.grammar.tokenizer.tokens import Tokenizer
+from seg_jax.models.parallel import sharding
+from seg_jax.models.vlm import likelihood
+from seg_jax.models.vlm import sampler as samplers
+from seg_jax.records import (
+    Array,
+    Automaton,
+    Batch,
+    PackedBatch,
+    Prompts,
+    Rollout,
+    Verdict,
+    check_least,
+)
+from seg_jax.tasks import task as tasks
+from seg_jax.tasks.task import Task, judge
+from seg_jax.training import optimizers, policy, sft
+from seg_jax.training.state import State, step_key
+
+SOFTENED_REACH = 3.0
+"""Soft targets end at so many standard deviations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How the devices are arranged; -1 takes what is left."""
+
+    data: int = 1
+    """Copies of the weights."""
+    fsdp: int = -1
+    """Shards of the weights; batches are divided among data x fsdp x expert."""
+    tensor: int = 1
+    """Shards of each layer's work."""
+    expert: int = 1
+    """Shards of the experts; of all other weights as `fsdp`."""
+    context: int = 1
+    """Shards of long rows of tokens and patches, for batches of fewer rows than devices."""
+
+    def build(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+        """Returns the mesh over the devices, over all if None.
+
+        Raises:
+          ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple
+            of the slices that they are in.
+        """
+        return sharding.mesh(dataclasses.asdict(self), devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A model's graph and the tokenizer that it speaks with."""
+
+    graph: nnx.GraphDef
+    tokenizer: Tokenizer
+    chunk: int | None = None
+    """Tokens of a row whose logits exist at once; None: all."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end an answer beside the one that ends a turn."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return tuple(dict.fromkeys((self.tokenizer.end_id, *self.ends)))
+
+    def model(self, params: Any) -> Any:
+        """Returns the model with the weights; merge inside jit only."""
+        return nnx.merge(self.graph, params)
+
+
+def supervised_step(
+    speaker: Speaker, objective: sft.Objective, optimizer: optimizers.Optimizer
+) -> Any:
+    """Returns the jitted function (state, batch) -> (state, metrics); the state is donated."""
+    transform = optimizers.build(optimizer)
+    soft = None
+    if objective.soften_bins > 0:
+        reach = max(1, round(SOFTENED_REACH * objective.soften_bins))
+        near = tokens.neighbours(speaker.tokenizer, objective.soften_bins, reach)
+        soft = [jnp.asarray(part) for part in near]
+
+    def token_loss(params: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L"]:
+        model = speaker.model(params)
+        hidden = outputs(model, batch)
+        if soft is None:
+            return -likelihood.token_logp(
+                hidden, model.unembed(), batch.targets, chunk=speaker.chunk
+            )
+        return likelihood.soft_cross_entropy(
+            hidden,
+            model.unembed(),
+            batch.targets,
+            neighbours=soft[0],
+            shares=soft[1],
+            chunk=speaker.chunk,
+        )
+
+    def step(state: State, batch: Batch | PackedBatch):
+        state, metrics = sft.update(objective, optimizer, transform, token_loss, state, batch)
+        if isinstance(batch, PackedBatch):
+            metrics["useful_tokens"] = jnp.mean(batch.tokens.segments > 0)
+            metrics["useful_patches"] = jnp.mean(batch.pictures.picture >= 0)
+        return sharding.kept(state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def outputs(model: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L D"]:
+    """Returns the outputs of a model at every token that has a target."""
+    if isinstance(batch, PackedBatch):
+        return model.hidden(batch.tokens, batch.pictures)
+    prefix = model.prefill(batch.tokens, batch.pictures)
+    return model.extend(batch.ids, prefix, batch.packing)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn while learning."""
+
+    answers: int = 8
+    """G, answers per prompt."""
+    temperature: float = 1.0
+    max_tokens: int = 64
+    grammar: bool = False
+    """Draw only tokens that the grammar allows, so that every answer can be read. Sampler and
+    trainer then share the distribution over these tokens alone: it is what is learnt."""
+    rows: int = 0
+    """Answers decoded at once, on all devices together; one that ends leaves its row to the next
+    that waits. 0: all of a step. Where a few answers are far longer than most, a quarter of them
+    or fewer saves most of the time; answers are the same."""
+    chunk: int = 1
+    """Tokens between looks for rows that are free."""
+
+    def __post_init__(self):
+        check_least(self, "sampling", answers=1, max_tokens=1, rows=0, chunk=1)
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"sampling.temperature: expected > 0, got {self.temperature}")
+
+    @property
+    def refill(self) -> samplers.Refill | None:
+        """How rows are filled again, if they are."""
+        return samplers.Refill(rows=self.rows, chunk=self.chunk) if self.rows else None
+
+
+def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | None = None) -> Any:
+    """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key.
+
+    The task is asked for with a grammar only: its decimals and limits are the grammar's.
+    """
+    grammar = _grammar(speaker, sampling, task)
+
+    def draw(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Rollout:
+        return samplers.generate(
+            speaker.model(params),
+            prompts.tokens,
+            prompts.pictures,
+            answers=sampling.answers,
+            max_tokens=sampling.max_tokens,
+            sampler=samplers.Sample(temperature=sampling.temperature),
+            end_ids=speaker.end_ids,
+            pad_id=speaker.tokenizer.pad_id,
+            key=step_key(seed, step),
+            grammar=grammar,
+            kinds=prompts.truth.kind,
+            refill=sampling.refill,
+        )
+
+    return jax.jit(draw)
+
+
+def appraiser(
+    speaker: Speaker,
+    task: Task,
+    weights: Mapping[str, float],
+    sampling: Sampling,
+    *,
+    seed: int,
+) -> Any:
+    """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
+    draw = sampler(speaker, sampling, seed=seed, task=task)
+    judged_rows = _judge(speaker, task)
+
+    def appraise(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
+        judged, _ = judged_rows(draw(params, prompts, step), prompts.truth)
+        return policy.reward(judged.scores, weights)
+
+    return jax.jit(appraise)
+
+
+def reinforcing_step(
+    speaker: Speaker,
+    task: Task,
+    config: policy.Policy,
+    weights: Mapping[str, float],
+    optimizer: optimizers.Optimizer,
+    sampling: Sampling,
+) -> Any:
+    """Returns the jitted (state, prompts, rollout, reference) -> (state, metrics); state donated.
+
+    It reads, judges and learns without returning to the host.
+    """
+    transform = optimizers.build(optimizer)
+    judged_rows = _judge(speaker, task)
+    grammar = _grammar(speaker, sampling, task)
+
+    def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
+        return likelihood.answer_likelihood(
+            speaker.model(params),
+            prompts.tokens,
+            prompts.pictures,
+            ids=rollout.ids,
+            chunk=speaker.chunk,
+            temperature=sampling.temperature,
+            grammar=grammar,
+            kinds=prompts.truth.kind,
+        )
+
+    def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
+        judged, verdict = judged_rows(rollout, prompts.truth)
+        reward = policy.reward(judged.scores, weights)
+        lesson = policy.lesson(config, prompts, rollout, reward)
+        state, metrics = policy.update(
+            config, optimizer, transform, score, state, lesson, reference
+        )
+        metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
+        metrics |= {f"verdicts/{v.name}": (verdict == v).mean() for v in Verdict}
+        metrics["reward"] = reward.mean()
+        metrics["reward_spread"] = reward.std(1).mean()
+        metrics["groups_that_differ"] = policy.differ(reward).mean()
+        metrics |= _lengths(rollout, speaker.end_ids)
+        return sharding.kept(state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:
+    """Returns how long the answers are, and how much of what was computed they needed."""
+    length = rollout.used.sum(-1)
+    # Without refilling the loop of the sampler ends with its longest answer; the others wait.
+    together = length.size * jnp.maximum(length.max(), 1)
+    computed = together if rollout.computed is None else rollout.computed.sum()
+    unended = rollout.used[..., -1] & ~jnp.isin(rollout.ids[..., -1], jnp.asarray(end_ids))
+    return {
+        "length/mean": length.mean(),
+        "length/max": length.max(),
+        "truncated": unended.mean(),
+        "useful_tokens": length.sum() / computed,
+        "useful_tokens_unfilled": length.sum() / together,
+    }
+
+
+def _judge(speaker: Speaker, task: Task) -> Any:
+    """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
+    table = reader.table(speaker.tokenizer.pieces)
+    return sharding.by_rows(lambda rollout, truth: judge(task, table, rollout, truth))
+
+
+def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automaton | None:
+    """Returns what answers to the task are held to; None without a grammar."""
+    if not sampling.grammar:
+        return None
+    if task is None:
+        raise ValueError(
+            "sampling.grammar: expected the task whose answers are drawn, got none: "
+            "pass task=, or switch the grammar off"
+        )
+    held = tasks.grammar(task, speaker.tokenizer.pieces, speaker.end_ids)
+    automaton.check_room(held, sampling.max_tokens, task.kinds)
+    return held

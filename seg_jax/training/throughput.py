@@ -1,0 +1,97 @@
+"""Measures a run: seconds of a step, shares of data and of the devices' peak, a trace (host)."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from seg_jax.models.parallel import chips
+
+
+def best_seconds(operations: float) -> float | None:
+    """Returns how long all devices at their peak would take, or None where that is not known."""
+    devices = jax.devices()
+    chip = chips.of_kind(devices[0].device_kind)
+    return None if chip is None else operations / (chip.flops * len(devices))
+
+
+class Pulse:
+    """Tells the mean times of the steps since it was asked before."""
+
+    def __init__(self, batches: Any, best: float | None = None):
+        """Begins.
+
+        Args:
+          batches: their `waited`, if they have it, is the seconds that drawing them took.
+          best: seconds of a step whose devices do at their peak what a model cannot do without.
+        """
+        self._batches, self._best = batches, best
+        self._before: tuple[int, float, float] | None = None
+
+    def told(self, step: int) -> dict[str, float]:
+        """Returns seconds of a step, the share in which it waited for data, and MFU if known.
+
+        To be called when the devices have done the step. The first call, before which programs
+        were compiled, tells nothing.
+        """
+        now = time.monotonic()
+        waited = getattr(self._batches, "waited", 0.0)
+        before, self._before = self._before, (step, now, waited)
+        if before is None or step == before[0] or now <= before[1]:
+            return {}
+        seconds = (now - before[1]) / (step - before[0])
+        told = {"seconds/step": seconds, "data_wait": (waited - before[2]) / (now - before[1])}
+        return told if self._best is None else told | {"mfu": self._best / seconds}
+
+
+class Trace:
+    """Writes a trace of some steps for TensorBoard's profiler or Perfetto."""
+
+    def __init__(self, steps: str, folder: Path):
+        """Plans the trace.
+
+        Args:
+          steps: START:STOP, the first step and the last one; empty for none.
+          folder: that the trace is written to.
+        """
+        self._first, self._last = read_steps(steps)
+        self._folder, self._running = folder, False
+
+    def before(self, step: int, state: Any) -> None:
+        """Begins the trace if this is its first step."""
+        if step == self._first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: Any) -> None:
+        """Ends the trace if this was its last step."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is of the trace."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+
+def read_steps(text: str) -> tuple[int, int]:
+    """Returns the first and the last step of START:STOP; (0, 0) of nothing.
+
+    Raises:
+      ValueError: it is not so.
+    """
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    if found is None or int(found.group(1)) > int(found.group(2)):
+        if not text:
+            return 0, 0
+        raise ValueError(
+            f"profile: expected START:STOP, the first and the last step, got {text!r}; as 10:12"
+        )
+    return int(found.group(1)), int(found.group(2))

@@ -1,0 +1,56 @@
+"""Claims folders of runs in which other people keep their files."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from seg_jax.runs import run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Stands for a configuration."""
+
+    out: str = ""
+    resume: bool = False
+    anew: bool = False
+    lr: float = 1.0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "x"},
+        {"config.json": '{"model_type": "qwen2_5_vl"}', "checkpoint": "x"},
+        {"config.json": "no json"},
+        {"metrics.jsonl": "{}"},
+    ],
+)
+def test_foreign_files_are_never_removed(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for choice in ({"resume": True}, {"anew": True}, {}):
+        with pytest.raises(ValueError):
+            run_folder.claim(tmp_path, Options(), **({"resume": False, "anew": False} | choice))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"expected a folder, got the address {address}; mount"):
+        run_folder.claim(pathlib.Path(address), Options(), resume=False, anew=False)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
+    run_folder.claim(tmp_path / "run", Options(), resume=False, anew=False)
+    (tmp_path / "run" / "state").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        run_folder.claim(tmp_path / "run", Options(), resume=False, anew=True)
+    assert len(list((tmp_path / "run").iterdir())) == 3
+    (tmp_path / "run" / "notes.txt").unlink()
+    run_folder.claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RECORD]

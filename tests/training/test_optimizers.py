@@ -1,0 +1,133 @@
+"""Muon against torch.optim.Muon, AdamW against torch.optim.AdamW, schedule against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from seg_jax.training import muon, optimizers, state
+
+
+def train(config, weights, grads):
+    transform = optimizers.build(config)
+    current = state.fresh(weights, transform, horizon=len(grads))
+    for grad in grads:
+        current, _ = state.advance(current, grad, config, transform)
+    return current.params
+
+
+def gradients(shape, steps=6, seed=1):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float32) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (16, 16)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_muon_equals_torch(shape, dtype, tolerance, monkeypatch):
+    if dtype == "float32":  # torch always iterates in bf16
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)
+    start = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    grads = gradients(shape)
+    weight = torch.nn.Parameter(torch.tensor(start))
+    peer = torch.optim.Muon(
+        [weight], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for grad in grads:
+        weight.grad = torch.tensor(grad)
+        peer.step()
+    config = optimizers.Muon(
+        lr=0.02,
+        weight_decay=0.1,
+        clip=1e9,
+        newton_schulz_dtype=dtype,
+        schedule=optimizers.Schedule(warmup=0.0, final=1.0),
+    )
+    ours = train(config, {"kernel": start}, [{"kernel": g} for g in grads])["kernel"]
+    moved = np.abs(weight.detach().numpy() - start).max()
+    # In bf16 the two round at different places.
+    assert np.abs(ours - weight.detach().numpy()).max() < tolerance * moved
+
+
+def test_newton_schulz_flattens_the_spectrum():
+    matrix = jnp.asarray(gradients((32, 48), steps=1)[0])
+    flat = muon.orthogonalise(matrix, steps=5, dtype=jnp.dtype(jnp.float32))
+    singular = np.linalg.svd(np.asarray(flat), compute_uv=False)
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
+    left, _, right = np.linalg.svd(np.asarray(matrix), full_matrices=False)
+    aligned = np.diag(left.T @ np.asarray(flat) @ right.T)
+    assert (aligned > 0.5).all()
+
+
+def test_stacked_matrices_are_separate():
+    stack = jnp.asarray(gradients((3, 8, 12), steps=1)[0])
+    together = muon.orthogonalise(stack, steps=5, dtype=jnp.dtype(jnp.float32))
+    for one, alone in zip(together, stack, strict=True):
+        each = muon.orthogonalise(alone, steps=5, dtype=jnp.dtype(jnp.float32))
+        np.testing.assert_allclose(one, each, atol=1e-5)
+
+
+def test_embeddings_head_and_vectors_get_adamw_not_nadamw():
+    shapes = {"embed": {"embedding": (10, 6)}, "head": {"kernel": (6, 10)}, "norm": {"scale": (6,)}}
+    rng = np.random.default_rng(0)
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    start = jax.tree.unflatten(tree, [rng.normal(size=s).astype(np.float32) for s in leaves])
+    grads = [jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)] * 4
+    config = optimizers.Muon(
+        lr=0.01, weight_decay=0.1, clip=1e9, schedule=optimizers.Schedule(warmup=0.0, final=1.0)
+    )
+    ours = jax.tree.leaves(train(config, start, grads))
+    flat = jax.tree_util.tree_leaves_with_path(start)
+    for index, (path, begin) in enumerate(flat):
+        weight = torch.nn.Parameter(torch.tensor(begin))
+        decay = 0.0 if "scale" in jax.tree_util.keystr(path) else 0.1
+        peer = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.95), weight_decay=decay)
+        for grad in grads:
+            weight.grad = torch.tensor(jax.tree.leaves(grad)[index])
+            peer.step()
+        np.testing.assert_allclose(ours[index], weight.detach().numpy(), atol=1e-6)
+
+
+def test_schedule_follows_the_papers_numbers():
+    schedule = optimizers.Schedule(warmup=0.03, final=0.04)
+    rates = np.array([schedule.rate(5e-5, s, 3125) for s in (0, 93, 1609, 3124)], np.float64)
+    assert rates[0] < 1e-6
+    np.testing.assert_allclose(rates[1], 5e-5, rtol=1e-2)
+    np.testing.assert_allclose(rates[2], (5e-5 + 2e-6) / 2, rtol=1e-2)
+    np.testing.assert_allclose(rates[3], 2e-6, rtol=1e-2)
+
+
+def test_large_gradients_are_clipped_by_their_global_norm():
+    config = optimizers.AdamW(clip=1.0)
+    transform = optimizers.build(config)
+    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
+    small, _ = transform.update(
+        {"a": jnp.full(4, 0.5), "b": jnp.zeros(4)}, transform.init(params), params
+    )
+    large, _ = transform.update(
+        {"a": jnp.full(4, 5e6), "b": jnp.zeros(4)}, transform.init(params), params
+    )
+    np.testing.assert_allclose(small["a"], large["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (optimizers.AdamW, {"lr": -1.0}),
+        (optimizers.Muon, {"lr": float("nan")}),
+        (optimizers.Muon, {"weight_decay": -0.1}),
+        (optimizers.AdamW, {"clip": 0.0}),
+        (optimizers.AdamW, {"eps": 0.0}),
+        (optimizers.Muon, {"b1": 1.0}),
+        (optimizers.AdamW, {"b2": -0.1}),
+        (optimizers.Muon, {"momentum": 1.0}),
+        (optimizers.Muon, {"newton_schulz_steps": 0}),
+        (optimizers.Schedule, {"warmup": 1.5}),
+        (optimizers.Schedule, {"final": -0.1}),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(kind, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"^optimizer.*{name}.*, got "):
+        kind(**wrong)
