@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from seg_jax.cli import evaluate, quickstart, tiny
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.inference import bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.report import panels
@@ -28,7 +28,7 @@ def main(run: Path, out: Path) -> None:
         outcome = evaluate.run(Predictor(model), held_out, **asked)
         chapters[name] = quickstart.Chapter(caption, model, outcome, {})
     exhibits = [quickstart._exhibit(chapters, index) for index in SHOWN]
-    images.write(out, panels.sheet(exhibits))
+    image_files.write(out, panels.sheet(exhibits))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws rules.svg, the picture of the two fill rules: python .images/rules.py."""
+"""Draws rules.svg, the image of the two fill rules: python .images/rules.py."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def panel(title, note, rule, join, shapes):
 
 
 def main():
-    """Writes the picture beside this file."""
+    """Writes the image beside this file."""
     wide, high = WIDTH * CELL + 34, HEIGHT * CELL + 70
     parts = []
     for number, content in enumerate(PANELS):

@@ -4,16 +4,16 @@ Axes, by their letters everywhere in the package:
 
 | letter | counts                                | letter | counts                              |
 |--------|---------------------------------------|--------|-------------------------------------|
-| `B`    | prompts (rows) in a batch             | `H W`  | rows and columns of a picture       |
-| `G`    | answers per prompt                    | `M`    | masks (objects) per picture         |
+| `B`    | prompts (rows) in a batch             | `H W`  | rows and columns of an image       |
+| `G`    | answers per prompt                    | `M`    | masks (objects) per image         |
 | `N`    | answers in all, `B * G`               | `R`    | rings per answer                    |
 | `T`    | tokens of a row (`L`: of an answer)   | `P`    | points per ring                     |
-| `V`    | vocabulary                            | `S`    | picture patches of a row            |
+| `V`    | vocabulary                            | `S`    | image patches of a row            |
 | `D`    | width of the model                    | `C`    | numbers per patch                   |
 | `K`    | 32-row words of a packed mask         |        |                                     |
 
 Points are (x, y); arrays index [row, column]; boxes are x0 y0 x1 y1, half open. `_px` means
-continuous pixels (pixel (i, j) covers [j, j+1) x [i, i+1)), `_unit` fractions of the picture's
+continuous pixels (pixel (i, j) covers [j, j+1) x [i, i+1)), `_unit` fractions of the image's
 width and height before any padding. Rings do not repeat their first vertex.
 """
 
@@ -68,16 +68,16 @@ class Verdict(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture with the true masks of its objects and what one may call them (host)."""
+    """An image with the true masks of its objects and what one may call them (host)."""
 
     key: str
     """Names the sample within its source; also seeds its random choices."""
     image: UInt8[np.ndarray, "H W 3"]
     masks: Bool[np.ndarray, "M H W"]
     """Of objects, of several at once where an expression means them, or empty ones where it means
-    nothing in the picture."""
+    nothing in the image."""
     phrases: tuple[tuple[str, ...], ...]
-    """For each mask the expressions that fit it and no other object of the picture."""
+    """For each mask the expressions that fit it and no other object of the image."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
     together: tuple[bool, ...] = ()
@@ -98,21 +98,21 @@ class Polygons(NamedTuple):
     """False for padding; the used vertices of a ring come first."""
 
 
-class Pictures(NamedTuple):
-    """The pictures of each row as patches, packed and padded to one length (device).
+class Images(NamedTuple):
+    """The images of each row as patches, packed and padded to one length (device).
 
-    Patches of a picture lie in merge-block order: the `merge * merge` patches that become one
+    Patches of an image lie in merge-block order: the `merge * merge` patches that become one
     language token are neighbours, blocks run row by row.
     """
 
     patches: UInt8[Array, "B S C"]
     """Raw pixels of a patch, channel first (3, patch, patch); normalised on the device."""
     place: Int[Array, "B S 2"]
-    """Row and column of the patch within its picture, in patches."""
+    """Row and column of the patch within its image, in patches."""
     window: Int[Array, "B S"]
     """Attention window of the patch, unique within the row; -1 for padding."""
-    picture: Int[Array, "B S"]
-    """Picture of the patch within the row; -1 for padding."""
+    image: Int[Array, "B S"]
+    """Image of the patch within the row; -1 for padding."""
 
 
 class Tokens(NamedTuple):
@@ -124,8 +124,8 @@ class Tokens(NamedTuple):
     positions: Int[Array, "B 3 T"]
     """Rotary positions along time, height and width (M-RoPE); equal for text. Kimi-VL, which counts
     tokens, passes over them."""
-    cells: Int[Array, "B T"]
-    """Which merged cell of the row's pictures stands at a token; -1 for text."""
+    visual_tokens: Int[Array, "B T"]
+    """Which merged visual token of the row's images stands at a token; -1 for text."""
 
 
 class Packing(NamedTuple):
@@ -138,14 +138,14 @@ class Packing(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step of supervised training (device): pictures with G rows of questions and answers.
+    """One step of supervised training (device): images with G rows of questions and answers.
 
-    A picture is read once, in front of its questions, which do not see each other.
+    An image is read once, in front of its questions, which do not see each other.
     """
 
     tokens: Tokens
-    """The turn up to the question, picture included; right-aligned."""
-    pictures: Pictures
+    """The turn up to the question, image included; right-aligned."""
+    images: Images
     ids: Int[Array, "B G L"]
     """Questions, each before its answer, continuing `tokens`; left-aligned."""
     targets: Int[Array, "B G L"]
@@ -156,15 +156,15 @@ class Batch(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """One step of supervised training on rows of several pictures (device).
+    """One step of supervised training on rows of several images (device).
 
-    A picture is read once for all conversations about it, which see neither each other nor other
-    pictures.
+    An image is read once for all conversations about it, which see neither each other nor other
+    images.
     """
 
     tokens: Tokens
     """Whole conversations, one after another."""
-    pictures: Pictures
+    images: Images
     targets: Int[Array, "B T"]
     """The token that should follow each token."""
     weights: Float[Array, "B T"]
@@ -177,19 +177,19 @@ class Truth(NamedTuple):
     words: UInt32[Array, "*n K W"]
     """The true mask, packed: bit j of word k is row 32 k + j; empty where nothing is meant."""
     size: Int[Array, "*n 2"]
-    """Height and width of the picture in pixels, at most 32 K and W."""
+    """Height and width of the image in pixels, at most 32 K and W."""
     kind: Int[Array, "*n"]
     """The `Kind` of answer that was asked for."""
 
 
 class Prompts(NamedTuple):
-    """Questions with their pictures and truth: what is sampled from and judged (device).
+    """Questions with their images and truth: what is sampled from and judged (device).
 
     Prompts are right-aligned: the last token of every row stands in the last column.
     """
 
     tokens: Tokens
-    pictures: Pictures
+    images: Images
     truth: Truth
 
 

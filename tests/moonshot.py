@@ -1,4 +1,4 @@
-"""What Moonshot's checkpoints have: tokenizer files, here small ones, a way to cut pictures."""
+"""What Moonshot's checkpoints have: tokenizer files, here small ones, a way to cut images."""
 
 from __future__ import annotations
 
@@ -101,28 +101,28 @@ def write(folder: Path, found: dict[bytes, int], *, kind: str = "TikTokenTokeniz
 def patches(
     image: np.ndarray, *, patch: int, merge: int, limit: int, pad: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns a picture's patches line by line and how many rows and columns, as Kimi cuts it.
+    """Returns an image's patches line by line and how many rows and columns, as Kimi cuts it.
 
     The published rule, told again with Pillow and torch; torchvision is not needed.
     """
     import torch
 
-    picture = Image.fromarray(image)
-    width, height = picture.size
+    shown = Image.fromarray(image)
+    width, height = shown.size
     count = (width // patch) * (height // patch)
     if count > limit:
         scale = math.sqrt(limit / count)
         size = int(width * scale), int(height * scale)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        shown = shown.resize(size, Image.Resampling.BICUBIC)
     cell = patch * merge
-    width, height = picture.size
+    width, height = shown.size
     if pad:
-        picture = ImageOps.expand(picture, (0, 0, -width % cell, -height % cell), fill=0)
+        shown = ImageOps.expand(shown, (0, 0, -width % cell, -height % cell), fill=0)
     else:
         left, top = round(width % cell / 2), round(height % cell / 2)
         box = left, top, left + width // cell * cell, top + height // cell * cell
-        picture = picture.crop(box)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        shown = shown.crop(box)
+    pixels = torch.from_numpy(np.array(shown)).permute(2, 0, 1)
     cut = pixels.unfold(1, patch, patch).unfold(2, patch, patch)
     rows, columns = cut.shape[1:3]
     return cut.permute(1, 2, 0, 3, 4).reshape(rows * columns, -1).numpy(), (rows, columns)

@@ -20,8 +20,8 @@ SPLITS = {
 }
 
 
-def picture(path: Path, seed: int, *, height=48, width=64, mode="RGB", form="JPEG"):
-    """Writes a picture of noise."""
+def image(path: Path, seed: int, *, height=48, width=64, mode="RGB", form="JPEG"):
+    """Writes an image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, form)
@@ -29,7 +29,7 @@ def picture(path: Path, seed: int, *, height=48, width=64, mode="RGB", form="JPE
 
 
 def star(rng, height=48, width=64):
-    """Returns a polygon of COCO with two decimals, within a picture."""
+    """Returns a polygon of COCO with two decimals, within an image."""
     centre = rng.uniform(0.3, 0.7, 2) * [width, height]
     angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
     radii = rng.uniform(0.15, 0.28, 9) * min(height, width)
@@ -89,7 +89,7 @@ CATEGORIES = [
 
 
 def info(number, name):
-    """Returns what instances.json tells of a picture."""
+    """Returns what instances.json tells of an image."""
     return {
         "license": 1,
         "file_name": name,
@@ -122,10 +122,10 @@ def reference(number, note, split, name, texts):
     }
 
 
-def refer(root: Path, name: str, *, pictures=3, first=1, protocol=2, seed=0):
-    """Makes an edition of the refer family: so many pictures a split, two references each.
+def refer(root: Path, name: str, *, images=3, first=1, protocol=2, seed=0):
+    """Makes an edition of the refer family: so many images a split, two references each.
 
-    Pictures of a split have the numbers first, first + 1, ..; those of the next go on there.
+    Images of a split have the numbers first, first + 1, ..; those of the next go on there.
     """
     rng = np.random.default_rng(seed)
     folder, by = name.replace("refcocoplus", "refcoco+").split("_")
@@ -133,11 +133,11 @@ def refer(root: Path, name: str, *, pictures=3, first=1, protocol=2, seed=0):
     data = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": CATEGORIES}
     refs, number, ref_id = [], first, 0
     for split in SPLITS[name]:
-        for _ in range(pictures):
+        for _ in range(images):
             file = f"{number}.jpg" if clef else f"COCO_train2014_{number:012d}.jpg"
             place = "images/saiapr_tc-12" if clef else "images/mscoco/images/train2014"
             inner = f"{number // 1000:02d}/images/{file}" if clef else file
-            picture(root / place / inner, number)
+            image(root / place / inner, number)
             data["images"].append(info(number, file))
             notes = [
                 annotation(rng, number * 10 + k, number, kind="runs" if clef else "polygons")
@@ -197,13 +197,13 @@ def generalised(refs, data):
     return found
 
 
-def instances(root: Path, split="train2017", *, pictures=3, seed=0):
-    """Makes COCO instances: the last annotation of each picture is a crowd."""
+def instances(root: Path, split="train2017", *, images=3, seed=0):
+    """Makes COCO instances: the last annotation of each image is a crowd."""
     rng = np.random.default_rng(seed)
     data = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": CATEGORIES}
-    for number in range(1, pictures + 1):
+    for number in range(1, images + 1):
         file = f"{number:012d}.jpg"
-        picture(root / split / file, number)
+        image(root / split / file, number)
         data["images"].append(info(number, file))
         for k, kind in enumerate(("polygons", "polygons", "polygons", "crowd")):
             data["annotations"].append(annotation(rng, number * 10 + k, number, kind=kind))
@@ -213,8 +213,8 @@ def instances(root: Path, split="train2017", *, pictures=3, seed=0):
     return data
 
 
-def panoptic(root: Path, split="val2017", *, pictures=2, seed=0):
-    """Makes COCO panoptic; returns the JSON and the segment numbers of pixels by picture."""
+def panoptic(root: Path, split="val2017", *, images=2, seed=0):
+    """Makes COCO panoptic; returns the JSON and the segment numbers of pixels by image."""
     rng = np.random.default_rng(seed)
     data = {"info": {}, "images": [], "annotations": []}
     data["categories"] = [
@@ -222,9 +222,9 @@ def panoptic(root: Path, split="val2017", *, pictures=2, seed=0):
         {"supercategory": "sky", "isthing": 0, "id": 187, "name": "sky-other-merged"},
     ]
     numbers = {}
-    for number in range(1, pictures + 1):
+    for number in range(1, images + 1):
         file = f"{number:012d}.jpg"
-        picture(root / split / file, number)
+        image(root / split / file, number)
         data["images"].append(info(number, file))
         segments = np.zeros((48, 64), np.int64)
         ids = [int(n) for n in rng.integers(1000, 2**24, 3)]
@@ -251,13 +251,13 @@ def panoptic(root: Path, split="val2017", *, pictures=2, seed=0):
     return data, numbers
 
 
-def reasonseg(root: Path, *, pictures=2):
-    """Makes ReasonSeg; returns the JSON of each picture."""
+def reasonseg(root: Path, *, images=2):
+    """Makes ReasonSeg; returns the JSON of each image."""
     notes = {}
     for split in ("train", "val", "test"):
-        for number in range(pictures):
+        for number in range(images):
             stem = f"{split}_{number}"
-            picture(root / split / f"{stem}.jpg", number)
+            image(root / split / f"{stem}.jpg", number)
             shapes = [
                 {"label": "target", "points": [[5.6, 5.2], [40.9, 6.0], [38.0, 30.5], [7.5, 28.0]]},
                 {"label": "ignore", "points": [[20.0, 10.0], [30.0, 10.0], [30.0, 20.0]]},
@@ -285,10 +285,10 @@ def folder(root: Path):
     rle = coco.encode(np.asfortranarray(rectangle(3, 4, 20, 30).astype(np.uint8)))
     lines = []
     for number in range(4):
-        picture(root / "pictures" / f"{number}.png", number, form="PNG")
+        image(root / "images" / f"{number}.png", number, form="PNG")
         lines.append(
             {
-                "image": f"pictures/{number}.png",
+                "image": f"images/{number}.png",
                 "objects": [
                     {"segmentation": [star(rng)], "name": "star"},
                     {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}},

@@ -28,11 +28,11 @@ BATCH = 8
 ANSWERS = 4
 HORIZON = 50
 PACK = Pack(tokens=280, patches=40, ahead=4)
-"""Rows of two pictures."""
+"""Rows of two images."""
 
 
 def sft_config(**changes: Any) -> finetune.Config:
-    """Returns supervised fine-tuning of a model of fifty thousand weights on 32-pixel pictures."""
+    """Returns supervised fine-tuning of a model of fifty thousand weights on 32-pixel images."""
     base = tiny.sft_config()
     text = dataclasses.replace(
         base.model.text,

@@ -1,1 +1,1 @@
-"""Pictures without annotation become a data set: detector, segmenter, contours, describer."""
+"""Images without annotation become a data set: detector, segmenter, contours, describer."""

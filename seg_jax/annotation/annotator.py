@@ -1,4 +1,4 @@
-"""Annotates one picture: boxes, masks, contours, descriptions, and where each came from."""
+"""Annotates one image: boxes, masks, contours, descriptions, and where each came from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seg_jax.annotation import words
 from seg_jax.annotation.filters import Dropped, Filters
 from seg_jax.annotation.stages import Ask, Detection, Failed, Models, Segment, Stages, Unusable
 from seg_jax.annotation.words import Wording
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.data.build import record_files
 from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
@@ -52,8 +52,8 @@ class Settings:
     wording: Wording = Wording()
 
 
-class Picture(NamedTuple):
-    """A picture to annotate."""
+class ImageFile(NamedTuple):
+    """An image to annotate."""
 
     key: str
     """Names it within the data set."""
@@ -61,35 +61,35 @@ class Picture(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a picture."""
+    """What became of an image."""
 
     line: dict[str, Any] | None
     """Of the plain-folder format, see `data.formats.folder`; None: nothing to learn from it."""
     failed: list[dict[str, Any]]
-    """What could not be done, and why: of the picture, or of single objects."""
+    """What could not be done, and why: of the image, or of single objects."""
     dropped: Dropped
 
 
 def annotate(
-    picture: Picture, stages: Stages, settings: Settings, *, models: Models, code: str = ""
+    file: ImageFile, stages: Stages, settings: Settings, *, models: Models, code: str = ""
 ) -> Outcome:
-    """Returns what became of a picture; whatever is wrong with it is told, never raised.
+    """Returns what became of an image; whatever is wrong with it is told, never raised.
 
-    The line names the picture by its path; it is for whoever writes it to make that relative.
+    The line names the image by its path; it is for whoever writes it to make that relative.
 
     Raises:
-      Unusable: a stage can do no picture at all.
+      Unusable: a stage can do no image at all.
     """
-    told: dict[str, Any] = {"key": picture.key, "picture": picture.path.as_posix()}
+    told: dict[str, Any] = {"key": file.key, "image": file.path.as_posix()}
     dropped: Dropped = collections.Counter()
     failed: list[dict[str, Any]] = []
     try:
         with _stage("read"):
-            data, image = _read(picture)
+            data, image = _read(file)
             told["sha256"] = hashlib.sha256(data).hexdigest()
         height, width = image.shape[:2]
         if min(height, width) < settings.filters.min_side_px:
-            dropped["small_picture"] += 1
+            dropped["small_image"] += 1
             return Outcome(None, failed, dropped)
         kept, masks = _segmented(image, stages, settings, dropped)
         if not kept:
@@ -102,13 +102,13 @@ def annotate(
     if not with_words:
         return Outcome(None, failed, +dropped)
     line = {
-        "key": picture.key,
-        "image": picture.path.as_posix(),
+        "key": file.key,
+        "image": file.path.as_posix(),
         "upright": True,
         "objects": [_object(kept[place], *masks[place]) for place in with_words],
         "phrases": _phrases([texts[place] for place in with_words]),
         "provenance": {
-            "picture": {"sha256": told["sha256"], "size": [height, width]},
+            "image": {"sha256": told["sha256"], "size": [height, width]},
             "models": _models(models),
             "filters": dataclasses.asdict(settings.filters),
             "contour": dataclasses.asdict(settings.contour),
@@ -134,7 +134,7 @@ class _At(Exception):
 
 @contextlib.contextmanager
 def _stage(name: str) -> Iterator[None]:
-    """Turns whatever a stage raises about a picture into a failure of that stage."""
+    """Turns whatever a stage raises about an image into a failure of that stage."""
     try:
         yield
     except (Unusable, MemoryError):
@@ -142,34 +142,34 @@ def _stage(name: str) -> Iterator[None]:
     except Failed as error:
         raise _At(name, str(error), error.transient) from None
     except Exception as error:
-        # Libraries fail on odd pictures in any way they can; the run goes on without these.
+        # Libraries fail on odd images in any way they can; the run goes on without these.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise _At(name, reason, False) from error
 
 
-def _read(picture: Picture) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
+def _read(file: ImageFile) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
     """Returns a file's bytes, and its pixels exactly as a build will store them."""
     from PIL import Image
 
     try:
-        picture.key.encode()
+        file.key.encode()
     except UnicodeEncodeError:
         raise Failed("expected a file name in UTF-8, got other bytes; rename it") from None
     try:
-        data = picture.path.read_bytes()
+        data = file.path.read_bytes()
     except OSError as error:
         raise Failed((error.strerror or type(error).__name__).lower()) from None
     try:
-        with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
-            if image.width * image.height > images.MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=image_files.FORMATS) as image:
+            if image.width * image.height > image_files.MAX_PIXELS:
                 raise Failed(
-                    f"expected at most {images.MAX_PIXELS} pixels, got {image.width} x "
+                    f"expected at most {image_files.MAX_PIXELS} pixels, got {image.width} x "
                     f"{image.height}"
                 )
     except Image.DecompressionBombError:
-        raise Failed(f"expected at most {images.MAX_PIXELS} pixels, got far more") from None
+        raise Failed(f"expected at most {image_files.MAX_PIXELS} pixels, got far more") from None
     except (OSError, ValueError, SyntaxError):
-        raise Failed(f"expected a picture ({', '.join(images.FORMATS)}), got none") from None
+        raise Failed(f"expected an image ({', '.join(image_files.FORMATS)}), got none") from None
     try:
         stored, _, _ = record_files.plain(data, upright=True)
     except record_files.Broken as error:
@@ -214,7 +214,7 @@ def outline(
     The mask is what the rings enclose by the even-odd rule, by pixel centres.
 
     Raises:
-      ValueError: with an epsilon, the picture is larger than `canvas.fill` takes.
+      ValueError: with an epsilon, the image is larger than `canvas.fill` takes.
     """
     every = contour.trace(mask)
     large = [ring for ring in every if abs(polygon.signed_area(ring)) >= settings.min_area_px]

@@ -19,7 +19,7 @@ def _shards(job: Job) -> list[Shard]:
 
 
 def make(place: int, job: Job) -> int:
-    """Annotates a shard of a job; returns how many pictures it has."""
+    """Annotates a shard of a job; returns how many images it has."""
     from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]
 
     shard = _shards(job)[place]
@@ -32,12 +32,12 @@ def make(place: int, job: Job) -> int:
 def make_all(every: Sequence[Shard], job: Job, *, runner: str, options: Sequence[str] = ()) -> None:
     """Annotates shards by a pipeline: each worker loads the models once.
 
-    The stages of a picture stay in one step: apart they would send pictures and masks over the
+    The stages of an image stay in one step: apart they would send images and masks over the
     network, and a shard that is written whole is what makes the work restartable.
 
     Args:
       every: the shards, of the list that `work.write_list` wrote.
-      job: what is to be done; workers must see its folder, pictures and models under these paths.
+      job: what is to be done; workers must see its folder, images and models under these paths.
       runner: Beam's name of an engine, as DirectRunner or DataflowRunner.
       options: of the pipeline, as "region=europe-west4".
 

@@ -17,7 +17,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import sampler
-from seg_jax.records import Pictures, Rollout, Tokens
+from seg_jax.records import Images, Rollout, Tokens
 
 BATCH = 4
 """Questions asked at once; always so many, or each count would compile its own program."""
@@ -54,7 +54,7 @@ class Captioner:
         """Returns the answers.
 
         Raises:
-          Failed: a question or its picture does not fit the model's rows.
+          Failed: a question or its image does not fit the model's rows.
         """
         encoder = self._bundle.encoder
         try:
@@ -65,8 +65,8 @@ class Captioner:
         for begin in range(0, len(rows), BATCH):
             some = rows[begin : begin + BATCH]
             full = [*some, *some[-1:] * (BATCH - len(some))]
-            tokens, pictures = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
-            rollout = jax.device_get(self._generate(self._bundle.params, tokens, pictures))
+            tokens, images = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
+            rollout = jax.device_get(self._generate(self._bundle.params, tokens, images))
             answers += [self._text(rollout, row) for row in range(len(some))]
         return answers
 
@@ -75,11 +75,11 @@ class Captioner:
         ended = bool(len(ids)) and int(ids[-1]) in self._bundle.end_ids
         return Answer(self._bundle.tokenizer.decode(ids), ended)
 
-    def _traced(self, params: Any, tokens: Tokens, pictures: Pictures) -> Rollout:
+    def _traced(self, params: Any, tokens: Tokens, images: Images) -> Rollout:
         return sampler.generate(
             nnx.merge(self._bundle.graph, params),
             tokens,
-            pictures,
+            images,
             answers=1,
             max_tokens=self._max_tokens,
             sampler=sampler.Greedy(),

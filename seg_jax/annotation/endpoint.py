@@ -22,7 +22,7 @@ from seg_jax.annotation.stages import Answer, Ask, Failed, Model, Unusable
 _AGAIN = {408, 409, 425, 429, *range(500, 600)}
 """Statuses that may go away by themselves."""
 _SETUP = {401, 403, 404, 405}
-"""Statuses that every picture would get."""
+"""Statuses that every image would get."""
 _MOST_BYTES = 1 << 20
 """Of a response; a description is a thousandth of that."""
 
@@ -42,7 +42,7 @@ class Settings:
     timeout_seconds: float = 60.0
     """Of one request, from its first byte to the last."""
     tries: int = 5
-    """Of a question, before its picture becomes a dead letter."""
+    """Of a question, before its image becomes a dead letter."""
     wait_seconds: float = 1.0
     """Before the second try; twice as long before each further one."""
     most_wait_seconds: float = 60.0
@@ -102,7 +102,7 @@ class Endpoint:
         self._key = _key(self._settings.key_variable)
         self._sleep, self._random = sleep, random.Random()
         self._model = self._settings.model
-        # A redirect would carry key and pictures to whoever it names.
+        # A redirect would carry key and images to whoever it names.
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def model(self) -> Model:
@@ -152,13 +152,13 @@ class Endpoint:
 
     def _answer(self, ask: Ask) -> Answer:
         address = base64.b64encode(_jpeg(ask.view)).decode("ascii")
-        picture = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{address}"}}
+        image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{address}"}}
         text = {"type": "text", "text": ask.question}
         return self._patient(
             "chat/completions",
             {
                 "model": self._model,
-                "messages": [{"role": "user", "content": [picture, text]}],
+                "messages": [{"role": "user", "content": [image, text]}],
                 "max_tokens": self._settings.max_tokens,
                 "temperature": 0,
                 "seed": 0,

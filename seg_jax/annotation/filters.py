@@ -16,20 +16,20 @@ from seg_jax.geometry import host_raster
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What is kept; areas are shares of the picture."""
+    """What is kept; areas are shares of the image."""
 
     min_side_px: int = 64
-    """Of a picture; smaller ones are icons."""
+    """Of an image; smaller ones are icons."""
     min_score: float = 0.35
     """Of a detection."""
     min_box: float = 0.0005
     """Area of a detection's box."""
     max_box: float = 0.95
-    """Area of a detection's box; larger ones mean the whole picture."""
+    """Area of a detection's box; larger ones mean the whole image."""
     max_box_iou: float = 0.8
     """Of two boxes that overlap more only the better one stays, whatever their labels."""
     max_objects: int = 64
-    """Of a picture, the best ones."""
+    """Of an image, the best ones."""
     min_quality: float = 0.8
     """The IoU that the segmenter itself expects."""
     min_stability: float = 0.9
@@ -62,7 +62,7 @@ Dropped = collections.Counter[str]
 def detections(
     found: Sequence[Detection], filters: Filters, *, height: int, width: int
 ) -> tuple[list[Detection], Dropped]:
-    """Returns the detections to segment, the best first, their boxes cut to the picture.
+    """Returns the detections to segment, the best first, their boxes cut to the image.
 
     Of equal scores the upper, then the more leftward box comes first: the order of the detector
     does not matter.
@@ -70,8 +70,8 @@ def detections(
     Args:
       found: by a detector.
       filters: what is kept.
-      height: of the picture in pixels.
-      width: of the picture in pixels.
+      height: of the image in pixels.
+      width: of the image in pixels.
     """
     dropped: Dropped = collections.Counter()
     sound: list[Detection] = []

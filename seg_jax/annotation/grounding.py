@@ -18,7 +18,7 @@ TYPES = ("grounding-dino", "mm-grounding-dino")
 class GroundingDino:
     """A detector that reads the names it looks for.
 
-    Names that do not fit one text are looked for in several, each with the picture anew. The score
+    Names that do not fit one text are looked for in several, each with the image anew. The score
     of a box for a name is the highest of the name's tokens; a box has its best name.
 
     Source: Grounding DINO, Liu et al. 2023. Differs: names come from their own tokens, not from
@@ -114,7 +114,7 @@ def _plain(name: str) -> str:
 def _detections(
     boxes: np.ndarray, scores: np.ndarray, names: Sequence[str], size: tuple[int, ...]
 ) -> list[Detection]:
-    """Returns detections from boxes as centre, width and height in fractions of the picture."""
+    """Returns detections from boxes as centre, width and height in fractions of the image."""
     height, width = size
     centre, half = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
     corners = np.concatenate([centre - half, centre + half], 1) * [width, height, width, height]

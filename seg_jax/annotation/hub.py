@@ -63,7 +63,7 @@ def config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
 
 
 def preprocessor(folder: Path, stage: str) -> dict[str, Any]:
-    """Returns how a model's pictures are prepared, as either file of transformers says.
+    """Returns how a model's images are prepared, as either file of transformers says.
 
     Raises:
       Unusable: neither says so.
@@ -145,10 +145,10 @@ def weights(kind: Any, folder: Path, place: Any) -> Any:
 def prepared(
     image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], found: dict[str, Any]
 ) -> Float32[np.ndarray, "3 h w"]:
-    """Returns a picture resized and normalised as a preprocessor's file says.
+    """Returns an image resized and normalised as a preprocessor's file says.
 
     Args:
-      image: the picture.
+      image: the image.
       size: height and width to resize it to.
       found: contents of the file: `resample`, `rescale_factor`, `image_mean`, `image_std`.
 

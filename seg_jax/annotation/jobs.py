@@ -1,4 +1,4 @@
-"""Annotates many pictures: in shards, each written whole or not at all, by so many processes."""
+"""Annotates many images: in shards, each written whole or not at all, by so many processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import Picture, Settings
+from seg_jax.annotation.annotator import ImageFile, Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
 from seg_jax.data import workers as processes
 from seg_jax.data.build import dataset, record_files
 
-DONE, LIST = ".annotated", ".pictures.jsonl"
-"""Folder of whole shards; file that lists the pictures for every process."""
+DONE, LIST = ".annotated", ".images.jsonl"
+"""Folder of whole shards; file that lists the images for every process."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Endings of what counts as a picture in a folder."""
+"""Endings of what counts as an image in a folder."""
 _FORMAT = 1
 """Grows when shards of an older kind can no longer be read."""
 
@@ -39,9 +39,9 @@ class Job:
     settings: Settings
     out: Path
     records: int = 64
-    """Pictures a shard: what a kill costs at most, in each process."""
+    """Images a shard: what a kill costs at most, in each process."""
     patience: int = 16
-    """Pictures in a row that models may fail on before the run stops."""
+    """Images in a row that models may fail on before the run stops."""
     code: str = ""
     """Which code this is, for the records."""
 
@@ -54,10 +54,10 @@ class Job:
 
 
 class Shard(NamedTuple):
-    """Some of the pictures, annotated together."""
+    """Some of the images, annotated together."""
 
     index: int
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageFile, ...]
 
 
 class Part(NamedTuple):
@@ -68,11 +68,11 @@ class Part(NamedTuple):
     counts: dict[str, int]
 
 
-def listed(source: str) -> list[Picture]:
-    """Returns pictures by their keys, in order.
+def listed(source: str) -> list[ImageFile]:
+    """Returns images by their keys, in order.
 
     Args:
-      source: a folder, whose pictures are named by their paths in it; a pattern as `web/*/*.jpg`;
+      source: a folder, whose images are named by their paths in it; a pattern as `web/*/*.jpg`;
         or a text file with a path a line, relative to its folder.
 
     Raises:
@@ -81,21 +81,21 @@ def listed(source: str) -> list[Picture]:
     path = Path(source)
     if path.is_dir():
         found = [one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
-        made = [Picture(one.relative_to(path).as_posix(), one) for one in found if one.is_file()]
+        made = [ImageFile(one.relative_to(path).as_posix(), one) for one in found if one.is_file()]
     elif path.is_file():
         if path.suffix.lower() in SUFFIXES:
-            made = [Picture(path.name, path)]
+            made = [ImageFile(path.name, path)]
         else:
             lines = [line.strip() for line in _text(path).splitlines()]
-            made = [Picture(one, path.parent / one) for one in dict.fromkeys(lines) if one]
+            made = [ImageFile(one, path.parent / one) for one in dict.fromkeys(lines) if one]
     else:
         fixed, pattern = _split(path)
         found = [one for one in fixed.glob(pattern) if one.is_file()] if pattern else []
-        made = [Picture(one.relative_to(fixed).as_posix(), one) for one in found]
+        made = [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
     if not made:
         raise ValueError(
-            f"pictures: expected a folder, a pattern or a list of pictures, got none at {source}; "
-            f"pictures end with one of {', '.join(SUFFIXES)}"
+            f"images: expected a folder, a pattern or a list of images, got none at {source}; "
+            f"images end with one of {', '.join(SUFFIXES)}"
         )
     return sorted(made)
 
@@ -105,7 +105,7 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(
-            f"{path}: expected a text file with the path of a picture a line, got other bytes"
+            f"{path}: expected a text file with the path of an image a line, got other bytes"
         ) from None
 
 
@@ -116,10 +116,10 @@ def _split(path: Path) -> tuple[Path, str]:
     return Path(*parts[:wild]), "/".join(parts[wild:])
 
 
-def cut(pictures: Sequence[Picture], records: int) -> list[Shard]:
-    """Returns shards of so many pictures."""
-    starts = range(0, len(pictures), records)
-    return [Shard(n, tuple(pictures[at : at + records])) for n, at in enumerate(starts)]
+def cut(images: Sequence[ImageFile], records: int) -> list[Shard]:
+    """Returns shards of so many images."""
+    starts = range(0, len(images), records)
+    return [Shard(n, tuple(images[at : at + records])) for n, at in enumerate(starts)]
 
 
 @contextlib.contextmanager
@@ -144,9 +144,9 @@ def told(job: Job) -> dict[str, Any]:
 
 
 def digest(shard: Shard, job: Job) -> str:
-    """Returns what tells a shard from any other, the pictures' own bytes aside."""
-    pictures = [[key, path.as_posix()] for key, path in shard.pictures]
-    whole = json.dumps([_FORMAT, told(job), pictures], sort_keys=True)
+    """Returns what tells a shard from any other, the images' own bytes aside."""
+    images = [[key, path.as_posix()] for key, path in shard.images]
+    whole = json.dumps([_FORMAT, told(job), images], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -156,7 +156,7 @@ def place(shard: Shard, job: Job) -> Path:
 
 
 def is_whole(shard: Shard, job: Job) -> bool:
-    """Returns whether a shard is there already, of the same pictures."""
+    """Returns whether a shard is there already, of the same images."""
     try:
         with place(shard, job).open("rb") as file:
             return json.loads(file.readline())["digest"] == digest(shard, job)
@@ -176,7 +176,7 @@ def read(shard: Shard, job: Job) -> Part:
 def forget_failures(every: Sequence[Shard], job: Job) -> int:
     """Removes whole shards in which a model failed, so that they are made again; returns how many.
 
-    Broken pictures are no reason: they stay broken.
+    Broken images are no reason: they stay broken.
     """
     gone = 0
     for shard in every:
@@ -190,7 +190,7 @@ def forget_failures(every: Sequence[Shard], job: Job) -> int:
 
 @dataclasses.dataclass
 class _Worker:
-    """The models of a process, and how many pictures in a row they have failed on."""
+    """The models of a process, and how many images in a row they have failed on."""
 
     stages: Stages
     failures: int = 0
@@ -202,24 +202,24 @@ def _worker(load: Callable[[], Stages]) -> _Worker:
 
 
 def make(shard: Shard, job: Job) -> int:
-    """Annotates the pictures of a shard unless that is done; returns how many there are.
+    """Annotates the images of a shard unless that is done; returns how many there are.
 
     Raises:
-      Unusable: a stage can do no picture at all, or failed on too many in a row.
+      Unusable: a stage can do no image at all, or failed on too many in a row.
       OSError: the shard cannot be written.
     """
     if is_whole(shard, job):
-        return len(shard.pictures)
+        return len(shard.images)
     worker = _worker(job.load)
     counts: collections.Counter[str] = collections.Counter()
     rest: list[dict[str, Any]] = []
-    for picture in shard.pictures:
+    for image in shard.images:
         outcome = annotator.annotate(
-            picture, worker.stages, job.settings, models=job.models, code=job.code
+            image, worker.stages, job.settings, models=job.models, code=job.code
         )
         _check_failures(worker, outcome, job)
         counts.update({f"dropped/{name}": count for name, count in outcome.dropped.items()})
-        counts["pictures"] += 1
+        counts["images"] += 1
         if outcome.line is not None:
             counts["annotated"] += 1
             rest.append({"line": _relative(outcome.line, job)})
@@ -231,11 +231,11 @@ def make(shard: Shard, job: Job) -> int:
     path = place(shard, job)
     path.parent.mkdir(parents=True, exist_ok=True)
     record_files.write_whole(path, data, aside=job.out / record_files.UNFINISHED)
-    return len(shard.pictures)
+    return len(shard.images)
 
 
 def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> None:
-    """Raises when models have failed on so many pictures in a row that more make no sense."""
+    """Raises when models have failed on so many images in a row that more make no sense."""
     lost = outcome.line is None and outcome.failed
     if lost and outcome.failed[-1]["stage"] == "read":
         return
@@ -249,7 +249,7 @@ def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> No
 
 
 def _relative(line: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Returns a line whose picture is told from the folder that the line will lie in."""
+    """Returns a line whose image is told from the folder that the line will lie in."""
     path = os.path.relpath(Path(line["image"]).resolve(), folder(job).resolve())
     return line | {"image": Path(path).as_posix()}
 
@@ -268,7 +268,7 @@ def make_all(
       every: the shards.
       job: what is to be done.
       workers: processes; 1: this one.
-      progress: is told how many pictures are done.
+      progress: is told how many images are done.
 
     Raises:
       Unusable: as in `make`, or a process died.
@@ -293,15 +293,15 @@ def make_all(
             ) from None
 
 
-def write_list(pictures: Sequence[Picture], job: Job) -> None:
-    """Writes down the pictures, for processes that cannot be told them one by one."""
-    lines = "".join(f"{json.dumps([key, path.as_posix()])}\n" for key, path in pictures)
+def write_list(images: Sequence[ImageFile], job: Job) -> None:
+    """Writes down the images, for processes that cannot be told them one by one."""
+    lines = "".join(f"{json.dumps([key, path.as_posix()])}\n" for key, path in images)
     record_files.write_whole(
         job.out / LIST, lines.encode(), aside=job.out / record_files.UNFINISHED
     )
 
 
-def read_list(job: Job) -> list[Picture]:
-    """Returns the pictures that `write_list` wrote down."""
+def read_list(job: Job) -> list[ImageFile]:
+    """Returns the images that `write_list` wrote down."""
     with (job.out / LIST).open("rb") as file:
-        return [Picture(key, Path(path)) for key, path in map(json.loads, file)]
+        return [ImageFile(key, Path(path)) for key, path in map(json.loads, file)]

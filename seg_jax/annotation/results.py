@@ -23,12 +23,12 @@ LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Which pictures go where."""
+    """Which images go where."""
 
     train: str = "train"
     val: str = "val"
     share: float = 0.0
-    """Of pictures that go to val, chosen by their bytes: more pictures move none of these."""
+    """Of images that go to val, chosen by their bytes: more images move none of these."""
 
     def __post_init__(self):
         names = (self.train, self.val)
@@ -41,17 +41,17 @@ class Splits:
             raise ValueError(f"splits.share: expected 0 to 1, less than 1, got {self.share}")
 
     def of(self, sha256: str) -> str:
-        """Returns the split of a picture by the digest of its bytes."""
+        """Returns the split of an image by the digest of its bytes."""
         return self.val if int(sha256[:8], 16) < self.share * 2**32 else self.train
 
 
 def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
     """Writes the plain folder, dead letters and summary of whole shards; returns the summary.
 
-    A picture with the bytes of an earlier one is left out.
+    An image with the bytes of an earlier one is left out.
 
     Raises:
-      ValueError: no picture is left.
+      ValueError: no image is left.
       OSError: a file cannot be written.
     """
     names = (splits.train, splits.val) if splits.share else (splits.train,)
@@ -69,13 +69,13 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
             part = jobs.read(shard, job)
             counts.update(part.counts)
             for line in part.lines:
-                sha256 = line["provenance"]["picture"]["sha256"]
+                sha256 = line["provenance"]["image"]["sha256"]
                 if sha256 in seen:
                     counts["repeated"] += 1
                     continue
                 seen.add(sha256)
                 split = splits.of(sha256)
-                found.update({f"{split}/pictures": 1, f"{split}/objects": len(line["objects"])})
+                found.update({f"{split}/images": 1, f"{split}/objects": len(line["objects"])})
                 found[f"{split}/phrases"] += len(line["phrases"])
                 files[split].write(f"{json.dumps(line)}\n")
             for one in part.failed:
@@ -98,7 +98,7 @@ def _summary(
     found: collections.Counter[str],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    told = ("pictures", "annotated", "repeated", "without_objects", "failed")
+    told = ("images", "annotated", "repeated", "without_objects", "failed")
     dropped = {
         name.removeprefix("dropped/"): count
         for name, count in sorted(counts.items())
@@ -107,7 +107,7 @@ def _summary(
     return {
         **{name: counts[name] for name in told},
         "splits": {
-            name: {what: found[f"{name}/{what}"] for what in ("pictures", "objects", "phrases")}
+            name: {what: found[f"{name}/{what}"] for what in ("images", "objects", "phrases")}
             for name in names
         },
         "dropped": dropped,
@@ -124,8 +124,8 @@ def _nothing(job: Job, summary: dict[str, Any]) -> str:
     if most is not None:
         why += f", {most[1]} objects were dropped for {most[0]}, see --filters"
     return (
-        f"{job.out}: expected pictures with objects, got none of "
-        f"{summary['pictures']}{why}; mend it and run again"
+        f"{job.out}: expected images with objects, got none of "
+        f"{summary['images']}{why}; mend it and run again"
     )
 
 
@@ -158,7 +158,7 @@ def build(
       make: makes files, as `builds.make_all`.
     """
     for path in jobs.folder(job).glob("*.jsonl"):
-        if not path.stat().st_size:  # Of a split without pictures.
+        if not path.stat().st_size:  # Of a split without images.
             path.unlink()
     asked = dataset.Plan(name="folder", source=jobs.folder(job), out=job.out)
     plan = dataset.plan(asked)

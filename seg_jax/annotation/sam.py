@@ -16,13 +16,13 @@ CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
 OFFSET = 1.0
 """By how much the stability score moves the threshold of logits."""
 _AT_ONCE = 16
-"""Boxes that are decoded together; each is a map of the picture's size for a moment."""
+"""Boxes that are decoded together; each is a map of the image's size for a moment."""
 
 
 class Sam:
     """A segmenter that boxes prompt.
 
-    A picture is encoded once for all its boxes, each box gives one mask. Pictures are prepared
+    An image is encoded once for all its boxes, each box gives one mask. Images are prepared
     here: the processor of SAM 2 in transformers needs torchvision.
 
     Source: Segment Anything, Kirillov et al. 2023; SAM 2, Ravi et al. 2024.
@@ -71,10 +71,10 @@ class Sam:
         return drawn
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns the height and width that a picture is resized to.
+        """Returns the height and width that an image is resized to.
 
         SAM keeps the shape and fills up with the mean colour to the right or below; SAM 2
-        squeezes the picture into a square.
+        squeezes the image into a square.
         """
         if not self._padded:
             return self._side, self._side
@@ -82,7 +82,7 @@ class Sam:
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def _enlarged(self, logits: Any, size: tuple[int, int], whole: tuple[int, ...]) -> Any:
-        """Returns logits n 1 h w of the model at the picture's own size."""
+        """Returns logits n 1 h w of the model at the image's own size."""
         resize = self._torch.nn.functional.interpolate
         if self._padded:
             side = (self._side, self._side)

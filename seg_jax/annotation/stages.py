@@ -36,7 +36,7 @@ class Ask(NamedTuple):
     """A question for the description of one object."""
 
     view: UInt8[np.ndarray, "h w 3"]
-    """The picture as the describer is to see it."""
+    """The image as the describer is to see it."""
     question: str
 
 
@@ -64,7 +64,7 @@ class Segmenter(Protocol):
     def segment(
         self, image: UInt8[np.ndarray, "H W 3"], boxes_px: Float[np.ndarray, "M 4"]
     ) -> Sequence[Segment]:
-        """Returns a mask of the picture's size for each box, in order."""
+        """Returns a mask of the image's size for each box, in order."""
         ...
 
 
@@ -72,10 +72,10 @@ class Describer(Protocol):
     """Describes objects in words."""
 
     def describe(self, asks: Sequence[Ask]) -> Sequence[Answer]:
-        """Returns an answer to each question about one picture, in order.
+        """Returns an answer to each question about one image, in order.
 
         Raises:
-          Failed: nothing can be said about this picture; `transient` if perhaps later.
+          Failed: nothing can be said about this image; `transient` if perhaps later.
         """
         ...
 
@@ -106,7 +106,7 @@ class Stages(NamedTuple):
 
 
 class Failed(Exception):
-    """A stage that cannot do this picture; the text is the reason, in one line."""
+    """A stage that cannot do this image; the text is the reason, in one line."""
 
     def __init__(self, reason: str, *, transient: bool = False):
         super().__init__(" ".join(reason.split())[:300])
@@ -115,4 +115,4 @@ class Failed(Exception):
 
 
 class Unusable(ValueError):
-    """A stage that can do no picture at all, as it was set up; the text says what to do."""
+    """A stage that can do no image at all, as it was set up; the text says what to do."""

@@ -12,7 +12,7 @@ from seg_jax.annotation.stages import Answer, Box, Failed
 
 QUESTION = (
     "Describe the {label} in the red box in at most twelve words, so that nobody could take it for "
-    "anything else in the picture. Write the description alone, as: the small dog on the left. "
+    "anything else in the image. Write the description alone, as: the small dog on the left. "
     "Do not mention the box."
 )
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
@@ -28,7 +28,7 @@ class Wording:
     max_characters: int = 200
     """Of a description; longer ones are refused."""
     view_px: int = 1024
-    """Longer side of the picture as the describer sees it, at most."""
+    """Longer side of the image as the describer sees it, at most."""
 
     def __post_init__(self):
         if not self.question.strip():
@@ -76,7 +76,7 @@ def description(answer: Answer, wording: Wording) -> str:
 def view(
     image: UInt8[np.ndarray, "H W 3"], box_px: Box, wording: Wording
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the picture, scaled down to the size of views, with a red frame around a box."""
+    """Returns the image, scaled down to the size of views, with a red frame around a box."""
     from PIL import Image
 
     height, width = image.shape[:2]

@@ -108,7 +108,7 @@ def plan(run: Run, devices: list[Any]) -> Plan:
       ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
     """
     mesh = run.mesh.build(devices)
-    # Shapes do not depend on what the pictures show, and scenes are at hand everywhere.
+    # Shapes do not depend on what the images show, and scenes are at hand everywhere.
     if not isinstance(run.source, sources.Scenes):
         run = dataclasses.replace(run, source=sources.Scenes())
     if run.checkpoint is not None:
@@ -172,7 +172,7 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
     arguments = (plan.state, prompts, plan.batch(rollout, rows), reference)
     counter = flops.Counter(plan.config, run.compute)
     parts = [
-        *counter.read(rows, read, prompts.pictures.patches.shape[1]),
+        *counter.read(rows, read, prompts.images.patches.shape[1]),
         counter.extend(rows, answers, length - 1, behind=read),
         counter.head(rows * answers, length, run.loss_chunk),
     ]
@@ -196,7 +196,7 @@ def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.
     counter = flops.Counter(plan.config, plan.run.compute)
     return flops.forward(
         [
-            *counter.read(rows, read, prompts.pictures.patches.shape[1]),
+            *counter.read(rows, read, prompts.images.patches.shape[1]),
             *counter.decode(rows, answers, length, behind=read),
         ]
     )

@@ -1,4 +1,4 @@
-"""Makes a data set of pictures without annotation: detected, segmented, outlined, described."""
+"""Makes a data set of images without annotation: detected, segmented, outlined, described."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from seg_jax.runs import console, run_folder
 class Config(Choice):
     """An annotation; killed at any time, the same command goes on where it was."""
 
-    pictures: str
-    """Folder of pictures, pattern as "web/*/*.jpg", or text file with a path a line."""
+    images: str
+    """Folder of images, pattern as "web/*/*.jpg", or text file with a path a line."""
     out: Path
     """Folder of the data set, which training and evaluation read; in it `annotations` as a plain
     folder with where each record came from, dead_letters.jsonl and summary.json."""
@@ -39,14 +39,14 @@ class Config(Choice):
     wording: Wording = Wording()
     splits: Splits = Splits()
     records: int = 64
-    """Pictures a shard: what a kill costs at most, in each process."""
+    """Images a shard: what a kill costs at most, in each process."""
     patience: int = 16
-    """Pictures in a row that models may fail on before the run stops."""
+    """Images in a row that models may fail on before the run stops."""
     workers: int = 1
     """Processes, each with models of its own."""
     runner: str | None = None
     """Engine of Apache Beam that annotates instead, as DirectRunner or DataflowRunner; its workers
-    must see OUT, pictures and models under the same paths."""
+    must see OUT, images and models under the same paths."""
     runner_options: tuple[str, ...] = ()
     """The engine's own options without their dashes, as region=europe-west4."""
     retry_failed: bool = False
@@ -74,9 +74,9 @@ def main(config: Config) -> int:
     )
     run_folder.check_json(config.json)
     begin = time.monotonic()
-    pictures = jobs.listed(config.pictures)
-    _check_apart(config, pictures)
-    console.say(f"{len(pictures)} pictures, {len(settings.labels)} labels")
+    images = jobs.listed(config.images)
+    _check_apart(config, images)
+    console.say(f"{len(images)} images, {len(settings.labels)} labels")
     choice = config.choice()
     code = f"seg-jax {seg_jax.__version__} {run_folder.commit()}".strip()
     models = choice.models()
@@ -90,7 +90,7 @@ def main(config: Config) -> int:
         code=code,
     )
     with jobs.claimed(job, anew=config.anew):
-        every = jobs.cut(pictures, job.records)
+        every = jobs.cut(images, job.records)
         if config.retry_failed and (gone := jobs.forget_failures(every, job)):
             console.say(f"{gone} of {len(every)} shards had failures of models: annotated again")
         _annotate(config, job, every)
@@ -125,12 +125,12 @@ def _labels(config: Config) -> tuple[str, ...]:
     return names
 
 
-def _check_apart(config: Config, pictures: Sequence[jobs.Picture]) -> None:
-    """Raises if pictures lie where --anew would remove them."""
+def _check_apart(config: Config, images: Sequence[jobs.ImageFile]) -> None:
+    """Raises if images lie where --anew would remove them."""
     out = config.out.resolve()
-    if any(one.path.resolve().is_relative_to(out) for one in pictures):
+    if any(one.path.resolve().is_relative_to(out) for one in images):
         raise ValueError(
-            f"{config.out}: expected a folder without pictures to annotate, got some in it; choose "
+            f"{config.out}: expected a folder without images to annotate, got some in it; choose "
             "another --out"
         )
 
@@ -140,11 +140,11 @@ def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
     if config.runner is not None:
         from seg_jax.annotation import beam
 
-        pictures = [one for shard in every for one in shard.pictures]
-        jobs.write_list(pictures, job)
+        images = [one for shard in every for one in shard.images]
+        jobs.write_list(images, job)
         beam.make_all(every, job, runner=config.runner, options=config.runner_options)
         return
-    total = sum(len(shard.pictures) for shard in every)
+    total = sum(len(shard.images) for shard in every)
     with console.progress("annotated", total) as move:
         jobs.make_all(
             every, job, workers=config.workers, progress=lambda done: move(done, total, "")
@@ -171,7 +171,7 @@ def _builder(config: Config) -> Any:
 
 def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> None:
     """Shows what was annotated."""
-    columns = ("pictures", "objects", "phrases")
+    columns = ("images", "objects", "phrases")
     rows = [
         (split, *(str(one[column]) for column in columns))
         for split, one in summary["splits"].items()
@@ -179,9 +179,7 @@ def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> Non
     console.table(str(config.out), ("split", *columns), rows)
     for what in ("without_objects", "repeated", "failed"):
         if summary[what]:
-            console.say(
-                f"{summary[what]} of {summary['pictures']} pictures {what}".replace("_", " ")
-            )
+            console.say(f"{summary[what]} of {summary['images']} images {what}".replace("_", " "))
     if summary["dropped"]:
         told = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
         console.say(f"dropped: {told}".replace("_", " "))
@@ -189,4 +187,4 @@ def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> Non
         told = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
         console.say(f"dead letters: {told}; see {config.out / results.LETTERS}")
     for one in report["skipped"][:5]:
-        console.say(f"skipped {one['picture']}: {one['reason']}")
+        console.say(f"skipped {one['image']}: {one['reason']}")

@@ -96,7 +96,7 @@ def tell(report: dict[str, Any]) -> None:
     leaks = report["leaks"]
     for split, one in leaks.get("train", {}).items():
         console.say(
-            f"{split}: {one['pictures']} of {one['of']} pictures stand in a val or test split of "
+            f"{split}: {one['images']} of {one['of']} images stand in a val or test split of "
             f"{', '.join(leaks['looked_through'])}: {leaks['filter']}"
         )
     if leaks.get("not_there"):
@@ -142,16 +142,16 @@ def show(name: str, report: dict[str, Any]) -> None:
     odd = {
         what.replace("_", " "): sum(one.get(what, 0) for one in report["splits"].values())
         for what in (
-            *("objects_without_pixels", "objects_with_broken_outline", "objects_beyond_picture"),
+            *("objects_without_pixels", "objects_with_broken_outline", "objects_beyond_image"),
             *("expressions_dropped", "expressions_with_objects_missing", "expressions_repeated"),
         )
     }
     for what, count in odd.items():
         if count:
             console.say(f"{count} {what}")
-    for where, count in report["pictures_repeated"].items():
-        console.say(f"warning: {count} pictures with the same bytes in {where}")
+    for where, count in report["images_repeated"].items():
+        console.say(f"warning: {count} images with the same bytes in {where}")
     for one in report["skipped"][:5]:
-        console.say(f"skipped {one['picture']}: {one['reason']}")
+        console.say(f"skipped {one['image']}: {one['reason']}")
     if len(report["skipped"]) > 5:
         console.say(f"skipped {len(report['skipped']) - 5} more: all stand in build.json")

@@ -88,7 +88,7 @@ def departures(source: Path, config: Any) -> list[str]:
         image, table = tokenizer.image_id, config.text.vocab_size
         if image != config.image_token_id:
             found.append(
-                f"{source}: expected the tokenizer's picture token to be {config.image_token_id} "
+                f"{source}: expected the tokenizer's image token to be {config.image_token_id} "
                 f"as in config.json, got {image}: do: set image_token_id, or predict will refuse"
             )
         if tokenizer.vocab_size > table:

@@ -36,8 +36,8 @@ class Config(Asked):
     """An evaluation."""
 
     protocol: protocols.Name | None = None
-    """All questions of a benchmark instead of one random question about each picture, judged at the
-    pictures' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
+    """All questions of a benchmark instead of one random question about each image, judged at the
+    images' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
     and rec with the defects of the released evaluators."""
     scenes: int = 512
     """Held-out scenes, one question each."""
@@ -63,7 +63,7 @@ class Config(Asked):
     out: Path | None = None
     """Folder for answers.jsonl, summary.json, table.md and gallery.html of a protocol."""
     gallery: int = 4
-    """Most pictures in each part of the gallery."""
+    """Most images in each part of the gallery."""
     name: str = ""
     """Of the model in tables; left out: where its checkpoint or its answers lie."""
     set_name: str = ""
@@ -118,7 +118,7 @@ def main(config: Config) -> int:
         outcome = run(predictor, source, **asked)
     except TooLong as error:
         raise ValueError(
-            f"{error}; or name a --protocol, for which pictures and questions of any size count"
+            f"{error}; or name a --protocol, for which images and questions of any size count"
         ) from None
     summary = task_metrics.summarise(outcome)
     summary |= {

@@ -220,8 +220,8 @@ def spoken(model: Model, tokenizer: tokens.Tokenizer) -> Model:
     ends = {"bos_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
     if isinstance(model, kimi_vl.Config):
         text = dataclasses.replace(model.text, **ends)
-        picture = tokenizer.image_id
-        return dataclasses.replace(model, text=text, media_placeholder_token_id=picture)
+        image = tokenizer.image_id
+        return dataclasses.replace(model, text=text, media_placeholder_token_id=image)
     return dataclasses.replace(
         model,
         text=dataclasses.replace(model.text, **ends),
@@ -296,7 +296,7 @@ def parts(
 ) -> list[flops.Part]:
     """Returns the passes of a step over so many rows like those of a batch."""
     counter = flops.Counter(sizes, config.compute)
-    patches = batch.pictures.patches.shape[1]
+    patches = batch.images.patches.shape[1]
     if isinstance(batch, PackedBatch):
         length = batch.weights.shape[-1]
         head = counter.head(rows, length, config.loss_chunk)

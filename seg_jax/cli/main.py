@@ -26,10 +26,10 @@ PROGRAMS = {
     "finetune": "supervised fine-tuning (SFT) of a configuration",
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
     "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
-    "predict": "outline an object of one picture",
+    "predict": "outline an object of one image",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
-    "annotate": "make a data set of pictures without annotation, by models of others",
+    "annotate": "make a data set of images without annotation, by models of others",
     "compile": "compile a configuration for TPUs or GPUs that are not here, and see if it fits",
     "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
 }
@@ -51,7 +51,7 @@ examples:
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
-  seg-jax annotate --pictures web --labels names.txt --detector DIR --segmenter DIR --out data/web
+  seg-jax annotate --images web --labels names.txt --detector DIR --segmenter DIR --out data/web
   seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
   seg-jax benchmark raster --json raster.json
 

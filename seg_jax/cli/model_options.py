@@ -30,8 +30,8 @@ class Asked:
     """Hold answers to the grammar, so that each can be read whatever the model knows."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and products; None: as config.json says (float16 as bfloat16)."""
-    cells: int | None = None
-    """Most picture tokens of a question; larger pictures are scaled down. None: as a trained model
+    visual_tokens: int | None = None
+    """Most image tokens of a question; larger images are scaled down. None: as a trained model
     was taught, 1280 for one of Hugging Face's."""
 
     @property
@@ -57,12 +57,15 @@ class Asked:
         Raises:
           ValueError: the folder is none of a model, or a file in it is broken.
         """
-        if self.cells is not None and not 4 <= self.cells <= encode.MAX_CELLS:
+        if (
+            self.visual_tokens is not None
+            and not 4 <= self.visual_tokens <= encode.MAX_VISUAL_TOKENS
+        ):
             raise ValueError(
-                f"cells: expected 4 to {encode.MAX_CELLS} picture tokens, got {self.cells}"
+                f"visual_tokens: expected 4 to {encode.MAX_VISUAL_TOKENS}, got {self.visual_tokens}"
             )
         folder = self.folder
         dtype = self.dtype or families.noted_dtype(folder)
         compute = layers.Compute(dtype=dtype, param_dtype=dtype)
-        bundle = bundles.load(folder, compute=compute, on=on, cells=self.cells)
+        bundle = bundles.load(folder, compute=compute, on=on, visual_tokens=self.visual_tokens)
         return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

@@ -16,7 +16,7 @@ from seg_jax.tasks.referring import Referring
 from seg_jax.training import loop, optimizers, sft, steps
 
 SIDE = 96
-CELLS = (SIDE // tiny.PATCH) ** 2
+VISUAL_TOKENS = (SIDE // tiny.PATCH) ** 2
 HELD_OUT = (
     (Kind.STAR, Colour.RED),
     (Kind.RING, Colour.BLUE),
@@ -62,12 +62,12 @@ def model() -> qwen25_vl.Config:
 
 
 def layout() -> Layout:
-    """Returns rows of one 96-pixel picture, a short question and an outline of 16 points."""
+    """Returns rows of one 96-pixel image, a short question and an outline of 16 points."""
     return dataclasses.replace(
         tiny.layout(),
         max_pixels=SIDE * SIDE,
-        max_patches=CELLS,
-        max_prompt=CELLS + 30,
+        max_patches=VISUAL_TOKENS,
+        max_prompt=VISUAL_TOKENS + 30,
         max_question=24,
         max_answer=36,
         canvas=(SIDE, SIDE),

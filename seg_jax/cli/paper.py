@@ -23,8 +23,8 @@ from seg_jax.training import loop, optimizers, policy, steps
 BATCH = 256
 SFT_SAMPLES = 800_000
 GSPO_PROMPTS = 400_000
-CELLS = 576
-"""Of a picture: COCO's largest, 640 x 640 pixels, has 529 and is not shrunk."""
+VISUAL_TOKENS = 576
+"""Of an image: COCO's largest, 640 x 640 pixels, has 529 and is not shrunk."""
 SHARDS = 64
 """Of weights where rows need not be as many as chips, and where widths are odd multiples of 64."""
 
@@ -113,7 +113,7 @@ def refer_data(folder: Path = Path("data")) -> Built:
 
 
 def packed_feed() -> Feed:
-    """Returns rows of about four pictures, so that a batch is about `BATCH` of them."""
+    """Returns rows of about four images, so that a batch is about `BATCH` of them."""
     return Feed(batch=SHARDS, workers=8, pack=Pack(tokens=3072, patches=6656))
 
 
@@ -135,14 +135,14 @@ def all_questions() -> Mixture:
 
 
 def layout() -> Layout:
-    """Returns rows of one picture of COCO at its own size, a question and an outline.
+    """Returns rows of one image of COCO at its own size, a question and an outline.
 
     An outline of 64 points takes 900 tokens where every digit is one.
     """
     return Layout(
-        max_pixels=28 * 28 * CELLS,
-        max_patches=4 * CELLS,
-        max_prompt=CELLS + 64 + 128,
+        max_pixels=28 * 28 * VISUAL_TOKENS,
+        max_patches=4 * VISUAL_TOKENS,
+        max_prompt=VISUAL_TOKENS + 64 + 128,
         max_question=128,
         max_answer=1024,
         canvas=(640, 640),

@@ -1,4 +1,4 @@
-"""Asks a trained model about one picture: JSON on standard output, an overlay beside it."""
+"""Asks a trained model about one image: JSON on standard output, an overlay beside it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal
 import numpy as np
 
 from seg_jax.cli.model_options import Asked
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.records import Kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Asked):
-    """One question about one picture; tell the object by exactly one of text, point and box."""
+    """One question about one image; tell the object by exactly one of text, point and box."""
 
     image: Path
-    """Picture file."""
+    """Image file."""
     text: str | None = None
     """An expression, as "the red star"."""
     point: tuple[float, float] | None = None
@@ -35,14 +35,14 @@ class Config(Asked):
 def main(config: Config) -> int:
     """Prints the prediction."""
     clue = _clue(config)
-    image = images.read(config.image)
+    image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         config.out.mkdir(parents=True, exist_ok=True)
     prediction = config.predictor().predict(image, clue, Kind[config.answer.upper()])
     result = prediction.as_json()
     if config.out is not None:
         path = config.out / f"{config.image.stem}-overlay.png"
-        images.write(path, images.overlay(image, prediction.rings_unit))
+        image_files.write(path, image_files.overlay(image, prediction.rings_unit))
         result["overlay"] = str(path)
     print(json.dumps(result, indent=2))
     return 0
@@ -63,7 +63,7 @@ def _clue(config: Config) -> str | np.ndarray:
     if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 1:
         raise ValueError(
             f"expected fractions of width and height in 0..1, got {tuple(given[0])}; "
-            "divide pixels by the picture's size"
+            "divide pixels by the image's size"
         )
     if len(numbers) == 4 and (numbers[:2] >= numbers[2:]).any():
         raise ValueError(

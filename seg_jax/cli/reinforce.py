@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax.cli import finetune
-from seg_jax.data import images, pipeline
+from seg_jax.data import image_files, pipeline
 from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
@@ -79,7 +79,7 @@ class Config(datasets.Data):
     loop: loop.Loop = loop.Loop()
     log: Board = Board()
     panel_every: int = 0
-    """Steps between pictures of sampled answers in OUT/panels; 0 draws none."""
+    """Steps between images of sampled answers in OUT/panels; 0 draws none."""
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
     resume: bool = False
@@ -143,7 +143,7 @@ class Gallery:
             return
         self.exhibits = self._viewer.exhibits(prompts, rollout)
         self._folder.mkdir(exist_ok=True)
-        images.write(self._folder / f"{step:06d}.png", panels.sheet(self.exhibits))
+        image_files.write(self._folder / f"{step:06d}.png", panels.sheet(self.exhibits))
 
 
 _TOLD = {

@@ -66,11 +66,11 @@ def model() -> qwen25_vl.Config:
 
 
 def layout() -> Layout:
-    """Returns rows of one 64-pixel picture, a short question and a short answer."""
+    """Returns rows of one 64-pixel image, a short question and a short answer."""
     return Layout(
         patch=PATCH,
         merge=1,
-        window_cells=4,
+        window_tokens=4,
         min_pixels=(2 * PATCH) ** 2,
         max_pixels=SIDE * SIDE,
         max_patches=(SIDE // PATCH) ** 2,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from seg_jax.data.encode import Layout
-from seg_jax.records import Pictures, Prompts, Tokens
+from seg_jax.records import Images, Prompts, Tokens
 
 
 def together(rows: Sequence[Prompts], layout: Layout) -> Prompts:
@@ -37,7 +37,7 @@ def shortened(
     if layout.buckets == 1:
         return prompts
     padding = np.logical_and.accumulate(np.asarray(prompts.tokens.segments == 0).all(0))
-    patches = np.count_nonzero(np.asarray(prompts.pictures.picture) >= 0, axis=-1).max()
+    patches = np.count_nonzero(np.asarray(prompts.images.image) >= 0, axis=-1).max()
     needs = (
         _share(int(np.count_nonzero(~padding)), layout.max_prompt, layout),
         _share(int(patches), layout.max_patches, layout),
@@ -48,7 +48,7 @@ def shortened(
     last = cell * _columns(layout.max_patches // cell, bucket, layout.buckets)
     return prompts._replace(
         tokens=Tokens(*(leaf[..., first:] for leaf in prompts.tokens)),
-        pictures=Pictures(*(leaf[:, :last] for leaf in prompts.pictures)),
+        images=Images(*(leaf[:, :last] for leaf in prompts.images)),
     )
 
 

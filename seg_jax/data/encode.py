@@ -1,4 +1,4 @@
-"""The one encoder: questions, answers and pictures to the arrays that a model reads."""
+"""The one encoder: questions, answers and images to the arrays that a model reads."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from jaxtyping import Bool, UInt8, UInt32
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
-from seg_jax.records import Batch, Kind, Packing, Pictures, Prompts, Tokens, Truth, check_least
+from seg_jax.records import Batch, Images, Kind, Packing, Prompts, Tokens, Truth, check_least
 from seg_jax.tasks.task import Example
 
-CELLS = 1280
-"""Cells of a row that a published checkpoint's pictures are kept to, unless told otherwise."""
-MAX_CELLS = 2**16
-"""More than any published checkpoint's pictures have."""
+VISUAL_TOKENS = 1280
+"""Cells of a row that a published checkpoint's images are kept to, unless told otherwise."""
+MAX_VISUAL_TOKENS = 2**16
+"""More than any published checkpoint's images have."""
 BICUBIC = 3
 """Pillow's number of the filter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native:
-    """Pictures stay as large as they are, in a frame of whole cells (Kimi)."""
+    """Images stay as large as they are, in a frame of whole visual tokens (Kimi)."""
 
     limit: int = 4096
-    """Whole patches of a picture; a larger one is scaled down (`in_token_limit`)."""
+    """Whole patches of an image; a larger one is scaled down (`in_token_limit`)."""
     pad: bool = True
     """Whether black fills the frame right and below (`pad_input`); else the edges are cut off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Static shapes of a row and how its pictures are cut."""
+    """Static shapes of a row and how its images are cut."""
 
     patch: int = 14
     """Side of a patch in pixels."""
     merge: int = 2
     """Patches per side that become one language token."""
-    window_cells: int = 4
-    """Merged cells per side of an attention window."""
+    window_tokens: int = 4
+    """Merged visual tokens per side of an attention window."""
     min_pixels: int = 56 * 56
-    """Least area of a picture once its sides are scaled to whole cells (Qwen)."""
-    max_pixels: int = 28 * 28 * CELLS
+    """Least area of an image once its sides are scaled to whole visual tokens (Qwen)."""
+    max_pixels: int = 28 * 28 * VISUAL_TOKENS
     """Largest such area."""
     native: Native | None = None
-    """How pictures are kept at their size instead, if they are."""
+    """How images are kept at their size instead, if they are."""
     max_patches: int = 5120
     """Patches per row, padding included."""
     max_prompt: int = 1536
-    """Tokens of a prompt, picture tokens included."""
+    """Tokens of a prompt, image tokens included."""
     max_question: int = 128
     """Of these the tokens from the question on."""
     max_answer: int = 1024
@@ -65,7 +65,7 @@ class Layout:
     holds its longest, of max_prompt and max_patches in so many equal steps."""
 
     def __post_init__(self):
-        sizes = ("patch", "merge", "window_cells", "min_pixels", "max_pixels", "buckets")
+        sizes = ("patch", "merge", "window_tokens", "min_pixels", "max_pixels", "buckets")
         sizes += ("max_patches", "max_prompt", "max_question", "max_answer")
         check_least(self, "layout", **dict.fromkeys(sizes, 1))
         if self.max_patches % self.merge**2:
@@ -80,7 +80,7 @@ class Layout:
 
 
 PatchGrid = tuple[int, int]
-"""Rows and columns of a picture in patches."""
+"""Rows and columns of an image in patches."""
 
 
 class TooLong(ValueError):
@@ -104,30 +104,30 @@ class Encoder:
     def batch_row(
         self, examples: Sequence[Example], *, rows: int | None = None, length: int | None = None
     ) -> Batch:
-        """Returns an SFT row (no batch axis): a picture and the questions about it.
+        """Returns an SFT row (no batch axis): an image and the questions about it.
 
         Args:
-          examples: about one picture.
+          examples: about one image.
           rows: to pack the questions into, the longest first, each where it still fits; what
             fits in none is left out. None: a row each.
           length: tokens of such a row; None: the layout's longest question and answer.
 
         Raises:
-          TooLong: prompt, answer or picture exceeds the layout, or a question the row.
-          ValueError: the examples are not about one picture.
+          TooLong: prompt, answer or image exceeds the layout, or a question the row.
+          ValueError: the examples are not about one image.
         """
         image = examples[0].image
         if any(example.image is not image for example in examples):
-            raise ValueError("expected examples about one picture, got several; encode each alone")
-        pictures, patches = self.picture(image)
+            raise ValueError("expected examples about one image, got several; encode each alone")
+        images, patches = self.image(image)
         turns = [self.turn(e.question, patches, e.answer) for e in examples]
-        # All turns begin alike, up to the question; the picture must be in that part.
+        # All turns begin alike, up to the question; the image must be in that part.
         split = max(
             i for i, token in enumerate(turns[0].prompt) if token == self.tokenizer.image_id
         )
         head = turns[0].prompt[: split + 2]
         if any(turn.prompt[: split + 2] != head for turn in turns):
-            raise ValueError("expected a chat template with the picture before the question")
+            raise ValueError("expected a chat template with the image before the question")
         length = length or self.layout.max_question + self.layout.max_answer
         packed = self._packed(turns, len(head), rows or len(turns), length)
         room = self.layout.max_prompt - self.layout.max_question
@@ -137,7 +137,7 @@ class Encoder:
                 "raise layout.max_prompt"
             )
         tokens = self._tokens(head, patches, start=room - len(head), length=room)
-        return Batch(tokens, pictures, *packed)
+        return Batch(tokens, images, *packed)
 
     def _packed(self, turns: list[Turn], head: int, rows: int, length: int):
         """Returns ids, targets, weights and packing of questions and answers without the head."""
@@ -173,20 +173,20 @@ class Encoder:
         """Returns a prompt (no batch axis), right-aligned, with the truth.
 
         Raises:
-          TooLong: prompt or picture exceeds the layout.
+          TooLong: prompt or image exceeds the layout.
         """
         if example.kind is None:
             raise ValueError(
                 f"sample {example.key}: expected a question whose answer is judged, "
                 f"got {example.question!r}"
             )
-        tokens, pictures = self.question(example.image, example.question)
+        tokens, images = self.question(example.image, example.question)
         truth = Truth(
             words=pack(example.mask, self.layout.canvas),
             size=np.array(example.mask.shape, np.int32),
             kind=np.array(example.kind, np.int32),
         )
-        return Prompts(tokens, pictures, truth)
+        return Prompts(tokens, images, truth)
 
     def blank_truth(self, kind: Kind) -> Truth:
         """Returns an empty truth for questions whose answer is not known (no batch axis)."""
@@ -194,33 +194,33 @@ class Encoder:
         words = np.zeros((height // 32, width), np.uint32)
         return Truth(words, np.array([height, width], np.int32), np.array(kind, np.int32))
 
-    def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Pictures]:
-        """Returns the prompt for a question about a picture, right-aligned (no batch axis)."""
-        pictures, patches = self.picture(image)
+    def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Images]:
+        """Returns the prompt for a question about an image, right-aligned (no batch axis)."""
+        images, patches = self.image(image)
         prompt = self.turn(text, patches).prompt
         start = self.layout.max_prompt - len(prompt)
-        return self._tokens(prompt, patches, start=start, length=self.layout.max_prompt), pictures
+        return self._tokens(prompt, patches, start=start, length=self.layout.max_prompt), images
 
-    def picture(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Pictures, PatchGrid]:
-        """Returns the picture as padded patches (no batch axis) and how many rows and columns."""
+    def image(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Images, PatchGrid]:
+        """Returns the image as padded patches (no batch axis) and how many rows and columns."""
         layout = self.layout
         patches, (rows, columns) = self.cut(image)
         count = rows * columns
         pad = layout.max_patches - count
-        pictures = Pictures(
+        images = Images(
             patches=np.pad(patches, ((0, pad), (0, 0))),
             place=np.pad(grid.places(rows, columns, layout.merge), ((0, pad), (0, 0))),
             window=np.pad(
-                grid.windows(rows, columns, layout.merge, layout.window_cells),
+                grid.windows(rows, columns, layout.merge, layout.window_tokens),
                 (0, pad),
                 constant_values=-1,
             ),
-            picture=np.pad(np.zeros(count, np.int32), (0, pad), constant_values=-1),
+            image=np.pad(np.zeros(count, np.int32), (0, pad), constant_values=-1),
         )
-        return pictures, (rows, columns)
+        return images, (rows, columns)
 
     def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "S C"], PatchGrid]:
-        """Returns the patches of a picture in merge-block order, and how many rows and columns.
+        """Returns the patches of an image in merge-block order, and how many rows and columns.
 
         Raises:
           TooLong: there are more than the layout has room for.
@@ -237,20 +237,20 @@ class Encoder:
         whole = _framed(_resized(image, *scaled), height, width)
         return grid.patchify(whole, layout.patch, layout.merge), (rows, columns)
 
-    def shown(self, pictures: Pictures) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the first picture of a row (no batch axis), put together from its patches.
+    def shown(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns the first image of a row (no batch axis), put together from its patches.
 
-        It is what the model sees: the inverse of `picture`, up to the resizing.
+        It is what the model sees: the inverse of `image`, up to the resizing.
         """
-        mine = pictures.picture == 0
-        place, patch = pictures.place[mine], self.layout.patch
+        mine = images.image == 0
+        place, patch = images.place[mine], self.layout.patch
         rows, columns = place.max(0) + 1
         image = np.zeros((rows, columns, 3, patch, patch), np.uint8)
-        image[place[:, 0], place[:, 1]] = pictures.patches[mine].reshape(-1, 3, patch, patch)
+        image[place[:, 0], place[:, 1]] = images.patches[mine].reshape(-1, 3, patch, patch)
         return image.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)
 
     def turn(self, question: str, patches: PatchGrid, answer: str | None = None) -> Turn:
-        """Returns the ids of a question about one picture and, if given, of its answer.
+        """Returns the ids of a question about one image and, if given, of its answer.
 
         Raises:
           TooLong: the prompt or the answer exceeds the layout.
@@ -258,7 +258,7 @@ class Encoder:
         prompt, answer_ids = chat.turn(
             self.tokenizer,
             question,
-            cells=patches[0] * patches[1] // self.layout.merge**2,
+            visual_tokens=patches[0] * patches[1] // self.layout.merge**2,
             answer=answer,
         )
         for name, ids, most in (
@@ -277,11 +277,11 @@ class Encoder:
         row[start : start + len(ids)] = ids
         segments = np.zeros(length, np.int32)
         segments[start : start + len(ids)] = 1
-        is_cell = np.asarray(ids) == self.tokenizer.image_id
+        is_visual = np.asarray(ids) == self.tokenizer.image_id
         where = np.full(length, -1, np.int32)
-        where[start : start + len(ids)][is_cell] = np.arange(int(is_cell.sum()))
+        where[start : start + len(ids)][is_visual] = np.arange(int(is_visual.sum()))
         positions = np.zeros((3, length), np.int32)
-        laid = grid.positions(is_cell, [patches], merge=self.layout.merge)
+        laid = grid.positions(is_visual, [patches], merge=self.layout.merge)
         positions[:, start : start + len(ids)] = laid.positions
         return Tokens(row, segments, positions, where)
 
@@ -307,7 +307,7 @@ def pack(
 
 
 def _fit(layout: Layout, height: int, width: int) -> grid.Fit:
-    """Returns the sizes of a picture on its way to whole cells."""
+    """Returns the sizes of an image on its way to whole visual tokens."""
     if layout.native is not None:
         return grid.native_fit(
             height,
@@ -329,7 +329,7 @@ def _fit(layout: Layout, height: int, width: int) -> grid.Fit:
 
 
 def _resized(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
-    """Returns the picture at the size, resampled as the official processors do."""
+    """Returns the image at the size, resampled as the official processors do."""
     if image.shape[:2] == (height, width):
         return image
     from PIL import Image
@@ -340,7 +340,7 @@ def _resized(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
 
 
 def _framed(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
-    """Returns the picture with black right and below it, or its middle, at the size."""
+    """Returns the image with black right and below it, or its middle, at the size."""
     lost = [max(0, has - side) for has, side in zip(image.shape, (height, width), strict=False)]
     top, left = (round(pixels / 2) for pixels in lost)
     image = image[top : top + height, left : left + width]
@@ -349,15 +349,19 @@ def _framed(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
 
 
 def layout_of(
-    model_type: str, preprocessor: Mapping[str, Any], *, window_cells: int = 4, cells: int = CELLS
+    model_type: str,
+    preprocessor: Mapping[str, Any],
+    *,
+    window_tokens: int = 4,
+    visual_tokens: int = VISUAL_TOKENS,
 ) -> Layout:
-    """Returns rows for one picture as a published checkpoint cuts it.
+    """Returns rows for one image as a published checkpoint cuts it.
 
     Args:
       model_type: of its `config.json`.
       preprocessor: its `preprocessor_config.json`.
-      window_cells: merged cells per side of an attention window.
-      cells: cells that a row has at most; larger pictures are scaled down further than the
+      window_tokens: visual tokens per side of an attention window.
+      visual_tokens: most visual tokens of a row; larger images are scaled down further than the
         checkpoint asks for.
 
     Raises:
@@ -368,21 +372,21 @@ def layout_of(
     make = {"qwen2_5_vl": _scaled, "qwen3_vl": _scaled, "kimi_vl": _native}.get(model_type)
     if make is None:
         raise ValueError(f"model_type: expected one that has a layout, got {model_type!r}")
-    shape = make(preprocessor, cells)
+    shape = make(preprocessor, visual_tokens)
     room = shape["max_patches"] // shape["merge"] ** 2 + 2 * Layout.max_question
-    return Layout(window_cells=window_cells, max_prompt=room, **shape)
+    return Layout(window_tokens=window_tokens, max_prompt=room, **shape)
 
 
-def _scaled(found: Mapping[str, Any], cells: int) -> dict[str, Any]:
-    """Returns how Qwen's pictures are cut; the budget is written in either of two ways."""
+def _scaled(found: Mapping[str, Any], visual_tokens: int) -> dict[str, Any]:
+    """Returns how Qwen's images are cut; the budget is written in either of two ways."""
     patch, merge = _number(found, "patch_size", 14), _number(found, "merge_size", 2)
     cell, size = (patch * merge) ** 2, found.get("size") or {}
     least = _number(size, "shortest_edge", Layout.min_pixels)
     most = _number(size, "longest_edge", Layout.max_pixels)
     # Where both are there, the older spelling counts.
     least, most = _number(found, "min_pixels", least), _number(found, "max_pixels", most)
-    most = min(most, cells * cell)
-    # A side is never less than a cell: the longest strips have more of them than the budget.
+    most = min(most, visual_tokens * cell)
+    # A side is never less than a visual token: the longest strips have more than the budget.
     strip = math.isqrt(grid.MAX_ASPECT * most // cell)
     return {
         "patch": patch,
@@ -393,16 +397,16 @@ def _scaled(found: Mapping[str, Any], cells: int) -> dict[str, Any]:
     }
 
 
-def _native(found: Mapping[str, Any], cells: int) -> dict[str, Any]:
-    """Returns how Kimi's pictures are cut."""
+def _native(found: Mapping[str, Any], visual_tokens: int) -> dict[str, Any]:
+    """Returns how Kimi's images are cut."""
     sides = found.get("merge_kernel_size", (2, 2))
     if len(set(sides)) != 1:
         raise ValueError(f"merge_kernel_size: expected two equal sides, got {sides}")
     patch, merge = _number(found, "patch_size", 14), _number({"side": sides[0]}, "side", 2)
-    # A picture up to 16 times as long as wide has at most `frame` times the root of the limit more
-    # patches than the limit once it is padded; within `cells` there is room for these too.
+    # An image up to 16 times as long as wide has at most `frame` times the root of the limit more
+    # patches than the limit once it is padded; within `visual_tokens` there is room for these too.
     frame = 6 * merge
-    root = math.isqrt(cells * merge**2 + (frame // 2) ** 2) - frame // 2
+    root = math.isqrt(visual_tokens * merge**2 + (frame // 2) ** 2) - frame // 2
     limit = min(_number(found, "in_token_limit", Native.limit), root**2)
     patches = limit + frame * (math.isqrt(limit - 1) + 1)
     return {

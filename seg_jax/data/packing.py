@@ -1,4 +1,4 @@
-"""Packs pictures, with what is said of them, into rows of fixed length in an order that resumes."""
+"""Packs images, with what is said of them, into rows of fixed length in an order that resumes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jaxtyping import Float32, Int32, UInt8
 from seg_jax.data import workers
 from seg_jax.data.encode import Encoder, PatchGrid, TooLong
 from seg_jax.geometry import grid
-from seg_jax.records import PackedBatch, Pictures, Tokens
+from seg_jax.records import Images, PackedBatch, Tokens
 from seg_jax.tasks.task import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows of several pictures, each with the conversations about it."""
+    """Rows of several images, each with the conversations about it."""
 
     tokens: int = 3072
     """Of a row, padding included."""
     patches: int = 6656
     """Of a row, padding included."""
     ahead: int = 13
-    """Pictures among which a row chooses, at least; as many are held for every row of a batch."""
+    """Images among which a row chooses, at least; as many are held for every row of a batch."""
 
     def __post_init__(self):
         if min(self.tokens, self.patches, self.ahead) < 1:
@@ -42,10 +42,10 @@ CHOICE = 12
 
 
 class Piece(NamedTuple):
-    """A picture and the conversations about it, before they have a place in a row (host)."""
+    """An image and the conversations about it, before they have a place in a row (host)."""
 
     tokens: Tokens
-    """Without padding; conversations are numbered from 1, cells from 0."""
+    """Without padding; conversations are numbered from 1, visual tokens from 0."""
     targets: Int32[np.ndarray, " n"]
     weights: Float32[np.ndarray, " n"]
     patches: UInt8[np.ndarray, "s C"]
@@ -65,15 +65,15 @@ class Size(NamedTuple):
 
 
 def piece(encoder: Encoder, examples: Sequence[Example]) -> Piece:
-    """Returns a picture with a conversation for each question about it.
+    """Returns an image with a conversation for each question about it.
 
     Raises:
-      TooLong: prompt, answer or picture exceeds the layout.
-      ValueError: the examples are not about one picture.
+      TooLong: prompt, answer or image exceeds the layout.
+      ValueError: the examples are not about one image.
     """
     image = examples[0].image
     if any(example.image is not image for example in examples):
-        raise ValueError("expected examples about one picture, got several; encode each alone")
+        raise ValueError("expected examples about one image, got several; encode each alone")
     return told(encoder, examples, *encoder.cut(image))
 
 
@@ -83,7 +83,7 @@ def told(
     patches: UInt8[np.ndarray, "s C"],
     rows_and_columns: PatchGrid,
 ) -> Piece:
-    """Returns the piece of a picture that is cut into patches already.
+    """Returns the piece of an image that is cut into patches already.
 
     Raises:
       TooLong: prompt or answer exceeds the layout.
@@ -92,7 +92,7 @@ def told(
     ids = np.array([token for turn in turns for part in turn for token in part], np.int32)
     targets = np.append(ids[1:], np.int32(encoder.tokenizer.pad_id))
     weights = np.zeros(len(ids), np.float32)
-    segments, cells = np.zeros(len(ids), np.int32), np.full(len(ids), -1, np.int32)
+    segments, visual_tokens = np.zeros(len(ids), np.int32), np.full(len(ids), -1, np.int32)
     positions = np.zeros((3, len(ids)), np.int32)
     at = 0
     for number, turn in enumerate(turns, start=1):
@@ -100,28 +100,31 @@ def told(
         end = answer + len(turn.answer)
         segments[at:end] = number
         weights[answer - 1 : end - 1] = 1.0
-        is_cell = ids[at:end] == encoder.tokenizer.image_id
-        cells[at:end][is_cell] = np.arange(np.count_nonzero(is_cell))
-        laid = grid.positions(is_cell, [rows_and_columns], merge=encoder.layout.merge)
+        is_visual = ids[at:end] == encoder.tokenizer.image_id
+        visual_tokens[at:end][is_visual] = np.arange(np.count_nonzero(is_visual))
+        laid = grid.positions(is_visual, [rows_and_columns], merge=encoder.layout.merge)
         positions[:, at:end] = laid.positions
         at = end
-    tokens = Tokens(ids, segments, positions, cells)
+    tokens = Tokens(ids, segments, positions, visual_tokens)
     return Piece(tokens, targets, weights, patches, rows_and_columns)
 
 
 def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch:
     """Returns a row (no batch axis) of pieces that fit into it, one after another.
 
-    Conversations, pictures, windows and cells are numbered anew, so that nothing sees what is of
-    another piece; positions begin anew with every conversation.
+    Conversations, images, windows and visual tokens are numbered anew, so that nothing sees what
+    is of another piece; positions begin anew with every conversation.
     """
     layout, pad = encoder.layout, encoder.tokenizer.pad_id
     ids, targets = np.full((2, pack.tokens), pad, np.int32)
     segments, weights = np.zeros(pack.tokens, np.int32), np.zeros(pack.tokens, np.float32)
-    positions, cells = np.zeros((3, pack.tokens), np.int32), np.full(pack.tokens, -1, np.int32)
+    positions, visual_tokens = (
+        np.zeros((3, pack.tokens), np.int32),
+        np.full(pack.tokens, -1, np.int32),
+    )
     patches = np.zeros((pack.patches, 3 * layout.patch**2), np.uint8)
     place = np.zeros((pack.patches, 2), np.int32)
-    window, picture = np.full((2, pack.patches), -1, np.int32)
+    window, image = np.full((2, pack.patches), -1, np.int32)
     at = spot = conversations = windows = 0
     for number, one in enumerate(pieces):
         end, last = at + one.size.tokens, spot + one.size.patches
@@ -129,21 +132,23 @@ def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch
         segments[at:end] = one.tokens.segments + conversations
         positions[:, at:end] = one.tokens.positions
         first = spot // layout.merge**2
-        cells[at:end] = np.where(one.tokens.cells < 0, -1, one.tokens.cells + first)
+        visual_tokens[at:end] = np.where(
+            one.tokens.visual_tokens < 0, -1, one.tokens.visual_tokens + first
+        )
         patches[spot:last] = one.patches
-        place[spot:last], own = _laid(*one.grid, layout.merge, layout.window_cells)
-        window[spot:last], picture[spot:last] = own + windows, number
+        place[spot:last], own = _laid(*one.grid, layout.merge, layout.window_tokens)
+        window[spot:last], image[spot:last] = own + windows, number
         conversations += int(one.tokens.segments[-1])
         windows += int(own[-1]) + 1
         at, spot = end, last
-    tokens = Tokens(ids, segments, positions, cells)
-    return PackedBatch(tokens, Pictures(patches, place, window, picture), targets, weights)
+    tokens = Tokens(ids, segments, positions, visual_tokens)
+    return PackedBatch(tokens, Images(patches, place, window, image), targets, weights)
 
 
 @functools.lru_cache(maxsize=1024)
-def _laid(rows: int, columns: int, merge: int, window_cells: int) -> tuple[Any, Any]:
-    """Returns place and window of each patch of a picture; the last window is that of the last."""
-    return grid.places(rows, columns, merge), grid.windows(rows, columns, merge, window_cells)
+def _laid(rows: int, columns: int, merge: int, window_tokens: int) -> tuple[Any, Any]:
+    """Returns place and window of each patch of an image; the last window is that of the last."""
+    return grid.places(rows, columns, merge), grid.windows(rows, columns, merge, window_tokens)
 
 
 def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:
@@ -212,7 +217,7 @@ class _Lane:
             if size.tokens > pack.tokens or size.patches > pack.patches:
                 raise TooLong(
                     f"expected at most {pack.tokens} tokens and {pack.patches} patches in a row, "
-                    f"got a picture with {size.tokens} and {size.patches}; raise feed.pack.tokens "
+                    f"got an image with {size.tokens} and {size.patches}; raise feed.pack.tokens "
                     "and feed.pack.patches"
                 )
         which = chosen(sizes, pack)

@@ -26,16 +26,16 @@ class Feed:
     """How batches are drawn."""
 
     batch: int = 32
-    """Pictures of all hosts together."""
+    """Images of all hosts together."""
     questions: int = 1
-    """Questions about each picture in supervised training, drawn independently."""
+    """Questions about each image in supervised training, drawn independently."""
     packed_rows: int | None = None
     """Rows that they are packed into; None: a row each. What fits in none is left out."""
     packed_tokens: int | None = None
     """Tokens of such a row; None: the layout's longest question and answer."""
     pack: packing.Pack | None = None
-    """Rows of several pictures, supervised training only: `batch` then counts rows. None: a picture
-    each. Of several questions about a picture each repeats its tokens, none its patches."""
+    """Rows of several images, supervised training only: `batch` then counts rows. None: an image
+    each. Of several questions about an image each repeats its tokens, none its patches."""
     seed: int = 0
     """Of the order and of every random choice about a sample."""
     threads: int = 2

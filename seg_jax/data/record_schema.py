@@ -1,9 +1,9 @@
-"""What a built data set stores of a picture: flat features, and the files that describe them.
+"""What a built data set stores of an image: flat features, and the files that describe them.
 
 | feature | holds |
 |---|---|
 | `key`, `split` | its name within the data set; its split |
-| `image` | the encoded picture, JPEG or PNG, three channels of eight bits |
+| `image` | the encoded image, JPEG or PNG, three channels of eight bits |
 | `image/id`, `image/name`, `image/height`, `image/width` | its number, file name, rows, columns |
 | `object/id`, `object/name`, `object/role` | of each outlined object; a `Role` |
 | `object/counts`, `object/area` | its mask as compressed COCO run lengths, and their pixels |
@@ -46,19 +46,19 @@ _FEATURES: dict[str, tuple[str, bool]] = {
 
 
 class Told(NamedTuple):
-    """An expression of a stored picture."""
+    """An expression of a stored image."""
 
     id: int
     text: str
     objects: tuple[int, ...]
-    """Places of the objects it means; none: it fits nothing in the picture."""
+    """Places of the objects it means; none: it fits nothing in the image."""
     ref: int = -1
     sentence: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A stored picture."""
+    """A stored image."""
 
     key: str
     split: str
@@ -84,7 +84,7 @@ class Record:
         return {"size": [self.height, self.width], "counts": self.counts[which]}
 
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the decoded picture."""
+        """Returns the decoded image."""
         from PIL import Image
 
         with Image.open(io.BytesIO(self.image)) as image:
@@ -92,7 +92,7 @@ class Record:
 
 
 def write(record: Record) -> bytes:
-    """Returns a picture as stored."""
+    """Returns an image as stored."""
     told = record.told
     return tf_example.encode(
         {
@@ -120,7 +120,7 @@ def write(record: Record) -> bytes:
 
 
 def read(data: bytes) -> Record:
-    """Returns a stored picture; one of the official TFDS `ref_coco` too.
+    """Returns a stored image; one of the official TFDS `ref_coco` too.
 
     Raises:
       ValueError: the bytes are of neither.
@@ -163,7 +163,7 @@ def read(data: bytes) -> Record:
         )
     except (KeyError, IndexError) as error:
         raise ValueError(
-            f"expected a picture that seg-jax build or TFDS ref_coco stored, got none ({error!r})"
+            f"expected an image that seg-jax build or TFDS ref_coco stored, got none ({error!r})"
         ) from None
 
 
@@ -225,7 +225,7 @@ def _feature_json(kind: str, listed: bool) -> dict[str, Any]:
 
 
 def _official(found: dict[str, tf_example.Value]) -> Record:
-    """Returns a picture of TFDS's ref_coco: each reference with its mask as a PNG."""
+    """Returns an image of TFDS's ref_coco: each reference with its mask as a PNG."""
     from PIL import Image
 
     masks = []

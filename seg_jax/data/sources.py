@@ -95,7 +95,7 @@ def scene_seed(seed: int, index: int) -> int:
 class Built:
     """Data sets that `seg-jax build` made, or TFDS's ref_coco, one after the other.
 
-    A sample is a picture with a mask for each object, or group of objects, that expressions mean.
+    A sample is an image with a mask for each object, or group of objects, that expressions mean.
     An expression that was told twice stands there twice, as benchmarks count it.
     """
 
@@ -103,7 +103,7 @@ class Built:
     """Of each the one with dataset_info.json in it."""
     split: str = "train"
     absent: bool = False
-    """Also expressions that fit nothing in their picture, gRefCOCO's: their masks are empty."""
+    """Also expressions that fit nothing in their image, gRefCOCO's: their masks are empty."""
     singly: bool = False
     """Each object by itself, with the expressions that mean it alone, perhaps none: for questions
     that tell a point or a box. COCO's names else mean all that show them, and groups mix."""
@@ -116,11 +116,11 @@ class Built:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        """Returns picture `index`.
+        """Returns image `index`.
 
         Raises:
           IndexError: the index is not in 0..len - 1.
-          ValueError: what is stored is no picture of a data set.
+          ValueError: what is stored is no image of a data set.
         """
         record = self.record(index)
         return self.sample(index, record, record.pixels())
@@ -128,7 +128,7 @@ class Built:
     def sample(
         self, index: int, record: record_schema.Record, image: UInt8[np.ndarray, "H W 3"]
     ) -> Sample:
-        """Returns picture `index`, of which the record and the pixels are at hand."""
+        """Returns image `index`, of which the record and the pixels are at hand."""
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
         # Columns lie together, as in run lengths.
         masks = np.zeros((len(groups), record.width, record.height), bool).swapaxes(1, 2)
@@ -148,29 +148,29 @@ class Built:
         )
 
     def record(self, index: int) -> record_schema.Record:
-        """Returns all that is stored of picture `index`: boxes, numbers, roles, each expression.
+        """Returns all that is stored of image `index`: boxes, numbers, roles, each expression.
 
         Raises:
           IndexError: the index is not in 0..len - 1.
-          ValueError: what is stored is no picture of a data set.
+          ValueError: what is stored is no image of a data set.
         """
         place, within = self._place(index)
         return record_schema.read(self._readers[place][within])
 
     def absent_count(self) -> int:
-        """Returns how many expressions of the split fit nothing in their picture."""
+        """Returns how many expressions of the split fit nothing in their image."""
         reports = [_report(folder, self.split) for folder in self.folders]
         return sum(report.get("expressions_without_object", 0) for report in reports)
 
     def offers(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
-        """Returns what there is to ask about in the first pictures.
+        """Returns what there is to ask about in the first images.
 
         "text": expressions of objects; "place": single objects, for a point or a box to tell;
-        "absent": expressions that fit nothing in their picture.
+        "absent": expressions that fit nothing in their image.
 
         Args:
-          wanted: once these were found no further picture is read.
-          most: pictures that are read.
+          wanted: once these were found no further image is read.
+          most: images that are read.
         """
         found: set[str] = set()
         for index in range(min(len(self), most)):
@@ -184,7 +184,7 @@ class Built:
         return found
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Returns which folder a picture is in, and which of its pictures it is."""
+        """Returns which folder an image is in, and which of its images it is."""
         if not 0 <= index < len(self):
             raise IndexError(f"built: expected an index in 0..{len(self) - 1}, got {index}")
         place = int(np.searchsorted(self._ends, index, side="right"))
@@ -260,11 +260,11 @@ class _Files(NamedTuple):
 
     files: list[_File]
     count: int
-    """Pictures that are read, the first ones."""
+    """Images that are read, the first ones."""
 
     @classmethod
     def of(cls, folder: Path, split: str, *, absent: bool) -> _Files:
-        """Returns the files of a split of a data set, and how many pictures are of use.
+        """Returns the files of a split of a data set, and how many images are of use.
 
         Raises:
           ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
@@ -291,7 +291,7 @@ class _Files(NamedTuple):
         if not absent and (report := _report(folder, split)):
             count = report.get("records_with_objects", 0)
         if not count:
-            raise ValueError(f"{folder}: expected pictures with objects in {split}, got none")
+            raise ValueError(f"{folder}: expected images with objects in {split}, got none")
         return cls([file for file in files if file.take], count)
 
     def open(self) -> Any:
@@ -323,7 +323,7 @@ def _report(folder: Path, split: str) -> dict[str, int]:
 
 
 def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
-    """Returns the expressions of a picture by the objects that they mean together."""
+    """Returns the expressions of an image by the objects that they mean together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for one in record.told:
         if one.objects or absent:
@@ -332,7 +332,7 @@ def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ..
 
 
 def _objects(record: record_schema.Record) -> dict[tuple[int, ...], list[str]]:
-    """Returns each object of a picture with the expressions that mean it alone."""
+    """Returns each object of an image with the expressions that mean it alone."""
     groups = _groups(record, absent=False)
     alone = [(place,) for place, role in enumerate(record.roles) if role is Role.OBJECT]
     return {which: groups.get(which, []) for which in alone}

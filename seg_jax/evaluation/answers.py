@@ -114,11 +114,11 @@ class Model:
 
     def _row(self, question: Question) -> Prompts | tuple[str, int]:
         try:
-            tokens, pictures = self._encoder.question(question.sample.image, question.text)
+            tokens, images = self._encoder.question(question.sample.image, question.text)
         except TooLong:
             self.too_long += 1
             return "", 0
-        return Prompts(tokens, pictures, self._encoder.blank_truth(question.kind))
+        return Prompts(tokens, images, self._encoder.blank_truth(question.kind))
 
     def _answered(self, group: list) -> Iterator[Answered]:
         new = iter(self._answers([told for _, told in group if isinstance(told, Prompts)]))
@@ -148,7 +148,7 @@ class Model:
 
 
 _GROUP = 4
-"""So many batches of questions are held at most; their pictures lie in memory."""
+"""So many batches of questions are held at most; their images lie in memory."""
 
 
 def _name(question: Question) -> tuple[Any, ...]:

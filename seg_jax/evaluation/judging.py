@@ -1,4 +1,4 @@
-"""Judges the text of one answer at the picture's own resolution and says what went wrong (host).
+"""Judges the text of one answer at the image's own resolution and says what went wrong (host).
 
 What the answer says is read by `outline.read`, all of it: rings and points are not limited here.
 """
@@ -56,7 +56,7 @@ class Row:
     answer_px: int
     """Pixels of the answer's mask."""
     truth_px: int
-    """Pixels of the true mask; 0: the expression means nothing in the picture."""
+    """Pixels of the true mask; 0: the expression means nothing in the image."""
     height: int
     width: int
     fault: Fault
@@ -80,7 +80,7 @@ class Drawn(NamedTuple):
 def draw(
     text: str, kind: Kind, height: int, width: int, *, rule: Literal["coco", "center"] = "coco"
 ) -> Drawn:
-    """Returns an answer as pixels of its picture, whatever it says."""
+    """Returns an answer as pixels of its image, whatever it says."""
     reading = outline.read(text, kind)
     mask = host_raster.fill(reading.rings, height, width, rule=rule)
     if reading.box is None:
@@ -98,7 +98,7 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
     intersection nor in the union; boxes and faults are of the whole masks.
 
     Raises:
-      ValueError: the picture is larger than `canvas.fill` takes.
+      ValueError: the image is larger than `canvas.fill` takes.
     """
     truth, sample = asked.truth, asked.sample
     height, width = truth.shape
@@ -152,7 +152,7 @@ def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
     - format: nothing can be read, and it is not said that there is nothing; or what was read is
       of the right object, but the answer broke off or dropped a polygon.
     - semantic: the wrong object. One is outlined where none is meant or the other way round, the
-      answer overlaps another mask of the picture more (a higher IoU), shares nothing with the true
+      answer overlaps another mask of the image more (a higher IoU), shares nothing with the true
       one, or its centroid lies outside the true box.
     - geometric: the right object, poorly outlined.
     """

@@ -29,7 +29,7 @@ class Protocol:
     metrics: tuple[str, ...]
     """Names in `scores`, in the order of the table."""
     absent: bool = False
-    """Whether expressions that fit nothing in their picture are asked about."""
+    """Whether expressions that fit nothing in their image are asked about."""
     released: bool = False
     """Whether it is asked, read and scored as the released evaluators do (`text4seg`)."""
 
@@ -134,7 +134,7 @@ def questions(
       indices: of the samples; all if None.
 
     Raises:
-      ValueError: a sample's masks are not of its picture's size, or there is no such form.
+      ValueError: a sample's masks are not of its image's size, or there is no such form.
     """
     for index in range(len(source)) if indices is None else indices:
         sample = source[index]
@@ -169,7 +169,7 @@ def _check(sample: Sample) -> None:
         value = getattr(sample, name)
         if value is not None and value.shape != shape:
             raise ValueError(
-                f"sample {sample.key}: expected {name} of the picture's size {shape}, got "
+                f"sample {sample.key}: expected {name} of the image's size {shape}, got "
                 f"{value.shape}; do not scale one without the other"
             )
     if phrases != shape[0]:

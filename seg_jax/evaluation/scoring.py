@@ -40,8 +40,8 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
       the answer also says so (`outline.Reading.says_nothing`), and is not just unreadable. t_acc:
       share of the others whose answer has pixels. None where there are no such expressions.
 
-    Each carries a 95 % interval, for which pictures are drawn, each with all of its questions:
-    questions about one picture are not independent. `faults` counts what went wrong by kind of
+    Each carries a 95 % interval, for which images are drawn, each with all of its questions:
+    questions about one image are not independent. `faults` counts what went wrong by kind of
     question, with the share of the mean IoU that it costs.
 
     Source: gIoU, N-acc and T-acc: Liu et al. 2023 (GRES), section 5; cIoU: Yang et al. 2022 (LAVT).
@@ -55,7 +55,7 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
     summary: dict[str, Any] = {
         "protocol": protocol.name,
         "questions": len(rows),
-        "pictures": len({row.index for row in rows}),
+        "images": len({row.index for row in rows}),
         "no_target": sum(not row.truth_px for row in rows),
     }
     summary |= {name: table.number(name) for name in protocol.metrics}
@@ -79,11 +79,11 @@ def _faults(rows: Sequence[Row], kind: str) -> dict[str, dict[str, float | int]]
 
 
 class _Table:
-    """Columns of the rows, to be summed up picture by picture."""
+    """Columns of the rows, to be summed up image by image."""
 
     def __init__(self, rows: Sequence[Row], protocol: Protocol, seed: int):
         self._released, self._seed = protocol.released, seed
-        self._pictures = np.array([row.index for row in rows])
+        self._images = np.array([row.index for row in rows])
         self._mask = np.array([row.kind == "mask" for row in rows])
         self._absent = np.array([not row.truth_px for row in rows])
         self._empty = np.array([not row.answer_px for row in rows])
@@ -125,7 +125,7 @@ class _Table:
         chosen = np.ones(len(self._mask), bool) if among is None else among
         if not denominators[chosen].any():
             return None
-        pictures = np.unique(self._pictures[chosen], return_inverse=True)[1]
-        sums = (np.bincount(pictures, column[chosen]) for column in (numerators, denominators))
+        images = np.unique(self._images[chosen], return_inverse=True)[1]
+        sums = (np.bincount(images, column[chosen]) for column in (numerators, denominators))
         interval = bootstrap.bootstrap_ratio(*sums, seed=self._seed)
         return {key: float(value) for key, value in dataclasses.asdict(interval).items()}

@@ -90,7 +90,7 @@ def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         if rows:
             header = ["model", "set", "questions", *(TITLES[name] for name in protocol.metrics)]
             parts.append(f"### {protocol.title}\n\n{_table(header, rows)}")
-    return "\n".join(parts) + "\nIn percent, with 95 % bootstrap intervals over pictures.\n"
+    return "\n".join(parts) + "\nIn percent, with 95 % bootstrap intervals over images.\n"
 
 
 def _beside(

@@ -26,7 +26,7 @@ class Outcome:
     intersection: Int[np.ndarray, " n"]
     union: Int[np.ndarray, " n"]
     centroid_error: Float[np.ndarray, " n"]
-    """In sides of the picture; nan where there is no answer."""
+    """In sides of the image; nan where there is no answer."""
     verdicts: Int[np.ndarray, " n"]
     tokens: Int[np.ndarray, " n"]
     """Tokens of each answer, end token included."""

@@ -8,7 +8,7 @@ scripts, whose metrics the paper's tables follow:
 - one polygon of fewer than three points, or a number that JSON does not know (00.5), loses the
   whole answer (an exception there, caught as an empty mask here, as Text4Seg catches its own);
 - the mask is the union of the polygons: there are no holes;
-- numbers above 1 are scaled all the same and drawn off the picture;
+- numbers above 1 are scaled all the same and drawn off the image;
 - where polygons of the annotation overlap the true mask has a hole: their sum, 2, times 255 is 254
   in uint8, which whole division by 255 brings to 0;
 - IoU is I / (U + 1e-5), 1 where U is 0; cIoU is I / (U + 1e-10);

@@ -54,10 +54,10 @@ def unpack(words: UInt32[Array, "*n K W"], *, height: int) -> Bool[Array, "*n {h
 
 
 def frame(size: Int[Array, "*n 2"], *, height: int, width: int) -> UInt32[Array, "*n K {width}"]:
-    """Returns the masks of pictures on a larger canvas: all of their pixels, none beyond.
+    """Returns the masks of images on a larger canvas: all of their pixels, none beyond.
 
     Args:
-      size: height and width of each picture; more than the canvas counts as the canvas.
+      size: height and width of each image; more than the canvas counts as the canvas.
       height: rows of the canvas.
       width: columns of the canvas.
 
@@ -65,7 +65,7 @@ def frame(size: Int[Array, "*n 2"], *, height: int, width: int) -> UInt32[Array,
       ValueError: the canvas has no pixels.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the picture")
+        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the image")
     size = jnp.minimum(jnp.asarray(size, jnp.int32), jnp.array([height, width], jnp.int32))
     top = WORD * jnp.arange(-(-height // WORD), dtype=jnp.int32)
     rows = jnp.clip(size[..., :1] - top, 0, WORD).astype(jnp.uint32)
@@ -167,11 +167,11 @@ def dilation(
     shape: Literal["square", "disk"] = "square",
     most: int | None = None,
 ) -> UInt32[Array, "*n K W"]:
-    """Returns the pixels of pictures that lie within a radius of masks.
+    """Returns the pixels of images that lie within a radius of masks.
 
     Args:
       words: packed masks.
-      frame: all pixels of the pictures, as `frame` gives them: nothing grows beyond.
+      frame: all pixels of the images, as `frame` gives them: nothing grows beyond.
       radius: in pixels, of all masks or of each.
       shape: "square" reaches |dx| and |dy| up to the radius, "disk" dx^2 + dy^2 up to its square;
         a disk of radius 1 is the cross of a pixel and its four neighbours.
@@ -205,8 +205,8 @@ def erosion(
       radius: as in `dilation`.
       shape: as in `dilation`.
       most: as in `dilation`.
-      outside: whether what lies outside the pictures counts as mask, as OpenCV has it by default;
-        else masks wear off at the border of their pictures too.
+      outside: whether what lies outside the images counts as mask, as OpenCV has it by default;
+        else masks wear off at the border of their images too.
 
     Raises:
       ValueError: as in `dilation`.
@@ -313,18 +313,18 @@ def unpack_rle(
 
     Args:
       words: packed masks.
-      size: height and width of each picture, which lies at the top left of the canvas.
+      size: height and width of each image, which lies at the top left of the canvas.
       compressed: as in `to_rle`.
 
     Raises:
-      ValueError: the words are not packed masks, or a picture is empty or larger than the canvas.
+      ValueError: the words are not packed masks, or an image is empty or larger than the canvas.
     """
     check(words)
     depth, width = words.shape[-2:]
     size = np.asarray(size)
     if size.size and (size.min() < 1 or (size > [WORD * depth, width]).any()):
         raise ValueError(
-            f"expected pictures of 1x1 to {WORD * depth}x{width}, got {size.tolist()}: "
+            f"expected images of 1x1 to {WORD * depth}x{width}, got {size.tolist()}: "
             "give height and width of each"
         )
     # Bytes from the first row on, column by column.

@@ -35,7 +35,7 @@ def trace(
     Args:
       mask: True inside.
       min_area: rings that enclose fewer square pixels are left out, specks and holes alike;
-        `0.001 * mask.size` is a thousandth of the picture.
+        `0.001 * mask.size` is a thousandth of the image.
       clockwise: whether outer rings run clockwise as seen on the screen; holes run against them.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Lays pictures out as patches, windows and rotary positions (host).
+"""Lays images out as patches, windows and rotary positions (host).
 
-A picture of `gh` x `gw` patches becomes one language token per cell of `merge` x `merge` patches.
+An image of `gh` x `gw` patches becomes one language token per cell of `merge` x `merge` patches.
 In merge-block order the patches of a cell are neighbours (row by row within it), and cells run
-row by row: this is the order of `records.Pictures`.
+row by row: this is the order of `records.Images`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jaxtyping import Bool, Int, Int32, UInt8
 
 MAX_ASPECT = 200
 MAX_SIDE = 512
-"""Patches that a side of a picture kept at its size stays below: MoonViT turns no further."""
+"""Patches that a side of an image kept at its size stays below: MoonViT turns no further."""
 
 
 class Fit(NamedTuple):
-    """How a picture becomes one of whole cells: height and width in pixels."""
+    """How an image becomes one of whole cells: height and width in pixels."""
 
     scaled: tuple[int, int]
     """What it is resampled to."""
@@ -47,24 +47,24 @@ def smart_resize(
     as too few pixels, so no side is ever 0.
 
     Args:
-      height: of the picture in pixels, at least 1.
-      width: of the picture in pixels, at least 1.
+      height: of the image in pixels, at least 1.
+      width: of the image in pixels, at least 1.
       patch: side of a patch in pixels.
       merge: side of a cell in patches.
       min_pixels: least area of the result.
       max_pixels: largest area of the result; a side is never less than one cell, though.
 
     Raises:
-      ValueError: an empty picture, or one side more than 200 times the other.
+      ValueError: an empty image, or one side more than 200 times the other.
 
     Source: Qwen2-VL image processor (`smart_resize`), kept to the last rounding.
     """
     if min(height, width) < 1:
-        raise ValueError(f"expected a picture of at least 1x1, got {height}x{width}: drop it")
+        raise ValueError(f"expected an image of at least 1x1, got {height}x{width}: drop it")
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
             f"expected an aspect ratio of at most {MAX_ASPECT}, got {height}x{width}: "
-            "crop or drop the picture"
+            "crop or drop the image"
         )
     cell = patch * merge
     new_height, new_width = round(height / cell) * cell, round(width / cell) * cell
@@ -80,29 +80,29 @@ def smart_resize(
 
 
 def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, pad: bool) -> Fit:
-    """Returns the size of a picture kept as it is where it can be, in a frame of whole cells.
+    """Returns the size of an image kept as it is where it can be, in a frame of whole cells.
 
-    Only a picture of more whole patches than `limit` is scaled down, both sides alike, to about
+    Only an image of more whole patches than `limit` is scaled down, both sides alike, to about
     as many. What a side lacks to whole cells is added right and below, or what is too much is cut
     off on both sides.
 
     Args:
-      height: of the picture in pixels, at least 1.
-      width: of the picture in pixels, at least 1.
+      height: of the image in pixels, at least 1.
+      width: of the image in pixels, at least 1.
       patch: side of a patch in pixels.
       merge: side of a cell in patches.
       limit: whole patches that need no scaling.
       pad: whether to add rather than to cut.
 
     Raises:
-      ValueError: an empty picture, one with a side of 512 patches or more, or one that has no cell
+      ValueError: an empty image, one with a side of 512 patches or more, or one that has no cell
         once it is cut.
 
     Source: the image processor published with Kimi-VL-A3B, kept to the last rounding.
     Differs: that one cuts to whole patches, and its model fails where they make no whole cells.
     """
     if min(height, width) < 1:
-        raise ValueError(f"expected a picture of at least 1x1, got {height}x{width}: drop it")
+        raise ValueError(f"expected an image of at least 1x1, got {height}x{width}: drop it")
     scaled, count = (height, width), (height // patch) * (width // patch)
     if count > limit:
         shrink = math.sqrt(limit / count)
@@ -111,13 +111,13 @@ def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, p
     rows, columns = (-(-side // cell) if pad else side // cell for side in scaled)
     if not rows * columns:
         raise ValueError(
-            f"expected a picture of at least {cell}x{cell} to cut to whole cells, got "
+            f"expected an image of at least {cell}x{cell} to cut to whole cells, got "
             f"{height}x{width}: drop it"
         )
     if max(rows, columns) * merge >= MAX_SIDE:
         raise ValueError(
             f"expected fewer than {MAX_SIDE} patches a side, got {rows * merge}x{columns * merge} "
-            f"of a picture of {height}x{width}: crop or drop the picture"
+            f"of an image of {height}x{width}: crop or drop the image"
         )
     return Fit(scaled, (rows * cell, columns * cell))
 
@@ -132,10 +132,10 @@ def places(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:
     return np.stack([_merge_order(row, merge), _merge_order(column, merge)], axis=-1)
 
 
-def windows(gh: int, gw: int, merge: int, window_cells: int) -> Int32[np.ndarray, " S"]:
+def windows(gh: int, gw: int, merge: int, window_tokens: int) -> Int32[np.ndarray, " S"]:
     """Returns the attention window of every patch, in merge-block order.
 
-    Squares of `window_cells` cells a side tile the picture from its top left corner; those at the
+    Squares of `window_tokens` cells a side tile the image from its top left corner; those at the
     right and the bottom edge may be smaller. They are numbered row by row from 0.
 
     Raises:
@@ -143,47 +143,47 @@ def windows(gh: int, gw: int, merge: int, window_cells: int) -> Int32[np.ndarray
 
     Source: Qwen2.5-VL technical report 2025, section 2.1.1 (window attention).
     """
-    row, column = places(gh, gw, merge).T // np.int32(merge * window_cells)
-    across = -(-gw // (merge * window_cells))
+    row, column = places(gh, gw, merge).T // np.int32(merge * window_tokens)
+    across = -(-gw // (merge * window_tokens))
     return row * np.int32(across) + column
 
 
 def positions(
-    is_cell: Bool[np.ndarray, " T"], grids: Sequence[tuple[int, int]], *, merge: int
+    is_visual: Bool[np.ndarray, " T"], grids: Sequence[tuple[int, int]], *, merge: int
 ) -> Layout:
-    """Returns the rotary positions (M-RoPE) of one conversation with pictures in it.
+    """Returns the rotary positions (M-RoPE) of one conversation with images in it.
 
-    Text counts up equally on all three axes. The cells of a picture share one time, and their row
-    and column are added to it; what follows continues after the longer side of the picture, not
+    Text counts up equally on all three axes. The cells of an image share one time, and their row
+    and column are added to it; what follows continues after the longer side of the image, not
     after its number of cells.
 
     Args:
-      is_cell: True where a cell of a picture stands rather than text.
-      grids: rows and columns of each picture in patches, in the order of the row.
+      is_visual: True where a cell of an image stands rather than text.
+      grids: rows and columns of each image in patches, in the order of the row.
       merge: side of a cell in patches.
 
     Raises:
-      ValueError: the pictures do not have as many cells as the row.
+      ValueError: the images do not have as many cells as the row.
 
     Source: Qwen2-VL, Wang et al. 2024, section 2.1 (multimodal rotary position embedding).
     """
     for gh, gw in grids:
-        _check_multiple(gh, gw, merge, "patches: resize the picture to whole cells")
+        _check_multiple(gh, gw, merge, "patches: resize the image to whole cells")
     sides = [(gh // merge, gw // merge) for gh, gw in grids]
-    cells = sum(rows * columns for rows, columns in sides)
-    if (seen := np.count_nonzero(is_cell)) != cells:
+    visual_tokens = sum(rows * columns for rows, columns in sides)
+    if (seen := np.count_nonzero(is_visual)) != visual_tokens:
         raise ValueError(
-            f"expected {cells} cells for pictures of {sides} cells, got {seen} in the row: "
-            "give each picture's grid in patches and one placeholder token per cell"
+            f"expected {visual_tokens} visual tokens for images of {sides}, got {seen} in the row: "
+            "give each image's grid in patches and one placeholder for each"
         )
-    out = np.empty((3, is_cell.size), np.int32)
+    out = np.empty((3, is_visual.size), np.int32)
     at, following = 0, 0
-    spots = np.flatnonzero(is_cell)
+    spots = np.flatnonzero(is_visual)
     for rows, columns in sides:
         begin, end = int(spots[0]), int(spots[0]) + rows * columns
-        if not is_cell[begin:end].all():
+        if not is_visual[begin:end].all():
             raise ValueError(
-                f"expected the {rows}x{columns} cells of a picture without a break, "
+                f"expected the {rows}x{columns} visual tokens of an image without a break, "
                 f"got text among them at {begin}..{end}: keep placeholders together"
             )
         out[:, at:begin] = np.arange(following, following + begin - at)
@@ -192,18 +192,18 @@ def positions(
         out[:, begin:end] = following + np.stack([np.zeros_like(row), row, column])
         following += max(rows, columns)
         at, spots = end, spots[rows * columns :]
-    out[:, at:] = np.arange(following, following + is_cell.size - at)
-    return Layout(out, following + is_cell.size - at)
+    out[:, at:] = np.arange(following, following + is_visual.size - at)
+    return Layout(out, following + is_visual.size - at)
 
 
 def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8[np.ndarray, "S C"]:
-    """Returns the patches of a picture in merge-block order, each channel first (3, patch, patch).
+    """Returns the patches of an image in merge-block order, each channel first (3, patch, patch).
 
     Raises:
-      ValueError: a side of the picture is no multiple of `patch * merge`.
+      ValueError: a side of the image is no multiple of `patch * merge`.
     """
     height, width, channels = image.shape
-    _check_multiple(height, width, patch * merge, "pixels: resize the picture first")
+    _check_multiple(height, width, patch * merge, "pixels: resize the image first")
     rows, columns = height // (patch * merge), width // (patch * merge)
     # Channels apart first: the second copy then moves whole lines of patches, not single bytes.
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -214,7 +214,7 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
 def _merge_order(values: Int[np.ndarray, "h w"], merge: int) -> Int[np.ndarray, " S"]:
     """Returns the entries of a patch grid in merge-block order."""
     gh, gw = values.shape
-    _check_multiple(gh, gw, merge, "patches: resize the picture to whole cells")
+    _check_multiple(gh, gw, merge, "patches: resize the image to whole cells")
     blocks = values.reshape(gh // merge, merge, gw // merge, merge)
     return blocks.transpose(0, 2, 1, 3).reshape(-1)
 

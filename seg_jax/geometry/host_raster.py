@@ -1,4 +1,4 @@
-"""Fills rings at a picture's own resolution as pycocotools does in double precision (host)."""
+"""Fills rings at an image's own resolution as pycocotools does in double precision (host)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def fill(
 
     Args:
       rings_unit: x then y as fractions of width and height.
-      height: of the picture in pixels.
-      width: of the picture in pixels.
+      height: of the image in pixels.
+      width: of the image in pixels.
       rule: as in `raster.fill`.
       rings: "evenodd", so that a ring within a ring is a hole, or "union".
 
     Raises:
-      ValueError: the picture has no pixels, or more than `raster.MAX_SIDE` in a side.
+      ValueError: the image has no pixels, or more than `raster.MAX_SIDE` in a side.
     """
     if not 1 <= min(height, width) <= max(height, width) <= raster.MAX_SIDE:
         raise ValueError(
-            f"expected a picture of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, got "
+            f"expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, got "
             f"{height}x{width}; scale it and its masks down"
         )
     if not rings_unit:

@@ -154,12 +154,12 @@ def boundary(
     """Returns the pixels of masks that lie close to their outline.
 
     Those within d pixels, across or down, of a pixel that is not of the mask; beyond the border of
-    the picture there is no mask. d is `ratio` times the picture's diagonal, rounded (halves to
+    the image there is no mask. d is `ratio` times the image's diagonal, rounded (halves to
     even), at least 1.
 
     Args:
       words: packed masks.
-      size: height and width of each picture in pixels; the masks' pixels beyond are dropped.
+      size: height and width of each image in pixels; the masks' pixels beyond are dropped.
       ratio: of the diagonal.
 
     Raises:
@@ -225,11 +225,11 @@ def outline(words: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]) -> UInt32[
     """Returns the pixels that differ from their neighbour right, below or right below.
 
     So a border has one pixel, on its left or upper side, in the mask or outside. What lies beyond
-    the picture differs from nothing.
+    the image differs from nothing.
 
     Args:
       words: packed masks.
-      size: height and width of each picture in pixels.
+      size: height and width of each image in pixels.
 
     Raises:
       ValueError: the words are not packed masks.
@@ -260,13 +260,13 @@ def boundary_f(
     """Returns the boundary F measure of masks, in 0..1; the same either way round.
 
     Precision is the share of one mask's outline that lies within d pixels (a disk) of the other's,
-    recall the reverse, F their harmonic mean. d is `ratio` times the picture's diagonal, rounded
+    recall the reverse, F their harmonic mean. d is `ratio` times the image's diagonal, rounded
     up. If only one outline is empty F is 0, if both are 1.
 
     Args:
       words_a: packed masks.
       words_b: packed masks.
-      size: height and width of each picture in pixels; the masks' pixels beyond are dropped.
+      size: height and width of each image in pixels; the masks' pixels beyond are dropped.
       ratio: of the diagonal.
 
     Raises:
@@ -291,7 +291,7 @@ def boundary_f(
 def centroid_distance(
     words_a: UInt32[Array, "*n K W"], words_b: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]
 ) -> Float32[Array, "*n"]:
-    """Returns how far the centroids of masks lie apart, in 0..1 (1 is the picture's diagonal).
+    """Returns how far the centroids of masks lie apart, in 0..1 (1 is the image's diagonal).
 
     Centroids are taken as fractions of width and height, so the unit is the diagonal of the unit
     square. If one mask is empty the distance is 1, if both are 0.
@@ -299,7 +299,7 @@ def centroid_distance(
     Args:
       words_a: packed masks.
       words_b: packed masks.
-      size: height and width of each picture in pixels.
+      size: height and width of each image in pixels.
 
     Raises:
       ValueError: the words are not packed masks of one canvas.
@@ -340,7 +340,7 @@ def _added(total: UInt32[Array, " 2"], counts: Int32[Array, "*n"]) -> UInt32[Arr
 
 
 def _reach(words, size, ratio: float | int, rounded: Callable[[float], int]):
-    """Returns the pictures' frames, the rounded share of their diagonals, and its bound."""
+    """Returns the images' frames, the rounded share of their diagonals, and its bound."""
     bitmask.check(words)
     if not 0 < ratio < math.inf:
         raise ValueError(f"expected a ratio above 0, got {ratio}: 0.02 is 2 % of the diagonal")

@@ -28,11 +28,11 @@ _UNROLLED = 8
 def to_pixels(
     points_unit: Float[Array, "*n R P 2"], size: Int[Array, "*n 2"]
 ) -> Float32[Array, "*n R P 2"]:
-    """Returns unit points in the pixels of their pictures: the float32 product, nothing else.
+    """Returns unit points in the pixels of their images: the float32 product, nothing else.
 
     Args:
       points_unit: x then y as fractions of width and height.
-      size: height and width of each picture in pixels.
+      size: height and width of each image in pixels.
     """
     scale = size[..., None, None, ::-1].astype(jnp.float32)
     product = points_unit.astype(jnp.float32) * scale

@@ -23,7 +23,7 @@ def trace(
     """Returns the outer borders of a mask as the released script writes them, flaws included.
 
     `findContours(RETR_EXTERNAL, CHAIN_APPROX_SIMPLE)`, then `approxPolyDP`, then fractions of the
-    picture rounded to decimals. To compare with the paper's setting; `contour.trace` keeps more of
+    image rounded to decimals. To compare with the paper's setting; `contour.trace` keeps more of
     the mask. What it loses: holes, and islands in them, are dropped; vertices are the indices of
     pixels, hence half a pixel is missing on the right and at the bottom, and no coordinate reaches
     1; specks and strokes one pixel wide become one or two points, which no decoder can fill.

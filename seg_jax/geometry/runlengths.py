@@ -30,17 +30,17 @@ def filled(
     Args:
       rings: of each polygon x, y, x, y, .. in pixels; those of fewer than three points fill
         nothing (the COCO API would take two points for a box).
-      height: rows of the picture.
-      width: columns of the picture.
+      height: rows of the image.
+      width: columns of the image.
       rings_are: united, as the COCO API has them, or holes of each other.
 
     Raises:
-      ValueError: the picture has no pixels, a polygon has half a point or one that is not finite.
+      ValueError: the image has no pixels, a polygon has half a point or one that is not finite.
 
     Source: rleFrPoly and rleMerge of the COCO API, Lin et al. 2014.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"expected a picture with pixels, got {height}x{width}: drop the polygons")
+        raise ValueError(f"expected an image with pixels, got {height}x{width}: drop the polygons")
     every = [_ends(_points(ring), height, width) for ring in rings if len(ring) >= 6]
     if rings_are == "evenodd":
         return _rle(_odd(np.concatenate([_NOTHING, *every]), height * width), height, width)
@@ -52,8 +52,8 @@ def merged(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dic
 
     Args:
       rles: run lengths, compressed (bytes or str) or a list, all of this size.
-      height: rows of the picture.
-      width: columns of the picture.
+      height: rows of the image.
+      width: columns of the image.
 
     Raises:
       ValueError: a mask is of another size, or its runs do not fill it.
@@ -63,7 +63,7 @@ def merged(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dic
         if [*rle.get("size", ())] != [height, width]:
             raise ValueError(
                 f"expected masks of {height}x{width}, got size {rle.get('size')}: "
-                "give those of one picture"
+                "give those of one image"
             )
         every.append(_odd(np.cumsum(bitmask.counts(rle)), height * width))
     return _rle(_united(every), height, width)
@@ -83,7 +83,7 @@ def _points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
     if len(ring) % 2:
         raise ValueError(f"expected x and y of each point, got {len(ring)} numbers: complete them")
     points = np.asarray(ring, np.float64).reshape(-1, 2)
-    # Beyond this no picture lies, and int32 would overflow.
+    # Beyond this no image lies, and int32 would overflow.
     if not (np.abs(points) < 2**24).all():
         raise ValueError("expected polygons of finite pixels, got others: drop them")
     fine = np.trunc(_FINE * points + 0.5).astype(np.int64)
@@ -104,7 +104,7 @@ def _ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.nda
 
 
 def _odd(places: Int[np.ndarray, " _"], pixels: int) -> Int[np.ndarray, " n"]:
-    """Returns the places of a picture that come an odd number of times, sorted."""
+    """Returns the places of an image that come an odd number of times, sorted."""
     ends, times = np.unique(places, return_counts=True)
     return ends[(times % 2 == 1) & (ends < pixels)]
 

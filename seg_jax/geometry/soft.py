@@ -146,7 +146,7 @@ def _square(begin, end, x, y):
 
 def _check(points, used, mask, height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the picture")
+        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the image")
     if not jnp.issubdtype(points.dtype, jnp.floating) or points.shape != (*used.shape, 2):
         raise ValueError(
             f"expected float points [.., R, P, 2] beside used [.., R, P], got {points.dtype} "

@@ -1,4 +1,4 @@
-"""Questions, answers and turns of a conversation about one picture."""
+"""Questions, answers and turns of a conversation about one image."""
 
 from __future__ import annotations
 
@@ -191,36 +191,36 @@ def turn(
     tokenizer: Tokenizer,
     question: str,
     *,
-    cells: int,
+    visual_tokens: int,
     answer: str | None = None,
     system: str | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Returns the ids of a prompt about one picture and those of its answer.
+    """Returns the ids of a prompt about one image and those of its answer.
 
     Args:
       tokenizer: its chat template lays out the turns.
-      question: what the user asks, after the picture.
-      cells: language tokens of the picture, 0 for no picture.
+      question: what the user asks, after the image.
+      visual_tokens: language tokens of the image, 0 for no image.
       answer: what the assistant says; None leaves the second list empty.
       system: what the system turn says, if there is to be one.
 
     The prompt ends where the answer begins; the answer ends with the end token.
 
     Raises:
-      ValueError: the template fails, or does not place one picture.
+      ValueError: the template fails, or does not place one image.
     """
-    parts = [{"type": "image"}] * (cells > 0) + [{"type": "text", "text": question}]
+    parts = [{"type": "image"}] * (visual_tokens > 0) + [{"type": "text", "text": question}]
     messages = [{"role": "system", "content": system}] * (system is not None)
     messages = [*messages, {"role": "user", "content": parts}]
     ids = tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True), special=True)
-    if cells > 0:
+    if visual_tokens > 0:
         if ids.count(tokenizer.image_id) != 1:
             raise ValueError(
-                f"expected a chat template that places one picture token, got "
+                f"expected a chat template that places one image token, got "
                 f"{ids.count(tokenizer.image_id)}, do use the template of a vision-language model"
             )
         place = ids.index(tokenizer.image_id)
-        ids[place : place + 1] = [tokenizer.image_id] * cells
+        ids[place : place + 1] = [tokenizer.image_id] * visual_tokens
     if answer is None:
         return ids, []
     return ids, [*tokenizer.encode(answer), tokenizer.end_id]

@@ -1,12 +1,12 @@
 """Writes points, boxes and polygons as text; reads them back from whatever a model wrote.
 
-The grammar, coordinates being fractions of the picture's width and height:
+The grammar, coordinates being fractions of the image's width and height:
 
     point   [x, y]
     box     [x0, y0, x1, y1]
     mask    [[[x, y], [x, y], [x, y]], [[x, y], ...]]     rings; holes are rings too (even-odd)
 
-What is not in the picture is told by the empty list, `NOTHING_THERE`, whatever was asked for; an
+What is not in the image is told by the empty list, `NOTHING_THERE`, whatever was asked for; an
 answer with such a list and no point says so (`Reading.says_nothing`).
 
 The reader is a machine that sees one character at a time: a `STATE`, eight classes of characters,
@@ -132,7 +132,7 @@ def _steps(values: object, shape: tuple[int | None, ...], digits: int) -> np.nda
 Outline = Float[np.ndarray, "_ 2"]
 """A `records.Ring` among others: its length is its own."""
 Numbers = Sequence[float | int] | np.ndarray
-"""Coordinates in unit of the picture."""
+"""Coordinates in unit of the image."""
 
 
 def _number(step: int, digits: int) -> str:

@@ -116,43 +116,43 @@ def load(
     *,
     compute: layers.Compute | None = None,
     on: Mesh | None = None,
-    cells: int | None = None,
+    visual_tokens: int | None = None,
 ) -> Bundle:
     """Returns the model of a folder that `save` wrote, or of a plain one of Hugging Face's.
 
-    A plain folder's pictures are cut as its `preprocessor_config.json` says; its task is the
+    A plain folder's images are cut as its `preprocessor_config.json` says; its task is the
     default one.
 
     Args:
       folder: of the model.
       compute: how it is to compute; float32 if None.
       on: the mesh to lay the parameters over; None: the default device.
-      cells: picture tokens of a row of a plain folder, 1280 if None.
+      visual_tokens: image tokens of a row of a plain folder, 1280 if None.
 
     Raises:
-      ValueError: the folder is not such a one, a file in it is broken, or there are `cells` for a
-        model that was trained with others.
+      ValueError: the folder is not such a one, a file in it is broken, or `visual_tokens` are
+        given for a model that was trained with others.
     """
-    bundle = blank(folder, compute=compute, cells=cells)
+    bundle = blank(folder, compute=compute, visual_tokens=visual_tokens)
     _, params = nnx.split(weights.load(folder, compute=compute, on=on))
     return dataclasses.replace(bundle, params=params)
 
 
 def blank(
-    folder: Path, *, compute: layers.Compute | None = None, cells: int | None = None
+    folder: Path, *, compute: layers.Compute | None = None, visual_tokens: int | None = None
 ) -> Bundle:
     """Returns the model of a folder with shapes for weights: only its small files are read.
 
     Args:
       folder: of the model.
       compute: how it is to compute; float32 if None.
-      cells: picture tokens of a row of a plain folder, 1280 if None.
+      visual_tokens: image tokens of a row of a plain folder, 1280 if None.
 
     Raises:
       ValueError: as `load`, of these files.
     """
     _check_folder(folder)
-    layout, task = describe(folder, cells=cells)
+    layout, task = describe(folder, visual_tokens=visual_tokens)
     tokenizer, config = Tokenizer.load(folder), families.read(folder)
     _check_fit(config, tokenizer, layout, folder)
     graph, shapes = nnx.split(weights.blank(config, compute or layers.Compute()))
@@ -180,24 +180,26 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def describe(folder: Path, *, cells: int | None = None) -> tuple[Layout, Referring]:
+def describe(folder: Path, *, visual_tokens: int | None = None) -> tuple[Layout, Referring]:
     """Returns layout and task of a model's folder.
 
     Args:
       folder: of the model.
-      cells: picture tokens of a row of a plain folder, 1280 if None.
+      visual_tokens: image tokens of a row of a plain folder, 1280 if None.
 
     Raises:
-      ValueError: the manifest is broken or says how many cells there are, or there is none and
-        nothing says how pictures are cut.
+      ValueError: the manifest is broken or says how many visual tokens there are, or there is
+        none and nothing says how images are cut.
     """
     path = folder / MANIFEST
     if path.exists():
         layout, task = _manifest(path)
-        if cells is not None and cells != (taught := layout.max_patches // layout.merge**2):
+        if visual_tokens is not None and visual_tokens != (
+            taught := layout.max_patches // layout.merge**2
+        ):
             raise ValueError(
-                f"cells: expected {taught}, with which {folder} was trained, got {cells}; "
-                "leave it out"
+                f"visual_tokens: expected {taught}, with which {folder} was trained, got "
+                f"{visual_tokens}; leave it out"
             )
         return layout, task
     try:
@@ -214,12 +216,14 @@ def describe(folder: Path, *, cells: int | None = None) -> tuple[Layout, Referri
             "one that belongs to the weights"
         )
     try:
-        family, window = families.of(config).model_type, getattr(config.vision, "window_cells", 4)
-        layout = encode.layout_of(family, found, window_cells=window, cells=cells or encode.CELLS)
+        family, window = families.of(config).model_type, getattr(config.vision, "window_tokens", 4)
+        layout = encode.layout_of(
+            family, found, window_tokens=window, visual_tokens=visual_tokens or encode.VISUAL_TOKENS
+        )
         return layout, Referring()
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
-            f"{folder / 'preprocessor_config.json'}: expected how pictures are cut, got "
+            f"{folder / 'preprocessor_config.json'}: expected how images are cut, got "
             f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
         ) from error
 
@@ -268,6 +272,8 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         height, width = layout["canvas"]
         layout["canvas"] = (height, width)
         layout.setdefault("buckets", 1)  # Older folders do not know it.
+        if "window_cells" in layout:  # Its name in older folders.
+            layout["window_tokens"] = layout.pop("window_cells")
         numbers = [f.name for f in dataclasses.fields(Layout) if type(f.default) is int]
         if lacking := sorted({*numbers} - layout.keys()):
             raise ValueError(f"a layout without {', '.join(lacking)}")
@@ -291,13 +297,13 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
 
 
 def _native(found: Any) -> Native | None:
-    """Returns how pictures are kept at their size, if they are."""
+    """Returns how images are kept at their size, if they are."""
     if found is None:
         return None
     for name, value in dict(found).items():
         kind = {"limit": int, "pad": bool}.get(name)
         if type(value) is not kind or (kind is int and value < 1):
-            raise ValueError(f"{name} {value!r} in how pictures are kept at their size")
+            raise ValueError(f"{name} {value!r} in how images are kept at their size")
     return Native(**found)
 
 

@@ -1,4 +1,4 @@
-"""A model at work: greedy answers to questions about pictures, read and judged."""
+"""A model at work: greedy answers to questions about images, read and judged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Prediction:
     rings_unit: tuple[Ring, ...]
     """The outline, or a single point, or the corners of a box."""
     size: tuple[int, int]
-    """Height and width of the picture in pixels."""
+    """Height and width of the image in pixels."""
     mask: np.ndarray
     """bool[H, W]; empty unless the answer is an outline."""
     says_nothing: bool = False
@@ -123,12 +123,12 @@ class Predictor:
         task, encoder = self.bundle.task, self.bundle.encoder
         question = chat.question(kind, clue, digits=task.digits)
         try:
-            tokens, pictures = encoder.question(image, question)
+            tokens, images = encoder.question(image, question)
         except TooLong as error:
             reason = str(error).split(";")[0]
             raise ValueError(f"{question!r}: {reason}; ask in fewer words") from error
         truth = encoder.blank_truth(kind)
-        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Prompts(tokens, pictures, truth))
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Prompts(tokens, images, truth))
         rollout, _, _ = self.answer(rows)
         ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
         text = self.bundle.tokenizer.decode(ids)
@@ -153,7 +153,7 @@ class Predictor:
         rollout = sampler.generate(
             nnx.merge(bundle.graph, params),
             prompts.tokens,
-            prompts.pictures,
+            prompts.images,
             answers=1,
             max_tokens=bundle.layout.max_answer,
             sampler=sampler.Greedy(),

@@ -91,7 +91,7 @@ def named(model_type: object) -> Family:
 
 
 def preprocessor(folder: Path) -> dict[str, Any]:
-    """Returns what a hub folder says of its pictures, nothing if it says nothing.
+    """Returns what a hub folder says of its images, nothing if it says nothing.
 
     Raises:
       ValueError: the file is broken.

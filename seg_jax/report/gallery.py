@@ -54,7 +54,7 @@ def groups(rows: Sequence[Row], *, each: int) -> dict[str, list[Row]]:
 def exhibits(
     chosen: Mapping[str, Sequence[Row]], protocol: Protocol, question: Callable[[Row], Question]
 ) -> tuple[Exhibit, ...]:
-    """Returns rows with their pictures, truth beside answer.
+    """Returns rows with their images, truth beside answer.
 
     Args:
       chosen: by the heading that they stand under.

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, features
 
-from seg_jax.data import images
-from seg_jax.data.images import Picture, Rings
+from seg_jax.data import image_files
+from seg_jax.data.image_files import RgbImage, Rings
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
 from seg_jax.report import charts
@@ -47,7 +47,7 @@ class Panel:
 class Exhibit:
     """A held-out scene with its question and the answers, side by side."""
 
-    image: Picture
+    image: RgbImage
     question: str
     panels: Sequence[Panel]
     points_unit: Sequence[tuple[float, float]] = ()
@@ -80,7 +80,7 @@ class Report:
     """What to type to get the same."""
 
 
-# Of the pictures of all panels together, before base64 adds a third.
+# Of the images of all panels together, before base64 adds a third.
 _BYTES = 1_100_000
 _SIDE_PX = 384
 _BLANK = "<small></small>"
@@ -157,9 +157,9 @@ def write(path: Path | str, report: Report) -> None:
     """Writes the page: whole, or not at all.
 
     Raises:
-      OSError: see `pictures.store`.
+      OSError: see `images.store`.
     """
-    images.store(path, page(report).encode())
+    image_files.store(path, page(report).encode())
 
 
 def page(report: Report) -> str:
@@ -245,10 +245,10 @@ def _curves(curves: Sequence[Curve]) -> str:
 
 
 def _gallery(exhibits: Sequence[Exhibit]) -> str:
-    """Returns all exhibits, pictures inline."""
+    """Returns all exhibits, images inline."""
     captions = dict.fromkeys(panel.caption for item in exhibits for panel in item.panels)
     if not captions:
-        return _none("No pictures.")
+        return _none("No images.")
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(captions)}
     budget = _BYTES // sum(len(item.panels) for item in exhibits)
     parts, group = ['<div class="exhibits">'], ""
@@ -271,8 +271,8 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
 
 
 def _figure(exhibit: Exhibit, panel: Panel, *, colour: tuple[int, int, int], budget: int) -> str:
-    """Returns one panel: the picture, how good it is, what was answered."""
-    shown = images.overlay(
+    """Returns one panel: the image, how good it is, what was answered."""
+    shown = image_files.overlay(
         exhibit.image,
         panel.rings_unit,
         points_unit=exhibit.points_unit,
@@ -308,12 +308,12 @@ def _figure(exhibit: Exhibit, panel: Panel, *, colour: tuple[int, int, int], bud
 
 
 def _scale(longer: int) -> float | int:
-    """Returns how much to enlarge (by whole factors) or reduce a picture for the gallery."""
+    """Returns how much to enlarge (by whole factors) or reduce an image for the gallery."""
     return _SIDE_PX / longer if longer > _SIDE_PX else max(1, _SIDE_PX // longer)
 
 
 def _source(image: UInt8[np.ndarray, "h w 3"], budget: int) -> str:
-    """Returns the picture as a data URL: PNG, or where that is over the budget a lossy coding."""
+    """Returns the image as a data URL: PNG, or where that is over the budget a lossy coding."""
     full = Image.fromarray(image)
     lossy = "webp" if features.check("webp") else "jpeg"
     for kind, quality in (("png", 0), (lossy, 82), (lossy, 65), (lossy, 45)):

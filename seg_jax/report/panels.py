@@ -1,4 +1,4 @@
-"""Draws sampled answers on their pictures beside the truth, for reports and as PNG (host)."""
+"""Draws sampled answers on their images beside the truth, for reports and as PNG (host)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.grammar import outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
@@ -66,13 +66,13 @@ class Viewer:
                     text=text,
                 )
             )
-        image = self._bundle.encoder.shown(prompt.pictures)
+        image = self._bundle.encoder.shown(prompt.images)
         return Exhibit(image, self._question(prompt), panels)
 
     def _question(self, prompt: Prompts) -> str:
-        """Returns what is asked after the picture, up to the end of the turn."""
+        """Returns what is asked after the image, up to the end of the turn."""
         tokenizer, ids = self._bundle.tokenizer, np.asarray(prompt.tokens.ids)
-        after = ids[np.flatnonzero(prompt.tokens.cells >= 0)[-1] + 1 :]
+        after = ids[np.flatnonzero(prompt.tokens.visual_tokens >= 0)[-1] + 1 :]
         ends = np.flatnonzero(after == tokenizer.end_id)
         return tokenizer.decode(after[: ends[0]] if len(ends) else after).strip()
 
@@ -92,7 +92,7 @@ class Viewer:
 
 
 def sheet(exhibits: Sequence[Exhibit]) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns all exhibits as one picture: a row each, its question above, figures below."""
+    """Returns all exhibits as one image: a row each, its question above, figures below."""
     rows = [_row(exhibit) for exhibit in exhibits]
     width = max(row.shape[1] for row in rows)
     return np.concatenate(
@@ -128,7 +128,7 @@ def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:
     longer = max(exhibit.image.shape)
     scale = _TILE_PX / longer if longer > _TILE_PX else max(1, _TILE_PX // longer)
     tiles = [
-        images.overlay(
+        image_files.overlay(
             exhibit.image,
             panel.rings_unit,
             colour=_ANSWER if panel.verdict is not None else _TRUTH,

@@ -20,8 +20,8 @@ class Data:
     """Data sets that `seg-jax build` made, in place of `source`: of each the folder with
     dataset_info.json in it."""
     data_weights: tuple[float, ...] = ()
-    """Shares of the data sets in the pictures of a run, relative to each other; left out: all
-    pictures have the same chance."""
+    """Shares of the data sets in the images of a run, relative to each other; left out: all
+    images have the same chance."""
     split: str = "train"
     """Of the data sets."""
 

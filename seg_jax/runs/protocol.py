@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.data.sources import Source
 from seg_jax.evaluation import judging, protocols, scoring, tables
 from seg_jax.evaluation.answers import Answered
@@ -103,14 +103,14 @@ def write(
       rows: what came of them.
       summary: of `scores.summarise`, with "model", "split" and "versions".
       others: the same of other evaluations, which stand in the same tables.
-      each: most pictures in each part of the gallery.
+      each: most images in each part of the gallery.
       config: of the run.
     """
     run_folder.write_json(folder / SUMMARY, summary)
     told: dict[str, list[dict[str, Any]]] = {}
     for one in [*others, summary]:
         told.setdefault(one["model"], []).append(one)
-    images.store(folder / TABLE, tables.markdown(told).encode())
+    image_files.store(folder / TABLE, tables.markdown(told).encode())
     page = html_page.Report(
         title=f"{asking.protocol.title}: {summary['split']}",
         summary_rows=gallery.table(summary, asking.protocol),
@@ -120,7 +120,7 @@ def write(
         versions=summary["versions"],
         notes=(
             f"{summary['model']} answers {summary['questions']:,} questions about "
-            f"{summary['pictures']:,} pictures, greedily.",
+            f"{summary['images']:,} images, greedily.",
         ),
     )
     html_page.write(folder / GALLERY, page)

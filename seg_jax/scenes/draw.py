@@ -1,4 +1,4 @@
-"""Draws worlds: anti-aliased pictures with the exact visible mask of every thing."""
+"""Draws worlds: anti-aliased images with the exact visible mask of every thing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seg_jax.scenes.world import Ground, Pattern, World
 
 
 def render(world: World) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "M H W"]]:
-    """Returns the picture, then the visible mask of every thing in drawing order.
+    """Returns the image, then the visible mask of every thing in drawing order.
 
     A pixel belongs to the topmost thing that its centre lies in, so masks are disjoint; the
     colour of a pixel on an outline is mixed by how much of the pixel the outline cuts off.

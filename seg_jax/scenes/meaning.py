@@ -29,7 +29,7 @@ class Order(enum.StrEnum):
 
 
 class Place(enum.StrEnum):
-    """A region of the picture; the value follows "on the", "at the" or "in the"."""
+    """A region of the image; the value follows "on the", "at the" or "in the"."""
 
     LEFT = "left"
     RIGHT = "right"
@@ -77,15 +77,15 @@ class Fact:
     y_unit: float
     """Of the visible centroid."""
     area_unit: float
-    """Visible share of the picture."""
+    """Visible share of the image."""
     extent_unit: float
-    """Longer side of the visible mask's box over the picture's shorter side."""
+    """Longer side of the visible mask's box over the image's shorter side."""
 
 
 APART = 0.12
-"""Least distance in the picture's unit between things said to lie left, right, above or below."""
+"""Least distance in the image's unit between things said to lie left, right, above or below."""
 GAP = 0.06
-"""Least distance in the picture's unit between neighbours in a line-up from one edge."""
+"""Least distance in the image's unit between neighbours in a line-up from one edge."""
 LARGER = 1.5
 """Least ratio of visible areas between things said to differ in size."""
 LONGER = 1.15
@@ -214,7 +214,7 @@ _EDGES = {
     Place.BOTTOM_LEFT: (0, 1),
     Place.BOTTOM_RIGHT: (1, 1),
 }
-"""Which edge of the picture a place lies near: x, y, in units; None: neither."""
+"""Which edge of the image a place lies near: x, y, in units; None: neither."""
 
 
 def is_beside(side: Side, one: Fact, other: Fact, *, lenient: bool = False) -> bool:

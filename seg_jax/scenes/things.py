@@ -106,9 +106,9 @@ class Thing:
     centre_unit: tuple[float, float]
     """Centre of the enclosing circle: x as a fraction of the width, y of the height."""
     size_unit: float
-    """Diameter of the enclosing circle as a fraction of the picture's shorter side."""
+    """Diameter of the enclosing circle as a fraction of the image's shorter side."""
     rotation: float = 0.0
-    """Radians, clockwise as seen in the picture."""
+    """Radians, clockwise as seen in the image."""
     form: float = 0.5
     """Where in its kind's range of proportions the thing lies, 0..1."""
     wobble: tuple[float, ...] = (0.5, 0.2, 0.8, 0.4, 0.1, 0.6, 0.3, 0.9)
@@ -120,12 +120,12 @@ class Thing:
 
 
 class Field(NamedTuple):
-    """A thing's level on the smallest window around it, which may reach past the picture."""
+    """A thing's level on the smallest window around it, which may reach past the image."""
 
     top: int
-    """Row of the window's first row in the picture; may be negative."""
+    """Row of the window's first row in the image; may be negative."""
     left: int
-    """Column of the window's first column in the picture; may be negative."""
+    """Column of the window's first column in the image; may be negative."""
     level_px: Float[np.ndarray, "h w"]
     """Signed distance of pixel centres to the outline, negative inside."""
     u_px: Float[np.ndarray, "h w"]

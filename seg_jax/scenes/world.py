@@ -1,7 +1,7 @@
 """Worlds of drawn things as plain data, made from a seed under knobs of difficulty.
 
 World `seed` of a `Config` depends on these two alone: not on other worlds, their order or the
-process. Positions are fractions of the picture, so a world may be drawn at another resolution.
+process. Positions are fractions of the image, so a world may be drawn at another resolution.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Ground:
     period_unit: float
     """Length of one repetition as a fraction of the shorter side (noise: of one bump)."""
     rotation: float
-    """Radians, clockwise as seen in the picture."""
+    """Radians, clockwise as seen in the image."""
     seed: int
     """Of the noise pattern."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """A picture before it is drawn."""
+    """An image before it is drawn."""
 
     height: int
     width: int
@@ -93,7 +93,7 @@ class Config:
     least_pixels: int = 24
     """Least number of visible pixels of every thing."""
     overhang: float = 0.0
-    """How far a thing may reach over the picture's edge, as a fraction of its radius."""
+    """How far a thing may reach over the image's edge, as a fraction of its radius."""
     distinct: bool = True
     """Whether no two things share both kind and colour."""
     distractor: float = 0.0
@@ -356,7 +356,7 @@ def _check(config: Config) -> None:
     low, high = config.count
     expect(1 <= low <= high <= 100, "1 <= fewest <= most <= 100", config.count, "change count")
     side = min(config.height, config.width)
-    expect(side >= 16, "a picture of at least 16x16", (config.height, config.width), "enlarge it")
+    expect(side >= 16, "an image of at least 16x16", (config.height, config.width), "enlarge it")
     small, large = config.size_unit
     expect(0 < small <= large <= 0.9, "0 < size_unit <= 0.9, rising", config.size_unit, "change it")
     for name in ("kinds", "colours", "textures", "patterns"):

@@ -32,7 +32,7 @@ class Mixture:
     box_name: float = 0.0
     """The object in a box is to be named. Supervised training only."""
     absent: float = 0.0
-    """Text tells of what is not in the picture, and the answer is that there is nothing. A picture
+    """Text tells of what is not in the image, and the answer is that there is nothing. An image
     without such an expression is asked about otherwise, one with nothing else always so."""
 
     def __post_init__(self):
@@ -68,7 +68,7 @@ class Mixture:
 class Referring:
     """The task of SimpleSeg: (text | point | box) -> (point | box | mask).
 
-    Where nothing in the picture is meant the answer is "[]", whatever was asked for.
+    Where nothing in the image is meant the answer is "[]", whatever was asked for.
 
     Source: SimpleSeg, arXiv 2601.19228, task set and grammar.
     """
@@ -162,7 +162,7 @@ class Referring:
         """Returns a question about mask `which` of the sample and its true answer.
 
         Args:
-          sample: of the picture.
+          sample: of the image.
           which: of its masks; an empty one is denied.
           given: "text", "point" or "box", how the object is told.
           kind: of the answer.
@@ -200,7 +200,7 @@ class Referring:
         """Returns a question for the name of mask `which` of the sample and the answer.
 
         Args:
-          sample: of the picture.
+          sample: of the image.
           which: of its masks.
           given: "point" or "box", how the object is told.
           rng: draws the point and, with many wordings, the template.
@@ -231,7 +231,7 @@ class Referring:
         return {name: share * allowed[name.split("_")[0]] for name, share in shares.items()}
 
     def _absent(self, sample: Sample, objects: list[int]) -> list[int]:
-        """Returns the masks of what is not in the picture, if that is asked about."""
+        """Returns the masks of what is not in the image, if that is asked about."""
         if not self.nothing:
             return []
         return [m for m, some in enumerate(sample.phrases) if some and m not in objects]
@@ -340,7 +340,7 @@ def _mask_text(
     shape: tuple[int, int],
     task: Referring,
 ) -> str:
-    """Returns the outline of a mask; several questions about a picture ask for the same one.
+    """Returns the outline of a mask; several questions about an image ask for the same one.
 
     Args:
       part: its pixels within its box.

@@ -17,7 +17,7 @@ from seg_jax.records import Array, Automaton, Kind, Polygons, Rollout, Sample, T
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One question about a picture with its true answer (host)."""
+    """One question about an image with its true answer (host)."""
 
     key: str
     """Key of the sample that the question is about."""
@@ -40,7 +40,7 @@ class Judgement(NamedTuple):
     union: Int[Array, "*n"]
     """Pixels in the answer's mask, the true one or both."""
     centroid_error: Float[Array, "*n"]
-    """Distance of the centroids in units of the picture's sides; nan without an answer."""
+    """Distance of the centroids in units of the image's sides; nan without an answer."""
 
 
 @runtime_checkable

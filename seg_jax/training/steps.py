@@ -114,7 +114,7 @@ def supervised_step(
         state, metrics = sft.update(objective, optimizer, transform, token_loss, state, batch)
         if isinstance(batch, PackedBatch):
             metrics["useful_tokens"] = jnp.mean(batch.tokens.segments > 0)
-            metrics["useful_patches"] = jnp.mean(batch.pictures.picture >= 0)
+            metrics["useful_patches"] = jnp.mean(batch.images.image >= 0)
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -123,8 +123,8 @@ def supervised_step(
 def outputs(model: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L D"]:
     """Returns the outputs of a model at every token that has a target."""
     if isinstance(batch, PackedBatch):
-        return model.hidden(batch.tokens, batch.pictures)
-    prefix = model.prefill(batch.tokens, batch.pictures)
+        return model.hidden(batch.tokens, batch.images)
+    prefix = model.prefill(batch.tokens, batch.images)
     return model.extend(batch.ids, prefix, batch.packing)
 
 
@@ -168,7 +168,7 @@ def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | Non
         return samplers.generate(
             speaker.model(params),
             prompts.tokens,
-            prompts.pictures,
+            prompts.images,
             answers=sampling.answers,
             max_tokens=sampling.max_tokens,
             sampler=samplers.Sample(temperature=sampling.temperature),
@@ -222,7 +222,7 @@ def reinforcing_step(
         return likelihood.answer_likelihood(
             speaker.model(params),
             prompts.tokens,
-            prompts.pictures,
+            prompts.images,
             ids=rollout.ids,
             chunk=speaker.chunk,
             temperature=sampling.temperature,

@@ -21,7 +21,7 @@ TALKING = MODELS._replace(describer=Model("words", "3"))
 
 
 def make(root: Path, count: int = 4) -> list[Any]:
-    """Writes scenes as pictures 000.png, ..; returns their samples."""
+    """Writes scenes as images 000.png, ..; returns their samples."""
     root.mkdir(parents=True, exist_ok=True)
     source = Scenes(world=Scenes().world, count=count)
     for index in range(count):
@@ -131,7 +131,7 @@ def settings(**changes: Any) -> annotator.Settings:
 
 
 def job(out: Path, count: int, *, seconds: float = 0.0, talking: bool = False, **changes: Any):
-    """Returns a job on known scenes, two pictures a shard."""
+    """Returns a job on known scenes, two images a shard."""
     given = {"settings": settings(), "records": 2, "code": "seg-jax test"} | changes
     models = TALKING if talking else MODELS
     return jobs.Job(load=Load(count, seconds, talking), models=models, out=out, **given)

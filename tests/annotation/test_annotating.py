@@ -1,4 +1,4 @@
-"""Proves annotations of many pictures: whole, the same whatever happened, and read as they are."""
+"""Proves annotations of many images: whole, the same whatever happened, and read as they are."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ from seg_jax.data.build import dataset
 from seg_jax.data.sources import Built
 
 
-def annotate(pictures, job, *, workers=1, splits=None, anew=False, retry=False):
+def annotate(images, job, *, workers=1, splits=None, anew=False, retry=False):
     """Returns the summary of an annotation."""
     with jobs.claimed(job, anew=anew):
-        every = jobs.cut(jobs.listed(str(pictures)), job.records)
+        every = jobs.cut(jobs.listed(str(images)), job.records)
         if retry:
             jobs.forget_failures(every, job)
         jobs.make_all(every, job, workers=workers, progress=lambda done: None)
@@ -53,8 +53,8 @@ def test_training_reads_what_was_annotated(tmp_path):
     samples = known.make(tmp_path / "web", 5)
     job = known.job(tmp_path / "out", 5)
     summary = annotate(tmp_path / "web", job)
-    assert summary["splits"] == {"train": {"pictures": 5, "objects": 10, "phrases": 10}}
-    assert (summary["pictures"], summary["annotated"], summary["failed"]) == (5, 5, 0)
+    assert summary["splits"] == {"train": {"images": 5, "objects": 10, "phrases": 10}}
+    assert (summary["images"], summary["annotated"], summary["failed"]) == (5, 5, 0)
     source = Built(folders=(job.out,))
     assert len(source) == 5
     for index, sample in enumerate(samples):
@@ -173,7 +173,7 @@ def test_a_half_written_shard_is_never_taken_for_whole(tmp_path):
     assert tree(job.out) == whole
 
 
-def test_more_pictures_are_added(tmp_path):
+def test_more_images_are_added(tmp_path):
     known.make(tmp_path / "web", 6)
     late = [tmp_path / "web" / f"00{n}.png" for n in (4, 5)]
     for path in late:
@@ -194,28 +194,28 @@ def test_more_pictures_are_added(tmp_path):
 
 def test_dead_letters_tell_what_failed(tmp_path):
     known.make(tmp_path / "web", 4)
-    (tmp_path / "web" / "001.png").write_bytes(b"no picture")
+    (tmp_path / "web" / "001.png").write_bytes(b"no image")
     (tmp_path / "list.txt").write_text("web/000.png\nweb/001.png\n\nweb/gone.png\nweb/003.png\n")
     job = known.job(tmp_path / "out", 4)
     summary = annotate(tmp_path / "list.txt", job)
     assert {one["key"]: one["reason"] for one in letters(job)} == {
-        "web/001.png": "expected a picture (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got none",
+        "web/001.png": "expected an image (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got none",
         "web/gone.png": "no such file or directory",
     }
     assert summary["dead_letters"] == {"read": 2}
-    assert (summary["pictures"], summary["failed"], summary["annotated"]) == (4, 2, 2)
+    assert (summary["images"], summary["failed"], summary["annotated"]) == (4, 2, 2)
     assert len(Built(folders=(job.out,))) == 2
 
 
-def test_a_picture_with_the_bytes_of_another_is_left_out(tmp_path):
+def test_an_image_with_the_bytes_of_another_is_left_out(tmp_path):
     known.make(tmp_path / "web", 3)
     shutil.copy(tmp_path / "web" / "000.png", tmp_path / "web" / "copy.png")
     summary = annotate(tmp_path / "web", known.job(tmp_path / "out", 3))
     assert (summary["annotated"], summary["repeated"]) == (4, 1)
-    assert summary["splits"]["train"]["pictures"] == 3
+    assert summary["splits"]["train"]["images"] == 3
 
 
-def test_a_turned_picture_is_stored_as_it_was_seen(tmp_path):
+def test_a_turned_image_is_stored_as_it_was_seen(tmp_path):
     (sample,) = known.make(tmp_path / "web", 1)
     turned = Image.fromarray(np.rot90(sample.image))
     exif = turned.getexif()
@@ -236,7 +236,7 @@ def test_a_share_is_held_out_by_bytes(tmp_path):
     train = Built(folders=(job.out,))
     assert 0 < len(held) < 8
     assert len(held) + len(train) == 8
-    assert summary["splits"]["val"]["pictures"] == len(held)
+    assert summary["splits"]["val"]["images"] == len(held)
     keys = {held[n].key.rpartition("/")[2] for n in range(len(held))}
     for path in (tmp_path / "web").iterdir():
         if path.name in keys:
@@ -276,15 +276,15 @@ class FlakyMasks:
 
 def test_failures_of_models_are_tried_again_when_asked_for(tmp_path):
     known.make(tmp_path / "web", 4)
-    (tmp_path / "web" / "003.png").write_bytes(b"no picture")
+    (tmp_path / "web" / "003.png").write_bytes(b"no image")
     job = known.job(tmp_path / "out", 4)
     flaky = dataclasses.replace(job, load=Flaky(tmp_path / "fail", 4))
     (tmp_path / "fail").touch()
-    with pytest.raises(ValueError, match="expected pictures with objects, got none of 4, 4 failed"):
+    with pytest.raises(ValueError, match="expected images with objects, got none of 4, 4 failed"):
         annotate(tmp_path / "web", flaky)
     assert [one["stage"] for one in letters(job)] == ["segmenter"] * 3 + ["read"]
     (tmp_path / "fail").unlink()
-    with pytest.raises(ValueError, match="expected pictures with objects"):
+    with pytest.raises(ValueError, match="expected images with objects"):
         annotate(tmp_path / "web", flaky)
     summary = annotate(tmp_path / "web", flaky, retry=True)
     assert (summary["annotated"], summary["dead_letters"]) == (3, {"read": 1})
@@ -340,7 +340,7 @@ def test_a_folder_belongs_to_one_annotation(tmp_path):
     assert json.loads(line)["provenance"]["code"] == "seg-jax test"
 
 
-def test_pictures_are_listed_by_folder_pattern_and_list(tmp_path):
+def test_images_are_listed_by_folder_pattern_and_list(tmp_path):
     known.make(tmp_path / "web" / "a", 2)
     known.make(tmp_path / "web" / "b", 1)
     (tmp_path / "web" / "b" / "note.txt").write_text("a/000.png\n../a/001.png\na/000.png\n")
@@ -357,7 +357,7 @@ def test_pictures_are_listed_by_folder_pattern_and_list(tmp_path):
     (one,) = jobs.listed(str(tmp_path / "web" / "a" / "000.png"))
     assert one.key == "000.png"
     for nothing in ("none", "web/*.jpg", "*/none/*"):
-        with pytest.raises(ValueError, match="expected a folder, a pattern or a list of pictures"):
+        with pytest.raises(ValueError, match="expected a folder, a pattern or a list of images"):
             jobs.listed(str(tmp_path / nothing))
     job = known.job(tmp_path / "out", 2)
     jobs.write_list(found, job)

@@ -82,13 +82,13 @@ def engine(monkeypatch):
     return types.SimpleNamespace(flags=flags, counted=counted)
 
 
-def by_beam(pictures, job, options=()):
+def by_beam(images, job, options=()):
     """Annotates by a pipeline, data set and all."""
     from seg_jax.annotation import beam
     from seg_jax.data.build import beam as storing
 
     with jobs.claimed(job, anew=False):
-        found = jobs.listed(str(pictures))
+        found = jobs.listed(str(images))
         every = jobs.cut(found, job.records)
         jobs.write_list(found, job)
         beam.make_all(every, job, runner="DirectRunner", options=options)
@@ -98,7 +98,7 @@ def by_beam(pictures, job, options=()):
 
 def test_a_pipeline_annotates_what_processes_annotate(engine, tmp_path):
     known.make(tmp_path / "web", 5)
-    (tmp_path / "web" / "001.png").write_bytes(b"no picture")
+    (tmp_path / "web" / "001.png").write_bytes(b"no image")
     job = known.job(tmp_path / "out", 5, talking=True)
     annotate(tmp_path / "web", job)
     first = tree(job.out)
@@ -109,7 +109,7 @@ def test_a_pipeline_annotates_what_processes_annotate(engine, tmp_path):
     assert made == first
     if engine is not None:
         assert engine.flags[:2] == ["--runner=DirectRunner", "--direct_num_workers=1"]
-        assert (engine.counted["pictures"], engine.counted["failed"]) == (5, 1)
+        assert (engine.counted["images"], engine.counted["failed"]) == (5, 1)
 
 
 def test_a_pipeline_annotates_only_what_is_missing(engine, tmp_path):

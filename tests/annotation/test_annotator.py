@@ -1,4 +1,4 @@
-"""Proves that a picture's record holds the true masks, and that no fault of one is raised."""
+"""Proves that an image's record holds the true masks, and that no fault of one is raised."""
 
 import dataclasses
 import hashlib
@@ -12,21 +12,21 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import Contour, Picture, annotate, outline
+from seg_jax.annotation.annotator import Contour, ImageFile, annotate, outline
 from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.stages import Answer, Detection, Segment, Stages, Unusable
 
 
 @pytest.fixture
 def scene(tmp_path):
-    """Returns a picture with its sample."""
+    """Returns an image with its sample."""
     (sample,) = known.make(tmp_path, 1)
-    return Picture("000.png", tmp_path / "000.png"), sample
+    return ImageFile("000.png", tmp_path / "000.png"), sample
 
 
-def run(picture, stages=None, settings=None, models=known.MODELS):
+def run(image, stages=None, settings=None, models=known.MODELS):
     settings = settings or known.settings()
-    return annotate(picture, stages or known.Load(1)(), settings, models=models, code="here")
+    return annotate(image, stages or known.Load(1)(), settings, models=models, code="here")
 
 
 def decoded(segmentation):
@@ -46,8 +46,8 @@ def filled(rings, height, width):
 
 
 def test_a_record_holds_the_true_masks_and_where_they_are_from(scene):
-    picture, sample = scene
-    line, failed, dropped = run(picture)
+    image, sample = scene
+    line, failed, dropped = run(image)
     assert (failed, dict(dropped)) == ([], {})
     assert [one["name"] for one in line["objects"]] == list(sample.names)
     for one, mask in zip(line["objects"], sample.masks, strict=True):
@@ -60,8 +60,8 @@ def test_a_record_holds_the_true_masks_and_where_they_are_from(scene):
         name: [place] for place, name in enumerate(sample.names)
     }
     origin = line["provenance"]
-    assert origin["picture"]["sha256"] == hashlib.sha256(picture.path.read_bytes()).hexdigest()
-    assert origin["picture"]["size"] == [64, 64]
+    assert origin["image"]["sha256"] == hashlib.sha256(image.path.read_bytes()).hexdigest()
+    assert origin["image"]["size"] == [64, 64]
     assert origin["models"]["detector"] == {"name": "boxes", "revision": "1"}
     assert origin["models"]["describer"] is None
     assert origin["filters"]["min_score"] == 0.35
@@ -69,34 +69,34 @@ def test_a_record_holds_the_true_masks_and_where_they_are_from(scene):
 
 
 def test_descriptions_become_expressions(scene):
-    picture, sample = scene
-    outcome = run(picture, known.Load(1, talking=True)(), models=known.TALKING)
+    image, sample = scene
+    outcome = run(image, known.Load(1, talking=True)(), models=known.TALKING)
     texts = [one["text"] for one in outcome.line["phrases"]]
     assert texts == [f"the very {name}" for name in sample.names]
     assert outcome.line["provenance"]["question"] == "the very {label}"
 
 
 def test_objects_of_one_description_are_meant_together(scene):
-    picture, _ = scene
+    image, _ = scene
 
     class Same:
         def describe(self, asks):
             return [Answer("A star"), Answer("a star.")]
 
     stages = known.Load(1)()._replace(describer=Same())
-    line = run(picture, stages, models=known.TALKING).line
+    line = run(image, stages, models=known.TALKING).line
     assert line["phrases"] == [{"text": "A star", "objects": [0, 1]}]
 
 
 def test_a_refused_description_costs_its_object_alone(scene):
-    picture, sample = scene
+    image, sample = scene
 
     class Half:
         def describe(self, asks):
             return [Answer("the one<|im_end|>"), Answer("the other")]
 
     stages = known.Load(1)()._replace(describer=Half())
-    line, failed, dropped = run(picture, stages, models=known.TALKING)
+    line, failed, dropped = run(image, stages, models=known.TALKING)
     assert [one["name"] for one in line["objects"]] == [sample.names[1]]
     assert line["phrases"] == [{"text": "the other", "objects": [0]}]
     assert dropped == {"description": 1}
@@ -107,22 +107,22 @@ def test_a_refused_description_costs_its_object_alone(scene):
 
 @pytest.mark.parametrize("stage", ["detector", "segmenter", "describer"])
 def test_a_model_that_fails_makes_a_dead_letter(scene, stage):
-    picture, _ = scene
+    image, _ = scene
     stages = known.Load(1, talking=True)()._replace(**{stage: known.Broken()})
-    line, (letter,), _ = run(picture, stages, models=known.TALKING)
+    line, (letter,), _ = run(image, stages, models=known.TALKING)
     assert line is None
     assert letter["stage"] == stage
     assert letter["reason"] == "RuntimeError: CUDA out of memory Tried to allocate"
     assert letter["transient"] is False
-    assert letter["sha256"] == hashlib.sha256(picture.path.read_bytes()).hexdigest()
+    assert letter["sha256"] == hashlib.sha256(image.path.read_bytes()).hexdigest()
     stages = stages._replace(**{stage: known.Broken(known.GONE)})
-    assert run(picture, stages, models=known.TALKING).failed[0]["transient"] is True
+    assert run(image, stages, models=known.TALKING).failed[0]["transient"] is True
     with pytest.raises(Unusable, match="no key"):
-        run(picture, stages._replace(**{stage: known.Broken(Unusable("no key"))}))
+        run(image, stages._replace(**{stage: known.Broken(Unusable("no key"))}))
 
 
 def spoiled(path, fault):
-    """Spoils a picture's file."""
+    """Spoils an image's file."""
     data = path.read_bytes()
     whole = {"missing": None, "empty": b"", "cut": data[:200], "text": b"hello", "eps": EPS}[fault]
     path.unlink()
@@ -137,54 +137,54 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpa
     ("fault", "told"),
     [
         ("missing", "no such file"),
-        ("empty", "expected a picture"),
+        ("empty", "expected an image"),
         ("cut", "broken: "),
-        ("text", "expected a picture"),
-        ("eps", "expected a picture"),
+        ("text", "expected an image"),
+        ("eps", "expected an image"),
     ],
 )
 def test_a_broken_file_makes_a_dead_letter(scene, fault, told):
-    picture, _ = scene
-    spoiled(picture.path, fault)
-    line, (letter,), _ = run(picture)
+    image, _ = scene
+    spoiled(image.path, fault)
+    line, (letter,), _ = run(image)
     assert (line, letter["stage"]) == (None, "read")
     assert told in letter["reason"]
 
 
-def test_a_huge_picture_is_not_decoded(scene, monkeypatch):
-    picture, _ = scene
-    monkeypatch.setattr(annotator.pictures, "MAX_PIXELS", 64 * 64 - 1)
-    assert "expected at most 4095 pixels" in run(picture).failed[0]["reason"]
+def test_a_huge_image_is_not_decoded(scene, monkeypatch):
+    image, _ = scene
+    monkeypatch.setattr(annotator.image_files, "MAX_PIXELS", 64 * 64 - 1)
+    assert "expected at most 4095 pixels" in run(image).failed[0]["reason"]
 
 
-def test_a_turned_picture_is_seen_upright(tmp_path, scene):
+def test_a_turned_image_is_seen_upright(tmp_path, scene):
     _, sample = scene
     stored = Image.fromarray(np.rot90(sample.image))
     exif = stored.getexif()
     exif[0x0112] = 6  # To be turned by a quarter, clockwise.
     stored.save(tmp_path / "turned.png", exif=exif)
-    line = run(Picture("turned.png", tmp_path / "turned.png")).line
+    line = run(ImageFile("turned.png", tmp_path / "turned.png")).line
     assert line["upright"] is True
     for one, mask in zip(line["objects"], sample.masks, strict=True):
         np.testing.assert_array_equal(decoded(one["segmentation"]), mask)
 
 
-def test_small_pictures_and_pictures_without_objects_are_no_failures(scene):
-    picture, _ = scene
+def test_small_images_and_images_without_objects_are_no_failures(scene):
+    image, _ = scene
     small = known.settings(filters=Filters(min_side_px=65))
-    assert run(picture, settings=small) == (None, [], {"small_picture": 1})
+    assert run(image, settings=small) == (None, [], {"small_image": 1})
     strict = known.settings(filters=Filters(min_score=0.95))
-    assert run(picture, settings=strict) == (None, [], {"score": 2})
+    assert run(image, settings=strict) == (None, [], {"score": 2})
 
 
 def test_masks_of_another_size_are_the_segmenters_failure(scene):
-    picture, _ = scene
+    image, _ = scene
 
     class Odd:
         def segment(self, image, boxes_px):
             return [Segment(np.ones((8, 8), bool), 1.0, 1.0) for _ in boxes_px]
 
-    line, (letter,), _ = run(picture, known.Load(1)()._replace(segmenter=Odd()))
+    line, (letter,), _ = run(image, known.Load(1)()._replace(segmenter=Odd()))
     assert (line, letter["stage"]) == (None, "segmenter")
     assert "expected 2 masks of 64x64, got [(8, 8), (8, 8)]" in letter["reason"]
 
@@ -222,12 +222,12 @@ def test_outlines_lose_nothing_and_drop_what_is_small(seed):
 
 
 def test_a_mask_of_specks_is_none(scene):
-    picture, _ = scene
+    image, _ = scene
     strict = known.settings(contour=Contour(min_area_px=64 * 64))
-    assert run(picture, settings=strict) == (None, [], {"mask_area": 2})
+    assert run(image, settings=strict) == (None, [], {"mask_area": 2})
 
 
-def test_grey_and_transparent_pictures_are_seen_as_they_are_stored(tmp_path):
+def test_grey_and_transparent_images_are_seen_as_they_are_stored(tmp_path):
     seen = []
 
     class Seeing:
@@ -246,7 +246,7 @@ def test_grey_and_transparent_pictures_are_seen_as_they_are_stored(tmp_path):
     Image.fromarray(grey).save(buffer, "PNG")
     (tmp_path / "grey.png").write_bytes(buffer.getvalue())
     stages = Stages(Seeing(), Square(), None)
-    assert run(Picture("grey.png", tmp_path / "grey.png"), stages).line is not None
+    assert run(ImageFile("grey.png", tmp_path / "grey.png"), stages).line is not None
     np.testing.assert_array_equal(seen[0][0], np.repeat(grey[..., None], 3, 2))
     assert seen[0][1] == ("a thing",)
 

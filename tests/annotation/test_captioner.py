@@ -38,11 +38,11 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
     model = nnx.merge(bundle.graph, bundle.params)
 
     @jax.jit
-    def generate(tokens, pictures):
+    def generate(tokens, images):
         return sampler.generate(
             model,
             tokens,
-            pictures,
+            images,
             answers=1,
             max_tokens=7,
             sampler=sampler.Greedy(),
@@ -52,10 +52,10 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
         )
 
     for ask, answer in zip(many[:2] + many[-1:], answers[:2] + answers[-1:], strict=True):
-        tokens, pictures = jax.tree.map(
+        tokens, images = jax.tree.map(
             lambda leaf: jnp.asarray(leaf)[None], bundle.encoder.question(ask.view, ask.question)
         )
-        alone = generate(tokens, pictures)
+        alone = generate(tokens, images)
         ids = np.asarray(alone.ids)[0, 0][np.asarray(alone.used)[0, 0]]
         assert answer.text == bundle.tokenizer.decode(ids)
         assert answer.finished == (int(ids[-1]) in bundle.end_ids)
@@ -63,7 +63,7 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
 
 
 @pytest.mark.slow
-def test_a_question_that_is_too_long_costs_its_picture_alone(captioner):
+def test_a_question_that_is_too_long_costs_its_image_alone(captioner):
     with pytest.raises(Failed, match="tokens in the prompt"):
         captioner.describe([*asks(1), asks(1)[0]._replace(question="word " * 500)])
 
@@ -75,12 +75,12 @@ def test_a_folder_that_is_no_model_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_it_is_a_describer_of_an_annotation(captioner, tmp_path):
-    from seg_jax.annotation.annotator import Picture, annotate
+    from seg_jax.annotation.annotator import ImageFile, annotate
 
     known.make(tmp_path, 1)
     stages = known.Load(1)()._replace(describer=captioner)
-    picture = Picture("000.png", tmp_path / "000.png")
-    outcome = annotate(picture, stages, known.settings(), models=known.TALKING)
+    image = ImageFile("000.png", tmp_path / "000.png")
+    outcome = annotate(image, stages, known.settings(), models=known.TALKING)
     # Random weights hardly come to an end by themselves; whatever they write is judged, not raised.
     refused = [one["object"]["label"] for one in outcome.failed]
     kept = [one["name"] for one in outcome.line["objects"]] if outcome.line else []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.annotation.annotator import Picture, annotate
+from seg_jax.annotation.annotator import ImageFile, annotate
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.endpoint import Endpoint, Settings
 from seg_jax.annotation.stages import Ask, Failed, Unusable
@@ -108,7 +108,7 @@ def asked(stub, *, count=1, **changes):
     return Endpoint(stub.url, settings, sleep=waits.append), waits, asks
 
 
-def test_a_question_travels_with_its_picture(stub, monkeypatch):
+def test_a_question_travels_with_its_image(stub, monkeypatch):
     monkeypatch.setenv(VARIABLE, "secret-key")
     endpoint, waits, asks = asked(stub)
     assert endpoint.describe(asks) == [("the red cup", True)]
@@ -116,9 +116,9 @@ def test_a_question_travels_with_its_picture(stub, monkeypatch):
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer secret-key"
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("vlm", 0, 96)
-    picture, text = body["messages"][0]["content"]
+    part, text = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is 0?"}
-    kind, _, data = picture["image_url"]["url"].partition(",")
+    kind, _, data = part["image_url"]["url"].partition(",")
     assert kind == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert np.abs(np.asarray(image).astype(int) - asks[0].view).max() < 10
@@ -218,15 +218,15 @@ def test_waits_grow_to_a_limit_and_as_the_endpoint_asks(stub):
 
 
 def test_what_is_refused_is_not_tried_again(stub):
-    stub.script = [(400, "picture too\nlarge")]
+    stub.script = [(400, "image too\nlarge")]
     endpoint, waits, asks = asked(stub)
-    with pytest.raises(Failed, match="status 400: picture too large") as caught:
+    with pytest.raises(Failed, match="status 400: image too large") as caught:
         endpoint.describe(asks)
     assert (waits, caught.value.transient) == ([], False)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302, 307])
-def test_what_every_picture_would_get_stops_the_run(stub, monkeypatch, status):
+def test_what_every_image_would_get_stops_the_run(stub, monkeypatch, status):
     monkeypatch.setenv(VARIABLE, "secret-key")
     elsewhere = "Location", f"{stub.url}/other"
     stub.script = [(status, "bad key: secret-key", elsewhere)]
@@ -241,11 +241,11 @@ def test_the_key_is_in_no_record_and_no_letter(stub, monkeypatch, tmp_path):
     monkeypatch.setenv(VARIABLE, "secret-key")
     known.make(tmp_path, 1)
     stages = known.Load(1)()._replace(describer=asked(stub)[0])
-    picture = Picture("000.png", tmp_path / "000.png")
-    outcome = annotate(picture, stages, known.settings(), models=known.TALKING)
+    image = ImageFile("000.png", tmp_path / "000.png")
+    outcome = annotate(image, stages, known.settings(), models=known.TALKING)
     assert [one["text"] for one in outcome.line["phrases"]] == ["the red cup"]
     stub.script = [(500, "you said secret-key")]
-    failed = annotate(picture, stages, known.settings(), models=known.TALKING).failed
+    failed = annotate(image, stages, known.settings(), models=known.TALKING).failed
     assert failed[0]["stage"] == "describer"
     assert failed[0]["transient"] is True
     assert "secret" not in json.dumps([outcome.line, failed])

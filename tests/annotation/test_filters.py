@@ -52,7 +52,7 @@ def test_what_is_not_finite_is_dropped(odd):
     assert chosen(broken) == ([BOX], {"not_finite": 2})
 
 
-def test_boxes_are_cut_to_the_picture():
+def test_boxes_are_cut_to_the_image():
     boxes, dropped = chosen([seen((-5, -5, 20, 300)), seen((300, 0, 400, 50)), seen((9, 9, 9, 20))])
     assert boxes == [(0.0, 0.0, 20.0, 100.0)]
     assert dropped == {"box_area": 2}

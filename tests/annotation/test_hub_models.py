@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 
 from seg_jax.annotation import filters, hub
-from seg_jax.annotation.annotator import Contour, Picture, annotate
+from seg_jax.annotation.annotator import Contour, ImageFile, annotate
 from seg_jax.annotation.grounding import GroundingDino
 from seg_jax.annotation.sam import Sam
 from seg_jax.annotation.stages import Stages, Unusable
@@ -30,13 +30,13 @@ def folders(tmp_path_factory):
     return made | {"sam2_video": tiny_hub.sam2(root / "sam2_video", video=True)}
 
 
-def picture(height, width, seed=0):
+def drawn_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_boxes_and_scores_are_those_of_transformers(folders, size):
-    image = picture(*size)
+    image = drawn_image(*size)
     labels = ["Red star", "the blue circles"]
     found = GroundingDino(folders["detector"], device="cpu").detect(image, labels)
     processor = transformers.GroundingDinoProcessor(
@@ -63,7 +63,7 @@ def test_boxes_and_scores_are_those_of_transformers(folders, size):
 
 
 def test_names_that_do_not_fit_one_text_get_several(folders, tmp_path):
-    image = picture(48, 48)
+    image = drawn_image(48, 48)
     labels = ["red star", "blue circle", "the dog", "a dog", "the red star"]
     short = tiny_hub.detector(tmp_path / "short", max_text_len=9)
     model = GroundingDino(short, device="cpu")
@@ -99,7 +99,7 @@ def official_sam(folder, image, boxes):
 
 
 def official_sam2(folder, image, boxes):
-    """Returns the same of SAM 2, the picture prepared here: its processor needs torchvision."""
+    """Returns the same of SAM 2, the image prepared here: its processor needs torchvision."""
     height, width = image.shape[:2]
     resized = np.array(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR))
     square = torch.from_numpy(resized).permute(2, 0, 1)[None].float()
@@ -131,7 +131,7 @@ def official_sam2(folder, image, boxes):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["sam", "sam2", "sam2_video"])
 def test_masks_are_those_of_transformers(folders, kind, size):
-    image, (height, width) = picture(*size), size
+    image, (height, width) = drawn_image(*size), size
     rng = np.random.default_rng(1)
     corners = rng.uniform(0, 0.5, (18, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.5, (18, 2))], 1)
@@ -153,7 +153,7 @@ def test_masks_are_those_of_transformers(folders, kind, size):
         assert one.stability == pytest.approx(wanted, abs=0.01)
 
 
-def test_a_picture_is_encoded_once_for_all_its_boxes(folders, monkeypatch):
+def test_an_image_is_encoded_once_for_all_its_boxes(folders, monkeypatch):
     for kind in ("sam", "sam2"):
         model = Sam(folders[kind], device="cpu")
         times = []
@@ -164,7 +164,7 @@ def test_a_picture_is_encoded_once_for_all_its_boxes(folders, monkeypatch):
             lambda *given, times=times, encode=encode: times.append(1) or encode(*given),
         )
         boxes = np.tile([[4.0, 4.0, 30.0, 40.0]], (40, 1))
-        drawn = model.segment(picture(64, 64), boxes)
+        drawn = model.segment(drawn_image(64, 64), boxes)
         assert (len(drawn), len(times)) == (40, 1)
         # The same box, the same mask, in whichever group it was decoded.
         assert all((one.mask == drawn[0].mask).all() for one in drawn)
@@ -184,8 +184,8 @@ def test_the_models_annotate_together(folders, tmp_path):
     settings = known.settings(
         labels=("red star", "the dog"), filters=loose, contour=Contour(min_area_px=0)
     )
-    picture = Picture("000.png", tmp_path / "000.png")
-    first, second = (annotate(picture, stages, settings, models=known.MODELS) for _ in range(2))
+    image = ImageFile("000.png", tmp_path / "000.png")
+    first, second = (annotate(image, stages, settings, models=known.MODELS) for _ in range(2))
     assert first == second
     assert first.failed == []
     assert first.line["objects"]

@@ -50,23 +50,23 @@ LOOSE = [
 ]
 
 
-def test_pictures_become_a_data_set(run, models, tmp_path):
+def test_images_become_a_data_set(run, models, tmp_path):
     known.make(tmp_path / "web", 3)
-    (tmp_path / "web" / "001.png").write_bytes(b"no picture")
+    (tmp_path / "web" / "001.png").write_bytes(b"no image")
     (tmp_path / "names.txt").write_text("red star\n\nblue circle\n")
     out = tmp_path / "out"
-    words = ("annotate", "--pictures", tmp_path / "web", "--labels", tmp_path / "names.txt")
+    words = ("annotate", "--images", tmp_path / "web", "--labels", tmp_path / "names.txt")
     words = (*words, "--out", out, *models, *LOOSE)
     status, printed, errors = run(*words, "--json", tmp_path / "summary.json")
     assert (status, printed) == (0, f"{out}\n"), errors
-    assert "1 of 3 pictures failed" in errors
+    assert "1 of 3 images failed" in errors
     assert "dead letters: 1 read; see" in errors
     source = sources.Built(folders=(out,))
     assert len(source) == 2
     assert source[0].masks.any((1, 2)).all()
     assert {text for some in source[0].phrases for text in some} <= {"red star", "blue circle"}
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["pictures"] == 3
+    assert summary["images"] == 3
     assert summary["versions"]["seg-jax"]
     kept = json.loads((out / "summary.json").read_text())
     assert {name: summary[name] for name in kept} == kept
@@ -88,13 +88,13 @@ def test_pictures_become_a_data_set(run, models, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"--pictures": "none"}, "pictures: expected a folder, a pattern or a list"),
+        ({"--images": "none"}, "images: expected a folder, a pattern or a list"),
         ({"--prompts": " "}, "labels: expected what to look for, got nothing"),
         ({"--detector": "none"}, "none: expected the folder of a model, got none"),
         ({"--segmenter": "web"}, "config.json: segmenter: expected this file"),
         ({"--describer": "nowhere"}, "nowhere: expected the folder of a model, got none"),
         ({"--describer": "ftp://host"}, "describer: expected an address as http://HOST:8000/v1"),
-        ({"--out": "."}, "expected a folder without pictures to annotate, got some in it"),
+        ({"--out": "."}, "expected a folder without images to annotate, got some in it"),
         ({"--filters.min-score": "7"}, "filters.min_score: expected 0 to 1, got 7"),
         ({"--workers": "0"}, "workers: expected at least 1, got 0"),
     ],
@@ -102,7 +102,7 @@ def test_pictures_become_a_data_set(run, models, tmp_path):
 def test_an_error_is_one_line(run, models, tmp_path, monkeypatch, changes, told):
     known.make(tmp_path / "web", 1)
     monkeypatch.chdir(tmp_path)
-    words = {"--pictures": "web", "--prompts": "red star", "--out": "out"}
+    words = {"--images": "web", "--prompts": "red star", "--out": "out"}
     words |= dict(zip(models[::2], models[1::2], strict=True)) | changes
     status, printed, errors = run("annotate", *(word for pair in words.items() for word in pair))
     assert (status in (1, 2), printed) == (True, "")
@@ -169,14 +169,14 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_model_of_ours_describes(run, models, tmp_path):
     known.make(tmp_path / "web", 2)
-    words = ("annotate", "--pictures", tmp_path / "web", "--prompts", "red star", *models, *LOOSE)
+    words = ("annotate", "--images", tmp_path / "web", "--prompts", "red star", *models, *LOOSE)
     words = (*words, "--describer", model_options.NANO, "--wording.question", "Name {label}.")
     status, _, errors = run(*words, "--endpoint.max-tokens", 12, "--out", tmp_path / "out")
     letters = (tmp_path / "out" / "dead_letters.jsonl").read_text().splitlines()
     reasons = {(one["stage"], one["transient"]) for one in map(json.loads, letters)}
     # What it was not taught to say is taken or refused, for a reason that is told.
     assert reasons <= {("describer", False)}
-    assert status == 0 or (letters and "expected pictures with objects, got none" in errors)
+    assert status == 0 or (letters and "expected images with objects, got none" in errors)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["models"][2][0] == "nano_model"
     told = summary["splits"]["train"]["objects"]

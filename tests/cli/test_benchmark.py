@@ -209,14 +209,14 @@ def test_the_reward_for_trl_is_iou_and_format():
 
 
 @pytest.mark.slow
-def test_data_feeds_both_sides_the_same_pictures(tmp_path, capfd):
-    words = ["--pictures", "24", "--rows", "2", "--workers", "0", "--batch", "8"]
+def test_data_feeds_both_sides_the_same_images(tmp_path, capfd):
+    words = ["--images", "24", "--rows", "2", "--workers", "0", "--batch", "8"]
     found = run_part("data", tmp_path, *words)
     assert found["missing"] == []
     assert all(speed > 0 for speed in found["samples_per_second"].values())
     assert found["ratio"] > 0
     useful = found["useful"]
     assert useful["packed"]["tokens"] > 0.85 > useful["a_row_each"]["tokens"] + 0.2
-    assert useful["packed"]["pictures_a_row"] > 2
+    assert useful["packed"]["images_a_row"] > 2
     assert all(spent > 0 for side in found["milliseconds"].values() for spent in side.values())
     assert "times as fast as the DataLoader" in capfd.readouterr().err

@@ -34,7 +34,7 @@ def test_a_data_set_is_built_and_reported(run, tmp_path):
     assert (status, printed) == (0, f"{tmp_path / 'out'}\n")
     words_said = " ".join(errors.split())
     assert "expected 42404 refs as published, got 6" in words_said
-    assert "0 of 3 pictures stand in a val or test split of refcoco_unc: removed" in words_said
+    assert "0 of 3 images stand in a val or test split of refcoco_unc: removed" in words_said
     assert "not looked through, not there: refcoco_google" in words_said
     report = json.loads((tmp_path / "report.json").read_text())
     kept = json.loads((tmp_path / "out" / "build.json").read_text())
@@ -46,7 +46,7 @@ def test_a_data_set_is_built_and_reported(run, tmp_path):
 
 
 def test_some_splits_are_built(run, tmp_path):
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    formats.refer(tmp_path, "refcoco_unc", images=1)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
     assert run(*words, "--splits", "val", "testB")[0] == 0
     assert len(sources.Built(folders=(tmp_path / "out",), split="testB")) == 1
@@ -79,11 +79,11 @@ def half_a_file(root):
         (a_folder_for_a_file, "is a directory: "),
         (half_a_file, "instances.json: expected JSON, got "),
         (lambda root: (root / "refcoco" / "refs(unc).p").unlink(), "got no such file"),
-        (lambda root: (root / "images").rename(root / "elsewhere"), "do: --pictures DIR"),
+        (lambda root: (root / "images").rename(root / "elsewhere"), "do: --images DIR"),
     ],
 )
 def test_an_error_is_one_line(run, tmp_path, spoil, told):
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    formats.refer(tmp_path, "refcoco_unc", images=1)
     spoil(tmp_path)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
     status, printed, errors = run(*words)
@@ -107,7 +107,7 @@ def test_a_wrong_command_line_is_told(run, tmp_path):
 @pytest.mark.slow
 def test_a_model_learns_from_what_was_built(run, tmp_path, monkeypatch):
     small_run.on_one_device(monkeypatch)  # On several: test_meshes, test_processes.
-    formats.refer(tmp_path, "refcoco_unc", pictures=4)
+    formats.refer(tmp_path, "refcoco_unc", images=4)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "data"
     assert run(*words, "--workers", 1)[0] == 0
     source = sources.Built(folders=(tmp_path / "data",))

@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 48, 64
 def made(tmp_path_factory):
     """Returns a folder with data/NAME built by the command, and the files each is made of."""
     root = tmp_path_factory.mktemp("sets")
-    told = {name: formats.refer(root, name, pictures=2) for name in ("refcoco_unc", "grefcoco_unc")}
+    told = {name: formats.refer(root, name, images=2) for name in ("refcoco_unc", "grefcoco_unc")}
     _, refs = told["refcoco_unc"]
     long = next(r for r in refs if r["split"] == "val" and len(r["sentences"]) == 3)["sentences"]
     long[2]["sent"] = long[0]["sent"]
@@ -55,7 +55,7 @@ def outlined(rng, segmentation):
 def asked(name, data, refs, split, answer):
     """Returns answers to all expressions of a split, and (answered, true) masks.
 
-    Objects, or sets of them, are numbered in the order of the references of their picture.
+    Objects, or sets of them, are numbered in the order of the references of their image.
     """
     notes = {note["id"]: note["segmentation"] for note in data["annotations"]}
     files = {image["id"]: image["file_name"].removesuffix(".jpg") for image in data["images"]}

@@ -100,7 +100,7 @@ def test_a_converted_folder_predicts_and_goes_there_and_back(
     assert raw(tmp_path / "back") == raw(source)
     assert others(tmp_path / "back").keys() == others(source).keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "hf", "ocp"]
-    Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "picture.png")
+    Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(tmp_path / "image.png")
     describe = bundles.describe
 
     def short(folder, **options):
@@ -111,7 +111,7 @@ def test_a_converted_folder_predicts_and_goes_there_and_back(
     folders = ("hf", "ocp") if kind == "kimi_vl" else ("hf",)
     answers = []
     for folder in folders:
-        ask = ("--image", tmp_path / "picture.png", "--text", "the red star")
+        ask = ("--image", tmp_path / "image.png", "--text", "the red star")
         status, out, _ = run("predict", "--checkpoint", tmp_path / folder, *ask)
         assert status == 0
         answers.append(json.loads(out))
@@ -406,10 +406,10 @@ def test_departures_from_stock_models_are_told(broken, sources, run, fails, tmp_
     assert status == 0
     assert "expected Qwen's tokenizer beside qwen2_5_vl, got Moonshot's" in lines[0]
     (broken / "tiktoken.model").unlink()
-    # A tokenizer without the special tokens, no preprocessor, another picture token.
+    # A tokenizer without the special tokens, no preprocessor, another image token.
     path.write_text(json.dumps(json.loads(whole) | {"image_token_id": 7}))
     _, _, lines = run("convert", broken, tmp_path / "b")
-    assert "picture token to be 7 as in config.json" in lines[0]
+    assert "image token to be 7 as in config.json" in lines[0]
     path.write_text(whole)
     (broken / "preprocessor_config.json").unlink()
     tokenizer = broken / "tokenizer.json"

@@ -80,7 +80,7 @@ def test_a_protocol_writes_its_files_the_same_twice(run, given, model, tmp_path,
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert json.loads(printed) == summary
     rows = lines(tmp_path / "one")
-    assert (summary["questions"], summary["pictures"]) == (len(rows), 2)
+    assert (summary["questions"], summary["images"]) == (len(rows), 2)
     assert {row["fault"] for row in rows} > {"format"}
     protocol = protocols.PROTOCOLS[name]
     assert {row["kind"] for row in rows} == {kind.name.lower() for _, kind in protocol.asks}
@@ -95,7 +95,7 @@ def test_a_protocol_writes_its_files_the_same_twice(run, given, model, tmp_path,
     assert "Failed: cannot be read" in page
     assert "http" not in page.replace('http-equiv="', "")
     assert page.count("<figure>") >= 4
-    assert "No pictures." in (tmp_path / "two" / "gallery.html").read_text()
+    assert "No images." in (tmp_path / "two" / "gallery.html").read_text()
 
 
 def test_answers_are_judged_again_without_a_model(run, given, model, tmp_path):

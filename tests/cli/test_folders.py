@@ -1,4 +1,4 @@
-"""Predict on folders of the hub: odd pictures as transformers answers, bad files in one line."""
+"""Predict on folders of the hub: odd images as transformers answers, bad files in one line."""
 
 from __future__ import annotations
 
@@ -87,19 +87,19 @@ def scene(height, width):
     return np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-# Odd pictures, answered as transformers answers.
+# Odd images, answered as transformers answers.
 
 
 def qwens(folder, image, talk):
-    """Returns transformers' model, prompt and inputs for a picture, by its own files alone."""
+    """Returns transformers' model, prompt and inputs for an image, by its own files alone."""
     kind = json.loads((folder / "config.json").read_text())["architectures"][0]
     model = getattr(transformers, kind).from_pretrained(folder).eval()
     process = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
     seen = process(Image.fromarray(image), return_tensors="pt")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-    cells = int(seen["image_grid_thw"].prod()) // 4
-    ids = tokenizer.encode(text.replace("<|image_pad|>", "<|image_pad|>" * cells))
+    visual_tokens = int(seen["image_grid_thw"].prod()) // 4
+    ids = tokenizer.encode(text.replace("<|image_pad|>", "<|image_pad|>" * visual_tokens))
     image_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
     def more(ids):
@@ -125,8 +125,8 @@ def kimis(theirs, folder, image, talk):
     text = transformers.utils.chat_template_utils.render_jinja_template(
         [talk], chat_template=config["chat_template"], add_generation_prompt=True
     )[0][0]
-    cells = "<|media_pad|>" * (rows * columns // 4)
-    ids = encoding.encode(text.replace("<|media_pad|>", cells), allowed_special="all")
+    visual_tokens = "<|media_pad|>" * (rows * columns // 4)
+    ids = encoding.encode(text.replace("<|media_pad|>", visual_tokens), allowed_special="all")
     seen = {"pixel_values": pixels, "image_grid_thw": torch.tensor([(1, rows, columns)])}
     return theirs, ids, lambda ids: seen
 
@@ -142,7 +142,7 @@ def greedy(model, ids, more, ends):
 
 
 def loud(config):
-    """Returns one of Qwen's models whose answers hang on its picture."""
+    """Returns one of Qwen's models whose answers hang on its image."""
     graph, params = nnx.split(weights.blank(config, layers.Compute()))
     rng = np.random.default_rng(0)
 
@@ -157,11 +157,11 @@ def loud(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_odd_pictures_are_answered_as_by_transformers(kind, tmp_path):
+def test_odd_images_are_answered_as_by_transformers(kind, tmp_path):
     theirs = None
 
     def model(config):
-        # transformers embeds no placeholder where there is no picture: none may be written.
+        # transformers embeds no placeholder where there is no image: none may be written.
         if kind != "kimi_vl":
             return loud(config)
         nonlocal theirs
@@ -190,7 +190,7 @@ def test_odd_pictures_are_answered_as_by_transformers(kind, tmp_path):
         found = kimis(*model_of) if kind == "kimi_vl" else qwens(*model_of[1:])
         assert ours == greedy(*found, bundle.end_ids)
         answers.append(ours)
-    assert len({tuple(ours) for ours in answers}) > 1, "the picture is looked at"
+    assert len({tuple(ours) for ours in answers}) > 1, "the image is looked at"
 
 
 def test_moonshots_tokenizer_beside_qwens_weights(folders, run, tmp_path, monkeypatch):
@@ -295,7 +295,7 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     assert "patch_size: expected a positive whole number, got 'six'" in refused(folder)
 
 
-# Pictures of every sort.
+# Images of every sort.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,7 +309,7 @@ def test_strips(kind, folders, refused, tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Returns the pictures that the model is asked about; it is a stand-in."""
+    """Returns the images that the model is asked about; it is a stand-in."""
     asked = []
 
     class Asked(Predictor):
@@ -330,7 +330,7 @@ def seen(monkeypatch):
 
 
 def of_every_sort(folder):
-    """Yields pictures of one scene, 13 x 7 pixels, each with how far its colours may be off."""
+    """Yields images of one scene, 13 x 7 pixels, each with how far its colours may be off."""
     image = Image.fromarray(scene(7, 13))
     image.save(folder / "plain.png")
     yield "plain.png", 0
@@ -351,7 +351,7 @@ def of_every_sort(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_of_every_sort_reach_the_model_upright_in_colours(
+def test_images_of_every_sort_reach_the_model_upright_in_colours(
     kind, folders, run, seen, tmp_path
 ):
     for name, off in of_every_sort(tmp_path):
@@ -372,7 +372,7 @@ def test_pictures_of_every_sort_reach_the_model_upright_in_colours(
             assert np.abs(image - wanted).mean() < 40, name
 
 
-def test_bombs_and_damaged_pictures_are_refused_in_a_line(folders, refused, tmp_path):
+def test_bombs_and_damaged_images_are_refused_in_a_line(folders, refused, tmp_path):
     whole = tmp_path / "whole.png"
     Image.fromarray(scene(60, 60)).save(whole)
     data = whole.read_bytes()
@@ -404,7 +404,7 @@ def test_dtype_and_cells_are_asked_for_or_those_of_the_folder(kind, folders, tmp
         (folder, "bfloat16", "bfloat16"),
         (folder, None, "float32"),
     ]:
-        bundle = asked_cli.Asked(checkpoint=given, dtype=dtype, cells=9).predictor().bundle
+        bundle = asked_cli.Asked(checkpoint=given, dtype=dtype, visual_tokens=9).predictor().bundle
         model = nnx.merge(bundle.graph, bundle.params)
         assert (model.compute.dtype, model.compute.param_dtype) == (want, want)
         # Strips may take more than there are in a square, frames are counted in.
@@ -414,18 +414,20 @@ def test_dtype_and_cells_are_asked_for_or_those_of_the_folder(kind, folders, tmp
 
 def test_cells_that_cannot_be_are_refused(folders, run, tmp_path):
     Image.new("RGB", (50, 30)).save(tmp_path / "fine.png")
-    for cells in (0, 3, 10**9):
+    for visual_tokens in (0, 3, 10**9):
         ask = ("--checkpoint", folders[KINDS[0]], "--image", tmp_path / "fine.png", *WORDS)
-        status, _, lines = run("predict", *ask, "--cells", cells)
+        status, _, lines = run("predict", *ask, "--visual-tokens", visual_tokens)
         assert status == 1
         assert len(lines) == 1
-        assert "cells: expected 4 to" in lines[0]
+        assert "visual_tokens: expected 4 to" in lines[0]
 
 
 def test_cells_of_a_trained_model_are_its_own(folders, tmp_path):
     bundle = bundles.load(folders[KINDS[0]])
     bundles.save(bundle, tmp_path / "trained")
     taught = bundle.layout.max_patches // bundle.layout.merge**2
-    assert bundles.load(tmp_path / "trained", cells=taught).layout == bundle.layout
-    with pytest.raises(ValueError, match=f"cells: expected {taught}, with which .* leave it out"):
-        bundles.load(tmp_path / "trained", cells=taught - 1)
+    assert bundles.load(tmp_path / "trained", visual_tokens=taught).layout == bundle.layout
+    with pytest.raises(
+        ValueError, match=f"visual_tokens: expected {taught}, with which .* leave it out"
+    ):
+        bundles.load(tmp_path / "trained", visual_tokens=taught - 1)

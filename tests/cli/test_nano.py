@@ -56,13 +56,13 @@ def test_it_outlines_scenes_that_it_has_not_seen():
 @pytest.mark.slow
 def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
     sample = nano.scenes(seed=3)[0]
-    picture = tmp_path / "scene.png"
-    Image.fromarray(np.asarray(sample.image)).save(picture)
-    told = ["predict", "--image", str(picture), "--text", sample.phrases[0][0]]
+    image = tmp_path / "scene.png"
+    Image.fromarray(np.asarray(sample.image)).save(image)
+    told = ["predict", "--image", str(image), "--text", sample.phrases[0][0]]
     assert shell.main(told) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "OK"
-    assert predict.Config(image=Path(picture)).folder == model_options.NANO
+    assert predict.Config(image=Path(image)).folder == model_options.NANO
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import small_run
 from PIL import Image
 
 from seg_jax.cli import finetune, main, tiny
-from seg_jax.data import images, pipeline
+from seg_jax.data import image_files, pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
@@ -91,7 +91,7 @@ def given(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "ok.png"
     Image.new("RGB", (64, 64), "red").save(path)
     return path
@@ -248,10 +248,10 @@ def curve_of(out):
     ]
 
 
-# Pictures and questions.
+# Images and questions.
 
 
-def test_predict_refuses_wrong_pictures(fails, given, tmp_path):
+def test_predict_refuses_wrong_images(fails, given, tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
@@ -281,8 +281,8 @@ def test_predict_refuses_wrong_pictures(fails, given, tmp_path):
         (["--box", "0.9", "0.9", "0.1", "0.1"], "x0 < x1"),
     ],
 )
-def test_predict_refuses_wrong_questions(fails, given, picture, words, say):
-    assert say in fails("predict", "--checkpoint", given, "--image", picture, *words)
+def test_predict_refuses_wrong_questions(fails, given, image, words, say):
+    assert say in fails("predict", "--checkpoint", given, "--image", image, *words)
 
 
 def test_unknown_options_are_named(fails):
@@ -290,8 +290,8 @@ def test_unknown_options_are_named(fails):
         assert "'--colour'" in fails(program, "--colour", "red", status=2)
 
 
-def test_predict_knows_before_its_work_where_it_cannot_write(fails, given, picture, tmp_path):
-    ask = ("predict", "--checkpoint", given, "--image", picture, *WORDS)
+def test_predict_knows_before_its_work_where_it_cannot_write(fails, given, image, tmp_path):
+    ask = ("predict", "--checkpoint", given, "--image", image, *WORDS)
     (tmp_path / "file").write_text("mine")
     for out in ("file", "file/below"):
         assert str(tmp_path / "file") in fails(*ask, "--out", tmp_path / out)
@@ -300,14 +300,14 @@ def test_predict_knows_before_its_work_where_it_cannot_write(fails, given, pictu
 
 
 def test_predict_on_a_full_disk_leaves_no_half_overlay(
-    fails, given, picture, small_disk, monkeypatch
+    fails, given, image, small_disk, monkeypatch
 ):
     folder, fill = small_disk
     fill()
     nothing = np.zeros((1, 1, 4), np.int32), np.zeros((1, 1, 4), bool)
     rollout = type("Rollout", (), {"ids": nothing[0], "used": nothing[1]})
     monkeypatch.setattr(Predictor, "answer", lambda *_: (rollout, None, None))
-    line = fails("predict", "--checkpoint", given, "--image", picture, *WORDS, "--out", folder)
+    line = fails("predict", "--checkpoint", given, "--image", image, *WORDS, "--out", folder)
     assert line.startswith("disk full")
     assert [path.name for path in folder.iterdir()] == ["filler"]
 
@@ -316,8 +316,8 @@ def test_predict_on_a_full_disk_leaves_no_half_overlay(
 
 
 @pytest.mark.parametrize("program", ["predict", "evaluate", "finetune", "reinforce"])
-def test_a_folder_that_is_no_checkpoint_is_named(fails, program, picture, tmp_path):
-    more = ("--image", picture, *WORDS) if program == "predict" else ()
+def test_a_folder_that_is_no_checkpoint_is_named(fails, program, image, tmp_path):
+    more = ("--image", image, *WORDS) if program == "predict" else ()
     more += ("--out", tmp_path / "out") if program in ("finetune", "reinforce") else ()
     (tmp_path / "file").write_text("x")
     for name in ("nowhere", "file", "."):
@@ -590,6 +590,6 @@ def test_a_full_disk_while_the_report_and_numbers_are_written(small_disk):
     with pytest.raises(OSError):
         run_folder.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
     with pytest.raises(OSError):
-        images.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
+        image_files.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
     assert {path.name for path in folder.iterdir()} == {"filler", "report.html"}
     assert (folder / "report.html").read_text() == "before"

@@ -18,7 +18,7 @@ def tree(folder):
 
 
 def test_a_pipeline_builds_what_processes_build(tmp_path, capsys):
-    formats.refer(tmp_path, "grefcoco_unc", pictures=4)
+    formats.refer(tmp_path, "grefcoco_unc", images=4)
     words = ["build", "grefcoco_unc", "--source", str(tmp_path), "--records", "2", "--out"]
     assert shell.main([*words, str(tmp_path / "a"), "--workers", "1"]) == 0
     beam = ["--runner", "DirectRunner", "--runner-options", "direct_num_workers=1"]

@@ -48,10 +48,10 @@ def tree(folder):
     }
 
 
-def family(root, *, pictures=3):
-    """Makes two data sets that share pictures: val of the second holds train of the first."""
-    formats.refer(root, "refcoco_unc", pictures=pictures)
-    formats.refer(root, "refcocoplus_unc", pictures=pictures, first=3 - pictures + 1)
+def family(root, *, images=3):
+    """Makes two data sets that share images: val of the second holds train of the first."""
+    formats.refer(root, "refcoco_unc", images=images)
+    formats.refer(root, "refcocoplus_unc", images=images, first=3 - images + 1)
     return dataset.Plan(name="refcoco_unc", source=root, out=root / "out", records=2)
 
 
@@ -83,31 +83,31 @@ def test_a_build_holds_what_the_files_say(tmp_path):
     assert sorted(told) == sorted(wanted)
     assert report["splits"]["train"]["records"] == 3
     assert sum(one["expressions"] for one in report["splits"].values()) == len(wanted)
-    # Three pictures are not what was published, and this is said.
+    # Three images are not what was published, and this is said.
     assert "refcoco_unc train: expected 42404 refs as published, got 6" in report["warnings"]
-    assert report["annotated"]["val"] == {"refs": 6, "pictures": 3, "expressions": 12}
+    assert report["annotated"]["val"] == {"refs": 6, "images": 3, "expressions": 12}
 
 
 def test_published_sizes_are_not_complained_about():
     sizes = expected_sizes.SIZES["refcocog_umd"]
     assert expected_sizes.differences("refcocog_umd", sizes) == []
-    less = sizes | {"val": sizes["val"]._replace(pictures=1299)}
+    less = sizes | {"val": sizes["val"]._replace(images=1299)}
     told = expected_sizes.differences("refcocog_umd", less)
-    assert told == ["refcocog_umd val: expected 1300 pictures as published, got 1299"]
+    assert told == ["refcocog_umd val: expected 1300 images as published, got 1299"]
 
 
 def leaky(root):
-    """Makes the family: val of refCOCO+ has two, testA one of refCOCO's three train pictures."""
+    """Makes the family: val of refCOCO+ has two, testA one of refCOCO's three train images."""
     formats.refer(root, "refcoco_unc", first=10)
-    formats.refer(root, "refcocoplus_unc", pictures=2, first=8)
+    formats.refer(root, "refcocoplus_unc", images=2, first=8)
     return dataset.Plan(name="refcoco_unc", source=root, out=root / "out")
 
 
-def test_no_picture_of_another_val_or_test_split_is_trained_on(tmp_path):
+def test_no_image_of_another_val_or_test_split_is_trained_on(tmp_path):
     asked = leaky(tmp_path)
     leaks = build(asked)["leaks"]
     # refCOCO+ has 8, 9 in train, 10, 11 in val, 12, 13 in testA.
-    assert leaks["train"]["train"]["pictures"] == 3
+    assert leaks["train"]["train"]["images"] == 3
     assert leaks["by"] == {"refcocoplus_unc/testA": 1, "refcocoplus_unc/val": 2}
     assert "refcocog_umd" in leaks["not_there"]
     assert not [*asked.out.glob("*-train.*")]
@@ -117,14 +117,14 @@ def test_the_paper_keeps_leaks_and_they_are_counted(tmp_path):
     asked = dataclasses.replace(leaky(tmp_path), paper=True)
     leaks = build(asked)["leaks"]
     assert leaks["filter"] == "kept, as the paper does"
-    assert leaks["train"]["train"] == {"pictures": 3, "of": 3, "expressions": 12}
+    assert leaks["train"]["train"] == {"images": 3, "of": 3, "expressions": 12}
     assert len(records(asked.out, "refcoco_unc", "train")) == 3
 
 
 def test_leaks_are_of_chosen_editions(tmp_path):
     formats.refer(tmp_path, "refcoco_unc", first=10)
-    formats.refer(tmp_path, "refcocoplus_unc", pictures=1, first=10)
-    formats.refer(tmp_path, "refcocog_umd", pictures=1, first=10)
+    formats.refer(tmp_path, "refcocoplus_unc", images=1, first=10)
+    formats.refer(tmp_path, "refcocog_umd", images=1, first=10)
     asked = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out")
     # refCOCO+ has 10 in train, 11 in val, 12 in testA; refCOCOg has 11 in val, 12 in test.
     chosen = dataclasses.replace(asked, held_out=("refcocog_umd",), splits=("train",))
@@ -136,9 +136,9 @@ def test_leaks_are_of_chosen_editions(tmp_path):
         build(missing)
 
 
-def test_pictures_of_coco_are_held_out_too(tmp_path):
+def test_images_of_coco_are_held_out_too(tmp_path):
     formats.instances(tmp_path / "coco")
-    formats.refer(tmp_path, "refcocog_umd", pictures=1, first=1)
+    formats.refer(tmp_path, "refcocog_umd", images=1, first=1)
     asked = dataset.Plan(name="coco_instances", source=tmp_path / "coco", out=tmp_path / "out")
     assert build(asked)["leaks"]["filter"].startswith("off: --family")
     asked = dataclasses.replace(asked, family=tmp_path, out=tmp_path / "safe")
@@ -151,22 +151,22 @@ def spoiled(root):
     formats.folder(root)
     lines = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
     good = lines[0]
-    (root / "pictures/cut.jpg").write_bytes(
-        formats.picture(root / "pictures/whole.jpg", 9).read_bytes()[:700]
+    (root / "images/cut.jpg").write_bytes(
+        formats.image(root / "images/whole.jpg", 9).read_bytes()[:700]
     )
-    (root / "pictures/text.png").write_text("no picture")
-    formats.picture(root / "pictures/grey.jpg", 5, mode="L")
+    (root / "images/text.png").write_text("no image")
+    formats.image(root / "images/grey.jpg", 5, mode="L")
     outside = [[-20.0, 5.0, 30.0, 5.0, 30.0, 30.0]]
     far = [[100.0, 100.0, 120.0, 100.0, 120.0, 120.0]]
     more = [
-        {"image": "pictures/absent.png"},
-        {"image": "pictures/cut.jpg"},
-        {"image": "pictures/text.png"},
-        {"image": "pictures/grey.jpg"},
-        {"image": "pictures/1.png", "key": "other"},
-        {"image": "pictures/1.png"},
+        {"image": "images/absent.png"},
+        {"image": "images/cut.jpg"},
+        {"image": "images/text.png"},
+        {"image": "images/grey.jpg"},
+        {"image": "images/1.png", "key": "other"},
+        {"image": "images/1.png"},
         {
-            "image": "pictures/2.png",
+            "image": "images/2.png",
             "key": "odd",
             "objects": [
                 {"segmentation": outside},
@@ -183,7 +183,7 @@ def spoiled(root):
             ],
         },
         {
-            "image": "pictures/2.png",
+            "image": "images/2.png",
             "key": "nothing",
             "objects": [{"segmentation": far}],
             "phrases": [{"text": "all out", "objects": [0]}],
@@ -197,19 +197,19 @@ def spoiled(root):
 def test_faults_are_left_out_and_counted(tmp_path):
     asked = spoiled(tmp_path)
     report = build(asked)
-    reasons = {Path(one["picture"]).name: one["reason"] for one in report["skipped"]}
+    reasons = {Path(one["image"]).name: one["reason"] for one in report["skipped"]}
     assert reasons["absent.png"] == "missing"
     assert reasons["cut.jpg"].startswith("broken: ")
     assert reasons["text.png"].startswith("broken: ")
     nothing = next(one for one in report["skipped"] if one["key"] == "train/nothing")
     assert nothing["reason"] == "no object and no expression is left of it"
     assert report["keys_repeated"] == ["train/1"]
-    assert report["pictures_repeated"] == {"train": 2}
+    assert report["images_repeated"] == {"train": 2}
     train = report["splits"]["train"]
     assert train["skipped"] == 4
     assert train["records"] == 6
-    assert train["pictures_converted"] == 1
-    assert train["objects_beyond_picture"] == 2
+    assert train["images_converted"] == 1
+    assert train["objects_beyond_image"] == 2
     assert train["objects_without_pixels"] == 2
     assert train["objects_with_broken_outline"] == 1
     assert train["expressions_dropped"] == 2
@@ -217,23 +217,23 @@ def test_faults_are_left_out_and_counted(tmp_path):
     assert train["expressions_repeated"] == 1
     by_key = {one.key: one for one in records(asked.out, "folder", "train")}
     assert [one.text for one in by_key["train/odd"].told] == ["half out", "half out", "both"]
-    with Image.open(tmp_path / "pictures/grey.jpg") as grey:
+    with Image.open(tmp_path / "images/grey.jpg") as grey:
         wanted = np.asarray(grey.convert("RGB"))
     np.testing.assert_array_equal(by_key["train/grey"].pixels(), wanted)
 
 
-def test_pictures_of_another_size_are_left_out(tmp_path):
+def test_images_of_another_size_are_left_out(tmp_path):
     formats.refer(tmp_path, "refcoco_unc")
     place = tmp_path / "images/mscoco/images/train2014"
-    formats.picture(place / f"COCO_train2014_{1:012d}.jpg", 1, height=64, width=48)
+    formats.image(place / f"COCO_train2014_{1:012d}.jpg", 1, height=64, width=48)
     report = build(dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out"))
     assert [one["reason"] for one in report["skipped"]] == [
         "expected 48x64 as annotated, got 64x48"
     ]
 
 
-def test_turned_pictures_of_reasonseg_are_stored_upright(tmp_path):
-    formats.reasonseg(tmp_path, pictures=1)
+def test_turned_images_of_reasonseg_are_stored_upright(tmp_path):
+    formats.reasonseg(tmp_path, images=1)
     path = tmp_path / "train" / "train_0.jpg"
     with Image.open(path) as image:
         exif = image.getexif()
@@ -274,10 +274,10 @@ def test_changed_annotations_are_made_again(tmp_path):
     assert told[1] == ["the star", "both of them", "a fork"]
 
 
-def survive(tmp_path, *, kills, workers, pictures, rng):
+def survive(tmp_path, *, kills, workers, images, rng):
     """Kills a build so many times, at random; returns the files made before each kill."""
     root, out = tmp_path / "source", tmp_path / "killed"
-    formats.refer(root, "refcoco_unc", pictures=pictures)
+    formats.refer(root, "refcoco_unc", images=images)
     whole = tmp_path / "whole"
 
     def begun(out, workers):
@@ -318,7 +318,7 @@ def survive(tmp_path, *, kills, workers, pictures, rng):
     ("kills", "workers"), [(10, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
 )
 def test_a_build_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path, kills, workers):
-    seen = survive(tmp_path, kills=kills, workers=workers, pictures=100, rng=random.Random(1))
+    seen = survive(tmp_path, kills=kills, workers=workers, images=100, rng=random.Random(1))
     assert len(seen) == kills
     assert 0 < seen[-1] < 200
     assert len({*seen}) > kills // 2, seen
@@ -390,26 +390,26 @@ def test_a_folder_belongs_to_one_build(tmp_path):
         assert not [*asked.out.glob("*.array_record-*")]
 
 
-def test_pictures_that_lie_elsewhere_are_told_at_once(tmp_path):
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+def test_images_that_lie_elsewhere_are_told_at_once(tmp_path):
+    formats.refer(tmp_path, "refcoco_unc", images=1)
     asked = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out")
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="do: --pictures DIR"):
+    with pytest.raises(ValueError, match="do: --images DIR"):
         dataset.plan(asked)
-    with pytest.raises(ValueError, match="got none of the first 4; do: --pictures DIR"):
-        dataset.plan(dataclasses.replace(asked, pictures=tmp_path))
+    with pytest.raises(ValueError, match="got none of the first 4; do: --images DIR"):
+        dataset.plan(dataclasses.replace(asked, images=tmp_path))
     found = tmp_path / "elsewhere/mscoco/images/train2014"
-    assert len(dataset.plan(dataclasses.replace(asked, pictures=found)).tasks) == 4
+    assert len(dataset.plan(dataclasses.replace(asked, images=found)).tasks) == 4
 
 
 def test_other_splits_are_told(tmp_path):
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    formats.refer(tmp_path, "refcoco_unc", images=1)
     asked = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path, splits=("test",))
     with pytest.raises(ValueError, match="expected some of testA, testB, train, val, got test"):
         dataset.plan(asked)
 
 
-def test_pictures_without_objects_come_last(tmp_path):
+def test_images_without_objects_come_last(tmp_path):
     formats.folder(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     lines[0]["phrases"] = lines[0]["phrases"][2:]

@@ -45,7 +45,7 @@ def made(tmp_path_factory):
     return root / "out", told
 
 
-def test_a_sample_is_a_picture_with_the_objects_that_are_meant(made):
+def test_a_sample_is_an_image_with_the_objects_that_are_meant(made):
     root, told = made
     data, refs = told["refcoco_unc"]
     source = Built(folders=(root / "refcoco_unc",))
@@ -131,7 +131,7 @@ def test_the_pipeline_reads_it_in_worker_processes(made):
         drawn.append([next(rows) for _ in range(3)])
     for one, other in zip(*drawn, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
-        np.testing.assert_array_equal(one.pictures.patches, other.pictures.patches)
+        np.testing.assert_array_equal(one.images.patches, other.images.patches)
     assert drawn[0][0].ids.shape[0] == 2
 
 
@@ -167,7 +167,8 @@ def test_tfds_reads_a_build(made, name):
 def test_neither_tensorflow_nor_tfds_is_needed(made):
     root, _ = made
     code = (
-        "import sys; from pathlib import Path; from seg_jax.data import sources; from seg_jax.data.build import dataset\n"
+        "import sys; from pathlib import Path; from seg_jax.data import sources\n"
+        "from seg_jax.data.build import dataset\n"
         f"source = sources.Built(folders=(Path({str(root / 'refcoco_unc')!r}),))\n"
         "assert source[0].masks.any()\n"
         "print({'tensorflow', 'tensorflow_datasets', 'torch'} & set(sys.modules))"
@@ -186,7 +187,7 @@ def test_grain_reads_a_build(made):
     ]
 
 
-def official(folder, *, pictures=2):
+def official(folder, *, images=2):
     """Writes TFDS's ref_coco 1.1.0 by TFDS's own serialiser; returns masks and texts."""
     f = tfds.features
     box = {"id": np.int64, "area": np.int64, "bbox": f.BBoxFeature(), "label": np.int64}
@@ -205,7 +206,7 @@ def official(folder, *, pictures=2):
     writer = ArrayRecordWriter(
         str(folder / record_schema.file_name("ref_coco", "validation", 0, 1)), "group_size:1"
     )
-    for number in range(pictures):
+    for number in range(images):
         masks = [formats.rectangle(2, 3, 20 + number, 30), formats.rectangle(25, 5, 40, 60)]
         texts = [["the top", "upper one"], ["bottom"]]
         truth.append((masks, texts))
@@ -214,15 +215,15 @@ def official(folder, *, pictures=2):
             buffer = io.BytesIO()
             Image.fromarray(one).save(buffer, "png")  # One bit a pixel, as TFDS's builder writes.
             pngs.append(buffer.getvalue())
-        picture = formats.picture(folder / "picture.jpg", number).read_bytes()
-        (folder / "picture.jpg").unlink()
+        image = formats.image(folder / "image.jpg", number).read_bytes()
+        (folder / "image.jpg").unlink()
         boxes = np.array(
             [[2 / 48, 3 / 64, (20 + number) / 48, 30 / 64], [25 / 48, 5 / 64, 40 / 48, 60 / 64]]
         )
         writer.write(
             tf_example.encode(
                 {
-                    "image": [picture],
+                    "image": [image],
                     "image/id": np.array([500 + number], np.int64),
                     "objects/id": np.array([7, 8], np.int64),
                     "objects/area": np.array([1, 2], np.int64),
@@ -245,7 +246,7 @@ def official(folder, *, pictures=2):
         )
     writer.close()
     (folder / "features.json").write_text(json.dumps(features.to_json()))
-    info = record_schema.info_json("ref_coco", "", [("validation", [pictures], 1)])
+    info = record_schema.info_json("ref_coco", "", [("validation", [images], 1)])
     (folder / "dataset_info.json").write_text(info)
     return truth
 

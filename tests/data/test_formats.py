@@ -21,19 +21,19 @@ def mask_of(thing):
 @pytest.mark.parametrize("name", sorted(formats.SPLITS))
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_the_refer_family_is_read(tmp_path, name, protocol):
-    data, refs = formats.refer(tmp_path, name, pictures=2, protocol=protocol)
+    data, refs = formats.refer(tmp_path, name, images=2, protocol=protocol)
     edition = refer.FAMILY[name]
-    pictures = tmp_path / (
-        "images/saiapr_tc-12" if edition.pictures == "saiapr" else "images/mscoco/images/train2014"
+    images = tmp_path / (
+        "images/saiapr_tc-12" if edition.images == "saiapr" else "images/mscoco/images/train2014"
     )
-    read = refer.read(tmp_path, name, pictures)
+    read = refer.read(tmp_path, name, images)
     assert read.faults == []
     by_split = annotations.splits(read.entries)
     assert sorted(by_split) == sorted(formats.SPLITS[name])
     notes = {note["id"]: note for note in data["annotations"]}
     told = {}
     for entry in read.entries:
-        assert entry.picture.is_file()
+        assert entry.image.is_file()
         assert entry.size == (48, 64)
         for thing in entry.things:
             np.testing.assert_array_equal(
@@ -55,16 +55,16 @@ def test_the_refer_family_is_read(tmp_path, name, protocol):
     assert sum(read.refs.values()) == len(refs)
 
 
-def test_pictures_of_refclef_may_lie_flat(tmp_path):
-    formats.refer(tmp_path, "refclef_unc", pictures=1)
+def test_images_of_refclef_may_lie_flat(tmp_path):
+    formats.refer(tmp_path, "refclef_unc", images=1)
     for path in list((tmp_path / "images/saiapr_tc-12").rglob("*.jpg")):
         path.rename(tmp_path / "images/saiapr_tc-12" / path.name)
     read = refer.read(tmp_path, "refclef_unc", tmp_path / "images/saiapr_tc-12")
-    assert all(entry.picture.is_file() for entry in read.entries)
+    assert all(entry.image.is_file() for entry in read.entries)
 
 
 def test_crowds_of_grefcoco_are_not_meant(tmp_path):
-    data, _ = formats.refer(tmp_path, "grefcoco_unc", pictures=1)
+    data, _ = formats.refer(tmp_path, "grefcoco_unc", images=1)
     first = data["annotations"][0]
     first["iscrowd"] = 1
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(data))
@@ -79,7 +79,7 @@ def test_crowds_of_grefcoco_are_not_meant(tmp_path):
 
 
 def test_references_to_nothing_are_told(tmp_path):
-    _, refs = formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    _, refs = formats.refer(tmp_path, "refcoco_unc", images=1)
     refs[0]["ann_id"], refs[2]["image_id"] = 999_999, 888_888
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     read = refer.read(tmp_path, "refcoco_unc", tmp_path)
@@ -105,14 +105,14 @@ def wrong_reference(refs):
     ],
 )
 def test_wrong_references_are_told(tmp_path, spoil, told):
-    _, refs = formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    _, refs = formats.refer(tmp_path, "refcoco_unc", images=1)
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(spoil(refs), 2))
     with pytest.raises(ValueError, match=told):
         refer.read(tmp_path, "refcoco_unc", tmp_path)
 
 
 def test_a_hostile_file_of_references_runs_nothing(tmp_path):
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    formats.refer(tmp_path, "refcoco_unc", images=1)
 
     class Attack:
         def __reduce__(self):
@@ -221,7 +221,7 @@ def test_what_is_missing_is_told(tmp_path):
         folder.read(tmp_path)
     with pytest.raises(ValueError, match="expected the folders train, val and test"):
         reasonseg.read(tmp_path)
-    formats.refer(tmp_path, "refcoco_unc", pictures=1)
+    formats.refer(tmp_path, "refcoco_unc", images=1)
     (tmp_path / "refcoco" / "refs(unc).p").unlink()
     with pytest.raises(ValueError, match="expected the references of refcoco"):
         refer.read(tmp_path, "refcoco_unc", tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures of published checkpoints: cut as their own processors cut them, to the last byte."""
+"""Images of published checkpoints: cut as their own processors cut them, to the last byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import moonvit, qwen25_vl
-from seg_jax.records import Pictures, Sample
+from seg_jax.records import Images, Sample
 from seg_jax.tasks.referring import Mixture, Referring
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -50,7 +50,7 @@ KIMI = {
     **{"patch_size": 14, "in_token_limit": 4096, "pad_input": True, "num_pooled_tokens": 1024},
     **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
 }
-"""What the published checkpoints' `preprocessor_config.json` say of pictures."""
+"""What the published checkpoints' `preprocessor_config.json` say of images."""
 
 SIZES = [(480, 640), (1, 150), (37, 41), (897, 1200), (1300, 1700), (700, 90), (56, 28), (3, 3)]
 
@@ -63,7 +63,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer):
-    """Returns a function that gives the encoder of a family's pictures."""
+    """Returns a function that gives the encoder of a family's images."""
 
     def make(family, found, **options):
         return encode.Encoder(tokenizer, encode.layout_of(family, found, **options))
@@ -72,16 +72,16 @@ def encoder(tokenizer):
 
 
 def scene(height, width):
-    """Returns a picture of blocks and noise, which no resampling leaves as it was."""
+    """Returns an image of blocks and noise, which no resampling leaves as it was."""
     rng = np.random.default_rng(height * width)
     small = rng.integers(0, 256, (-(-height // 9), -(-width // 9), 3))
     blocks = small.repeat(9, axis=0).repeat(9, axis=1)[:height, :width]
     return np.clip(blocks + rng.integers(-30, 30, blocks.shape), 0, 255).astype(np.uint8)
 
 
-def real(pictures):
+def real(images):
     """Returns the patches that are no padding of the row."""
-    return pictures.patches[pictures.picture >= 0]
+    return images.patches[images.image >= 0]
 
 
 @pytest.mark.parametrize(("family", "found"), [("qwen2_5_vl", QWEN25), ("qwen3_vl", QWEN3)])
@@ -92,11 +92,11 @@ def test_qwens_bytes_are_those_of_transformers(family, found, size, encoder):
     bare = {"do_rescale": False, "do_normalize": False, "size": None}
     official = Qwen2VLImageProcessorPil(**(found | kept | bare))
     theirs = official(Image.fromarray(scene(*size)), return_tensors="np")
-    pictures, grid_of = asked.picture(scene(*size))
+    images, grid_of = asked.image(scene(*size))
     assert theirs["image_grid_thw"].tolist() == [[1, *grid_of]]
     patch = found["patch_size"] ** 2
     frames = theirs["pixel_values"].reshape(-1, 3, 2, patch)
-    np.testing.assert_array_equal(real(pictures), frames[:, :, 0].reshape(-1, 3 * patch))
+    np.testing.assert_array_equal(real(images), frames[:, :, 0].reshape(-1, 3 * patch))
     np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
 
 
@@ -106,30 +106,28 @@ def test_kimis_bytes_are_those_of_its_rule(size, pad, encoder):
     asked = encoder("kimi_vl", KIMI | {"pad_input": pad})
     image = scene(*size)
     if not pad and min(size) < 28:
-        with pytest.raises(ValueError, match="at least 28x28 to cut to whole cells"):
-            asked.picture(image)
+        with pytest.raises(ValueError, match="at least 28x28 to cut to whole visual tokens"):
+            asked.image(image)
         return
-    pictures, (rows, columns) = asked.picture(image)
+    images, (rows, columns) = asked.image(image)
     theirs, shape = moonshot.patches(image, patch=14, merge=2, limit=4096, pad=pad)
     assert shape == (rows, columns)
-    row, column = pictures.place[pictures.picture >= 0].T
-    np.testing.assert_array_equal(real(pictures), theirs[row * columns + column])
+    row, column = images.place[images.image >= 0].T
+    np.testing.assert_array_equal(real(images), theirs[row * columns + column])
 
 
-def test_what_pads_a_picture_is_black(encoder):
-    pictures, (rows, columns) = encoder("kimi_vl", KIMI).picture(
-        np.full((30, 50, 3), 255, np.uint8)
-    )
+def test_what_pads_an_image_is_black(encoder):
+    images, (rows, columns) = encoder("kimi_vl", KIMI).image(np.full((30, 50, 3), 255, np.uint8))
     assert (rows, columns) == (4, 4)
     canvas = np.zeros((56, 56, 3), np.uint8)
-    places = pictures.place[pictures.picture >= 0]
-    for patch, (row, column) in zip(real(pictures), places, strict=True):
+    places = images.place[images.image >= 0]
+    for patch, (row, column) in zip(real(images), places, strict=True):
         square = patch.reshape(3, 14, 14).transpose(1, 2, 0)
         canvas[14 * row :, 14 * column :][:14, :14] = square
     want = np.zeros_like(canvas)
     want[:30, :50] = 255
     np.testing.assert_array_equal(canvas, want)
-    assert not pictures.patches[pictures.picture < 0].any()
+    assert not images.patches[images.image < 0].any()
 
 
 def identity(tower):
@@ -138,26 +136,26 @@ def identity(tower):
     tower.patch.kernel = nnx.Param(jnp.eye(*size))
 
 
-def entering(tower, pictures):
+def entering(tower, images):
     """Returns what goes into the tower's first block."""
-    rows = Pictures(*(np.asarray(leaf)[None] for leaf in pictures))
-    return np.asarray(tower.embed(rows))[0][pictures.picture >= 0]
+    rows = Images(*(np.asarray(leaf)[None] for leaf in images))
+    return np.asarray(tower.embed(rows))[0][images.image >= 0]
 
 
 def test_normalised_pixels_are_those_of_transformers(encoder):
     found = QWEN25 | {"patch_size": 6, "min_pixels": 144, "max_pixels": 9216}
-    pictures, _ = encoder("qwen2_5_vl", found).picture(scene(50, 70))
+    images, _ = encoder("qwen2_5_vl", found).image(scene(50, 70))
     statistics = {name: tuple(values) for name, values in CLIP.items()}
     config = tiny_vlm.config(vision={"hidden_size": 216, "depth": 1, **statistics})
     tower = qwen25_vl.VisionTower(config, compute=layers.Compute(), rngs=nnx.Rngs(0))
     identity(tower)
     theirs = Qwen2VLImageProcessorPil(**found)(Image.fromarray(scene(50, 70)), return_tensors="np")
-    np.testing.assert_allclose(entering(tower, pictures), theirs["pixel_values"], atol=2e-6)
+    np.testing.assert_allclose(entering(tower, images), theirs["pixel_values"], atol=2e-6)
 
 
 def test_black_is_normalised_as_all_else(encoder):
     found = KIMI | {"patch_size": 6, "in_token_limit": 64}
-    pictures, _ = encoder("kimi_vl", found).picture(scene(17, 29))
+    images, _ = encoder("kimi_vl", found).image(scene(17, 29))
     vision = moonvit.Vision(
         **{"patch_size": 6, "hidden_size": 108, "intermediate_size": 8},
         **{"num_attention_heads": 3, "num_hidden_layers": 1},
@@ -165,19 +163,19 @@ def test_black_is_normalised_as_all_else(encoder):
     tower = moonvit.VisionTower(vision, out=8, compute=layers.Compute(), rngs=nnx.Rngs(0))
     identity(tower)
     tower.grid.embedding = nnx.Param(jnp.zeros(tower.grid.embedding.shape))
-    theirs = (real(pictures) / 255.0 - 0.5) / 0.5
-    np.testing.assert_allclose(entering(tower, pictures), theirs, atol=2e-6)
+    theirs = (real(images) / 255.0 - 0.5) / 0.5
+    np.testing.assert_allclose(entering(tower, images), theirs, atol=2e-6)
     assert (theirs == -1).sum() > 1000
 
 
 @pytest.mark.parametrize(("family", "found"), [("kimi_vl", KIMI), ("qwen2_5_vl", QWEN25)])
-def test_coordinates_are_those_of_the_picture_as_it_came(family, found, encoder):
+def test_coordinates_are_those_of_the_image_as_it_came(family, found, encoder):
     height, width = 61, 43
     mask = np.zeros((1, height, width), bool)
     mask[0, 20:50, 10:30] = True
     sample = Sample("one", scene(height, width), mask, (("the star",),))
     made = encoder(family, found)
-    _, (rows, columns) = made.picture(sample.image)
+    _, (rows, columns) = made.image(sample.image)
     assert (rows * 14, columns * 14) != (height, width)
     for share, told in (("text_box", "answer"), ("box_mask", "question")):
         mixture = Mixture(**{"text_mask": 0.0, share: 1.0})
@@ -196,7 +194,7 @@ def test_layouts_of_published_checkpoints():
     assert (old.patch, old.merge, old.min_pixels) == (14, 2, 3136)
     assert (old.max_pixels, old.max_patches) == (1280 * 28 * 28, 5120)
     assert old.max_prompt == 1280 + 256
-    wide = encode.layout_of("qwen2_5_vl", QWEN25, cells=10**6)
+    wide = encode.layout_of("qwen2_5_vl", QWEN25, visual_tokens=10**6)
     assert (wide.max_pixels, wide.max_patches) == (12_845_056, 4 * 16_384)
     new = encode.layout_of("qwen3_vl", QWEN3)
     assert (new.patch, new.min_pixels, new.max_pixels) == (16, 65_536, 1280 * 32 * 32)
@@ -206,7 +204,7 @@ def test_layouts_of_published_checkpoints():
     final = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384})
     assert final.native.limit == 4225
     assert final.max_patches <= 5120
-    final = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384}, cells=4608)
+    final = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384}, visual_tokens=4608)
     assert (final.native.limit, final.max_patches) == (16_384, 17_920)
     assert encode.layout_of("kimi_vl", {}).native == encode.Native(limit=4096, pad=False)
 
@@ -241,11 +239,11 @@ def test_strips_that_do_not_fit_are_refused_with_the_knob_to_turn(encoder):
     with pytest.raises(
         encode.TooLong, match=r"at most 4864 patches, got 5352 .* layout\.native\.l"
     ):
-        asked.picture(strip)
+        asked.image(strip)
     with pytest.raises(ValueError, match="fewer than 512 patches a side"):
-        asked.picture(np.zeros((1, 8000, 3), np.uint8))
+        asked.image(np.zeros((1, 8000, 3), np.uint8))
     with pytest.raises(ValueError, match="aspect ratio of at most 200, got 1x5000"):
-        encoder("qwen2_5_vl", QWEN25).picture(np.zeros((1, 5000, 3), np.uint8))
+        encoder("qwen2_5_vl", QWEN25).image(np.zeros((1, 5000, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import jax
 import numpy as np
-import packed_pictures
+import packed_images
 import pytest
 from batches import assert_same, take
 
@@ -19,13 +19,13 @@ PACK = Pack(tokens=240, patches=256, ahead=6)
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return packed_pictures.encoder(tmp_path_factory.mktemp("tokenizer"))
+    return packed_images.encoder(tmp_path_factory.mktemp("tokenizer"))
 
 
 def feed(encoder, *, held=None, gather=lambda mine: [mine], count=1000, **changes):
     return pipeline.batches(
-        packed_pictures.Crops(count),
-        packed_pictures.TASK,
+        packed_images.Crops(count),
+        packed_images.TASK,
         encoder,
         pipeline.Feed(**({"batch": 4, "seed": 1, "pack": PACK} | changes)),
         rows="sft",
@@ -45,7 +45,7 @@ def wanted(encoder):
 
 def test_a_row_holds_its_pieces_and_nothing_of_one_points_into_another(encoder):
     pieces = [
-        packing.piece(encoder, packed_pictures.examples(n, count)) for n, count in ((0, 2), (1, 1))
+        packing.piece(encoder, packed_images.examples(n, count)) for n, count in ((0, 2), (1, 1))
     ]
     row = packing.joined(encoder, pieces, Pack(tokens=400, patches=256))
     at = spot = 0
@@ -55,28 +55,28 @@ def test_a_row_holds_its_pieces_and_nothing_of_one_points_into_another(encoder):
         np.testing.assert_array_equal(row.tokens.ids[here], one.tokens.ids)
         assert np.unique(row.tokens.segments[here]).tolist() == conversations
         np.testing.assert_array_equal(row.tokens.positions[:, here], one.tokens.positions)
-        np.testing.assert_array_equal(row.pictures.patches[there], one.patches)
-        assert (row.pictures.picture[there] == number).all()
-        # Every conversation looks at all cells of the piece's own picture, in their order.
+        np.testing.assert_array_equal(row.images.patches[there], one.patches)
+        assert (row.images.image[there] == number).all()
+        # Every conversation looks at all visual tokens of the piece's own image, in their order.
         for which in conversations:
-            cells = row.tokens.cells[row.tokens.segments == which]
+            visual_tokens = row.tokens.visual_tokens[row.tokens.segments == which]
             unit = encoder.layout.merge**2
             wanted = np.arange(spot // unit, (spot + patches) // unit)
-            np.testing.assert_array_equal(cells[cells >= 0], wanted)
+            np.testing.assert_array_equal(visual_tokens[visual_tokens >= 0], wanted)
         at, spot = at + tokens, spot + patches
-    first, second = (row.pictures.window[row.pictures.picture == number] for number in (0, 1))
+    first, second = (row.images.window[row.images.image == number] for number in (0, 1))
     assert set(first.tolist()).isdisjoint(second.tolist())
     assert set(first.tolist()) | set(second.tolist()) == set(range(second.max() + 1))
     assert len(np.unique(first)) > 1
     assert not row.tokens.segments[at:].any()
     assert not row.weights[at:].any()
-    assert (row.pictures.picture[spot:] == -1).all()
-    assert (row.pictures.window[spot:] == -1).all()
-    assert (row.tokens.cells[at:] == -1).all()
+    assert (row.images.image[spot:] == -1).all()
+    assert (row.images.window[spot:] == -1).all()
+    assert (row.tokens.visual_tokens[at:] == -1).all()
 
 
-def test_a_conversation_says_what_a_row_of_one_picture_says(encoder):
-    examples = packed_pictures.examples(3, 2)
+def test_a_conversation_says_what_a_row_of_one_image_says(encoder):
+    examples = packed_images.examples(3, 2)
     plain = encoder.batch_row(examples)
     head = plain.tokens.ids[plain.tokens.segments > 0]
     one = packing.piece(encoder, examples)
@@ -118,19 +118,19 @@ def test_the_one_that_waits_longest_goes_with_those_that_fill_the_row_best():
     assert len(found) == 61
 
 
-def test_every_picture_comes_once_in_a_round_and_rows_are_full(encoder):
-    """A lane of a quarter of 40 pictures holds each once before any comes again."""
+def test_every_image_comes_once_in_a_round_and_rows_are_full(encoder):
+    """A lane of a quarter of 40 images holds each once before any comes again."""
     batches = take(feed(encoder, count=40, batch=1), 30)
     rows = lane(batches, 0)
     seen = []
     for row in rows:
-        for number in range(row.pictures.picture.max() + 1):
-            mine = row.pictures.picture == number
-            seen.append(row.pictures.patches[mine].tobytes())
+        for number in range(row.images.image.max() + 1):
+            mine = row.images.image == number
+            seen.append(row.images.patches[mine].tobytes())
     assert len(set(seen[: 40 - 2 * PACK.ahead])) == 40 - 2 * PACK.ahead
     assert len(set(seen)) == 40
     used = np.mean([(row.tokens.segments > 0).mean() for row in rows])
-    alone = np.mean([len(packed_pictures.piece(encoder, n).weights) for n in range(40)])
+    alone = np.mean([len(packed_images.piece(encoder, n).weights) for n in range(40)])
     assert used > 0.8 > alone / PACK.tokens + 0.2
 
 
@@ -153,7 +153,7 @@ def test_it_resumes_exactly_on_any_number_of_processes(encoder, wanted):
     take(alone, 2)
     position = json.loads(json.dumps(alone.get_state()))
     assert position["batches"] == 2
-    assert any(len(numbers) > 1 for numbers in position["lanes"]), "some pictures wait"
+    assert any(len(numbers) > 1 for numbers in position["lanes"]), "some images wait"
     assert_same(take(alone, 2), wanted[2:])
     again = feed(encoder, threads=0)
     again.set_state(position)
@@ -196,8 +196,8 @@ def test_what_cannot_be_packed_is_refused_in_a_line(encoder):
         pipeline.Feed(pack=PACK, packed_rows=2)
     with pytest.raises(ValueError, match=r"feed\.pack: expected whole numbers >= 1"):
         Pack(ahead=0)
-    both = packed_pictures.examples(0, 1) + packed_pictures.examples(1, 1)
-    with pytest.raises(ValueError, match="one picture"):
+    both = packed_images.examples(0, 1) + packed_images.examples(1, 1)
+    with pytest.raises(ValueError, match="one image"):
         packing.piece(encoder, both)
     with pytest.raises(ValueError, match="expected a position of 4 packed rows, got one of 0"):
         feed(encoder).set_state({"batches": 3})

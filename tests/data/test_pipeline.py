@@ -84,9 +84,9 @@ def test_it_resumes_exactly(wanted):
 def test_it_is_endless_and_every_round_is_new():
     iterator = feed(count=8, questions=1)
     first, second, third = (
-        [row for batch in take(iterator, 2) for row in batch.pictures.patches] for _ in range(3)
+        [row for batch in take(iterator, 2) for row in batch.images.patches] for _ in range(3)
     )
-    names = [sorted(picture.tobytes() for picture in part) for part in (first, second, third)]
+    names = [sorted(image.tobytes() for image in part) for part in (first, second, third)]
     assert names[0] == names[1] == names[2]
     assert len(set(names[0])) == 8
     assert [p.tobytes() for p in first] != [p.tobytes() for p in second]

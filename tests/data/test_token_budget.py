@@ -10,7 +10,7 @@ from seg_jax.tasks.referring import Referring
 
 
 class Masks:
-    """Pictures with these masks."""
+    """Images with these masks."""
 
     def __init__(self, *masks):
         self.masks = masks

@@ -91,7 +91,7 @@ def random_answer(rng):
 
 
 def numbers_of(text):
-    """Returns rings of complete points, numbers clipped to the picture, up to where it breaks."""
+    """Returns rings of complete points, numbers clipped to the image, up to where it breaks."""
     rings, depth, found = [], 0, []
     for token in re.findall(r"\[\s*-?\d+\.\d+(?:e-\d+)?\s*,\s*-?\d+\.\d+\s*\]|\[|\]", text):
         if len(token) == 1:

@@ -103,7 +103,7 @@ NOTHING = rectangle(0, 0, 0, 0)
 
 def test_gres_counts_targets_and_the_lack_of_them():
     two = rectangle(10, 10, 30, 30) | rectangle(40, 0, 50, 10)
-    pictures = Listed(
+    images = Listed(
         [
             sample("a", [TRUE, NOTHING], (("the square",), ("the cat", "a dog"))),
             sample("b", [two, NOTHING, TRUE], (("both",), ("no one",), ("the left one",))),
@@ -111,7 +111,7 @@ def test_gres_counts_targets_and_the_lack_of_them():
     )
     # Right; said, invented; one of two; unreadable; missed.
     answers = [SQUARE, "[].", SQUARE, SQUARE, "who knows", "It is at [ ]."]
-    rows = benchmark.rows("gres", pictures, answers)
+    rows = benchmark.rows("gres", images, answers)
     summary = summarise("gres", rows)
     assert means(summary, "giou", "ciou", "n_acc", "n_acc_said", "t_acc") == pytest.approx(
         {
@@ -146,9 +146,9 @@ def test_ignored_pixels_count_for_nothing():
 
 @pytest.mark.parametrize("name", ["point_mask", "box_mask"])
 def test_places_are_told_of_each_mask_and_always_the_same(name):
-    pictures = Listed([sample("a", [TRUE, NOTHING, rectangle(0, 0, 1, 1)], ((), (), ()))])
+    images = Listed([sample("a", [TRUE, NOTHING, rectangle(0, 0, 1, 1)], ((), (), ()))])
     protocol = protocols.PROTOCOLS[name]
-    asked, again = (list(protocols.questions(protocol, pictures, digits=3)) for _ in range(2))
+    asked, again = (list(protocols.questions(protocol, images, digits=3)) for _ in range(2))
     assert [question.which for question in asked] == [0, 2]
     assert [question.text for question in asked] == [question.text for question in again]
     if name == "box_mask":
@@ -156,27 +156,27 @@ def test_places_are_told_of_each_mask_and_always_the_same(name):
     else:
         x, y = asked[0].clue * [50, 40]
         assert TRUE[int(y), int(x)]
-        others = protocols.questions(protocol, pictures, digits=3, seed=1)
+        others = protocols.questions(protocol, images, digits=3, seed=1)
         assert next(others).text != asked[0].text
-    rows = benchmark.rows(name, pictures, [SQUARE, SQUARE])
+    rows = benchmark.rows(name, images, [SQUARE, SQUARE])
     assert [row.iou for row in rows] == [1.0, 0.0]
 
 
 def test_every_expression_is_asked_about_once_in_one_form():
-    pictures = Listed([sample("a", [TRUE, NOTHING], ((" a", "b"), ("c",)))])
-    asked = list(protocols.questions(protocols.PROTOCOLS["res"], pictures, digits=3))
+    images = Listed([sample("a", [TRUE, NOTHING], ((" a", "b"), ("c",)))])
+    asked = list(protocols.questions(protocols.PROTOCOLS["res"], images, digits=3))
     assert [q.text for q in asked] == ['"a"\'s polygon', '"b"\'s polygon', '"c"\'s polygon']
-    (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], pictures, digits=3, form=2)
+    (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], images, digits=3, form=2)
     assert first.text == "Output the polygon coordinates of a in the image."
-    both = protocols.questions(protocols.PROTOCOLS["rec"], pictures, digits=3)
+    both = protocols.questions(protocols.PROTOCOLS["rec"], images, digits=3)
     assert [q.kind for q in both] == [Kind.MASK] * 2 + [Kind.BOX] * 2 + [Kind.MASK, Kind.BOX]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"masks": np.zeros((1, 40, 49), bool)}, "masks of the picture's size"),
-        ({"ignored": np.zeros((2, 40, 50), bool)}, "ignored of the picture's size"),
+        ({"masks": np.zeros((1, 40, 49), bool)}, "masks of the image's size"),
+        ({"ignored": np.zeros((2, 40, 50), bool)}, "ignored of the image's size"),
         ({"phrases": ()}, "expressions for each of 1 masks, got 0"),
     ],
 )
@@ -191,10 +191,10 @@ def test_samples_that_contradict_themselves_are_named(changes, words):
 
 def test_faults_tell_the_object_from_its_outline():
     other = rectangle(34, 10, 50, 30)
-    pictures = Listed([sample("a", [TRUE, other, TRUE | other])])
+    images = Listed([sample("a", [TRUE, other, TRUE | other])])
 
     def fault(text):
-        return benchmark.rows("res", pictures, [text, "", ""])[0].fault
+        return benchmark.rows("res", images, [text, "", ""])[0].fault
 
     assert fault(SQUARE) == "none"
     assert fault("[[[0.700, 0.250], [0.980, 0.250], [0.980, 0.750]]]") == "semantic"
@@ -210,10 +210,10 @@ def test_faults_tell_the_object_from_its_outline():
 
 
 def test_faults_of_boxes():
-    pictures = Listed([sample("a", [TRUE, rectangle(34, 10, 50, 30)])])
+    images = Listed([sample("a", [TRUE, rectangle(34, 10, 50, 30)])])
 
     def fault(text):
-        return benchmark.rows("rec", pictures, ["", text, "", ""])[1].fault
+        return benchmark.rows("rec", images, ["", text, "", ""])[1].fault
 
     assert fault("[0.2, 0.25, 0.6, 0.75]") == "none"
     assert fault("[0.7, 0.25, 1.0, 0.75]") == "semantic"
@@ -230,9 +230,9 @@ def test_what_faults_cost_adds_up_to_what_is_missing(judged):
     assert min(fault["count"] for fault in faults.values()) > 0
 
 
-def test_intervals_are_over_pictures_not_questions():
-    # Ten questions about each picture, all right or all wrong: ten times the questions, no more
-    # knowledge than two pictures of one question each give.
+def test_intervals_are_over_images_not_questions():
+    # Ten questions about each image, all right or all wrong: ten times the questions, no more
+    # knowledge than two images of one question each give.
     phrases = tuple(str(number) for number in range(10))
     many = Listed([sample(str(n), [TRUE], (phrases,)) for n in range(8)])
     few = Listed([sample(str(n), [TRUE], (("x",),)) for n in range(8)])
@@ -250,6 +250,6 @@ def test_nothing_to_evaluate_is_an_error():
         summarise("res", [])
 
 
-def test_a_picture_beyond_the_canvas_is_an_error_of_one_line():
-    with pytest.raises(ValueError, match="expected a picture of 1x1 to 4096x4096, got 40x5000"):
+def test_an_image_beyond_the_canvas_is_an_error_of_one_line():
+    with pytest.raises(ValueError, match="expected an image of 1x1 to 4096x4096, got 40x5000"):
         judging.draw(SQUARE, Kind.MASK, 40, 5000)

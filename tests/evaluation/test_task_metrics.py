@@ -249,7 +249,7 @@ def test_an_answer_is_held_against_the_mask_of_its_own_scene(monkeypatch):
     ring = np.array([[0.1, 0.1], [0.9, 0.1], [0.9, 0.7], [0.1, 0.7]])
     ids = bundle.tokenizer.encode("[[[0.10, 0.10], [0.90, 0.10], [0.90, 0.70], [0.10, 0.70]]].")
 
-    def same_answer(model, tokens, pictures, **_):
+    def same_answer(model, tokens, images, **_):
         shape = (len(tokens.ids), 1, len(ids))
         full = jnp.broadcast_to(jnp.array(ids, jnp.int32), shape)
         return Rollout(full, jnp.ones(shape, bool), jnp.zeros(shape, jnp.float32))

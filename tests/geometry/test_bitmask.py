@@ -284,5 +284,5 @@ def test_wrong_rle_is_refused():
         bitmask.from_rle({"size": [3, 2]})
     words = np.zeros((1, 1, 4), np.uint32)
     for size in ([33, 4], [3, 5], [0, 4]):
-        with pytest.raises(ValueError, match=r"expected pictures of 1x1 to 32x4, got \[\["):
+        with pytest.raises(ValueError, match=r"expected images of 1x1 to 32x4, got \[\["):
             bitmask.unpack_rle(words, np.array([size]))

@@ -26,7 +26,7 @@ def parity(rings, height, width):
 
 
 def blobs(seed, height, width):
-    """Returns a random mask with parts, holes, islands and borders at the edge of the picture."""
+    """Returns a random mask with parts, holes, islands and borders at the edge of the image."""
     noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
     return cv2.GaussianBlur(noise, (0, 0), 2.5) > np.float32(0.5)
 
@@ -84,7 +84,7 @@ def test_rings_fill_back_by_both_rules_of_the_raster(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rings_are_those_of_opencv_on_a_fine_picture(seed):
+def test_rings_are_those_of_opencv_on_a_fine_image(seed):
     """On each pixel blown up to 8x8 the centres of border pixels lie half a fine pixel inside."""
     mask = blobs(seed, 40, 50)
     fine = mask.repeat(8, 0).repeat(8, 1).astype(np.uint8)

@@ -86,13 +86,15 @@ def test_native_fit_by_hand():
     assert grid.native_fit(910, 910, **keep) == ((896, 896), (896, 896))
     assert grid.native_fit(1, 5000, **keep) == ((1, 5000), (28, 5012))
     assert grid.native_fit(14, 7139, **keep)[1] == (28, 7140)
-    with pytest.raises(ValueError, match="got 2x512 of a picture of 1x7141"):
+    with pytest.raises(ValueError, match="got 2x512 of an image of 1x7141"):
         grid.native_fit(1, 7141, **keep)
     with pytest.raises(ValueError, match="got 0x5"):
         grid.native_fit(0, 5, **keep)
     cut = keep | {"pad": False}
     assert grid.native_fit(480, 640, **cut) == ((480, 640), (476, 616))
-    with pytest.raises(ValueError, match="at least 28x28 to cut to whole cells, got 27x640"):
+    with pytest.raises(
+        ValueError, match="at least 28x28 to cut to whole visual tokens, got 27x640"
+    ):
         grid.native_fit(27, 640, **cut)
 
 
@@ -129,7 +131,7 @@ def test_patchify_is_the_reference():
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (10, 14), (6, 4), (2, 2), (2, 18)])
-def test_windows_tile_the_picture(shape):
+def test_windows_tile_the_image(shape):
     got = grid.windows(*shape, 2, 2)
     across = -(-shape[1] // 4)
     for window, (row, column) in zip(got, grid.places(*shape, 2), strict=True):
@@ -152,7 +154,7 @@ TEXT, CELL = 1, 9
 
 
 def row(*parts):
-    """Returns token kinds: a number is that many words, a pair a picture of that many patches."""
+    """Returns token kinds: a number is that many words, a pair an image of that many patches."""
     kinds = [[TEXT] * p if isinstance(p, int) else [CELL] * (p[0] * p[1] // 4) for p in parts]
     grids = [p for p in parts if not isinstance(p, int)]
     return np.concatenate(kinds) == CELL, grids
@@ -167,8 +169,8 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("is_cell", "grids"), ROWS)
-def test_positions_are_the_reference(is_cell, grids):
+@pytest.mark.parametrize(("is_visual", "grids"), ROWS)
+def test_positions_are_the_reference(is_visual, grids):
     module = pytest.importorskip("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
     torch = pytest.importorskip("torch")
     from transformers import Qwen2_5_VLConfig
@@ -180,20 +182,20 @@ def test_positions_are_the_reference(is_cell, grids):
             return getattr(module.Qwen2_5_VLModel, name).__get__(self)
 
     if not grids:
-        got = grid.positions(is_cell, grids, merge=2)
+        got = grid.positions(is_visual, grids, merge=2)
         np.testing.assert_array_equal(got.positions, np.tile(np.arange(6), (3, 1)))
         assert got.following == 6
         return
-    ids = torch.tensor(np.where(is_cell, CELL, TEXT))[None]
+    ids = torch.tensor(np.where(is_visual, CELL, TEXT))[None]
     thw = torch.tensor([(1, *g) for g in grids])
-    types = torch.tensor(is_cell.astype(int))[None]
+    types = torch.tensor(is_visual.astype(int))[None]
     expected, delta = Bare().get_rope_index(ids, types, thw)
-    got = grid.positions(is_cell, grids, merge=2)
+    got = grid.positions(is_visual, grids, merge=2)
     np.testing.assert_array_equal(got.positions, expected[:, 0])
-    assert got.following == is_cell.size + int(delta)
+    assert got.following == is_visual.size + int(delta)
 
 
-def test_positions_of_neighbouring_pictures():
+def test_positions_of_neighbouring_images():
     got = grid.positions(np.array([0, 1, 1, 1, 1, 1, 0], bool), [(1, 3), (2, 1)], merge=1)
     assert got.positions.tolist() == [
         [0, 1, 1, 1, 4, 4, 6],
@@ -204,7 +206,7 @@ def test_positions_of_neighbouring_pictures():
 
 
 def test_positions_refuse_a_wrong_count():
-    with pytest.raises(ValueError, match=r"expected 4 cells .* got 3"):
+    with pytest.raises(ValueError, match=r"expected 4 visual tokens .* got 3"):
         grid.positions(np.array([1, 1, 1], bool), [(4, 4)], merge=2)
     with pytest.raises(ValueError, match="without a break"):
         grid.positions(np.array([1, 1, 0, 1, 1], bool), [(4, 4)], merge=2)

@@ -117,13 +117,13 @@ def test_generalised_iou_of_boxes():
     np.testing.assert_allclose(box_giou(point, other), [0, -1, 1])
 
 
-# --- Boundaries: the published definitions with OpenCV, picture by picture ------------------------
+# --- Boundaries: the published definitions with OpenCV, image by image ------------------------
 
 SIZES = np.array([[100, 90], [64, 90], [15, 20], [1, 1], [33, 7], [99, 89], [60, 80], [2, 90]])
 
 
 def shapes(seed, height=100, width=90):
-    """Returns masks of pictures on one canvas: blobs, noise, full and empty ones."""
+    """Returns masks of images on one canvas: blobs, noise, full and empty ones."""
     rng = np.random.default_rng(seed)
     noise = rng.random((len(SIZES), height, width)).astype(np.float32)
     masks = np.stack([cv2.GaussianBlur(x, (0, 0), 6) > np.float32(0.5) for x in noise])
@@ -228,7 +228,7 @@ def test_reach_is_rounded_as_float64_is(ratio, rounded):
     assert most >= max(expected)
 
 
-def test_boundaries_on_a_picture_of_common_size():
+def test_boundaries_on_an_image_of_common_size():
     rng = np.random.default_rng(5)
     noise = rng.random((2, 480, 640)).astype(np.float32)
     a, b = (cv2.GaussianBlur(x, (0, 0), 20) > np.float32(0.5) for x in noise)

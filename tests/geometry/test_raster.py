@@ -90,7 +90,7 @@ KINDS += ["tiny", "collinear", "repeated", "ties"]
     compiler_options=compilation.as_users(),
 )
 def filled(points, used, size, *, height, width, rule="coco", rings="union"):
-    """Returns masks, whether other devices differ, parts within pictures, and IoU of each two."""
+    """Returns masks, whether other devices differ, parts within images, and IoU of each two."""
     words = raster.fill(points, used, height=height, width=width, rule=rule, rings=rings)
     rule = raster._RULES[rule]
     elsewhere = raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
@@ -99,7 +99,7 @@ def filled(points, used, size, *, height, width, rule="coco", rings="union"):
 
 
 def packed(points, lengths, height, width, size=None, **options):
-    """Returns packed masks, their parts within pictures of some sizes, and the IoU of each two.
+    """Returns packed masks, their parts within images of some sizes, and the IoU of each two.
 
     Of rings [n?, R, P, 2] the first `lengths` vertices are used, which may be flags. All calls are
     padded to one shape, lest each one compiles.
@@ -474,7 +474,7 @@ def test_gradients_pass_by_the_fill():
 
 
 def ragged(kind, seed, canvas, count=1700):
-    """Returns shapes of one to three rings and their pictures' sizes, equal for each two."""
+    """Returns shapes of one to three rings and their images' sizes, equal for each two."""
     rng = np.random.default_rng(seed)
     points, lengths = draw(kind, rng, 3 * count, *canvas)
     used = (np.arange(POINTS) < lengths[:, None]).reshape(count, 3, POINTS)
@@ -485,7 +485,7 @@ def ragged(kind, seed, canvas, count=1700):
 
 
 def framed(points, used, size, canvas, **options):
-    """Returns the packed masks within their pictures, and IoU of each two."""
+    """Returns the packed masks within their images, and IoU of each two."""
     cuts = [slice(start, start + 600) for start in range(0, len(points), 600)]
     parts = [packed(points[c], used[c], *canvas, size[c], **options)[1:] for c in cuts]
     return map(np.concatenate, zip(*parts, strict=True))
@@ -493,7 +493,7 @@ def framed(points, used, size, canvas, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_shapes_of_pycocotools(kind):
-    """Parts, sizes of pictures and IoU included; compared as run lengths."""
+    """Parts, sizes of images and IoU included; compared as run lengths."""
     points, used, size = ragged(kind, 61, SIZES[0])
     words, iou = framed(points, used, size, SIZES[0])
     expected = []
@@ -529,7 +529,7 @@ def center_masks(points, used, height, width):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_thousand_shapes_of_pixel_centres(kind):
-    """Parts, sizes of pictures, holes and IoU included."""
+    """Parts, sizes of images, holes and IoU included."""
     points, used, size = ragged(kind, 67, SIZES[1])
     # Of two hundred rings the masks fit a cache.
     parts = (

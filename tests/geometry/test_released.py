@@ -181,7 +181,7 @@ def blob(rng, middle, radius):
 
 
 def scene(rng, *, holes):
-    """Returns the one blob of a picture, with one to three holes or with none."""
+    """Returns the one blob of an image, with one to three holes or with none."""
     radius = rng.uniform(25, 75)
     middle = rng.uniform((90, 90), (WIDTH - 90, HEIGHT - 90))
     mask = blob(rng, middle, radius)

@@ -79,6 +79,6 @@ def test_a_wrong_polygon_is_told(wrong):
         runlengths.filled([wrong], height=3, width=4)
 
 
-def test_masks_of_other_pictures_are_told():
+def test_masks_of_other_images_are_told():
     with pytest.raises(ValueError, match="expected masks of 3x4, got size"):
         runlengths.merged([{"size": [4, 3], "counts": [12]}], height=3, width=4)

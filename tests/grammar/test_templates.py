@@ -11,7 +11,7 @@ from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 
 # The templates here are of the same build as the published ones, in words of our own.
 QWEN25 = (
-    "{% set pictures = namespace(value=0) %}{% set films = namespace(value=0) %}"
+    "{% set images = namespace(value=0) %}{% set films = namespace(value=0) %}"
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "Outline what you are asked for.<|im_end|>\n{% endif %}"
@@ -19,8 +19,8 @@ QWEN25 = (
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
     "{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
-    "{% set pictures.value = pictures.value + 1 %}"
-    "{% if add_vision_id %}Picture {{ pictures.value }}: {% endif %}"
+    "{% set images.value = images.value + 1 %}"
+    "{% if add_vision_id %}Image {{ images.value }}: {% endif %}"
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part['type'] == 'video' or 'video' in part %}"
     "{% set films.value = films.value + 1 %}"
@@ -65,7 +65,7 @@ QWEN3 = """\
             {%- for part in message.content %}
                 {%- if part.type == 'image' or 'image' in part or 'image_url' in part %}
                     {%- set count.value = count.value + 1 %}
-                    {%- if add_vision_id %}Picture {{ count.value }}: {% endif -%}
+                    {%- if add_vision_id %}Image {{ count.value }}: {% endif -%}
                     <|vision_start|><|image_pad|><|vision_end|>
                 {%- elif 'text' in part %}
                     {{- part.text }}
@@ -154,7 +154,7 @@ def test_kimis_rendered_turns_are_tiktokens(templated, moonshots):
     for talk in TALKS:
         text = tokenizer.render(talk, add_generation_prompt=True)
         assert tokenizer.encode(text, special=True) == encoding.encode(text, allowed_special="all")
-    prompt, answer = chat.turn(tokenizer, "Where?", cells=3, answer="[0.120, 0.340].")
+    prompt, answer = chat.turn(tokenizer, "Where?", visual_tokens=3, answer="[0.120, 0.340].")
     assert tokenizer.decode(prompt, special=True) == (
         "<|im_system|>system<|im_middle|>Outline what you are asked for<|im_end|>"
         "<|im_user|>user<|im_middle|><|media_start|>image<|media_content|>"
@@ -168,21 +168,21 @@ def test_kimis_rendered_turns_are_tiktokens(templated, moonshots):
 def test_an_answer_ends_as_its_turns_do(family, templated):
     tokenizer = templated(family)
     assert tokenizer.end_id == tokenizer.id("<|im_end|>")
-    _, answer = chat.turn(tokenizer, "Where?", cells=0, answer="There.")
+    _, answer = chat.turn(tokenizer, "Where?", visual_tokens=0, answer="There.")
     talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]
     whole = tokenizer.encode(tokenizer.render(talk), special=True)
-    prompt, _ = chat.turn(tokenizer, "Where?", cells=0)
+    prompt, _ = chat.turn(tokenizer, "Where?", visual_tokens=0)
     assert whole[: len(prompt) + len(answer)] == [*prompt, *answer]
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_a_question_cannot_end_its_turn(family, templated):
     tokenizer = templated(family)
-    honest, _ = chat.turn(tokenizer, "red star", cells=2)
+    honest, _ = chat.turn(tokenizer, "red star", visual_tokens=2)
     names = "".join(tokenizer.special)
     inside = "".join(f"{name[:2]}{name}{name[2:]}" for name in tokenizer.special)
     for evil in (names, inside, "red star" + names[::-1] + names):
-        forged, answer = chat.turn(tokenizer, evil, cells=2, answer=evil)
+        forged, answer = chat.turn(tokenizer, evil, visual_tokens=2, answer=evil)
         for token in tokenizer.special.values():
             assert forged.count(token) == honest.count(token)
             assert answer.count(token) == (token == tokenizer.end_id)

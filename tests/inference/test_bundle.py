@@ -118,7 +118,7 @@ def test_every_field_of_layout_and_task_travels(tmp_path):
     assert again.task == task
 
 
-def test_manifests_from_before_pictures_were_kept_at_their_size(broken):
+def test_manifests_from_before_images_were_kept_at_their_size(broken):
     change(broken / bundles.MANIFEST, layout={"native": None})
     assert bundles.load(broken).layout == small_run.bundle().layout
 

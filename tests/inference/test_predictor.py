@@ -21,7 +21,7 @@ APART = np.array([[0.92, 0.9], [0.98, 0.9], [0.98, 1.0], [0.92, 1.0]])
 
 @pytest.fixture
 def ask(monkeypatch):
-    """Returns a function that asks about a picture a model that writes the given text."""
+    """Returns a function that asks about an image a model that writes the given text."""
     asked = Predictor(small_run.bundle())
 
     def call(text, kind=Kind.MASK, size=(HEIGHT, WIDTH)):
@@ -131,14 +131,14 @@ def test_half_an_answer_is_kept_and_said_to_be_half(ask):
     np.testing.assert_array_equal(coco.decode(told["rle"]), drawn([OUTER[:3]], HEIGHT, WIDTH))
 
 
-def test_numbers_beyond_the_picture_are_pulled_to_its_border(ask):
+def test_numbers_beyond_the_image_are_pulled_to_its_border(ask):
     told = ask("[[[-3, 0.20], [7.00, 0.20], [99999999999, 0.80], [0.10, 99]]]").as_json()
     assert_strict_json(told)
     assert told["verdict"] == "CLAMPED"
     assert told["polygons_px"] == [[[0, 10], [100, 10], [100, 40], [10, 50]]]
 
 
-def test_pictures_of_any_shape_keep_their_own_size(ask):
+def test_images_of_any_shape_keep_their_own_size(ask):
     for height, width in ((7, 9), (33, 150)):
         got = ask(outline.write_mask([OUTER], digits=2), size=(height, width))
         assert got.mask.shape == (height, width)

@@ -151,7 +151,7 @@ def test_cudnn_is_left_alone_where_it_would_refuse(monkeypatch):
 @pytest.mark.parametrize(
     ("shapes", "how"),
     [
-        # A picture of 7B in full attention, an answer behind its prompt, a row of Kimi-VL.
+        # An image of 7B in full attention, an answer behind its prompt, a row of Kimi-VL.
         (((2304, 16, 80), (2304, 16, 80), (2304, 16, 80)), {"causal": False}),
         (((2304, 16, 80), (2304, 16, 80), (2304, 16, 80)), {"causal": False, "reach": 64}),
         (((1024, 28, 128), (1792, 4, 128), (1792, 4, 128)), {"causal": True}),

@@ -49,7 +49,7 @@ def arrays(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def rows() -> list[tiny_vlm.Row]:
-    """Returns rows with three ragged pictures, with one, with none."""
+    """Returns rows with three ragged images, with one, with none."""
     rng = np.random.default_rng(1)
     return [
         tiny_vlm.row(rng, [(10, 14), (6, 4), (2, 18)], texts=(5, 1, 7, 3)),
@@ -93,15 +93,15 @@ def reference(theirs: Any, row: tiny_vlm.Row, config: Any) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, params, tokens, pictures):
+def _logits(graph, params, tokens, images):
     model = nnx.merge(graph, params)
-    return model.logits(model.hidden(tokens, pictures))
+    return model.logits(model.hidden(tokens, images))
 
 
-def logits(model: Any, tokens: Any, pictures: Any) -> np.ndarray:
+def logits(model: Any, tokens: Any, images: Any) -> np.ndarray:
     """Returns our logits [B T V]."""
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_logits(*nnx.split(model), tokens, pictures))
+        return np.asarray(_logits(*nnx.split(model), tokens, images))
 
 
 def traced_anew() -> None:
@@ -118,19 +118,19 @@ def same_logits(theirs: Any, ours: Any) -> None:
 
 
 def same_text(theirs: Any, ours: Any) -> None:
-    """Checks the logits of text without pictures: none, no patches, or padding only."""
+    """Checks the logits of text without images: none, no patches, or padding only."""
     row = rows()[2]
     want = reference(theirs, row, ours.config)
-    tokens, pictures = tiny_vlm.stack([row], left=False, length=30, patches=16)
-    nothing = jax.tree.map(lambda leaf: leaf[:, :0], pictures)
-    assert pictures.patches.shape[1] == 16
-    for given in (None, nothing, pictures):
+    tokens, images = tiny_vlm.stack([row], left=False, length=30, patches=16)
+    nothing = jax.tree.map(lambda leaf: leaf[:, :0], images)
+    assert images.patches.shape[1] == 16
+    for given in (None, nothing, images):
         got = logits(ours, tokens, given)[0, : row.ids.size]
         np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
 
 
 def same_blocks(theirs: Any, ours: Any, *, each: Any, order: Any = None) -> None:
-    """Checks the output of every vision block, the cells and the deep features.
+    """Checks the output of every vision block, the visual tokens and the deep features.
 
     Args:
       theirs: their vision tower.
@@ -139,7 +139,7 @@ def same_blocks(theirs: Any, ours: Any, *, each: Any, order: Any = None) -> None
       order: of their patches inside the tower, if it is another.
     """
     row = rows()[0]
-    _, pictures = tiny_vlm.stack([row], patches=PATCHES)
+    _, images = tiny_vlm.stack([row], patches=PATCHES)
     found = inputs(row, ours.config)
     seen = []
     hooks = [
@@ -152,26 +152,26 @@ def same_blocks(theirs: Any, ours: Any, *, each: Any, order: Any = None) -> None
     order = np.arange(len(row.patches)) if order is None else order
 
     @nnx.jit
-    def every(tower, pictures):
-        x, step = tower.embed(pictures), tower.step(pictures)
+    def every(tower, images):
+        x, step = tower.embed(images), tower.step(images)
         out = []
         for block, value in zip(layers.unstack(tower.blocks), each, strict=True):
             x, _ = step(block, x, value)
             out.append(x[0])
-        return out, tower(pictures)
+        return out, tower(images)
 
     with jax.default_matmul_precision("highest"):
-        blocks, cells = every(ours.vision, pictures)
+        blocks, visual_tokens = every(ours.vision, images)
     assert len(blocks) == len(seen) == ours.config.vision.depth
     for got, block in zip(blocks, seen, strict=True):
         np.testing.assert_allclose(got[order], block.numpy(), rtol=0, atol=TOLERANCE)
     count = len(want.pooler_output)
-    got = cells.cells[0, :count]
+    got = visual_tokens.visual_tokens[0, :count]
     np.testing.assert_allclose(got, want.pooler_output.numpy(), rtol=0, atol=TOLERANCE)
     deep = getattr(want, "deepstack_features", None) or []
-    assert len(deep) == (0 if cells.deep is None else len(cells.deep))
+    assert len(deep) == (0 if visual_tokens.deep is None else len(visual_tokens.deep))
     for i, feature in enumerate(deep):
-        got = cells.deep[i, 0, :count]
+        got = visual_tokens.deep[i, 0, :count]
         np.testing.assert_allclose(got, feature.numpy(), rtol=0, atol=TOLERANCE)
 
 
@@ -217,11 +217,11 @@ def same_greedy(theirs: Any, ours: Any, *, count: int = 64) -> None:
     graph, params = nnx.split(ours)
 
     @jax.jit
-    def run(params, tokens, pictures):
+    def run(params, tokens, images):
         return sampler.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=1,
             max_tokens=count,
             sampler=sampler.Greedy(),
@@ -261,7 +261,7 @@ def same_gradients(
     loss = -logp[torch.arange(from_, len(ids) - 1), ids[from_ + 1 :]].mean()
     loss.backward()
     want = load(arrays({name: weight.grad for name, weight in theirs.named_parameters()}))
-    tokens, pictures = tiny_vlm.stack([row])
+    tokens, images = tiny_vlm.stack([row])
     graph, _ = nnx.split(blank)
 
     def objective(params):
@@ -269,8 +269,8 @@ def same_gradients(
         if by_answers:
             prompt = jax.tree.map(lambda leaf: leaf[..., :-split], tokens)
             answer = tokens.ids[:, None, -split:]
-            return -likelihood.answer_logp(model, prompt, pictures, ids=answer).mean()
-        hidden = model.hidden(tokens, pictures)[:, :-1]
+            return -likelihood.answer_logp(model, prompt, images, ids=answer).mean()
+        hidden = model.hidden(tokens, images)[:, :-1]
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids[:, 1:]).mean()
 
     with jax.default_matmul_precision("highest"):
@@ -299,7 +299,7 @@ def same_with_other_epsilons(
 
     Args:
       ours: our model; changed.
-      given: tokens and pictures of one row.
+      given: tokens and images of one row.
       want: their logits [T V].
       norms: of our model.
       others: another epsilon for each.

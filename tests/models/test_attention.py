@@ -44,7 +44,7 @@ def graph_and_params(family, **compute):
 
 
 def rows(family):
-    """Returns prompts of several lengths with pictures, and packed answers to them."""
+    """Returns prompts of several lengths with images, and packed answers to them."""
     rng = np.random.default_rng(0)
     made = [tiny_vlm.row(rng, [(4, 4), (2, 6)], texts=(3, 1, 2 + i)) for i in range(B)]
     prompts = FAMILIES[family][0].stack(made)
@@ -56,9 +56,9 @@ def rows(family):
 
 
 def step(graph):
-    def loss(params, tokens, pictures, ids, packing):
+    def loss(params, tokens, images, ids, packing):
         model = nnx.merge(graph, params)
-        hidden = model.extend(ids, model.prefill(tokens, pictures), packing)
+        hidden = model.extend(ids, model.prefill(tokens, images), packing)
         logp = likelihood.token_logp(hidden, model.unembed(), ids)
         return -jnp.where(packing.segments > 0, logp, 0).mean()
 

@@ -5,7 +5,7 @@ import functools
 
 import jax
 import numpy as np
-import packed_pictures
+import packed_images
 import pytest
 import tiny_vlm
 from flax import nnx
@@ -19,14 +19,14 @@ BUCKETS = 5
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    whole = packed_pictures.encoder(tmp_path_factory.mktemp("tokenizer"))
+    whole = packed_images.encoder(tmp_path_factory.mktemp("tokenizer"))
     layout = dataclasses.replace(whole.layout, buckets=BUCKETS, max_prompt=123)
     return Encoder(whole.tokenizer, layout)
 
 
 def batches(encoder, count, **changes):
     feed = pipeline.Feed(batch=4, seed=2, threads=0, prefetch=0)
-    source, task = packed_pictures.Crops(), packed_pictures.TASK
+    source, task = packed_images.Crops(), packed_images.TASK
     drawn = pipeline.batches(source, task, encoder, feed, rows="prompts", **changes)
     return [next(drawn) for _ in range(count)]
 
@@ -38,17 +38,17 @@ def whole(encoder):
 def test_a_batch_takes_the_least_length_that_holds_it(encoder):
     shapes = set()
     for short, full in zip(batches(encoder, 12), batches(whole(encoder), 12), strict=True):
-        columns, patches = short.tokens.ids.shape[1], short.pictures.picture.shape[1]
+        columns, patches = short.tokens.ids.shape[1], short.images.image.shape[1]
         shapes.add((columns, patches))
         cut = full.tokens.ids.shape[1] - columns
         assert not full.tokens.segments[:, :cut].any()
-        assert (full.pictures.picture[:, patches:] < 0).all()
+        assert (full.images.image[:, patches:] < 0).all()
         for ours, theirs in zip(short.tokens, full.tokens, strict=True):
             np.testing.assert_array_equal(ours, theirs[..., cut:])
-        for ours, theirs in zip(short.pictures, full.pictures, strict=True):
+        for ours, theirs in zip(short.images, full.images, strict=True):
             np.testing.assert_array_equal(ours, theirs[:, :patches])
         jax.tree.map(np.testing.assert_array_equal, short.truth, full.truth)
-        used = full.tokens.segments.any(0).sum(), (full.pictures.picture >= 0).sum(1).max()
+        used = full.tokens.segments.any(0).sum(), (full.images.image >= 0).sum(1).max()
         allowed = [(-(-123 * k // BUCKETS), 4 * -(-20 * k // BUCKETS)) for k in range(1, 6)]
         least = next(one for one in allowed if np.greater_equal(one, used).all())
         assert (columns, patches) == least
@@ -81,9 +81,9 @@ def test_answers_are_those_of_the_longest_length(encoder):
     graph, params = nnx.split(tiny_vlm.model(config))
 
     @jax.jit
-    def run(params, tokens, pictures):
+    def run(params, tokens, images):
         return sampler.generate(
-            *(nnx.merge(graph, params), tokens, pictures),
+            *(nnx.merge(graph, params), tokens, images),
             answers=2,
             max_tokens=8,
             sampler=sampler.Sample(),
@@ -94,6 +94,6 @@ def test_answers_are_those_of_the_longest_length(encoder):
     found = []
     for one in (encoder, whole(encoder)):
         prompts = batches(one, 1)[0]
-        found.append(run(params, prompts.tokens, prompts.pictures))
+        found.append(run(params, prompts.tokens, prompts.images))
     np.testing.assert_array_equal(found[0].ids, found[1].ids)
     np.testing.assert_allclose(found[0].logp, found[1].logp, atol=1e-5)

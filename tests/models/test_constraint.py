@@ -247,11 +247,11 @@ LENGTH = 52
 def sampled(graph, answers, sampler):
     held = grammar(2)  # Outside of jit: it is kept.
 
-    def run(params, tokens, pictures, kinds, key):
+    def run(params, tokens, images, kinds, key):
         return samplers.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=answers,
             max_tokens=LENGTH,
             sampler=sampler,
@@ -274,11 +274,11 @@ CHUNKS = [(None, 7), (7,)]
     ("sampler", "chunks"), zip(SAMPLERS, CHUNKS, strict=True), ids=["warm", "greedy"]
 )
 def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunks):
-    (graph, params), (tokens, pictures), kinds = setting
+    (graph, params), (tokens, images), kinds = setting
     answers = 1 if isinstance(sampler, samplers.Greedy) else 4
     temperature = getattr(sampler, "temperature", 1.0)
     run = sampled(graph, answers, sampler)
-    rollout = run(params, tokens, pictures, kinds, jax.random.key(1))
+    rollout = run(params, tokens, images, kinds, jax.random.key(1))
     ids, used = np.asarray(rollout.ids), np.asarray(rollout.used)
     for b, kind in enumerate(Kind):
         for g in range(answers):
@@ -288,7 +288,7 @@ def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunk
         logp = likelihood.answer_logp(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             ids=rollout.ids,
             chunk=chunk,
             temperature=temperature,
@@ -375,9 +375,9 @@ def test_a_model_with_fewer_tokens_than_the_grammar_is_refused():
 
 
 def test_decoding_without_kinds_is_refused(setting):
-    (graph, params), (tokens, pictures), _ = setting
+    (graph, params), (tokens, images), _ = setting
     with pytest.raises(ValueError, match="kinds: expected"):
-        sampled(graph, 2, SAMPLERS[0])(params, tokens, pictures, None, jax.random.key(0))
+        sampled(graph, 2, SAMPLERS[0])(params, tokens, images, None, jax.random.key(0))
 
 
 def test_nothing_is_gathered_along_the_vocabulary():

@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval
 from seg_jax.models import families
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import flops, likelihood, protocol, qwen25_vl
-from seg_jax.records import Packing, Pictures, Tokens
+from seg_jax.records import Images, Packing, Tokens
 
 B, T, S, G, L = 2, 24, 32, 3, 10
 SMALL = {
@@ -37,8 +37,8 @@ def blank(config, compute):
 
 def rows(config, tokens=T, patches=S):
     pixels = jax.ShapeDtypeStruct((B, patches, 3 * config.vision.patch_size**2), jnp.uint8)
-    pictures = Pictures(pixels, ints(B, patches, 2), ints(B, patches), ints(B, patches))
-    return Tokens(ints(B, tokens), ints(B, tokens), ints(B, 3, tokens), ints(B, tokens)), pictures
+    images = Images(pixels, ints(B, patches, 2), ints(B, patches), ints(B, patches))
+    return Tokens(ints(B, tokens), ints(B, tokens), ints(B, 3, tokens), ints(B, tokens)), images
 
 
 def products(jaxpr) -> float:
@@ -105,7 +105,7 @@ def test_a_hand_count():
     assert text.forward == 3 * 2 * (5 * token + 2 * 2 * 5 * 5 * 8)
     assert text.backward == 2 * text.forward
     assert text.again == text.forward - 3 * 2 * 5 * 2 * 96  # all but the last product
-    # Patches of 12 numbers; four 16 x 16, three 16 x 20; one cell of four patches: 64 x 64, 64 x 8.
+    # Patches of 12 numbers; four 16 x 16, three 16 x 20; a visual token of four: 64 x 64, 64 x 8.
     patches = 4 * 2 * (12 * 16 + 4 * 256 + 3 * 320) + 4 * 4 * 4 * 16
     assert vision.forward == 3 * (patches + 2 * (64 * 64 + 64 * 8))
     assert vision.backward == 2 * vision.forward - 3 * 4 * 2 * 12 * 16  # none to the pixels
@@ -135,9 +135,9 @@ def test_every_product_of_a_training_step_is_counted(name, remat):
     compute = layers.Compute(remat=remat)
     graph, params = blank(config, compute)
 
-    def loss(params, tokens, pictures, ids):
+    def loss(params, tokens, images, ids):
         model = nnx.merge(graph, params)
-        prefix = model.prefill(tokens, pictures)
+        prefix = model.prefill(tokens, images)
         packing = Packing(jnp.ones_like(ids), jnp.zeros_like(ids))
         hidden = model.extend(ids, prefix, packing)
         logp = likelihood.token_logp(hidden, model.unembed(), ids, chunk=chunk)
@@ -162,8 +162,8 @@ def test_long_rows_are_counted_in_the_parts_that_they_are_worked_off_in(tokens):
     config = SMALL["qwen2_5_vl"]
     graph, params = blank(config, layers.Compute())
 
-    def hidden(params, tokens, pictures):
-        return nnx.merge(graph, params).hidden(tokens, pictures)
+    def hidden(params, tokens, images):
+        return nnx.merge(graph, params).hidden(tokens, images)
 
     parts = flops.Counter(config, layers.Compute()).read(B, tokens, 4 * tokens)
     done = traced(hidden, params, *rows(config, tokens, 4 * tokens))
@@ -187,8 +187,8 @@ def test_every_product_of_decoding_is_counted(name):
         hidden, _ = decoder.extend(ids, prefix, suffix)
         return decoder.logits(hidden)
 
-    def prefill(params, tokens, pictures):
-        return nnx.merge(graph, params).prefill(tokens, pictures)
+    def prefill(params, tokens, images):
+        return nnx.merge(graph, params).prefill(tokens, images)
 
     cache = jax.eval_shape(prefill, params, *rows(config)).cache
     done = traced(token, params, ints(B, G, 1), cache) * (L - 1)
@@ -203,9 +203,9 @@ def test_xla_counts_as_much(name):
     config, compute = SMALL[name], layers.Compute(unroll=True)
     graph, params = blank(config, compute)
 
-    def loss(params, tokens, pictures):
+    def loss(params, tokens, images):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return likelihood.token_logp(hidden, model.unembed(), tokens.ids).mean()
 
     counter = flops.Counter(config, compute)

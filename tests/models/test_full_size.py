@@ -12,7 +12,7 @@ from flax import nnx
 from seg_jax.models.io import weights
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import qwen3_vl, qwen25_vl
-from seg_jax.records import Pictures
+from seg_jax.records import Images
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -190,11 +190,11 @@ def test_the_defaults_are_the_published_7b_and_8b():
 
 
 LARGE = 5184
-"""Patches of a picture of about a megapixel."""
+"""Patches of an image of about a megapixel."""
 
 
 @pytest.mark.parametrize("kind", ["qwen25", "qwen3"])
-def test_large_pictures_never_hold_all_pairs_of_patches(kind):
+def test_large_images_never_hold_all_pairs_of_patches(kind):
     compute = layers.Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
     make, config = {
         "qwen25": (qwen25_vl.Qwen25VL, qwen25_vl.Config()),
@@ -204,15 +204,15 @@ def test_large_pictures_never_hold_all_pairs_of_patches(kind):
     model = nnx.eval_shape(lambda: make(config, compute=compute, rngs=nnx.Rngs(0)))
     graph, params = nnx.split(model.vision)
     whole = jax.ShapeDtypeStruct((1, LARGE), "int32")
-    pictures = Pictures(
+    images = Images(
         jax.ShapeDtypeStruct((1, LARGE, 3 * side * side), "uint8"),
         jax.ShapeDtypeStruct((1, LARGE, 2), "int32"),
         whole,
         whole,
     )
 
-    def loss(params, pictures):
-        return nnx.merge(graph, params)(pictures).cells.astype("float32").sum()
+    def loss(params, images):
+        return nnx.merge(graph, params)(images).visual_tokens.astype("float32").sum()
 
-    text = jax.jit(jax.grad(loss)).lower(params, pictures).as_text()
+    text = jax.jit(jax.grad(loss)).lower(params, images).as_text()
     assert f"{LARGE}x{LARGE}" not in text

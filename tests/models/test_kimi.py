@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from seg_jax.models.nn import layers
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import kimi_vl, likelihood, protocol, sampler
-from seg_jax.records import Packing, Pictures, Tokens
+from seg_jax.records import Images, Packing, Tokens
 
 TOLERANCE = 2e-5
 
@@ -32,11 +32,11 @@ def setting():
 
 
 def sample(graph, *, answers: int = 2, tokens: int = 4):
-    def run(params, prompts, pictures):
+    def run(params, prompts, images):
         return sampler.generate(
             nnx.merge(graph, params),
             prompts,
-            pictures,
+            images,
             answers=answers,
             max_tokens=tokens,
             sampler=sampler.Sample(temperature=1.3),
@@ -59,9 +59,9 @@ def test_sampled_answers_score_as_they_were_sampled(setting):
     rollout = jax.jit(sample(graph, answers=3, tokens=6))(params, *batch)
     assert len(np.unique(rollout.ids)) > 20
 
-    def score(params, tokens, pictures, ids):
+    def score(params, tokens, images, ids):
         model = nnx.merge(graph, params)
-        return likelihood.answer_logp(model, tokens, pictures, ids=ids, temperature=1.3)
+        return likelihood.answer_logp(model, tokens, images, ids=ids, temperature=1.3)
 
     logp = jax.jit(score)(params, *batch, rollout.ids)
     np.testing.assert_allclose(
@@ -70,34 +70,34 @@ def test_sampled_answers_score_as_they_were_sampled(setting):
 
 
 def test_packed_answers_do_not_see_each_other(setting):
-    graph, params, (tokens, pictures) = setting
+    graph, params, (tokens, images) = setting
     rng = np.random.default_rng(1)
     long, short = rng.integers(0, 280, (4, 1, 5)), rng.integers(0, 280, (4, 1, 3))
     count = np.broadcast_to(np.concatenate([np.arange(5), np.arange(3)]), (4, 1, 8))
     number = np.broadcast_to(np.repeat([1, 2], [5, 3]), (4, 1, 8))
 
     @jax.jit
-    def run(params, tokens, pictures):
+    def run(params, tokens, images):
         model = nnx.merge(graph, params)
-        prefix = model.prefill(tokens, pictures)
+        prefix = model.prefill(tokens, images)
         both = jnp.concatenate([long, short], 2)
         packed = model.extend(both, prefix, Packing(jnp.asarray(number), jnp.asarray(count)))
         return packed, model.extend(jnp.asarray(long), prefix), model.extend(short, prefix)
 
-    packed, first, second = run(params, tokens, pictures)
+    packed, first, second = run(params, tokens, images)
     np.testing.assert_allclose(packed[..., :5, :], first, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(packed[..., 5:, :], second, rtol=0, atol=TOLERANCE)
 
 
 def test_it_counts_tokens_whatever_positions_rows_tell(setting):
-    """Rows are laid out for Qwen, whose cells share a position; here every cell has its own."""
-    graph, params, (tokens, pictures) = setting
+    """Rows are laid out for Qwen, whose visual tokens share a position; here each has its own."""
+    graph, params, (tokens, images) = setting
 
     @jax.jit
     def run(params, tokens):
         model = nnx.merge(graph, params)
-        prefix = model.prefill(tokens, pictures)
-        return model.hidden(tokens, pictures), prefix.hidden, prefix.following
+        prefix = model.prefill(tokens, images)
+        return model.hidden(tokens, images), prefix.hidden, prefix.following
 
     wanted = run(params, tokens)
     for a, b in zip(
@@ -108,9 +108,9 @@ def test_it_counts_tokens_whatever_positions_rows_tell(setting):
 
 
 def loss_of(graph):
-    def loss(params, tokens, pictures):
+    def loss(params, tokens, images):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=5).mean()
 
     return jax.value_and_grad(loss)
@@ -285,7 +285,7 @@ def full():
 
     tokens = Tokens(ints(B, T), ints(B, T), ints(B, 3, T), ints(B, T))
     patches = jax.ShapeDtypeStruct((B, S, 3 * 14 * 14), jnp.uint8)
-    return graph, params, tokens, Pictures(patches, ints(B, S, 2), ints(B, S), ints(B, S))
+    return graph, params, tokens, Images(patches, ints(B, S, 2), ints(B, S), ints(B, S))
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

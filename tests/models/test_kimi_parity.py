@@ -1,7 +1,7 @@
 """Holds Kimi-VL to transformers on tiny random models, live.
 
 transformers has no Kimi-VL; its Kimi-K2.5 with a DeepSeek-V3 decoder of Moonlight's shape computes
-the same for still pictures.
+the same for still images.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def build(config):
         for name, bias in theirs.named_buffers():
             if "e_score_correction" in name:
                 bias.copy_(torch.randn_like(bias) * 0.3)
-        # transformers embeds no placeholder where there is no picture: none may be drawn.
+        # transformers embeds no placeholder where there is no image: none may be drawn.
         theirs.lm_head.weight[IMAGE : IMAGE + 2] = 0
     return theirs, ours(theirs, config)
 
@@ -105,18 +105,18 @@ def reference(theirs, row, config) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, params, tokens, pictures):
+def _logits(graph, params, tokens, images):
     model = nnx.merge(graph, params)
-    return model.logits(model.hidden(tokens, pictures))
+    return model.logits(model.hidden(tokens, images))
 
 
-def logits(model, tokens, pictures) -> np.ndarray:
+def logits(model, tokens, images) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_logits(*nnx.split(model), tokens, pictures))
+        return np.asarray(_logits(*nnx.split(model), tokens, images))
 
 
 def rows() -> list[tiny_vlm.Row]:
-    """Returns rows with three pictures, smaller and larger than the grid, with one, with none."""
+    """Returns rows with three images, smaller and larger than the grid, with one, with none."""
     rng = np.random.default_rng(1)
     return [
         tiny_vlm.row(rng, [(10, 6), (2, 14), (8, 8)], texts=(5, 2, 1, 9)),
@@ -175,7 +175,7 @@ def test_every_branch_of_the_router(name):
 def test_every_block_of_the_vision_tower(pair):
     theirs, ours = pair
     row = rows()[0]
-    _, pictures = tiny_kimi.stack([row])
+    _, images = tiny_kimi.stack([row])
     found = inputs(row, ours.config)
     tower = theirs.model.vision_tower
     seen = []
@@ -193,20 +193,20 @@ def test_every_block_of_the_vision_tower(pair):
     order = tiny_kimi.raster(row._replace(patches=np.arange(len(row.patches))[:, None]))[:, 0]
 
     @nnx.jit
-    def every(tower, pictures):
-        x, step = tower.embed(pictures), tower.step(pictures)
+    def every(tower, images):
+        x, step = tower.embed(images), tower.step(images)
         out = []
         for block in layers.unstack(tower.blocks):
             x, _ = step(block, x, None)
             out.append(x[0])
-        return out, tower(pictures)[0]
+        return out, tower(images)[0]
 
     with jax.default_matmul_precision("highest"):
-        blocks, cells = every(ours.vision, pictures)
+        blocks, visual_tokens = every(ours.vision, images)
     assert len(blocks) == len(seen) == 3
     for got, block in zip(blocks, seen, strict=True):
         np.testing.assert_allclose(got[order], block.numpy(), rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(cells, want.numpy(), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(visual_tokens, want.numpy(), rtol=0, atol=TOLERANCE)
 
 
 def test_the_grid_is_resized_as_torch_does():
@@ -216,17 +216,17 @@ def test_the_grid_is_resized_as_torch_does():
     learned.embedding[...] = jnp.asarray(table)
     sizes = [(8, 12), (2, 4), (14, 24), (30, 2), (4, 34)]
     row = tiny_vlm.row(rng, sizes, texts=(1,) * 6)
-    _, pictures = tiny_kimi.stack([row], patches=800)
-    got = np.asarray(jax.jit(lambda p: learned(p.place, p.picture))(pictures))[0]
+    _, images = tiny_kimi.stack([row], patches=800)
+    got = np.asarray(jax.jit(lambda p: learned(p.place, p.image))(images))[0]
     for i, size in enumerate(sizes):
         want = torch.nn.functional.interpolate(
             torch.tensor(table).permute(2, 0, 1)[None], size=size, mode="bicubic"
         )[0].permute(1, 2, 0)
-        mine = pictures.picture[0] == i
-        row_, column = pictures.place[0, mine].T
+        mine = images.image[0] == i
+        row_, column = images.place[0, mine].T
         np.testing.assert_allclose(got[mine], want.numpy()[row_, column], rtol=0, atol=TOLERANCE)
-    mine = pictures.picture[0] == 0
-    np.testing.assert_array_equal(got[mine], table[tuple(pictures.place[0, mine].T)])
+    mine = images.image[0] == 0
+    np.testing.assert_array_equal(got[mine], table[tuple(images.place[0, mine].T)])
 
 
 @pytest.mark.slow
@@ -256,22 +256,22 @@ def test_mistakes_are_loud(pair, monkeypatch):
     theirs, ours = pair
     row = rows()[0]
     want = reference(theirs, row, ours.config)
-    tokens, pictures = tiny_kimi.stack([row])
-    flipped = pictures.place[..., ::-1].copy()
+    tokens, images = tiny_kimi.stack([row])
+    flipped = images.place[..., ::-1].copy()
     mistakes = {
-        "pictures see each other": (tokens, pictures._replace(picture=0 * pictures.picture)),
-        "rows for columns": (tokens, pictures._replace(place=flipped)),
+        "images see each other": (tokens, images._replace(image=0 * images.image)),
+        "rows for columns": (tokens, images._replace(place=flipped)),
     }
     for name, mistake in mistakes.items():
         assert np.abs(logits(ours, *mistake)[0] - want).max() > 1e-3, name
     # Rows tell the positions that Qwen's models turn by, which are not its.
     laid = tokens._replace(positions=tiny_vlm.stack([row])[0].positions)
     assert (laid.positions != tokens.positions).any()
-    np.testing.assert_allclose(logits(ours, laid, pictures)[0], want, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits(ours, laid, images)[0], want, rtol=0, atol=TOLERANCE)
 
     def loud() -> float:
         _logits.clear_cache()
-        return np.abs(logits(ours, tokens, pictures)[0] - want).max()
+        return np.abs(logits(ours, tokens, images)[0] - want).max()
 
     with monkeypatch.context() as patch:
         patch.setattr(moonvit, "CUBIC", -0.5)
@@ -287,7 +287,7 @@ def test_cached_decoding_step_by_step_for_several_answers(pair):
     theirs, ours = pair
     rng = np.random.default_rng(5)
     answers = rng.integers(0, 280, (3, 2, 7)).astype(np.int32)
-    tokens, pictures = tiny_kimi.stack(rows())
+    tokens, images = tiny_kimi.stack(rows())
 
     graph, params = nnx.split(ours)
     prefill, extend = (
@@ -298,7 +298,7 @@ def test_cached_decoding_step_by_step_for_several_answers(pair):
         )
     )
     with jax.default_matmul_precision("highest"):
-        prefix = prefill(params, tokens, pictures)
+        prefix = prefill(params, tokens, images)
         suffix = ours.decoder().empty(prefix, answers=2, length=9)
         found, at = [], 0
         for length in (1, 1, 3, 1, 1):
@@ -321,16 +321,16 @@ def test_cached_decoding_step_by_step_for_several_answers(pair):
 
 def test_sixty_four_greedy_tokens_equal_transformers_generate(pair):
     theirs, ours = pair
-    tokens, pictures = tiny_kimi.stack(rows())
+    tokens, images = tiny_kimi.stack(rows())
     theirs.generation_config.pad_token_id = 0
     graph, params = nnx.split(ours)
 
     @jax.jit
-    def run(params, tokens, pictures):
+    def run(params, tokens, images):
         return sampler.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=1,
             max_tokens=64,
             sampler=sampler.Greedy(),
@@ -339,7 +339,7 @@ def test_sixty_four_greedy_tokens_equal_transformers_generate(pair):
         )
 
     with jax.default_matmul_precision("highest"):
-        got = run(params, tokens, pictures)
+        got = run(params, tokens, images)
     for i, row in enumerate(rows()):
         with torch.no_grad():
             want = theirs.generate(
@@ -368,20 +368,20 @@ def test_gradients_of_every_weight_equal_transformers(pair, way):
         if "e_score_correction" in name
     }
     want = tiny_kimi.from_hub(ours.config, tiny_kimi.hub(theirs, grads))
-    tokens, pictures = tiny_kimi.stack([row])
+    tokens, images = tiny_kimi.stack([row])
     compute = layers.Compute(remat="full" if way == "rows" else "dots")
     graph, _ = nnx.split(tiny_kimi.blank(ours.config, compute))
 
     def by_rows(params):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)[:, from_:-1]
+        hidden = model.hidden(tokens, images)[:, from_:-1]
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids[:, from_ + 1 :]).mean()
 
     def by_answers(params):
         model = nnx.merge(graph, params)
         prompt = jax.tree.map(lambda leaf: leaf[..., :-split], tokens)
         answer = tokens.ids[:, None, -split:]
-        return -likelihood.answer_logp(model, prompt, pictures, ids=answer).mean()
+        return -likelihood.answer_logp(model, prompt, images, ids=answer).mean()
 
     with jax.default_matmul_precision("highest"):
         found = jax.jit(jax.value_and_grad(by_rows if way == "rows" else by_answers))(

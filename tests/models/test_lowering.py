@@ -9,7 +9,7 @@ from flax import nnx
 
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import likelihood, qwen25_vl, sampler
-from seg_jax.records import Pictures, Tokens
+from seg_jax.records import Images, Tokens
 
 B, T, S = 2, 512, 1024
 
@@ -27,7 +27,7 @@ def shapes():
 
     tokens = Tokens(ints(B, T), ints(B, T), ints(B, 3, T), ints(B, T))
     patches = jax.ShapeDtypeStruct((B, S, 3 * 14 * 14), jnp.uint8)
-    return graph, params, tokens, Pictures(patches, ints(B, S, 2), ints(B, S), ints(B, S))
+    return graph, params, tokens, Images(patches, ints(B, S, 2), ints(B, S), ints(B, S))
 
 
 def test_the_default_config_is_the_7b_model(shapes):
@@ -37,14 +37,14 @@ def test_the_default_config_is_the_7b_model(shapes):
 
 
 def test_training_lowers(shapes):
-    graph, params, tokens, pictures = shapes
+    graph, params, tokens, images = shapes
 
-    def loss(params, tokens, pictures):
+    def loss(params, tokens, images):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=64).mean()
 
-    text = jax.jit(jax.grad(loss)).lower(params, tokens, pictures).as_text()
+    text = jax.jit(jax.grad(loss)).lower(params, tokens, images).as_text()
     assert "bf16" in text
     # One text for all layers; never the logits of all tokens.
     assert f"{B}x{T}x152064" not in text
@@ -52,13 +52,13 @@ def test_training_lowers(shapes):
 
 
 def test_sampling_lowers_and_never_copies_the_prompt(shapes):
-    graph, params, tokens, pictures = shapes
+    graph, params, tokens, images = shapes
 
-    def sample(params, tokens, pictures, key):
+    def sample(params, tokens, images, key):
         return sampler.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=8,
             max_tokens=64,
             sampler=sampler.Sample(),
@@ -66,7 +66,7 @@ def test_sampling_lowers_and_never_copies_the_prompt(shapes):
             key=key,
         )
 
-    text = jax.jit(sample).lower(params, tokens, pictures, jax.random.key(0)).as_text()
+    text = jax.jit(sample).lower(params, tokens, images, jax.random.key(0)).as_text()
     # Keys of the prompt are B x kv x hd x T; with an axis of 8 answers they would be copied.
     assert f"{B}x4x128x{T}xbf16" in text
     assert f"{B}x4x8x128x{T}xbf16" not in text

@@ -1,10 +1,10 @@
-"""Packed rows are worth what their pictures are alone: losses, gradients, and no leak between."""
+"""Packed rows are worth what their images are alone: losses, gradients, and no leak between."""
 
 import dataclasses
 
 import jax
 import numpy as np
-import packed_pictures
+import packed_images
 import pytest
 import random_weights
 import small_run
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 PACK = Pack(tokens=640, patches=400)
 QUESTIONS = (2, 1, 1, 2)
-"""About each picture, which are of different sizes."""
+"""About each image, which are of different sizes."""
 SHALLOW = {
     "qwen2_5_vl": {"text": {"num_hidden_layers": 2}, "vision": {"window_size": 24}},
     "qwen3_vl": {"text": {"num_hidden_layers": 2}},
@@ -35,13 +35,13 @@ MAKERS = {"qwen2_5_vl": tiny_vlm, "qwen3_vl": tiny_qwen3, "kimi_vl": tiny_kimi}
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    return packed_pictures.encoder(tmp_path_factory.mktemp("tokenizer"))
+    return packed_images.encoder(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Questions about each of several pictures."""
-    return [packed_pictures.examples(n, count) for n, count in enumerate(QUESTIONS)]
+def images():
+    """Questions about each of several images."""
+    return [packed_images.examples(n, count) for n, count in enumerate(QUESTIONS)]
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -50,9 +50,9 @@ def model(request, encoder):
 
 
 @pytest.fixture(scope="module")
-def known(model, encoder, pictures):
+def known(model, encoder, images):
     """A packed row, the loss of every target, and the gradient of their sum."""
-    batch = packed(encoder, pictures)
+    batch = packed(encoder, images)
     return batch, *graded(*model, batch)
 
 
@@ -65,15 +65,15 @@ def drawn(family, encoder):
     return graph, random_weights.drawn(shapes)
 
 
-def packed(encoder, pictures):
-    pieces = [packing.piece(encoder, examples) for examples in pictures]
+def packed(encoder, images):
+    pieces = [packing.piece(encoder, examples) for examples in images]
     assert len({piece.grid for piece in pieces}) > 2
     return jax.tree.map(lambda leaf: leaf[None], packing.joined(encoder, pieces, PACK))
 
 
-def alone(encoder, pictures):
-    """Returns the same as rows of one picture each, a conversation after another."""
-    rows = [encoder.batch_row(examples, rows=2) for examples in pictures]
+def alone(encoder, images):
+    """Returns the same as rows of one image each, a conversation after another."""
+    rows = [encoder.batch_row(examples, rows=2) for examples in images]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
@@ -99,7 +99,7 @@ def answers(losses, segments):
 
 
 def unpacked(losses, batch):
-    """Returns the sums of losses of conversations as they stand in rows of one picture."""
+    """Returns the sums of losses of conversations as they stand in rows of one image."""
     found = []
     for row, segments, many in zip(losses, batch.packing.segments, QUESTIONS, strict=True):
         told = [answers(*one) for one in zip(row, segments, strict=True)]
@@ -109,9 +109,9 @@ def unpacked(losses, batch):
     return found
 
 
-def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, known, encoder, pictures):
+def test_losses_and_gradients_are_those_of_rows_of_one_image(model, known, encoder, images):
     together, losses, grads = known
-    apart = alone(encoder, pictures)
+    apart = alone(encoder, images)
     assert together.weights.sum() == apart.weights.sum()
     wanted, others = graded(*model, apart)
     told = iter(answers(np.asarray(losses[0]), together.tokens.segments[0]))
@@ -123,24 +123,24 @@ def test_losses_and_gradients_are_those_of_rows_of_one_picture(model, known, enc
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_nothing_of_a_picture_reaches_another(model, encoder, pictures):
+def test_nothing_of_an_image_reaches_another(model, encoder, images):
     graph, params = model
     value = jax.jit(lambda batch: losses_of(graph, params, batch))
-    batch = packed(encoder, pictures)
+    batch = packed(encoder, images)
     before = np.asarray(value(batch))
     rng = np.random.default_rng(0)
-    segments, picture = batch.tokens.segments[0], batch.pictures.picture[0]
+    segments, image = batch.tokens.segments[0], batch.images.image[0]
     begin = np.cumsum([0, *QUESTIONS])
     for changed in range(len(QUESTIONS)):
         own = (segments > begin[changed]) & (segments <= begin[changed + 1])
-        patches, ids = batch.pictures.patches.copy(), batch.tokens.ids.copy()
+        patches, ids = batch.images.patches.copy(), batch.tokens.ids.copy()
         noise = rng.integers(0, 256, patches.shape, np.uint8)
-        patches[0, picture == changed] = noise[0, picture == changed]
-        words = own & (batch.tokens.cells[0] < 0)
+        patches[0, image == changed] = noise[0, image == changed]
+        words = own & (batch.tokens.visual_tokens[0] < 0)
         ids[0, words] = rng.integers(0, 200, np.count_nonzero(words))
         other = batch._replace(
             tokens=batch.tokens._replace(ids=ids),
-            pictures=batch.pictures._replace(patches=patches),
+            images=batch.images._replace(patches=patches),
         )
         after = np.asarray(value(other))
         np.testing.assert_array_equal(after[0, ~own], before[0, ~own])
@@ -150,7 +150,7 @@ def test_nothing_of_a_picture_reaches_another(model, encoder, pictures):
 
 def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
     batch, wanted, grads = known
-    # Queries in parts, and windows of pictures block by block.
+    # Queries in parts, and windows of images block by block.
     monkeypatch.setattr(layers, "LONG", 128)
     losses, others = graded(*model, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
@@ -158,7 +158,7 @@ def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictures):
+def test_steps_are_those_of_images_alone_and_of_pieces_added_up(encoder, images):
     graph, params = drawn("qwen2_5_vl", encoder)
     adam = optimizers.AdamW(lr=1e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
     speaker = steps.Speaker(graph, encoder.tokenizer, chunk=64)
@@ -170,9 +170,9 @@ def test_steps_are_those_of_pictures_alone_and_of_pieces_added_up(encoder, pictu
         _, metrics = step(state.fresh(copy, optimizers.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}
 
-    # Two rows of the same pictures, in different orders.
-    rows = packed(encoder, pictures), packed(encoder, pictures[::-1])
+    # Two rows of the same images, in different orders.
+    rows = packed(encoder, images), packed(encoder, images[::-1])
     both = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-    whole, apart = told(both), told(alone(encoder, pictures))
+    whole, apart = told(both), told(alone(encoder, images))
     assert whole == pytest.approx(apart | {"answer_tokens": 2 * apart["answer_tokens"]}, rel=1e-5)
     assert told(both, accumulate=2) == pytest.approx(whole, rel=1e-5)

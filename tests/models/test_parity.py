@@ -40,7 +40,7 @@ def load(theirs, config, **options):
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
-def test_logits_with_three_pictures_with_one_and_with_none(tie):
+def test_logits_with_three_images_with_one_and_with_none(tie):
     proofs.same_logits(*build(tiny_vlm.config(tie=tie)))
 
 
@@ -48,15 +48,15 @@ def test_logits_of_text_alone(pair):
     proofs.same_text(*pair)
 
 
-def test_logits_with_windows_larger_than_pictures():
-    # 11 x 11 cells a window: more than a picture has, so that windowed blocks see all of it.
+def test_logits_with_windows_larger_than_images():
+    # 11 x 11 visual tokens a window: more than an image has, so that windowed blocks see all of it.
     config = tiny_vlm.config(vision={"window_size": 140, "depth": 2}, text={"num_hidden_layers": 1})
     theirs, ours = build(config)
     row = proofs.rows()[0]
-    tokens, pictures = tiny_vlm.stack([row], cells=config.vision.window_cells)
-    np.testing.assert_array_equal(pictures.window, pictures.picture)
+    tokens, images = tiny_vlm.stack([row], visual_tokens=config.vision.window_tokens)
+    np.testing.assert_array_equal(images.window, images.image)
     want = proofs.reference(theirs, row, config)
-    got = proofs.logits(ours, tokens, pictures)[0]
+    got = proofs.logits(ours, tokens, images)[0]
     np.testing.assert_allclose(got, want, rtol=0, atol=proofs.TOLERANCE)
 
 
@@ -65,18 +65,18 @@ def test_every_block_of_the_vision_tower(pair):
     row, vision = proofs.rows()[0], ours.config.vision
     full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
     # Inside their tower the patches of a window stand together.
-    _, pictures = tiny_vlm.stack([row])
-    order = np.argsort(pictures.window[0], kind="stable")
+    _, images = tiny_vlm.stack([row])
+    order = np.argsort(images.window[0], kind="stable")
     proofs.same_blocks(theirs.model.visual, ours, each=full, order=order)
 
 
-def test_long_rows_and_large_pictures_give_the_same(pair, monkeypatch):
+def test_long_rows_and_large_images_give_the_same(pair, monkeypatch):
     monkeypatch.setattr(layers, "LONG", 40)
     proofs.traced_anew()
     theirs, ours = pair
-    _, pictures = proofs.batch()
-    assert ours.vision._near(pictures)
-    text = jax.make_jaxpr(lambda model, pictures: model.encode(pictures))(ours, pictures)
+    _, images = proofs.batch()
+    assert ours.vision._near(images)
+    text = jax.make_jaxpr(lambda model, images: model.encode(images))(ours, images)
     assert f"{proofs.PATCHES},{proofs.PATCHES}]" not in str(text)
     proofs.same_logits(theirs, ours)
     proofs.traced_anew()
@@ -104,19 +104,19 @@ def test_mistakes_are_loud(pair, monkeypatch):
     theirs, ours = pair
     row = proofs.rows()[0]
     want = proofs.reference(theirs, row, ours.config)
-    tokens, pictures = tiny_vlm.stack([row])
+    tokens, images = tiny_vlm.stack([row])
     flat = np.broadcast_to(np.arange(row.ids.size), tokens.positions.shape)
-    raster = pictures.place.copy()
+    raster = images.place.copy()
     raster[0, :140] = np.stack(np.divmod(np.arange(140), 14), -1)
     mistakes = {
-        "1-D positions": (tokens._replace(positions=flat), pictures),
-        "no windows": (tokens, pictures._replace(window=pictures.picture)),
-        "pictures see each other": (tokens, pictures._replace(picture=0 * pictures.picture)),
-        "places in raster order": (tokens, pictures._replace(place=raster)),
+        "1-D positions": (tokens._replace(positions=flat), images),
+        "no windows": (tokens, images._replace(window=images.image)),
+        "images see each other": (tokens, images._replace(image=0 * images.image)),
+        "places in raster order": (tokens, images._replace(place=raster)),
         "red and blue swapped": (
             tokens,
-            pictures._replace(
-                patches=pictures.patches.reshape(1, -1, 3, 36)[:, :, ::-1].reshape(1, -1, 108)
+            images._replace(
+                patches=images.patches.reshape(1, -1, 3, 36)[:, :, ::-1].reshape(1, -1, 108)
             ),
         ),
     }
@@ -125,7 +125,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
     exact = jax.nn.gelu
     monkeypatch.setattr(qwen25_vl.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
     proofs.traced_anew()
-    got = proofs.logits(ours, tokens, pictures)[0]
+    got = proofs.logits(ours, tokens, images)[0]
     assert np.abs(got - want).max() > 3 * proofs.TOLERANCE
     proofs.traced_anew()
 
@@ -160,8 +160,8 @@ def test_log_probabilities_equal_transformers(pair):
     theirs, ours = pair
     row = proofs.rows()[1]
     want = torch.log_softmax(torch.tensor(proofs.reference(theirs, row, ours.config)), -1)
-    tokens, pictures = tiny_vlm.stack([row])
-    hidden = jax.jit(lambda model, *given: model.hidden(*given))(ours, tokens, pictures)
+    tokens, images = tiny_vlm.stack([row])
+    hidden = jax.jit(lambda model, *given: model.hidden(*given))(ours, tokens, images)
     got = likelihood.token_logp(hidden[:, :-1], ours.unembed(), tokens.ids[:, 1:], chunk=5)[0]
     want = want[np.arange(len(row.ids) - 1), row.ids[1:]]
     np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=2e-5)
@@ -180,12 +180,12 @@ def test_bfloat16_stays_near_float32(pair):
 def loss_and_gradient(compute):
     shallow = {"text": {"num_hidden_layers": 2}, "vision": {"depth": 2}}
     config = tiny_vlm.config(tie=True, **shallow)
-    tokens, pictures = tiny_vlm.stack([tiny_vlm.two_pictures()])
+    tokens, images = tiny_vlm.stack([tiny_vlm.two_images()])
     graph, params = nnx.split(tiny_vlm.model(config, compute=compute))
 
     def loss(params):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids).mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
@@ -207,7 +207,7 @@ def test_how_it_computes_changes_neither_value_nor_gradient():
 
 def test_positions_equal_transformers(pair):
     theirs, _ = pair
-    row = tiny_vlm.two_pictures()
+    row = tiny_vlm.two_images()
     assert {START, END, IMAGE} <= set(row.ids)
     want, _ = theirs.model.get_rope_index(
         torch.tensor(row.ids)[None].long(),

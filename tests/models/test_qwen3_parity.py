@@ -48,7 +48,7 @@ def state(config, tensors):
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
-def test_logits_with_three_pictures_with_one_and_with_none(tie):
+def test_logits_with_three_images_with_one_and_with_none(tie):
     theirs, ours = build(tiny_qwen3.config(tie=tie))
     assert isinstance(ours, protocol.VLM)
     assert isinstance(ours.decoder(), protocol.Decoder)
@@ -69,7 +69,7 @@ def test_every_block_and_deep_feature_of_the_vision_tower(pair):
     proofs.same_blocks(theirs.model.visual, ours, each=[None] * 4)
 
 
-def test_long_rows_and_large_pictures_give_the_same(pair, monkeypatch):
+def test_long_rows_and_large_images_give_the_same(pair, monkeypatch):
     monkeypatch.setattr(layers, "LONG", 40)
     proofs.traced_anew()
     proofs.same_logits(*pair)
@@ -106,13 +106,13 @@ def test_mistakes_are_loud(pair, monkeypatch):
     theirs, ours = pair
     row = proofs.rows()[0]
     want = proofs.reference(theirs, row, ours.config)
-    tokens, pictures = tiny_vlm.stack([row])
+    tokens, images = tiny_vlm.stack([row])
 
     def loud() -> float:
         proofs.traced_anew()
-        return np.abs(proofs.logits(ours, tokens, pictures)[0] - want).max()
+        return np.abs(proofs.logits(ours, tokens, images)[0] - want).max()
 
-    seen = pictures._replace(picture=0 * pictures.picture)
+    seen = images._replace(image=0 * images.image)
     assert np.abs(proofs.logits(ours, tokens, seen)[0] - want).max() > 1e-3
     with monkeypatch.context() as patch:  # Sections one after another, as Qwen2.5-VL has them.
         patch.setattr(qwen3_vl.Text, "axes", (0, 0, 0, 1, 1, 1, 2, 2))
@@ -161,8 +161,8 @@ def test_the_learned_grid_is_read_as_in_transformers():
     grid = qwen3_vl.Grid(8, 5, std=1.0, dtype="float32", rngs=nnx.Rngs(0))
     sizes = [(8, 8), (2, 4), (14, 24), (30, 2)]
     row = tiny_vlm.row(np.random.default_rng(0), sizes, texts=(1,) * 5)
-    _, pictures = tiny_vlm.stack([row], patches=480)
-    got = jax.jit(lambda p: grid(p.place, layers.sizes(p.place, p.picture)))(pictures)[0]
+    _, images = tiny_vlm.stack([row], patches=480)
+    got = jax.jit(lambda p: grid(p.place, layers.sizes(p.place, p.image)))(images)[0]
     indices, shares = vision_utils.get_vision_interpolation_indices_and_weights(
         torch.tensor([(1, *size) for size in sizes]),
         num_grid_per_side=8,

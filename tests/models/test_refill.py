@@ -58,9 +58,9 @@ def compiled(family, options):
         "pad_id": 299,
     } | {name: getattr(value, "value", value) for name, value in options}
 
-    def run(params, tokens, pictures, key, limits):
+    def run(params, tokens, images, key, limits):
         model = nnx.merge(graph, params)
-        return samplers.generate(model, tokens, pictures, key=key, limits=limits, **options)
+        return samplers.generate(model, tokens, images, key=key, limits=limits, **options)
 
     return jax.jit(run)
 
@@ -134,10 +134,10 @@ def test_the_trainer_gives_refilled_answers_the_same_log_probabilities():
     graph, params, batch = setting("qwen25_vl")
     got = generate(rows=3)
 
-    def score(params, tokens, pictures, ids):
+    def score(params, tokens, images, ids):
         model = nnx.merge(graph, params)
         return likelihood.answer_logp(
-            model, tokens, pictures, ids=ids, temperature=SAMPLE.temperature
+            model, tokens, images, ids=ids, temperature=SAMPLE.temperature
         )
 
     logp = jax.jit(score)(params, *batch, got.ids)
@@ -205,11 +205,11 @@ def test_every_draw_has_a_key_of_its_own(monkeypatch):
     monkeypatch.setattr(samplers, "draw", spy)
     graph, params, batch = setting("qwen25_vl")
 
-    def run(params, tokens, pictures, key):
+    def run(params, tokens, images, key):
         return samplers.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=G,
             max_tokens=L,
             sampler=SAMPLE,
@@ -237,12 +237,12 @@ def test_answers_do_not_depend_on_the_devices():
     spread = jax.device_put(params, sharding.shardings(params, mesh))
     rows = jax.device_put(batch, sharding.batch(mesh, rows=B))
 
-    def run(params, tokens, pictures, key):
+    def run(params, tokens, images, key):
         refill = samplers.Refill(rows=8)
         return samplers.generate(
             nnx.merge(graph, params),
             tokens,
-            pictures,
+            images,
             answers=G,
             max_tokens=L,
             sampler=SAMPLE,

@@ -41,9 +41,9 @@ def prompts():
 
 @functools.cache
 def _compiled(graph, options):
-    def run(params, tokens, pictures, key, rows):
+    def run(params, tokens, images, key, rows):
         model = nnx.merge(graph, params)
-        return samplers.generate(model, tokens, pictures, key=key, rows=rows, **dict(options))
+        return samplers.generate(model, tokens, images, key=key, rows=rows, **dict(options))
 
     return jax.jit(run)
 
@@ -57,24 +57,24 @@ def generate(model, batch, *, seed=0, rows=None, **options):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logp(graph, params, tokens, pictures, targets):
+def _logp(graph, params, tokens, images, targets):
     model = nnx.merge(graph, params)
-    hidden = model.hidden(tokens, pictures)[:, -targets.shape[1] - 1 : -1]
+    hidden = model.hidden(tokens, images)[:, -targets.shape[1] - 1 : -1]
     return likelihood.token_logp(hidden, model.unembed(), targets, temperature=SAMPLE.temperature)
 
 
 def with_answers(rows, answers):
     """Returns whole rows, prompt and answer [B L] in one, as training would lay them out."""
-    tokens, pictures = tiny_vlm.stack(rows, length=28, patches=48)
+    tokens, images = tiny_vlm.stack(rows, length=28, patches=48)
     start = tokens.positions.max((1, 2))[:, None, None] + 1
     place = np.broadcast_to(start + np.arange(answers.shape[1]), (len(rows), 3, answers.shape[1]))
     whole = Tokens(
         np.concatenate([tokens.ids, answers], 1),
         np.concatenate([tokens.segments, np.ones_like(answers)], 1),
         np.concatenate([tokens.positions, place.astype(np.int32)], 2),
-        np.concatenate([tokens.cells, np.full_like(answers, -1)], 1),
+        np.concatenate([tokens.visual_tokens, np.full_like(answers, -1)], 1),
     )
-    return whole, pictures, answers
+    return whole, images, answers
 
 
 def test_cached_decoding_equals_the_full_forward_pass(model, prompts):

@@ -32,13 +32,13 @@ def setting():
 
 
 def sampler(graph, *, tokens):
-    """Returns the function (weights, tokens, pictures) -> two answers a prompt."""
+    """Returns the function (weights, tokens, images) -> two answers a prompt."""
 
-    def sample(params, prompts, pictures):
+    def sample(params, prompts, images):
         return samplers.generate(
             nnx.merge(graph, params),
             prompts,
-            pictures,
+            images,
             answers=2,
             max_tokens=tokens,
             sampler=samplers.Sample(),
@@ -50,20 +50,20 @@ def sampler(graph, *, tokens):
 
 
 def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
-    graph, params, (tokens, pictures) = setting
+    graph, params, (tokens, images) = setting
 
-    def loss(params, tokens, pictures):
+    def loss(params, tokens, images):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=5).mean()
 
     step, sample = jax.value_and_grad(loss), sampler(graph, tokens=4)
-    want, grads = jax.jit(step)(params, tokens, pictures)
-    answers = jax.jit(sample)(params, tokens, pictures)
+    want, grads = jax.jit(step)(params, tokens, images)
+    answers = jax.jit(sample)(params, tokens, images)
     mesh = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
     places = sharding.shardings(params, mesh)
     spread = jax.device_put(params, places)
-    rows = jax.device_put((tokens, pictures), sharding.batch(mesh, rows=4))
+    rows = jax.device_put((tokens, images), sharding.batch(mesh, rows=4))
     with jax.set_mesh(mesh):
         got, other = jax.jit(step, out_shardings=(None, places))(spread, *rows)
         sampled = jax.jit(sample)(spread, *rows)
@@ -79,14 +79,14 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
 
 @pytest.mark.parametrize("gib", [None, 0.0], ids=["whole", "divided"])
 def test_answers_do_not_depend_on_how_weights_lie_meanwhile(setting, gib):
-    _, params, (tokens, pictures) = setting
+    _, params, (tokens, images) = setting
     compute = layers.Compute(decode_gib=gib)
     graph, _ = nnx.split(tiny_vlm.model(SMALL, compute=compute, amplify=3.0))
     sample = sampler(graph, tokens=8)
-    want = jax.jit(sample)(params, tokens, pictures)
+    want = jax.jit(sample)(params, tokens, images)
     on = sharding.mesh({"fsdp": 4, "tensor": 2})
     spread = jax.device_put(params, sharding.shardings(params, on))
-    rows = jax.device_put((tokens, pictures), sharding.batch(on, rows=4))
+    rows = jax.device_put((tokens, images), sharding.batch(on, rows=4))
     with jax.set_mesh(on):
         got = jax.jit(sample)(spread, *rows)
     np.testing.assert_array_equal(got.ids, want.ids)
@@ -209,9 +209,9 @@ def test_long_rows_are_shared_along_context(setting, monkeypatch):
     batch = tiny_vlm.stack([row])
     assert batch[0].ids.shape == batch[1].window.shape == (1, 256)
 
-    def loss(params, tokens, pictures):
+    def loss(params, tokens, images):
         model = nnx.merge(graph, params)
-        hidden = model.hidden(tokens, pictures)
+        hidden = model.hidden(tokens, images)
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids, chunk=64).mean()
 
     step = jax.value_and_grad(loss)

@@ -15,7 +15,7 @@ from tiny_vlm import IMAGE, VOCAB
 from seg_jax.geometry import grid
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import kimi_vl, moonvit
-from seg_jax.records import Pictures, Tokens
+from seg_jax.records import Images, Tokens
 
 LOADED = layers.Compute()
 
@@ -183,16 +183,16 @@ def hub(theirs: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {rename(name): tensor for name, tensor in found.items()}
 
 
-def stack(rows: list[tiny_vlm.Row], **options: Any) -> tuple[Tokens, Pictures]:
+def stack(rows: list[tiny_vlm.Row], **options: Any) -> tuple[Tokens, Images]:
     """Returns rows padded to one shape, with positions that count tokens."""
-    tokens, pictures = tiny_vlm.stack(rows, **options)
+    tokens, images = tiny_vlm.stack(rows, **options)
     counted = np.maximum(np.cumsum(tokens.segments, 1) - 1, 0).astype(np.int32)
     positions = np.repeat(counted[:, None], 3, 1)
-    return tokens._replace(positions=positions), pictures
+    return tokens._replace(positions=positions), images
 
 
 def raster(row: tiny_vlm.Row) -> np.ndarray:
-    """Returns a row's patches with those of each picture line by line."""
+    """Returns a row's patches with those of each image line by line."""
     out, at = np.empty_like(row.patches), 0
     for gh, gw in row.grids:
         where = at + grid.places(gh, gw, 2) @ [gw, 1]

@@ -1,4 +1,4 @@
-"""Tiny random models and rows with pictures, and the same in transformers."""
+"""Tiny random models and rows with images, and the same in transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flax import nnx
 from seg_jax.geometry import grid
 from seg_jax.models.nn import layers
 from seg_jax.models.vlm import qwen25_vl
-from seg_jax.records import Pictures, Tokens
+from seg_jax.records import Images, Tokens
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293
 
 
 def config(*, tie: bool = False, **changes: Any) -> qwen25_vl.Config:
-    """Returns a model of a few thousand weights: GQA, windows of 4 x 4 cells, two full layers."""
+    """Returns a model of a few thousand weights: GQA, windows of 4 x 4 tokens, two full layers."""
     text = {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -64,7 +64,7 @@ def model(
 
 
 class Row(NamedTuple):
-    """One conversation: ids with placeholders, the patches of its pictures and their grids."""
+    """One conversation: ids with placeholders, the patches of its images and their grids."""
 
     ids: np.ndarray
     patches: np.ndarray
@@ -72,7 +72,7 @@ class Row(NamedTuple):
 
 
 def row(rng: np.random.Generator, grids, *, texts: tuple[int, ...], patch: int = 6) -> Row:
-    """Returns a row of random text of the given lengths with pictures between."""
+    """Returns a row of random text of the given lengths with images between."""
     ids = list(rng.integers(0, 280, texts[0]))
     for (gh, gw), length in zip(grids, texts[1:], strict=True):
         ids += [START] + [IMAGE] * (gh * gw // 4) + [END] + list(rng.integers(0, 280, length))
@@ -81,23 +81,23 @@ def row(rng: np.random.Generator, grids, *, texts: tuple[int, ...], patch: int =
     return Row(np.asarray(ids, np.int32), patches, tuple(grids))
 
 
-def two_pictures(seed: int = 0) -> Row:
-    """Returns a row with two pictures whose windows are ragged at the edges."""
+def two_images(seed: int = 0) -> Row:
+    """Returns a row with two images whose windows are ragged at the edges."""
     return row(np.random.default_rng(seed), [(10, 14), (6, 4)], texts=(5, 7, 9))
 
 
 def stack(
-    rows: list[Row], *, length: int = 0, patches: int = 0, left: bool = True, cells: int = 4
-) -> tuple[Tokens, Pictures]:
+    rows: list[Row], *, length: int = 0, patches: int = 0, left: bool = True, visual_tokens: int = 4
+) -> tuple[Tokens, Images]:
     """Returns rows padded to one shape; prompts are right-aligned (`left` padding)."""
     length = length or max(r.ids.size for r in rows)
     patches = patches or max(r.patches.shape[0] for r in rows)
     out_t, out_p = [], []
     for r in rows:
         n, s = r.ids.size, r.patches.shape[0]
-        is_cell = r.ids == IMAGE
-        number = np.where(is_cell, np.cumsum(is_cell) - 1, -1)
-        place = grid.positions(is_cell, r.grids, merge=2).positions
+        is_visual = r.ids == IMAGE
+        number = np.where(is_visual, np.cumsum(is_visual) - 1, -1)
+        place = grid.positions(is_visual, r.grids, merge=2).positions
         at = (length - n, 0) if left else (0, length - n)
         out_t.append(
             Tokens(
@@ -107,23 +107,23 @@ def stack(
                 np.pad(number, at, constant_values=-1).astype(np.int32),
             )
         )
-        windows, picture, base = [], [], 0
+        windows, image, base = [], [], 0
         for i, (gh, gw) in enumerate(r.grids):
-            window = grid.windows(gh, gw, 2, cells) + base
+            window = grid.windows(gh, gw, 2, visual_tokens) + base
             windows.append(window)
             base = window.max() + 1
-            picture.append(np.full(gh * gw, i, np.int32))
+            image.append(np.full(gh * gw, i, np.int32))
         none = np.zeros(0, np.int32)
         places = [grid.places(gh, gw, 2) for gh, gw in r.grids] or [np.zeros((0, 2), np.int32)]
         tail = (0, patches - s)
         out_p.append(
-            Pictures(
+            Images(
                 np.pad(r.patches, (tail, (0, 0))),
                 np.pad(np.concatenate(places), (tail, (0, 0))),
                 np.pad(np.concatenate(windows or [none]), tail, constant_values=-1),
-                np.pad(np.concatenate(picture or [none]), tail, constant_values=-1),
+                np.pad(np.concatenate(image or [none]), tail, constant_values=-1),
             )
         )
-    return Tokens(*map(np.stack, zip(*out_t, strict=True))), Pictures(
+    return Tokens(*map(np.stack, zip(*out_t, strict=True))), Images(
         *map(np.stack, zip(*out_p, strict=True))
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.data import images as image_files
+from seg_jax.data import image_files
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
 from seg_jax.report import html_page
@@ -97,17 +97,15 @@ def test_a_whole_page_is_well_formed(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_pictures_are_inline_and_described():
-    images = Reader(html_page.page(full())).named("img")
-    assert len(images) == 4
-    for image in images:
+def test_images_are_inline_and_described():
+    shown = Reader(html_page.page(full())).named("img")
+    assert len(shown) == 4
+    for image in shown:
         kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", image["src"]).groups()
-        picture = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert picture.format.lower() == kind
-        assert picture.size == (int(image["width"]), int(image["height"])) == (384, 288)
-    assert images[1]["alt"] == (
-        "the red star after SFT: the red star, IoU 0.500, verdict truncated"
-    )
+        opened = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert opened.format.lower() == kind
+        assert opened.size == (int(image["width"]), int(image["height"])) == (384, 288)
+    assert shown[1]["alt"] == ("the red star after SFT: the red star, IoU 0.500, verdict truncated")
 
 
 def test_nothing_is_loaded_and_nothing_runs():
@@ -151,7 +149,7 @@ def test_each_part_may_be_missing(name):
 
 def test_an_almost_empty_page_says_so():
     text = " ".join(Reader(html_page.page(Report("t"))).text)
-    for wanted in ("No results.", "No curves.", "No pictures.", "Nothing recorded."):
+    for wanted in ("No results.", "No curves.", "No images.", "Nothing recorded."):
         assert wanted in text
     Reader(html_page.page(Report("t", exhibits=[Exhibit(scene(), "q", [])], summary_rows=[{}])))
 

@@ -1,4 +1,4 @@
-"""Sampled answers drawn on their pictures: judged as in training, whatever was written."""
+"""Sampled answers drawn on their images: judged as in training, whatever was written."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 import small_run
 from PIL import Image
 
-from seg_jax.data import images
+from seg_jax.data import image_files
 from seg_jax.records import Kind, Rollout, Verdict
 from seg_jax.report import panels
 from seg_jax.tasks.referring import Mixture
@@ -56,7 +56,7 @@ def shown(rows):
     return viewer.exhibits(prompts, rollout(texts))
 
 
-def test_what_is_shown_is_the_question_and_its_picture(rows, shown):
+def test_what_is_shown_is_the_question_and_its_image(rows, shown):
     examples, _ = rows
     assert len(shown) == 3
     for example, exhibit in zip(examples[:3], shown, strict=True):
@@ -84,7 +84,7 @@ def test_answers_are_judged_and_drawn(rows, shown):
         points = {Kind.MASK: 3, Kind.BOX: 4, Kind.POINT: 1}[example.kind]
         for panel in (truth, good):
             assert min(len(ring) for ring in panel.rings_unit) >= points
-            drawn = images.overlay(exhibit.image, panel.rings_unit, scale=1)
+            drawn = image_files.overlay(exhibit.image, panel.rings_unit, scale=1)
             changed = (drawn != exhibit.image).any(-1)
             rows_, columns = np.nonzero(changed)
             place = np.array([rows_.mean(), columns.mean()]) / exhibit.image.shape[:2]

@@ -40,10 +40,10 @@ def made(tmp_path_factory):
     """Returns the folder of built data sets; in the last one nothing that is told is there."""
     root = tmp_path_factory.mktemp("sets")
     for name in NAMES[:2]:
-        formats.refer(root, name, pictures=4)
+        formats.refer(root, name, images=4)
     bundles.save(small_run.bundle(), root / "given")
     formats.reasonseg(root / "reasonseg")
-    formats.picture(root / "absent" / "0.png", 0, form="PNG")
+    formats.image(root / "absent" / "0.png", 0, form="PNG")
     line = {"image": "0.png", "objects": [], "phrases": [{"text": "a fork", "objects": []}]}
     (root / "absent" / "train.jsonl").write_text(json.dumps(line) + "\n")
     for name in NAMES:
@@ -117,7 +117,7 @@ def test_the_share_of_absent_things_in_training(made):
     examples = [example for index in range(120) for example in rows[index]]
     told = [e for e in examples if e.key.startswith("grefcoco")]
     assert len(told) == 0.75 * len(examples)
-    # Every picture of the second data set has such an expression, none of the first.
+    # Every image of the second data set has such an expression, none of the first.
     assert abs(np.mean([not e.mask.any() for e in told]) - 0.2) < 0.05
     assert all(e.mask.any() for e in examples if e.key.startswith("refcoco"))
 
@@ -131,10 +131,10 @@ def test_the_share_of_absent_things_in_training(made):
         (("--data", "refcoco_unc", "--data-weights", 0), "expected weights > 0, got (0.0,)"),
         (("--data", "refcoco_unc", "--split", "dev"), "expected one of the splits testA, testB"),
         (("--data", "refcoco_unc", "--task.mixture.absent", 1), "expected expressions without a"),
-        (("--data", "absent"), "expected pictures with objects in train, got none"),
+        (("--data", "absent"), "expected images with objects in train, got none"),
         (
             ("--data", "absent", "--task.mixture.text-mask", 0, "--task.mixture.point-mask", 1),
-            "expected pictures with objects in train, got none",
+            "expected images with objects in train, got none",
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_mistake_is_one_line(made, run, tmp_path, program, words, wanted):
 
 
 def test_a_set_without_what_is_asked_about_is_named(made):
-    # TFDS's sets have no report, so that its pictures are counted whatever is told of them.
+    # TFDS's sets have no report, so that its images are counted whatever is told of them.
     only = Built(folders=(made / "absent",), absent=True)
     config = finetune.Config(source=only)
     points = Mixture(text_mask=0.0, point_mask=1.0)

@@ -1,4 +1,4 @@
-"""Pictures agree with their masks, show true colours, change only where a thing changed."""
+"""Images agree with their masks, show true colours, change only where a thing changed."""
 
 import dataclasses
 import timeit
@@ -60,7 +60,7 @@ def test_the_topmost_thing_owns_the_pixel():
     np.testing.assert_array_equal(hidden[1], masks[0] | masks[1])
 
 
-def test_things_may_reach_past_the_picture_or_lie_outside():
+def test_things_may_reach_past_the_image_or_lie_outside():
     far = thing(centre_unit=(3.0, -2.0))
     cut = thing(centre_unit=(0.0, 1.0))
     _, masks = draw.render(scene(far, cut))
@@ -92,7 +92,7 @@ def test_textures_differ_and_keep_the_outline():
     assert stripes.std(1).mean() > 10 * stripes.std(0).mean()
 
 
-def test_one_changed_attribute_changes_the_picture_near_the_thing_only():
+def test_one_changed_attribute_changes_the_image_near_the_thing_only():
     made = world.make(world.standard(), 5)
     image, _ = draw.render(made)
     first = made.things[0]
@@ -150,7 +150,7 @@ def test_noise_has_the_asked_spread_and_the_world_s_seed():
 
 
 def test_easy_scenes_are_quick():
-    """A loose ratio to one pass of plain arithmetic over the picture, several times to spare."""
+    """A loose ratio to one pass of plain arithmetic over the image, several times to spare."""
     config = world.easy()
     world.make(config, 0)
     grid = np.random.default_rng(0).random((64, 64, 3))

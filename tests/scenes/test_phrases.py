@@ -34,7 +34,7 @@ LINKS = r"to the left of|left of|to the right of|right of|above|over|below|under
 
 
 class Scene:
-    """The picture as a reader of phrases sees it: no margins, everything from pixels."""
+    """The image as a reader of phrases sees it: no margins, everything from pixels."""
 
     def __init__(self, made, masks):
         self.looks = [(str(t.kind), str(t.colour), str(t.texture)) for t in made.things]

@@ -92,7 +92,7 @@ def outline(thing):
 
 
 def placed(thing):
-    """The thing's outline in pixels of the picture."""
+    """The thing's outline in pixels of the image."""
     radius = 0.5 * thing.size_unit * min(HEIGHT, WIDTH)
     shape = affinity.scale(outline(thing), radius, radius, origin=(0, 0))
     shape = affinity.rotate(shape, thing.rotation, origin=(0, 0), use_radians=True)

@@ -1,4 +1,4 @@
-"""Questions about what is not in the picture and about several things: asked and judged."""
+"""Questions about what is not in the image and about several things: asked and judged."""
 
 import dataclasses
 
@@ -73,7 +73,7 @@ def test_without_a_share_nothing_is_denied_and_every_draw_is_as_it_was():
     np.testing.assert_array_equal(example.mask, plain.masks[which])
 
 
-def test_a_picture_is_asked_what_it_allows_for():
+def test_an_image_is_asked_what_it_allows_for():
     mixture = Mixture(text_mask=1.0, point_mask=1.0, box_mask=1.0, absent=0.1)
     # Nothing but what is not there.
     empty = sample(masks=NONE[None], phrases=(("dog",),), names=(), together=())

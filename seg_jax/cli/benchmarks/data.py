@@ -1,6 +1,6 @@
 """Measures the data pipeline with packed rows against a plain PyTorch DataLoader.
 
-Both read the same built data set with as many processes: pictures of COCO's sizes as JPEG, masks as
+Both read the same built data set with as many processes: images of COCO's sizes as JPEG, masks as
 run lengths, expressions. Ours gives packed rows, pixels as bytes; the DataLoader gives batches
 padded to their longest, pixels normalised. They take turns; medians of a clock are shown.
 """
@@ -34,7 +34,7 @@ from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
 
 SIZES = {(480, 640): 0.45, (427, 640): 0.2, (640, 480): 0.2, (640, 427): 0.05, (375, 500): 0.1}
-"""Height and width of pictures with their shares, about as in COCO."""
+"""Height and width of images with their shares, about as in COCO."""
 _WARM = 2
 """Batches that are drawn before a turn is timed: what was ready before it is gone then."""
 
@@ -43,13 +43,13 @@ _WARM = 2
 class Config:
     """A measurement of the pipeline."""
 
-    pictures: int = 256
+    images: int = 256
     """Of the data set."""
     rows: int = 4
     """Packed rows of a batch."""
     pack: Pack = Pack()
     questions: int = 1
-    """About each picture, of ours, whose rows must hold so many; the DataLoader asks one."""
+    """About each image, of ours, whose rows must hold so many; the DataLoader asks one."""
     batch: int = 16
     """Samples of a batch of the DataLoader."""
     workers: int = 2
@@ -61,7 +61,7 @@ class Config:
     """File for the numbers."""
 
     def __post_init__(self):
-        for name in ("pictures", "rows", "questions", "batch", "rounds"):
+        for name in ("images", "rows", "questions", "batch", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if self.seed < 0 or self.workers < 0:
@@ -123,11 +123,11 @@ class _Ours:
         self._batches = pipeline.batches(source, paper.task(), encoder, feed, rows="sft")
 
     def turn(self) -> float:
-        """Returns samples a second over about as many as there are pictures."""
+        """Returns samples a second over about as many as there are images."""
         for _ in range(_WARM):
             next(self._batches)
         begin, drawn = time.perf_counter(), 0
-        while drawn < self._config.pictures * self._config.questions:
+        while drawn < self._config.images * self._config.questions:
             segments = next(self._batches).tokens.segments
             drawn += int(np.sum(segments.max(1)))
         return drawn / (time.perf_counter() - begin)
@@ -136,7 +136,7 @@ class _Ours:
         """Returns the milliseconds of a sample by what they are spent on, in one process."""
         config, encoder, task, watch = self._config, self._encoder, paper.task(), _Watch()
         rng, pieces = np.random.default_rng(config.seed), []
-        for index in range(min(config.pictures, 64)):
+        for index in range(min(config.images, 64)):
             record = watch("read", lambda index=index: self._source.record(index))
             known = index, record, watch("decode", record.pixels)
             sample = watch("masks", lambda known=known: self._source.sample(*known))
@@ -170,7 +170,7 @@ class _Theirs:
             pass
 
     def turn(self) -> float:
-        """Returns samples a second over all pictures, from an idle start."""
+        """Returns samples a second over all images, from an idle start."""
         begin, drawn = time.perf_counter(), 0
         for batch in self._loader:
             drawn += len(batch["input_ids"])
@@ -180,7 +180,7 @@ class _Theirs:
         """Returns the milliseconds of a sample by what they are spent on, in one process."""
         watch, samples = _Watch(), self._samples
         rows = []
-        for index in range(min(self._config.pictures, 64)):
+        for index in range(min(self._config.images, 64)):
             record = watch("read", lambda index=index: samples.source.record(index))
             image = watch("decode", lambda record=record: torch_loader.decoded(record))
             seen = watch("scale, normalise and cut", lambda image=image: samples.processed(image))
@@ -219,13 +219,13 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
         batch=config.rows, questions=config.questions, pack=config.pack, seed=config.seed
     )
     batches = pipeline.batches(source, paper.task(), encoder, feed, rows="sft")
-    count = max(1, config.pictures // (8 * config.rows))
+    count = max(1, config.images // (8 * config.rows))
     packed = [next(batches) for _ in range(count)]
     shares = {
         "packed": {
             "tokens": float(np.mean([batch.tokens.segments > 0 for batch in packed])),
-            "patches": float(np.mean([batch.pictures.picture >= 0 for batch in packed])),
-            "pictures_a_row": float(np.mean([b.pictures.picture.max(1) + 1 for b in packed])),
+            "patches": float(np.mean([batch.images.image >= 0 for batch in packed])),
+            "images_a_row": float(np.mean([b.images.image.max(1) + 1 for b in packed])),
         }
     }
     sizes = np.array([*itertools.islice(_sizes(source, encoder, config.seed), 256)])
@@ -243,7 +243,7 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
 
 
 def _sizes(source: Built, encoder: Encoder, seed: int) -> Iterator[packing.Size]:
-    """Yields what samples take, one question about each picture."""
+    """Yields what samples take, one question about each image."""
     task: Referring = paper.task()
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
         example = task.example(source[index], np.random.default_rng([seed, index]))
@@ -254,12 +254,12 @@ def data_set(config: Config, folder: Path) -> Built:
     """Returns a data set like RefCOCO, built as `seg-jax build folder` does."""
     rng = np.random.default_rng(config.seed)
     raw, out = folder / "raw", folder / "built"
-    (raw / "pictures").mkdir(parents=True)
+    (raw / "images").mkdir(parents=True)
     lines = []
-    with console.progress("pictures", config.pictures) as move:
-        for number in range(config.pictures):
-            lines.append(json.dumps(_drawn(rng, raw, f"pictures/{number}.jpg")))
-            move(number + 1, config.pictures, "")
+    with console.progress("images", config.images) as move:
+        for number in range(config.images):
+            lines.append(json.dumps(_drawn(rng, raw, f"images/{number}.jpg")))
+            move(number + 1, config.images, "")
     (raw / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     asked = dataset.Plan(name="folder", source=raw, out=out)
     with dataset.claimed(asked, anew=False):
@@ -270,7 +270,7 @@ def data_set(config: Config, folder: Path) -> Built:
 
 
 def _drawn(rng: np.random.Generator, folder: Path, name: str) -> dict[str, Any]:
-    """Draws a picture with objects, and returns its line of a data set."""
+    """Draws an image with objects, and returns its line of a data set."""
     from PIL import Image
 
     which = rng.choice(len(SIZES), p=list(SIZES.values()))

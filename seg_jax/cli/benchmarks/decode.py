@@ -127,7 +127,7 @@ def _ours(bundle, prompts, group: int, tokens: int) -> Any:
         return samplers.generate(
             nnx.merge(bundle.graph, params),
             prompts.tokens,
-            prompts.pictures,
+            prompts.images,
             answers=group,
             max_tokens=tokens,
             sampler=sampler,

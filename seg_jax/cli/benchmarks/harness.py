@@ -19,7 +19,7 @@ PARTS = {
     "decode": "the sampler against generate of transformers (PyTorch)",
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
     "data": "the pipeline with packed rows against a PyTorch DataLoader",
-    "policy": "a step of GSPO with pictures against TRL's trainer (PyTorch)",
+    "policy": "a step of GSPO with images against TRL's trainer (PyTorch)",
     "step": "a step of SFT of a configuration, any size, against transformers (PyTorch)",
 }
 """What `seg-jax benchmark` measures; each is a program of its own."""

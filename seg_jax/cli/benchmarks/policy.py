@@ -1,7 +1,7 @@
-"""Measures a step of GSPO with pictures against TRL's trainer: sampling, judging and learning.
+"""Measures a step of GSPO with images against TRL's trainer: sampling, judging and learning.
 
-Both sides start from the same weights, get the same pictures and questions and make as many
-answers of at most the same length from them. Both read the pictures anew in every step and take
+Both sides start from the same weights, get the same images and questions and make as many
+answers of at most the same length from them. Both read the images anew in every step and take
 turns, a step each, on all cores of the machine; medians of a clock are shown, first steps left out.
 """
 
@@ -107,7 +107,7 @@ def _since(begin: tuple[float, float]) -> dict[str, float]:
 
 
 def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]:
-    """Returns a step of ours, from pictures to new weights, and what it tells."""
+    """Returns a step of ours, from images to new weights, and what it tells."""
     import jax
 
     from seg_jax.models.parallel import sharding
@@ -247,7 +247,7 @@ def _reward(asked) -> Callable[..., list[float | None]]:
 def _show(found: dict[str, Any]) -> None:
     console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
     console.table(
-        f"{found['prompts']} pictures x {found['answers']} answers of up to {found['tokens']}",
+        f"{found['prompts']} images x {found['answers']} answers of up to {found['tokens']}",
         ("", "seconds", "of processors", "reward", "tokens"),
         [
             (

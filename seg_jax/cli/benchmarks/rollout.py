@@ -83,7 +83,7 @@ def _program(asked, answers: int, tokens: int, **options: Any) -> Callable[..., 
         return sampler.generate(
             nnx.merge(asked.bundle.graph, params),
             prompts.tokens,
-            prompts.pictures,
+            prompts.images,
             answers=answers,
             max_tokens=tokens,
             sampler=sampler.Sample(),

@@ -27,7 +27,7 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """A map-style data set: each picture with a question about one of its objects.
+    """A map-style data set: each image with a question about one of its objects.
 
     Pillow decodes, transformers' processor scales, normalises and cuts, pycocotools reads masks,
     OpenCV traces and thins them out, transformers' tokenizer renders and encodes.
@@ -44,24 +44,24 @@ class Samples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Returns ids, labels, pixels and grid of a picture."""
+        """Returns ids, labels, pixels and grid of an image."""
         record = self.source.record(index)
         return self.told(record, self.processed(decoded(record)), index)
 
     def told(self, record: record_schema.Record, seen: Any, index: int) -> dict[str, np.ndarray]:
-        """Returns the same of a picture that has been processed."""
+        """Returns the same of an image that has been processed."""
         rng = np.random.default_rng([self.seed, index])
         told = record.told[int(rng.integers(len(record.told)))]
         question = chat.question(Kind.MASK, told.text, rng=rng)
         text = outline.write_mask(self._rings(_mask(record, told.objects)), digits=self.task.digits)
         answer = chat.answer(text, Kind.MASK, rng=rng)
-        cells = int(seen["image_grid_thw"].prod()) // self.layout.merge**2
-        ids, labels = self._tokens(question, answer, cells)
+        visual_tokens = int(seen["image_grid_thw"].prod()) // self.layout.merge**2
+        ids, labels = self._tokens(question, answer, visual_tokens)
         pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         return {"input_ids": ids, "labels": labels, "pixel_values": pixels, "image_grid_thw": grid}
 
     def collated(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Returns rows as tensors, padded to the longest; pixels of all pictures run together."""
+        """Returns rows as tensors, padded to the longest; pixels of all images run together."""
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)
@@ -79,7 +79,7 @@ class Samples:
         return batch
 
     def processed(self, image: Any) -> Any:
-        """Returns the pixels of a picture, scaled, normalised and cut, and its grid."""
+        """Returns the pixels of an image, scaled, normalised and cut, and its grid."""
         return self._processor(images=image, return_tensors="np")
 
     def _rings(self, mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
@@ -99,14 +99,16 @@ class Samples:
                 return [ring / np.array(mask.shape[::-1]) for ring in thin]
             epsilon *= 1.5
 
-    def _tokens(self, question: str, answer: str, cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ids and labels of a conversation about a picture."""
+    def _tokens(
+        self, question: str, answer: str, visual_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids and labels of a conversation about an image."""
         parts = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
         name = self._tokenizer.special_tokens_map.get("image_token", "<|image_pad|>")
-        asked = self._tokenizer(prompt.replace(name, name * cells))["input_ids"]
+        asked = self._tokenizer(prompt.replace(name, name * visual_tokens))["input_ids"]
         said = self._tokenizer(f"{answer}{self._tokenizer.eos_token}")["input_ids"]
         return np.array(asked + said), np.array([IGNORED] * len(asked) + said)
 
@@ -139,7 +141,7 @@ class Samples:
 
 
 def decoded(record: record_schema.Record) -> Any:
-    """Returns the picture of a record."""
+    """Returns the image of a record."""
     from PIL import Image
 
     return Image.open(io.BytesIO(record.image)).convert("RGB")

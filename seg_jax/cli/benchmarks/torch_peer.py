@@ -42,7 +42,7 @@ class Questions(NamedTuple):
 
 
 def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
-    """Returns a Qwen2.5-VL and `count` questions about one picture each.
+    """Returns a Qwen2.5-VL and `count` questions about one image each.
 
     The tiny one has a million trained weights, for 64-pixel scenes; untrained ones would take the
     same time, but say one token forever. The others compute in bfloat16, for 640-pixel scenes.
@@ -65,7 +65,7 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
 
 
 def large(seed: int) -> Scenes:
-    """Returns scenes as large as COCO's pictures."""
+    """Returns scenes as large as COCO's images."""
     return Scenes(world=dataclasses.replace(world.easy(), height=640, width=640), seed=seed)
 
 
@@ -113,17 +113,17 @@ def inputs(asked: Questions, prompts: Prompts) -> dict[str, Any]:
     """Returns prompts as transformers' `generate` takes them: the same tokens, the same pixels."""
     import torch
 
-    tokens, pictures = prompts.tokens, prompts.pictures
+    tokens, images = prompts.tokens, prompts.images
     vision = asked.config.vision
-    side, real = vision.patch_size, pictures.picture >= 0
-    raw = pictures.patches[real].reshape(-1, 3, 1, side, side).astype(np.float32) / 255
+    side, real = vision.patch_size, images.image >= 0
+    raw = images.patches[real].reshape(-1, 3, 1, side, side).astype(np.float32) / 255
     mean, std = (
         np.array(values, np.float32)[:, None, None, None]
         for values in (vision.image_mean, vision.image_std)
     )
     frames = np.repeat((raw - mean) / std, vision.temporal_patch_size, 2).reshape(len(raw), -1)
     frames = torch.tensor(frames, dtype=getattr(torch, asked.compute.dtype))
-    sides = [place[own].max(0) + 1 for place, own in zip(pictures.place, real, strict=True)]
+    sides = [place[own].max(0) + 1 for place, own in zip(images.place, real, strict=True)]
     found = {
         "input_ids": torch.tensor(tokens.ids).long(),
         "attention_mask": torch.tensor(tokens.segments == tokens.segments[:, -1:]).long(),
@@ -135,12 +135,12 @@ def inputs(asked: Questions, prompts: Prompts) -> dict[str, Any]:
 
 
 def processor(asked: Questions) -> Any:
-    """Returns transformers' Qwen2.5-VL processor for these pictures; it cuts them as ours does.
+    """Returns transformers' Qwen2.5-VL processor for these images; it cuts them as ours does.
 
     Without its part for videos, which needs torchvision.
     """
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pictures
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as images
     from transformers.processing_utils import ProcessorMixin
 
     class Stills(Qwen2_5_VLProcessor):
@@ -151,7 +151,7 @@ def processor(asked: Questions) -> Any:
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     layout, vision = asked.bundle.layout, asked.config.vision
-    cutter = pictures.Qwen2VLImageProcessorPil(
+    cutter = images.Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
         temporal_patch_size=vision.temporal_patch_size,

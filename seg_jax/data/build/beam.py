@@ -23,7 +23,7 @@ def _tasks(asked: dataset.Plan) -> list[Task]:
 
 
 def make(place: int, asked: dataset.Plan) -> tuple[str, int, int]:
-    """Makes a file of a plan; returns its split, pictures stored and pictures skipped."""
+    """Makes a file of a plan; returns its split, images stored and images skipped."""
     from apache_beam.metrics import Metrics  # pyright: ignore[reportMissingImports]
 
     part = record_files.make(_tasks(asked)[place])

@@ -47,7 +47,7 @@ PLACES = {
     ),
     "saiapr": ("images/saiapr_tc-12", "saiapr_tc-12"),
 }
-"""Where pictures lie in folders that others use, first found."""
+"""Where images lie in folders that others use, first found."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,18 @@ class Plan:
     name: Name
     source: Path
     out: Path
-    pictures: Path | None = None
-    """Folder of the pictures; None: where others keep them below the source."""
+    images: Path | None = None
+    """Folder of the images; None: where others keep them below the source."""
     splits: tuple[str, ...] = ()
     """All if empty."""
     paper: bool = False
-    """Keep pictures in train that a val or test split of the family holds."""
+    """Keep images in train that a val or test split of the family holds."""
     family: Path | None = None
     """Folder of refcoco, refcoco+, ..; None: the source, for data sets of the family."""
     held_out: tuple[str, ...] = ()
-    """Editions whose val and test pictures are removed; all that are there if empty."""
+    """Editions whose val and test images are removed; all that are there if empty."""
     records: int = 1024
-    """Pictures a file."""
+    """Images a file."""
 
 
 @dataclasses.dataclass
@@ -87,7 +87,7 @@ def plan(asked: Plan) -> Cut:
       OSError: a file cannot be read.
     """
     if asked.records < 1:
-        raise ValueError(f"records: expected at least 1 picture a file, got {asked.records}")
+        raise ValueError(f"records: expected at least 1 image a file, got {asked.records}")
     read = _read(asked)
     every = annotated.splits(read.entries)
     _check_splits(asked, every)
@@ -101,7 +101,7 @@ def plan(asked: Plan) -> Cut:
         for task in record_files.cut(asked.name, split, some, out=asked.out, records=asked.records)
     ]
     if not tasks:
-        raise ValueError(f"{asked.source}: expected pictures with expressions, got none")
+        raise ValueError(f"{asked.source}: expected images with expressions, got none")
     _check_places(asked, tasks)
     warnings = expected_sizes.differences(
         asked.name, {split: size for split, size in found.items() if split in wanted}
@@ -117,8 +117,8 @@ def _read(asked: Plan) -> Read:
     if not source.is_dir():
         raise ValueError(f"{source}: expected the folder of the data set, got no folder")
     if asked.name in refer.FAMILY:
-        kind = refer.FAMILY[asked.name].pictures
-        return refer.read(source, asked.name, _pictures(asked, PLACES[kind]))
+        kind = refer.FAMILY[asked.name].images
+        return refer.read(source, asked.name, _images(asked, PLACES[kind]))
     if asked.name == "reasonseg":
         return reasonseg.read(source)
     if asked.name == "folder":
@@ -128,7 +128,7 @@ def _read(asked: Plan) -> Read:
     if not files:
         raise ValueError(
             f"{source}: expected annotations/{prefix}_SPLIT.json, got none; give the folder that "
-            "holds annotations and the pictures' folders as --source"
+            "holds annotations and the images' folders as --source"
         )
     whole = Read([])
     known = [file.stem.removeprefix(f"{prefix}_") for file in files]
@@ -138,28 +138,28 @@ def _read(asked: Plan) -> Read:
         split = file.stem.removeprefix(f"{prefix}_")
         if asked.splits and split not in asked.splits:
             continue
-        pictures = _pictures(asked, (split, f"images/{split}"))
+        images = _images(asked, (split, f"images/{split}"))
         if prefix == "instances":
-            one = coco.instances(file, pictures, split)
+            one = coco.instances(file, images, split)
         else:
             numbers = [source / "annotations" / file.stem, source / file.stem]
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])
-            one = coco.panoptic(file, numbers, pictures, split)
+            one = coco.panoptic(file, numbers, images, split)
         whole.entries += one.entries
         whole.faults += one.faults
         whole.refs |= one.refs
     return whole
 
 
-def _pictures(asked: Plan, places: Sequence[str]) -> Path:
-    if asked.pictures is not None:
-        return asked.pictures
+def _images(asked: Plan, places: Sequence[str]) -> Path:
+    if asked.images is not None:
+        return asked.images
     for place in places:
         if (asked.source / place).is_dir():
             return asked.source / place
     raise ValueError(
-        f"{asked.source}: expected the pictures in one of {', '.join(places)}, got no such "
-        "folder; do: --pictures DIR"
+        f"{asked.source}: expected the images in one of {', '.join(places)}, got no such "
+        "folder; do: --images DIR"
     )
 
 
@@ -197,23 +197,23 @@ def _distinct(wanted: dict[str, list[Entry]]) -> list[str]:
 
 
 def _unleaked(asked: Plan, wanted: dict[str, list[Entry]]) -> dict[str, Any]:
-    """Removes pictures of val and test splits from train splits, and returns how many."""
+    """Removes images of val and test splits from train splits, and returns how many."""
     family = asked.family or (asked.source if asked.name in refer.FAMILY else None)
     trains = [split for split in wanted if split.startswith("train")]
     if asked.name in ("reasonseg", "folder") or not trains:
-        return {"filter": "does not apply: no train split with pictures of the family"}
+        return {"filter": "does not apply: no train split with images of the family"}
     if family is None:
-        return {"filter": "off: --family DIR removes val and test pictures of refcoco, .. in it"}
-    kind = refer.FAMILY[asked.name].pictures if asked.name in refer.FAMILY else "coco"
+        return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}
+    kind = refer.FAMILY[asked.name].images if asked.name in refer.FAMILY else "coco"
     held = refer.held_out(family, kind, asked.held_out or None)
     by: collections.Counter[str] = collections.Counter()
     told: dict[str, Any] = {}
     for split in trains:
-        leaked = [entry for entry in wanted[split] if entry.image_id in held.pictures]
+        leaked = [entry for entry in wanted[split] if entry.image_id in held.images]
         for entry in leaked:
-            by.update(held.pictures[entry.image_id])
+            by.update(held.images[entry.image_id])
         told[split] = {
-            "pictures": len(leaked),
+            "images": len(leaked),
             "of": len(wanted[split]),
             "expressions": sum(len(entry.expressions) for entry in leaked),
         }
@@ -231,12 +231,12 @@ def _unleaked(asked: Plan, wanted: dict[str, list[Entry]]) -> dict[str, Any]:
 
 
 def _check_places(asked: Plan, tasks: list[Task]) -> None:
-    """Raises at once if the pictures are somewhere else altogether."""
-    first = [entry.picture for task in tasks for entry in task.entries[:4]][:64]
-    if not any(picture.exists() for picture in first):
+    """Raises at once if the images are somewhere else altogether."""
+    first = [entry.image for task in tasks for entry in task.entries[:4]][:64]
+    if not any(image.exists() for image in first):
         raise ValueError(
-            f"{first[0].parent}: expected pictures as {first[0].name}, got none of the first "
-            f"{len(first)}; do: --pictures DIR"
+            f"{first[0].parent}: expected images as {first[0].name}, got none of the first "
+            f"{len(first)}; do: --images DIR"
         )
 
 
@@ -320,7 +320,7 @@ def make_all(
     Args:
       tasks: the files.
       workers: processes; 1: this one.
-      progress: is told how many pictures are done.
+      progress: is told how many images are done.
 
     Raises:
       OSError: a file cannot be written, or a source cannot be read.
@@ -358,13 +358,13 @@ def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, 
     skipped = [one for part in parts for one in part["skipped"]]
     report = cut.report | {
         "splits": splits,
-        "skipped": [dict(zip(("key", "picture", "reason"), one, strict=True)) for one in skipped],
-        "pictures_repeated": _repeated(by_split),
+        "skipped": [dict(zip(("key", "image", "reason"), one, strict=True)) for one in skipped],
+        "images_repeated": _repeated(by_split),
     }
     empty = [split for split, one in splits.items() if not one["records"]]
     if empty:
         raise ValueError(
-            f"{asked.source}: expected pictures in {', '.join(empty)}, got none that can be read: "
+            f"{asked.source}: expected images in {', '.join(empty)}, got none that can be read: "
             f"{skipped[0][1]} is {skipped[0][2]}"
         )
     lengths = [
@@ -399,12 +399,12 @@ def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(by_split: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """Returns how many pictures have the bytes of another, within a split and between two."""
+    """Returns how many images have the bytes of another, within a split and between two."""
     seen = {
-        split: collections.Counter(one for part in some for one in part["pictures"])
+        split: collections.Counter(one for part in some for one in part["images"])
         for split, some in by_split.items()
     }
-    found = {split: sum(n - 1 for n in pictures.values()) for split, pictures in seen.items()}
+    found = {split: sum(n - 1 for n in images.values()) for split, images in seen.items()}
     names = sorted(seen)
     for place, one in enumerate(names):
         for other in names[place + 1 :]:

@@ -22,7 +22,7 @@ from seg_jax.geometry import bitmask, contour, runlengths
 UNFINISHED, PARTS = ".unfinished", ".parts"
 """Folders beside the files: of files being written, and of what is known about whole ones."""
 OVERHANG_PX = 1.0
-"""An outline that reaches further beyond its picture is reported; annotators round."""
+"""An outline that reaches further beyond its image is reported; annotators round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """Tells this file's contents from any other's, the pictures' own bytes aside."""
+        """Tells this file's contents from any other's, the images' own bytes aside."""
         seen = hashlib.sha256(
             repr((record_schema.VERSION, self.name, self.index, self.of)).encode()
         )
@@ -59,7 +59,7 @@ class Task:
 
 
 class Broken(ValueError):
-    """A picture that cannot be stored; the text is the reason."""
+    """An image that cannot be stored; the text is the reason."""
 
 
 def is_whole(task: Task) -> bool:
@@ -122,7 +122,7 @@ def _write(task: Task, path: Path) -> dict[str, Any]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: collections.Counter[str] = collections.Counter()
-    skipped, pictures, size = [], [], 0
+    skipped, images, size = [], [], 0
     # A record a group: any can be read without the others.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
@@ -130,16 +130,16 @@ def _write(task: Task, path: Path) -> dict[str, Any]:
             try:
                 record, found = made(entry)
             except Broken as reason:
-                skipped.append([entry.key, str(entry.picture), str(reason)])
+                skipped.append([entry.key, str(entry.image), str(reason)])
                 continue
             data = record_schema.write(record)
             writer.write(data)
             counts.update(found)
             size += len(data)
-            pictures.append(hashlib.blake2b(record.image, digest_size=8).hexdigest())
+            images.append(hashlib.blake2b(record.image, digest_size=8).hexdigest())
     finally:
         _close(writer, path)
-    known = {"split": task.split, "records": len(pictures), "bytes": size, "pictures": pictures}
+    known = {"split": task.split, "records": len(images), "bytes": size, "images": images}
     return known | {"counts": dict(sorted(counts.items())), "skipped": skipped}
 
 
@@ -157,11 +157,11 @@ def made(entry: Entry) -> tuple[record_schema.Record, dict[str, int]]:
     """Returns the record of an entry, and counts of what was found in it.
 
     Raises:
-      Broken: the picture is missing, broken or of another size, or no object is left of it.
-      OSError: the picture cannot be read.
+      Broken: the image is missing, broken or of another size, or no object is left of it.
+      OSError: the image cannot be read.
     """
-    image, (height, width), changed = _picture(entry)
-    found: collections.Counter[str] = collections.Counter(pictures_converted=int(changed))
+    image, (height, width), changed = _image(entry)
+    found: collections.Counter[str] = collections.Counter(images_converted=int(changed))
     kept: dict[int, int] = {}
     things, rles, areas = [], [], []
     for place, thing in enumerate(entry.things):
@@ -190,7 +190,7 @@ def made(entry: Entry) -> tuple[record_schema.Record, dict[str, int]]:
         split=entry.split,
         image=image,
         image_id=entry.image_id,
-        name=entry.picture.name,
+        name=entry.image.name,
         height=height,
         width=width,
         ids=tuple(thing.id for thing in things),
@@ -209,10 +209,10 @@ def made(entry: Entry) -> tuple[record_schema.Record, dict[str, int]]:
     return record, {name: number for name, number in found.items() if number}
 
 
-def _picture(entry: Entry) -> tuple[bytes, tuple[int, int], bool]:
-    """Returns a picture's bytes, its height and width, and whether the bytes are new ones."""
+def _image(entry: Entry) -> tuple[bytes, tuple[int, int], bool]:
+    """Returns an image's bytes, its height and width, and whether the bytes are new ones."""
     try:
-        data = entry.picture.read_bytes()
+        data = entry.image.read_bytes()
     except FileNotFoundError:
         raise Broken("missing") from None
     data, size, changed = plain(data, upright=entry.upright)
@@ -224,14 +224,14 @@ def _picture(entry: Entry) -> tuple[bytes, tuple[int, int], bool]:
 
 
 def plain(data: bytes, *, upright: bool) -> tuple[bytes, tuple[int, int], bool]:
-    """Returns a picture's bytes as they are stored, its height and width, and whether they changed.
+    """Returns an image's bytes as they are stored, its height and width, and whether they changed.
 
     Args:
       data: of the file.
-      upright: whether the picture is turned as its camera's note (EXIF) says.
+      upright: whether the image is turned as its camera's note (EXIF) says.
 
     Raises:
-      Broken: it is no picture, or a damaged one.
+      Broken: it is no image, or a damaged one.
     """
     from PIL import ExifTags, Image, ImageOps
 
@@ -264,7 +264,7 @@ def _mask(
         found["objects_with_broken_outline"] += 1
         return None
     if isinstance(thing.outline, Polygons):
-        found["objects_beyond_picture"] += thing.outline.overhang_px(height, width) > OVERHANG_PX
+        found["objects_beyond_image"] += thing.outline.overhang_px(height, width) > OVERHANG_PX
     found["crowds"] += thing.role is Role.CROWD
     return rle
 
@@ -288,7 +288,7 @@ def _told(
 
 
 def cut(name: str, split: str, entries: Iterable[Entry], *, out: Path, records: int) -> list[Task]:
-    """Returns the files of a split: pictures with objects first, so many a file.
+    """Returns the files of a split: images with objects first, so many a file.
 
     Args:
       name: of the data set.
@@ -297,7 +297,7 @@ def cut(name: str, split: str, entries: Iterable[Entry], *, out: Path, records: 
       out: folder of the files.
       records: of each file but the last.
     """
-    # Who trains on objects only reads a split up to the first picture without.
+    # Who trains on objects only reads a split up to the first image without.
     ordered = sorted(entries, key=lambda entry: not any(one.things for one in entry.expressions))
     groups = [tuple(ordered[at : at + records]) for at in range(0, len(ordered), records)]
     return [Task(name, split, index, len(groups), one, out) for index, one in enumerate(groups)]

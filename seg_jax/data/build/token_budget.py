@@ -53,7 +53,7 @@ def measure(
     `iou` of the mask with what is filled after text has been written and read.
 
     Args:
-      source: of the masks; pictures are taken evenly from all of it.
+      source: of the masks; images are taken evenly from all of it.
       task: whose budgets of points and rings, decimals and least area hold.
       objects: to measure, at most.
       epsilons: tolerances, as shares of a ring's length.
@@ -73,7 +73,7 @@ def measure(
 
 
 def _masks(source: Source, objects: int) -> Iterator[Bool[np.ndarray, "H W"]]:
-    """Yields masks of pictures that lie evenly in a source."""
+    """Yields masks of images that lie evenly in a source."""
     left = objects
     for index in np.unique(np.linspace(0, len(source) - 1, min(objects, len(source))).astype(int)):
         for mask in source[int(index)].masks:

@@ -1,6 +1,6 @@
-"""What every reader of a published format returns: pictures with objects and expressions, by file.
+"""What every reader of a published format returns: images with objects and expressions, by file.
 
-An entry is small: the picture is named, not read, and outlines are as the annotation has them, so
+An entry is small: the image is named, not read, and outlines are as the annotation has them, so
 that a million of them fit into memory and travel to other processes.
 """
 
@@ -41,7 +41,7 @@ class Polygons:
         return runlengths.filled(self.rings, height=height, width=width)
 
     def overhang_px(self, height: int, width: int) -> float:
-        """Returns how far it reaches beyond a picture, in pixels; 0 within."""
+        """Returns how far it reaches beyond an image, in pixels; 0 within."""
         points = [np.asarray(ring, float).reshape(-1, 2) for ring in self.rings if len(ring) >= 6]
         if not points:
             return 0.0
@@ -72,7 +72,7 @@ class Segment:
         numbers = _numbers(self.file)
         if numbers.shape != (height, width):
             raise ValueError(
-                f"{self.file}: expected {height}x{width} pixels as the picture, got "
+                f"{self.file}: expected {height}x{width} pixels as the image, got "
                 f"{numbers.shape[0]}x{numbers.shape[1]}"
             )
         return bitmask.to_rle(numbers == self.number)
@@ -100,7 +100,7 @@ Outline = Polygons | Runs | Segment | Layers
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """An outlined object of a picture."""
+    """An outlined object of an image."""
 
     id: int
     outline: Outline
@@ -118,7 +118,7 @@ class Expression:
     id: int
     text: str
     things: tuple[int, ...]
-    """Places in the entry's things; none: it fits nothing in the picture."""
+    """Places in the entry's things; none: it fits nothing in the image."""
     ref: int = -1
     """Number of the annotation that it belongs to, as others may; -1: none."""
     sentence: bool = False
@@ -127,19 +127,19 @@ class Expression:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A picture of a split with its objects and expressions."""
+    """An image of a split with its objects and expressions."""
 
     key: str
     """Names it within the data set."""
     split: str
-    picture: Path
+    image: Path
     image_id: int
     things: tuple[Thing, ...]
     expressions: tuple[Expression, ...]
     size: tuple[int, int] | None = None
-    """Height and width that the annotation tells; None: the picture's own."""
+    """Height and width that the annotation tells; None: the image's own."""
     upright: bool = False
-    """Whether outlines are of the picture as its camera's note (EXIF) turns it."""
+    """Whether outlines are of the image as its camera's note (EXIF) turns it."""
 
 
 @dataclasses.dataclass

@@ -18,41 +18,41 @@ from seg_jax.data.formats.annotations import (
 )
 
 
-def instances(path: Path, pictures: Path, split: str) -> Read:
-    """Returns the pictures of an instances_*.json; each category's name means all that show it.
+def instances(path: Path, images: Path, split: str) -> Read:
+    """Returns the images of an instances_*.json; each category's name means all that show it.
 
     Args:
       path: of the JSON file.
-      pictures: folder of the pictures.
+      images: folder of the images.
       split: that they are of.
 
     Raises:
       ValueError: the file is none of this format.
     """
     sheet = Sheet(path)
-    by_picture: dict[int, list[dict]] = {number: [] for number in sheet.pictures}
+    by_image: dict[int, list[dict]] = {number: [] for number in sheet.images}
     read = Read([])
     for place, note in enumerate(sheet.notes):
         where = f"{path}, annotation {place}"
         number = annotations.field(note, "image_id", int, where)
-        if number not in by_picture:
-            read.faults.append(f"{where}: of a picture that is not listed, {number}")
+        if number not in by_image:
+            read.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
-        by_picture[number].append(note)
-    for number, notes in by_picture.items():
+        by_image[number].append(note)
+    for number, notes in by_image.items():
         things = tuple(sheet.thing(note) for note in notes)
         if things:
-            read.entries.append(_entry(sheet, number, split, pictures, things))
+            read.entries.append(_entry(sheet, number, split, images, things))
     return read
 
 
-def panoptic(path: Path, numbers: Path, pictures: Path, split: str) -> Read:
-    """Returns the pictures of a panoptic_*.json, things and stuff alike.
+def panoptic(path: Path, numbers: Path, images: Path, split: str) -> Read:
+    """Returns the images of a panoptic_*.json, things and stuff alike.
 
     Args:
       path: of the JSON file.
       numbers: folder of the PNGs whose pixels are segment numbers.
-      pictures: folder of the pictures.
+      images: folder of the images.
       split: that they are of.
 
     Raises:
@@ -63,8 +63,8 @@ def panoptic(path: Path, numbers: Path, pictures: Path, split: str) -> Read:
     for place, note in enumerate(sheet.notes):
         where = f"{path}, annotation {place}"
         number = annotations.field(note, "image_id", int, where)
-        if number not in sheet.pictures:
-            read.faults.append(f"{where}: of a picture that is not listed, {number}")
+        if number not in sheet.images:
+            read.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
         file = numbers / annotations.field(note, "file_name", str, where)
         things = []
@@ -72,20 +72,20 @@ def panoptic(path: Path, numbers: Path, pictures: Path, split: str) -> Read:
             outline = annotations.Segment(file, annotations.field(segment, "id", int, where))
             things.append(sheet.thing(segment, outline))
         if things:
-            read.entries.append(_entry(sheet, number, split, pictures, tuple(things)))
+            read.entries.append(_entry(sheet, number, split, images, tuple(things)))
     return read
 
 
 class Sheet:
-    """A JSON file of COCO: its pictures, annotations and categories."""
+    """A JSON file of COCO: its images, annotations and categories."""
 
     def __init__(self, path: Path):
         self.path = path
         data = annotations.read_json(path)
         self.notes: list[dict] = annotations.field(data, "annotations", list, str(path))
         listed = annotations.field(data, "images", list, str(path))
-        self.pictures: dict[int, dict] = {
-            annotations.field(one, "id", int, f"{path}, picture {place}"): one
+        self.images: dict[int, dict] = {
+            annotations.field(one, "id", int, f"{path}, image {place}"): one
             for place, one in enumerate(listed)
         }
         self.names: dict[int, str] = {
@@ -94,13 +94,13 @@ class Sheet:
         }
 
     def file_name(self, number: int) -> str:
-        """Returns the file name of a picture."""
-        return annotations.field(self.pictures[number], "file_name", str, f"{self.path}, {number}")
+        """Returns the file name of an image."""
+        return annotations.field(self.images[number], "file_name", str, f"{self.path}, {number}")
 
     def size(self, number: int) -> tuple[int, int]:
-        """Returns height and width of a picture."""
-        where = f"{self.path}, picture {number}"
-        one = self.pictures[number]
+        """Returns height and width of an image."""
+        where = f"{self.path}, image {number}"
+        one = self.images[number]
         return annotations.field(one, "height", int, where), annotations.field(
             one, "width", int, where
         )
@@ -142,10 +142,8 @@ def box_px(box: Any) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
-def _entry(
-    sheet: Sheet, number: int, split: str, pictures: Path, things: tuple[Thing, ...]
-) -> Entry:
-    """Returns a picture whose expressions are the names of its things, each meaning all of them."""
+def _entry(sheet: Sheet, number: int, split: str, images: Path, things: tuple[Thing, ...]) -> Entry:
+    """Returns an image whose expressions are the names of its things, each meaning all of them."""
     meant: dict[str, list[int]] = {}
     for place, thing in enumerate(things):
         if thing.name:
@@ -156,4 +154,4 @@ def _entry(
     name = sheet.file_name(number)
     size = sheet.size(number)
     key = f"{split}/{Path(name).stem}"
-    return Entry(key, split, pictures / name, number, things, tuple(told), size)
+    return Entry(key, split, images / name, number, things, tuple(told), size)

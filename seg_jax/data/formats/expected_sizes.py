@@ -10,7 +10,7 @@ class Size(NamedTuple):
     """Of a split; None where nobody tells."""
 
     refs: int | None
-    pictures: int | None
+    images: int | None
     expressions: int | None
 
 
@@ -49,7 +49,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "val": Size(None, 200, None),
         "test": Size(None, 779, None),
     },
-    # COCO's 118,287 pictures of train2017 hold 117,266 with objects, and so on.
+    # COCO's 118,287 images of train2017 hold 117,266 with objects, and so on.
     "coco_instances": {
         "train2014": Size(604907, 82081, None),
         "val2014": Size(291875, 40137, None),
@@ -60,8 +60,8 @@ SIZES: dict[str, dict[str, Size]] = {
 }
 """By data set and split.
 
-Source: TFDS's catalogue of ref_coco for references and pictures; the papers' sentence counts of
-refCOCO, refCOCO+ (unc) and refCOCOg (umd); Liu et al. 2023 (gRefCOCO keeps UNC's pictures); Lai et
+Source: TFDS's catalogue of ref_coco for references and images; the papers' sentence counts of
+refCOCO, refCOCO+ (unc) and refCOCOg (umd); Liu et al. 2023 (gRefCOCO keeps UNC's images); Lai et
 al. 2023 (ReasonSeg); cocodataset.org.
 """
 

@@ -1,8 +1,8 @@
-"""Reads a user's own data: SPLIT.jsonl files, a picture a line, with outlines and phrases.
+"""Reads a user's own data: SPLIT.jsonl files, an image a line, with outlines and phrases.
 
 A line is a JSON object:
 
-    {"image": "pictures/cup.jpg",
+    {"image": "images/cup.jpg",
      "objects": [{"segmentation": [[10, 10, 50, 10, 50, 50]], "name": "cup"},
                  {"segmentation": {"size": [480, 640], "counts": "..."}}],
      "phrases": [{"text": "the red cup", "objects": [0]},
@@ -10,10 +10,10 @@ A line is a JSON object:
                  {"text": "a fork", "objects": []}]}
 
 `image` is relative to the folder of the file. A segmentation is one of COCO's: polygons x, y, x,
-y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else the picture's file
+y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else the image's file
 name without its ending), `name`, `crowd` and `ignore` (true) of an object and `sentence` (true) of
-a phrase may be left out. A phrase without objects is one that fits nothing in the picture.
-`upright` (true) says that outlines are of the picture as its camera's note (EXIF) turns it. What
+a phrase may be left out. A phrase without objects is one that fits nothing in the image.
+`upright` (true) says that outlines are of the image as its camera's note (EXIF) turns it. What
 else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
 """
 
@@ -29,7 +29,7 @@ from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thin
 
 
 def read(source: Path) -> Read:
-    """Returns the pictures of every SPLIT.jsonl in a folder.
+    """Returns the images of every SPLIT.jsonl in a folder.
 
     Raises:
       ValueError: there is none, or a line is none of this format; it tells file and line.
@@ -79,7 +79,7 @@ def _entry(file: Path, place: int, where: str, line: Any) -> Entry:
     return Entry(
         key=f"{file.stem}/{key}",
         split=file.stem,
-        picture=file.parent / image,
+        image=file.parent / image,
         image_id=place,
         things=tuple(things),
         expressions=tuple(told),

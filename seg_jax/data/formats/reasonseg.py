@@ -1,4 +1,4 @@
-"""Reads ReasonSeg: a picture and a JSON of labelled polygons and questions side by side."""
+"""Reads ReasonSeg: an image and a JSON of labelled polygons and questions side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGET, IGNORE = 1, 255
 
 
 def read(source: Path) -> Read:
-    """Returns the pictures of the folders train, val and test.
+    """Returns the images of the folders train, val and test.
 
     Raises:
       ValueError: there are none, or a file is none of this format.
@@ -57,7 +57,7 @@ def _entry(path: Path, split: str, place: int) -> Entry:
     return Entry(
         key=f"{split}/{path.stem}",
         split=split,
-        picture=path.with_suffix(".jpg"),
+        image=path.with_suffix(".jpg"),
         image_id=place,
         things=tuple(things),
         expressions=tuple(told),

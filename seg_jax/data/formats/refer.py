@@ -18,7 +18,7 @@ class Edition:
     folder: str
     by: str
     """Who cut it into splits."""
-    pictures: str = "coco"
+    images: str = "coco"
 
     @property
     def file(self) -> str:
@@ -59,13 +59,13 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
     return found
 
 
-def read(source: Path, name: str, pictures: Path) -> Read:
-    """Returns the pictures of an edition, split by split, in the order of their numbers.
+def read(source: Path, name: str, images: Path) -> Read:
+    """Returns the images of an edition, split by split, in the order of their numbers.
 
     Args:
       source: folder that holds refcoco, refcoco+, ..
       name: of the edition.
-      pictures: folder of the pictures.
+      images: folder of the images.
 
     Raises:
       ValueError: a file is missing, or none of this format.
@@ -80,8 +80,8 @@ def read(source: Path, name: str, pictures: Path) -> Read:
         split = annotations.field(ref, "split", str, where)
         number = annotations.field(ref, "image_id", int, where)
         found.refs[split] = found.refs.get(split, 0) + 1
-        if number not in sheet.pictures:
-            found.faults.append(f"{where}: of a picture that is not listed, {number}")
+        if number not in sheet.images:
+            found.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
         grouped.setdefault((split, number), []).append(ref)
     for (split, number), refs in sorted(grouped.items()):
@@ -93,7 +93,7 @@ def read(source: Path, name: str, pictures: Path) -> Read:
             Entry(
                 key=f"{split}/{Path(file).stem}",
                 split=split,
-                picture=_place(pictures, file, number, edition),
+                image=_place(images, file, number, edition),
                 image_id=number,
                 things=things,
                 expressions=told,
@@ -106,7 +106,7 @@ def read(source: Path, name: str, pictures: Path) -> Read:
 def _told(
     refs: list[dict], notes: dict[int, dict], sheet: Sheet, faults: list[str], file: str
 ) -> tuple[tuple[Thing, ...], tuple[Expression, ...]]:
-    """Returns the objects that references of a picture mean, and their expressions."""
+    """Returns the objects that references of an image mean, and their expressions."""
     places: dict[int, int] = {}
     things: list[Thing] = []
     told: list[Expression] = []
@@ -115,7 +115,7 @@ def _told(
         where = f"{file}, ref_id {number}"
         meant = annotations.field(ref, "ann_id", (int, list), where)
         meant = meant if isinstance(meant, list) else [meant]
-        # gRefCOCO's way to say that there is no such thing in the picture.
+        # gRefCOCO's way to say that there is no such thing in the image.
         meant = [] if meant == [-1] else meant
         if missing := [one for one in meant if one not in notes]:
             faults.append(f"{where}: of annotations that are not listed, {missing}")
@@ -144,21 +144,21 @@ def _told(
     return tuple(things), tuple(told)
 
 
-def _place(pictures: Path, file: str, number: int, edition: Edition) -> Path:
-    """Returns where a picture lies: SAIAPR TC-12 is unpacked flat or in its forty folders."""
-    path = pictures / file
-    if edition.pictures == "saiapr" and not path.exists():
-        inner = pictures / f"{number // 1000:02d}" / "images" / f"{number}.jpg"
+def _place(images: Path, file: str, number: int, edition: Edition) -> Path:
+    """Returns where an image lies: SAIAPR TC-12 is unpacked flat or in its forty folders."""
+    path = images / file
+    if edition.images == "saiapr" and not path.exists():
+        inner = images / f"{number // 1000:02d}" / "images" / f"{number}.jpg"
         return inner if inner.exists() else path
     return path
 
 
 def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
-    """Returns the pictures of the val and test splits of the family.
+    """Returns the images of the val and test splits of the family.
 
     Args:
       source: folder that holds refcoco, refcoco+, ..
-      kind: "coco" or "saiapr", whose pictures are asked for.
+      kind: "coco" or "saiapr", whose images are asked for.
       names: of editions; None: every one whose references are there.
 
     Raises:
@@ -166,7 +166,7 @@ def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
     """
     found = HeldOut({}, [], [])
     for name, edition in FAMILY.items():
-        if edition.pictures != kind or (names is not None and name not in names):
+        if edition.images != kind or (names is not None and name not in names):
             continue
         if names is None and not (source / edition.file).is_file():
             found.missing.append(name)
@@ -176,15 +176,15 @@ def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
             split = annotations.field(ref, "split", str, edition.file)
             if split != "train":
                 number = annotations.field(ref, "image_id", int, edition.file)
-                found.pictures.setdefault(number, set()).add(f"{name}/{split}")
+                found.images.setdefault(number, set()).add(f"{name}/{split}")
     return found
 
 
 @dataclasses.dataclass
 class HeldOut:
-    """Pictures that no model may have been trained on before it is tested."""
+    """Images that no model may have been trained on before it is tested."""
 
-    pictures: dict[int, set[str]]
+    images: dict[int, set[str]]
     """By number the splits that hold each."""
     names: list[str]
     """Editions that were looked through."""

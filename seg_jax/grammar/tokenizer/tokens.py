@@ -26,7 +26,7 @@ SPECIALS = (
     "<|video_pad|>",
 )
 IMAGE_TOKENS = ("<|image_pad|>", "<|media_pad|>", "<|media_placeholder|>")
-"""Names under which known models keep the place of a picture, where their files do not say."""
+"""Names under which known models keep the place of an image, where their files do not say."""
 
 TOKENS = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -144,7 +144,7 @@ class Tokenizer:
 
     @functools.cached_property
     def image_id(self) -> int:
-        """The token that stands where a cell of a picture goes."""
+        """The token that stands where a visual token of an image goes."""
         named = _content(self._config.get("image_token"))
         for name in (named,) if named else IMAGE_TOKENS:
             if self._backend.token_to_id(name) is not None:

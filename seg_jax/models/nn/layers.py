@@ -168,7 +168,7 @@ def rotary(angles: Float[Array, "*n half"]) -> Rotary:
 
 
 def planar(place: Int[Array, "*n 2"], *, head: int, theta: float) -> Rotary:
-    """Returns the rotation of heads of `head` channels by places in a picture.
+    """Returns the rotation of heads of `head` channels by places in an image.
 
     The first half of the pairs of channels turns with the row, the second with the column.
     """
@@ -193,16 +193,16 @@ def rotate_pairs(x: Float[Array, "*n heads hd"], by: Rotary) -> Float[Array, "*n
     return rotate(jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1), by)
 
 
-def sizes(place: Int[Array, "B S 2"], picture: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
-    """Returns rows and columns of each patch's picture: its last place tells."""
+def sizes(place: Int[Array, "B S 2"], image: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
+    """Returns rows and columns of each patch's image: its last place tells."""
     length = place.shape[1]
 
-    def one(place, picture):
-        # Padding has number -1; it counts as a picture after all others.
-        last = jax.ops.segment_max(place, picture % length, length)
-        return last[picture % length] + 1
+    def one(place, image):
+        # Padding has number -1; it counts as an image after all others.
+        last = jax.ops.segment_max(place, image % length, length)
+        return last[image % length] + 1
 
-    return jax.vmap(one)(place, picture)
+    return jax.vmap(one)(place, image)
 
 
 class Heads(NamedTuple):

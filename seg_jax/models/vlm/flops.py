@@ -76,9 +76,9 @@ class Counter:
     compute: layers.Compute
 
     def read(self, rows: int, tokens: int, patches: int) -> list[Part]:
-        """Returns the work on prompts of `tokens` tokens, pictures included."""
+        """Returns the work on prompts of `tokens` tokens, images included."""
         return [
-            self._pictures(rows, patches),
+            self._images(rows, patches),
             self._blocks("text", _decoder(self.config), rows, tokens),
         ]
 
@@ -114,7 +114,7 @@ class Counter:
         head = 2.0 * scored * text.hidden_size * text.vocab_size
         return [Part("text", done, 0.0, 0.0), Part("head", head, 0.0, 0.0)]
 
-    def _pictures(self, rows: int, patches: int) -> Part:
+    def _images(self, rows: int, patches: int) -> Part:
         blocks, embed, merge = _tower(self.config)
         part = self._blocks("vision", blocks, rows, patches)
         embed, merge = embed * rows * patches, merge * rows * patches

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from seg_jax.models.nn import attention, experts, latent_attention, layers, slots
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import moonvit, protocol
-from seg_jax.records import Array, Packing, Pictures, Tokens
+from seg_jax.records import Array, Images, Packing, Tokens
 
 _SIZES = (
     (
@@ -115,7 +115,7 @@ class Config:
 
     @property
     def image_token_id(self) -> int:
-        """Of the token that a cell stands in for."""
+        """Of the token that a visual token stands in for."""
         return self.media_placeholder_token_id
 
     @classmethod
@@ -309,20 +309,20 @@ class KimiVL(nnx.Module):
             else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
         )
 
-    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
-        """Returns the cells of each row's pictures."""
-        return self.vision(pictures)
+    def encode(self, images: Images) -> Float[Array, "B visual_tokens D"]:
+        """Returns the visual tokens of each row's images."""
+        return self.vision(images)
 
-    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Tokens, images: Images | None) -> Float[Array, "B T D"]:
         """Returns the outputs at every token."""
 
         def mix(attention, q, latents):
             return attention.attend(q, latents, tokens.segments), None
 
         turn = self._turn(_counted(tokens.segments))
-        return self._through(self._inputs(tokens, pictures), turn, mix, each=(None, None))[0]
+        return self._through(self._inputs(tokens, images), turn, mix, each=(None, None))[0]
 
-    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> protocol.Prefix:
+    def prefill(self, tokens: Tokens, images: Images | None) -> protocol.Prefix:
         """Returns the prompts as read; of each token its latents are kept."""
 
         def mix(attention, q, latents):
@@ -330,7 +330,7 @@ class KimiVL(nnx.Module):
 
         place = _counted(tokens.segments)
         turn = self._turn(place)
-        x = self._inputs(tokens, pictures)
+        x = self._inputs(tokens, images)
         hidden, cache = self._through(x, turn, mix, each=(None, None))
         used = tokens.segments == tokens.segments[:, -1:]
         last = jnp.max(jnp.where(used, place, -1), 1)
@@ -391,14 +391,16 @@ class KimiVL(nnx.Module):
     def _words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
         return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
 
-    def _inputs(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
-        """Returns token embeddings with the cells of pictures in their places."""
+    def _inputs(self, tokens: Tokens, images: Images | None) -> Float[Array, "B T D"]:
+        """Returns token embeddings with the visual tokens of images in their places."""
         words = self._words(tokens.ids)
-        if pictures is None or pictures.patches.shape[1] == 0:
+        if images is None or images.patches.shape[1] == 0:
             return words
-        at = jnp.maximum(tokens.cells, 0)[..., None]
-        cells = jnp.take_along_axis(self.encode(pictures), at, axis=1)
-        return jnp.where(tokens.cells[..., None] >= 0, cells.astype(words.dtype), words)
+        at = jnp.maximum(tokens.visual_tokens, 0)[..., None]
+        visual_tokens = jnp.take_along_axis(self.encode(images), at, axis=1)
+        return jnp.where(
+            tokens.visual_tokens[..., None] >= 0, visual_tokens.astype(words.dtype), words
+        )
 
     def _turn(self, positions: Int[Array, "*n"]) -> layers.Rotary:
         """Returns the rotation at positions, the same for all heads."""
@@ -408,7 +410,7 @@ class KimiVL(nnx.Module):
 
 
 def _counted(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Returns how many tokens of its conversation stand before each token, cells included.
+    """Returns how many tokens of its conversation stand before each token, visual tokens included.
 
     They are its rotary position: unlike Qwen's models this one knows no rows and columns there.
     """

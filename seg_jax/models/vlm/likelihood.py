@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import constraint, protocol
-from seg_jax.records import Array, Automaton, Pictures, Tokens
+from seg_jax.records import Array, Automaton, Images, Tokens
 
 
 class Likelihood(NamedTuple):
@@ -114,7 +114,7 @@ def soft_cross_entropy(
 def answer_logp(
     model: protocol.VLM,
     tokens: Tokens,
-    pictures: Pictures | None,
+    images: Images | None,
     *,
     ids: Int[Array, "B G L"],
     chunk: int | None = None,
@@ -126,7 +126,7 @@ def answer_logp(
     return answer_likelihood(
         model,
         tokens,
-        pictures,
+        images,
         ids=ids,
         chunk=chunk,
         temperature=temperature,
@@ -138,7 +138,7 @@ def answer_logp(
 def answer_likelihood(
     model: protocol.VLM,
     tokens: Tokens,
-    pictures: Pictures | None,
+    images: Images | None,
     *,
     ids: Int[Array, "B G L"],
     chunk: int | None = None,
@@ -153,7 +153,7 @@ def answer_likelihood(
     `Rollout.used`.
     """
     given = None if grammar is None else constraint.permits(grammar, kinds, ids)
-    prefix = model.prefill(tokens, pictures)
+    prefix = model.prefill(tokens, images)
     first = jnp.broadcast_to(
         prefix.hidden[:, None, None], (*ids.shape[:2], 1, prefix.hidden.shape[-1])
     )

@@ -1,4 +1,4 @@
-"""MoonViT and its projector in Flax NNX: pictures of any size to cells.
+"""MoonViT and its projector in Flax NNX: images of any size to visual tokens.
 
 Source: Kimi-VL technical report, arXiv 2504.07491, section 2.1; config names of the published
 checkpoints (`moonvit`).
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from seg_jax.models.nn import attention, layers
 from seg_jax.models.vlm import protocol
-from seg_jax.records import Array, Pictures
+from seg_jax.records import Array, Images
 
 EPS = 1e-5
 """Of every norm; no config holds it."""
@@ -56,7 +56,7 @@ class Vision:
 
     @property
     def spatial_merge_size(self) -> int:
-        """Side of a cell in patches."""
+        """Side of a visual token in patches."""
         return self.merge_kernel_size[0]
 
 
@@ -68,14 +68,14 @@ class Grid(nnx.Module):
         self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), size, jnp.dtype(dtype)))
 
     def __call__(
-        self, place: Int[Array, "B S 2"], picture: Int[Array, "B S"]
+        self, place: Int[Array, "B S 2"], image: Int[Array, "B S"]
     ) -> Float[Array, "B S D"]:
         """Returns the vectors of the patches at `place`, in float32, as if the grid were resized.
 
-        Equal to torch's bicubic resize to each picture's rows and columns, without antialias.
+        Equal to torch's bicubic resize to each image's rows and columns, without antialias.
         """
         table = self.embedding[...].astype(jnp.float32)
-        size = _sizes(place, picture)
+        size = _sizes(place, image)
         rows, row_shares = _taps(place[..., 0], size[..., 0], table.shape[0])
         columns, column_shares = _taps(place[..., 1], size[..., 1], table.shape[1])
         out = jnp.zeros((*place.shape[:-1], table.shape[-1]), jnp.float32)
@@ -85,16 +85,16 @@ class Grid(nnx.Module):
         return out
 
 
-def _sizes(place: Int[Array, "B S 2"], picture: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
-    """Returns rows and columns of each patch's picture: its last place tells."""
+def _sizes(place: Int[Array, "B S 2"], image: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
+    """Returns rows and columns of each patch's image: its last place tells."""
     length = place.shape[1]
 
-    def one(place, picture):
-        # Padding has number -1; it counts as a picture after all others.
-        last = jax.ops.segment_max(place, picture % length, length)
-        return last[picture % length] + 1
+    def one(place, image):
+        # Padding has number -1; it counts as an image after all others.
+        last = jax.ops.segment_max(place, image % length, length)
+        return last[image % length] + 1
 
-    return jax.vmap(one)(place, picture)
+    return jax.vmap(one)(place, image)
 
 
 def _taps(
@@ -120,10 +120,10 @@ def _taps(
 
 
 class VisionTower(nnx.Module):
-    """MoonViT and the projector: patches to cells."""
+    """MoonViT and the projector: patches to visual tokens."""
 
     def __init__(self, vision: Vision, *, out: int, compute: layers.Compute, rngs: nnx.Rngs):
-        """Draws a tower whose cells have width `out`."""
+        """Draws a tower whose visual tokens have width `out`."""
         self.config, self.compute = vision, compute
         width, dtype = vision.hidden_size, compute.param_dtype
 
@@ -151,33 +151,33 @@ class VisionTower(nnx.Module):
         self.merge_in = linear(cell, cell)
         self.merge_out = linear(cell, out)
 
-    def __call__(self, pictures: Pictures) -> Float[Array, "B cells D"]:
-        """Returns one vector per cell of merge x merge patches."""
-        x, step = self.embed(pictures), self.step(pictures)
+    def __call__(self, images: Images) -> Float[Array, "B visual_tokens D"]:
+        """Returns one vector per visual token of merge x merge patches."""
+        x, step = self.embed(images), self.step(images)
         x, _ = layers.through(self.blocks, x, step, each=None, compute=self.compute)
         x = self.merge_norm(self.norm(x))
-        cells = x.reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
-        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
+        visual_tokens = x.reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
+        return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
 
-    def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
+    def embed(self, images: Images) -> Float[Array, "B S D"]:
         """Returns what goes into the first block."""
         area = self.config.patch_size**2
         mean = np.repeat(np.array(self.config.image_mean, np.float32), area) * 255
         std = np.repeat(np.array(self.config.image_std, np.float32), area) * 255
-        x = (pictures.patches.astype(jnp.float32) - mean) / std
+        x = (images.patches.astype(jnp.float32) - mean) / std
         x = self.patch(x.astype(self.compute.dtype))
-        return x + self.grid(pictures.place, pictures.picture).astype(x.dtype)
+        return x + self.grid(images.place, images.image).astype(x.dtype)
 
-    def step(self, pictures: Pictures) -> layers.Step:
-        """Returns the function that applies one block: patches see all of their picture."""
+    def step(self, images: Images) -> layers.Step:
+        """Returns the function that applies one block: patches see all of their image."""
         head = self.config.hidden_size // self.config.num_attention_heads
         spin = layers.frequencies(head // 4, THETA)
         # Pairs of channels turn with the column and the row by turns.
-        angles = pictures.place[..., None, ::-1].astype(jnp.float32) * spin[:, None]
+        angles = images.place[..., None, ::-1].astype(jnp.float32) * spin[:, None]
         turn = layers.rotary(angles.reshape(*angles.shape[:2], -1))
 
         def mix(heads):
             kind = self.compute.attention
-            return attention.attend(heads, pictures.picture, causal=False, kind=kind), None
+            return attention.attend(heads, images.image, causal=False, kind=kind), None
 
         return lambda block, x, _: block(x, turn, mix)

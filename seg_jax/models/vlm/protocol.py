@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from seg_jax.models.nn import layers
 from seg_jax.models.nn import slots as seating
-from seg_jax.records import Array, Packing, Pictures, Tokens
+from seg_jax.records import Array, Images, Packing, Tokens
 
 
 class Prefix(NamedTuple):
@@ -49,15 +49,15 @@ class VLM(Protocol):
     be differentiated, `prefill` and `extend` included.
     """
 
-    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
-        """Returns the merged cells of each row's pictures, in the order of their patches."""
+    def encode(self, images: Images) -> Float[Array, "B visual_tokens D"]:
+        """Returns the visual tokens of each row's images, in the order of their patches."""
         ...
 
-    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Tokens, images: Images | None) -> Float[Array, "B T D"]:
         """Returns the outputs at every token: causal within a segment, blind across segments."""
         ...
 
-    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> Prefix:
+    def prefill(self, tokens: Tokens, images: Images | None) -> Prefix:
         """Returns the prompts as read once, for any number of answers."""
         ...
 

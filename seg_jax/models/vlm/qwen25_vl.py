@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from seg_jax.models.nn import attention, layers
 from seg_jax.models.vlm import protocol, qwen_decoder
-from seg_jax.records import Array, Pictures
+from seg_jax.records import Array, Images
 
 VISION_EPS = 1e-6
 """Of every norm in the vision tower; no config holds it."""
@@ -84,7 +84,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vision:
-    """The vision tower (`vision_config`) and the normalisation of its pictures."""
+    """The vision tower (`vision_config`) and the normalisation of its images."""
 
     depth: int = 32
     hidden_size: int = 1280
@@ -108,21 +108,21 @@ class Vision:
                 f"vision: expected a head width that four divides, got "
                 f"{self.hidden_size // self.num_heads}: height and width turn half of it each"
             )
-        if self.window_cells < 1:
+        if self.window_tokens < 1:
             raise ValueError(
                 f"vision.window_size: expected at least {self.patch_size} x "
                 f"{self.spatial_merge_size} pixels, got {self.window_size}"
             )
 
     @property
-    def window_cells(self) -> int:
-        """Side of an attention window in merged cells."""
+    def window_tokens(self) -> int:
+        """Side of an attention window in visual tokens."""
         return self.window_size // self.spatial_merge_size // self.patch_size
 
     @property
     def window_patches(self) -> int:
         """Patches of a whole attention window."""
-        return (self.window_cells * self.spatial_merge_size) ** 2
+        return (self.window_tokens * self.spatial_merge_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ NAMES: dict[str, str] = {
 
 
 class VisionTower(nnx.Module):
-    """Patches to cells."""
+    """Patches to visual tokens."""
 
     def __init__(self, config: Config, *, compute: layers.Compute, rngs: nnx.Rngs):
         self.config, self.compute = config.vision, compute
@@ -257,59 +257,59 @@ class VisionTower(nnx.Module):
         self.merge_in = linear((cell, cell), bias=True)
         self.merge_out = linear((cell, config.text.hidden_size), bias=True)
 
-    def __call__(self, pictures: Pictures) -> qwen_decoder.Seen:
-        """Returns one vector per cell of merge x merge patches."""
-        if not self._near(pictures):
-            return qwen_decoder.Seen(self._cells(pictures))
-        # Patches of a window together; the cells go back to where they were.
-        order = jnp.argsort(pictures.window, axis=1, stable=True)
-        together = Pictures(*(jax.vmap(lambda x, at: x[at])(x, order) for x in pictures))
-        cells = self._cells(together)
+    def __call__(self, images: Images) -> qwen_decoder.Seen:
+        """Returns one vector per visual token of merge x merge patches."""
+        if not self._near(images):
+            return qwen_decoder.Seen(self._cells(images))
+        # Patches of a window together; the visual tokens go back to where they were.
+        order = jnp.argsort(images.window, axis=1, stable=True)
+        together = Images(*(jax.vmap(lambda x, at: x[at])(x, order) for x in images))
+        visual_tokens = self._cells(together)
         unit = self.config.spatial_merge_size**2
         back = jnp.argsort(order[:, ::unit], axis=1)
-        return qwen_decoder.Seen(jnp.take_along_axis(cells, back[..., None], 1))
+        return qwen_decoder.Seen(jnp.take_along_axis(visual_tokens, back[..., None], 1))
 
-    def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
+    def embed(self, images: Images) -> Float[Array, "B S D"]:
         """Returns what goes into the first block."""
-        return qwen_decoder.stills(self.patch, self.config, pictures, dtype=self.compute.dtype)
+        return qwen_decoder.stills(self.patch, self.config, images, dtype=self.compute.dtype)
 
-    def step(self, pictures: Pictures) -> layers.Step:
-        """Returns the function that applies one block, told whether patches see all their picture.
+    def step(self, images: Images) -> layers.Step:
+        """Returns the function that applies one block, told whether patches see all their image.
 
-        Where pictures are large, patches of a window must lie together.
+        Where images are large, patches of a window must lie together.
         """
         vision = self.config
         head = vision.hidden_size // vision.num_heads
-        turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
+        turn = layers.planar(images.place, head=head, theta=VISION_THETA)
         kind = self.compute.attention
 
         def everywhere(heads):
-            return attention.attend(heads, pictures.picture, causal=False, kind=kind)
+            return attention.attend(heads, images.image, causal=False, kind=kind)
 
         def in_window(heads):
             reach = vision.window_patches
-            return attention.attend_near(heads, pictures.window, reach=reach, kind=kind)
+            return attention.attend_near(heads, images.window, reach=reach, kind=kind)
 
         def mix(heads, full):
-            if self._near(pictures):
+            if self._near(images):
                 return jax.lax.cond(full, everywhere, in_window, heads), None
-            segments = jnp.where(full, pictures.picture, pictures.window)
+            segments = jnp.where(full, images.image, images.window)
             return attention.attend(heads, segments, causal=False, kind=kind), None
 
         return lambda block, x, full: block(x, turn, lambda heads: mix(heads, full))
 
-    def _near(self, pictures: Pictures) -> bool:
+    def _near(self, images: Images) -> bool:
         """Returns whether windows are looked at block by block: rows long, windows small."""
-        patches = pictures.window.shape[1]
+        patches = images.window.shape[1]
         return patches > max(layers.LONG, 3 * self.config.window_patches)
 
-    def _cells(self, pictures: Pictures) -> Float[Array, "B cells D"]:
+    def _cells(self, images: Images) -> Float[Array, "B visual_tokens D"]:
         vision = self.config
         full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
-        x, step = self.embed(pictures), self.step(pictures)
+        x, step = self.embed(images), self.step(images)
         x, _ = layers.through(self.blocks, x, step, each=full, compute=self.compute)
-        cells = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
-        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
+        visual_tokens = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
+        return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
 
 
 class Qwen25VL(qwen_decoder.Dense):

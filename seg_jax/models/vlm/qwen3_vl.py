@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from seg_jax.models.nn import attention, layers
 from seg_jax.models.vlm import protocol, qwen_decoder
-from seg_jax.records import Array, Pictures
+from seg_jax.records import Array, Images
 
 VISION_EPS = 1e-6
 """Of every norm in the vision tower; no config holds it."""
@@ -95,7 +95,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vision:
-    """The vision tower (`vision_config`) and the normalisation of its pictures."""
+    """The vision tower (`vision_config`) and the normalisation of its images."""
 
     depth: int = 27
     hidden_size: int = 1152
@@ -259,9 +259,9 @@ class Grid(nnx.Module):
     def __call__(
         self, place: Int[Array, "B S 2"], size: Int[Array, "B S 2"]
     ) -> Float[Array, "B S D"]:
-        """Returns the vectors of patches at `place` of pictures of `size` patches, in float32.
+        """Returns the vectors of patches at `place` of images of `size` patches, in float32.
 
-        Places are stretched so that the corners of a picture lie on the corners of the grid, and
+        Places are stretched so that the corners of an image lie on the corners of the grid, and
         read bilinearly between its points.
         """
         table = self.embedding[...].astype(jnp.float32)
@@ -277,7 +277,7 @@ class Grid(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Patches to cells: a norm of patches or of whole cells, then two layers with a GELU."""
+    """Turns patches into visual tokens: a norm of either, then two layers with a GELU."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class Merger(nnx.Module):
         compute: layers.Compute,
         rngs: nnx.Rngs,
     ):
-        """Draws a stack of `stack` mergers (0: a single one); `whole`: the norm is of cells."""
+        """Draws a stack of `stack` mergers (0: one); `whole`: the norm is of visual tokens."""
         vision, dtype = config.vision, compute.param_dtype
         cell = vision.hidden_size * vision.spatial_merge_size**2
 
@@ -304,15 +304,15 @@ class Merger(nnx.Module):
         self.merge_in = linear(cell, cell)
         self.merge_out = linear(cell, config.text.hidden_size)
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B cells E"]:
-        """Returns one vector per cell."""
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B visual_tokens E"]:
+        """Returns one vector per visual token."""
         shape = (x.shape[0], -1, self.cell)
-        cells = self.norm(x.reshape(shape)) if self.whole else self.norm(x).reshape(shape)
-        return self.merge_out(jax.nn.gelu(self.merge_in(cells), approximate=False))
+        visual_tokens = self.norm(x.reshape(shape)) if self.whole else self.norm(x).reshape(shape)
+        return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
 
 
 class VisionTower(nnx.Module):
-    """Patches to cells, and to what the first layers of the decoder get of them."""
+    """Patches to visual tokens, and to what the first layers of the decoder get of them."""
 
     def __init__(self, config: Config, *, compute: layers.Compute, rngs: nnx.Rngs):
         self.config, self.compute = config.vision, compute
@@ -343,10 +343,10 @@ class VisionTower(nnx.Module):
             Merger(config, whole=True, stack=deep, compute=compute, rngs=rngs) if deep else None
         )
 
-    def __call__(self, pictures: Pictures) -> qwen_decoder.Seen:
-        """Returns one vector per cell of merge x merge patches, and the deep ones."""
+    def __call__(self, images: Images) -> qwen_decoder.Seen:
+        """Returns one vector per visual token of merge x merge patches, and the deep ones."""
         indexes = np.array(self.config.deepstack_visual_indexes, int)
-        x, one = self.embed(pictures), self.step(pictures)
+        x, one = self.embed(images), self.step(images)
 
         def step(block, carry, taken):
             x, _ = one(block, carry[0], None)
@@ -367,20 +367,20 @@ class VisionTower(nnx.Module):
         )
         return qwen_decoder.Seen(self.merger(x), deep)
 
-    def embed(self, pictures: Pictures) -> Float[Array, "B S D"]:
+    def embed(self, images: Images) -> Float[Array, "B S D"]:
         """Returns what goes into the first block."""
-        x = qwen_decoder.stills(self.patch, self.config, pictures, dtype=self.compute.dtype)
-        size = layers.sizes(pictures.place, pictures.picture)
-        return x + self.grid(pictures.place, size).astype(x.dtype)
+        x = qwen_decoder.stills(self.patch, self.config, images, dtype=self.compute.dtype)
+        size = layers.sizes(images.place, images.image)
+        return x + self.grid(images.place, size).astype(x.dtype)
 
-    def step(self, pictures: Pictures) -> layers.Step:
-        """Returns the function that applies one block: patches see all of their picture."""
+    def step(self, images: Images) -> layers.Step:
+        """Returns the function that applies one block: patches see all of their image."""
         head = self.config.hidden_size // self.config.num_heads
-        turn = layers.planar(pictures.place, head=head, theta=VISION_THETA)
+        turn = layers.planar(images.place, head=head, theta=VISION_THETA)
 
         def mix(heads):
             kind = self.compute.attention
-            return attention.attend(heads, pictures.picture, causal=False, kind=kind), None
+            return attention.attend(heads, images.image, causal=False, kind=kind), None
 
         return lambda block, x, _: block(x, turn, mix)
 

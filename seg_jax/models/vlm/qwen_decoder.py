@@ -13,20 +13,20 @@ from jaxtyping import Float, Int
 from seg_jax.models.nn import attention, layers, slots
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import protocol
-from seg_jax.records import Array, Packing, Pictures, Tokens
+from seg_jax.records import Array, Images, Packing, Tokens
 
 
 class Seen(NamedTuple):
     """What a vision tower hands to the decoder."""
 
-    cells: Float[Array, "B cells D"]
-    """One vector per cell, in the place of a token's embedding."""
-    deep: Float[Array, "K B cells D"] | None = None
-    """Vectors that are added to the cells' outputs of the first K layers, or nothing."""
+    visual_tokens: Float[Array, "B visual_tokens D"]
+    """One vector per visual token, in the place of a token's embedding."""
+    deep: Float[Array, "K B visual_tokens D"] | None = None
+    """Vectors that are added to the visual tokens' outputs of the first K layers, or nothing."""
 
 
 def stills(
-    patch: layers.Linear, vision: Any, pictures: Pictures, *, dtype: str
+    patch: layers.Linear, vision: Any, images: Images, *, dtype: str
 ) -> Float[Array, "B S D"]:
     """Returns the embeddings of patches by a layer that was made for videos.
 
@@ -35,20 +35,20 @@ def stills(
     Args:
       patch: rows of its kernel lie in torch's order: channel, frame, row, column.
       vision: sizes of patches, pixel statistics in 0..1.
-      pictures: raw pixels.
+      images: raw pixels.
       dtype: of the product.
     """
     area = vision.patch_size**2
     mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
     std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
-    x = ((pictures.patches.astype(jnp.float32) - mean) / std).astype(dtype)
+    x = ((images.patches.astype(jnp.float32) - mean) / std).astype(dtype)
     frames = patch.kernel[...].reshape(3, vision.temporal_patch_size, area, -1)
     x = jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
     return x if patch.bias is None else x + patch.bias[...].astype(x.dtype)
 
 
 class Dense(nnx.Module):
-    """Words and cells through blocks of grouped-query attention with M-RoPE; see `vlm.VLM`.
+    """Words and visual tokens through blocks of grouped-query attention with M-RoPE; see `vlm.VLM`.
 
     A port gives it a config whose `text` has `axes` (for each pair of channels the axis of the
     position that it turns with) and `rope_theta`, and a vision tower that returns `Seen`.
@@ -77,25 +77,25 @@ class Dense(nnx.Module):
             else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
         )
 
-    def encode(self, pictures: Pictures) -> Float[Array, "B cells D"]:
-        """Returns the cells of each row's pictures."""
-        return self.vision(pictures).cells
+    def encode(self, images: Images) -> Float[Array, "B visual_tokens D"]:
+        """Returns the visual tokens of each row's images."""
+        return self.vision(images).visual_tokens
 
-    def hidden(self, tokens: Tokens, pictures: Pictures | None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Tokens, images: Images | None) -> Float[Array, "B T D"]:
         """Returns the outputs at every token."""
 
         def mix(heads):
             return self._attend(heads, tokens.segments), None
 
-        return self._read(tokens, pictures, mix)[0]
+        return self._read(tokens, images, mix)[0]
 
-    def prefill(self, tokens: Tokens, pictures: Pictures | None) -> protocol.Prefix:
+    def prefill(self, tokens: Tokens, images: Images | None) -> protocol.Prefix:
         """Returns the prompts as read."""
 
         def mix(heads):
             return self._attend(heads, tokens.segments), layers.shared(heads)
 
-        hidden, shared = self._read(tokens, pictures, mix)
+        hidden, shared = self._read(tokens, images, mix)
         used = tokens.segments == tokens.segments[:, -1:]
         last = jnp.max(jnp.where(used[:, None], tokens.positions, -1), (1, 2))
         return protocol.Prefix(shared, used, last + 1, hidden[:, -1])
@@ -157,18 +157,23 @@ class Dense(nnx.Module):
         return attention.attend(heads, segments, causal=True, kind=self.compute.attention)
 
     def _read(
-        self, tokens: Tokens, pictures: Pictures | None, mix: layers.Mix
+        self, tokens: Tokens, images: Images | None, mix: layers.Mix
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns the outputs at every token and what `mix` returned in each layer."""
         turn = self.turn(tokens.positions)
         x, deep = self.words(tokens.ids), None
-        if pictures is not None and pictures.patches.shape[1]:
-            seen = self.vision(pictures)
-            at, is_cell = jnp.maximum(tokens.cells, 0)[..., None], tokens.cells[..., None] >= 0
-            x = jnp.where(is_cell, jnp.take_along_axis(seen.cells, at, 1).astype(x.dtype), x)
+        if images is not None and images.patches.shape[1]:
+            seen = self.vision(images)
+            at, is_visual = (
+                jnp.maximum(tokens.visual_tokens, 0)[..., None],
+                tokens.visual_tokens[..., None] >= 0,
+            )
+            x = jnp.where(
+                is_visual, jnp.take_along_axis(seen.visual_tokens, at, 1).astype(x.dtype), x
+            )
             if seen.deep is not None:
                 found = jnp.take_along_axis(seen.deep, at[None], 2).astype(x.dtype)
-                deep = jnp.where(is_cell, found, 0)
+                deep = jnp.where(is_visual, found, 0)
 
         def step(block, x, number):
             x, extra = block(x, turn, mix)

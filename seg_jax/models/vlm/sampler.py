@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from seg_jax.models.nn import slots as seating
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import constraint, protocol
-from seg_jax.records import Array, Automaton, Pictures, Rollout, Tokens
+from seg_jax.records import Array, Automaton, Images, Rollout, Tokens
 
 BLOCKS = 256
 """Blocks of the vocabulary, at most, between which a random token is chosen first."""
@@ -84,7 +84,7 @@ class _Answers(NamedTuple):
 def generate(
     model: protocol.VLM,
     tokens: Tokens,
-    pictures: Pictures | None,
+    images: Images | None,
     *,
     answers: int,
     max_tokens: int,
@@ -107,7 +107,7 @@ def generate(
     Args:
       model: weights; merge them inside jit.
       tokens: right-aligned prompts, one conversation per row.
-      pictures: of the prompts.
+      images: of the prompts.
       answers: G per prompt; 1 where the sampler is greedy.
       max_tokens: L columns of the result; an answer that ends later is cut.
       sampler: how tokens are drawn.
@@ -128,7 +128,7 @@ def generate(
         raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
     if grammar is not None and limits is not None:
         raise ValueError("limits: expected none with a grammar, got some: do: choose one of both")
-    prefix = model.prefill(tokens, pictures)
+    prefix = model.prefill(tokens, images)
     decoding = _Decoding(model.decoder(), prefix, max_tokens, sampler, end_ids, pad_id, grammar)
     begun = decoding.begin(key, rows, answers, kinds, limits)
     if max_tokens == 1:  # No loop in the program, so that its operations can be counted.

@@ -1,4 +1,4 @@
-"""Pictures of many sizes with questions about them, for tests of packed rows."""
+"""Images of many sizes with questions about them, for tests of packed rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASK = Referring(digits=2, epsilon=0.02, max_points=12, wordings="many")
 LAYOUT = encode.Layout(
     patch=6,
     merge=2,
-    window_cells=2,
+    window_tokens=2,
     min_pixels=24 * 24,
     max_pixels=48 * 60,
     max_patches=80,
@@ -61,12 +61,12 @@ def encoder(folder: Path) -> encode.Encoder:
 
 
 def examples(index: int, count: int):
-    """Returns so many questions about a picture."""
+    """Returns so many questions about an image."""
     sample = Crops()[index]
     rng = np.random.default_rng(index)
     return [TASK.example(sample, rng) for _ in range(count)]
 
 
 def piece(made: encode.Encoder, index: int) -> packing.Piece:
-    """Returns a picture with a question, ready to be packed."""
+    """Returns an image with a question, ready to be packed."""
     return packing.piece(made, examples(index, 1))

@@ -1,4 +1,4 @@
-"""Reads users' pictures, draws outlines over them, writes the result (host)."""
+"""Reads users' images, draws outlines over them, writes the result (host)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from seg_jax.records import Ring
 
 MAX_PIXELS = 80_000_000
-"""The largest picture that `read` opens: 240 MB once decoded."""
+"""The largest image that `read` opens: 240 MB once decoded."""
 
-Picture = UInt8[np.ndarray, "H W 3"]
+RgbImage = UInt8[np.ndarray, "H W 3"]
 """Red, green, blue, 0..255."""
 
 Rings = Sequence[Float[np.ndarray, "_ 2"]]
@@ -32,8 +32,8 @@ _SMALL_PX, _LARGE_PX = 512, 2048
 _DARK = (16, 16, 16)
 
 
-def read(path: Path | str) -> Picture:
-    """Returns a user's picture as an upright viewer would show it.
+def read(path: Path | str) -> RgbImage:
+    """Returns a user's image as an upright viewer would show it.
 
     The EXIF orientation is applied, transparent parts lie on white, palettes, greys and CMYK become
     RGB, 16-bit channels keep their high byte, of animations the first frame counts.
@@ -56,7 +56,7 @@ def read(path: Path | str) -> Picture:
     except Image.UnidentifiedImageError:
         formats = ", ".join(FORMATS)
         raise ValueError(
-            f"expected a picture ({formats}), got something else in {name},"
+            f"expected an image ({formats}), got something else in {name},"
             " do check the file or convert it"
         ) from None
     except _Refused as error:
@@ -64,7 +64,7 @@ def read(path: Path | str) -> Picture:
     except Exception as error:  # a damaged file makes decoders fail in any way they can
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"expected a whole picture, got a damaged one in {name} ({reason}),"
+            f"expected a whole image, got a damaged one in {name} ({reason}),"
             " do copy or export it again"
         ) from None
 
@@ -76,14 +76,14 @@ class _Refused(ValueError):
 def _check_file(path: Path, name: str) -> None:
     """Raises ValueError unless there is a file with something in it that may be read."""
     if not path.exists():
-        raise ValueError(f"expected a picture, got no file at {name}, do check the path")
+        raise ValueError(f"expected an image, got no file at {name}, do check the path")
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
-        raise ValueError(f"expected a picture, got {kind} at {name}, do name a file")
+        raise ValueError(f"expected an image, got {kind} at {name}, do name a file")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"expected a picture, got no permission to read {name}, do chmod it")
+        raise ValueError(f"expected an image, got no permission to read {name}, do chmod it")
     if not path.stat().st_size:
-        raise ValueError(f"expected a picture, got an empty file at {name}, do copy it again")
+        raise ValueError(f"expected an image, got an empty file at {name}, do copy it again")
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -91,7 +91,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width} x {height}", name)
     if not width * height:
-        raise _Refused(f"expected a picture, got one without pixels in {name}, do export it again")
+        raise _Refused(f"expected an image, got one without pixels in {name}, do export it again")
 
 
 def _too_large(size: str, name: str) -> ValueError:
@@ -119,7 +119,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def overlay(
-    image: Picture,
+    image: RgbImage,
     rings_unit: Rings,
     *,
     points_unit: Shaped[np.ndarray, "n 2"] | Sequence[tuple[float, float]] = (),
@@ -128,14 +128,14 @@ def overlay(
     opacity: float = 0.35,
     scale: float | int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the picture with a region, its outline and vertices, points and boxes drawn over it.
+    """Returns the image with a region, its outline and vertices, points and boxes drawn over it.
 
     The region is what the rings enclose by the even-odd rule: a pixel of the result is tinted if
     its centre lies inside. Lines have the same width whatever the scale, with a dark rim
-    that keeps them visible on any ground. What lies outside the picture is cut off.
+    that keeps them visible on any ground. What lies outside the image is cut off.
 
     Args:
-      image: the picture.
+      image: the image.
       rings_unit: vertices of each ring, (0, 0) the outer corner of the first pixel, (1, 1) that of
         the last. A ring of two vertices is a line, of one a point; vertices that are not finite
         are left out.
@@ -143,7 +143,7 @@ def overlay(
       boxes_unit: x0, y0, x1, y1 of each frame.
       colour: red, green, blue, 0..255.
       opacity: how much of the region's own colour is replaced, 0..1.
-      scale: size of the result over that of the picture; whole factors repeat pixels. None takes
+      scale: size of the result over that of the image; whole factors repeat pixels. None takes
         the whole factor, at most 16, that brings the longer side to 512 pixels, or the fraction
         that brings it down to 2048.
 
@@ -170,8 +170,8 @@ def overlay(
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def _resized(image: Picture, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the picture at another size; whole factors repeat pixels, others are smooth."""
+def _resized(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image at another size; whole factors repeat pixels, others are smooth."""
     height, width = image.shape[:2]
     longer = max(height, width)
     factor = scale
@@ -278,8 +278,8 @@ def _pieces(segment: Float[np.ndarray, "2 2"]):
     return itertools.pairwise(stops)
 
 
-def write(path: Path | str, image: Picture) -> None:
-    """Writes the picture as PNG: whole, or not at all.
+def write(path: Path | str, image: RgbImage) -> None:
+    """Writes the image as PNG: whole, or not at all.
 
     Raises:
       OSError: see `store`.

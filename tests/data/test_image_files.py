@@ -1,4 +1,4 @@
-"""Pictures of every sort, good and bad; overlays whose pixels are known."""
+"""Images of every sort, good and bad; overlays whose pixels are known."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.data import images
+from seg_jax.data import image_files
 
 SQUARE = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]])
 HOLE = np.array([[0.4, 0.4], [0.4, 0.6], [0.5, 0.6], [0.6, 0.6], [0.6, 0.4]])
@@ -38,7 +38,7 @@ def png_header(width, height):
 
 def complaint(path):
     with pytest.raises(ValueError) as caught:
-        images.read(path)
+        image_files.read(path)
     line = str(caught.value)
     assert type(caught.value) is ValueError
     assert line.startswith("expected")
@@ -50,16 +50,16 @@ def complaint(path):
 
 def test_reads_what_was_written(tmp_path):
     image = scene()
-    images.write(tmp_path / "a.png", image)
-    np.testing.assert_array_equal(images.read(tmp_path / "a.png"), image)
-    np.testing.assert_array_equal(images.read(str(tmp_path / "a.png")), image)
+    image_files.write(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(image_files.read(tmp_path / "a.png"), image)
+    np.testing.assert_array_equal(image_files.read(str(tmp_path / "a.png")), image)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp", "bmp", "gif", "tiff", "ppm"])
 def test_reads_the_usual_formats(tmp_path, kind):
     grey = np.full((6, 8, 3), 100, np.uint8)
-    got = images.read(saved(tmp_path / f"a.{kind}", Image.fromarray(grey)))
+    got = image_files.read(saved(tmp_path / f"a.{kind}", Image.fromarray(grey)))
     assert got.shape == grey.shape
     assert got.dtype == np.uint8
     assert np.abs(got.astype(int) - 100).max() <= 3
@@ -70,7 +70,7 @@ def test_modes_become_rgb(tmp_path):
     red[..., 0] = 255
     for mode in ("P", "CMYK", "RGBA", "1", "L", "LA"):
         name = tmp_path / ("a.tiff" if mode == "CMYK" else f"{mode}.png")
-        got = images.read(saved(name, Image.fromarray(red).convert(mode)))
+        got = image_files.read(saved(name, Image.fromarray(red).convert(mode)))
         assert got.shape == (2, 2, 3)
         if mode in ("P", "CMYK", "RGBA"):
             assert np.abs(got.astype(int) - red).max() <= 1, mode
@@ -81,18 +81,18 @@ def test_modes_become_rgb(tmp_path):
 def test_transparent_parts_lie_on_white(tmp_path):
     image = np.zeros((1, 3, 4), np.uint8)
     image[0, :, 3] = 0, 255, 128
-    got = images.read(saved(tmp_path / "a.png", Image.fromarray(image)))
+    got = image_files.read(saved(tmp_path / "a.png", Image.fromarray(image)))
     assert got[0, :, 0].tolist() == [255, 0, 127]
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([9, 9, 9, 50, 60, 70])
-    got = images.read(saved(tmp_path / "p.png", palette, transparency=0))
+    got = image_files.read(saved(tmp_path / "p.png", palette, transparency=0))
     assert got[0].tolist() == [[255, 255, 255], [50, 60, 70]]
 
 
 def test_sixteen_bits_keep_their_high_byte(tmp_path):
     grey = np.array([[0, 255, 256, 0x8000, 0xFFFF]], np.uint16)
     for name in ("a.png", "a.tiff"):
-        got = images.read(saved(tmp_path / name, Image.fromarray(grey)))
+        got = image_files.read(saved(tmp_path / name, Image.fromarray(grey)))
         assert got[0, :, 1].tolist() == [0, 0, 1, 128, 255]
     wide = Image.fromarray(np.array([[0, 70000]], np.int32))
     assert "32" in complaint(saved(tmp_path / "wide.tiff", wide))
@@ -106,7 +106,7 @@ def test_orientation_is_honoured(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     path = saved(tmp_path / "a.jpg", Image.fromarray(image), exif=exif, quality=95)
-    got = images.read(path)
+    got = image_files.read(path)
     assert got.shape[:2] == ((16, 32) if turn <= 4 else (32, 16))
     corners = got[[0, 0, -1, -1], [0, -1, 0, -1], 0] > 128  # tl tr bl br
     assert corners.tolist().index(True) == [0, 1, 3, 2, 0, 1, 3, 2][turn - 1]
@@ -142,13 +142,13 @@ def test_cut_and_bent_files(tmp_path, kind):
     path.write_bytes(whole[: len(whole) // 2])
     complaint(path)
     rng = np.random.default_rng(1)
-    for _ in range(40):  # never anything but a picture or a ValueError
+    for _ in range(40):  # never anything but an image or a ValueError
         bent = bytearray(whole)
         for place in rng.integers(0, min(len(whole), 200), 4):
             bent[place] = rng.integers(256)
         path.write_bytes(bent)
         with contextlib.suppress(ValueError):
-            assert images.read(path).shape[2] == 3
+            assert image_files.read(path).shape[2] == 3
 
 
 def test_bombs_are_refused_before_they_go_off(tmp_path, recwarn):
@@ -161,7 +161,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, recwarn):
 
 def test_a_known_square_lands_on_its_pixels():
     image = np.full((8, 8, 3), 200, np.uint8)
-    got = images.overlay(image, [SQUARE], colour=(0, 0, 0), opacity=0.5, scale=20)
+    got = image_files.overlay(image, [SQUARE], colour=(0, 0, 0), opacity=0.5, scale=20)
     assert got.shape == (160, 160, 3)
     assert (got[50:110, 50:110] == 100).all()  # well inside
     assert (got[:30] == 200).all()
@@ -171,20 +171,20 @@ def test_a_known_square_lands_on_its_pixels():
 
 def test_the_region_is_exact_by_pixel_centres():
     image = np.full((10, 10, 3), 200, np.uint8)
-    inside = images._inside([SQUARE * 10], 10, 10)
+    inside = image_files._inside([SQUARE * 10], 10, 10)
     want = np.zeros((10, 10), bool)
     want[2:7, 2:7] = True  # centres 2.5 .. 6.5: borders are half open
     np.testing.assert_array_equal(inside, want)
-    ring = images._inside([SQUARE * 100, HOLE * 100], 100, 100)
+    ring = image_files._inside([SQUARE * 100, HOLE * 100], 100, 100)
     assert ring.sum() == 50 * 50 - 20 * 20
-    beyond = images._inside([SQUARE * 40 - 15], 10, 10)
+    beyond = image_files._inside([SQUARE * 40 - 15], 10, 10)
     assert beyond.sum() == 100
-    assert images.overlay(image, [], colour=(0, 0, 0), scale=1).tolist() == image.tolist()
+    assert image_files.overlay(image, [], colour=(0, 0, 0), scale=1).tolist() == image.tolist()
 
 
 def test_holes_stay_unfilled():
     image = np.full((50, 50, 3), 200, np.uint8)
-    got = images.overlay(image, [SQUARE, HOLE], colour=(0, 0, 0), opacity=0.5, scale=4)
+    got = image_files.overlay(image, [SQUARE, HOLE], colour=(0, 0, 0), opacity=0.5, scale=4)
     assert (got[95:105, 95:105] == 200).all()
     assert (got[62:70, 62:140] == 100).all()
 
@@ -192,13 +192,13 @@ def test_holes_stay_unfilled():
 def test_outlines_are_smooth():
     image = np.full((64, 64, 3), 255, np.uint8)
     line = np.array([[0.1, 0.2], [0.9, 0.5]])
-    got = images.overlay(image, [line], colour=(0, 0, 0), scale=4)
+    got = image_files.overlay(image, [line], colour=(0, 0, 0), scale=4)
     assert len(np.unique(got[..., 0])) > 30
 
 
 def test_points_and_boxes():
     image = np.full((100, 100, 3), 200, np.uint8)
-    got = images.overlay(
+    got = image_files.overlay(
         image,
         [np.array([[0.2, 0.8]])],
         points_unit=[(0.7, 0.3)],
@@ -218,23 +218,23 @@ def test_absurd_rings_do_no_harm():
     far = np.array([[-1e300, 0.0], [1e300, 0.5], [0.0, 1e300]])
     rings = [nan, far, np.zeros((0, 2)), np.zeros((5, 2)), SQUARE[:2]]
     before = image.copy()
-    assert images.overlay(image, rings).shape == (320, 480, 3)
+    assert image_files.overlay(image, rings).shape == (320, 480, 3)
     np.testing.assert_array_equal(image, before)
 
 
 def test_scale():
-    assert images.overlay(scene(64, 64), []).shape == (512, 512, 3)
-    assert images.overlay(scene(600, 700), []).shape == (600, 700, 3)
-    assert images.overlay(scene(100, 4096), []).shape == (50, 2048, 3)
-    assert images.overlay(scene(64, 64), [], scale=0.5).shape == (32, 32, 3)
+    assert image_files.overlay(scene(64, 64), []).shape == (512, 512, 3)
+    assert image_files.overlay(scene(600, 700), []).shape == (600, 700, 3)
+    assert image_files.overlay(scene(100, 4096), []).shape == (50, 2048, 3)
+    assert image_files.overlay(scene(64, 64), [], scale=0.5).shape == (32, 32, 3)
     for scale in (0, -1, 1e9, float("nan")):
         with pytest.raises(ValueError, match="change scale"):
-            images.overlay(scene(), [], scale=float(scale))
+            image_files.overlay(scene(), [], scale=float(scale))
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    images.write(path, scene())
+    image_files.write(path, scene())
     before = path.read_bytes()
 
     def full(_):
@@ -242,7 +242,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"expected to write .*No space left.*, do free space") as got:
-        images.write(path, scene(9, 9))
+        image_files.write(path, scene(9, 9))
     assert got.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
 
@@ -251,10 +251,10 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        images.write(path, scene(9, 9))
+        image_files.write(path, scene(9, 9))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="No such file"):
-        images.write(tmp_path / "none" / "a.png", scene())
+        image_files.write(tmp_path / "none" / "a.png", scene())
