@@ -106,7 +106,7 @@ def test_kimis_bytes_are_those_of_its_rule(size, pad, encoder):
     asked = encoder("kimi_vl", KIMI | {"pad_input": pad})
     image = scene(*size)
     if not pad and min(size) < 28:
-        with pytest.raises(ValueError, match="at least 28x28 to cut to whole visual tokens"):
+        with pytest.raises(ValueError, match="at least 28x28 to cut to whole cells"):
             asked.image(image)
         return
     images, (rows, columns) = asked.image(image)

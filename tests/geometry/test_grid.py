@@ -92,9 +92,7 @@ def test_native_fit_by_hand():
         grid.native_fit(0, 5, **keep)
     cut = keep | {"pad": False}
     assert grid.native_fit(480, 640, **cut) == ((480, 640), (476, 616))
-    with pytest.raises(
-        ValueError, match="at least 28x28 to cut to whole visual tokens, got 27x640"
-    ):
+    with pytest.raises(ValueError, match="at least 28x28 to cut to whole cells, got 27x640"):
         grid.native_fit(27, 640, **cut)
 
 
