@@ -14,9 +14,9 @@ import moonshot
 import numpy as np
 from flax import nnx
 
+from seg_jax import files
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
-from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.nn import layers
 
@@ -40,7 +40,7 @@ def make(kind: str, folder: Path, model: Callable[[Any], Any] | None = None) -> 
     tokenizer = _tokenizer(kind, folder)
     config = _config(kind, tokenizer)
     weights.save(_drawn(config) if model is None else model(config), folder)
-    hub = families.read_json(folder / "config.json") | {"dtype": "float32"}
+    hub = files.read_json_object(folder / "config.json") | {"dtype": "float32"}
     # The hub's Kimi-VL does not name the token that ends its turns.
     ends = [tokenizer.eos_id] if kind == "kimi_vl" else [tokenizer.end_id, tokenizer.pad_id]
     _write(folder, "config.json", hub)

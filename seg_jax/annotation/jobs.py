@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seg_jax import files
 from seg_jax.annotation import annotator
 from seg_jax.annotation.annotator import ImageFile, Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
@@ -230,7 +231,7 @@ def make(shard: Shard, job: Job) -> int:
     data = "".join(f"{json.dumps(one)}\n" for one in (head, *rest)).encode()
     path = place(shard, job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    record_files.write_whole(path, data, aside=job.out / record_files.UNFINISHED)
+    files.write_bytes(path, data, aside=job.out / record_files.UNFINISHED)
     return len(shard.images)
 
 
@@ -296,9 +297,7 @@ def make_all(
 def write_list(images: Sequence[ImageFile], job: Job) -> None:
     """Writes down the images, for processes that cannot be told them one by one."""
     lines = "".join(f"{json.dumps([key, path.as_posix()])}\n" for key, path in images)
-    record_files.write_whole(
-        job.out / LIST, lines.encode(), aside=job.out / record_files.UNFINISHED
-    )
+    files.write_bytes(job.out / LIST, lines.encode(), aside=job.out / record_files.UNFINISHED)
 
 
 def read_list(job: Job) -> list[ImageFile]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from seg_jax import files
 from seg_jax.annotation import jobs
 from seg_jax.annotation.jobs import Job, Shard
 from seg_jax.data.build import dataset, record_files
@@ -63,7 +64,7 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
     seen: set[str] = set()
     found: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context(_whole(_file(job, name), job)) for name in names}
+        sheets = {name: stack.enter_context(_whole(_file(job, name), job)) for name in names}
         letters = stack.enter_context(_whole(job.out / LETTERS, job))
         for shard in every:
             part = jobs.read(shard, job)
@@ -77,15 +78,13 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
                 split = splits.of(sha256)
                 found.update({f"{split}/images": 1, f"{split}/objects": len(line["objects"])})
                 found[f"{split}/phrases"] += len(line["phrases"])
-                files[split].write(f"{json.dumps(line)}\n")
+                sheets[split].write(f"{json.dumps(line)}\n")
             for one in part.failed:
                 stages[one["stage"]] += 1
                 letters.write(f"{json.dumps(one)}\n")
     summary = _summary(job, counts, stages, found, names)
     text = json.dumps(summary, indent=2) + "\n"
-    record_files.write_whole(
-        job.out / SUMMARY, text.encode(), aside=job.out / record_files.UNFINISHED
-    )
+    files.write_bytes(job.out / SUMMARY, text.encode(), aside=job.out / record_files.UNFINISHED)
     if not seen:
         raise ValueError(_nothing(job, summary))
     return summary
@@ -143,7 +142,7 @@ def _whole(path: Path, job: Job) -> Iterator[IO[str]]:
     try:
         with temporary.open("w", encoding="ascii") as file:
             yield file
-        record_files.settle(temporary, path)
+        files.move_synced(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

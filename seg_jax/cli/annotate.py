@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import seg_jax
+from seg_jax import files
 from seg_jax.annotation import jobs, results
 from seg_jax.annotation.annotator import Contour, Settings
 from seg_jax.annotation.choice import Choice
@@ -99,7 +100,7 @@ def main(config: Config) -> int:
     show(config, summary, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
-        run_folder.write_json(
+        files.write_json(
             config.json, summary | {"seconds": seconds, "versions": run_folder.versions()}
         )
     print(config.out)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from seg_jax import files
 from seg_jax.data import sources
 from seg_jax.data.build import dataset, token_budget
 from seg_jax.runs import console, run_folder
@@ -62,7 +63,7 @@ def main(config: Config) -> int:
         _measure(config, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
-        run_folder.write_json(
+        files.write_json(
             config.json, report | {"seconds": seconds, "versions": run_folder.versions()}
         )
     print(config.out)
@@ -116,7 +117,7 @@ def _measure(config: Config, report: dict[str, Any]) -> None:
             objects=config.stats,
             progress=lambda done: move(done, config.stats, ""),
         )
-    run_folder.write_json(
+    files.write_json(
         config.out / STATS, {"split": splits[0], "edges": token_budget.EDGES, "rows": rows}
     )
     columns = ("points", "tokens_qwen", "tokens_kimi", "tokens_qwen_p95", "iou", "iou_p5")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import jax
 from tyro.conf import arg
 
+from seg_jax import files
 from seg_jax.cli import abstract, arguments, finetune, reinforce
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import flops
@@ -117,7 +118,7 @@ def main(config: Config) -> int:
             "versions": run_folder.versions(),
             "steps": [_record(result, target) for result in results],
         }
-        run_folder.write_json(config.json, told)
+        files.write_json(config.json, told)
     return 0 if all(result.fits is not False for result in results) else 1
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
+from seg_jax import files
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
@@ -218,7 +219,7 @@ def _dtype(name: Any) -> np.dtype:
 
 def _noted_dtype(source: Path) -> Literal["bfloat16", "float32"]:
     """Returns the dtype that the maker of an Orbax checkpoint wrote beside it."""
-    found = families.read_json(source / orbax_params.NOTE).get("dtype")
+    found = files.read_json_object(source / orbax_params.NOTE).get("dtype")
     if found not in ("bfloat16", "float32"):
         raise ValueError(
             f"{source / orbax_params.NOTE}: expected a dtype, got {found!r}: do: give --dtype"
@@ -377,8 +378,7 @@ def _write_orbax(model: _Model, partial: _Partial) -> None:
         with _bar("converted (MB)", model.nbytes) as move:
             orbax_params.write(nnx.state(model.whole()), partial.folder)
             move(model.nbytes)
-    note = json.dumps({"dtype": model.exact.param_dtype}) + "\n"
-    (partial.folder / orbax_params.NOTE).write_text(note, encoding="utf-8")
+    files.write_json(partial.folder / orbax_params.NOTE, {"dtype": model.exact.param_dtype})
 
 
 @contextlib.contextmanager
@@ -403,5 +403,5 @@ def _finish(source: Path, folder: Path, dtype: str) -> None:
     for path in families.carried(source):
         if path.name != orbax_params.NOTE:
             shutil.copyfile(path, folder / path.name)
-    hub = families.with_dtype(families.read_json(source / "config.json"), dtype)
-    (folder / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")
+    hub = families.with_dtype(files.read_json_object(source / "config.json"), dtype)
+    files.write_json(folder / "config.json", hub)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seg_jax import files
 from seg_jax.cli import evaluate, finetune, reinforce, tiny
 from seg_jax.data import pipeline
 from seg_jax.evaluation import bootstrap, task_metrics
@@ -98,7 +99,7 @@ def main(config: Config) -> int:
     models = chapters["start"].bundle, chapters["gspo"].bundle
     rewards = _sampled_rewards(config, held_out[: config.sampled_scenes], *models)
     summary = _summary(config, chapters, rewards, seconds | {"all": time.monotonic() - begin})
-    run_folder.write_json(config.out / "summary.json", summary)
+    files.write_json(config.out / "summary.json", summary)
     rows = _rows(chapters, summary)
     _report(config, chapters, summary, rows)
     console.table("quickstart", _SHOWN, [[str(row[name]) for name in _SHOWN] for row in rows])

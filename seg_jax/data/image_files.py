@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageOps
 
+from seg_jax import files
 from seg_jax.records import Ring
 
 MAX_PIXELS = 80_000_000
@@ -282,33 +282,8 @@ def write(path: Path | str, image: RgbImage) -> None:
     """Writes the image as PNG: whole, or not at all.
 
     Raises:
-      OSError: see `store`.
+      OSError: see `files.write_bytes`.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=False, compress_level=6)
-    store(path, buffer.getvalue())
-
-
-def store(path: Path | str, data: bytes) -> None:
-    """Writes a file whole, or not at all: what stood there before stays until all is on the disk.
-
-    Raises:
-      OSError: no room, no folder, no permission; nothing is left behind.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise OSError(
-            error.errno,
-            f"expected to write {len(data)} bytes to {str(path)!r}, got {error.strerror},"
-            " do free space or choose another folder",
-        ) from None
+    files.write_bytes(Path(path), buffer.getvalue())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from seg_jax import files
 from seg_jax.data import record_schema
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
@@ -319,7 +320,7 @@ def told(folder: Path) -> dict[str, Any]:
 def _report(folder: Path, split: str) -> dict[str, int]:
     """Returns the counts of a split that a build has left; none of a data set of TFDS."""
     path = folder / record_schema.REPORT
-    return json.loads(path.read_bytes())["splits"][split] if path.exists() else {}
+    return files.read_json(path)["splits"][split] if path.exists() else {}
 
 
 def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:

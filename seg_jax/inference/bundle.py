@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
+from seg_jax import files
 from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout, Native
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
@@ -100,15 +101,15 @@ def _carry(bundle: Bundle, folder: Path) -> None:
         return
     model = nnx.merge(bundle.graph, bundle.params)
     if before == model.config:
-        hub = families.read_json(source / "config.json")
+        hub = files.read_json_object(source / "config.json")
         hub = families.with_dtype(hub, model.compute.param_dtype)
-        (folder / "config.json").write_text(json.dumps(hub, indent=2) + "\n", encoding="utf-8")
+        files.write_json(folder / "config.json", hub)
 
 
 def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
     """Writes what Hugging Face's files do not say."""
     manifest = {"layout": dataclasses.asdict(layout), "task": dataclasses.asdict(task)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    files.write_json(folder / MANIFEST, manifest)
 
 
 def load(
@@ -233,7 +234,7 @@ def _ends(folder: Path, table: int) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.exists():
         return ()
-    found = families.read_json(path).get("eos_token_id")
+    found = files.read_json_object(path).get("eos_token_id")
     ends = () if found is None else tuple(found) if isinstance(found, list) else (found,)
     if any(type(end) is not int or not 0 <= end < table for end in ends):
         raise ValueError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from seg_jax import files
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
 
 
@@ -54,7 +54,7 @@ def read(folder: Path) -> Any:
       ValueError: no `config.json`, of no known family, or of a model that its port cannot be.
     """
     path = folder / "config.json"
-    hub = read_json(path)
+    hub = files.read_json_object(path)
     try:
         family = named(hub.get("model_type"))
         _check_rotary(hub)
@@ -98,9 +98,9 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     """
     path = folder / "preprocessor_config.json"
     if path.exists():
-        return read_json(path)
+        return files.read_json_object(path)
     path = folder / "processor_config.json"  # Where transformers 5 puts it.
-    found = read_json(path).get("image_processor") if path.exists() else None
+    found = files.read_json_object(path).get("image_processor") if path.exists() else None
     return found if isinstance(found, dict) else {}
 
 
@@ -136,7 +136,7 @@ def with_dtype(hub: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def noted_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
     """Returns the dtype that `config.json` names, the nearest of ours: float32 if it names none."""
     try:
-        hub = read_json(folder / "config.json")
+        hub = files.read_json_object(folder / "config.json")
     except ValueError:  # Reported with more care where the model is read.
         return "float32"
     text = hub.get("text_config")
@@ -145,23 +145,6 @@ def noted_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
         if named is not None:
             return "bfloat16" if named in ("bfloat16", "float16") else "float32"
     return "float32"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-      ValueError: there is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file, got none: do: fetch it again") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}: do: fetch it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {found!r:.40}: do: fetch it again")
-    return found
 
 
 def _check_rotary(hub: Mapping[str, Any]) -> None:

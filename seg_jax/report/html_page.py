@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, features
 
+from seg_jax import files
 from seg_jax.data import image_files
 from seg_jax.data.image_files import RgbImage, Rings
 from seg_jax.evaluation.bootstrap import Interval
@@ -159,7 +160,7 @@ def write(path: Path | str, report: Report) -> None:
     Raises:
       OSError: see `images.store`.
     """
-    image_files.store(path, page(report).encode())
+    files.write_text(path, page(report))
 
 
 def page(report: Report) -> str:

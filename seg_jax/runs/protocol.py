@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seg_jax.data import image_files
+from seg_jax import files
 from seg_jax.data.sources import Source
 from seg_jax.evaluation import judging, protocols, scoring, tables
 from seg_jax.evaluation.answers import Answered
 from seg_jax.evaluation.judging import Row
 from seg_jax.evaluation.protocols import Protocol, Question
 from seg_jax.report import gallery, html_page
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import console
 
 ANSWERS, SUMMARY, TABLE, GALLERY = FILES = (
     *("answers.jsonl", "summary.json"),
@@ -106,11 +106,11 @@ def write(
       each: most images in each part of the gallery.
       config: of the run.
     """
-    run_folder.write_json(folder / SUMMARY, summary)
+    files.write_json(folder / SUMMARY, summary)
     told: dict[str, list[dict[str, Any]]] = {}
     for one in [*others, summary]:
         told.setdefault(one["model"], []).append(one)
-    image_files.store(folder / TABLE, tables.markdown(told).encode())
+    files.write_text(folder / TABLE, tables.markdown(told))
     page = html_page.Report(
         title=f"{asking.protocol.title}: {summary['split']}",
         summary_rows=gallery.table(summary, asking.protocol),
@@ -133,7 +133,8 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: the folder holds none of a protocol.
     """
-    found = run_folder.read_json(folder / SUMMARY)
+    path = folder / SUMMARY
+    found = files.read_json(path) if path.exists() else None
     needed = {"model", "split", "protocol", "questions"}
     if not isinstance(found, dict) or not needed <= found.keys():
         raise ValueError(

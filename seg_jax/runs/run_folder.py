@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files
+
 RECORD = "config.json"
 MADE = (
     *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
@@ -63,7 +65,7 @@ def claim(
         _check_same(record, wanted)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(record, wanted)
+    files.write_json(record, wanted)
 
 
 def plain(value: Any) -> Any:
@@ -80,17 +82,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     return str(value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def check_json(path: Path | None) -> None:
@@ -110,21 +101,7 @@ def tell_json(value: Any, path: Path | None) -> None:
     if path is None:
         print(json.dumps(value, indent=2))
     else:
-        write_json(path, value)
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file, or None if there is none.
-
-    Raises:
-      ValueError: the file is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; start anew with --anew") from error
+        files.write_json(path, value)
 
 
 def versions() -> dict[str, str]:
@@ -179,7 +156,7 @@ _FREE = (
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:
-    found = read_json(record)
+    found = files.read_json(record, advice="start anew with --anew") if record.exists() else None
     if not isinstance(found, dict):
         raise ValueError(
             f"{record.parent}: expected a run to resume, got a folder without {RECORD}; "
@@ -239,7 +216,7 @@ def _is_made(name: str) -> bool:
 def _is_run(record: Path) -> bool:
     """Returns whether a file is the record of a run, and not a model's config.json."""
     try:
-        found = read_json(record)
-    except (ValueError, OSError):
+        found = files.read_json(record)
+    except ValueError:
         return False
     return isinstance(found, dict) and {"class", "out", "resume", "anew"} <= found.keys()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Board:
@@ -71,9 +73,7 @@ class Log:
             record = json.loads(line)
             if record["stage"] != stage or record["step"] <= step:
                 kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self._path)
+        files.write_text(self._path, "".join(kept))
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:

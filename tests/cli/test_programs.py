@@ -19,13 +19,13 @@ import pytest
 import small_run
 from PIL import Image
 
+from seg_jax import files
 from seg_jax.cli import finetune, main, tiny
 from seg_jax.data import image_files, pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
 from seg_jax.report import html_page
-from seg_jax.runs import run_folder
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizers
 from seg_jax.training import steps as jitted_steps
@@ -588,7 +588,7 @@ def test_a_full_disk_while_the_report_and_numbers_are_written(small_disk):
     with pytest.raises(OSError):
         html_page.write(folder / "report.html", page)
     with pytest.raises(OSError):
-        run_folder.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
+        files.write_json(folder / "summary.json", {"a": ["b" * 100] * 100})
     with pytest.raises(OSError):
         image_files.write(folder / "a.png", np.zeros((8, 8, 3), np.uint8))
     assert {path.name for path in folder.iterdir()} == {"filler", "report.html"}

@@ -241,7 +241,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"expected to write .*No space left.*, do free space") as got:
+    with pytest.raises(
+        OSError, match=r"expected to write .*No space left.*; do: free space"
+    ) as got:
         image_files.write(path, scene(9, 9))
     assert got.value.errno == errno.ENOSPC
     assert path.read_bytes() == before

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from seg_jax import files
 from seg_jax.data import record_schema
 from seg_jax.data import workers as processes
 from seg_jax.data.build import record_files
@@ -291,14 +292,14 @@ def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
             )
         if claim.exists() and anew:
             _clear(others)
-        elif claim.exists() and (had := json.loads(claim.read_bytes())) != wanted:
+        elif claim.exists() and (had := files.read_json(claim)) != wanted:
             differing = sorted(name for name in wanted if had.get(name) != wanted[name])
             raise ValueError(
                 f"{out}: expected the same build as before, got another "
                 f"{', '.join(differing)}; replace it with --anew, or choose another --out"
             )
         shutil.rmtree(out / record_files.UNFINISHED, ignore_errors=True)
-        record_files.write_whole(
+        files.write_bytes(
             claim, json.dumps(wanted, sort_keys=True).encode(), aside=out / record_files.UNFINISHED
         )
         yield
@@ -380,7 +381,7 @@ def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, 
         (record_schema.REPORT, text),
         ("dataset_info.json", info),
     ):
-        record_files.write_whole(asked.out / name, data.encode(), aside=aside)
+        files.write_bytes(asked.out / name, data.encode(), aside=aside)
     shutil.rmtree(aside, ignore_errors=True)
     return report
 

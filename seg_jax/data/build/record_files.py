@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from seg_jax import files
 from seg_jax.data import record_schema
 from seg_jax.data.formats.annotations import Entry, Polygons, Role, Thing
 from seg_jax.geometry import bitmask, contour, runlengths
@@ -85,36 +86,12 @@ def make(task: Task) -> dict[str, Any]:
     try:
         part = _write(task, unfinished)
         part |= {"digest": task.digest, "size": unfinished.stat().st_size}
-        settle(unfinished, task.file)
+        files.move_synced(unfinished, task.file)
     finally:
         unfinished.unlink(missing_ok=True)
     # Last: a file without its part is made again.
-    write_whole(task.part, json.dumps(part, sort_keys=True).encode(), aside=unfinished.parent)
+    files.write_bytes(task.part, json.dumps(part, sort_keys=True).encode(), aside=unfinished.parent)
     return part
-
-
-def write_whole(path: Path, data: bytes, *, aside: Path) -> None:
-    """Writes a file whole or not at all.
-
-    Args:
-      path: of the file.
-      data: its bytes.
-      aside: folder on the same disk to write it in first.
-    """
-    aside.mkdir(parents=True, exist_ok=True)
-    temporary = aside / f"{path.name}.{os.getpid()}"
-    try:
-        temporary.write_bytes(data)
-        settle(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Moves a written file to its place on the same disk once the disk has it."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write(task: Task, path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,19 +158,6 @@ def splits(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     for entry in entries:
         found.setdefault(entry.split, []).append(entry)
     return found
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file.
-
-    Raises:
-      ValueError: it is none.
-      OSError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; get the file anew") from None
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

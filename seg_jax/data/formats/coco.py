@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files
 from seg_jax.data.formats import annotations
 from seg_jax.data.formats.annotations import (
     Entry,
@@ -81,7 +82,7 @@ class Sheet:
 
     def __init__(self, path: Path):
         self.path = path
-        data = annotations.read_json(path)
+        data = files.read_json(path, advice="get the file anew")
         self.notes: list[dict] = annotations.field(data, "annotations", list, str(path))
         listed = annotations.field(data, "images", list, str(path))
         self.images: dict[int, dict] = {

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files
 from seg_jax.data.formats import annotations, safe_pickle
 from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thing
 from seg_jax.data.formats.coco import Sheet
@@ -53,7 +54,11 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
             f"{path}: expected the references of {edition.folder} ({edition.by}), got no such "
             "file; give the folder that holds refcoco, refcoco+, .. as --source"
         )
-    found = annotations.read_json(path) if path.suffix == ".json" else safe_pickle.load(path)
+    found = (
+        files.read_json(path, advice="get the file anew")
+        if path.suffix == ".json"
+        else safe_pickle.load(path)
+    )
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"{path}: expected a list of references, got {type(found).__name__}")
     return found

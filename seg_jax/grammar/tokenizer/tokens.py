@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from seg_jax import files
 from seg_jax.grammar.tokenizer import byte_level as byte_pieces
 from seg_jax.grammar.tokenizer import template_sandbox, tiktoken_bpe
 
@@ -123,7 +124,7 @@ class Tokenizer:
         folder = Path(folder)
         ranked = (folder / tiktoken_bpe.FILE).exists() and not (folder / TOKENS).exists()
         text = _read(folder / (tiktoken_bpe.FILE if ranked else TOKENS))
-        config = _read_json(folder / CONFIG)
+        config = files.read_json(folder / CONFIG, advice=_ADVICE)
         try:
             if isinstance(config, dict):
                 config = {**config, **_template(folder)}
@@ -244,30 +245,24 @@ class Tokenizer:
         return self.id(name)
 
 
+_ADVICE = (
+    "give the folder of a Hugging Face tokenizer, with "
+    f"{CONFIG} and {TOKENS} or {tiktoken_bpe.FILE}"
+)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"expected a readable {path.name} in {path.parent}, got {error}; do give the folder of "
-            f"a Hugging Face tokenizer, with {CONFIG} and {TOKENS} or {tiktoken_bpe.FILE}"
-        ) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"expected a readable {path.name} in {path.parent}, got {error}; do fetch it again"
-        ) from error
+        raise ValueError(f"{path}: expected a readable file, got {error}; do: {_ADVICE}") from error
 
 
 def _template(folder: Path) -> dict[str, Any]:
     """Returns the chat template that has a file of its own, if there is one."""
     if (path := folder / "chat_template.jinja").exists():
         return {"chat_template": _read(path)}
-    found = _read_json(path) if (path := folder / "chat_template.json").exists() else None
+    found = files.read_json(path) if (path := folder / "chat_template.json").exists() else None
     if not isinstance(found, dict) or "chat_template" not in found:
         return {}
     return {"chat_template": found["chat_template"]}
@@ -328,7 +323,7 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    files.write_json(folder / "tokenizer_config.json", config)
     return Tokenizer.load(folder)
 
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from seg_jax import files
+
 SHARD_BYTES = 5 * 10**9
 """Largest file that is written, as on the hub."""
 BLOCK_BYTES = 4 * 2**20
@@ -264,14 +266,14 @@ def write(file: File, folder: Path, pieces: Callable[[str], Iterator[np.ndarray]
     return Written(file.name, path.stat().st_size, digest.hexdigest())
 
 
-def write_index(files: Sequence[File], folder: Path) -> None:
+def write_index(parts: Sequence[File], folder: Path) -> None:
     """Writes which file holds which tensor, where there are several."""
-    if len(files) == 1:
+    if len(parts) == 1:
         return
-    total = sum(entry.nbytes for file in files for entry in file.entries)
-    named = {entry.name: file.name for file in files for entry in file.entries}
+    total = sum(entry.nbytes for file in parts for entry in file.entries)
+    named = {entry.name: file.name for file in parts for entry in file.entries}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    files.write_json(folder / INDEX, index)
 
 
 def checksum(path: Path) -> str:

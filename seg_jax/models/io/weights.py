@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import functools
 import gc
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from seg_jax import files
 from seg_jax.models import families
 from seg_jax.models.io import orbax_params, safetensors
 from seg_jax.models.nn import layers
@@ -83,11 +83,11 @@ def save(model: Any, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ours = Ours(model.config, nnx.state(model))
-    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    files = safetensors.plan(ours.entries())
-    for file in files:
+    files.write_json(folder / "config.json", model.config.to_hf())
+    plan = safetensors.plan(ours.entries())
+    for file in plan:
         safetensors.write(file, folder, lambda name: iter([ours.read(name)]))
-    safetensors.write_index(files, folder)
+    safetensors.write_index(plan, folder)
 
 
 def export(model: Any) -> dict[str, np.ndarray]:

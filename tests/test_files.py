@@ -1,0 +1,61 @@
+"""Files of JSON, good and bad; files that are written whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from seg_jax import files
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"é": [1, 2.5, None]})
+    assert files.read_json(path) == files.read_json_object(path) == {"é": [1, 2.5, None]}
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        (None, "expected a file, got none"),
+        (b"{", "expected JSON, got "),
+        (b"\xff", "expected JSON, got "),
+        (b"[" * 100_000, "expected JSON, got "),
+        (b"[1]", "expected a JSON object, got "),
+    ],
+)
+def test_what_is_no_json_is_named_with_advice(tmp_path, data, got):
+    path = tmp_path / "a.json"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ValueError) as caught:
+        files.read_json_object(path, advice="copy it again")
+    text = str(caught.value)
+    assert text.startswith(f"{path}: {got}")
+    assert text.endswith("; do: copy it again")
+    assert "\n" not in text
+
+
+def test_a_folder_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="expected JSON, got .*directory.*; do: fetch it again"):
+        files.read_json(tmp_path)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, aside):
+    path, folder = tmp_path / "a.txt", tmp_path / "unfinished"
+    files.write_text(path, "before")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="expected to write 5 bytes, got No space left") as caught:
+        files.write_bytes(path, b"after", aside=folder if aside else None)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "before"
+    monkeypatch.undo()
+    files.write_bytes(path, b"after", aside=folder if aside else None)
+    assert path.read_text() == "after"
+    assert [one.name for one in tmp_path.rglob("*") if one.is_file()] == ["a.txt"]
