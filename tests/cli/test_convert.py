@@ -184,9 +184,9 @@ def test_converted_weights_load_in_transformers(sources, run, tmp_path):
 KILLED = """
 import os, signal, sys
 from seg_jax.cli import main
-from seg_jax.models import shards
-shards.SHARD_BYTES = {limit}
-write, left = shards.write, [{files}]
+from seg_jax.models.io import safetensors
+safetensors.SHARD_BYTES = {limit}
+write, left = safetensors.write, [{files}]
 
 def killing(file, folder, pieces):
     def cut(name):
@@ -198,7 +198,7 @@ def killing(file, folder, pieces):
     left[0] -= 1
     return write(file, folder, pieces)
 
-shards.write = killing
+safetensors.write = killing
 sys.exit(main.main(["convert", *sys.argv[1:]]))
 """
 LIMIT = 100_000
