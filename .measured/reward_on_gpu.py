@@ -18,7 +18,7 @@ from seg_jax.cli.benchmarks import harness, torch_peer
 from seg_jax.cli.benchmarks import raster as raster_benchmark
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
-from seg_jax.geometry import raster, sparse
+from seg_jax.geometry import cpu_fill, raster
 from seg_jax.grammar import reader
 from seg_jax.records import Rollout
 from seg_jax.tasks.referring import Mixture
@@ -80,7 +80,7 @@ def serial():
     used = jnp.ones(points.shape[:-1], bool)
     rule = raster._RULES["coco"]
     shapes = raster._shapes(points, used, rule, "union")
-    fill = jax.jit(lambda shapes: sparse.fill(shapes, rule, height=512, width=512))
+    fill = jax.jit(lambda shapes: cpu_fill.fill(shapes, rule, height=512, width=512))
     wanted = raster.fill(points, used, height=512, width=512)
     equal = bool((fill(shapes).reshape(wanted.shape) == wanted).all())
     return seconds(lambda: fill(shapes), 1), equal

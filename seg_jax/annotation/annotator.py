@@ -220,7 +220,7 @@ def outline(
     large = [ring for ring in every if abs(polygon.signed_area(ring)) >= settings.min_area_px]
     height, width = mask.shape
     if not settings.epsilon_px:
-        return contour.filled(large, height=height, width=width), large
+        return contour.fill(large, height=height, width=width), large
     rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
     units = [ring / np.array([width, height]) for ring in rings]
     return host_raster.fill(units, height, width, rule="center", rings="evenodd"), rings

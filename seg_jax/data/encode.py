@@ -209,9 +209,9 @@ class Encoder:
         pad = layout.max_patches - count
         images = Images(
             patches=np.pad(patches, ((0, pad), (0, 0))),
-            place=np.pad(grid.places(rows, columns, layout.merge), ((0, pad), (0, 0))),
+            place=np.pad(grid.patch_positions(rows, columns, layout.merge), ((0, pad), (0, 0))),
             window=np.pad(
-                grid.windows(rows, columns, layout.merge, layout.window_tokens),
+                grid.windows(rows, columns, merge=layout.merge, window_tokens=layout.window_tokens),
                 (0, pad),
                 constant_values=-1,
             ),
@@ -281,7 +281,7 @@ class Encoder:
         where = np.full(length, -1, np.int32)
         where[start : start + len(ids)][is_visual] = np.arange(int(is_visual.sum()))
         positions = np.zeros((3, length), np.int32)
-        laid = grid.positions(is_visual, [patches], merge=self.layout.merge)
+        laid = grid.rotary_positions(is_visual, [patches], merge=self.layout.merge)
         positions[:, start : start + len(ids)] = laid.positions
         return Tokens(row, segments, positions, where)
 

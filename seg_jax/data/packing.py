@@ -102,7 +102,7 @@ def told(
         weights[answer - 1 : end - 1] = 1.0
         is_visual = ids[at:end] == encoder.tokenizer.image_id
         visual_tokens[at:end][is_visual] = np.arange(np.count_nonzero(is_visual))
-        laid = grid.positions(is_visual, [rows_and_columns], merge=encoder.layout.merge)
+        laid = grid.rotary_positions(is_visual, [rows_and_columns], merge=encoder.layout.merge)
         positions[:, at:end] = laid.positions
         at = end
     tokens = Tokens(ids, segments, positions, visual_tokens)
@@ -148,7 +148,8 @@ def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch
 @functools.lru_cache(maxsize=1024)
 def _laid(rows: int, columns: int, merge: int, window_tokens: int) -> tuple[Any, Any]:
     """Returns place and window of each patch of an image; the last window is that of the last."""
-    return grid.places(rows, columns, merge), grid.windows(rows, columns, merge, window_tokens)
+    window = grid.windows(rows, columns, merge=merge, window_tokens=window_tokens)
+    return grid.patch_positions(rows, columns, merge), window
 
 
 def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:

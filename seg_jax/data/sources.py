@@ -70,7 +70,7 @@ class Scenes:
         )
         if not self.style.grouped:
             return sample
-        return _grouped(sample, sets.find(made, masks, config=self.world, style=self.style))
+        return _grouped(sample, sets.find_groups(made, masks, config=self.world, style=self.style))
 
 
 def _grouped(sample: Sample, found: Sequence[sets.Group]) -> Sample:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def batched(function: Callable) -> Callable:
+def vmap_as_leading_axis(function: Callable) -> Callable:
     """Returns a function of leading axes to which vmap adds one more: its loops stay shared."""
     mapped = jax.custom_batching.custom_vmap(function)
 

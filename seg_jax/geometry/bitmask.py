@@ -185,7 +185,7 @@ def dilation(
     most = _largest(radius, most)
     words = words & frame
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), words.shape[:-2])
-    return frame & dilations.widened(words, radius, shape=shape, most=most, beyond=False)
+    return frame & dilations.dilate(words, radius, shape=shape, most=most, beyond=False)
 
 
 def erosion(
@@ -215,7 +215,7 @@ def erosion(
     most = _largest(radius, most)
     rest = frame & ~words if outside else ~(frame & words)
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), rest.shape[:-2])
-    return frame & ~dilations.widened(rest, radius, shape=shape, most=most, beyond=not outside)
+    return frame & ~dilations.dilate(rest, radius, shape=shape, most=most, beyond=not outside)
 
 
 def check(*words: Any) -> None:
@@ -239,7 +239,7 @@ def check(*words: Any) -> None:
 
 
 def to_rle(mask: Bool[np.ndarray, "H W"], *, compressed: bool = True) -> dict[str, Any]:
-    """Returns a mask as COCO run lengths (host): `size` [H, W] and `counts`.
+    """Returns a mask as COCO run lengths (host): `size` [H, W] and `run_lengths`.
 
     Counts are the lengths of runs down the columns, zeros first; compressed to the bytes that
     pycocotools writes, or as a list.
@@ -262,7 +262,7 @@ def from_rle(rle: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
     return _columns(rle).T
 
 
-def counts(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
+def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
     """Returns the lengths of a mask's runs down its columns, zeros first (host).
 
     Raises:
@@ -284,7 +284,7 @@ def counts(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
     return runs
 
 
-def compact(counts: Int[np.ndarray, " n"]) -> bytes:
+def compress(counts: Int[np.ndarray, " n"]) -> bytes:
     """Returns run lengths as text: from the fourth on as change to the last but one.
 
     A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit tells
@@ -371,13 +371,13 @@ def _rle(columns: Bool[np.ndarray, "W H"], compressed: bool) -> dict[str, Any]:
     counts = np.diff(ends, prepend=0)
     return {
         "size": [*columns.shape[::-1]],
-        "counts": compact(counts) if compressed else counts.tolist(),
+        "counts": compress(counts) if compressed else counts.tolist(),
     }
 
 
 def _columns(rle: Mapping[str, Any]) -> Bool[np.ndarray, "W H"]:
     """Returns the mask of run lengths, column by column."""
-    lengths = counts(rle)
+    lengths = run_lengths(rle)
     height, width = rle["size"]
     return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height)
 

@@ -50,7 +50,7 @@ def trace(
     """
     if not min_area >= 0:
         raise ValueError(f"expected min_area >= 0, got {min_area}: 0 keeps all rings")
-    left, top, right, bottom = box_px(checked(mask))
+    left, top, right, bottom = box_px(require_mask(mask))
     if left == right:
         return []
     x, y, follow = _corners(mask[top:bottom, left:right])
@@ -68,7 +68,7 @@ def trace(
     return rings if clockwise else [np.roll(ring[::-1], 1, axis=0) for ring in rings]
 
 
-def solid(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def fill_holes(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Returns the mask with its holes, and whatever lies in them, filled.
 
     Raises:
@@ -94,7 +94,7 @@ def box_px(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, " 4"]:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def filled(
+def fill(
     rings: Sequence[Float[np.ndarray, "_ 2"]], *, height: int, width: int
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Returns the mask whose borders are rings of pixel corners, as `trace` gives them.
@@ -116,7 +116,7 @@ def filled(
     return np.logical_xor.accumulate(odd, axis=1)[:height, :width]
 
 
-def checked(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+def require_mask(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Returns the mask itself.
 
     Raises:

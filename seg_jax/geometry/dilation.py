@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Int, Int32, UInt32
 
-from seg_jax.geometry.batching import batched
+from seg_jax.geometry.batching import vmap_as_leading_axis
 from seg_jax.records import Array
 
 _JOINED = 8
@@ -26,7 +26,7 @@ FULL = np.uint32(0xFFFFFFFF)
 """A word of 32 set rows."""
 
 
-def widened(
+def dilate(
     words: UInt32[Array, "*n K W"],
     radius: Int[Array, "*n"],
     *,
@@ -57,7 +57,7 @@ def widened(
         )
         return wide.reshape(words.shape)
 
-    return batched(all_of)(words, jnp.clip(jnp.asarray(radius, jnp.int32), 0, most))
+    return vmap_as_leading_axis(all_of)(words, jnp.clip(jnp.asarray(radius, jnp.int32), 0, most))
 
 
 def _one(words: UInt32[Array, "K W"], radius: Int32[Array, ""], *, shape, most: int, fill):

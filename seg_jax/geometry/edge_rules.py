@@ -46,11 +46,12 @@ class Line(NamedTuple):
     def row(self, column, height):
         """Returns the row, 0..height, at which the edge toggles a column."""
         inverse = 1.0 / self.over.astype(jnp.float32)
-        return straight_row(self.slope, self.base, self.over, inverse, column, height)
+        return straight_row((self.slope, self.base, self.over, inverse), column, height=height)
 
 
-def straight_row(slope, base, over, inverse, column, height):
-    """Returns the row of a `Line`, given a float32 estimate of 1 / over."""
+def straight_row(fields, column, *, height):
+    """Returns the row of a `Line`; its fields are slope, base, over and a float32 1 / over."""
+    slope, base, over, inverse = fields
     value = jnp.maximum(slope * column + base, 0)
     return jnp.minimum(_divide(value, over, inverse)[0], height)
 

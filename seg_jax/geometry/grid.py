@@ -122,7 +122,7 @@ def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, p
     return Fit(scaled, (rows * cell, columns * cell))
 
 
-def places(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:
+def patch_positions(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:
     """Returns row and column of every patch, in merge-block order.
 
     Raises:
@@ -132,7 +132,7 @@ def places(gh: int, gw: int, merge: int) -> Int32[np.ndarray, "S 2"]:
     return np.stack([_merge_order(row, merge), _merge_order(column, merge)], axis=-1)
 
 
-def windows(gh: int, gw: int, merge: int, window_tokens: int) -> Int32[np.ndarray, " S"]:
+def windows(gh: int, gw: int, *, merge: int, window_tokens: int) -> Int32[np.ndarray, " S"]:
     """Returns the attention window of every patch, in merge-block order.
 
     Squares of `window_tokens` cells a side tile the image from its top left corner; those at the
@@ -143,12 +143,12 @@ def windows(gh: int, gw: int, merge: int, window_tokens: int) -> Int32[np.ndarra
 
     Source: Qwen2.5-VL technical report 2025, section 2.1.1 (window attention).
     """
-    row, column = places(gh, gw, merge).T // np.int32(merge * window_tokens)
+    row, column = patch_positions(gh, gw, merge).T // np.int32(merge * window_tokens)
     across = -(-gw // (merge * window_tokens))
     return row * np.int32(across) + column
 
 
-def positions(
+def rotary_positions(
     is_visual: Bool[np.ndarray, " T"], grids: Sequence[tuple[int, int]], *, merge: int
 ) -> Layout:
     """Returns the rotary positions (M-RoPE) of one conversation with images in it.

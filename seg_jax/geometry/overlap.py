@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
 from seg_jax.geometry import bitmask, raster
-from seg_jax.geometry.batching import batched
+from seg_jax.geometry.batching import vmap_as_leading_axis
 from seg_jax.geometry.soft import soft_iou as soft_iou
 from seg_jax.records import Array
 
@@ -72,7 +72,7 @@ def polygon_counts(
     Raises:
       ValueError: as in `raster.fill`, or the words are of another canvas.
     """
-    area, shared = raster.shared(
+    area, shared = raster.fill_counts(
         points_px, used, words, height=height, width=width, rule=rule, rings=rings
     )
     return Counts(shared, area + bitmask.area(words) - shared)
@@ -218,7 +218,7 @@ def boundary_iou(
 
     words_a, words_b = jnp.broadcast_arrays(words_a, words_b)
     size = jnp.broadcast_to(jnp.asarray(size, jnp.int32), (*words_a.shape[:-2], 2))
-    return _ratio(*batched(all_of)(words_a, words_b, size), empty=1.0)
+    return _ratio(*vmap_as_leading_axis(all_of)(words_a, words_b, size), empty=1.0)
 
 
 def outline(words: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]) -> UInt32[Array, "*n K W"]:

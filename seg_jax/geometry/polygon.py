@@ -149,7 +149,7 @@ def simplify_to(ring: Ring, max_points: int) -> _Fewer:
     return ring[np.sort(ranked[:wanted])]
 
 
-def padded(
+def pad(
     shapes: Sequence[Sequence[Any]], *, rings: int | None = None, points: int | None = None
 ) -> tuple[Float32[np.ndarray, "N R P 2"], Bool[np.ndarray, "N R P"]]:
     """Returns shapes as arrays of one size, with True for what is no padding: see `raster.fill`.

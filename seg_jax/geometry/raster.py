@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
-from seg_jax.geometry import bitmask, edge_rules, sparse
-from seg_jax.geometry.batching import batched
+from seg_jax.geometry import bitmask, cpu_fill, edge_rules
+from seg_jax.geometry.batching import vmap_as_leading_axis
+from seg_jax.geometry.cpu_fill import Shapes
 from seg_jax.geometry.edge_rules import REACH_PX, Rule
-from seg_jax.geometry.sparse import Shapes
 from seg_jax.kernels import fill as tiles
 from seg_jax.records import Array
 
@@ -86,7 +86,7 @@ def fill(
         shapes = _shapes(points, used, _RULES[rule], rings)
 
         def on_cpu(shapes):
-            return sparse.fill(shapes, _RULES[rule], height=height, width=width)
+            return cpu_fill.fill(shapes, _RULES[rule], height=height, width=width)
 
         def elsewhere(shapes):
             return _dense(shapes, _RULES[rule], height, width)
@@ -100,11 +100,11 @@ def fill(
         flat = lax.platform_dependent(shapes, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
         return flat.reshape(*points.shape[:-3], *flat.shape[1:])
 
-    return batched(words)(lax.stop_gradient(points_px), used)
+    return vmap_as_leading_axis(words)(lax.stop_gradient(points_px), used)
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
-def shared(
+def fill_counts(
     points_px: Float32[Array, "*n R P 2"],
     used: Bool[Array, "*n R P"],
     words: UInt32[Array, "*m K W"],
@@ -152,7 +152,7 @@ def shared(
         shapes = _shapes(points, used, _RULES[rule], rings)
 
         def on_cpu(shapes, words, which):
-            return sparse.counts(shapes, _RULES[rule], words, which, height=height)
+            return cpu_fill.counts(shapes, _RULES[rule], words=words, which=which, height=height)
 
         def elsewhere(shapes, words, which):
             filled = _dense(shapes, _RULES[rule], height, width)
@@ -162,14 +162,14 @@ def shared(
             edges, rows = _edges(shapes, _RULES[rule], height, width)
             if not tiles.fits(edges, height=height, width=width):
                 return elsewhere(shapes, words, which)
-            return tiles.counts(edges, *rows, words, which, height=height)
+            return tiles.counts(edges, *rows, words=words, which=which, height=height)
 
         found = lax.platform_dependent(
             shapes, words, which, cpu=on_cpu, tpu=on_tpu, default=elsewhere
         )
         return tuple(total.reshape(lead) for total in found)
 
-    return batched(count)(lax.stop_gradient(points_px), used, words)
+    return vmap_as_leading_axis(count)(lax.stop_gradient(points_px), used, words)
 
 
 def _check(height, width, rule, rings):
@@ -190,13 +190,13 @@ def _check_points(points, used):
         raise ValueError(
             "expected float32 points [.., R, P, 2] beside bool used [.., R, P], got "
             f"{points.dtype} {list(points.shape)} and {used.dtype} {list(used.shape)}: "
-            "polygon.padded makes them from lists of rings"
+            "polygon.pad makes them from lists of rings"
         )
     if used.ndim < 2:
         raise ValueError(f"expected rings [.., R, P], got {list(used.shape)}: put an axis in front")
 
 
-def compacted(
+def move_used_first(
     points_px: Float[Array, "*n R P 2"], used: Bool[Array, "*n R P"]
 ) -> tuple[Float[Array, "*n R P 2"], Bool[Array, "*n R P"]]:
     """Returns rings with their used and finite vertices first, in their order, and zeros after."""
@@ -216,7 +216,7 @@ def compacted(
 
 def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
     """Returns rings in grid steps; those with too few vertices are empty."""
-    points, used = compacted(points_px, used)
+    points, used = move_used_first(points_px, used)
     count = used.sum(-1, dtype=jnp.int32)
     count = jnp.where(count >= 3, count, 0)
     grid = rule.snap(jnp.clip(points, *REACH_PX))
@@ -284,7 +284,7 @@ def _edges(shapes: Shapes, rule: Rule, height: int, width: int):
     def straight(fields, column):
         slope, base, over, inverse = fields
         inverse = lax.bitcast_convert_type(inverse, jnp.float32)
-        return edge_rules.straight_row(slope, base, over, inverse, column, height)
+        return edge_rules.straight_row((slope, base, over, inverse), column, height=height)
 
     def exact(fields, column):
         edge = jax.tree.unflatten(build, map(_from_int32, fields, types))

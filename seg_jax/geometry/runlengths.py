@@ -18,21 +18,22 @@ _FINE = 5
 _NOTHING = np.zeros(0, np.int64)
 
 
-def filled(
-    rings: Sequence[Sequence[float | int]],
+def fill(
+    outlines: Sequence[Sequence[float | int]],
     *,
     height: int,
     width: int,
-    rings_are: Literal["united", "evenodd"] = "united",
+    rings: Literal["union", "evenodd"] = "union",
 ) -> dict[str, Any]:
     """Returns filled polygons as compressed COCO run lengths, as the COCO API fills each.
 
     Args:
-      rings: of each polygon x, y, x, y, .. in pixels; those of fewer than three points fill
-        nothing (the COCO API would take two points for a box).
+      outlines: x, y, x, y, .. of each ring in pixels, as in COCO's files; a ring of fewer than
+        three points fills nothing (the COCO API would take two points for a box).
       height: rows of the image.
       width: columns of the image.
-      rings_are: united, as the COCO API has them, or holes of each other.
+      rings: "union" of the rings as the COCO API merges them, or "evenodd", under which a ring
+        within a ring is a hole.
 
     Raises:
       ValueError: the image has no pixels, a polygon has half a point or one that is not finite.
@@ -41,13 +42,13 @@ def filled(
     """
     if height < 1 or width < 1:
         raise ValueError(f"expected an image with pixels, got {height}x{width}: drop the polygons")
-    every = [_ends(_points(ring), height, width) for ring in rings if len(ring) >= 6]
-    if rings_are == "evenodd":
+    every = [_ends(_points(ring), height, width) for ring in outlines if len(ring) >= 6]
+    if rings == "evenodd":
         return _rle(_odd(np.concatenate([_NOTHING, *every]), height * width), height, width)
     return _rle(_united(every), height, width)
 
 
-def merged(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict[str, Any]:
+def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict[str, Any]:
     """Returns the union of masks as compressed COCO run lengths; without any an empty mask.
 
     Args:
@@ -65,7 +66,7 @@ def merged(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dic
                 f"expected masks of {height}x{width}, got size {rle.get('size')}: "
                 "give those of one image"
             )
-        every.append(_odd(np.cumsum(bitmask.counts(rle)), height * width))
+        every.append(_odd(np.cumsum(bitmask.run_lengths(rle)), height * width))
     return _rle(_united(every), height, width)
 
 
@@ -75,7 +76,7 @@ def area(rle: Mapping[str, Any]) -> int:
     Raises:
       ValueError: size or counts are missing, or the runs do not fill the mask.
     """
-    return int(bitmask.counts(rle)[1::2].sum())
+    return int(bitmask.run_lengths(rle)[1::2].sum())
 
 
 def _points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
@@ -144,4 +145,4 @@ def _united(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
 
 def _rle(ends: Int[np.ndarray, " n"], height: int, width: int) -> dict[str, Any]:
     counts = np.diff(np.concatenate([[0], ends, [height * width]]))
-    return {"size": [height, width], "counts": bitmask.compact(counts)}
+    return {"size": [height, width], "counts": bitmask.compress(counts)}

@@ -107,7 +107,7 @@ def _depth(points, used, height: int, width: int, rings) -> Float[Array, "{heigh
 
 def _edges(points, used):
     """Returns both ends of the edges of rings [R P 2], and which are real."""
-    begin, used = raster.compacted(points, used)
+    begin, used = raster.move_used_first(points, used)
     count = used.sum(-1, keepdims=True)
     index = jnp.arange(used.shape[-1])
     last = (index == count - 1)[..., None]

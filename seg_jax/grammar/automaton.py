@@ -297,7 +297,7 @@ def table(
     )
 
 
-def check_room(automaton: Automaton, max_tokens: int, kinds: Iterable[Kind] = Kind) -> None:
+def check_max_tokens(automaton: Automaton, max_tokens: int, kinds: Iterable[Kind] = Kind) -> None:
     """Raises ValueError if the shortest answer of a kind takes more than `max_tokens` tokens."""
     for kind in kinds:
         least = int(np.asarray(automaton.need)[int(automaton.start[kind])].min())

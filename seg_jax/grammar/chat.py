@@ -92,7 +92,7 @@ def question(
     return form.format(clue=clue, noun=NOUNS[kind])
 
 
-def naming(
+def naming_question(
     clue: Float[np.ndarray, " 2"] | Float[np.ndarray, " 4"],
     *,
     rng: np.random.Generator | None = None,
@@ -181,7 +181,7 @@ def sentences(expressions: Iterable[str], *, denials: bool = False) -> Iterator[
         for index in range(len(ANSWERS)):
             yield answer("", kind, index=index)
     for index in range(len(NAMING)):
-        yield naming(np.zeros(2), index=index)
+        yield naming_question(np.zeros(2), index=index)
     for expression in expressions:
         yield question(Kind.MASK, expression)
         yield question(Kind.MASK, expression, index=1)

@@ -109,7 +109,7 @@ class Predictor:
         """
         if self._grammar is not None:
             kinds = [Kind(kind) for kind in np.unique(np.asarray(prompts.truth.kind))]
-            automaton.check_room(self._grammar, self.bundle.layout.max_answer, kinds)
+            automaton.check_max_tokens(self._grammar, self.bundle.layout.max_answer, kinds)
         return self.judged_answer(self._params if params is None else params, prompts)
 
     def predict(

@@ -39,7 +39,7 @@ def platform() -> str:
     return "gpu" if name == "cuda" else name
 
 
-def chosen(
+def choose_kernel(
     kind: Kind, query: Float[Array, "B T heads hd"], value: Float[Array, "B S kv vd"]
 ) -> str:
     """Returns which of splash, interpret, cudnn and xla attends.
@@ -62,9 +62,9 @@ def splash(
     query: Float[Array, "B T heads hd"],
     key: Float[Array, "B S kv hd"],
     value: Float[Array, "B S kv vd"],
+    *,
     segments: Int[Array, "B T"] | None,
     used: Bool[Array, "B P"] | None,
-    *,
     causal: bool,
     reach: int | None = None,
     interpret: bool = False,
@@ -117,9 +117,9 @@ def cudnn(
     query: Float[Array, "B T heads hd"],
     key: Float[Array, "B S kv hd"],
     value: Float[Array, "B S kv hd"],
+    *,
     segments: Int[Array, "B T"] | None,
     used: Bool[Array, "B P"] | None,
-    *,
     causal: bool,
     reach: int | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
@@ -129,7 +129,7 @@ def cudnn(
     Who sees whom goes in as a table [B 1 T S], common to all heads.
     """
     (batch, length, *_), keys = query.shape, key.shape[1]
-    seen = allowed(segments, used, (batch, length), causal=causal, reach=reach)
+    seen = attention_mask(segments, used, (batch, length), causal=causal, reach=reach)
     more = (0, length % 2), (0, keys % 2)  # With such a table it asks for even lengths.
     seen = jnp.pad(seen, ((0, 0), *more))[:, None]
     query, key, value = (
@@ -140,7 +140,7 @@ def cudnn(
     return out[:, :length]
 
 
-def allowed(
+def attention_mask(
     segments: Int[Array, "B T"] | None,
     used: Bool[Array, "B P"] | None,
     shape: tuple[int, int],

@@ -166,9 +166,9 @@ def counts(
     edges: Edges,
     straight: Rows,
     exact: Rows,
+    *,
     words: UInt32[Array, "M K W"],
     which: Int[Array, " N"],
-    *,
     height: int,
     interpret: bool = False,
 ) -> tuple[Int32[Array, " N"], Int32[Array, " N"]]:

@@ -130,7 +130,9 @@ def matches(
         rank = expression.rank
         return frozenset(i for i in base if _ranks(rank, i, base, facts, lenient=lenient))
     if expression.place:
-        return frozenset(i for i in base if lies(expression.place, facts[i], lenient=lenient))
+        return frozenset(
+            i for i in base if is_at_place(expression.place, facts[i], lenient=lenient)
+        )
     if expression.beside:
         side, inner = expression.beside
         anchors = matches(inner, facts, lenient=True)
@@ -151,7 +153,7 @@ def fits_only(expression: Expression, index: int, facts: dict[int, Fact]) -> boo
     return len(possible) == 1 and index in possible and index in matches(expression, facts)
 
 
-def position(order: Order, index: int, among: list[int], facts: dict[int, Fact]) -> int | None:
+def rank_of(order: Order, index: int, *, among: list[int], facts: dict[int, Fact]) -> int | None:
     """Returns the thing's certain position, from 1, in the line-up of `among`; else None."""
     before, after = _standing(order, index, among, facts)
     return before + 1 if before + after == len(among) - 1 else None
@@ -194,7 +196,7 @@ def _ranks(rank: tuple[Order, int], index: int, base: list[int], facts, *, lenie
     return before == rank[1] - 1 and after == len(base) - rank[1]
 
 
-def lies(place: Place, fact: Fact, *, lenient: bool = False) -> bool:
+def is_at_place(place: Place, fact: Fact, *, lenient: bool = False) -> bool:
     """Returns whether the thing surely (or possibly) lies in the region."""
     x, y = fact.x_unit, fact.y_unit
     if place == Place.CENTRE:

@@ -236,12 +236,14 @@ def _phrases(found: list[Expression], style: Style, limit, rng) -> tuple[str, ..
 
 
 def _names(fact: Fact, style: Style) -> tuple[Expression, ...]:
-    told = named(fact.kind, fact.colour, fact.texture if style.texture else None)
+    told = attribute_expressions(fact.kind, fact.colour, fact.texture if style.texture else None)
     return told[-1:] if style.full else told
 
 
 @functools.lru_cache(maxsize=4096)
-def named(kind: Kind, colour: Colour, texture: Texture | None) -> tuple[Expression, ...]:
+def attribute_expressions(
+    kind: Kind, colour: Colour, texture: Texture | None
+) -> tuple[Expression, ...]:
     """Returns the expressions of attributes alone, fewest words first and all of them last."""
     plain = (
         Expression(kind=kind),
@@ -270,7 +272,7 @@ def _candidates(
             for rank in _certain_ranks(index, facts, _said(kind, colour)):
                 yield _said(kind, colour, rank=rank)
     if style.place:
-        places = [place for place in Place if meaning.lies(place, mine)]
+        places = [place for place in Place if meaning.is_at_place(place, mine)]
         for (kind, colour), place in itertools.product(bases, places):
             yield _said(kind, colour, place=place)
     if style.beside:
@@ -299,6 +301,6 @@ def _certain_ranks(
     if len(among) < 2:
         return
     for order in Order:
-        place = meaning.position(order, index, among, facts)
+        place = meaning.rank_of(order, index, among=among, facts=facts)
         if place is not None and place <= min(_DEEPEST, (len(among) + 1) // 2):
             yield order, place

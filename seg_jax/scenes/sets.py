@@ -24,7 +24,7 @@ class Group(NamedTuple):
     phrases: tuple[str, ...]
 
 
-def find(
+def find_groups(
     world: World, masks: Bool[np.ndarray, "M H W"], *, config: Config, style: Style
 ) -> list[Group]:
     """Returns what the style says of several things of a world, then of what is not in it.
@@ -68,7 +68,7 @@ def _several(facts: dict[int, Fact], style: Style) -> list[Group]:
 def _names(look: worlds.Look, style: Style) -> tuple[Expression, ...]:
     """Returns the expressions of attributes alone that fit a thing of this look."""
     kind, colour, texture = look
-    return phrases.named(kind, colour, texture if style.texture else None)
+    return phrases.attribute_expressions(kind, colour, texture if style.texture else None)
 
 
 def _missing(facts: dict[int, Fact], config: Config, style: Style) -> list[Expression]:

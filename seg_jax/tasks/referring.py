@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, released
+from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, simpleseg_tracing
 from seg_jax.grammar import chat, outline, reader
 from seg_jax.records import Array, Kind, Polygons, Sample, Truth, Verdict, check_least
 from seg_jax.tasks.task import Example, Judgement
@@ -87,7 +87,8 @@ class Referring:
     """Rings enclosing fewer square pixels are left out of true answers."""
     tracing: Literal["exact", "released"] = "exact"
     """How true outlines are found: pixel borders, or as the data script does, with its vertices,
-    its order and its losses (`geometry.released`), whatever `min_area`, `holes` and `order`."""
+    its order and its losses (`geometry.simpleseg_tracing`), whatever `min_area`, `holes` and
+    `order`."""
     holes: bool = True
     """Whether true outlines have rings for their holes."""
     order: Literal["clockwise", "counterclockwise"] = "clockwise"
@@ -218,7 +219,7 @@ class Referring:
         return Example(
             key=sample.key,
             image=sample.image,
-            question=chat.naming(clue, rng=template_rng, digits=self.digits),
+            question=chat.naming_question(clue, rng=template_rng, digits=self.digits),
             answer=f"{sample.names[which]}.",
             kind=None,
             mask=sample.masks[which],
@@ -371,7 +372,7 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarra
     if task.tracing == "released":
         return _as_released(mask, task)
     size = np.array([mask.shape[1], mask.shape[0]], np.float64)
-    whole = mask if task.holes else contour.solid(mask)
+    whole = mask if task.holes else contour.fill_holes(mask)
     traced = contour.trace(whole, min_area=task.min_area) or contour.trace(whole)
     traced = traced[: min(task.max_rings, task.max_points // 3)]
     rings = [polygon.simplify(ring, task.epsilon * polygon.arc_length(ring)) for ring in traced]
@@ -390,7 +391,7 @@ def _as_released(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndar
     """Returns the rings of a mask as the data script traces them, within the task's budgets."""
     epsilon, most = task.epsilon, min(task.max_rings, task.max_points // 3)
     while True:
-        found = released.trace(mask, epsilon_ratio=epsilon, decimals=task.digits)
+        found = simpleseg_tracing.trace(mask, epsilon_ratio=epsilon, decimals=task.digits)
         sound = [ring for ring in found if len(ring) >= 3]
         largest = sorted(sound, key=lambda ring: -abs(polygon.signed_area(ring)))[:most]
         kept = [ring for ring in sound if any(ring is one for one in largest)]

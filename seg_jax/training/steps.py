@@ -280,5 +280,5 @@ def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automat
             "pass task=, or switch the grammar off"
         )
     held = tasks.grammar(task, speaker.tokenizer.pieces, speaker.end_ids)
-    automaton.check_room(held, sampling.max_tokens, task.kinds)
+    automaton.check_max_tokens(held, sampling.max_tokens, task.kinds)
     return held

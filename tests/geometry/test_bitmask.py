@@ -222,10 +222,10 @@ def test_dilation_and_erosion_are_those_of_opencv(most, shape):
 def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
     words, radius = bitmask.pack(some_masks(40, 30)), jnp.array([0, 1, 2, 3, 4, 5])
     options = {"shape": shape, "most": 5}
-    expected = dilation.widened(words, radius, **options, beyond=True)
+    expected = dilation.dilate(words, radius, **options, beyond=True)
     elsewhere = jax.vmap(functools.partial(dilation._one, **options, fill=dilation.FULL))
     np.testing.assert_array_equal(jax.jit(elsewhere)(words, radius), expected)
-    widened = jax.jit(functools.partial(dilation.widened, **options, beyond=True))
+    widened = jax.jit(functools.partial(dilation.dilate, **options, beyond=True))
     assert widened.trace(words, radius).lower(lowering_platforms=("cuda",)).out_info
 
 

@@ -52,7 +52,7 @@ def test_rings_fill_back_to_the_mask(mask):
     height, width = mask.shape
     np.testing.assert_array_equal(parity(rings, height, width), mask)
     for count in range(len(rings) + 1):
-        some = contour.filled(rings[:count], height=height, width=width)
+        some = contour.fill(rings[:count], height=height, width=width)
         np.testing.assert_array_equal(some, parity(rings[:count], height, width))
     areas = np.array([polygon.signed_area(ring) for ring in rings])
     assert areas.sum() == mask.sum()
@@ -181,7 +181,7 @@ def test_nothing_to_trace():
     ],
 )
 def test_what_is_no_mask_is_refused(mask, given):
-    bare = inspect.unwrap(contour.checked)  # without the type checker, as users call it
+    bare = inspect.unwrap(contour.require_mask)  # without the type checker, as users call it
     with pytest.raises(ValueError, match=f"^expected a bool mask .* {given}: compare a map"):
         bare(mask)
 

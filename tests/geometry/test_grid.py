@@ -97,19 +97,19 @@ def test_native_fit_by_hand():
 
 
 def test_places_in_merge_block_order():
-    assert grid.places(2, 4, 2).tolist() == [
+    assert grid.patch_positions(2, 4, 2).tolist() == [
         *([0, 0], [0, 1], [1, 0], [1, 1]),
         *([0, 2], [0, 3], [1, 2], [1, 3]),
     ]
-    assert grid.places(2, 2, 1).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert grid.patch_positions(2, 2, 1).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     with pytest.raises(ValueError, match="multiples of 2, got 3x4"):
-        grid.places(3, 4, 2)
+        grid.patch_positions(3, 4, 2)
 
 
 def test_patchify_follows_places():
     image = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
     patches = grid.patchify(image, 6, 2)
-    places = grid.places(4, 6, 2)
+    places = grid.patch_positions(4, 6, 2)
     assert patches.shape == (24, 108)
     for patch, (row, column) in zip(patches, places, strict=True):
         part = image[6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
@@ -130,9 +130,9 @@ def test_patchify_is_the_reference():
 
 @pytest.mark.parametrize("shape", [(4, 4), (10, 14), (6, 4), (2, 2), (2, 18)])
 def test_windows_tile_the_image(shape):
-    got = grid.windows(*shape, 2, 2)
+    got = grid.windows(*shape, merge=2, window_tokens=2)
     across = -(-shape[1] // 4)
-    for window, (row, column) in zip(got, grid.places(*shape, 2), strict=True):
+    for window, (row, column) in zip(got, grid.patch_positions(*shape, 2), strict=True):
         assert window == row // 4 * across + column // 4
     assert sorted(set(got.tolist())) == list(range(across * -(-shape[0] // 4)))
 
@@ -145,7 +145,9 @@ def test_windows_are_the_reference(shape):
     bounds = np.unique(np.asarray(bounds))  # without the empty windows of its padding
     expected = np.empty(len(order), int)
     expected[np.asarray(order)] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds) // 4)
-    np.testing.assert_array_equal(grid.windows(*shape, 2, 2), expected.repeat(4))
+    np.testing.assert_array_equal(
+        grid.windows(*shape, merge=2, window_tokens=2), expected.repeat(4)
+    )
 
 
 TEXT, CELL = 1, 9
@@ -180,7 +182,7 @@ def test_positions_are_the_reference(is_visual, grids):
             return getattr(module.Qwen2_5_VLModel, name).__get__(self)
 
     if not grids:
-        got = grid.positions(is_visual, grids, merge=2)
+        got = grid.rotary_positions(is_visual, grids, merge=2)
         np.testing.assert_array_equal(got.positions, np.tile(np.arange(6), (3, 1)))
         assert got.following == 6
         return
@@ -188,13 +190,13 @@ def test_positions_are_the_reference(is_visual, grids):
     thw = torch.tensor([(1, *g) for g in grids])
     types = torch.tensor(is_visual.astype(int))[None]
     expected, delta = Bare().get_rope_index(ids, types, thw)
-    got = grid.positions(is_visual, grids, merge=2)
+    got = grid.rotary_positions(is_visual, grids, merge=2)
     np.testing.assert_array_equal(got.positions, expected[:, 0])
     assert got.following == is_visual.size + int(delta)
 
 
 def test_positions_of_neighbouring_images():
-    got = grid.positions(np.array([0, 1, 1, 1, 1, 1, 0], bool), [(1, 3), (2, 1)], merge=1)
+    got = grid.rotary_positions(np.array([0, 1, 1, 1, 1, 1, 0], bool), [(1, 3), (2, 1)], merge=1)
     assert got.positions.tolist() == [
         [0, 1, 1, 1, 4, 4, 6],
         [0, 1, 1, 1, 4, 5, 6],
@@ -205,8 +207,8 @@ def test_positions_of_neighbouring_images():
 
 def test_positions_refuse_a_wrong_count():
     with pytest.raises(ValueError, match=r"expected 4 visual tokens .* got 3"):
-        grid.positions(np.array([1, 1, 1], bool), [(4, 4)], merge=2)
+        grid.rotary_positions(np.array([1, 1, 1], bool), [(4, 4)], merge=2)
     with pytest.raises(ValueError, match="without a break"):
-        grid.positions(np.array([1, 1, 0, 1, 1], bool), [(4, 4)], merge=2)
+        grid.rotary_positions(np.array([1, 1, 0, 1, 1], bool), [(4, 4)], merge=2)
     with pytest.raises(ValueError, match="multiples of 2, got 3x4"):
-        grid.positions(np.array([1, 1], bool), [(3, 4)], merge=2)
+        grid.rotary_positions(np.array([1, 1], bool), [(3, 4)], merge=2)

@@ -182,7 +182,7 @@ def test_vertices_and_epsilon_are_numbers(bad):
 
 def test_padded_is_ragged_shapes_in_one_array():
     shapes = [[SQUARE, [0.1, 2, 3, 4, 5, 6]], [], [SQUARE[:3].astype(int)], [[]]]
-    points, used = polygon.padded(shapes)
+    points, used = polygon.pad(shapes)
     assert points.shape == (4, 2, 4, 2)
     assert points.dtype == np.float32
     assert used.sum(-1).tolist() == [[4, 3], [0, 0], [3, 0], [0, 0]]
@@ -190,10 +190,10 @@ def test_padded_is_ragged_shapes_in_one_array():
     np.testing.assert_array_equal(points[0, 1, :3], np.float32([[0.1, 2], [3, 4], [5, 6]]))
     np.testing.assert_array_equal(points[2, 0, :3], SQUARE[:3])
     assert not points[~used].any()
-    wide, flags = polygon.padded(shapes, rings=5, points=9)
+    wide, flags = polygon.pad(shapes, rings=5, points=9)
     assert wide.shape == (4, 5, 9, 2)
     np.testing.assert_array_equal(wide[flags], points[used])
-    assert polygon.padded([])[0].shape == (0, 1, 1, 2)
+    assert polygon.pad([])[0].shape == (0, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_padded_is_ragged_shapes_in_one_array():
 )
 def test_broken_rings_are_not_padded(ring, message):
     with pytest.raises(ValueError, match=f"expected .*{message}"):
-        polygon.padded([[SQUARE], [ring]])
+        polygon.pad([[SQUARE], [ring]])
 
 
 @pytest.mark.parametrize("room", [{"points": 3}, {"rings": 1}])
@@ -217,7 +217,7 @@ def test_padding_has_room_for_all(room):
     with pytest.raises(
         ValueError, match=r"expected at most . rings of . points, got 2 of 4: raise"
     ):
-        polygon.padded([[SQUARE, SQUARE]], **room)
+        polygon.pad([[SQUARE, SQUARE]], **room)
 
 
 def test_one_ring_at_a_time(untyped):

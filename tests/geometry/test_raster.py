@@ -375,10 +375,10 @@ def test_fill_lowers_from_shapes():
 def test_wrong_input_is_refused(untyped):
     points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
     for wrong in (points.astype(int), points[..., 0], points[:, :2], points[0]):
-        with pytest.raises(ValueError, match="expected float32 points .* polygon.padded makes"):
+        with pytest.raises(ValueError, match="expected float32 points .* polygon.pad makes"):
             raster.fill(wrong, used, height=8, width=8)
     with pytest.raises(ValueError, match="and int32"):
-        raster.shared(points, used.astype(int), np.zeros((1, 8), np.uint32), height=8, width=8)
+        raster.fill_counts(points, used.astype(int), np.zeros((1, 8), np.uint32), height=8, width=8)
     with pytest.raises(ValueError, match=r"expected rings \[.., R, P\], got \[3\]"):
         raster.fill(points[0], used[0], height=8, width=8)
     with pytest.raises(ValueError, match="4096x4096, got 0x8"):
@@ -410,7 +410,7 @@ def test_shared_counts_what_fill_draws(rule, rings):
                 mask = center_mask(snapped, 37, 260)
             drawn[item] = drawn[item] | mask if rings == "union" else drawn[item] ^ mask
     masks = unpack(truth, 37)
-    shared = functools.partial(raster.shared, **options)
+    shared = functools.partial(raster.fill_counts, **options)
     wide = np.broadcast_to(truth, (20, 3, 2, 260))
 
     @jax.jit
@@ -440,7 +440,7 @@ def test_shared_is_the_iou_of_pycocotools():
     @jax.jit
     def counted(rings, moved, used):
         truth = raster.fill(rings, used, **options)
-        area, shared = raster.shared(moved, used, truth, **options)
+        area, shared = raster.fill_counts(moved, used, truth, **options)
         counts = overlap.polygon_counts(moved, used, truth, **options)
         return shared, area + bitmask.area(truth) - shared, counts
 
@@ -459,7 +459,7 @@ def test_shared_is_the_iou_of_pycocotools():
 def test_shared_wants_words_of_its_canvas():
     points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
     with pytest.raises(ValueError, match="expected words of 2x64 .* got 1x64"):
-        raster.shared(points, used, np.zeros((1, 64), np.uint32), height=64, width=64)
+        raster.fill_counts(points, used, np.zeros((1, 64), np.uint32), height=64, width=64)
 
 
 def test_gradients_pass_by_the_fill():

@@ -120,9 +120,9 @@ def test_the_tokens_to_the_end_are_those_of_the_shortest_answer(whole, single):
         }
         for kind, text in shortest.items():
             count = len(tokenizer.encode(chat.answer(text, kind))) + 1
-            automaton.check_room(table, count, [kind])
+            automaton.check_max_tokens(table, count, [kind])
             with pytest.raises(ValueError, match=f"expected at least {count}"):
-                automaton.check_room(table, count - 1, [kind])
+                automaton.check_max_tokens(table, count - 1, [kind])
 
 
 def test_ways_to_the_end_are_counted_in_free_digits_alone():

@@ -290,10 +290,13 @@ def test_a_question_cannot_end_its_turn(whole):
 
 def test_questions_for_names_are_drawn_or_fixed():
     rng = np.random.default_rng(0)
-    assert chat.naming(np.array([0.25, 0.5]), digits=2) == "Name the object at point [0.25, 0.50]."
+    assert (
+        chat.naming_question(np.array([0.25, 0.5]), digits=2)
+        == "Name the object at point [0.25, 0.50]."
+    )
     box = np.array([0.0, 0.0, 0.5, 1.0])
-    told = {chat.naming(box, rng=rng, digits=1) for _ in range(100)}
-    assert told == {chat.naming(box, index=index, digits=1) for index in range(3)}
+    told = {chat.naming_question(box, rng=rng, digits=1) for _ in range(100)}
+    assert told == {chat.naming_question(box, index=index, digits=1) for index in range(3)}
     assert all("the object in box [0.0, 0.0, 0.5, 1.0]" in question for question in told)
 
 

@@ -118,7 +118,7 @@ def main(side: str, names: str, folder: str) -> None:
 
     functions = {
         "fill": lambda points, used, words: raster.fill(points, used, **size),
-        "shared": lambda *given: raster.shared(*given, **size),
+        "shared": lambda *given: raster.fill_counts(*given, **size),
         "dense": plain,
     }
     shapes = {

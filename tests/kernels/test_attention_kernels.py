@@ -78,7 +78,7 @@ def test_splash_is_the_softmax_over_what_a_query_sees(name, dtype):
         return out, back(jnp.asarray(pull, out.dtype))
 
     def kernel(q, k, v):
-        return attention.splash(q, k, v, segments, used, interpret=True, **how)
+        return attention.splash(q, k, v, segments=segments, used=used, interpret=True, **how)
 
     @jax.jit
     def graded(*heads):
@@ -104,8 +104,8 @@ def test_cudnn_is_told_the_same(name):
 
     @jax.jit
     def both(*heads):
-        told = attention.cudnn(*heads, segments, used, implementation="xla", **how)
-        return told, plain(*heads, seen)
+        out = attention.cudnn(*heads, segments=segments, used=used, implementation="xla", **how)
+        return out, plain(*heads, seen)
 
     got, want = both(*heads)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -119,7 +119,7 @@ def test_blocks_pad_little():
 
 def chosen(kind, length=256, dtype=jnp.bfloat16, width=128, deep=128):
     q, v = np.zeros((2, length, 4, width), dtype), np.zeros((2, length, 2, deep), dtype)
-    return attention.chosen(kind, q, v)
+    return attention.choose_kernel(kind, q, v)
 
 
 def test_the_devices_of_the_program_choose():
@@ -169,7 +169,9 @@ def test_a_tpu_holds_no_table_of_pairs(shapes, how):
     arguments = [of(shape, "bfloat16") for shape in shapes], of((length,), "int32"), used
 
     def loss(heads, segments, used):
-        return attention.splash(*heads, segments, used, **how).astype(jnp.float32).sum()
+        return (
+            attention.splash(*heads, segments=segments, used=used, **how).astype(jnp.float32).sum()
+        )
 
     program = jax.jit(jax.grad(loss)).lower(*arguments).compile()
     text = program.as_text()

@@ -48,7 +48,9 @@ def on_tpu(points, used, words, which, *, height, width, rule, rings):
     edges, rows = raster._edges(raster._shapes(points, used, rule, rings), rule, height, width)
     assert tiles.fits(edges, height=height, width=width)
     filled = tiles.fill(edges, *rows, height=height, width=width, interpret=True)
-    return filled, tiles.counts(edges, *rows, words, which, height=height, interpret=True)
+    return filled, tiles.counts(
+        edges, *rows, words=words, which=which, height=height, interpret=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,9 @@ def lowered(*platforms, points=8, side=100):
 
     def both(points, used, words):
         options = {"height": side, "width": side}
-        return raster.fill(points, used, **options), raster.shared(points, used, words, **options)
+        return raster.fill(points, used, **options), raster.fill_counts(
+            points, used, words, **options
+        )
 
     traced = jax.jit(jax.vmap(both)).trace(*shapes)
     return [traced.lower(lowering_platforms=(name,)).as_text() for name in platforms]

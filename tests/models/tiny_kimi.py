@@ -195,7 +195,7 @@ def raster(row: tiny_vlm.Row) -> np.ndarray:
     """Returns a row's patches with those of each image line by line."""
     out, at = np.empty_like(row.patches), 0
     for gh, gw in row.grids:
-        where = at + grid.places(gh, gw, 2) @ [gw, 1]
+        where = at + grid.patch_positions(gh, gw, 2) @ [gw, 1]
         out[where] = row.patches[at : at + gh * gw]
         at += gh * gw
     return out

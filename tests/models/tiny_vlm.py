@@ -97,7 +97,7 @@ def stack(
         n, s = r.ids.size, r.patches.shape[0]
         is_visual = r.ids == IMAGE
         number = np.where(is_visual, np.cumsum(is_visual) - 1, -1)
-        place = grid.positions(is_visual, r.grids, merge=2).positions
+        place = grid.rotary_positions(is_visual, r.grids, merge=2).positions
         at = (length - n, 0) if left else (0, length - n)
         out_t.append(
             Tokens(
@@ -109,12 +109,14 @@ def stack(
         )
         windows, image, base = [], [], 0
         for i, (gh, gw) in enumerate(r.grids):
-            window = grid.windows(gh, gw, 2, visual_tokens) + base
+            window = grid.windows(gh, gw, merge=2, window_tokens=visual_tokens) + base
             windows.append(window)
             base = window.max() + 1
             image.append(np.full(gh * gw, i, np.int32))
         none = np.zeros(0, np.int32)
-        places = [grid.places(gh, gw, 2) for gh, gw in r.grids] or [np.zeros((0, 2), np.int32)]
+        places = [grid.patch_positions(gh, gw, 2) for gh, gw in r.grids] or [
+            np.zeros((0, 2), np.int32)
+        ]
         tail = (0, patches - s)
         out_p.append(
             Images(

@@ -43,7 +43,7 @@ def test_groups_are_all_things_that_fit_and_absent_ones_fit_none(preset):
             thing if mask.any() else None for thing, mask in zip(made.things, masks, strict=True)
         ]
         assert None not in seen
-        for group in sets.find(made, masks, config=config, style=STYLE):
+        for group in sets.find_groups(made, masks, config=config, style=STYLE):
             met["several" if group.things else "absent"] += 1
             assert group.phrases
             for text in group.phrases:
@@ -85,7 +85,7 @@ def test_what_is_held_out_is_never_said_to_be_absent():
     told = set()
     for seed in range(40):
         made = world.make(config, seed)
-        for group in sets.find(made, draw.render(made)[1], config=config, style=style):
+        for group in sets.find_groups(made, draw.render(made)[1], config=config, style=style):
             told |= {text.removeprefix("the ") for text in group.phrases}
     assert "green star" in told
     held = {"red star", "blue ring", "green cross", "striped blob"}
@@ -98,7 +98,10 @@ def test_absent_things_are_near_misses():
     config = world.easy()
     made = world.make(config, 3)
     style = phrases.Style(absent=1000, wordings=1)
-    told = [g.phrases[0] for g in sets.find(made, draw.render(made)[1], config=config, style=style)]
+    told = [
+        g.phrases[0]
+        for g in sets.find_groups(made, draw.render(made)[1], config=config, style=style)
+    ]
     kinds, colours = ({str(getattr(t, name)) for t in made.things} for name in ("kind", "colour"))
     pairs = [text.split()[1:] for text in told if len(text.split()) == 3 and "object" not in text]
     assert len(pairs) > 5

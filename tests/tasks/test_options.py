@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seg_jax.data import sources
-from seg_jax.geometry import contour, polygon, released
+from seg_jax.geometry import contour, polygon, simpleseg_tracing
 from seg_jax.grammar import chat, outline
 from seg_jax.records import Kind
 from seg_jax.tasks.referring import Mixture, Referring, box_unit, outline_text, rings_unit
@@ -62,16 +62,16 @@ def test_holes_are_left_out_with_all_that_lies_in_them():
     (whole,) = rings_unit(mask, Referring(holes=False))
     rows, columns = np.mgrid[:64, :64] - 32
     disc = rows**2 + columns**2 < 700
-    np.testing.assert_array_equal(contour.solid(mask), disc)
+    np.testing.assert_array_equal(contour.fill_holes(mask), disc)
     np.testing.assert_array_equal(whole, rings_unit(disc, Referring())[0])
     # Without holes nothing changes.
-    assert contour.solid(disc) is disc
+    assert contour.fill_holes(disc) is disc
 
 
 @pytest.mark.parametrize("mask", [*MASKS[:4], hollow()])
 def test_the_release_is_traced_as_its_script_does(mask):
     task = Referring(tracing="released", epsilon=0.001, max_points=500)
-    wanted = [ring for ring in released.trace(mask, epsilon_ratio=0.001) if len(ring) > 2]
+    wanted = [ring for ring in simpleseg_tracing.trace(mask, epsilon_ratio=0.001) if len(ring) > 2]
     found = rings_unit(mask, task)
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):

@@ -314,7 +314,7 @@ def _ours(case: Case, true, answers):
 
     @jax.jit
     def score(points, used, words, area):
-        covered, shared = raster.shared(points, used, words, **size)
+        covered, shared = raster.fill_counts(points, used, words, **size)
         union = covered + area - shared
         return jnp.where(union > 0, shared / jnp.maximum(union, 1).astype(np.float32), 0.0)
 

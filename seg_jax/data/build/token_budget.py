@@ -90,7 +90,7 @@ def _measured(mask: Bool[np.ndarray, "H W"], task: Referring) -> tuple[float, ..
     # In float32, as answers are judged.
     size = np.array([width, height], np.float32)
     flat = [(np.float32(ring) * size).ravel().astype(float).tolist() for ring in rings]
-    filled = runlengths.filled(flat, height=height, width=width, rings_are="evenodd")
+    filled = runlengths.fill(flat, height=height, width=width, rings="evenodd")
     drawn = bitmask.from_rle(filled)
     iou = (drawn & mask).sum() / (drawn | mask).sum()
     points = sum(len(ring) for ring in rings)

@@ -37,7 +37,7 @@ class Polygons:
 
     def rle(self, height: int, width: int) -> dict[str, Any]:
         """Returns the region as compressed COCO run lengths."""
-        return runlengths.filled(self.rings, height=height, width=width)
+        return runlengths.fill(self.rings, height=height, width=width)
 
     def overhang_px(self, height: int, width: int) -> float:
         """Returns how far it reaches beyond an image, in pixels; 0 within."""
@@ -56,7 +56,7 @@ class Runs:
 
     def rle(self, height: int, width: int) -> dict[str, Any]:
         """Returns the region as compressed COCO run lengths."""
-        return runlengths.merged(self.rles, height=height, width=width)
+        return runlengths.merge(self.rles, height=height, width=width)
 
 
 @dataclasses.dataclass(frozen=True)

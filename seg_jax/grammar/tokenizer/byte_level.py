@@ -20,7 +20,7 @@ def byte_of() -> dict[str, int]:
     }
 
 
-def piece(token: str, byte_level: bool) -> bytes:
+def token_bytes(token: str, byte_level: bool) -> bytes:
     """Returns the bytes of an entry: byte-level, or a byte by number, or text with a space mark."""
     if byte_level and all(character in byte_of() for character in token):
         return bytes(byte_of()[character] for character in token)
@@ -29,7 +29,7 @@ def piece(token: str, byte_level: bool) -> bytes:
     return token.replace("\u2581", " ").encode("utf-8", "replace")
 
 
-def written(text: str) -> str:
+def to_vocabulary(text: str) -> str:
     """Returns a text as a byte-level vocabulary writes it."""
     names = {byte: character for character, byte in byte_of().items()}
     return "".join(names[byte] for byte in text.encode())

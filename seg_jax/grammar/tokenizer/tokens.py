@@ -184,7 +184,7 @@ class Tokenizer:
         pieces: list[bytes | None] = [None] * self.vocab_size
         byte_level = '"ByteLevel"' in self._decoder
         for token, number in self._backend.get_vocab().items():
-            pieces[number] = byte_pieces.piece(token, byte_level)
+            pieces[number] = byte_pieces.token_bytes(token, byte_level)
         for number, token in self._added.items():
             pieces[number] = None if token.special else token.content.encode()
         return pieces
@@ -374,7 +374,7 @@ def _whole_backend(corpus: list[str], digits: int, vocab_size: int | None) -> An
     second = [f", {number}{end}" for end in AFTER_Y for number in written]
     fixed = [*written, *second, *BRACKETS]
     known = dict.fromkeys(
-        [*sorted(byte_pieces.byte_of()), *(byte_pieces.written(text) for text in fixed)]
+        [*sorted(byte_pieces.byte_of()), *(byte_pieces.to_vocabulary(text) for text in fixed)]
     )
     _check_room(vocab_size, len(known))
     number = rf"(?:0\.[0-9]{{{digits}}}|1\.0{{{digits}}})(?![0-9])"

@@ -120,7 +120,7 @@ def _kernel(
       value: [B S kv vd].
       rows: of the batch; None: B.
     """
-    which = kernels.chosen(kind, query, value)
+    which = kernels.choose_kernel(kind, query, value)
     on = sharding.current()
     whole = on is None or (rows or query.shape[0]) % sharding.row_parts(on) == 0
     if which == "xla" or not whole or sharding.along_rows() > 1:
@@ -132,8 +132,9 @@ def _kernel(
     )
 
     def everywhere(heads, segments, used, **options):
-        def mine(heads, told):
-            return function(*heads, *told, **options)
+        def mine(heads, masks):
+            segments, used = masks
+            return function(*heads, segments=segments, used=used, **options)
 
         if on is None:
             return mine(heads, (segments, used))

@@ -71,7 +71,8 @@ def permit(automaton: Automaton, held: Held, left: Int[Array, "*left"] | int) ->
     """Returns what may come next such that the answer can end with the `left`-th token from here.
 
     `left` is one number or each answer's own.
-    Some token may, as long as the shortest answer fits into all of them (`automaton.check_room`).
+    Some token may, as long as the shortest answer fits into all of them
+    (`automaton.check_max_tokens`).
     """
     need = jnp.asarray(automaton.need)
     late = np.iinfo(need.dtype).max

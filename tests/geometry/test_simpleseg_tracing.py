@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, released
+from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, simpleseg_tracing
 from seg_jax.tasks.referring import Referring, rings_unit
 
 # What the OpenCV at hand measures to.
@@ -54,7 +54,7 @@ def test_it_is_opencv_to_the_bit(kind):
     for _ in range(100):
         mask = random_mask(kind, rng)
         ratio = float(rng.choice([0, 0.001, 0.005, 0.02, 0.1, 0.5]))
-        got = released.trace(mask, epsilon_ratio=ratio, distance=DISTANCE)
+        got = simpleseg_tracing.trace(mask, epsilon_ratio=ratio, distance=DISTANCE)
         assert same(got, find_polygons(mask, ratio))
         holes += any(not polygon.is_clockwise(ring) for ring in contour.trace(mask))
         few += any(len(ring) < 3 for ring in got)
@@ -66,7 +66,7 @@ def test_length_is_opencvs():
     rng = np.random.default_rng(1)
     for _ in range(200):
         points = rng.integers(0, 4000, (int(rng.integers(1, 40)), 2))
-        assert released._arc_length(points) == cv2.arcLength(points.astype(np.int32), True)
+        assert simpleseg_tracing._arc_length(points) == cv2.arcLength(points.astype(np.int32), True)
 
 
 def nearest(points, begin, end, *, segments):
@@ -104,9 +104,9 @@ def test_either_distance_is_douglas_peucker(distance):
     total = 0
     for index in range(120):
         mask = random_mask(kinds[index % 3], rng)
-        for border in released._external(mask):
-            square = (0.01 * released._arc_length(border)) ** 2
-            got = released._approximated(border, 0.01, distance == "segment")
+        for border in simpleseg_tracing._external(mask):
+            square = (0.01 * simpleseg_tracing._arc_length(border)) ** 2
+            got = simpleseg_tracing._approximated(border, 0.01, distance == "segment")
             start = far = 0
             for _ in range(3):
                 start = (start + far) % len(border)
@@ -119,7 +119,7 @@ def test_either_distance_is_douglas_peucker(distance):
             halves = closed[: far + 1], closed[far:]
             segments = distance == "segment"
             kept = [p for half in halves for p in peucker(half, square, segments=segments)]
-            assert got.tolist() == released._straightened(kept, square)
+            assert got.tolist() == simpleseg_tracing._straightened(kept, square)
             total += 1
     assert total > 300
 
@@ -127,8 +127,8 @@ def test_either_distance_is_douglas_peucker(distance):
 def test_line_and_segment_differ_where_a_border_bends_back():
     """The hook's tip lies near the line through the chord's ends, but far from the chord."""
     piece = np.array([[0, 0], [30, 1], [10, 0]])
-    assert released._farthest(piece, 4.0, False) == 0
-    assert released._farthest(piece, 4.0, True) == 1
+    assert simpleseg_tracing._farthest(piece, 4.0, False) == 0
+    assert simpleseg_tracing._farthest(piece, 4.0, True) == 1
 
 
 def test_flaws_are_kept():
@@ -138,32 +138,33 @@ def test_flaws_are_kept():
     mask[3, 5] = True  # island in it, dropped
     mask[8, 12] = True  # one point
     mask[0, 12:16] = True  # two points
-    got = [ring.tolist() for ring in released.trace(mask)]
+    got = [ring.tolist() for ring in simpleseg_tracing.trace(mask)]
     assert got == [
         [[0.6, 0.8]],
         [[0.1, 0.1], [0.1, 0.5], [0.4, 0.5], [0.4, 0.1]],
         [[0.6, 0.0], [0.75, 0.0]],
     ]
     assert same(got, [ring.tolist() for ring in find_polygons(mask, 0.001)])
-    assert released.trace(np.zeros((4, 4), bool)) == []
+    assert simpleseg_tracing.trace(np.zeros((4, 4), bool)) == []
     thirds = np.zeros((3, 3), bool)
     thirds[1, 1] = True
-    assert released.trace(thirds, decimals=2)[0].tolist() == [[0.33, 0.33]]
+    assert simpleseg_tracing.trace(thirds, decimals=2)[0].tolist() == [[0.33, 0.33]]
 
 
 def test_settings_are_checked():
     mask = np.ones((4, 4), bool)
     for ratio in (-0.1, np.nan):
         with pytest.raises(ValueError, match=f"expected epsilon_ratio >= 0, got {ratio}"):
-            released.trace(mask, epsilon_ratio=ratio)
-    bare = inspect.unwrap(released.trace)  # without the type checker, as users call it
+            simpleseg_tracing.trace(mask, epsilon_ratio=ratio)
+    bare = inspect.unwrap(simpleseg_tracing.trace)  # without the type checker, as users call it
     with pytest.raises(ValueError, match="expected distance line or segment, got edge"):
         bare(mask, distance="edge")
     with pytest.raises(ValueError, match=r"expected a bool mask .* got bool \[0, 4\]"):
-        released.trace(mask[:0])
+        simpleseg_tracing.trace(mask[:0])
 
 
-# What tracings keep of a mask: `pytest tests/geometry/test_released.py -k keeps -s` prints it.
+# What tracings keep of a mask is printed by
+# `pytest tests/geometry/test_simpleseg_tracing.py -k keeps -s`.
 
 HEIGHT, WIDTH = 240, 320
 ROOM, FEW = (4, 1024), (1, 1024)  # rings and points; a union compiles anew for every ring
@@ -254,7 +255,7 @@ def test_ours_keeps_more_of_a_mask_than_the_released_tracing(holes):
     for epsilon in (0, 0.5, 1, 2):
         table[f"ours {epsilon} px"] = kept(masks, [ours(m, epsilon) for m in masks], **center)
     for ratio in (0.001, 0.005):
-        found = [released.trace(mask, epsilon_ratio=ratio) for mask in masks]
+        found = [simpleseg_tracing.trace(mask, epsilon_ratio=ratio) for mask in masks]
         equal = [rationed(m, sum(map(len, r))) for m, r in zip(masks, found, strict=True)]
         theirs = kept(masks, found, rule="coco", across="union")  # as its own decoder fills
         borders = painted(masks, found), theirs[1]
@@ -283,7 +284,7 @@ def test_the_default_keeps_more_by_fewer_points_than_any_released_outline():
     iou, points = kept(
         masks, [rings_unit(mask, Referring()) for mask in masks], rule="center", across="evenodd"
     )
-    found = [released.trace(mask, epsilon_ratio=0.001) for mask in masks]
+    found = [simpleseg_tracing.trace(mask, epsilon_ratio=0.001) for mask in masks]
     theirs, more = kept(masks, found, rule="coco", across="union")
     print(f"\nours IoU {iou:.4f} points {points:.1f}; released IoU {theirs:.4f} points {more:.1f}")
     assert iou >= 0.99 > theirs
@@ -294,7 +295,7 @@ def test_the_decoder_of_the_comparison_is_that_of_the_release():
     """Its README fills each polygon by pycocotools and takes the union."""
     rng = np.random.default_rng(8)
     mask = scene(rng, holes=True)
-    found = released.trace(mask)
+    found = simpleseg_tracing.trace(mask)
     flat = [(ring * (WIDTH, HEIGHT)).ravel().tolist() for ring in found]
     drawn = coco.decode(coco.merge(coco.frPyObjects(flat, HEIGHT, WIDTH))).astype(bool)
     iou = (drawn & mask).sum() / (drawn | mask).sum()

@@ -53,14 +53,14 @@ def trace(
     if distance not in ("line", "segment"):
         raise ValueError(f"expected distance line or segment, got {distance}: pick one of them")
     segments = distance == "segment"
-    size = np.array(contour.checked(mask).shape[::-1])
+    size = np.array(contour.require_mask(mask).shape[::-1])
     borders = (_approximated(ring, epsilon_ratio, segments) for ring in _external(mask))
     return [np.round(border / size, decimals) for border in borders]
 
 
 def _external(mask: Bool[np.ndarray, "H W"]) -> list[_Points]:
     """Returns the pixels where outer borders turn, the last in reading order first."""
-    outer = [ring.astype(np.intp) for ring in contour.trace(contour.solid(mask))]
+    outer = [ring.astype(np.intp) for ring in contour.trace(contour.fill_holes(mask))]
     outer.sort(key=lambda ring: (ring[0, 1], ring[0, 0]), reverse=True)
     return [_pixels(ring) for ring in outer]
 

@@ -99,9 +99,9 @@ def fill(shapes: Shapes, rule: Rule, *, height: int, width: int) -> UInt32[Array
 def counts(
     shapes: Shapes,
     rule: Rule,
+    *,
     words: UInt32[Array, "M K W"],
     which: Int[Array, " N"],
-    *,
     height: int,
 ) -> tuple[Int32[Array, " N"], Int32[Array, " N"]]:
     """Returns the areas of shapes and of what they share with mask `which` of `words`."""
