@@ -49,7 +49,7 @@ def judging():
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = finetune.own_tokenizer(source, task, Path(folder))
     encoder = Encoder(tokenizer, paper.layout())
-    [(examples, prompts)] = pipeline.in_order(source, task, encoder, batch=PROMPTS)
+    [(examples, prompts)] = pipeline.batches_in_order(source, task, encoder, batch=PROMPTS)
     ids = np.zeros((PROMPTS, ANSWERS, COLUMNS), np.int32)
     used = np.zeros(ids.shape, bool)
     for row, example in enumerate(examples):

@@ -67,6 +67,6 @@ def examples(index: int, count: int):
     return [TASK.example(sample, rng) for _ in range(count)]
 
 
-def piece(made: encode.Encoder, index: int) -> packing.Piece:
+def piece(made: encode.Encoder, index: int) -> packing.Item:
     """Returns an image with a question, ready to be packed."""
-    return packing.piece(made, examples(index, 1))
+    return packing.encode_item(made, examples(index, 1))

@@ -68,7 +68,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from seg_jax.training import topology
-on = Mesh(topology.of("v5e:2x2").devices, ("x",))
+on = Mesh(topology.from_name("v5e:2x2").devices, ("x",))
 rows = NamedSharding(on, PartitionSpec("x"))
 shape = jax.ShapeDtypeStruct((512, 512), "float32", sharding=rows)
 jax.jit(lambda a: a @ a.T).lower(shape).compile()

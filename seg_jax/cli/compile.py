@@ -77,7 +77,7 @@ class Result:
     """In memory meanwhile without being an argument."""
     memory: hlo.Memory | None = None
     """None if the compiler found no place for it."""
-    text: hlo.Text | None = None
+    text: hlo.ProgramText | None = None
     lower_seconds: float = 0.0
     compile_seconds: float = 0.0
     complaint: str = ""
@@ -92,7 +92,7 @@ def main(config: Config) -> int:
         )
     run_folder.check_json(config.json)
     begin = time.monotonic()
-    target = topology.of(config.topology)
+    target = topology.from_name(config.topology)
     plan = abstract.plan(config.run, target.devices)
     makers = abstract.steps(plan)
     if unknown := set(config.only) - set(makers):
@@ -153,7 +153,7 @@ def compiled(
     seconds = time.monotonic() - between
     if made is not None:
         memory = hlo.memory(made, lowered, step.arguments)
-        text, needed = hlo.read(made.as_text()), memory.total
+        text, needed = hlo.read_text(made.as_text()), memory.total
     needed += beside
     fits = None if available is None else made is not None and needed <= available
     return Result(

@@ -175,7 +175,7 @@ def _set_name(config: Config) -> str:
     if config.set_name or not config.data:
         return config.set_name or "scenes"
     known = {"refcoco_unc": "refcoco", "refcocoplus_unc": "refcoco+", "refcocog_umd": "refcocog"}
-    names = [sources.told(folder)["name"] for folder in config.data]
+    names = [sources.dataset_info(folder)["name"] for folder in config.data]
     return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)
 
 
@@ -203,7 +203,7 @@ def run(
     bundle = predictor.bundle
     task = dataclasses.replace(bundle.task, mixture=mixture)
     count = whole_rows(min(batch, len(source)), mesh)
-    prompts = pipeline.in_order(source, task, bundle.encoder, batch=count)
+    prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
     with console.progress(title, len(source)) as move:
         return task_metrics.run(
             _asking(predictor, count, mesh, params),

@@ -27,7 +27,7 @@ from seg_jax.runs import console, datasets, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizers, processes, sft, state, steps, throughput
 from seg_jax.training.checkpoints import Checkpoints
-from seg_jax.training.log import Board, Log, Silent
+from seg_jax.training.log import Board, Log, SilentLog
 
 # All are called Config: the names are for the parser of options.
 Model = (
@@ -83,14 +83,16 @@ class Config(datasets.Data):
 
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
-    with processes.together(config.processes):
+    with processes.join(config.processes):
         task = taught(config)
         config = datasets.resolved(dataclasses.replace(config, task=task), task.mixture)
         # A wrong --checkpoint must not cost the run that --anew replaces.
         found = None if config.checkpoint is None else given(config, config.checkpoint, task)
         claim(config, reads=config.checkpoint)
         with journal(config.out) as log:
-            begin = found or processes.in_turn(lambda: start(config, config.out / "tokenizer"))
+            begin = found or processes.run_first_then_others(
+                lambda: start(config, config.out / "tokenizer")
+            )
             trained, _ = train(config, begin, folder=config.out, stage="sft", log=log)
         finish(config.out, begin.bundle, trained)
         if processes.is_first():
@@ -113,7 +115,7 @@ def taught(config: Config) -> Referring:
 
 def claim(config: Any, *, reads: Path | None) -> None:
     """Claims the folder of a run for all of its processes."""
-    processes.by_first(
+    processes.run_on_first(
         lambda: run_folder.claim(
             config.out, config, resume=config.resume, anew=config.anew, reads=reads
         )
@@ -122,13 +124,13 @@ def claim(config: Any, *, reads: Path | None) -> None:
 
 def journal(folder: Path, board: Board | None = None) -> Log:
     """Returns the log of a run, in all processes but the first one that writes nothing."""
-    return Log(folder, board or Board()) if processes.is_first() else Silent()
+    return Log(folder, board or Board()) if processes.is_first() else SilentLog()
 
 
 def finish(folder: Path, bundle: Bundle, trained: state.State) -> None:
     """Saves the model of a run in FOLDER/checkpoint, by the first of its processes."""
     params = sharding.gather(trained.params)
-    processes.by_first(
+    processes.run_on_first(
         lambda: bundles.save(dataclasses.replace(bundle, params=params), folder / "checkpoint")
     )
 
@@ -281,12 +283,12 @@ def fed(
     """Returns the batches of a run as this process reads them, and what puts one on the devices."""
     count = config.feed.batch
     places = sharding.batch(mesh, count)
-    held = pipeline.held(places, count)
+    held = pipeline.local_rows(places, count)
     batches = pipeline.batches(
         *(config.source, task, encoder, config.feed),
         rows=rows,
-        held=held,
-        gather=processes.gathered,
+        local_rows=held,
+        gather=processes.gather_from_all,
     )
     return batches, lambda batch: pipeline.to_device(batch, places, rows=count)
 

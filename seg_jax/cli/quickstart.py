@@ -248,7 +248,7 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     places = sharding.batch(mesh)
     batch = evaluate.whole_rows(min(gspo.feed.batch, len(source)), mesh)
     told: list[list[jax.Array]] = [[] for _ in models]
-    prompts = pipeline.in_order(source, task, bundle.encoder, batch=batch)
+    prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=batch)
     for number, (examples, rows) in enumerate(prompts):
         rows = pipeline.to_device(rows, places, rows=batch)
         for means, model in zip(told, models, strict=True):

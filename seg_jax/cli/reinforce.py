@@ -103,7 +103,7 @@ def main(config: Config) -> int:
         )
     config.log.check()
     checkpoint = config.checkpoint
-    with processes.together(config.processes):
+    with processes.join(config.processes):
         config = datasets.resolved(config, config.mixture)
         start = finetune.given(config, checkpoint, _taught(checkpoint, config.mixture))
         finetune.claim(config, reads=checkpoint)
@@ -233,7 +233,7 @@ def train(
         current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
         show(step, batch, rollout)
         if clock.seconds:
-            metrics |= clock.told(float(metrics["length/mean"]) * answers)
+            metrics |= clock.step_metrics(float(metrics["length/mean"]) * answers)
         return current, metrics
 
     return finetune.go(config, body, start, batches, folder=folder, stage=stage, log=log, mesh=mesh)

@@ -12,12 +12,12 @@ from seg_jax.data.encode import Layout
 from seg_jax.records import Images, Prompts, Tokens
 
 
-def together(rows: Sequence[Prompts], layout: Layout) -> Prompts:
+def batch_of_rows(rows: Sequence[Prompts], layout: Layout) -> Prompts:
     """Returns rows (no batch axis) as a batch of the least length that holds them."""
-    return shortened(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), layout)
+    return trim_padding(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), layout)
 
 
-def shortened(
+def trim_padding(
     prompts: Prompts,
     layout: Layout,
     *,
@@ -39,8 +39,8 @@ def shortened(
     padding = np.logical_and.accumulate(np.asarray(prompts.tokens.segments == 0).all(0))
     patches = np.count_nonzero(np.asarray(prompts.images.image) >= 0, axis=-1).max()
     needs = (
-        _share(int(np.count_nonzero(~padding)), layout.max_prompt, layout),
-        _share(int(patches), layout.max_patches, layout),
+        _bucket_number(int(np.count_nonzero(~padding)), layout.max_prompt, layout),
+        _bucket_number(int(patches), layout.max_patches, layout),
     )
     bucket = max(max(told) for told in gather(list(needs)))
     first = layout.max_prompt - _columns(layout.max_prompt, bucket, layout.buckets)
@@ -52,7 +52,7 @@ def shortened(
     )
 
 
-def _share(used: int, most: int, layout: Layout) -> int:
+def _bucket_number(used: int, most: int, layout: Layout) -> int:
     """Returns the number of the least bucket that holds so many columns, from 1."""
     return max(1, -(-used * layout.buckets // most))
 

@@ -204,7 +204,7 @@ class Encoder:
     def image(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Images, PatchGrid]:
         """Returns the image as padded patches (no batch axis) and how many rows and columns."""
         layout = self.layout
-        patches, (rows, columns) = self.cut(image)
+        patches, (rows, columns) = self.image_patches(image)
         count = rows * columns
         pad = layout.max_patches - count
         images = Images(
@@ -219,7 +219,9 @@ class Encoder:
         )
         return images, (rows, columns)
 
-    def cut(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "S C"], PatchGrid]:
+    def image_patches(
+        self, image: UInt8[np.ndarray, "H W 3"]
+    ) -> tuple[UInt8[np.ndarray, "S C"], PatchGrid]:
         """Returns the patches of an image in merge-block order, and how many rows and columns.
 
         Raises:
@@ -237,7 +239,7 @@ class Encoder:
         whole = _framed(_resized(image, *scaled), height, width)
         return grid.patchify(whole, layout.patch, layout.merge), (rows, columns)
 
-    def shown(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
+    def image_from_patches(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the first image of a row (no batch axis), put together from its patches.
 
         It is what the model sees: the inverse of `image`, up to the resizing.

@@ -37,11 +37,11 @@ class Pack:
             raise ValueError(f"feed.pack: expected whole numbers >= 1, got {self}")
 
 
-CHOICE = 12
+SUBSET_ITEMS = 12
 """Pieces among which the best are found by looking at all their subsets."""
 
 
-class Piece(NamedTuple):
+class Item(NamedTuple):
     """An image and the conversations about it, before they have a place in a row (host)."""
 
     tokens: Tokens
@@ -64,7 +64,7 @@ class Size(NamedTuple):
     patches: int
 
 
-def piece(encoder: Encoder, examples: Sequence[Example]) -> Piece:
+def encode_item(encoder: Encoder, examples: Sequence[Example]) -> Item:
     """Returns an image with a conversation for each question about it.
 
     Raises:
@@ -74,15 +74,15 @@ def piece(encoder: Encoder, examples: Sequence[Example]) -> Piece:
     image = examples[0].image
     if any(example.image is not image for example in examples):
         raise ValueError("expected examples about one image, got several; encode each alone")
-    return told(encoder, examples, *encoder.cut(image))
+    return item_from_patches(encoder, examples, *encoder.image_patches(image))
 
 
-def told(
+def item_from_patches(
     encoder: Encoder,
     examples: Sequence[Example],
     patches: UInt8[np.ndarray, "s C"],
     rows_and_columns: PatchGrid,
-) -> Piece:
+) -> Item:
     """Returns the piece of an image that is cut into patches already.
 
     Raises:
@@ -106,10 +106,10 @@ def told(
         positions[:, at:end] = laid.positions
         at = end
     tokens = Tokens(ids, segments, positions, visual_tokens)
-    return Piece(tokens, targets, weights, patches, rows_and_columns)
+    return Item(tokens, targets, weights, patches, rows_and_columns)
 
 
-def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch:
+def pack_row(encoder: Encoder, pieces: Sequence[Item], pack: Pack) -> PackedBatch:
     """Returns a row (no batch axis) of pieces that fit into it, one after another.
 
     Conversations, images, windows and visual tokens are numbered anew, so that nothing sees what
@@ -136,7 +136,7 @@ def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch
             one.tokens.visual_tokens < 0, -1, one.tokens.visual_tokens + first
         )
         patches[spot:last] = one.patches
-        place[spot:last], own = _laid(*one.grid, layout.merge, layout.window_tokens)
+        place[spot:last], own = _places_and_windows(*one.grid, layout.merge, layout.window_tokens)
         window[spot:last], image[spot:last] = own + windows, number
         conversations += int(one.tokens.segments[-1])
         windows += int(own[-1]) + 1
@@ -146,13 +146,13 @@ def joined(encoder: Encoder, pieces: Sequence[Piece], pack: Pack) -> PackedBatch
 
 
 @functools.lru_cache(maxsize=1024)
-def _laid(rows: int, columns: int, merge: int, window_tokens: int) -> tuple[Any, Any]:
+def _places_and_windows(rows: int, columns: int, merge: int, window_tokens: int) -> tuple[Any, Any]:
     """Returns place and window of each patch of an image; the last window is that of the last."""
     window = grid.windows(rows, columns, merge=merge, window_tokens=window_tokens)
     return grid.patch_positions(rows, columns, merge), window
 
 
-def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:
+def choose_items(sizes: Sequence[Size], pack: Pack) -> list[int]:
     """Returns which of the pieces that wait make the next row, in their order.
 
     The one that waits longest is always among them, so that none is left behind; the others are
@@ -161,11 +161,11 @@ def chosen(sizes: Sequence[Size], pack: Pack) -> list[int]:
     found, left = [0], Size(pack.tokens - sizes[0].tokens, pack.patches - sizes[0].patches)
     rest = [*range(1, len(sizes))]
     # Small pieces: a row takes more of them than there are to choose from.
-    while len(rest) > CHOICE and _fits([sizes[index] for index in rest[:CHOICE]], left):
+    while len(rest) > SUBSET_ITEMS and _fits([sizes[index] for index in rest[:SUBSET_ITEMS]], left):
         found.append(rest.pop(0))
         tokens, patches = sizes[found[-1]]
         left = Size(left.tokens - tokens, left.patches - patches)
-    rest = rest[:CHOICE]
+    rest = rest[:SUBSET_ITEMS]
     # What every subset takes: bit b of its number tells whether it has piece b.
     tokens, patches = np.zeros((2, 1), np.int64)
     for index in rest:
@@ -202,7 +202,7 @@ class _Lane:
         while len(self._waiting) < self._pack.ahead:
             self._add()
 
-    def row(self) -> list[Piece]:
+    def row(self) -> list[Item]:
         """Returns the pieces of the next row.
 
         Raises:
@@ -221,7 +221,7 @@ class _Lane:
                     f"got an image with {size.tokens} and {size.patches}; raise feed.pack.tokens "
                     "and feed.pack.patches"
                 )
-        which = chosen(sizes, pack)
+        which = choose_items(sizes, pack)
         self._waiting = [one for place, one in enumerate(self._waiting) if place not in which]
         return [pieces[place] for place in which]
 
@@ -250,7 +250,7 @@ class Rows(grain.IterDataset):
         pack: Pack,
         *,
         positions: Mapping[int, Sequence[int]],
-        of: int,
+        lanes: int,
         threads: int,
     ):
         """Takes the lanes with their positions, [0] being the first, in the order of their turns.
@@ -260,12 +260,12 @@ class Rows(grain.IterDataset):
           encoder: that made them.
           pack: of the rows.
           positions: of each lane.
-          of: lanes in all.
+          lanes: number of lanes in all processes together.
           threads: that read pieces; none: each is read when it is asked for.
         """
         super().__init__()
         self.pieces, self.encoder, self.pack = pieces, encoder, pack
-        self.positions, self.of, self.threads = dict(positions), of, threads
+        self.positions, self.lanes, self.threads = dict(positions), lanes, threads
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
         """Keeps the lanes of one of several workers that take turns; Grain calls it."""
@@ -289,7 +289,7 @@ class _Turns(grain.DatasetIterator):
         if not self._lanes:
             self._begin()
         lane = self._lanes.pop(0)
-        row = joined(self._rows.encoder, lane.row(), self._rows.pack)
+        row = pack_row(self._rows.encoder, lane.row(), self._rows.pack)
         position = np.array(lane.position)
         lane.read_ahead()
         self._lanes.append(lane)
@@ -308,7 +308,7 @@ class _Turns(grain.DatasetIterator):
             lane.read_ahead()
 
     def _read(self, lane: int, number: int) -> Future[Any]:
-        index = lane + number * self._rows.of
+        index = lane + number * self._rows.lanes
         if self._pool is not None:
             return self._pool.submit(self._rows.pieces.__getitem__, index)
         done: Future[Any] = Future()
@@ -343,8 +343,8 @@ class PackedBatches(Iterator[PackedBatch]):
         encoder: Encoder,
         pack: Pack,
         *,
-        held: Sequence[int],
-        of: int,
+        local_rows: Sequence[int],
+        rows: int,
         threads: int,
         workers: int,
         gather: Callable[[Any], list[Any]] = lambda mine: [mine],
@@ -355,16 +355,16 @@ class PackedBatches(Iterator[PackedBatch]):
           pieces: a data set of them, endless, that is read by number.
           encoder: that made them.
           pack: of the rows.
-          held: rows of each batch that this process is to read, in order.
-          of: rows of all processes together.
+          local_rows: rows of each batch that this process reads, in order.
+          rows: rows of a batch in all processes together.
           threads: that read in each process.
           workers: processes that read; so many that they divide the rows that are held are used.
           gather: gives what all processes have, plain values, in each of them.
         """
-        self._make = functools.partial(Rows, pieces, encoder, pack, of=of, threads=threads)
-        self._positions = {row: [0] for row in held}
-        self._of, self._gather = of, gather
-        self._workers = max(n for n in range(workers + 1) if n == 0 or len(held) % n == 0)
+        self._make = functools.partial(Rows, pieces, encoder, pack, lanes=rows, threads=threads)
+        self._positions = {row: [0] for row in local_rows}
+        self._row_count, self._gather = rows, gather
+        self._workers = max(n for n in range(workers + 1) if n == 0 or len(local_rows) % n == 0)
         self._drawn = 0
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
@@ -387,7 +387,7 @@ class PackedBatches(Iterator[PackedBatch]):
     def get_state(self) -> dict[str, Any]:
         """Returns the position, what JSON knows; all processes call it."""
         every = dict(one for part in self._gather([*self._positions.items()]) for one in part)
-        return {"batches": self._drawn, "lanes": [every.get(row) for row in range(self._of)]}
+        return {"batches": self._drawn, "lanes": [every.get(row) for row in range(self._row_count)]}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Moves to a position.
@@ -396,10 +396,10 @@ class PackedBatches(Iterator[PackedBatch]):
           ValueError: it is not one of as many packed rows.
         """
         lanes = state.get("lanes", [])
-        if len(lanes) != self._of:
+        if len(lanes) != self._row_count:
             raise ValueError(
-                f"expected a position of {self._of} packed rows, got one of {len(lanes)}: go on "
-                "with the same feed.batch and feed.pack, or begin anew"
+                f"feed: expected a position of {self._row_count} packed rows, got one of "
+                f"{len(lanes)}; do: go on with the same feed.batch and feed.pack, or begin anew"
             )
         self._positions = {row: lanes[row] for row in self._positions}
         self._drawn, self._iterator = int(state["batches"]), None

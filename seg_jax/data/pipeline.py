@@ -111,7 +111,7 @@ def batches(
     feed: Feed,
     *,
     rows: Literal["sft", "prompts"],
-    held: Sequence[int] | None = None,
+    local_rows: Sequence[int] | None = None,
     gather: Callable[[Any], list[Any]] = lambda mine: [mine],
 ) -> Batches | packing.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
@@ -125,28 +125,30 @@ def batches(
       encoder: that makes rows of questions.
       feed: how batches are drawn.
       rows: questions with answers, or prompts alone.
-      held: rows of each batch that this process is to read, in order; all if None.
+      local_rows: rows of each batch that this process reads, in order; all if None.
       gather: gives what all processes have, plain values, in each of them; packed rows and prompts
         of several lengths ask for it.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
     dataset = dataset.map(_Encode(encoder, rows, feed))
-    if held is None:
-        held = range(feed.batch)
+    if local_rows is None:
+        local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
         return packing.PackedBatches(
             *(dataset, encoder, feed.pack),
-            held=held,
-            of=feed.batch,
+            local_rows=local_rows,
+            rows=feed.batch,
             threads=feed.threads,
             workers=feed.workers,
             gather=gather,
         )
-    its = _Held(dataset, feed.batch, tuple(held)), feed, len(held)
+    its = _LocalRows(dataset, feed.batch, tuple(local_rows)), feed, len(local_rows)
     if rows == "sft":
         return Batches(*its)
-    return Batches(*its, functools.partial(buckets.shortened, layout=encoder.layout, gather=gather))
+    return Batches(
+        *its, functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
+    )
 
 
 def _samples(source: Source, seed: int) -> grain.MapDataset:
@@ -160,7 +162,7 @@ def _samples(source: Source, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(parts, weights=source.weights)
 
 
-class _Held(grain.MapDataset):
+class _LocalRows(grain.MapDataset):
     """The rows of some places in each batch of a data set."""
 
     _MUTATES_ELEMENT_SPEC = False
@@ -195,16 +197,16 @@ class _Encode(grain.transforms.Map):
     rows: Literal["sft", "prompts"]
     feed: Feed
 
-    def map(self, element: list[Example]) -> Batch | packing.Piece | Prompts:
+    def map(self, element: list[Example]) -> Batch | packing.Item | Prompts:
         feed = self.feed
         if self.rows == "sft" and feed.pack is not None:
-            return packing.piece(self.encoder, element)
+            return packing.encode_item(self.encoder, element)
         if self.rows == "sft":
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
         return self.encoder.prompt_row(element[0])
 
 
-def in_order(
+def batches_in_order(
     source: Source | Sequence[Sample],
     task: Task,
     encoder: Encoder,
@@ -221,10 +223,10 @@ def in_order(
         examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
         prompts = [encoder.prompt_row(example) for example in examples]
         prompts += [prompts[-1]] * (batch - len(prompts))
-        yield examples, buckets.together(prompts, encoder.layout)
+        yield examples, buckets.batch_of_rows(prompts, encoder.layout)
 
 
-def held(sharding: jax.sharding.Sharding, rows: int) -> list[int]:
+def local_rows(sharding: jax.sharding.Sharding, rows: int) -> list[int]:
     """Returns which rows of a batch lie on the devices of this process, in order."""
     places = sharding.addressable_devices_indices_map((rows,)).values()
     return sorted({row for part in places if part for row in range(*part[0].indices(rows))})
@@ -240,7 +242,7 @@ def to_device(batch: Any, sharding: jax.sharding.Sharding, *, rows: int) -> Any:
     """
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)
-    place = {row: number for number, row in enumerate(held(sharding, rows))}
+    place = {row: number for number, row in enumerate(local_rows(sharding, rows))}
 
     def spread(leaf: np.ndarray) -> jax.Array:
         def part(index: Any) -> np.ndarray:

@@ -45,7 +45,7 @@ _FEATURES: dict[str, tuple[str, bool]] = {
 }
 
 
-class Told(NamedTuple):
+class Expression(NamedTuple):
     """An expression of a stored image."""
 
     id: int
@@ -77,7 +77,7 @@ class Record:
     """Pixels of each mask."""
     boxes_px: Float[np.ndarray, "M 4"]
     """Annotated boxes, x0 y0 x1 y1."""
-    told: tuple[Told, ...]
+    expressions: tuple[Expression, ...]
 
     def rle(self, which: int) -> dict[str, Any]:
         """Returns the mask of an object as COCO run lengths."""
@@ -91,9 +91,9 @@ class Record:
             return np.array(image.convert("RGB"))
 
 
-def write(record: Record) -> bytes:
+def encode(record: Record) -> bytes:
     """Returns an image as stored."""
-    told = record.told
+    told = record.expressions
     return tf_example.encode(
         {
             "key": [record.key.encode()],
@@ -119,7 +119,7 @@ def write(record: Record) -> bytes:
     )
 
 
-def read(data: bytes) -> Record:
+def decode(data: bytes) -> Record:
     """Returns a stored image; one of the official TFDS `ref_coco` too.
 
     Raises:
@@ -134,7 +134,9 @@ def read(data: bytes) -> Record:
         starts = ends - whole["phrase/count"]
         which = whole["phrase/objects"]
         told = [
-            Told(int(number), sent, tuple(which[begin:end].tolist()), int(ref), bool(sentence))
+            Expression(
+                int(number), sent, tuple(which[begin:end].tolist()), int(ref), bool(sentence)
+            )
             for number, sent, begin, end, ref, sentence in zip(
                 whole["phrase/id"],
                 text["phrase/text"],
@@ -159,7 +161,7 @@ def read(data: bytes) -> Record:
             counts=tuple(_bytes(found["object/counts"])),
             areas=tuple(whole["object/area"].tolist()),
             boxes_px=np.asarray(found["object/box"], np.float32).reshape(-1, 4),
-            told=tuple(told),
+            expressions=tuple(told),
         )
     except (KeyError, IndexError) as error:
         raise ValueError(
@@ -236,7 +238,7 @@ def _official(found: dict[str, tf_example.Value]) -> Record:
     numbers = _ragged(found, "objects/refexp/refexp_id")
     texts = _ragged(found, "objects/refexp/raw")
     told = [
-        Told(int(number), text.decode(), (place,), int(whole["objects/id"][place]))
+        Expression(int(number), text.decode(), (place,), int(whole["objects/id"][place]))
         for place, (some, phrases) in enumerate(zip(numbers, texts, strict=True))
         for number, text in zip(some, phrases, strict=True)
     ]
@@ -260,7 +262,7 @@ def _official(found: dict[str, tf_example.Value]) -> Record:
         counts=tuple(bitmask.to_rle(mask)["counts"] for mask in masks),
         areas=tuple(int(mask.sum()) for mask in masks),
         boxes_px=box * np.array([width, height] * 2, np.float32),
-        told=tuple(told),
+        expressions=tuple(told),
     )
 
 

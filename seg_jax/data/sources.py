@@ -70,10 +70,12 @@ class Scenes:
         )
         if not self.style.grouped:
             return sample
-        return _grouped(sample, sets.find_groups(made, masks, config=self.world, style=self.style))
+        return _with_groups(
+            sample, sets.find_groups(made, masks, config=self.world, style=self.style)
+        )
 
 
-def _grouped(sample: Sample, found: Sequence[sets.Group]) -> Sample:
+def _with_groups(sample: Sample, found: Sequence[sets.Group]) -> Sample:
     """Returns a scene with a further mask for each group of things, the empty one included."""
     unions = [sample.masks[list(group.things)].any(0) for group in found]
     more = np.array(unions, bool).reshape(-1, *sample.masks.shape[1:])
@@ -145,7 +147,7 @@ class Built:
             phrases=tuple(tuple(texts) for texts in groups.values()),
             names=() if nameless else tuple(named),
             together=tuple(len(which) > 1 for which in groups),
-            ignored=_ignored(record, list(groups)),
+            ignored=_ignored_pixels(record, list(groups)),
         )
 
     def record(self, index: int) -> record_schema.Record:
@@ -156,14 +158,14 @@ class Built:
           ValueError: what is stored is no image of a data set.
         """
         place, within = self._place(index)
-        return record_schema.read(self._readers[place][within])
+        return record_schema.decode(self._readers[place][within])
 
     def absent_count(self) -> int:
         """Returns how many expressions of the split fit nothing in their image."""
         reports = [_report(folder, self.split) for folder in self.folders]
         return sum(report.get("expressions_without_object", 0) for report in reports)
 
-    def offers(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
+    def question_kinds(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
         """Returns what there is to ask about in the first images.
 
         "text": expressions of objects; "place": single objects, for a point or a box to tell;
@@ -194,12 +196,12 @@ class Built:
     # What is found out at first use stays out of the configuration, and each process has its own.
     @functools.cached_property
     def _ends(self) -> list[int]:
-        counts = [_Files.of(path, self.split, absent=self.absent).count for path in self.folders]
+        counts = [_Files.find(path, self.split, absent=self.absent).count for path in self.folders]
         return np.cumsum(counts).tolist()
 
     @functools.cached_property
     def _readers(self) -> list[Any]:
-        return [_Files.of(path, self.split, absent=self.absent).open() for path in self.folders]
+        return [_Files.find(path, self.split, absent=self.absent).open() for path in self.folders]
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -264,13 +266,13 @@ class _Files(NamedTuple):
     """Images that are read, the first ones."""
 
     @classmethod
-    def of(cls, folder: Path, split: str, *, absent: bool) -> _Files:
+    def find(cls, folder: Path, split: str, *, absent: bool) -> _Files:
         """Returns the files of a split of a data set, and how many images are of use.
 
         Raises:
           ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
         """
-        info = told(folder)
+        info = dataset_info(folder)
         if info.get("fileFormat") != record_schema.FILE_FORMAT:
             raise ValueError(
                 f"{folder}: expected files in {record_schema.FILE_FORMAT}, got "
@@ -302,7 +304,7 @@ class _Files(NamedTuple):
         return ArrayRecordDataSource(self.files)  # pyright: ignore[reportArgumentType]
 
 
-def told(folder: Path) -> dict[str, Any]:
+def dataset_info(folder: Path) -> dict[str, Any]:
     """Returns what a data set tells about itself: its name, its splits, their files.
 
     Raises:
@@ -326,7 +328,7 @@ def _report(folder: Path, split: str) -> dict[str, int]:
 def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
     """Returns the expressions of an image by the objects that they mean together."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for one in record.told:
+    for one in record.expressions:
         if one.objects or absent:
             groups.setdefault(tuple(sorted({*one.objects})), []).append(one.text)
     return groups
@@ -339,7 +341,7 @@ def _objects(record: record_schema.Record) -> dict[tuple[int, ...], list[str]]:
     return {which: groups.get(which, []) for which in alone}
 
 
-def _ignored(
+def _ignored_pixels(
     record: record_schema.Record, groups: Sequence[tuple[int, ...]]
 ) -> Bool[np.ndarray, "M H W"] | None:
     """Returns for each group the pixels that count for nothing, None where there are none.
@@ -376,7 +378,7 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
         pairs = zip(source.parts, shares, strict=True)
         return [text for part, share in pairs for text in corpus(part, math.ceil(share))]
     if isinstance(source, Scenes) and not source.style.grouped:
-        return list(_told_of(source.world, source.style, count))
+        return list(_phrases_of_worlds(source.world, source.style, count))
     texts: list[str] = []
     for index in range(len(source)):
         texts += [text for some in source[index].phrases for text in some]
@@ -386,7 +388,7 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
 
 
 @functools.cache
-def _told_of(of: world.Config, style: phrases.Style, count: int) -> tuple[str, ...]:
+def _phrases_of_worlds(of: world.Config, style: phrases.Style, count: int) -> tuple[str, ...]:
     """Returns so many phrases of such worlds; the same, asked for again, are not drawn again."""
     rng = np.random.default_rng(0)
     return tuple(phrases.corpus(rng, count, config=of, style=style))

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def spared() -> Iterator[None]:
+def block_interrupts() -> Iterator[None]:
     """Lets processes that are started within not hear Ctrl-C, which a terminal sends to all.
 
     They would print a traceback each. One that comes meanwhile reaches this process afterwards.
@@ -45,7 +45,7 @@ class _Pool(concurrent.futures.ProcessPoolExecutor):
     """A pool whose processes, which tasks start, are spared."""
 
     def submit(self, *task: Any, **words: Any) -> Any:
-        with spared():
+        with block_interrupts():
             return super().submit(*task, **words)
 
 

@@ -139,7 +139,7 @@ class Model:
         if not rows:
             return []
         padded = rows + [rows[-1]] * (self._batch - len(rows))
-        rollout = self._ask(buckets.together(padded, self._encoder.layout))
+        rollout = self._ask(buckets.batch_of_rows(padded, self._encoder.layout))
         ids, used = np.asarray(rollout.ids)[:, 0], np.asarray(rollout.used)[:, 0]
         decode = self._encoder.tokenizer.decode
         return [

@@ -66,7 +66,7 @@ class Viewer:
                     text=text,
                 )
             )
-        image = self._bundle.encoder.shown(prompt.images)
+        image = self._bundle.encoder.image_from_patches(prompt.images)
         return Exhibit(image, self._question(prompt), panels)
 
     def _question(self, prompt: Prompts) -> str:

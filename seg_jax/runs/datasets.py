@@ -108,7 +108,7 @@ def _offers(source: Built, mixture: Mixture) -> bool:
     len(source)  # What is wrong with a folder is told first.
     found: set[str] = set()
     for folder in source.folders:
-        offered = dataclasses.replace(source, folders=(folder,)).offers(wanted)
+        offered = dataclasses.replace(source, folders=(folder,)).question_kinds(wanted)
         if not wanted & offered:
             needed, there = (_list(names) for names in (wanted, offered))
             raise ValueError(

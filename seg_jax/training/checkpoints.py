@@ -42,7 +42,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._folder = folder
-        with self._writing():
+        with self._disk_errors():
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def latest(self) -> int | None:
@@ -70,7 +70,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        with self._writing():
+        with self._disk_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -105,7 +105,7 @@ class Checkpoints:
                 found = self._read(step, abstract)
             except Exception as error:  # Damaged files make libraries fail in any way they can.
                 mine = " ".join(str(error).split())[:200] or type(error).__name__
-            if reasons := list(filter(None, processes.gathered(mine))):
+            if reasons := list(filter(None, processes.gather_from_all(mine))):
                 damaged[step] = reasons[0]
                 continue
             assert found is not None
@@ -140,7 +140,7 @@ class Checkpoints:
                 f"{self._folder / str(step)}: damaged ({reason}); moved to {aside.name}, going on "
                 f"from step {good}"
             )
-            processes.by_first(lambda step=step, aside=aside: self._move(step, aside))
+            processes.run_on_first(lambda step=step, aside=aside: self._move(step, aside))
         if damaged:
             self._manager.reload()
 
@@ -153,7 +153,7 @@ class Checkpoints:
         Raises:
           OSError: a save failed.
         """
-        with self._writing():
+        with self._disk_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -162,11 +162,11 @@ class Checkpoints:
         Raises:
           OSError: a save failed.
         """
-        with self._writing():
+        with self._disk_errors():
             self._manager.close()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         """Turns the libraries' many words for a disk that fails into one OSError."""
         try:
             yield

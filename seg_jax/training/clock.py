@@ -40,15 +40,15 @@ class Clock:
             self._last = time.monotonic()
         return self._step
 
-    def lap(self, station: str, value: Value) -> Value:
+    def lap(self, phase: str, value: Value) -> Value:
         """Returns what a station has made; waits for it and takes its time if the step is timed."""
         if self._timed:
             jax.block_until_ready(value)
             now = time.monotonic()
-            self.seconds[station], self._last = now - self._last, now
+            self.seconds[phase], self._last = now - self._last, now
         return value
 
-    def told(self, tokens: float) -> dict[str, float]:
+    def step_metrics(self, tokens: float) -> dict[str, float]:
         """Returns seconds, and of stations that handle the answers' tokens how many a second."""
         rates = {
             f"tokens_per_second/{station}": tokens / self.seconds[station]

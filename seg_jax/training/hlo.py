@@ -75,7 +75,7 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class ProgramText:
     """What the text of a compiled program tells."""
 
     collectives: dict[str, Traffic]
@@ -168,7 +168,7 @@ def _overflow(text: str, arguments: int) -> tuple[int, int] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Line:
+class _Instruction:
     """An instruction of the text."""
 
     name: str
@@ -182,7 +182,7 @@ class _Line:
         return found.group(1) if found else None
 
 
-def read(text: str) -> Text:
+def read_text(text: str) -> ProgramText:
     """Returns what the text of a compiled program (`compiled.as_text()`) tells.
 
     A loop whose rounds depend on data is taken at the bound in its condition.
@@ -192,14 +192,14 @@ def read(text: str) -> Text:
     reader.walk(entry, 1, entry)
     traffic = {
         kind: Traffic(*(sum(found) for found in zip(*every, strict=True)))
-        for kind, every in sorted(reader.traffic().items())
+        for kind, every in sorted(reader.sent_by_kind().items())
     }
-    return Text(traffic, reader.loops, dict(sorted(reader.kernels.items())))
+    return ProgramText(traffic, reader.loops, dict(sorted(reader.kernels.items())))
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """Returns the instructions of every computation by its name, and the name of the entry."""
-    found: dict[str, list[_Line]] = {}
+    found: dict[str, list[_Instruction]] = {}
     name = entry = ""
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$", line.rstrip())
@@ -210,7 +210,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Line]], str]:
             continue
         told = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line)
         if told and name:
-            found[name].append(_Line(*told.groups()))
+            found[name].append(_Instruction(*told.groups()))
     if not entry:
         raise ValueError("expected the text of a compiled program with an ENTRY, got none")
     return found, entry
@@ -223,7 +223,7 @@ _Sent = tuple[str, tuple[int, int, int]]
 class _Reader:
     """Walks through the computations of a program, loops as often as they run."""
 
-    def __init__(self, computations: dict[str, list[_Line]]):
+    def __init__(self, computations: dict[str, list[_Instruction]]):
         self.computations = computations
         self.loops: list[Loop] = []
         self.kernels: collections.Counter[str] = collections.Counter()
@@ -240,21 +240,21 @@ class _Reader:
                 self._loop(line, runs)
             elif line.opcode == "custom-call":
                 self._kernel(line, runs)
-            for other in _others(line):
+            for other in _called_computations(line):
                 self.walk(other, runs, inside)
 
-    def _loop(self, line: _Line, runs: int) -> None:
+    def _loop(self, line: _Instruction, runs: int) -> None:
         body, condition = line.called("body") or "", line.called("condition") or ""
         trips = self._trips(line, condition)
         self.loops.append(Loop(line.name, trips, runs))
         for part in (body, condition):
             self.walk(part, runs * (trips or 1), part)
 
-    def _trips(self, line: _Line, condition: str) -> int | None:
+    def _trips(self, line: _Instruction, condition: str) -> int | None:
         known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line.rest)
         if known:
             return int(known.group(1))
-        lines = list(self._within(condition))
+        lines = list(self._instructions_in(condition))
         bounds = {
             one.name: int(number.group(1))
             for one in lines
@@ -270,16 +270,16 @@ class _Reader:
         # Within a fusion the bound may come in as a parameter.
         return max(compared or bounds.values(), default=None)
 
-    def _within(self, name: str) -> Iterator[_Line]:
+    def _instructions_in(self, name: str) -> Iterator[_Instruction]:
         for line in self.computations.get(name, ()):
             yield line
-            for other in _others(line):
-                yield from self._within(other)
+            for other in _called_computations(line):
+                yield from self._instructions_in(other)
 
-    def _collective(self, line: _Line, kind: str, name: str, runs: int, inside: str) -> None:
-        arrays = _arrays(line.shape)
-        size = sum(arrays) if not line.opcode.endswith("-start") else _result(kind, arrays)
-        group = _group(line.rest)
+    def _collective(self, line: _Instruction, kind: str, name: str, runs: int, inside: str) -> None:
+        arrays = _array_bytes(line.shape)
+        size = sum(arrays) if not line.opcode.endswith("-start") else _result_bytes(kind, arrays)
+        group = _group_size(line.rest)
         if kind == "reduce-scatter":
             size *= group or 1
         ring = 1.0 if group is None else (group - 1) / group
@@ -293,7 +293,7 @@ class _Reader:
         sent = kind, (runs, runs * size, round(runs * size * ring * times))
         self._sent[mark].setdefault(name, []).append(sent)
 
-    def traffic(self) -> dict[str, list[tuple[int, int, int]]]:
+    def sent_by_kind(self) -> dict[str, list[tuple[int, int, int]]]:
         """Returns times, bytes and bytes sent of every collective, by its kind.
 
         One that runs beside other work stands in the text at its start, beside the work and at its
@@ -305,14 +305,14 @@ class _Reader:
                 found[kind].append(sent)
         return found
 
-    def _kernel(self, line: _Line, runs: int) -> None:
+    def _kernel(self, line: _Instruction, runs: int) -> None:
         target = re.search(r'custom_call_target="([^"]*)"', line.rest)
         if target and target.group(1) not in _BOOKKEEPING:
             name = re.sub(r"[.\d]+$", "", line.name)
             self.kernels[f"{target.group(1)} {name}"] += runs
 
 
-def _others(line: _Line) -> list[str]:
+def _called_computations(line: _Instruction) -> list[str]:
     """Returns the computations that an instruction runs once, loops and small functions aside."""
     if line.opcode in ("fusion", "call", "async-start"):
         return [name] if (name := line.called("calls") or line.called("to_apply")) else []
@@ -324,7 +324,7 @@ def _others(line: _Line) -> list[str]:
     return []
 
 
-def _arrays(shape: str) -> list[int]:
+def _array_bytes(shape: str) -> list[int]:
     """Returns the bytes of every array in a shape, tuples included."""
     found = []
     for kind, sides in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape):
@@ -334,7 +334,7 @@ def _arrays(shape: str) -> list[int]:
     return found
 
 
-def _result(kind: str, arrays: list[int]) -> int:
+def _result_bytes(kind: str, arrays: list[int]) -> int:
     """Returns the bytes of what an asynchronous collective gives, of its (operands, results)."""
     if kind == "all-reduce":  # Its start is given what it gives.
         return sum(arrays)
@@ -342,7 +342,7 @@ def _result(kind: str, arrays: list[int]) -> int:
     return sum(real[len(real) // 2 :])
 
 
-def _group(text: str) -> int | None:
+def _group_size(text: str) -> int | None:
     """Returns how many devices take part in a collective, if its text tells."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
     if mesh:

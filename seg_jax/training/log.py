@@ -47,7 +47,7 @@ class Log:
         _drop_torn_line(self._path)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = EventsWriter(str(board_folder / "events"))
-        self._wandb = _joined(folder, board) if board.wandb else None
+        self._wandb = _wandb_run(folder, board) if board.wandb else None
         self._start = time.monotonic()
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -91,7 +91,7 @@ class Log:
         self.close()
 
 
-class Silent(Log):
+class SilentLog(Log):
     """A log that nothing is written to, for all processes of a run but the first."""
 
     def __init__(self):
@@ -118,7 +118,7 @@ def _event(stage: str, step: int, numbers: Mapping[str, float]) -> Any:
     return event
 
 
-def _joined(folder: Path, board: Board) -> Any:
+def _wandb_run(folder: Path, board: Board) -> Any:
     """Returns the folder's run at Weights & Biases: a new one, or after a resume the same."""
     board.check()
     import wandb  # pyright: ignore[reportMissingImports]

@@ -22,7 +22,7 @@ from seg_jax.training import processes
 from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log
 from seg_jax.training.state import State
-from seg_jax.training.throughput import Pulse, Trace, read_steps
+from seg_jax.training.throughput import Throughput, Trace, read_steps
 
 Body = Callable[[State], tuple[State, Mapping[str, Any]]]
 """Runs one step on the next batch and returns device metrics without waiting for them."""
@@ -125,8 +125,8 @@ def run(
 ) -> tuple[State, float]:
     """Returns the state at the horizon and the seconds that the stage's steps have taken.
 
-    Traces go to the folder `traces`. Of the seconds that a step takes at best, as `Pulse` says, the
-    log tells the share.
+    Traces go to the folder `traces`. Where `best_seconds` is known, the log has the share of the
+    devices' peak that was reached, see `Throughput`.
 
     Raises:
       Stopped: Ctrl-C or SIGTERM came to any process; the running step was finished and saved.
@@ -138,7 +138,7 @@ def run(
     begin = saved = time.monotonic()
     watched: list[Mapping[str, Any]] = []
     scores: list[float] = []
-    pulse, trace = Pulse(iterator, best_seconds), Trace(loop.profile, traces)
+    throughput, trace = Throughput(iterator, best_seconds), Trace(loop.profile, traces)
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - begin
@@ -149,28 +149,28 @@ def run(
 
     with Interruption() as interruption, contextlib.closing(trace):
         while step < horizon:
-            trace.before(step + 1, state)
+            trace.begin_step(step + 1, state)
             state, metrics = body(state)
             step += 1
-            trace.after(step, state)
+            trace.end_step(step, state)
             watched.append({name: metrics[name] for name in WATCHED if name in metrics})
             due = time.monotonic() - saved > loop.save_minutes * 60
-            asked, due = processes.agreed(interruption.asked, due=due)
+            asked, due = processes.agree_on_stop(interruption.asked, due=due)
             last = step >= horizon
             logs, saves = step % loop.log_every == 0 or last, last or asked or due
             if logs or saves:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
                 told = jax.device_get(watched)
                 # Before any save: a broken state must not take the place of the last good one.
-                if broken := _broken(told, step):
-                    where = _rescue(state, save, checkpoints)
+                if broken := _first_not_finite(told, step):
+                    where = _save_if_finite(state, save, checkpoints)
                     raise Diverged(f"{stage}: {broken}; {where}")
                 scores += [_score(one) for one in told]
                 watched.clear()
             if logs:
-                log.write(stage, step, values | pulse.told(step))
-                progress(step, horizon, _brief(values))
-                sooner = processes.told(pace.horizon(step, horizon, seconds_before))
+                log.write(stage, step, values | throughput.step_metrics(step))
+                progress(step, horizon, _short_text(values))
+                sooner = processes.broadcast_from_first(pace.horizon(step, horizon, seconds_before))
                 if sooner != horizon:
                     horizon = sooner
                     old: Any = state.horizon
@@ -201,7 +201,7 @@ class Interruption:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             signals = (signal.SIGINT, signal.SIGTERM)
-            self._before = {number: signal.signal(number, self._ask) for number in signals}
+            self._before = {number: signal.signal(number, self._note_signal) for number in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -209,13 +209,13 @@ class Interruption:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _note_signal(self, number: int, frame: Any) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = number
 
 
-def _broken(watched: Sequence[Mapping[str, Any]], step: int) -> str:
+def _first_not_finite(watched: Sequence[Mapping[str, Any]], step: int) -> str:
     """Returns what is wrong with the first step that is not finite; nothing if all are."""
     for back, values in enumerate(watched):
         number = step - len(watched) + 1 + back
@@ -230,7 +230,7 @@ def _score(watched: Mapping[str, Any]) -> float:
     return float(watched["reward"]) if "reward" in watched else -float(watched.get("loss", 0.0))
 
 
-def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
+def _save_if_finite(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
     """Saves a state whose numbers are finite; returns where the run can go on."""
     leaves = jax.tree.leaves((state.params, state.moments))
     finite = [jnp.isfinite(sharding.near(leaf)).all() for leaf in leaves]
@@ -246,7 +246,7 @@ def _rescue(state: State, save: Callable[[State], None], checkpoints: Checkpoint
     )
 
 
-def _brief(values: Mapping[str, float]) -> str:
+def _short_text(values: Mapping[str, float]) -> str:
     # A policy's loss says nothing; a line of eighty characters has room for two numbers.
     shown = [name for name in ("reward", "scores/iou", "loss") if name in values][:2]
     return "  ".join(f"{name.split('/')[-1]} {values[name]:.3f}" for name in shown)

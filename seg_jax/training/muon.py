@@ -25,7 +25,7 @@ from seg_jax.records import Array
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al. 2024, also torch.optim.Muon)."""
-TOGETHER = 2**26
+MOST_NUMBERS = 2**26
 """Numbers in the matrices that a device of many works on at once."""
 
 
@@ -58,7 +58,9 @@ def scale_by_muon(*, momentum: float, steps: int, dtype: jnp.dtype) -> optax.Gra
         def scaled(ahead: Array, flat: Array) -> Array:
             return 0.2 * max(ahead.shape[-2:]) ** 0.5 * flat.astype(ahead.dtype)
 
-        return jax.tree.map(scaled, ahead, on_whole(flat, ahead, dtype)), MuonState(buffer)
+        return jax.tree.map(scaled, ahead, apply_to_whole_matrices(flat, ahead, dtype)), MuonState(
+            buffer
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -83,7 +85,7 @@ def orthogonalise(
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
-def on_whole(function: Callable[[Array], Array], tree: Any, dtype: jnp.dtype) -> Any:
+def apply_to_whole_matrices(function: Callable[[Array], Array], tree: Any, dtype: jnp.dtype) -> Any:
     """Returns function(matrices [.. rows columns]) of every leaf, in the dtype of its results.
 
     Args:
@@ -97,24 +99,24 @@ def on_whole(function: Callable[[Array], Array], tree: Any, dtype: jnp.dtype) ->
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [leaf for _, leaf in found]
     specs = tuple(sharding.partition(sharding.names_of(path), leaf.shape) for path, leaf in found)
-    turned, parties = _parties(leaves, specs, on)
+    turned, parties = _groups(leaves, specs, on)
 
     def mine(*parts: Array) -> tuple[Array, ...]:
         out = list(parts)
         for lying, members in parties:
-            pieces = [_turn(parts[at].astype(dtype), turned[at]) for at in members]
+            pieces = [_transpose_if(parts[at].astype(dtype), turned[at]) for at in members]
             stacks = [piece.reshape(-1, *piece.shape[-2:]) for piece in pieces]
             ends = [sum(len(stack) for stack in stacks[: i + 1]) for i in range(len(stacks) - 1)]
-            done = _traded(function, jnp.concatenate(stacks), lying, on)
+            done = _apply_traded(function, jnp.concatenate(stacks), lying, on)
             for at, piece, flat in zip(members, pieces, jnp.split(done, ends), strict=True):
-                out[at] = _turn(flat.reshape(piece.shape), turned[at])
+                out[at] = _transpose_if(flat.reshape(piece.shape), turned[at])
         return tuple(out)
 
     spread = jax.shard_map(mine, in_specs=specs, out_specs=specs, check_vma=False)
     return jax.tree.unflatten(structure, spread(*leaves))
 
 
-class _Lying(NamedTuple):
+class _Division(NamedTuple):
     """How wide matrices of one shape lie on the mesh."""
 
     size: tuple[int, int]
@@ -123,19 +125,21 @@ class _Lying(NamedTuple):
     columns: tuple[str, ...]
 
 
-def _lying(shape: tuple[int, ...], spec: PartitionSpec, on: AbstractMesh) -> tuple[_Lying, bool]:
+def _division(
+    shape: tuple[int, ...], spec: PartitionSpec, on: AbstractMesh
+) -> tuple[_Division, bool]:
     """Returns how matrices lie once they are wide, and whether they must be turned for that."""
     (rows, columns), (down, along) = shape[-2:], (_axes(axes, on) for axes in spec[-2:])
     # Square ones have a choice; they come to lie as most others do.
     turned = rows > columns or (rows == columns and _order(down) > _order(along))
     if turned:
-        return _Lying((columns, rows), along, down), True
-    return _Lying((rows, columns), down, along), False
+        return _Division((columns, rows), along, down), True
+    return _Division((rows, columns), down, along), False
 
 
-def _parties(
+def _groups(
     leaves: list[Array], specs: tuple[PartitionSpec, ...], on: AbstractMesh
-) -> tuple[list[bool], list[tuple[_Lying, list[int]]]]:
+) -> tuple[list[bool], list[tuple[_Division, list[int]]]]:
     """Returns which leaves are to be turned around, and those that travel together.
 
     Matrices of one shape that are divided alike (q and o, gate and up and down) share a journey
@@ -143,10 +147,10 @@ def _parties(
     Where it does not, memory is saved.
     """
     turned: list[bool] = []
-    parties: list[tuple[_Lying, list[int]]] = []
-    loads: dict[_Lying, tuple[list[int], int]] = {}
+    parties: list[tuple[_Division, list[int]]] = []
+    loads: dict[_Division, tuple[list[int], int]] = {}
     for at, (leaf, spec) in enumerate(zip(leaves, specs, strict=True)):
-        lying, turn = _lying(leaf.shape, spec, on)
+        lying, turn = _division(leaf.shape, spec, on)
         turned.append(turn)
         devices = math.prod(on.shape[axis] for axis in (*lying.rows, *lying.columns))
         count = math.prod(NamedSharding(on, spec).shard_shape(leaf.shape)[:-2])
@@ -169,14 +173,14 @@ def _order(axes: tuple[str, ...]) -> list[int]:
     return [sharding.AXES.index(axis) for axis in axes]
 
 
-def _turn(x: Array, turned: bool) -> Array:
+def _transpose_if(x: Array, turned: bool) -> Array:
     return jnp.swapaxes(x, -1, -2) if turned else x
 
 
-def _traded(
+def _apply_traded(
     function: Callable[[Array], Array],
     pieces: Float[Array, "count rows columns"],
-    lying: _Lying,
+    lying: _Division,
     on: AbstractMesh,
 ) -> Float[Array, "count rows columns"]:
     """Returns this device's pieces of function(whole matrices), inside `shard_map`.
@@ -194,20 +198,20 @@ def _traded(
     x = jnp.pad(pieces, ((0, -count % shared), (0, 0), (0, 0)))
     for axis, dim, trades in moves:
         if trades:
-            x = jax.lax.all_to_all(_as_one(x, axis), axis, 0, dim, tiled=True)
+            x = jax.lax.all_to_all(_opaque_on_cpu(x, axis), axis, 0, dim, tiled=True)
         else:
             x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
-    x = _in_turn(function, x)
+    x = _apply_in_batches(function, x)
     for axis, dim, trades in reversed(moves):
         if trades:
-            x = jax.lax.all_to_all(_as_one(x, axis), axis, dim, 0, tiled=True)
+            x = jax.lax.all_to_all(_opaque_on_cpu(x, axis), axis, dim, 0, tiled=True)
         else:
             size = x.shape[dim] // on.shape[axis]
             x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size, dim)
     return x[:count]
 
 
-def _as_one(x: Array, axis: str) -> Array:
+def _opaque_on_cpu(x: Array, axis: str) -> Array:
     """Returns x; on a CPU as an array that no pass knows the parts of.
 
     XLA's pieces for each device would come from different parts there, turned and not turned, and
@@ -220,12 +224,12 @@ def _as_one(x: Array, axis: str) -> Array:
     return jax.lax.platform_dependent(x, cpu=opaque, default=lambda x: x)
 
 
-def _in_turn(
+def _apply_in_batches(
     function: Callable[[Array], Array], x: Float[Array, "count rows columns"]
 ) -> Float[Array, "count rows columns"]:
     """Returns the function of the matrices, as many at once as `TOGETHER` allows."""
     count, *size = x.shape
-    together = max(1, min(count, TOGETHER // math.prod(size)))
+    together = max(1, min(count, MOST_NUMBERS // math.prod(size)))
     while count % together:
         together -= 1
     if together == count:

@@ -84,7 +84,7 @@ class Place:
     """GPUs of this machine that are this process's; None: all that it sees."""
 
 
-def place(wanted: Processes, environment: Mapping[str, str]) -> Place | None:
+def find_place(wanted: Processes, environment: Mapping[str, str]) -> Place | None:
     """Returns the place of this process, or None if it is the only one.
 
     Args:
@@ -96,7 +96,7 @@ def place(wanted: Processes, environment: Mapping[str, str]) -> Place | None:
     """
     if wanted.alone:
         return None
-    count, index, coordinator, local = _found(environment)
+    count, index, coordinator, local = _place_in_environment(environment)
     count = count if wanted.count is None else wanted.count
     index = index if wanted.index is None else wanted.index
     coordinator = wanted.coordinator or coordinator
@@ -112,7 +112,9 @@ def place(wanted: Processes, environment: Mapping[str, str]) -> Place | None:
     return Place(coordinator, count, index, local)
 
 
-def _found(environment: Mapping[str, str]) -> tuple[int | None, int | None, str | None, Any]:
+def _place_in_environment(
+    environment: Mapping[str, str],
+) -> tuple[int | None, int | None, str | None, Any]:
     """Returns count, index, coordinator and own GPUs as SLURM or Open MPI say."""
     gpus = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1
     several = "CUDA_VISIBLE_DEVICES" not in environment or gpus > 1
@@ -153,7 +155,7 @@ def _first_node(nodes: str) -> str:
 
 
 @contextlib.contextmanager
-def together(wanted: Processes) -> Iterator[None]:
+def join(wanted: Processes) -> Iterator[None]:
     """Joins the other processes for the time of a program; alone it does nothing.
 
     To be entered before anything asks JAX for devices. When this process fails the others are
@@ -162,15 +164,15 @@ def together(wanted: Processes) -> Iterator[None]:
     Raises:
       ValueError: the place of this process is not known, or the others did not come.
     """
-    if not _join(wanted):
+    if not _connect(wanted):
         yield
         return
     watch = _Watch(wanted.timeout_seconds)
     try:
         yield
-        gathered("end")  # None leaves before the last one is done.
+        gather_from_all("end")  # None leaves before the last one is done.
     except BaseException as error:
-        if _of_others(error):
+        if _is_of_lost_peer(error):
             time.sleep(3 * wanted.timeout_seconds)  # The watch ends this process with the reason.
         watch.fail(error)
         raise
@@ -202,7 +204,7 @@ def leave(status: int) -> None:
 _numbers = itertools.count()
 
 
-def told(value: Value) -> Value:
+def broadcast_from_first(value: Value) -> Value:
     """Returns the value (of JSON) that the first process has, in all processes.
 
     All call it in the same order. It waits for the first only: neither for others nor a device.
@@ -211,14 +213,14 @@ def told(value: Value) -> Value:
         return value
     number = next(_numbers)
     if is_first():
-        _client().key_value_set(f"seg_jax/told/{number}", json.dumps(value))
+        _client().key_value_set(f"seg_jax/broadcast/{number}", json.dumps(value))
         if number >= _KEPT:
-            _client().key_value_delete(f"seg_jax/told/{number - _KEPT}")
+            _client().key_value_delete(f"seg_jax/broadcast/{number - _KEPT}")
         return value
-    return json.loads(_read(f"seg_jax/told/{number}"))
+    return json.loads(_read(f"seg_jax/broadcast/{number}"))
 
 
-def gathered(value: Value) -> list[Value]:
+def gather_from_all(value: Value) -> list[Value]:
     """Returns the values (of JSON) of all processes by their index; it waits for all."""
     if not _joined:
         return [value]
@@ -228,7 +230,7 @@ def gathered(value: Value) -> list[Value]:
     return [json.loads(_read(key + str(index))) for index in range(_joined[0])]
 
 
-def by_first(do: Callable[[], Value]) -> Value | None:
+def run_on_first(do: Callable[[], Value]) -> Value | None:
     """Runs something in the first process alone; the others wait and share its errors.
 
     Returns what it gave, None in the others.
@@ -239,25 +241,25 @@ def by_first(do: Callable[[], Value]) -> Value | None:
     if not _joined:
         return do()
     if not is_first():
-        if error := told(""):
+        if error := broadcast_from_first(""):
             raise ValueError(error)
         return None
     try:
         value = do()
     except (ValueError, OSError) as error:
-        told(" ".join(str(error).split()) or type(error).__name__)
+        broadcast_from_first(" ".join(str(error).split()) or type(error).__name__)
         raise
-    told("")
+    broadcast_from_first("")
     return value
 
 
-def in_turn(do: Callable[[], Value]) -> Value:
+def run_first_then_others(do: Callable[[], Value]) -> Value:
     """Returns what something gives in each process, which the first runs before all others."""
-    mine = by_first(do)
+    mine = run_on_first(do)
     return do() if mine is None else mine
 
 
-def agreed(asked: int, *, due: bool) -> tuple[int, bool]:
+def agree_on_stop(asked: int, *, due: bool) -> tuple[int, bool]:
     """Returns which signal asks all processes to stop, and whether a save is due by the first.
 
     Args:
@@ -269,14 +271,14 @@ def agreed(asked: int, *, due: bool) -> tuple[int, bool]:
     if asked and not is_first():
         _client().key_value_set("seg_jax/asked", str(asked), allow_overwrite=True)
     if is_first() and not asked:
-        asked = int(_peek("seg_jax/asked") or 0)
-    number, save = told((asked, due))
+        asked = int(_try_read("seg_jax/asked") or 0)
+    number, save = broadcast_from_first((asked, due))
     return number, save
 
 
-def _join(wanted: Processes) -> bool:
+def _connect(wanted: Processes) -> bool:
     """Joins the others; returns whether there are any."""
-    found = place(wanted, os.environ)
+    found = find_place(wanted, os.environ)
     if found is None and (wanted.alone or not _has_tpu()):
         return False
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -295,7 +297,7 @@ def _join(wanted: Processes) -> bool:
             "cluster_detection_method": "deactivate",  # It would ask a cloud for its metadata.
         }
     try:
-        with _served_apart(1.3 * wanted.timeout_seconds):
+        with _separate_service(1.3 * wanted.timeout_seconds):
             jax.distributed.initialize(**options)
         jax.devices()  # All tell each other of theirs; later one could wait for another in vain.
     except (RuntimeError, ValueError) as error:
@@ -310,7 +312,7 @@ def _join(wanted: Processes) -> bool:
 
 
 @contextlib.contextmanager
-def _served_apart(grace: float) -> Iterator[None]:
+def _separate_service(grace: float) -> Iterator[None]:
     """Makes JAX start its coordination service as a `_Service`."""
     library, name = distributed._jax, "get_distributed_runtime_service"
     before = getattr(library, name)
@@ -398,20 +400,22 @@ class _Watch:
                 self._heard = time.monotonic()
             except Exception as error:  # Of the service, in any of its words.
                 if time.monotonic() - self._heard > self._timeout and not self._done.is_set():
-                    _end(f"the coordinator was not heard of for {self._timeout:g} s ({error})")
+                    _end_process(
+                        f"the coordinator was not heard of for {self._timeout:g} s ({error})"
+                    )
             if self._done.wait(self._timeout / _BEATS):
                 return
 
     def _listen(self, beat: int) -> None:
         client, (count, index) = _client(), _joined
         client.key_value_set(f"seg_jax/beat/{index}", str(beat), allow_overwrite=True)
-        if reason := _peek("seg_jax/verdict"):
+        if reason := _try_read("seg_jax/verdict"):
             self._close(reason)
         for key, line in client.key_value_dir_get("seg_jax/failed/"):
             self._close(f"process {key.rsplit('/', 1)[-1]} of {count} has failed: {line}")
         # The first listens to all and tells the verdict, the others listen to the first.
         beats = dict(client.key_value_dir_get("seg_jax/beat/")) if index == 0 else {}
-        if index and (first := _peek("seg_jax/beat/0")) is not None:
+        if index and (first := _try_read("seg_jax/beat/0")) is not None:
             beats["seg_jax/beat/0"] = first
         now = time.monotonic()
         for key, value in beats.items():
@@ -429,10 +433,10 @@ class _Watch:
             return
         if is_first():
             _client().key_value_set("seg_jax/verdict", reason, allow_overwrite=True)
-        _end(reason)
+        _end_process(reason)
 
 
-def _end(reason: str) -> NoReturn:
+def _end_process(reason: str) -> NoReturn:
     """Ends this process from any thread: the main one may wait for a lost one forever."""
     mine = "{1} of {0}".format(*_joined)
     line = f"seg-jax: {reason}; process {mine} ends too: start all again with --resume\n"
@@ -441,7 +445,7 @@ def _end(reason: str) -> NoReturn:
     os._exit(LOST)
 
 
-def _of_others(error: BaseException) -> bool:
+def _is_of_lost_peer(error: BaseException) -> bool:
     """Returns whether an error may be of a collective whose other end is lost."""
     names = r"gloo|nccl|coordination|barrier|peer|socket|connection|deadline"
     return isinstance(error, Exception) and bool(re.search(names, str(error), re.IGNORECASE))
@@ -451,7 +455,7 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _peek(key: str) -> str | None:
+def _try_read(key: str) -> str | None:
     """Returns the value of a key, or None if it has none."""
     try:
         return _client().key_value_try_get(key)

@@ -19,7 +19,7 @@ def best_seconds(operations: float) -> float | None:
     return None if chip is None else operations / (chip.flops * len(devices))
 
 
-class Pulse:
+class Throughput:
     """Tells the mean times of the steps since it was asked before."""
 
     def __init__(self, batches: Any, best: float | None = None):
@@ -32,7 +32,7 @@ class Pulse:
         self._batches, self._best = batches, best
         self._before: tuple[int, float, float] | None = None
 
-    def told(self, step: int) -> dict[str, float]:
+    def step_metrics(self, step: int) -> dict[str, float]:
         """Returns seconds of a step, the share in which it waited for data, and MFU if known.
 
         To be called when the devices have done the step. The first call, before which programs
@@ -61,14 +61,14 @@ class Trace:
         self._first, self._last = read_steps(steps)
         self._folder, self._running = folder, False
 
-    def before(self, step: int, state: Any) -> None:
+    def begin_step(self, step: int, state: Any) -> None:
         """Begins the trace if this is its first step."""
         if step == self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def after(self, step: int, state: Any) -> None:
+    def end_step(self, step: int, state: Any) -> None:
         """Ends the trace if this was its last step."""
         if self._running and step >= self._last:
             jax.block_until_ready(state)

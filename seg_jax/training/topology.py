@@ -64,7 +64,7 @@ class Topology:
         return None if self.chip is None else self.chip.hbm_gib * GIB / self.devices_per_chip
 
 
-def of(name: str) -> Topology:
+def from_name(name: str) -> Topology:
     """Returns the topology of a name such as v5e:16x16, v5p:4x4x4, h100:32 or cpu:8.
 
     Those of TPUs and GPUs are descriptions that the compilers in `libtpu` and in JAX's plugin for
@@ -75,10 +75,10 @@ def of(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", shape):
-        return Topology(name, _virtual(int(shape)), None)
+        return Topology(name, _virtual_cpus(int(shape)), None)
     chip = CHIPS.get(kind)
     if kind in _GPU and re.fullmatch(r"[1-9]\d{0,4}", shape):
-        devices, hosts = _gpus(name, kind, int(shape))
+        devices, hosts = _gpu_descriptions(name, kind, int(shape))
         chip = CHIPS[kind] if hosts == 1 else dataclasses.replace(CHIPS[kind], link=NETWORK)
         # XLA chooses tiles of its own products by trying them, for which a GPU has to be here.
         return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
@@ -92,11 +92,11 @@ def of(name: str) -> Topology:
             f"got {name!r}"
         )
     sides = [int(side) for side in shape.split("x")]
-    devices = _described(name, sides)
+    devices = _tpu_descriptions(name, sides)
     return Topology(name, devices, chip, len(devices) // math.prod(sides))
 
 
-def _virtual(count: int) -> list[Any]:
+def _virtual_cpus(count: int) -> list[Any]:
     with contextlib.suppress(RuntimeError):  # The process has its devices: they must do.
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
@@ -108,7 +108,7 @@ def _virtual(count: int) -> list[Any]:
     return devices[:count]
 
 
-def _gpus(name: str, kind: str, count: int) -> tuple[list[Any], int]:
+def _gpu_descriptions(name: str, kind: str, count: int) -> tuple[list[Any], int]:
     """Returns descriptions of GPUs, hosts one after another, and the number of hosts."""
     hosts, left = divmod(count, HOST_GPUS) if count > HOST_GPUS else (1, 0)
     if left:
@@ -133,7 +133,7 @@ def _gpus(name: str, kind: str, count: int) -> tuple[list[Any], int]:
     return list(found.devices), hosts
 
 
-def _described(name: str, sides: list[int]) -> list[Any]:
+def _tpu_descriptions(name: str, sides: list[int]) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"topology: expected the package libtpu, the compiler for {name}, got none; "

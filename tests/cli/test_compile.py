@@ -76,7 +76,7 @@ def lowered(run, names=None):
 
 def made(run, step, name):
     """Returns what became of a step of a run, compiled for a topology."""
-    target = topology.of(name)
+    target = topology.from_name(name)
     plan = abstract.plan(run, target.devices)
     return compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None), target
 
@@ -258,7 +258,7 @@ def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
     words = (ROOT / f"configs/{name}.py").read_text()
     kind, shape = re.search(r"Meant for (v\w+)-\d+\s\(([\dx]+)\)", words).groups()
     run = arguments.load(ROOT / f"configs/{name}.py", object)
-    target = topology.of(f"{kind}:{shape}")
+    target = topology.from_name(f"{kind}:{shape}")
     plan = abstract.plan(run, target.devices)
     for make in abstract.steps(plan).values():
         result = compile.compiled(make(), plan, target, hbm=None)

@@ -13,7 +13,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Rollout
 from seg_jax.training import hlo, loop, optimizers, policy, state, steps, topology
-from seg_jax.training.log import Silent
+from seg_jax.training.log import SilentLog
 
 pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices"),
@@ -63,7 +63,7 @@ def test_random_weights_do_not_depend_on_the_mesh(start):
 @pytest.mark.slow
 def test_no_tpu_draws_more_than_its_shards(start):
     pytest.importorskip("libtpu")
-    on = steps.Mesh(fsdp=8, tensor=2).build(topology.of("v5e:4x4").devices)
+    on = steps.Mesh(fsdp=8, tensor=2).build(topology.from_name("v5e:4x4").devices)
     drawing = finetune.drawing(small_run.sft_config(), start.bundle, on)
     sizes = drawing.lower().compile().memory_analysis()
     params = start.bundle.params
@@ -132,7 +132,7 @@ def test_a_run_holds_one_state_in_shards(start, measured, tmp_path, offload):
     config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE, offload=offload)
     transform, params = optimizers.build(ADAM), start.bundle.params
     like = state.shapes(params, transform, SHAPE.build(), offload=offload)
-    places = {"folder": tmp_path, "stage": "sft", "log": Silent()}
+    places = {"folder": tmp_path, "stage": "sft", "log": SilentLog()}
     before, share = held(), hlo.device_bytes(like)
     end, _ = finetune.train(config, start, **places)
     (during,) = measured
@@ -152,6 +152,6 @@ def test_reinforcement_holds_its_reference_beside_the_state(start, like, measure
         optimizer=ADAM, loop=ONCE, mesh=SHAPE, policy=policy.Policy(kl=0.1)
     )
     before, share = held(), hlo.device_bytes((like, like.params))
-    reinforce.train(config, start, folder=tmp_path, stage="gspo", log=Silent())
+    reinforce.train(config, start, folder=tmp_path, stage="gspo", log=SilentLog())
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()

@@ -34,7 +34,7 @@ def records(out, name, split):
     found = []
     for path in sorted(out.glob(f"{name}-{split}.array_record-*")):
         reader = ArrayRecordReader(str(path))
-        found += [record_schema.read(data) for data in reader.read_all()]
+        found += [record_schema.decode(data) for data in reader.read_all()]
         reader.close()
     return found
 
@@ -73,7 +73,7 @@ def test_a_build_holds_what_the_files_say(tmp_path):
                 np.testing.assert_array_equal(record.boxes_px[which], [x, y, x + w, y + h])
             told += [
                 (split, record.image_id, record.ids[one.objects[0]], one.ref, one.id, one.text)
-                for one in record.told
+                for one in record.expressions
             ]
     wanted = [
         (ref["split"], ref["image_id"], ref["ann_id"], ref["ref_id"], s["sent_id"], s["sent"])
@@ -216,7 +216,7 @@ def test_faults_are_left_out_and_counted(tmp_path):
     assert train["expressions_with_objects_missing"] == 1
     assert train["expressions_repeated"] == 1
     by_key = {one.key: one for one in records(asked.out, "folder", "train")}
-    assert [one.text for one in by_key["train/odd"].told] == ["half out", "half out", "both"]
+    assert [one.text for one in by_key["train/odd"].expressions] == ["half out", "half out", "both"]
     with Image.open(tmp_path / "images/grey.jpg") as grey:
         wanted = np.asarray(grey.convert("RGB"))
     np.testing.assert_array_equal(by_key["train/grey"].pixels(), wanted)
@@ -269,7 +269,9 @@ def test_changed_annotations_are_made_again(tmp_path):
     text = (tmp_path / "train.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(text.replace("both of them", "the two", 1))
     build(asked)
-    told = [[one.text for one in each.told] for each in records(asked.out, "folder", "train")]
+    told = [
+        [one.text for one in each.expressions] for each in records(asked.out, "folder", "train")
+    ]
     assert told[0] == ["the star", "the two", "a fork"]
     assert told[1] == ["the star", "both of them", "a fork"]
 

@@ -159,7 +159,7 @@ def test_patches_equal_the_official_processor(encoder):
 def test_an_image_can_be_shown_again(encoder, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     images, (rows, columns) = encoder.image(image)
-    shown = encoder.shown(images)
+    shown = encoder.image_from_patches(images)
     assert shown.shape == (8 * rows, 8 * columns, 3)
     if size == shown.shape[:2]:
         np.testing.assert_array_equal(shown, image)

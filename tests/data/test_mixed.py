@@ -67,7 +67,7 @@ def feed(source, *, held=None, **changes):
         small_run.bundle().encoder,
         pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows="sft",
-        held=held,
+        local_rows=held,
     )
 
 

@@ -29,7 +29,7 @@ def feed(encoder, *, held=None, gather=lambda mine: [mine], count=1000, **change
         encoder,
         pipeline.Feed(**({"batch": 4, "seed": 1, "pack": PACK} | changes)),
         rows="sft",
-        held=held,
+        local_rows=held,
         gather=gather,
     )
 
@@ -45,9 +45,10 @@ def wanted(encoder):
 
 def test_a_row_holds_its_pieces_and_nothing_of_one_points_into_another(encoder):
     pieces = [
-        packing.piece(encoder, packed_images.examples(n, count)) for n, count in ((0, 2), (1, 1))
+        packing.encode_item(encoder, packed_images.examples(n, count))
+        for n, count in ((0, 2), (1, 1))
     ]
-    row = packing.joined(encoder, pieces, Pack(tokens=400, patches=256))
+    row = packing.pack_row(encoder, pieces, Pack(tokens=400, patches=256))
     at = spot = 0
     for number, (one, conversations) in enumerate(zip(pieces, ([1, 2], [3]), strict=True)):
         tokens, patches = one.size
@@ -79,7 +80,7 @@ def test_a_conversation_says_what_a_row_of_one_image_says(encoder):
     examples = packed_images.examples(3, 2)
     plain = encoder.batch_row(examples)
     head = plain.tokens.ids[plain.tokens.segments > 0]
-    one = packing.piece(encoder, examples)
+    one = packing.encode_item(encoder, examples)
     for number in (1, 2):
         here = one.tokens.segments == number
         used = plain.packing.segments[number - 1] > 0
@@ -98,14 +99,14 @@ def test_a_conversation_says_what_a_row_of_one_image_says(encoder):
 def test_the_one_that_waits_longest_goes_with_those_that_fill_the_row_best():
     pack = Pack(tokens=100, patches=100, ahead=4)
     sizes = [Size(30, 10), Size(80, 10), Size(20, 10), Size(50, 60), Size(50, 10), Size(15, 10)]
-    assert packing.chosen(sizes, pack) == [0, 2, 3]
-    assert packing.chosen([Size(10, 100), Size(10, 1)], pack) == [0]
-    assert packing.chosen([Size(100, 1), Size(1, 1)], pack) == [0]
+    assert packing.choose_items(sizes, pack) == [0, 2, 3]
+    assert packing.choose_items([Size(10, 100), Size(10, 1)], pack) == [0]
+    assert packing.choose_items([Size(100, 1), Size(1, 1)], pack) == [0]
     # By hand: whatever the sizes, no other set with the first one in it fills the row better.
     rng = np.random.default_rng(0)
     for _ in range(20):
         sizes = [Size(*pair) for pair in rng.integers(5, 60, (7, 2)).tolist()]
-        found = packing.chosen(sizes, pack)
+        found = packing.choose_items(sizes, pack)
         every = itertools.chain.from_iterable(
             itertools.combinations(range(1, 7), count) for count in range(7)
         )
@@ -113,7 +114,7 @@ def test_the_one_that_waits_longest_goes_with_those_that_fill_the_row_best():
         most = max(total.sum() for total in sums if (total <= 100).all())
         assert np.sum([sizes[i] for i in found], 0).sum() == most
     # Where many are small, those that wait longest go first.
-    found = packing.chosen([Size(1, 1)] * 60 + [Size(30, 30)] * 20, pack)
+    found = packing.choose_items([Size(1, 1)] * 60 + [Size(30, 30)] * 20, pack)
     assert found[:60] == [*range(60)]
     assert len(found) == 61
 
@@ -198,6 +199,6 @@ def test_what_cannot_be_packed_is_refused_in_a_line(encoder):
         Pack(ahead=0)
     both = packed_images.examples(0, 1) + packed_images.examples(1, 1)
     with pytest.raises(ValueError, match="one image"):
-        packing.piece(encoder, both)
+        packing.encode_item(encoder, both)
     with pytest.raises(ValueError, match="expected a position of 4 packed rows, got one of 0"):
         feed(encoder).set_state({"batches": 3})

@@ -22,7 +22,7 @@ def feed(rows="sft", *, held=None, count=1000, **changes):
         small_run.bundle().encoder,
         pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows=rows,
-        held=held,
+        local_rows=held,
     )
 
 
@@ -121,7 +121,7 @@ def test_in_order_covers_each_scene_once_and_repeats_itself():
 
     def read(batch):
         return list(
-            pipeline.in_order(source, task, small_run.bundle().encoder, batch=batch, seed=3)
+            pipeline.batches_in_order(source, task, small_run.bundle().encoder, batch=batch, seed=3)
         )
 
     found, again, alone = read(4), read(4), read(1)
@@ -161,9 +161,9 @@ class Spread(jax.sharding.Sharding):
 
 def test_a_process_holds_the_rows_of_its_devices():
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    assert pipeline.held(whole, 4) == [0, 1, 2, 3]
+    assert pipeline.local_rows(whole, 4) == [0, 1, 2, 3]
     # Copies on several devices are read once; the devices need not be neighbours.
-    assert pipeline.held(Spread((6, 8), (0, 2), (0, 2)), 8) == [0, 1, 6, 7]
+    assert pipeline.local_rows(Spread((6, 8), (0, 2), (0, 2)), 8) == [0, 1, 6, 7]
 
 
 def test_rows_of_a_process_go_to_their_devices(monkeypatch):

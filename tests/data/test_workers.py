@@ -15,7 +15,7 @@ def blocked():
 def test_processes_that_are_spared_do_not_hear_ctrl_c():
     before = blocked()
     with workers.pool(1) as pool:
-        with workers.spared():
+        with workers.block_interrupts():
             found = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ())
         assert signal.SIGINT in found.result(60)
     assert blocked() == before

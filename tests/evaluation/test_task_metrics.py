@@ -175,7 +175,7 @@ SCENES = dataclasses.replace(small_run.sft_config().source, count=5, seed=5)
 
 def evaluate(asked, size, task=None):
     bundle = asked.bundle
-    prompts = pipeline.in_order(SCENES, task or bundle.task, bundle.encoder, batch=size)
+    prompts = pipeline.batches_in_order(SCENES, task or bundle.task, bundle.encoder, batch=size)
     return task_metrics.run(asked.answer, prompts, bundle.tokenizer.decode)
 
 

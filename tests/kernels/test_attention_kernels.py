@@ -127,7 +127,7 @@ def test_the_devices_of_the_program_choose():
         *("xla", "xla", "interpret", "xla")
     ]
     pytest.importorskip("libtpu")
-    devices = topology.of("v5e:2x2").devices
+    devices = topology.from_name("v5e:2x2").devices
     with jax.set_mesh(jax.sharding.Mesh(np.asarray(devices), "x")):
         assert attention.platform() == "tpu"
         assert [chosen(kind) for kind in ("auto", "xla", "splash", "cudnn")] == [
@@ -159,7 +159,7 @@ def test_cudnn_is_left_alone_where_it_would_refuse(monkeypatch):
     ],
 )
 def test_a_tpu_holds_no_table_of_pairs(shapes, how):
-    place = jax.sharding.SingleDeviceSharding(topology.of("v5e:2x2").devices[0])
+    place = jax.sharding.SingleDeviceSharding(topology.from_name("v5e:2x2").devices[0])
 
     def of(shape, dtype):
         return jax.ShapeDtypeStruct((2, *shape), dtype, sharding=place)

@@ -57,10 +57,10 @@ def test_a_batch_takes_the_least_length_that_holds_it(encoder):
 
 def test_all_processes_take_the_length_of_the_longest(encoder):
     whole_batch = batches(encoder, 1)[0]
-    alone = [batches(encoder, 1, held=[row])[0].tokens.ids.shape[1] for row in range(4)]
+    alone = [batches(encoder, 1, local_rows=[row])[0].tokens.ids.shape[1] for row in range(4)]
     assert min(alone) < max(alone) == whole_batch.tokens.ids.shape[1]
     parts = [
-        batches(encoder, 1, held=[row], gather=functools.partial(_both, encoder))[0]
+        batches(encoder, 1, local_rows=[row], gather=functools.partial(_both, encoder))[0]
         for row in range(4)
     ]
     together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -71,7 +71,7 @@ def _both(encoder, mine):
     """Returns what this process needs and what the whole batch needs."""
     full = batches(whole(encoder), 1)[0]
     told = []
-    buckets.shortened(full, encoder.layout, gather=lambda all_: told.append(all_) or [all_])
+    buckets.trim_padding(full, encoder.layout, gather=lambda all_: told.append(all_) or [all_])
     return [mine, *told]
 
 

@@ -66,9 +66,9 @@ def drawn(family, encoder):
 
 
 def packed(encoder, images):
-    pieces = [packing.piece(encoder, examples) for examples in images]
+    pieces = [packing.encode_item(encoder, examples) for examples in images]
     assert len({piece.grid for piece in pieces}) > 2
-    return jax.tree.map(lambda leaf: leaf[None], packing.joined(encoder, pieces, PACK))
+    return jax.tree.map(lambda leaf: leaf[None], packing.pack_row(encoder, pieces, PACK))
 
 
 def alone(encoder, images):

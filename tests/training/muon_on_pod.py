@@ -90,7 +90,7 @@ def main(names: str, *sizes: str) -> None:
         except jax.errors.JaxRuntimeError as error:  # More than the chip has.
             print(json.dumps({"error": str(error)[:2000]}))
             continue
-        memory, text = made.memory_analysis(), hlo.read(made.as_text())
+        memory, text = made.memory_analysis(), hlo.read_text(made.as_text())
         told = {
             "temporary": memory.temp_size_in_bytes,
             "arguments": memory.argument_size_in_bytes,

@@ -33,7 +33,7 @@ def test_every_third_step_is_timed_station_by_station(monkeypatch):
         assert values == [0.5, 2.0, 4.0]
         timed = 5 + step in (9, 12)
         assert made.seconds == ({"data": 0.5, "sampling": 2.0, "learning": 4.0} if timed else {})
-        assert made.told(8.0) == (
+        assert made.step_metrics(8.0) == (
             {
                 "seconds/data": 0.5,
                 "seconds/sampling": 2.0,

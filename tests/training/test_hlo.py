@@ -79,7 +79,7 @@ TEXT = TEXT.replace("KNOWN", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 
 def test_loops_multiply_what_is_in_them_and_a_collective_counts_once():
-    told = hlo.read(TEXT)
+    told = hlo.read_text(TEXT)
     gathered, small = 32 * 4 * 2, 16 * 4
     assert told.collectives == {
         # Written twice in the outer loop, once in its start and once in its end; one at top.
@@ -97,7 +97,7 @@ def test_loops_multiply_what_is_in_them_and_a_collective_counts_once():
     ]
     assert told.kernels == {"tpu_custom_call k": 15}
     with pytest.raises(ValueError, match="with an ENTRY, got none"):
-        hlo.read("no program")
+        hlo.read_text("no program")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_loops_multiply_what_is_in_them_and_a_collective_counts_once():
     ],
 )
 def test_groups_are_told_in_many_ways(told, size):
-    assert hlo._group(f"%x), channel_id=1, {told}") == size
+    assert hlo._group_size(f"%x), channel_id=1, {told}") == size
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def looped():
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 def test_a_real_program_tells_its_traffic_and_its_memory(looped):
     lowered, compiled, arguments = looped
-    told = hlo.read(compiled.as_text())
+    told = hlo.read_text(compiled.as_text())
     kernel = 64 * 64 * 4
     assert told.collectives["all-gather"] == hlo.Traffic(6, 6 * kernel, 6 * kernel * 7 // 8)
     assert told.collectives["all-reduce"].times == 1

@@ -318,6 +318,6 @@ def test_a_share_of_the_peak_is_told_where_the_device_is_known(monkeypatch):
         assert throughput.best_seconds(2 * flops) == 1.0
     now = iter([0.0, 10.0])
     monkeypatch.setattr(throughput.time, "monotonic", lambda: next(now))
-    taken = throughput.Pulse(None, best=0.5)
-    assert taken.told(1) == {}
-    assert taken.told(6) == {"seconds/step": 2.0, "data_wait": 0.0, "mfu": 0.25}
+    taken = throughput.Throughput(None, best=0.5)
+    assert taken.step_metrics(1) == {}
+    assert taken.step_metrics(6) == {"seconds/step": 2.0, "data_wait": 0.0, "mfu": 0.25}

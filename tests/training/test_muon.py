@@ -91,8 +91,8 @@ def alone():
 @pytest.mark.parametrize(
     ("sizes", "together"),
     [
-        ({"fsdp": 2, "expert": 2, "tensor": 2}, muon.TOGETHER),
-        *(pytest.param(sizes, muon.TOGETHER, marks=pytest.mark.slow) for sizes in MESHES),
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, muon.MOST_NUMBERS),
+        *(pytest.param(sizes, muon.MOST_NUMBERS, marks=pytest.mark.slow) for sizes in MESHES),
         pytest.param(MESHES[0], 2 * D * F, marks=pytest.mark.slow),
         pytest.param(MESHES[3], 2 * D * F, marks=pytest.mark.slow),
     ],

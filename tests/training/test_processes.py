@@ -13,7 +13,7 @@ import safetensors.numpy
 from lives import Group
 
 from seg_jax.training import processes
-from seg_jax.training.processes import Place, Processes, place
+from seg_jax.training.processes import Place, Processes, find_place
 
 SLOW = [(0, "kill"), (0, "hang")]
 SLURM = {
@@ -53,7 +53,7 @@ MPI = {
     ],
 )  # fmt: skip
 def test_a_process_finds_its_place(wanted, given, found):
-    assert place(Processes(**wanted), given) == found
+    assert find_place(Processes(**wanted), given) == found
 
 
 def test_a_place_that_is_known_in_part_is_told():
@@ -63,7 +63,7 @@ def test_a_place_that_is_known_in_part_is_told():
         ({}, {name: MPI[name] for name in MPI if "uri" not in name}),
     ]:
         with pytest.raises(ValueError, match="expected coordinator, count and index, got"):
-            place(Processes(**wanted), given)
+            find_place(Processes(**wanted), given)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_a_wrong_place_is_refused(wrong):
 
 
 def test_alone_a_process_decides_by_itself():
-    with processes.together(Processes(alone=True)):
+    with processes.join(Processes(alone=True)):
         assert processes.is_first()
-        assert processes.told({"a": 1}) == {"a": 1}
-        assert processes.gathered("x") == ["x"]
-        assert processes.agreed(15, due=True) == (15, True)
-        assert processes.in_turn(lambda: 3) == processes.by_first(lambda: 3) == 3
+        assert processes.broadcast_from_first({"a": 1}) == {"a": 1}
+        assert processes.gather_from_all("x") == ["x"]
+        assert processes.agree_on_stop(15, due=True) == (15, True)
+        assert processes.run_first_then_others(lambda: 3) == processes.run_on_first(lambda: 3) == 3
         processes.leave(1)
         assert processes._has_tpu() is False or jax.default_backend() == "tpu"
 

@@ -15,22 +15,22 @@ from seg_jax.training import topology
 )
 def test_what_is_no_topology_is_told_what_is(name):
     with pytest.raises(ValueError, match=r"expected cpu:8, v5e:16x16, .* or the like, got '"):
-        topology.of(name)
+        topology.from_name(name)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts CPU devices")
 def test_cpu_devices_are_as_many_as_asked_for():
-    found = topology.of("cpu:8" if jax.device_count() >= 8 else "cpu:1")
+    found = topology.from_name("cpu:8" if jax.device_count() >= 8 else "cpu:1")
     assert found.devices == jax.devices("cpu")[: len(found.devices)]
     assert found.hbm_bytes is None
     with pytest.raises(ValueError, match="XLA_FLAGS=--xla_force_host_platform_device_count=9999"):
-        topology.of("cpu:9999")
+        topology.from_name("cpu:9999")
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu.*do: pip install 'seg-jax\[tpu\]' \(no TPU"):
-        topology.of("v5e:2x2")
+        topology.from_name("v5e:2x2")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -38,7 +38,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch):
     ("name", "chips", "gib"), [("v5e:2x2", 4, 16), ("v5p:2x2x4", 16, 95), ("v6e:16x16", 256, 32)]
 )
 def test_chips_that_are_not_here_are_described(name, chips, gib):
-    found = topology.of(name)
+    found = topology.from_name(name)
     assert len(found.devices) == chips * found.devices_per_chip
     assert {device.platform for device in found.devices} == {"tpu"}
     assert found.hbm_bytes * found.devices_per_chip == gib * 2**30
@@ -50,17 +50,17 @@ CUDA = any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (1
 def test_without_a_plugin_for_cuda_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"CUDA.*do: pip install 'seg-jax\[cuda\]' \(no GPU"):
-        topology.of("h100:8")
+        topology.from_name("h100:8")
     with pytest.raises(
         ValueError, match="whole hosts of 8, got h200:12; do: take h200:8 or h200:16"
     ):
-        topology.of("h200:12")
+        topology.from_name("h200:12")
 
 
 @pytest.mark.skipif(not CUDA, reason="needs JAX's plugin for CUDA, the compiler for GPUs")
 @pytest.mark.parametrize(("name", "count", "gib"), [("h100:8", 8, 80), ("h200:32", 32, 141)])
 def test_gpus_that_are_not_here_are_described(name, count, gib):
-    found = topology.of(name)
+    found = topology.from_name(name)
     assert len(found.devices) == count
     assert found.hbm_bytes == pytest.approx(gib * 2**30, rel=0.02)
     assert found.devices[0].device_kind.startswith(f"NVIDIA {name[:4].upper()}")

@@ -18,7 +18,7 @@ from seg_jax.data import pipeline
 from seg_jax.models.parallel import sharding
 from seg_jax.training import loop, processes, state
 from seg_jax.training.checkpoints import Checkpoints
-from seg_jax.training.log import Log, Silent
+from seg_jax.training.log import Log, SilentLog
 
 BATCH, WIDTH = 8, 16
 
@@ -38,7 +38,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs to the end, or as the config says."""
-    with processes.together(config.processes):
+    with processes.join(config.processes):
         _run(config)
 
 
@@ -46,9 +46,9 @@ def _run(config: Config) -> None:
     mesh = sharding.mesh()
     rows = sharding.batch(mesh, BATCH)
     numbers = grain.MapDataset.range(1000).seed(1).shuffle().repeat().map(_Row())
-    held = pipeline.held(rows, BATCH)
+    held = pipeline.local_rows(rows, BATCH)
     batches = pipeline.Batches(
-        pipeline._Held(numbers, BATCH, tuple(held)), pipeline.Feed(batch=BATCH), len(held)
+        pipeline._LocalRows(numbers, BATCH, tuple(held)), pipeline.Feed(batch=BATCH), len(held)
     )
     kernel = np.ones((2, WIDTH, 4), np.float32)
     params = {"q": {"kernel": jnp.asarray(kernel)}}
@@ -60,7 +60,7 @@ def _run(config: Config) -> None:
     if checkpoints.latest() is not None:
         current, record = checkpoints.restore(current, batches, warn=print)
         seconds = record["seconds"]
-    log = Log(config.out) if processes.is_first() else Silent()
+    log = Log(config.out) if processes.is_first() else SilentLog()
     log.forget_after("toy", int(current.step))
     with jax.set_mesh(mesh), log:
         end, _ = loop.run(

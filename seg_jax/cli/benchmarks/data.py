@@ -141,12 +141,16 @@ class _Ours:
             known = index, record, watch("decode", record.pixels)
             sample = watch("masks", lambda known=known: self._source.sample(*known))
             example = watch("outline", lambda sample=sample: task.example(sample, rng))
-            cut = watch("scale and cut", lambda image=sample.image: encoder.cut(image))
-            made = watch("tokens", lambda e=example, cut=cut: packing.told(encoder, [e], *cut))
+            cut = watch("scale and cut", lambda image=sample.image: encoder.image_patches(image))
+            made = watch(
+                "tokens", lambda e=example, cut=cut: packing.item_from_patches(encoder, [e], *cut)
+            )
             pieces.append(made)
         for four in zip(*[iter(pieces)] * 4, strict=False):
             if sum(one.size.tokens for one in four) <= config.pack.tokens:
-                watch("join", lambda four=four: packing.joined(encoder, four, config.pack), share=4)
+                watch(
+                    "join", lambda four=four: packing.pack_row(encoder, four, config.pack), share=4
+                )
         found = watch.told()
         return found | {"join": found.get("join", float("nan"))}
 
@@ -247,7 +251,7 @@ def _sizes(source: Built, encoder: Encoder, seed: int) -> Iterator[packing.Size]
     task: Referring = paper.task()
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
         example = task.example(source[index], np.random.default_rng([seed, index]))
-        yield packing.piece(encoder, [example]).size
+        yield packing.encode_item(encoder, [example]).size
 
 
 def data_set(config: Config, folder: Path) -> Built:

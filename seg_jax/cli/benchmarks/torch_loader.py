@@ -51,7 +51,7 @@ class Samples:
     def told(self, record: record_schema.Record, seen: Any, index: int) -> dict[str, np.ndarray]:
         """Returns the same of an image that has been processed."""
         rng = np.random.default_rng([self.seed, index])
-        told = record.told[int(rng.integers(len(record.told)))]
+        told = record.expressions[int(rng.integers(len(record.expressions)))]
         question = chat.question(Kind.MASK, told.text, rng=rng)
         text = outline.write_mask(self._rings(_mask(record, told.objects)), digits=self.task.digits)
         answer = chat.answer(text, Kind.MASK, rng=rng)

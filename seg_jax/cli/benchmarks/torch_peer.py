@@ -59,7 +59,7 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
         bundle = dataclasses.replace(start.bundle, params=start.weights())
     task = dataclasses.replace(bundle.task, mixture=Mixture())
     source = dataclasses.replace(source, count=count)
-    [(examples, prompts)] = pipeline.in_order(source, task, bundle.encoder, batch=count)
+    [(examples, prompts)] = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
     config = nnx.merge(bundle.graph, bundle.params).config
     return Questions(bundle, examples, prompts, config, compute)
 

@@ -109,7 +109,7 @@ def _write(task: Task, path: Path) -> dict[str, Any]:
             except Broken as reason:
                 skipped.append([entry.key, str(entry.image), str(reason)])
                 continue
-            data = record_schema.write(record)
+            data = record_schema.encode(record)
             writer.write(data)
             counts.update(found)
             size += len(data)
@@ -176,7 +176,7 @@ def made(entry: Entry) -> tuple[record_schema.Record, dict[str, int]]:
         counts=tuple(rle["counts"] for rle in rles),
         areas=tuple(areas),
         boxes_px=np.asarray(boxes, np.float32).reshape(-1, 4),
-        told=tuple(told),
+        expressions=tuple(told),
     )
     found["objects"] += len(things)
     found["expressions"] += len(told)
@@ -248,7 +248,7 @@ def _mask(
 
 def _told(
     entry: Entry, kept: dict[int, int], found: collections.Counter[str]
-) -> list[record_schema.Told]:
+) -> list[record_schema.Expression]:
     """Returns the expressions whose objects are left."""
     told, seen = [], set()
     for one in entry.expressions:
@@ -260,7 +260,7 @@ def _told(
         found["expressions_with_objects_missing"] += len(objects) < len(one.things)
         found["expressions_repeated"] += (text, objects) in seen
         seen.add((text, objects))
-        told.append(record_schema.Told(one.id, text, objects, one.ref, one.sentence))
+        told.append(record_schema.Expression(one.id, text, objects, one.ref, one.sentence))
     return told
 
 
