@@ -18,7 +18,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.packing import Pack
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import kimi_vl, moonvit
 from seg_jax.tasks.referring import Referring
@@ -49,7 +49,7 @@ def sft_config(**changes: Any) -> finetune.Config:
     small = dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, text=text, vision=vision),
-        compute=layers.Compute(),
+        compute=Compute(),
         optimizer=dataclasses.replace(base.optimizer, newton_schulz_steps=1),
         layout=dataclasses.replace(base.layout, max_pixels=1024, max_patches=16, max_prompt=44),
         feed=pipeline.Feed(batch=BATCH, questions=2),
@@ -63,7 +63,7 @@ def gspo_config(**changes: Any) -> reinforce.Config:
     base = tiny.gspo_config()
     small = dataclasses.replace(
         base,
-        compute=layers.Compute(),
+        compute=Compute(),
         feed=dataclasses.replace(base.feed, batch=BATCH),
         sampling=dataclasses.replace(base.sampling, answers=ANSWERS, max_tokens=10),
         policy=dataclasses.replace(base.policy, minibatches=2),
@@ -116,7 +116,7 @@ def kimi() -> tuple[Any, Any, Any]:
         init_pos_emb_width=4,
     )
     config = kimi_vl.Config(text=text, vision=vision, tie_word_embeddings=True)
-    graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
+    graph, shapes = nnx.split(weights.blank(config, Compute()))
     return config, graph, random_weights.drawn(shapes)
 
 

@@ -18,7 +18,7 @@ from seg_jax import files
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 
 sys.path.append(str(Path(__file__).parent / "models"))
 import tiny_kimi
@@ -50,7 +50,7 @@ def make(kind: str, folder: Path, model: Callable[[Any], Any] | None = None) -> 
 
 
 def _drawn(config: Any) -> Any:
-    graph, params = nnx.split(weights.blank(config, layers.Compute()))
+    graph, params = nnx.split(weights.blank(config, Compute()))
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
     return nnx.merge(graph, draw)

@@ -15,7 +15,7 @@ from seg_jax.data.encode import TooLong
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Images, Rollout, Tokens
 
@@ -45,7 +45,7 @@ class Captioner:
         """
         try:
             dtype = families.noted_dtype(folder)
-            compute = layers.Compute(dtype=dtype, param_dtype=dtype)
+            compute = Compute(dtype=dtype, param_dtype=dtype)
             return cls(bundles.load(folder, compute=compute), max_tokens=max_tokens)
         except ValueError as error:
             raise Unusable(f"describer: {error}") from error

@@ -23,7 +23,7 @@ from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
 from seg_jax.models.io import orbax_params, safetensors, weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.runs import console
 
 JOURNAL = ".convert.jsonl"
@@ -166,7 +166,7 @@ class _Model:
     config: Any
     dtype: str
     """Of most of its tensors, as they are to be written."""
-    exact: layers.Compute
+    exact: Compute
     """Keeps every weight as it is."""
     entries: list[safetensors.Entry]
     pieces: Callable[[str], Iterator[np.ndarray]]
@@ -186,7 +186,7 @@ def _open(source: Path, config: Config) -> _Model:
     wide = {slot.name for slot in weights.slots(ours) if slot.dtype == np.float32}
     if (source / orbax_params.FOLDER).is_dir():
         dtype = config.dtype or _noted_dtype(source)
-        exact = layers.Compute(param_dtype=dtype)
+        exact = Compute(param_dtype=dtype)
         loaded = weights.load(source, compute=exact)
         reader = weights.Ours(ours, nnx.state(loaded))
 
@@ -201,7 +201,7 @@ def _open(source: Path, config: Config) -> _Model:
         entries[name] = entry if kept else entry._replace(dtype=_dtype(config.dtype))
     kinds = [entry.dtype.name for name, entry in entries.items() if name not in wide]
     dtype = max(sorted(set(kinds)), key=kinds.count)
-    exact = layers.Compute(param_dtype="bfloat16" if set(kinds) == {"bfloat16"} else "float32")
+    exact = Compute(param_dtype="bfloat16" if set(kinds) == {"bfloat16"} else "float32")
 
     def pieces(name: str) -> Iterator[np.ndarray]:
         for _, block in theirs.blocks(name):

@@ -19,7 +19,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import flops, kimi_vl, number_embedding, qwen3_vl, qwen25_vl
 from seg_jax.records import Batch, PackedBatch
@@ -58,7 +58,7 @@ class Config(datasets.Data):
     its own task, of which a `task.mixture` other than the default replaces the questions."""
     seed: int = 0
     model: Model = qwen25_vl.Config()
-    compute: layers.Compute = layers.Compute()
+    compute: Compute = Compute()
     mesh: steps.Mesh = steps.Mesh()
     offload: bool = False
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more

@@ -12,7 +12,7 @@ from seg_jax.data import encode
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import families
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import sampler
 
 NANO = Path(__file__).parent / "nano_model"
@@ -66,6 +66,6 @@ class Asked:
             )
         folder = self.folder
         dtype = self.dtype or families.noted_dtype(folder)
-        compute = layers.Compute(dtype=dtype, param_dtype=dtype)
+        compute = Compute(dtype=dtype, param_dtype=dtype)
         bundle = bundles.load(folder, compute=compute, on=on, visual_tokens=self.visual_tokens)
         return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

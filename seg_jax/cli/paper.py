@@ -15,7 +15,7 @@ from seg_jax.data.encode import Layout
 from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Built, Mixed, Scenes
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, qwen25_vl
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizers, policy, steps
@@ -155,9 +155,9 @@ def task() -> Referring:
     return Referring(digits=3, epsilon=0.005, max_points=64)
 
 
-def compute() -> layers.Compute:
+def compute() -> Compute:
     """Returns bfloat16 products of float32 weights, layers made again in the backward pass."""
-    return layers.Compute(dtype="bfloat16", param_dtype="float32", remat="full")
+    return Compute(dtype="bfloat16", param_dtype="float32", remat="full")
 
 
 def _mesh(model: finetune.Model) -> steps.Mesh:

@@ -19,7 +19,7 @@ from seg_jax.data.encode import Encoder, Layout
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.records import Prompts, Rollout
 from seg_jax.report import html_page, panels
 from seg_jax.runs import datasets, run_folder
@@ -59,7 +59,7 @@ class Config(datasets.Data):
     layout."""
     task: Referring = Referring()
     layout: Layout = Layout()
-    compute: layers.Compute = layers.Compute()
+    compute: Compute = Compute()
     mesh: steps.Mesh = steps.Mesh()
     offload: bool = False
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more

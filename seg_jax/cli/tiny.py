@@ -9,7 +9,7 @@ from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind
@@ -157,6 +157,6 @@ def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinfor
     )
 
 
-def compute() -> layers.Compute:
+def compute() -> Compute:
     """Returns float32 with unrolled layers: fastest where matrices are small."""
-    return layers.Compute(unroll=True, fuse=True)
+    return Compute(unroll=True, fuse=True)

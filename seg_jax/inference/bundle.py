@@ -19,7 +19,7 @@ from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models import families
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.tasks.referring import Mixture, Referring
 
 MANIFEST = "seg_jax.json"
@@ -115,7 +115,7 @@ def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
 def load(
     folder: Path,
     *,
-    compute: layers.Compute | None = None,
+    compute: Compute | None = None,
     on: Mesh | None = None,
     visual_tokens: int | None = None,
 ) -> Bundle:
@@ -140,7 +140,7 @@ def load(
 
 
 def blank(
-    folder: Path, *, compute: layers.Compute | None = None, visual_tokens: int | None = None
+    folder: Path, *, compute: Compute | None = None, visual_tokens: int | None = None
 ) -> Bundle:
     """Returns the model of a folder with shapes for weights: only its small files are read.
 
@@ -156,7 +156,7 @@ def blank(
     layout, task = describe(folder, visual_tokens=visual_tokens)
     tokenizer, config = Tokenizer.load(folder), families.read(folder)
     _check_fit(config, tokenizer, layout, folder)
-    graph, shapes = nnx.split(weights.blank(config, compute or layers.Compute()))
+    graph, shapes = nnx.split(weights.blank(config, compute or Compute()))
     ends = _ends(folder, config.text.vocab_size)
     return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
 

@@ -14,7 +14,7 @@ import pytest
 import small_run
 
 from seg_jax.cli import abstract, arguments, compile, finetune, main, paper
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
 from seg_jax.training import hlo, topology
@@ -220,7 +220,7 @@ def test_a_small_run_compiles_for_a_tpu(step):
     """To evaluate is to sample and to judge, which an update does too."""
     kind = "splash" if step == "sft" else "xla"
     changes = {
-        "compute": layers.Compute(dtype="bfloat16", remat="full", attention=kind),
+        "compute": Compute(dtype="bfloat16", remat="full", attention=kind),
         "loss_chunk": 8,
         "offload": step == "update",
     }
@@ -272,7 +272,7 @@ def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["sft", "evaluate", "sample", "update"])
 def test_a_small_run_compiles_for_gpus(step):
-    changes = {"compute": layers.Compute(dtype="bfloat16", remat="full"), "loss_chunk": 8}
+    changes = {"compute": Compute(dtype="bfloat16", remat="full"), "loss_chunk": 8}
     run = small_run.sft_config(**changes)
     if step in ("sample", "update"):
         run = dataclasses.replace(small_run.gspo_config(**changes), model=run.model)

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from seg_jax.cli import convert, main
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.io import safetensors, weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.records import Verdict
 from seg_jax.runs import console
 
@@ -432,7 +432,7 @@ def test_meshes_lay_a_bundle_out(sources):
     from seg_jax.models.parallel import sharding
 
     mesh = sharding.mesh({"fsdp": 4, "tensor": 2})
-    rough = layers.Compute(param_dtype="bfloat16")
+    rough = Compute(param_dtype="bfloat16")
     bundle = bundles.load(sources["kimi_vl"], compute=rough, on=mesh)
     places = sharding.shardings(bundle.params, mesh)
     for leaf, place in zip(*map(jax.tree.leaves, (bundle.params, places)), strict=True):

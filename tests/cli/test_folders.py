@@ -30,7 +30,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import families
 from seg_jax.models.io import safetensors, weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.records import Kind, Verdict
 from seg_jax.runs import console
 
@@ -143,7 +143,7 @@ def greedy(model, ids, more, ends):
 
 def loud(config):
     """Returns one of Qwen's models whose answers hang on its image."""
-    graph, params = nnx.split(weights.blank(config, layers.Compute()))
+    graph, params = nnx.split(weights.blank(config, Compute()))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

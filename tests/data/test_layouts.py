@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 from seg_jax.data import encode
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import moonvit, qwen25_vl
 from seg_jax.records import Images, Sample
 from seg_jax.tasks.referring import Mixture, Referring
@@ -147,7 +147,7 @@ def test_normalised_pixels_are_those_of_transformers(encoder):
     images, _ = encoder("qwen2_5_vl", found).image(scene(50, 70))
     statistics = {name: tuple(values) for name, values in CLIP.items()}
     config = tiny_vlm.config(vision={"hidden_size": 216, "depth": 1, **statistics})
-    tower = qwen25_vl.VisionTower(config, compute=layers.Compute(), rngs=nnx.Rngs(0))
+    tower = qwen25_vl.VisionTower(config, compute=Compute(), rngs=nnx.Rngs(0))
     identity(tower)
     theirs = Qwen2VLImageProcessorPil(**found)(Image.fromarray(scene(50, 70)), return_tensors="np")
     np.testing.assert_allclose(entering(tower, images), theirs["pixel_values"], atol=2e-6)
@@ -160,7 +160,7 @@ def test_black_is_normalised_as_all_else(encoder):
         **{"patch_size": 6, "hidden_size": 108, "intermediate_size": 8},
         **{"num_attention_heads": 3, "num_hidden_layers": 1},
     )
-    tower = moonvit.VisionTower(vision, out=8, compute=layers.Compute(), rngs=nnx.Rngs(0))
+    tower = moonvit.VisionTower(vision, out=8, compute=Compute(), rngs=nnx.Rngs(0))
     identity(tower)
     tower.grid.embedding = nnx.Param(jnp.zeros(tower.grid.embedding.shape))
     theirs = (real(images) / 255.0 - 0.5) / 0.5

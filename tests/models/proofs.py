@@ -14,7 +14,7 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import layer_stack
 from seg_jax.models.vlm import likelihood, sampler
 
 torch = pytest.importorskip("torch")
@@ -155,7 +155,7 @@ def same_blocks(theirs: Any, ours: Any, *, each: Any, order: Any = None) -> None
     def every(tower, images):
         x, step = tower.embed(images), tower.step(images)
         out = []
-        for block, value in zip(layers.unstack(tower.blocks), each, strict=True):
+        for block, value in zip(layer_stack.unstack(tower.blocks), each, strict=True):
             x, _ = step(block, x, value)
             out.append(x[0])
         return out, tower(images)

@@ -13,7 +13,9 @@ import tiny_kimi
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.models.nn import attention, experts, layers
+from seg_jax.models.nn import attention, experts
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import likelihood
 from seg_jax.records import Packing
@@ -40,7 +42,7 @@ B, G, Q = 4, 2, 8
 
 def graph_and_params(family, **compute):
     tiny, config, amplify = FAMILIES[family]
-    return nnx.split(tiny.model(config, compute=layers.Compute(**compute), amplify=amplify))
+    return nnx.split(tiny.model(config, compute=Compute(**compute), amplify=amplify))
 
 
 def rows(family):
@@ -99,7 +101,7 @@ def test_a_kernel_changes_neither_value_nor_gradient(family, sizes, remat, monke
 
 def test_a_kernel_sees_windows_as_xla_does():
     rng = np.random.default_rng(0)
-    heads = layers.Heads(*(jnp.asarray(rng.normal(size=(2, 90, 2, 8))) for _ in range(3)))
+    heads = Heads(*(jnp.asarray(rng.normal(size=(2, 90, 2, 8))) for _ in range(3)))
     window = np.concatenate([np.repeat(np.arange(8), [9, 16, 3, 16, 12, 8, 6, 12]), [-1] * 8])
     segments = jnp.asarray(np.stack([window, window]), jnp.int32)
     want, got = (
@@ -115,7 +117,7 @@ def test_a_kernel_sees_windows_as_xla_does():
 )
 def test_rows_that_do_not_divide_or_are_shared_stay_with_xla(sizes, count):
     on = sharding.mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
-    heads = layers.Heads(*(jnp.zeros((count, 16, 2, 8)) for _ in range(3)))
+    heads = Heads(*(jnp.zeros((count, 16, 2, 8)) for _ in range(3)))
 
     def run(heads):
         segments = jnp.zeros((count, 16), jnp.int32)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.interpreters import partial_eval
 
 from seg_jax.models import families
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import flops, likelihood, protocol, qwen25_vl
 from seg_jax.records import Images, Packing, Tokens
 
@@ -98,7 +98,7 @@ def test_a_hand_count():
             depth=1, hidden_size=16, intermediate_size=20, num_heads=2, patch_size=2
         ),
     )
-    counter = flops.Counter(config, layers.Compute(remat="full"))
+    counter = flops.Counter(config, Compute(remat="full"))
     vision, text = counter.read(3, 5, 4)
     # q and o 8 x 8, k and v 8 x 4, gate, up and down 8 x 12, and 5 x 5 scores of 2 heads of 4.
     token = 2 * (64 + 64 + 32 + 32 + 3 * 96)
@@ -118,7 +118,7 @@ def test_a_hand_count():
 
 def test_the_7b_costs_six_operations_a_weight_and_token():
     config = qwen25_vl.Config()
-    counter = flops.Counter(config, layers.Compute())
+    counter = flops.Counter(config, Compute())
     tokens = 512
     text = counter.extend(1, 1, tokens, behind=0)
     head = counter.head(1, tokens, None)
@@ -132,7 +132,7 @@ def test_the_7b_costs_six_operations_a_weight_and_token():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_product_of_a_training_step_is_counted(name, remat):
     config, chunk = SMALL[name], 4
-    compute = layers.Compute(remat=remat)
+    compute = Compute(remat=remat)
     graph, params = blank(config, compute)
 
     def loss(params, tokens, images, ids):
@@ -160,12 +160,12 @@ def test_every_product_of_a_training_step_is_counted(name, remat):
 @pytest.mark.parametrize("tokens", [1200, 2050])
 def test_long_rows_are_counted_in_the_parts_that_they_are_worked_off_in(tokens):
     config = SMALL["qwen2_5_vl"]
-    graph, params = blank(config, layers.Compute())
+    graph, params = blank(config, Compute())
 
     def hidden(params, tokens, images):
         return nnx.merge(graph, params).hidden(tokens, images)
 
-    parts = flops.Counter(config, layers.Compute()).read(B, tokens, 4 * tokens)
+    parts = flops.Counter(config, Compute()).read(B, tokens, 4 * tokens)
     done = traced(hidden, params, *rows(config, tokens, 4 * tokens))
     total = sum(flops.forward(parts).values())
     # Every block of the tower holds both ways to look; the trace takes the longer for each.
@@ -178,7 +178,7 @@ def test_long_rows_are_counted_in_the_parts_that_they_are_worked_off_in(tokens):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_product_of_decoding_is_counted(name):
     config = SMALL[name]
-    graph, params = blank(config, layers.Compute())
+    graph, params = blank(config, Compute())
 
     def token(params, ids, cache):
         decoder = nnx.merge(graph, params).decoder()
@@ -192,7 +192,7 @@ def test_every_product_of_decoding_is_counted(name):
 
     cache = jax.eval_shape(prefill, params, *rows(config)).cache
     done = traced(token, params, ints(B, G, 1), cache) * (L - 1)
-    text, head = flops.Counter(config, layers.Compute()).decode(B, G, L, behind=T)
+    text, head = flops.Counter(config, Compute()).decode(B, G, L, behind=T)
     first = 2 * B * config.text.hidden_size * config.text.vocab_size
     assert done == pytest.approx(text.forward + head.forward - first, rel=1e-9)
 
@@ -200,7 +200,7 @@ def test_every_product_of_decoding_is_counted(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])  # XLA runs all experts on all tokens.
 def test_xla_counts_as_much(name):
-    config, compute = SMALL[name], layers.Compute(unroll=True)
+    config, compute = SMALL[name], Compute(unroll=True)
     graph, params = blank(config, compute)
 
     def loss(params, tokens, images):

@@ -10,7 +10,7 @@ import tables
 from flax import nnx
 
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen3_vl, qwen25_vl
 from seg_jax.records import Images
 
@@ -195,7 +195,7 @@ LARGE = 5184
 
 @pytest.mark.parametrize("kind", ["qwen25", "qwen3"])
 def test_large_images_never_hold_all_pairs_of_patches(kind):
-    compute = layers.Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
+    compute = Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
     make, config = {
         "qwen25": (qwen25_vl.Qwen25VL, qwen25_vl.Config()),
         "qwen3": (qwen3_vl.Qwen3VL, qwen3_vl.Config()),

@@ -13,7 +13,7 @@ import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import kimi_vl, likelihood, protocol, sampler
 from seg_jax.records import Images, Packing, Tokens
@@ -139,9 +139,9 @@ def test_how_it_computes_changes_neither_value_nor_gradient(setting):
     _, params, batch = setting
     found = []
     for compute in (
-        layers.Compute(),
-        layers.Compute(remat="full", fuse=True),
-        layers.Compute(remat="dots", unroll=True),
+        Compute(),
+        Compute(remat="full", fuse=True),
+        Compute(remat="dots", unroll=True),
     ):
         graph, _ = nnx.split(tiny_kimi.blank(tiny_kimi.config(**SHALLOW), compute))
         found.append(jax.jit(loss_of(graph))(params, *batch))
@@ -155,7 +155,7 @@ def test_bfloat16_stays_near_float32(setting):
     _, params, batch = setting
     config, found = tiny_kimi.config(**SHALLOW), []
     for dtype in ("float32", "bfloat16"):
-        graph, _ = nnx.split(tiny_kimi.blank(config, layers.Compute(dtype=dtype)))
+        graph, _ = nnx.split(tiny_kimi.blank(config, Compute(dtype=dtype)))
 
         def run(params, graph=graph):
             model = nnx.merge(graph, params)
@@ -277,7 +277,7 @@ B, T, S = 2, 512, 1024
 
 @pytest.fixture(scope="module")
 def full():
-    compute = layers.Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
+    compute = Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
     graph, params = nnx.split(tiny_kimi.blank(kimi_vl.Config(), compute))
 
     def ints(*shape):

@@ -18,7 +18,8 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import layer_stack
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, likelihood, moonvit, sampler
 
 torch = pytest.importorskip("torch")
@@ -150,7 +151,10 @@ ROUTERS = {
 @pytest.mark.parametrize("name", ROUTERS)
 def test_every_branch_of_the_router(name):
     theirs, ours = build(tiny_kimi.config(text=ROUTERS[name]))
-    layer, mixture = theirs.model.language_model.layers[1].mlp, layers.unstack(ours.blocks.ffn)[0]
+    layer, mixture = (
+        theirs.model.language_model.layers[1].mlp,
+        layer_stack.unstack(ours.blocks.ffn)[0],
+    )
     x = np.random.default_rng(0).normal(size=(40, 48)).astype(np.float32)
     with torch.no_grad():
         _, weights, chosen = layer.gate(torch.tensor(x))
@@ -196,7 +200,7 @@ def test_every_block_of_the_vision_tower(pair):
     def every(tower, images):
         x, step = tower.embed(images), tower.step(images)
         out = []
-        for block in layers.unstack(tower.blocks):
+        for block in layer_stack.unstack(tower.blocks):
             x, _ = step(block, x, None)
             out.append(x[0])
         return out, tower(images)[0]
@@ -369,7 +373,7 @@ def test_gradients_of_every_weight_equal_transformers(pair, way):
     }
     want = tiny_kimi.from_hub(ours.config, tiny_kimi.hub(theirs, grads))
     tokens, images = tiny_kimi.stack([row])
-    compute = layers.Compute(remat="full" if way == "rows" else "dots")
+    compute = Compute(remat="full" if way == "rows" else "dots")
     graph, _ = nnx.split(tiny_kimi.blank(ours.config, compute))
 
     def by_rows(params):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import likelihood, qwen25_vl, sampler
 from seg_jax.records import Images, Tokens
 
@@ -16,7 +16,7 @@ B, T, S = 2, 512, 1024
 
 @pytest.fixture(scope="module")
 def shapes():
-    compute = layers.Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
+    compute = Compute(dtype="bfloat16", param_dtype="bfloat16", remat="full")
     model = nnx.eval_shape(
         lambda: qwen25_vl.Qwen25VL(qwen25_vl.Config(), compute=compute, rngs=nnx.Rngs(0))
     )

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.linear import Embedding
 from seg_jax.models.vlm import number_embedding
 
 VALUES = np.array([np.nan, 0.0, 0.01, 0.02, 0.5, 1.0, 0.5, np.nan], np.float32)
 
 
 def table(width=64):
-    return layers.Embedding((10, width), std=0.02, dtype="float32", rngs=nnx.Rngs(0))
+    return Embedding((10, width), std=0.02, dtype="float32", rngs=nnx.Rngs(0))
 
 
 def rows(width=64, key=0):

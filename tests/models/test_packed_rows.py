@@ -16,7 +16,8 @@ from flax import nnx
 from seg_jax.data import packing
 from seg_jax.data.packing import Pack
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import xla_attention
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import likelihood
 from seg_jax.training import optimizers, sft, state, steps
 
@@ -61,7 +62,7 @@ def drawn(family, encoder):
     sizes = SHALLOW[family]
     table = {"vocab_size": encoder.tokenizer.vocab_size}
     config = MAKERS[family].config(**(sizes | {"text": sizes["text"] | table}))
-    graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
+    graph, shapes = nnx.split(weights.blank(config, Compute()))
     return graph, random_weights.drawn(shapes)
 
 
@@ -151,7 +152,7 @@ def test_nothing_of_an_image_reaches_another(model, encoder, images):
 def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
     batch, wanted, grads = known
     # Queries in parts, and windows of images block by block.
-    monkeypatch.setattr(layers, "LONG", 128)
+    monkeypatch.setattr(xla_attention, "LONG_ROW", 128)
     losses, others = graded(*model, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):

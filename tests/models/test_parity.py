@@ -12,7 +12,8 @@ from flax import nnx
 from tiny_vlm import END, IMAGE, START
 
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import xla_attention
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import likelihood, qwen25_vl
 
 torch = pytest.importorskip("torch")
@@ -71,7 +72,7 @@ def test_every_block_of_the_vision_tower(pair):
 
 
 def test_long_rows_and_large_images_give_the_same(pair, monkeypatch):
-    monkeypatch.setattr(layers, "LONG", 40)
+    monkeypatch.setattr(xla_attention, "LONG_ROW", 40)
     proofs.traced_anew()
     theirs, ours = pair
     _, images = proofs.batch()
@@ -145,8 +146,8 @@ def test_gradients_of_every_weight_equal_transformers(way, monkeypatch):
     theirs, ours = build(config)
     remat = {"rows": "none", "prompts and answers": "dots"}.get(way, "full")
     if "long" in way:
-        monkeypatch.setattr(layers, "LONG", 40)
-    compute = layers.Compute(remat=remat)
+        monkeypatch.setattr(xla_attention, "LONG_ROW", 40)
+    compute = Compute(remat=remat)
     proofs.same_gradients(
         theirs,
         ours,
@@ -169,7 +170,7 @@ def test_log_probabilities_equal_transformers(pair):
 
 def test_bfloat16_stays_near_float32(pair):
     theirs, exact = pair
-    half = layers.Compute(dtype="bfloat16", param_dtype="bfloat16")
+    half = Compute(dtype="bfloat16", param_dtype="bfloat16")
     rough = load(theirs, exact.config, compute=half)
     fine, coarse = (proofs.logits(model, *proofs.batch())[0] for model in (exact, rough))
     assert coarse.dtype == np.float32
@@ -193,10 +194,10 @@ def loss_and_gradient(compute):
 
 @pytest.mark.slow
 def test_how_it_computes_changes_neither_value_nor_gradient():
-    want, grad = loss_and_gradient(layers.Compute())
+    want, grad = loss_and_gradient(Compute())
     for compute in (
-        layers.Compute(remat="full"),
-        layers.Compute(remat="dots", unroll=True, fuse=True),
+        Compute(remat="full"),
+        Compute(remat="dots", unroll=True, fuse=True),
     ):
         got, other = loss_and_gradient(compute)
         np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -11,7 +11,8 @@ import tiny_qwen3
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import patches, xla_attention
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import protocol, qwen3_vl
 
 torch = pytest.importorskip("torch")
@@ -70,7 +71,7 @@ def test_every_block_and_deep_feature_of_the_vision_tower(pair):
 
 
 def test_long_rows_and_large_images_give_the_same(pair, monkeypatch):
-    monkeypatch.setattr(layers, "LONG", 40)
+    monkeypatch.setattr(xla_attention, "LONG_ROW", 40)
     proofs.traced_anew()
     proofs.same_logits(*pair)
     proofs.traced_anew()
@@ -146,12 +147,12 @@ def test_gradients_of_every_weight_equal_transformers(way, monkeypatch):
     theirs, ours = build(config)
     remat = {"rows": "none", "prompts and answers": "dots"}.get(way, "full")
     if "long" in way:
-        monkeypatch.setattr(layers, "LONG", 40)
+        monkeypatch.setattr(xla_attention, "LONG_ROW", 40)
     proofs.same_gradients(
         theirs,
         ours,
         load=lambda grads: state(config, grads),
-        blank=tiny_qwen3.blank(config, layers.Compute(remat=remat)),
+        blank=tiny_qwen3.blank(config, Compute(remat=remat)),
         by_answers="answers" in way,
     )
 
@@ -162,7 +163,7 @@ def test_the_learned_grid_is_read_as_in_transformers():
     sizes = [(8, 8), (2, 4), (14, 24), (30, 2)]
     row = tiny_vlm.row(np.random.default_rng(0), sizes, texts=(1,) * 5)
     _, images = tiny_vlm.stack([row], patches=480)
-    got = jax.jit(lambda p: grid(p.place, layers.sizes(p.place, p.image)))(images)[0]
+    got = jax.jit(lambda p: grid(p.place, patches.image_sizes(p.place, p.image)))(images)[0]
     indices, shares = vision_utils.get_vision_interpolation_indices_and_weights(
         torch.tensor([(1, *size) for size in sizes]),
         num_grid_per_side=8,

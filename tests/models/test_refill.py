@@ -16,7 +16,8 @@ from flax import nnx
 
 from seg_jax.grammar import automaton
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers, slots
+from seg_jax.models.nn import batching
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import likelihood
 from seg_jax.models.vlm import sampler as samplers
@@ -40,7 +41,7 @@ def setting(family):
     """Returns graph, weights (louder than at birth) and prompts of different lengths."""
     tiny, small = FAMILIES[family]
     config = tiny.config(tie=True, **small)
-    graph, shapes = nnx.split(weights.blank(config, layers.Compute()))
+    graph, shapes = nnx.split(weights.blank(config, Compute()))
     params = random_weights.drawn(shapes)
     rng = np.random.default_rng(1)
     rows = [tiny_vlm.row(rng, [(4, 4)], texts=(3, 2 + 2 * i)) for i in range(B)]
@@ -258,20 +259,20 @@ def test_answers_do_not_depend_on_the_devices():
     assert_same(jax.tree.map(np.asarray, got), want)
 
 
-def test_the_line_is_served_in_order_and_nobody_twice():
+def test_the_queue_is_served_in_order_and_nobody_twice():
     rng = np.random.default_rng(0)
     over = rng.random((2, 9)) < 0.3
-    line, taken = slots.form(jnp.asarray(over), 4)
+    waiting, slots = batching.open_slots(jnp.asarray(over), 4)
     live, served = jnp.zeros((2, 4), bool), [[], []]
     for _ in range(40):
-        line, taken, new = slots.fill(line, taken, live)
+        waiting, slots, new = batching.fill_slots(waiting, slots, live)
         live = live | new
-        for queue, row in np.argwhere(new):
-            answer = int(taken.answer[queue, row])
-            assert taken.row[queue, answer] == row
-            assert taken.column[queue, row] == 0
+        for queue, slot in np.argwhere(new):
+            answer = int(slots.answer[queue, slot])
+            assert slots.slot[queue, answer] == slot
+            assert slots.column[queue, slot] == 0
             served[queue].append(answer)
-        taken = taken._replace(column=jnp.where(live, taken.column + 1, taken.column))
+        slots = slots._replace(column=jnp.where(live, slots.column + 1, slots.column))
         live = live & jnp.asarray(rng.random((2, 4)) < 0.6)
     for queue in range(2):
         assert served[queue] == np.flatnonzero(~over[queue]).tolist()

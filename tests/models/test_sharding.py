@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 
 from seg_jax.models import families
 from seg_jax.models.io import weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import xla_attention
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import likelihood
 from seg_jax.models.vlm import sampler as samplers
@@ -80,7 +81,7 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
 @pytest.mark.parametrize("gib", [None, 0.0], ids=["whole", "divided"])
 def test_answers_do_not_depend_on_how_weights_lie_meanwhile(setting, gib):
     _, params, (tokens, images) = setting
-    compute = layers.Compute(decode_gib=gib)
+    compute = Compute(decode_gib=gib)
     graph, _ = nnx.split(tiny_vlm.model(SMALL, compute=compute, amplify=3.0))
     sample = sampler(graph, tokens=8)
     want = jax.jit(sample)(params, tokens, images)
@@ -151,7 +152,7 @@ def test_one_device_and_default_mesh():
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"fsdp": 2, "expert": 4}], ids=str)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_eight_devices_hold_an_eighth_of_every_family(family, sizes):
-    model = weights.blank(families.FAMILIES[family].config(), layers.Compute())
+    model = weights.blank(families.FAMILIES[family].config(), Compute())
     params = nnx.state(model)
     places = jax.tree.leaves(sharding.shardings(params, sharding.mesh(sizes)))
     leaves = jax.tree.leaves(params)
@@ -203,7 +204,7 @@ def test_only_data_goes_across_slices():
 @pytest.mark.slow
 def test_long_rows_are_shared_along_context(setting, monkeypatch):
     graph, params, _ = setting
-    monkeypatch.setattr(layers, "LONG", 64)
+    monkeypatch.setattr(xla_attention, "LONG_ROW", 64)
     rng = np.random.default_rng(1)
     row = tiny_vlm.row(rng, [(16, 16)], texts=(90, 100))
     batch = tiny_vlm.stack([row])

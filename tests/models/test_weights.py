@@ -20,14 +20,14 @@ from safetensors.numpy import load_file, save_file
 
 from seg_jax.models import families
 from seg_jax.models.io import safetensors, weights
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import qwen3_vl, qwen25_vl
 
-ROUGH = layers.Compute(param_dtype="bfloat16")
+ROUGH = Compute(param_dtype="bfloat16")
 
 
-def random(config, compute=layers.Compute()):  # noqa: B008 - frozen
+def random(config, compute=Compute()):  # noqa: B008 - frozen
     """Returns a model whose every number is drawn, in numpy."""
     graph, params = nnx.split(weights.blank(config, compute))
     rng = np.random.default_rng(1)
@@ -147,10 +147,10 @@ def test_shards_and_their_index(model, tmp_path, monkeypatch):
 
 def test_bfloat16_stays_bfloat16(model, tmp_path):
     rough = weights.load(
-        weights.export(model), config=model.config, compute=layers.Compute(param_dtype="bfloat16")
+        weights.export(model), config=model.config, compute=Compute(param_dtype="bfloat16")
     )
     weights.save(rough, tmp_path)
-    again = weights.load(tmp_path, compute=layers.Compute(param_dtype="bfloat16"))
+    again = weights.load(tmp_path, compute=Compute(param_dtype="bfloat16"))
     assert same(rough, again)
     assert weights.export(again)["lm_head.weight"].dtype.name == "bfloat16"
 
@@ -328,7 +328,7 @@ def memory(name):
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(status.split(name + ":")[1].split()[0])
 
-compute = layers.Compute(param_dtype="bfloat16")
+compute = Compute(param_dtype="bfloat16")
 weights.load(sys.argv[1], compute=compute)
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")

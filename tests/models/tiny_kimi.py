@@ -13,11 +13,11 @@ from flax import nnx
 from tiny_vlm import IMAGE, VOCAB
 
 from seg_jax.geometry import grid
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, moonvit
 from seg_jax.records import Images, Tokens
 
-LOADED = layers.Compute()
+LOADED = Compute()
 
 
 def config(*, tie: bool = False, **changes: Any) -> kimi_vl.Config:
@@ -56,13 +56,13 @@ def config(*, tie: bool = False, **changes: Any) -> kimi_vl.Config:
     )
 
 
-def blank(config: kimi_vl.Config, compute: layers.Compute = LOADED) -> kimi_vl.KimiVL:
+def blank(config: kimi_vl.Config, compute: Compute = LOADED) -> kimi_vl.KimiVL:
     """Returns the shapes of a model."""
     return nnx.eval_shape(lambda: kimi_vl.KimiVL(config, compute=compute, rngs=nnx.Rngs(0)))
 
 
 def model(
-    config: kimi_vl.Config, *, compute: layers.Compute = LOADED, amplify: float = 1.0
+    config: kimi_vl.Config, *, compute: Compute = LOADED, amplify: float = 1.0
 ) -> kimi_vl.KimiVL:
     """Returns a model drawn by numpy; its router biases are drawn too."""
     graph, shapes = nnx.split(blank(config, compute))

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from tiny_vlm import END, IMAGE, START, VIDEO, VOCAB
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen3_vl
 
 
@@ -49,7 +49,7 @@ def config(*, tie: bool = False, **changes: Any) -> qwen3_vl.Config:
 
 def blank(
     config: qwen3_vl.Config,
-    compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+    compute: Compute = Compute(),  # noqa: B008 - frozen
 ) -> qwen3_vl.Qwen3VL:
     """Returns the shapes of a model."""
     return nnx.eval_shape(lambda: qwen3_vl.Qwen3VL(config, compute=compute, rngs=nnx.Rngs(0)))

@@ -9,7 +9,7 @@ import random_weights
 from flax import nnx
 
 from seg_jax.geometry import grid
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Images, Tokens
 
@@ -53,7 +53,7 @@ def config(*, tie: bool = False, **changes: Any) -> qwen25_vl.Config:
 def model(
     config: qwen25_vl.Config,
     *,
-    compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+    compute: Compute = Compute(),  # noqa: B008 - frozen
     amplify: float = 1.0,
 ) -> qwen25_vl.Qwen25VL:
     """Returns a model as at birth, but drawn by numpy: compiling the draws takes seconds."""

@@ -17,7 +17,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Prompts
 from seg_jax.runs import console
@@ -38,7 +38,7 @@ class Questions(NamedTuple):
     prompts: Prompts
     """The same on the host."""
     config: qwen25_vl.Config
-    compute: layers.Compute
+    compute: Compute
 
 
 def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
@@ -51,7 +51,7 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
         compute, source = tiny.compute(), tiny.scenes(seed=seed)
         bundle = bundles.load(START, compute=compute)
     else:
-        compute, source = layers.Compute(dtype="bfloat16", param_dtype="bfloat16"), large(seed)
+        compute, source = Compute(dtype="bfloat16", param_dtype="bfloat16"), large(seed)
         run = paper.sft_config(_SIZES[size], name=size)
         run = dataclasses.replace(run, compute=compute, source=source, ordered_numbers=False)
         with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from seg_jax import files
 from seg_jax.models import families
 from seg_jax.models.io import orbax_params, safetensors
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 
 
@@ -47,7 +47,7 @@ def load(
     source: str | Path | Mapping[str, Any],
     *,
     config: Any = None,
-    compute: layers.Compute | None = None,
+    compute: Compute | None = None,
     on: Mesh | None = None,
 ) -> Any:
     """Returns the model in a hub folder, or of a mapping of their names and its config.
@@ -66,7 +66,7 @@ def load(
     Raises:
       ValueError: missing, surplus, misshapen or unreadable weights.
     """
-    compute = compute or layers.Compute()
+    compute = compute or Compute()
     if isinstance(source, Mapping):
         if config is None:
             raise ValueError("config: expected a Config beside a mapping of arrays, got None")
@@ -165,9 +165,9 @@ def slots(config: Any) -> tuple[Slot, ...]:
     """Returns every array of a model, layer by layer, with its place in their files."""
     told: list[Slot] = []
     names = families.of(config).names
-    rough = layers.Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
+    rough = Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
     kept = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
-    for path, leaf in leaves(blank(config, layers.Compute())).items():
+    for path, leaf in leaves(blank(config, Compute())).items():
         pattern = _pattern(names, path)
         part, parts = 0, 1
         if found := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
@@ -184,13 +184,13 @@ def slots(config: Any) -> tuple[Slot, ...]:
     return tuple(told)
 
 
-def blank(config: Any, compute: layers.Compute) -> Any:
+def blank(config: Any, compute: Compute) -> Any:
     """Returns a model of shapes instead of weights."""
     return nnx.merge(*_shapes(config, compute))
 
 
 @functools.lru_cache(maxsize=16)
-def _shapes(config: Any, compute: layers.Compute) -> tuple[nnx.GraphDef, Any]:
+def _shapes(config: Any, compute: Compute) -> tuple[nnx.GraphDef, Any]:
     family = families.of(config)
     model = nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
@@ -226,9 +226,7 @@ def _numbered(pattern: str, at: tuple[int, ...]) -> str:
     return name.replace("{e}", str(at[-1]))
 
 
-def _assemble(
-    config: Any, compute: layers.Compute, source: safetensors.Arrays, on: Mesh | None
-) -> Any:
+def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, on: Mesh | None) -> Any:
     """Returns the model made of their tensors."""
     theirs = Theirs(config, source)
     grouped: dict[tuple[str, ...], list[Slot]] = {}
@@ -247,7 +245,7 @@ def _assemble(
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
 
 
-def _restored(config: Any, compute: layers.Compute, folder: Path, on: Mesh | None) -> Any:
+def _restored(config: Any, compute: Compute, folder: Path, on: Mesh | None) -> Any:
     """Returns the model of an Orbax checkpoint."""
     graph, state = nnx.split(blank(config, compute))
     if on is None:

@@ -1,7 +1,7 @@
 """Attention of whole rows, by the kernel that the devices have or by XLA's own products.
 
-Token-by-token decoding (`layers.attend_decoding`) stays with XLA: a query or a few against a long
-cache is bound by reading the cache, which no kernel saves.
+Token-by-token decoding (`cached_attention.attend_slots`) stays with XLA: a query or a few against a
+long cache is bound by reading the cache, which no kernel saves.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from seg_jax.kernels import attention as kernels
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import cached_attention, xla_attention
+from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Array, Packing
 
 
 def attend(
-    heads: layers.Heads, segments: Int[Array, "B T"], *, causal: bool, kind: kernels.Kind
+    heads: Heads, segments: Int[Array, "B T"], *, causal: bool, kind: kernels.Kind
 ) -> Float[Array, "B T heads vd"]:
-    """Returns attention within equal segments, as `layers.attend`.
+    """Returns attention within equal segments, as `xla_attention.attend`.
 
     Args:
       heads: queries, keys and values.
       segments: numbers; padding is a segment like any other.
       causal: whether tokens see no later ones.
-      kind: which kernel; `layers.Compute.attention`.
+      kind: which kernel; `Compute.attention`.
     """
     kernel = _kernel(kind, heads.q, heads.v)
     if kernel is None:
-        return layers.attend(heads, segments, causal=causal)
+        return xla_attention.attend(heads, segments, causal=causal)
     return kernel(heads, segments, None, causal=causal)
 
 
 def attend_near(
-    heads: layers.Heads, segments: Int[Array, "B T"], *, reach: int, kind: kernels.Kind
+    heads: Heads, segments: Int[Array, "B T"], *, reach: int, kind: kernels.Kind
 ) -> Float[Array, "B T heads vd"]:
-    """Returns attention within equal segments that lie together, as `layers.attend_near`.
+    """Returns attention within equal segments that lie together, as `xla_attention.attend_windows`.
 
     Of a segment longer than `reach` a token sees less here: what is not `reach` tokens away. Only
     padding is that long.
     """
     kernel = _kernel(kind, heads.q, heads.v)
     if kernel is None:
-        return layers.attend_near(heads, segments, reach=reach)
+        return xla_attention.attend_windows(heads, segments, reach=reach)
     return kernel(heads, segments, None, causal=False, reach=reach)
 
 
@@ -74,7 +75,7 @@ def seen(used: Bool[Array, "B P"], length: int, packing: Packing | None) -> Seen
 
 
 def attend_answers(
-    heads: layers.Heads, prompt: layers.Shared, seen: Seen, *, kind: kernels.Kind
+    heads: Heads, prompt: cached_attention.PromptCache, seen: Seen, *, kind: kernels.Kind
 ) -> Float[Array, "B G Q heads vd"]:
     """Returns causal attention of whole answers to their prompt and to themselves.
 
@@ -85,20 +86,20 @@ def attend_answers(
       heads: of G answers per prompt, [B G Q ..].
       prompt: the prompt's keys and values.
       seen: what they see.
-      kind: which kernel; `layers.Compute.attention`.
+      kind: which kernel; `Compute.attention`.
     """
     batch, answers, length = heads.q.shape[:3]
-    flat = layers.Heads(*(x.reshape(batch * answers, *x.shape[2:]) for x in heads))
+    flat = Heads(*(x.reshape(batch * answers, *x.shape[2:]) for x in heads))
     kernel = _kernel(kind, flat.q, flat.v, rows=batch)
     if kernel is None:
-        own = layers.own(heads)
-        return layers.attend_shared(heads.q, prompt, own, used=seen.used, seen=seen.own)
+        own = cached_attention.answer_cache(heads)
+        return cached_attention.attend(heads.q, prompt, own, used=seen.used, seen=seen.own)
 
     def each(x):
         return jnp.repeat(x, answers, 0)
 
     k, v = each(prompt.k.transpose(0, 3, 1, 2)), each(prompt.v.transpose(0, 2, 1, 3))
-    behind = layers.Heads(flat.q, jnp.concatenate([k, flat.k], 1), jnp.concatenate([v, flat.v], 1))
+    behind = Heads(flat.q, jnp.concatenate([k, flat.k], 1), jnp.concatenate([v, flat.v], 1))
     segments = seen.segments
     if segments is not None:
         segments = segments.reshape(batch * answers, length)
@@ -148,7 +149,7 @@ def _kernel(
     return everywhere
 
 
-def _divisible(heads: layers.Heads, on: Any) -> tuple[layers.Heads, tuple[str, ...] | None]:
+def _divisible(heads: Heads, on: Any) -> tuple[Heads, tuple[str, ...] | None]:
     """Returns heads and the axes of a mesh that they are divided among, None where none divides.
 
     Keys that are too few are repeated for the queries that share them.
@@ -159,5 +160,5 @@ def _divisible(heads: layers.Heads, on: Any) -> tuple[layers.Heads, tuple[str, .
         return heads, None
     if kv % parts:
         k, v = (jnp.repeat(x, count // kv, 2) for x in heads[1:])
-        heads = layers.Heads(heads.q, k, v)
+        heads = Heads(heads.q, k, v)
     return heads, axes

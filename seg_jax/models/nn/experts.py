@@ -14,7 +14,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import linear
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Linear
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Array
 
@@ -46,24 +48,20 @@ class Shape:
 class Gated(nnx.Module):
     """down(silu(gate(x)) * up(x)) without biases (SwiGLU, Shazeer 2020)."""
 
-    def __init__(
-        self, width: int, ffn: int, *, std: float, stack: int, compute: layers.Compute, rngs
-    ):
+    def __init__(self, width: int, ffn: int, *, std: float, stack: int, compute: Compute, rngs):
         """Draws a stack of `stack` layers."""
         self.fuse = compute.fuse
         dtype = compute.param_dtype
 
-        def linear(wide: int, long: int) -> layers.Linear:
-            return layers.Linear(
-                (wide, long), bias=False, stack=stack, std=std, dtype=dtype, rngs=rngs
-            )
+        def affine(wide: int, long: int) -> Linear:
+            return Linear((wide, long), bias=False, stack=stack, std=std, dtype=dtype, rngs=rngs)
 
-        self.gate, self.up = linear(width, ffn), linear(width, ffn)
-        self.down = linear(ffn, width)
+        self.gate, self.up = affine(width, ffn), affine(width, ffn)
+        self.down = affine(ffn, width)
 
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         """Returns the output in the dtype of x."""
-        gate, up = layers.project([self.gate, self.up], x, fuse=self.fuse)
+        gate, up = linear.project([self.gate, self.up], x, fuse=self.fuse)
         return self.down(jax.nn.silu(gate) * up)
 
 
@@ -73,7 +71,7 @@ class Router(nnx.Module):
     The bias learns by no gradient: it is for whoever balances the load.
     """
 
-    def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` routers."""
         lead, dtype = (stack,) if stack else (), jnp.dtype(compute.param_dtype)
         size = (*lead, shape.width, shape.experts)
@@ -126,7 +124,7 @@ class Kernels(nnx.Module):
 class Mixture(nnx.Module):
     """Routed experts, weighted, plus those that every token visits."""
 
-    def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` layers."""
 
         def kernels(wide: int, long: int) -> Kernels:

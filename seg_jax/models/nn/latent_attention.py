@@ -11,8 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models.nn import attention, layers
-from seg_jax.models.nn.slots import Seats
+from seg_jax.models.nn import attention, cached_attention, linear, rotary
+from seg_jax.models.nn.batching import Slots
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Linear
+from seg_jax.models.nn.norms import RMSNorm
+from seg_jax.models.nn.rotary import Rotary
+from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.records import Array
 
 LATENT_EPS = 1e-6
@@ -48,33 +53,33 @@ class Attention(nnx.Module):
     as it is, with queries and outputs taken to the latents and back (`attend_latent`).
     """
 
-    def __init__(self, shape: Shape, *, stack: int, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, shape: Shape, *, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` layers."""
         self.shape, self.fuse, self.compute = shape, compute.fuse, compute
         dtype = compute.param_dtype
 
-        def linear(wide: int, long: int) -> layers.Linear:
-            return layers.Linear(
+        def affine(wide: int, long: int) -> Linear:
+            return Linear(
                 (wide, long), bias=False, stack=stack, std=shape.std, dtype=dtype, rngs=rngs
             )
 
-        self.q = linear(shape.width, shape.heads * (shape.plain + shape.rotary))
-        self.kv_in = linear(shape.width, shape.rank + shape.rotary)
-        self.kv_norm = layers.RMSNorm(shape.rank, eps=LATENT_EPS, stack=stack, dtype=dtype)
-        self.kv_out = linear(shape.rank, shape.heads * (shape.plain + shape.value))
-        self.o = linear(shape.heads * shape.value, shape.width)
+        self.q = affine(shape.width, shape.heads * (shape.plain + shape.rotary))
+        self.kv_in = affine(shape.width, shape.rank + shape.rotary)
+        self.kv_norm = RMSNorm(shape.rank, eps=LATENT_EPS, stack=stack, dtype=dtype)
+        self.kv_out = affine(shape.rank, shape.heads * (shape.plain + shape.value))
+        self.o = affine(shape.heads * shape.value, shape.width)
 
     def read(
-        self, x: Float[Array, "*n D"], turn: layers.Rotary
+        self, x: Float[Array, "*n D"], turn: Rotary
     ) -> tuple[Float[Array, "*n heads hd"], Float[Array, "*n R"]]:
         """Returns queries (plain channels, then rotated ones) and latents (the same)."""
         shape = self.shape
-        q, latent = layers.project([self.q, self.kv_in], x, fuse=self.fuse)
+        q, latent = linear.project([self.q, self.kv_in], x, fuse=self.fuse)
         q = q.reshape(*x.shape[:-1], shape.heads, -1)
         q = jnp.concatenate(
-            [q[..., : shape.plain], layers.rotate_pairs(q[..., shape.plain :], turn)], -1
+            [q[..., : shape.plain], rotary.rotate_pairs(q[..., shape.plain :], turn)], -1
         )
-        key = layers.rotate_pairs(latent[..., None, shape.rank :], turn)[..., 0, :]
+        key = rotary.rotate_pairs(latent[..., None, shape.rank :], turn)[..., 0, :]
         return q, jnp.concatenate([self.kv_norm(latent[..., : shape.rank]), key], -1)
 
     def spread(
@@ -96,7 +101,7 @@ class Attention(nnx.Module):
         segments: Int[Array, "B T"],
     ) -> Float[Array, "B T D"]:
         """Returns causal attention within equal segments of whole rows, output layer included."""
-        heads = layers.Heads(q, *self.spread(latent))
+        heads = Heads(q, *self.spread(latent))
         out = attention.attend(heads, segments, causal=True, kind=self.compute.attention)
         return self.o(out.reshape(*out.shape[:2], -1))
 
@@ -110,8 +115,8 @@ class Attention(nnx.Module):
         """Returns causal attention of whole answers, output layer included."""
         k, v = self.spread(prompt)
         out = attention.attend_answers(
-            layers.Heads(q, *self.spread(own)),
-            layers.shared(layers.Heads(k, k, v)),
+            Heads(q, *self.spread(own)),
+            cached_attention.prompt_cache(Heads(k, k, v)),
             seen,
             kind=self.compute.attention,
         )
@@ -125,24 +130,28 @@ class Attention(nnx.Module):
         *,
         used: Bool[Array, "B P"],
         seen: Bool[Array, "*n Q L"],
-        seats: Seats | None,
+        slots: Slots | None,
     ) -> Float[Array, "S rows Q D"]:
         """Returns the same with latents themselves as keys and values of one common head.
 
         q (K c) = (q K) c: the layer that makes keys of latents moves over to the queries, and the
-        one that makes values to the output. Rows are [B G], or any with seats.
+        one that makes values to the output. Rows are [B G], or any with slots.
         """
         shape = self.shape
         made = self.kv_out.kernel[...].astype(q.dtype).reshape(shape.rank, shape.heads, -1)
         to_keys, to_values = made[..., : shape.plain], made[..., shape.plain :]
         seeking = jnp.einsum("...hd,rhd->...hr", q[..., : shape.plain], to_keys)
-        out = layers.attend_decoding(
+        out = cached_attention.attend_slots(
             jnp.concatenate([seeking, q[..., shape.plain :]], -1),
-            layers.Shared(prompt.swapaxes(1, 2)[:, None], prompt[:, None, :, : shape.rank]),
-            layers.Own(own.swapaxes(2, 3)[:, None], own[:, None, ..., : shape.rank]),
+            cached_attention.PromptCache(
+                prompt.swapaxes(1, 2)[:, None], prompt[:, None, :, : shape.rank]
+            ),
+            cached_attention.AnswerCache(
+                own.swapaxes(2, 3)[:, None], own[:, None, ..., : shape.rank]
+            ),
             used=used,
             seen=seen,
-            seats=seats,
+            slots=slots,
             scale=shape.scale,
         )
         out = jnp.einsum("...hr,rhd->...hd", out, to_values)

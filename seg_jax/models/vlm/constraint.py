@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import xla_attention
 from seg_jax.records import Array, Automaton
 
 _WORD = 32
@@ -137,11 +137,13 @@ def allowed(automaton: Automaton, given: Permit, vocabulary: int) -> Bool[Array,
 def masked(
     automaton: Automaton, given: Permit, logits: Float[Array, "*m V"]
 ) -> Float[Array, "*n V"]:
-    """Returns the logits with `layers.NEVER` for tokens that may not come next.
+    """Returns the logits with `xla_attention.MASKED_SCORE` for tokens that may not come next.
 
     It is finite, so that such a token adds 0 to the entropy, and no NaN.
     """
-    return jnp.where(allowed(automaton, given, logits.shape[-1]), logits, layers.NEVER)
+    return jnp.where(
+        allowed(automaton, given, logits.shape[-1]), logits, xla_attention.MASKED_SCORE
+    )
 
 
 def after(automaton: Automaton, held: Held, ids: Int[Array, "*n"]) -> Held:

@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn import xla_attention
+from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
 
 Work = dict[str, float]
@@ -73,7 +74,7 @@ class Counter:
 
     config: Any
     """Of any family."""
-    compute: layers.Compute
+    compute: Compute
 
     def read(self, rows: int, tokens: int, patches: int) -> list[Part]:
         """Returns the work on prompts of `tokens` tokens, images included."""
@@ -145,11 +146,11 @@ class Counter:
 
 def _pairs(tokens: int, reach: int) -> tuple[int, bool]:
     """Returns queries times keys of attention in a row, and whether it is worked off in parts."""
-    if reach and tokens > max(layers.LONG, 3 * reach):
+    if reach and tokens > max(xla_attention.LONG_ROW, 3 * reach):
         return math.ceil(tokens / reach) * reach * 3 * reach, False
-    if tokens <= layers.LONG:
+    if tokens <= xla_attention.LONG_ROW:
         return tokens * tokens, False
-    parts = math.ceil(tokens / (layers.LONG // 2))
+    parts = math.ceil(tokens / (xla_attention.LONG_ROW // 2))
     return parts * math.ceil(tokens / parts) * tokens, True
 
 

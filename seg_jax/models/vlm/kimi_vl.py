@@ -14,7 +14,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models.nn import attention, experts, latent_attention, layers, slots
+from seg_jax.models.nn import (
+    attention,
+    batching,
+    experts,
+    latent_attention,
+    layer_stack,
+    linear,
+    rotary,
+)
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Embedding
+from seg_jax.models.nn.norms import RMSNorm
+from seg_jax.models.nn.rotary import Rotary
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import moonvit, protocol
 from seg_jax.records import Array, Images, Packing, Tokens
@@ -229,15 +241,13 @@ their layer 1, `{e}` the expert (ours on the next axis), `*` is kernel and weigh
 class Block(nnx.Module):
     """Pre-norm latent attention, then a dense gated layer or experts, both residual."""
 
-    def __init__(
-        self, text: Text, *, dense: bool, stack: int, compute: layers.Compute, rngs: nnx.Rngs
-    ):
+    def __init__(self, text: Text, *, dense: bool, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks."""
         std, width = text.initializer_range, text.hidden_size
 
-        def norm() -> layers.RMSNorm:
+        def norm() -> RMSNorm:
             eps, dtype = text.rms_norm_eps, compute.param_dtype
-            return layers.RMSNorm(width, eps=eps, stack=stack, dtype=dtype)
+            return RMSNorm(width, eps=eps, stack=stack, dtype=dtype)
 
         self.norm_attention, self.norm_ffn = norm(), norm()
         attention = latent_attention.Shape(
@@ -271,7 +281,7 @@ class Block(nnx.Module):
         self.ffn = experts.Mixture(shape, stack=stack, compute=compute, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*n D"], turn: layers.Rotary, mix: Any
+        self, x: Float[Array, "*n D"], turn: Rotary, mix: Any
     ) -> tuple[Float[Array, "*n D"], Any]:
         """Returns the block's output and what mix(attention, q, latents) returned beside it."""
         q, latents = self.attention.read(self.norm_attention(x), turn)
@@ -287,7 +297,7 @@ class KimiVL(nnx.Module):
         self,
         config: Config,
         *,
-        compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+        compute: Compute = Compute(),  # noqa: B008 - frozen
         rngs: nnx.Rngs,
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
@@ -298,15 +308,13 @@ class KimiVL(nnx.Module):
         self.vision = moonvit.VisionTower(
             config.vision, out=text.hidden_size, compute=compute, rngs=rngs
         )
-        self.embed = layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(size, std=std, dtype=dtype, rngs=rngs)
         self.first = Block(text, dense=True, stack=1, compute=compute, rngs=rngs)
         rest = text.num_hidden_layers - 1
         self.blocks = Block(text, dense=False, stack=rest, compute=compute, rngs=rngs)
-        self.norm = layers.RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
+        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
         self.head = (
-            None
-            if config.tie_word_embeddings
-            else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+            None if config.tie_word_embeddings else Embedding(size, std=std, dtype=dtype, rngs=rngs)
         )
 
     def encode(self, images: Images) -> Float[Array, "B visual_tokens D"]:
@@ -359,14 +367,9 @@ class KimiVL(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token, in float32."""
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.unembed().astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return linear.logits(hidden, self.unembed())
 
-    def _through(self, x: Array, turn: layers.Rotary, mix: Any, *, each: tuple) -> tuple:
+    def _through(self, x: Array, turn: Rotary, mix: Any, *, each: tuple) -> tuple:
         """Returns the normalised output of all layers and what they returned, stack by stack.
 
         Args:
@@ -384,7 +387,7 @@ class KimiVL(nnx.Module):
 
         kept = []
         for stack, values in zip((self.first, self.blocks), each, strict=True):
-            x, extra = layers.through(stack, x, step, each=values, compute=self.compute)
+            x, extra = layer_stack.apply(stack, x, step, each=values, compute=self.compute)
             kept.append(extra)
         return self.norm(x), tuple(kept)
 
@@ -402,11 +405,11 @@ class KimiVL(nnx.Module):
             tokens.visual_tokens[..., None] >= 0, visual_tokens.astype(words.dtype), words
         )
 
-    def _turn(self, positions: Int[Array, "*n"]) -> layers.Rotary:
+    def _turn(self, positions: Int[Array, "*n"]) -> Rotary:
         """Returns the rotation at positions, the same for all heads."""
         text = self.config.text
-        spin = layers.frequencies(text.qk_rope_head_dim // 2, text.rope_theta)
-        return layers.rotary(positions[..., None].astype(jnp.float32) * spin)
+        spin = rotary.frequencies(text.qk_rope_head_dim // 2, text.rope_theta)
+        return rotary.from_angles(positions[..., None].astype(jnp.float32) * spin)
 
 
 def _counted(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -435,8 +438,8 @@ class Decoder:
         lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=False)
         stacks = nnx.merge(graph, params)
         self.blocks = [
-            *layers.unstack(stacks.first, lies),
-            *layers.unstack(stacks.blocks, lies),
+            *layer_stack.unstack(stacks.first, lies),
+            *layer_stack.unstack(stacks.blocks, lies),
         ]
         if lies is not None:
             stacked = ("first", "blocks")
@@ -458,8 +461,8 @@ class Decoder:
     ) -> tuple[Float[Array, "B G Q D"], protocol.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         new, reach = ids.shape[-1], suffix.own[0].shape[2]
-        view = slots.view(suffix.length, suffix.seats, new=new, reach=reach)
-        turn = slots.along(suffix.turn, suffix.length, suffix.seats, new=new)
+        view = batching.visible_columns(suffix.length, suffix.slots, new=new, reach=reach)
+        turn = batching.slice_columns(suffix.turn, suffix.length, suffix.slots, new=new)
         x = self.model._words(ids)
         prompts = [layer for stack in prefix.cache for layer in stack]
         filled = []
@@ -469,7 +472,7 @@ class Decoder:
                 own = jax.lax.dynamic_update_slice_in_dim(own, latents, view.at, 2)
                 used, seen = prefix.used, view.seen
                 out = attention.attend_latent(
-                    q, prompt, own, used=used, seen=seen, seats=suffix.seats
+                    q, prompt, own, used=used, seen=seen, slots=suffix.slots
                 )
                 return out, own
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from seg_jax.models.nn import linear
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import constraint, protocol
 from seg_jax.records import Array, Automaton, Images, Tokens
@@ -68,7 +69,7 @@ def token_likelihood(
     """Returns log-probability and entropy at each target; arguments as in `token_logp`."""
 
     def piece(hidden, targets, given=None):
-        logits = _logits(hidden, unembed) / temperature
+        logits = linear.logits(hidden, unembed) / temperature
         if grammar is not None and given is not None:
             logits = constraint.masked(grammar, given, logits)
         total = jax.nn.logsumexp(logits, -1)
@@ -104,7 +105,7 @@ def soft_cross_entropy(
     neighbours, shares = jnp.asarray(neighbours), jnp.asarray(shares)
 
     def piece(hidden, targets):
-        logits = _logits(hidden, unembed)
+        logits = linear.logits(hidden, unembed)
         near = jnp.take_along_axis(logits, neighbours[targets], -1)
         return jax.nn.logsumexp(logits, -1) - jnp.sum(shares[targets] * near, -1)
 
@@ -166,12 +167,6 @@ def answer_likelihood(
         temperature=temperature,
         grammar=grammar,
         given=given,
-    )
-
-
-def _logits(hidden: Float[Array, "*n D"], unembed: Float[Array, "V D"]) -> Float[Array, "*n V"]:
-    return jnp.einsum(
-        "...d,vd->...v", hidden, unembed.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
 
 

@@ -10,11 +10,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models.nn import attention, layers
+from seg_jax.models.nn import attention, blocks, layer_stack, patches, rotary
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Linear
+from seg_jax.models.nn.norms import LayerNorm
 from seg_jax.models.vlm import protocol
 from seg_jax.records import Array, Images
 
@@ -75,7 +77,7 @@ class Grid(nnx.Module):
         Equal to torch's bicubic resize to each image's rows and columns, without antialias.
         """
         table = self.embedding[...].astype(jnp.float32)
-        size = _sizes(place, image)
+        size = patches.image_sizes(place, image)
         rows, row_shares = _taps(place[..., 0], size[..., 0], table.shape[0])
         columns, column_shares = _taps(place[..., 1], size[..., 1], table.shape[1])
         out = jnp.zeros((*place.shape[:-1], table.shape[-1]), jnp.float32)
@@ -83,18 +85,6 @@ class Grid(nnx.Module):
             for column, column_share in zip(columns, column_shares, strict=True):
                 out += table[row, column] * (row_share * column_share)[..., None]
         return out
-
-
-def _sizes(place: Int[Array, "B S 2"], image: Int[Array, "B S"]) -> Int[Array, "B S 2"]:
-    """Returns rows and columns of each patch's image: its last place tells."""
-    length = place.shape[1]
-
-    def one(place, image):
-        # Padding has number -1; it counts as an image after all others.
-        last = jax.ops.segment_max(place, image % length, length)
-        return last[image % length] + 1
-
-    return jax.vmap(one)(place, image)
 
 
 def _taps(
@@ -122,18 +112,18 @@ def _taps(
 class VisionTower(nnx.Module):
     """MoonViT and the projector: patches to visual tokens."""
 
-    def __init__(self, vision: Vision, *, out: int, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, vision: Vision, *, out: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a tower whose visual tokens have width `out`."""
         self.config, self.compute = vision, compute
         width, dtype = vision.hidden_size, compute.param_dtype
 
-        def linear(wide: int, long: int) -> layers.Linear:
-            return layers.Linear((wide, long), bias=True, stack=0, std=STD, dtype=dtype, rngs=rngs)
+        def affine(wide: int, long: int) -> Linear:
+            return Linear((wide, long), bias=True, stack=0, std=STD, dtype=dtype, rngs=rngs)
 
-        self.patch = linear(3 * vision.patch_size**2, width)
+        self.patch = affine(3 * vision.patch_size**2, width)
         grid = (vision.init_pos_emb_height, vision.init_pos_emb_width, width)
         self.grid = Grid(grid, std=STD, dtype=dtype, rngs=rngs)
-        shape = layers.Shape(
+        shape = blocks.Shape(
             width=width,
             heads=vision.num_attention_heads,
             kv_heads=vision.num_attention_heads,
@@ -144,37 +134,40 @@ class VisionTower(nnx.Module):
             ffn_bias=True,
         )
         depth = vision.num_hidden_layers
-        self.blocks = layers.PlainBlock(shape, pairs=True, stack=depth, compute=compute, rngs=rngs)
-        self.norm = layers.LayerNorm(width, eps=EPS, stack=0, dtype=dtype)
-        self.merge_norm = layers.LayerNorm(width, eps=EPS, stack=0, dtype=dtype)
+        self.blocks = blocks.GeluBlock(shape, pairs=True, stack=depth, compute=compute, rngs=rngs)
+        self.norm = LayerNorm(width, eps=EPS, stack=0, dtype=dtype)
+        self.merge_norm = LayerNorm(width, eps=EPS, stack=0, dtype=dtype)
         cell = width * vision.spatial_merge_size**2
-        self.merge_in = linear(cell, cell)
-        self.merge_out = linear(cell, out)
+        self.merge_in = affine(cell, cell)
+        self.merge_out = affine(cell, out)
 
     def __call__(self, images: Images) -> Float[Array, "B visual_tokens D"]:
         """Returns one vector per visual token of merge x merge patches."""
         x, step = self.embed(images), self.step(images)
-        x, _ = layers.through(self.blocks, x, step, each=None, compute=self.compute)
+        x, _ = layer_stack.apply(self.blocks, x, step, each=None, compute=self.compute)
         x = self.merge_norm(self.norm(x))
         visual_tokens = x.reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
         return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
 
     def embed(self, images: Images) -> Float[Array, "B S D"]:
         """Returns what goes into the first block."""
-        area = self.config.patch_size**2
-        mean = np.repeat(np.array(self.config.image_mean, np.float32), area) * 255
-        std = np.repeat(np.array(self.config.image_std, np.float32), area) * 255
-        x = (images.patches.astype(jnp.float32) - mean) / std
+        vision = self.config
+        x = patches.standardise(
+            images.patches,
+            mean=vision.image_mean,
+            std=vision.image_std,
+            patch_size=vision.patch_size,
+        )
         x = self.patch(x.astype(self.compute.dtype))
         return x + self.grid(images.place, images.image).astype(x.dtype)
 
-    def step(self, images: Images) -> layers.Step:
+    def step(self, images: Images) -> layer_stack.Step:
         """Returns the function that applies one block: patches see all of their image."""
         head = self.config.hidden_size // self.config.num_attention_heads
-        spin = layers.frequencies(head // 4, THETA)
+        spin = rotary.frequencies(head // 4, THETA)
         # Pairs of channels turn with the column and the row by turns.
         angles = images.place[..., None, ::-1].astype(jnp.float32) * spin[:, None]
-        turn = layers.rotary(angles.reshape(*angles.shape[:2], -1))
+        turn = rotary.from_angles(angles.reshape(*angles.shape[:2], -1))
 
         def mix(heads):
             kind = self.compute.attention

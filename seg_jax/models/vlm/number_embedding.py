@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from seg_jax.models.nn import layers
+from seg_jax.models.nn.linear import Embedding
 from seg_jax.records import Array
 
 WAVES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -16,9 +16,7 @@ LOUDNESS = 1.0
 """Length of a number's features, in lengths of a random row."""
 
 
-def embed(
-    table: layers.Embedding, values: Float[np.ndarray, " V"], key: Array
-) -> Float[Array, "rows D"]:
+def embed(table: Embedding, values: Float[np.ndarray, " V"], key: Array) -> Float[Array, "rows D"]:
     """Returns a fresh table whose number tokens begin as Fourier features of their values.
 
     Rows of numbers are drawn towards sines and cosines of the value in a random orthonormal

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models.nn import layers
-from seg_jax.models.nn import slots as seating
+from seg_jax.models.nn import batching
+from seg_jax.models.nn.rotary import Rotary
 from seg_jax.records import Array, Images, Packing, Tokens
 
 
@@ -33,11 +33,11 @@ class Suffix(NamedTuple):
     """One entry per layer, a tree of arrays [B ..]."""
     length: Int[Array, ""]
     """Tokens written, the same for every row; beyond the caches' end they go round."""
-    turn: layers.Rotary
+    turn: Rotary
     """Rotation at each column of a prompt's answers, [B L half]: worked out once, for XLA for CPUs
     makes sines in a loop again for every head of every layer."""
-    seats: seating.Seats | None = None
-    """Whose answers the rows decode; None: rows [B G] are the answers of their prompts."""
+    slots: batching.Slots | None = None
+    """Which answers are decoded; None: rows [B G] are the answers of their prompts."""
 
 
 @runtime_checkable
@@ -101,7 +101,7 @@ class Decoder(Protocol):
     ) -> tuple[Float[Array, "B G Q D"], Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache.
 
-        With seats rows are [S R] for [B G], of any number, and Q is 1.
+        With slots rows are [S R] for [B G], of any number, and Q is 1.
         """
         ...
 

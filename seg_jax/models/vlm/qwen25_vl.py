@@ -15,7 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from seg_jax.models.nn import attention, layers
+from seg_jax.models.nn import attention, blocks, layer_stack, rotary, xla_attention
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Linear
+from seg_jax.models.nn.norms import RMSNorm
 from seg_jax.models.vlm import protocol, qwen_decoder
 from seg_jax.records import Array, Images
 
@@ -228,18 +231,18 @@ NAMES: dict[str, str] = {
 class VisionTower(nnx.Module):
     """Patches to visual tokens."""
 
-    def __init__(self, config: Config, *, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute = config.vision, compute
         vision = self.config
 
-        def linear(size: tuple[int, int], bias: bool) -> layers.Linear:
+        def affine(size: tuple[int, int], bias: bool) -> Linear:
             std, dtype = vision.initializer_range, compute.param_dtype
-            return layers.Linear(size, bias=bias, stack=0, std=std, dtype=dtype, rngs=rngs)
+            return Linear(size, bias=bias, stack=0, std=std, dtype=dtype, rngs=rngs)
 
         # Rows in torch's order: channel, frame, row, column.
         pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
-        self.patch = linear((pixels, vision.hidden_size), bias=False)
-        shape = layers.Shape(
+        self.patch = affine((pixels, vision.hidden_size), bias=False)
+        shape = blocks.Shape(
             width=vision.hidden_size,
             heads=vision.num_heads,
             kv_heads=vision.num_heads,
@@ -249,13 +252,11 @@ class VisionTower(nnx.Module):
             out_bias=True,
             ffn_bias=True,
         )
-        self.blocks = layers.Block(shape, stack=vision.depth, compute=compute, rngs=rngs)
+        self.blocks = blocks.Block(shape, stack=vision.depth, compute=compute, rngs=rngs)
         cell = vision.hidden_size * vision.spatial_merge_size**2
-        self.norm = layers.RMSNorm(
-            vision.hidden_size, eps=VISION_EPS, stack=0, dtype=compute.param_dtype
-        )
-        self.merge_in = linear((cell, cell), bias=True)
-        self.merge_out = linear((cell, config.text.hidden_size), bias=True)
+        self.norm = RMSNorm(vision.hidden_size, eps=VISION_EPS, stack=0, dtype=compute.param_dtype)
+        self.merge_in = affine((cell, cell), bias=True)
+        self.merge_out = affine((cell, config.text.hidden_size), bias=True)
 
     def __call__(self, images: Images) -> qwen_decoder.Seen:
         """Returns one vector per visual token of merge x merge patches."""
@@ -273,14 +274,14 @@ class VisionTower(nnx.Module):
         """Returns what goes into the first block."""
         return qwen_decoder.stills(self.patch, self.config, images, dtype=self.compute.dtype)
 
-    def step(self, images: Images) -> layers.Step:
+    def step(self, images: Images) -> layer_stack.Step:
         """Returns the function that applies one block, told whether patches see all their image.
 
         Where images are large, patches of a window must lie together.
         """
         vision = self.config
         head = vision.hidden_size // vision.num_heads
-        turn = layers.planar(images.place, head=head, theta=VISION_THETA)
+        turn = rotary.planar(images.place, head=head, theta=VISION_THETA)
         kind = self.compute.attention
 
         def everywhere(heads):
@@ -301,13 +302,13 @@ class VisionTower(nnx.Module):
     def _near(self, images: Images) -> bool:
         """Returns whether windows are looked at block by block: rows long, windows small."""
         patches = images.window.shape[1]
-        return patches > max(layers.LONG, 3 * self.config.window_patches)
+        return patches > max(xla_attention.LONG_ROW, 3 * self.config.window_patches)
 
     def _cells(self, images: Images) -> Float[Array, "B visual_tokens D"]:
         vision = self.config
         full = np.isin(np.arange(vision.depth), vision.fullatt_block_indexes)
         x, step = self.embed(images), self.step(images)
-        x, _ = layers.through(self.blocks, x, step, each=full, compute=self.compute)
+        x, _ = layer_stack.apply(self.blocks, x, step, each=full, compute=self.compute)
         visual_tokens = self.norm(x).reshape(x.shape[0], -1, self.merge_in.kernel.shape[-2])
         return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
 
@@ -319,12 +320,12 @@ class Qwen25VL(qwen_decoder.Dense):
         self,
         config: Config,
         *,
-        compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+        compute: Compute = Compute(),  # noqa: B008 - frozen
         rngs: nnx.Rngs,
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
         text = config.text
-        shape = layers.Shape(
+        shape = blocks.Shape(
             width=text.hidden_size,
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,

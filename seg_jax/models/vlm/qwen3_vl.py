@@ -16,7 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models.nn import attention, layers
+from seg_jax.models.nn import attention, blocks, layer_stack, patches, rotary
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Linear
+from seg_jax.models.nn.norms import LayerNorm
 from seg_jax.models.vlm import protocol, qwen_decoder
 from seg_jax.records import Array, Images
 
@@ -285,24 +288,22 @@ class Merger(nnx.Module):
         *,
         whole: bool,
         stack: int,
-        compute: layers.Compute,
+        compute: Compute,
         rngs: nnx.Rngs,
     ):
         """Draws a stack of `stack` mergers (0: one); `whole`: the norm is of visual tokens."""
         vision, dtype = config.vision, compute.param_dtype
         cell = vision.hidden_size * vision.spatial_merge_size**2
 
-        def linear(width: int, out: int) -> layers.Linear:
+        def affine(width: int, out: int) -> Linear:
             std = vision.initializer_range
-            return layers.Linear(
-                (width, out), bias=True, stack=stack, std=std, dtype=dtype, rngs=rngs
-            )
+            return Linear((width, out), bias=True, stack=stack, std=std, dtype=dtype, rngs=rngs)
 
         self.whole, self.cell = whole, cell
         width = cell if whole else vision.hidden_size
-        self.norm = layers.LayerNorm(width, eps=VISION_EPS, stack=stack, dtype=dtype)
-        self.merge_in = linear(cell, cell)
-        self.merge_out = linear(cell, config.text.hidden_size)
+        self.norm = LayerNorm(width, eps=VISION_EPS, stack=stack, dtype=dtype)
+        self.merge_in = affine(cell, cell)
+        self.merge_out = affine(cell, config.text.hidden_size)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B visual_tokens E"]:
         """Returns one vector per visual token."""
@@ -314,17 +315,15 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches to visual tokens, and to what the first layers of the decoder get of them."""
 
-    def __init__(self, config: Config, *, compute: layers.Compute, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute = config.vision, compute
         vision, dtype = config.vision, compute.param_dtype
         std, width = vision.initializer_range, vision.hidden_size
         # Rows in torch's order: channel, frame, row, column.
         pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
-        self.patch = layers.Linear(
-            (pixels, width), bias=True, stack=0, std=std, dtype=dtype, rngs=rngs
-        )
+        self.patch = Linear((pixels, width), bias=True, stack=0, std=std, dtype=dtype, rngs=rngs)
         self.grid = Grid(vision.grid, width, std=std, dtype=dtype, rngs=rngs)
-        shape = layers.Shape(
+        shape = blocks.Shape(
             width=width,
             heads=vision.num_heads,
             kv_heads=vision.num_heads,
@@ -334,7 +333,7 @@ class VisionTower(nnx.Module):
             out_bias=True,
             ffn_bias=True,
         )
-        self.blocks = layers.PlainBlock(
+        self.blocks = blocks.GeluBlock(
             shape, pairs=False, stack=vision.depth, compute=compute, rngs=rngs
         )
         self.merger = Merger(config, whole=False, stack=0, compute=compute, rngs=rngs)
@@ -355,10 +354,12 @@ class VisionTower(nnx.Module):
         # Row i of the second carry is the output of the i-th block that is taken.
         taken = np.arange(self.config.depth)[:, None] == indexes
         carry = x, jnp.zeros((len(indexes), *x.shape), x.dtype)
-        (x, outputs), _ = layers.through(self.blocks, carry, step, each=taken, compute=self.compute)
+        (x, outputs), _ = layer_stack.apply(
+            self.blocks, carry, step, each=taken, compute=self.compute
+        )
         if self.deep is None:
             return qwen_decoder.Seen(self.merger(x))
-        _, deep = layers.through(
+        _, deep = layer_stack.apply(
             self.deep,
             None,
             lambda merger, _, x: (None, merger(x)),
@@ -370,13 +371,13 @@ class VisionTower(nnx.Module):
     def embed(self, images: Images) -> Float[Array, "B S D"]:
         """Returns what goes into the first block."""
         x = qwen_decoder.stills(self.patch, self.config, images, dtype=self.compute.dtype)
-        size = layers.sizes(images.place, images.image)
+        size = patches.image_sizes(images.place, images.image)
         return x + self.grid(images.place, size).astype(x.dtype)
 
-    def step(self, images: Images) -> layers.Step:
+    def step(self, images: Images) -> layer_stack.Step:
         """Returns the function that applies one block: patches see all of their image."""
         head = self.config.hidden_size // self.config.num_heads
-        turn = layers.planar(images.place, head=head, theta=VISION_THETA)
+        turn = rotary.planar(images.place, head=head, theta=VISION_THETA)
 
         def mix(heads):
             kind = self.compute.attention
@@ -392,12 +393,12 @@ class Qwen3VL(qwen_decoder.Dense):
         self,
         config: Config,
         *,
-        compute: layers.Compute = layers.Compute(),  # noqa: B008 - frozen
+        compute: Compute = Compute(),  # noqa: B008 - frozen
         rngs: nnx.Rngs,
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
         text = config.text
-        shape = layers.Shape(
+        shape = blocks.Shape(
             width=text.hidden_size,
             heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,

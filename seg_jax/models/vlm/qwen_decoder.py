@@ -10,7 +10,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.models.nn import attention, layers, slots
+from seg_jax.models.nn import (
+    attention,
+    batching,
+    blocks,
+    cached_attention,
+    layer_stack,
+    linear,
+    patches,
+    rotary,
+)
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.nn.linear import Embedding, Linear
+from seg_jax.models.nn.norms import RMSNorm
+from seg_jax.models.nn.rotary import Rotary
+from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import protocol
 from seg_jax.records import Array, Images, Packing, Tokens
@@ -25,9 +39,7 @@ class Seen(NamedTuple):
     """Vectors that are added to the visual tokens' outputs of the first K layers, or nothing."""
 
 
-def stills(
-    patch: layers.Linear, vision: Any, images: Images, *, dtype: str
-) -> Float[Array, "B S D"]:
+def stills(patch: Linear, vision: Any, images: Images, *, dtype: str) -> Float[Array, "B S D"]:
     """Returns the embeddings of patches by a layer that was made for videos.
 
     All frames of a still are equal, so that the layer's kernels for them add up.
@@ -39,9 +51,12 @@ def stills(
       dtype: of the product.
     """
     area = vision.patch_size**2
-    mean = np.repeat(np.array(vision.image_mean, np.float32), area) * 255
-    std = np.repeat(np.array(vision.image_std, np.float32), area) * 255
-    x = ((images.patches.astype(jnp.float32) - mean) / std).astype(dtype)
+    x = patches.standardise(
+        images.patches,
+        mean=vision.image_mean,
+        std=vision.image_std,
+        patch_size=vision.patch_size,
+    ).astype(dtype)
     frames = patch.kernel[...].reshape(3, vision.temporal_patch_size, area, -1)
     x = jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
     return x if patch.bias is None else x + patch.bias[...].astype(x.dtype)
@@ -57,10 +72,10 @@ class Dense(nnx.Module):
     def __init__(
         self,
         config: Any,
-        shape: layers.Shape,
+        shape: blocks.Shape,
         *,
         vision: Any,
-        compute: layers.Compute,
+        compute: Compute,
         rngs: nnx.Rngs,
     ):
         """Draws the decoder: normal weights, zero biases, norms at one."""
@@ -68,13 +83,11 @@ class Dense(nnx.Module):
         text = config.text
         size = (text.vocab_size, text.hidden_size)
         std, dtype = text.initializer_range, compute.param_dtype
-        self.embed = layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
-        self.blocks = layers.Block(shape, stack=text.num_hidden_layers, compute=compute, rngs=rngs)
-        self.norm = layers.RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
+        self.embed = Embedding(size, std=std, dtype=dtype, rngs=rngs)
+        self.blocks = blocks.Block(shape, stack=text.num_hidden_layers, compute=compute, rngs=rngs)
+        self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
         self.head = (
-            None
-            if config.tie_word_embeddings
-            else layers.Embedding(size, std=std, dtype=dtype, rngs=rngs)
+            None if config.tie_word_embeddings else Embedding(size, std=std, dtype=dtype, rngs=rngs)
         )
 
     def encode(self, images: Images) -> Float[Array, "B visual_tokens D"]:
@@ -93,7 +106,7 @@ class Dense(nnx.Module):
         """Returns the prompts as read."""
 
         def mix(heads):
-            return self._attend(heads, tokens.segments), layers.shared(heads)
+            return self._attend(heads, tokens.segments), cached_attention.prompt_cache(heads)
 
         hidden, shared = self._read(tokens, images, mix)
         used = tokens.segments == tokens.segments[:, -1:]
@@ -114,7 +127,7 @@ class Dense(nnx.Module):
 
             return block(x, turn, mix)
 
-        x, _ = layers.through(
+        x, _ = layer_stack.apply(
             self.blocks, self.words(ids), step, each=prefix.cache, compute=self.compute
         )
         return self.norm(x)
@@ -129,35 +142,28 @@ class Dense(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token, in float32."""
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.unembed().astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return linear.logits(hidden, self.unembed())
 
     def words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
         """Returns the embeddings of tokens."""
         return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
 
-    def turn(self, positions: Int[Array, "B 3 T"]) -> layers.Rotary:
+    def turn(self, positions: Int[Array, "B 3 T"]) -> Rotary:
         """Returns the rotation of every token: each pair of channels turns with one axis."""
         axes = self.config.text.axes
-        spin = layers.frequencies(len(axes), self.config.text.rope_theta)
-        return layers.rotary(positions[:, axes].swapaxes(1, 2).astype(jnp.float32) * spin)
+        spin = rotary.frequencies(len(axes), self.config.text.rope_theta)
+        return rotary.from_angles(positions[:, axes].swapaxes(1, 2).astype(jnp.float32) * spin)
 
-    def answer_turn(self, place: Int[Array, "*n Q"]) -> layers.Rotary:
+    def answer_turn(self, place: Int[Array, "*n Q"]) -> Rotary:
         """Returns the rotation at positions: text turns alike on all axes."""
-        spin = layers.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
-        return layers.rotary(place[..., None].astype(jnp.float32) * spin)
+        spin = rotary.frequencies(len(self.config.text.axes), self.config.text.rope_theta)
+        return rotary.from_angles(place[..., None].astype(jnp.float32) * spin)
 
-    def _attend(
-        self, heads: layers.Heads, segments: Int[Array, "B T"]
-    ) -> Float[Array, "B T heads hd"]:
+    def _attend(self, heads: Heads, segments: Int[Array, "B T"]) -> Float[Array, "B T heads hd"]:
         return attention.attend(heads, segments, causal=True, kind=self.compute.attention)
 
     def _read(
-        self, tokens: Tokens, images: Images | None, mix: layers.Mix
+        self, tokens: Tokens, images: Images | None, mix: blocks.Mix
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns the outputs at every token and what `mix` returned in each layer."""
         turn = self.turn(tokens.positions)
@@ -183,7 +189,7 @@ class Dense(nnx.Module):
             return x, extra
 
         numbers = None if deep is None else np.arange(self.config.text.num_hidden_layers)
-        x, extra = layers.through(self.blocks, x, step, each=numbers, compute=self.compute)
+        x, extra = layer_stack.apply(self.blocks, x, step, each=numbers, compute=self.compute)
         return self.norm(x), extra
 
 
@@ -199,7 +205,7 @@ class Decoder:
         params = jax.tree_util.tree_map_with_path(cast, params)
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
         lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
-        self.blocks = layers.unstack(nnx.merge(graph, params).blocks, lies)
+        self.blocks = layer_stack.unstack(nnx.merge(graph, params).blocks, lies)
         if lies is not None:
             for block in self.blocks:
                 block.travel = lies.divided
@@ -214,7 +220,7 @@ class Decoder:
         k, v = prefix.cache
         _, batch, kv, head, _ = k.shape
         batch = queues or batch
-        own = layers.Own(
+        own = cached_attention.AnswerCache(
             jnp.zeros((batch, kv, answers, head, length), k.dtype),
             jnp.zeros((batch, kv, answers, length, head), v.dtype),
         )
@@ -226,19 +232,21 @@ class Decoder:
     ) -> tuple[Float[Array, "B G Q D"], protocol.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
         new, reach = ids.shape[-1], suffix.own[0].v.shape[-2]
-        view = slots.view(suffix.length, suffix.seats, new=new, reach=reach)
-        turn = slots.along(suffix.turn, suffix.length, suffix.seats, new=new)
+        view = batching.visible_columns(suffix.length, suffix.slots, new=new, reach=reach)
+        turn = batching.slice_columns(suffix.turn, suffix.length, suffix.slots, new=new)
         x = self.model.words(ids)
         filled, write = [], jax.lax.dynamic_update_slice_in_dim
         for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
 
             def mix(heads, i=i, own=own):
-                more = layers.own(heads)
-                own = layers.Own(write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3))
-                prompt = layers.Shared(prefix.cache.k[i], prefix.cache.v[i])
+                more = cached_attention.answer_cache(heads)
+                own = cached_attention.AnswerCache(
+                    write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3)
+                )
+                prompt = cached_attention.PromptCache(prefix.cache.k[i], prefix.cache.v[i])
                 used, seen = prefix.used, view.seen
-                out = layers.attend_decoding(
-                    heads.q, prompt, own, used=used, seen=seen, seats=suffix.seats
+                out = cached_attention.attend_slots(
+                    heads.q, prompt, own, used=used, seen=seen, slots=suffix.slots
                 )
                 return out, own
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.models.nn import slots as seating
+from seg_jax.models.nn import batching
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import constraint, protocol
 from seg_jax.records import Array, Automaton, Images, Rollout, Tokens
@@ -232,13 +232,15 @@ class _Decoding:
         rows = min(-(-refill.rows // queues), waiting.done.shape[1])
         length = self.max_tokens - 1
         suffix = self.decoder.empty(self.prefix, answers=rows, length=length, queues=queues)
-        line, seats = seating.form(waiting.done, rows)
-        held, last = seating.take((waiting.held, waiting.rollout.ids[..., 0]), seats.answer)
+        queue, slots = batching.open_slots(waiting.done, rows)
+        held, last = batching.take_entries(
+            (waiting.held, waiting.rollout.ids[..., 0]), slots.answer
+        )
         nobody = jnp.zeros((queues, rows), bool)
-        turn = _Turn(waiting.rollout, line, seats, nobody, held, last, suffix)
+        turn = _Turn(waiting.rollout, queue, slots, nobody, held, last, suffix)
 
         def going(turn: _Turn):
-            return jnp.any(turn.live) | jnp.any(turn.line.served < turn.line.count)
+            return jnp.any(turn.live) | jnp.any(turn.queue.served < turn.queue.count)
 
         def body(turn: _Turn):
             turn = self._seat(waiting, turn)
@@ -251,38 +253,38 @@ class _Decoding:
 
     def _seat(self, waiting: _Answers, turn: _Turn) -> _Turn:
         """Returns the turn with the next answers in free rows."""
-        line, seats, new = seating.fill(turn.line, turn.seats, turn.live)
-        fresh = seating.take((waiting.held, waiting.rollout.ids[..., 0]), seats.answer)
+        queue, slots, new = batching.fill_slots(turn.queue, turn.slots, turn.live)
+        fresh = batching.take_entries((waiting.held, waiting.rollout.ids[..., 0]), slots.answer)
         held, last = jax.tree.map(
             lambda one, other: jnp.where(new, one, other), fresh, (turn.held, turn.last)
         )
-        return _Turn(turn.rollout, line, seats, turn.live | new, held, last, turn.suffix)
+        return _Turn(turn.rollout, queue, slots, turn.live | new, held, last, turn.suffix)
 
     def _step(self, waiting: _Answers, turn: _Turn) -> _Turn:
         """Returns the turn with a token more in every row; tokens of free rows are lost."""
-        seats, suffix = turn.seats, turn.suffix._replace(seats=turn.seats)
+        slots, suffix = turn.slots, turn.suffix._replace(slots=turn.slots)
         hidden, suffix = self.decoder.extend(turn.last[..., None], self.prefix, suffix)
-        keys, most = seating.take((waiting.keys, waiting.most), seats.answer)
-        column, live = seats.column + 1, turn.live
+        keys, most = batching.take_entries((waiting.keys, waiting.most), slots.answer)
+        column, live = slots.column + 1, turn.live
         drawn = self.choose(hidden[:, :, 0], turn.held, keys, column)
         ids = jnp.where(live, drawn.ids, self.pad_id)
-        at = seats.answer, jnp.where(live, column, self.max_tokens)  # The latter is nowhere.
+        at = slots.answer, jnp.where(live, column, self.max_tokens)  # The latter is nowhere.
         write = jax.vmap(lambda to, row, column, x: to.at[row, column].set(x, mode="drop"))
         old = turn.rollout
         rollout = Rollout(
             write(old.ids, *at, ids),
             write(old.used, *at, live),
             write(old.logp, *at, drawn.logp),
-            jax.vmap(lambda to, row: to.at[row].add(1))(old.computed, seats.answer),
+            jax.vmap(lambda to, row: to.at[row].add(1))(old.computed, slots.answer),
         )
         return _Turn(
             rollout,
-            turn.line,
-            seats._replace(column=jnp.where(live, column, seats.column)),
+            turn.queue,
+            slots._replace(column=jnp.where(live, column, slots.column)),
             live & ~self.ends(drawn.ids, column, most),
             self.after(turn.held, ids),
             ids,
-            suffix._replace(seats=None),
+            suffix._replace(slots=None),
         )
 
 
@@ -291,8 +293,8 @@ class _Turn(NamedTuple):
 
     rollout: Rollout
     """[S N ..]."""
-    line: seating.Line
-    seats: seating.Seats
+    queue: batching.Queue
+    slots: batching.Slots
     live: Bool[Array, "S R"]
     """True where a row has an answer that is not over."""
     held: constraint.Held | None
