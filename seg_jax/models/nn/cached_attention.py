@@ -112,7 +112,7 @@ def attend_slots(
         return _attend_travelling(q, prompt, answer, used=used, seen=seen, slots=slots, scale=scale)
     flat = jax.tree.map(
         lambda leaf: leaf.reshape(queues * rows, *leaf.shape[2:]),
-        (q, batching.of_prompts(slots, (prompt, used)), seen),
+        (q, batching.gather_prompts(slots, (prompt, used)), seen),
     )
     one_each = AnswerCache(
         *(leaf.swapaxes(1, 2).reshape(-1, leaf.shape[1], 1, *leaf.shape[3:]) for leaf in answer)
@@ -147,14 +147,14 @@ def _attend_travelling(
     seen = jnp.repeat(seen, count // kv, axis=-2)
     to_own = product(q.swapaxes(1, 2), answer.k)
     to_own = jnp.where(seen[:, None], to_own, MASKED_SCORE).swapaxes(1, 2)  # S R kv wide L
-    asked = batching.to_prompts(slots, (q, jax.nn.logsumexp(to_own, -1)), batch)
+    asked = batching.slots_to_answers(slots, (q, jax.nn.logsumexp(to_own, -1)), batch)
     asked, own_sum = (leaf.swapaxes(1, 2).reshape(batch, kv, -1, *leaf.shape[4:]) for leaf in asked)
     to_prompt = jnp.where(used[:, None, None], product(asked, prompt.k), MASKED_SCORE)
     total = jnp.logaddexp(jax.nn.logsumexp(to_prompt, -1), own_sum)  # B kv G*wide
     weights = jnp.exp(to_prompt - total[..., None]).astype(answer.v.dtype)
     told = weights @ prompt.v, total
     told = (leaf.reshape(batch, kv, -1, wide, *leaf.shape[3:]).swapaxes(1, 2) for leaf in told)
-    from_prompt, total = batching.to_rows(slots, tuple(told))  # S R kv wide ..
+    from_prompt, total = batching.answers_to_slots(slots, tuple(told))  # S R kv wide ..
     weights = jnp.exp(to_own - total[..., None]).astype(answer.v.dtype)
     out = from_prompt + (weights.swapaxes(1, 2) @ answer.v).swapaxes(1, 2)
     out = out.reshape(queues, rows, kv, length, count // kv, deep).swapaxes(2, 3)
