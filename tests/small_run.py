@@ -129,9 +129,9 @@ def _folder() -> Path:
     return Path(_keep().name)
 
 
-def speaker(chunk: int | None = None) -> steps.Speaker:
+def actor(chunk: int | None = None) -> steps.Actor:
     """Returns the model's graph with its tokenizer."""
-    return steps.Speaker(bundle().graph, bundle().tokenizer, chunk=chunk)
+    return steps.Actor(bundle().graph, bundle().tokenizer, chunk=chunk)
 
 
 def task(rows: str) -> Referring:
@@ -159,13 +159,13 @@ def supervised_step(**changes: Any) -> Any:
     """Returns the compiled supervised step; changes are of its objective."""
     config = sft_config()
     objective = dataclasses.replace(config.objective, **changes)
-    return steps.supervised_step(speaker(), objective, config.optimizer)
+    return steps.supervised_step(actor(), objective, config.optimizer)
 
 
 @functools.cache
 def sampler() -> Any:
     """Returns the compiled sampler."""
-    return steps.sampler(speaker(), gspo_config().sampling, seed=0)
+    return steps.sampler(actor(), gspo_config().sampling, seed=0)
 
 
 @functools.cache
@@ -173,12 +173,12 @@ def reinforcing_step() -> Any:
     """Returns the compiled step of reinforcement."""
     config = gspo_config()
     return steps.reinforcing_step(
-        speaker(),
+        actor(),
         task("prompts"),
-        config.policy,
-        dataclasses.asdict(config.weights),
-        config.optimizer,
-        config.sampling,
+        policy=config.policy,
+        weights=dataclasses.asdict(config.weights),
+        optimizer=config.optimizer,
+        sampling=config.sampling,
     )
 
 

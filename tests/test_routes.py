@@ -38,7 +38,7 @@ def shapes(tree):
 def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
     supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
     bundle = finetune.start(supervised, tmp_path / "tokenizer").bundle
-    speaker = steps.Speaker(bundle.graph, bundle.tokenizer)
+    actor = steps.Actor(bundle.graph, bundle.tokenizer)
 
     def abstract(config, rows):
         feed = dataclasses.replace(config.feed, threads=0, prefetch=0)
@@ -51,23 +51,23 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
         return shapes(begin), shapes(next(batches))
 
     begin, batch = abstract(supervised, "sft")
-    step = steps.supervised_step(speaker, supervised.objective, supervised.optimizer)
+    step = steps.supervised_step(actor, supervised.objective, supervised.optimizer)
     after, metrics = step.lower(begin, batch).out_info
     assert shapes(after) == shapes(begin)
     assert metrics["loss"].shape == ()
 
     begin, prompts = abstract(reinforced, "prompts")
-    draw = steps.sampler(speaker, reinforced.sampling, seed=0)
+    draw = steps.sampler(actor, reinforced.sampling, seed=0)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     rollout = shapes(draw.lower(begin.params, prompts, number).out_info)
     assert rollout.ids.shape == (32, reinforced.sampling.answers, reinforced.sampling.max_tokens)
     step = steps.reinforcing_step(
-        speaker,
+        actor,
         bundle.task,
-        reinforced.policy,
-        dataclasses.asdict(reinforced.weights),
-        reinforced.optimizer,
-        reinforced.sampling,
+        policy=reinforced.policy,
+        weights=dataclasses.asdict(reinforced.weights),
+        optimizer=reinforced.optimizer,
+        sampling=reinforced.sampling,
     )
     after, metrics = step.lower(begin, prompts, rollout, None).out_info
     assert shapes(after) == shapes(begin)
@@ -81,17 +81,17 @@ def route(request):
     on = small_run.alone()
     if request.param != "gspo":
         config = small_run.sft_config(optimizer=ADAM)
-        learn = steps.supervised_step(small_run.speaker(), config.objective, ADAM)
+        learn = steps.supervised_step(small_run.actor(), config.objective, ADAM)
     else:
         config = small_run.gspo_config(optimizer=ADAM)
         draw = small_run.sampler()
         learn = steps.reinforcing_step(
-            small_run.speaker(),
+            small_run.actor(),
             small_run.task("prompts"),
-            config.policy,
-            {"format": 1.0},
-            ADAM,
-            config.sampling,
+            policy=config.policy,
+            weights={"format": 1.0},
+            optimizer=ADAM,
+            sampling=config.sampling,
         )
     rows = "prompts" if request.param == "gspo" else "sft"
     changes = {} if request.param == "gspo" else {"pack": small_run.PACK}

@@ -66,10 +66,10 @@ class Plan:
         return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)
 
     @functools.cached_property
-    def speaker(self) -> jitted_steps.Speaker:
+    def actor(self) -> jitted_steps.Actor:
         """Model and tokenizer."""
         bundle = self.bundle
-        return jitted_steps.Speaker(
+        return jitted_steps.Actor(
             bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk, ends=bundle.end_ids
         )
 
@@ -138,14 +138,14 @@ def _sft(plan: Plan, run: finetune.Config) -> Step:
     batch: Batch | PackedBatch = plan.rows("sft")
     parts = finetune.parts(run, plan.config, batch, rows=batch.weights.shape[0])
     done = flops.trained(parts) | _update_work(plan)
-    function = jitted_steps.supervised_step(plan.speaker, run.objective, run.optimizer)
+    function = jitted_steps.supervised_step(plan.actor, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)
 
 
 def _sample(plan: Plan, run: reinforce.Config) -> Step:
     prompts: Prompts = plan.rows("prompts")
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
-    function = jitted_steps.sampler(plan.speaker, run.sampling, seed=run.seed, task=task)
+    function = jitted_steps.sampler(plan.actor, run.sampling, seed=run.seed, task=task)
     arguments = (plan.state.params, prompts, _scalar(plan))
     done = _decoding(plan, prompts, run.sampling.answers, run.sampling.max_tokens)
     beside = [plan.state.moments, plan.state.params if run.policy.kl > 0 else None]
@@ -166,7 +166,12 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
     task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
     weights = dataclasses.asdict(run.weights)
     function = jitted_steps.reinforcing_step(
-        plan.speaker, task, run.policy, weights, run.optimizer, run.sampling
+        plan.actor,
+        task,
+        policy=run.policy,
+        weights=weights,
+        optimizer=run.optimizer,
+        sampling=run.sampling,
     )
     reference = plan.state.params if run.policy.kl > 0 else None
     arguments = (plan.state, prompts, plan.batch(rollout, rows), reference)

@@ -255,8 +255,8 @@ def train(
     mesh, bundle = config.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = fed(config, bundle.task, encoder, mesh, rows="sft")
-    speaker = steps.Speaker(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
-    step = steps.supervised_step(speaker, config.objective, config.optimizer)
+    actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=config.loss_chunk)
+    step = steps.supervised_step(actor, config.objective, config.optimizer)
 
     def body(current: state.State):
         return step(current, put(next(batches)))

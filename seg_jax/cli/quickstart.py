@@ -237,11 +237,11 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     """
     gspo, bundle = _gspo(config), models[0]
     task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
-    appraise = jitted_steps.appraiser(
-        jitted_steps.Speaker(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
+    sampled = jitted_steps.rollout_rewards(
+        jitted_steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
-        dataclasses.asdict(gspo.weights),
         gspo.sampling,
+        weights=dataclasses.asdict(gspo.weights),
         seed=config.seed,
     )
     mesh = config.mesh.build()
@@ -253,7 +253,7 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
         rows = pipeline.to_device(rows, places, rows=batch)
         for means, model in zip(told, models, strict=True):
             with jax.set_mesh(mesh):
-                rewards = appraise(model.params, rows, jnp.int32(number))
+                rewards = sampled(model.params, rows, jnp.int32(number))
             means.append(rewards.mean(1)[: len(examples)])
     return [np.concatenate(jax.device_get(means)) for means in told]
 

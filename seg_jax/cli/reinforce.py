@@ -207,17 +207,17 @@ def train(
     task = dataclasses.replace(bundle.task, mixture=config.mixture)
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     batches, put = finetune.fed(config, task, encoder, mesh, rows="prompts")
-    speaker = steps.Speaker(
+    actor = steps.Actor(
         bundle.graph, bundle.tokenizer, chunk=config.loss_chunk, ends=bundle.end_ids
     )
-    draw = steps.sampler(speaker, config.sampling, seed=config.seed, task=task)
+    draw = steps.sampler(actor, config.sampling, seed=config.seed, task=task)
     learn = steps.reinforcing_step(
-        speaker,
+        actor,
         task,
-        config.policy,
-        dataclasses.asdict(config.weights),
-        config.optimizer,
-        config.sampling,
+        policy=config.policy,
+        weights=dataclasses.asdict(config.weights),
+        optimizer=config.optimizer,
+        sampling=config.sampling,
     )
     reference = None
     if config.policy.kl > 0:

@@ -1,4 +1,4 @@
-"""Times the stations of a step by waiting for them now and then (host)."""
+"""Times the parts of a step by waiting for them now and then (host)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Value = TypeVar("Value")
 
 
 class Clock:
-    """Takes the seconds of each station of every so-many-th step.
+    """Takes the seconds of each part of every so-many-th step.
 
-    A timed step begins when the one before has ended and waits for each of its stations, so that
+    A timed step begins when the one before has ended and waits for each of its parts, so that
     they do not overlap; all other steps run ahead of the device undisturbed. The first step of a
     process, which compiles, is not timed.
     """
 
     def __init__(self, every: int):
         self.seconds: dict[str, float] = {}
-        """Of the step that was started last, by station; nothing if it is not timed."""
+        """Of the step that was started last, by part; nothing if it is not timed."""
         self._every = every
         self._step: int | None = None
         self._timed = False
@@ -41,7 +41,7 @@ class Clock:
         return self._step
 
     def lap(self, phase: str, value: Value) -> Value:
-        """Returns what a station has made; waits for it and takes its time if the step is timed."""
+        """Returns what a part has made; waits for it and takes its time if the step is timed."""
         if self._timed:
             jax.block_until_ready(value)
             now = time.monotonic()
@@ -49,10 +49,10 @@ class Clock:
         return value
 
     def step_metrics(self, tokens: float) -> dict[str, float]:
-        """Returns seconds, and of stations that handle the answers' tokens how many a second."""
+        """Returns seconds, and of parts that handle the answers' tokens how many a second."""
         rates = {
-            f"tokens_per_second/{station}": tokens / self.seconds[station]
-            for station in ("sampling", "learning")
-            if station in self.seconds
+            f"tokens_per_second/{part}": tokens / self.seconds[part]
+            for part in ("sampling", "learning")
+            if part in self.seconds
         }
         return {f"seconds/{name}": value for name, value in self.seconds.items()} | rates

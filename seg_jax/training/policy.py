@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Array, Prompts, Rollout, check_least
+from seg_jax.training import gradients
 from seg_jax.training import state as states
 from seg_jax.training.optimizers import Optimizer
 
@@ -146,11 +147,11 @@ class Loss(NamedTuple):
 def loss(
     config: Policy,
     logp: Float[Array, "*n L"],
+    *,
     old_logp: Float[Array, "*n L"],
     used: Bool[Array, "*n L"],
     advantage: Float[Array, "*n"] | Float[Array, "*n L"],
     reference_logp: Float[Array, "*n L"] | None = None,
-    *,
     importance: Float[Array, "*n L"] | None = None,
     kept: Bool[Array, "*n"] | None = None,
     total: Float[Array, ""] | Int[Array, ""] | int | None = None,
@@ -188,7 +189,7 @@ def loss(
     surrogate = jnp.minimum(ratio * gain, bounded * gain)
     share = _shares(config, counts if importance is None else counts * importance, length)
     value = -jnp.sum(share * surrogate) / total
-    metrics = _told(ratio, ratio * gain > bounded * gain, used, length)
+    metrics = _ratio_metrics(ratio, ratio * gain > bounded * gain, used, length)
     metrics["policy_kl"] = -jnp.sum(gap) / jnp.maximum(used.sum(), 1)
     if reference_logp is not None and config.kl > 0:
         drift = jnp.where(used, reference_logp - logp, 0.0)
@@ -246,7 +247,7 @@ def _shares(config: Policy, counts, length) -> Float[Array, "*n _"]:
     return counts / length if config.average == "answers" else counts
 
 
-def _told(ratio, clipped, used, length) -> dict[str, Array]:
+def _ratio_metrics(ratio, clipped, used, length) -> dict[str, Array]:
     """Returns how far the ratios went, each answer counting the same."""
     one = ratio.shape[-1] == 1
     known = jnp.ones(ratio.shape, bool) if one else used
@@ -272,27 +273,27 @@ Score = Callable[[Any, Prompts, Rollout], Likelihood]
 """(params, prompts, rollout) -> log-probability and entropy [B G L] of each answer token."""
 
 
-class Lesson(NamedTuple):
-    """Judged answers to prompts, whole, a minibatch or a piece of one (device)."""
+class Experience(NamedTuple):
+    """Answers to prompts with their advantages, of a step, a minibatch or a piece (device)."""
 
     prompts: Prompts
     rollout: Rollout
     advantage: Float[Array, "B G"]
     kept: Bool[Array, "B G"] | None = None
-    """Answers that count; all if None."""
+    """The answers that count; all if None."""
     old_logp: Float[Array, "B G L"] | None = None
-    """Of the trainer before the first update; the sampler's if None."""
+    """Log-probabilities under the trainer before the first update; the sampler's if None."""
 
 
-def lesson(
-    config: Policy, prompts: Prompts, rollout: Rollout, rewards: Float[Array, "B G"]
-) -> Lesson:
-    """Returns what is to be learned from rewarded answers."""
+def experience(
+    config: Policy, prompts: Prompts, rollout: Rollout, *, rewards: Float[Array, "B G"]
+) -> Experience:
+    """Returns what is learned from: rewarded answers with their advantages."""
     advantage = advantages(rewards, spread=config.spread, spread_floor=config.spread_floor)
     kept = None
     if config.drop_equal:
         kept = jnp.broadcast_to(differ(rewards)[:, None], rewards.shape)
-    return Lesson(prompts, rollout, advantage, kept)
+    return Experience(prompts, rollout, advantage, kept)
 
 
 class _Seen(NamedTuple):
@@ -305,11 +306,12 @@ class _Seen(NamedTuple):
 
 def update(
     config: Policy,
+    state: states.State,
+    experience: Experience,
+    *,
+    score: Score,
     optimizer: Optimizer,
     transform: optax.GradientTransformation,
-    score: Score,
-    state: states.State,
-    lesson: Lesson,
     reference: Any | None = None,
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
     """Returns the state after one update per minibatch of prompts, with metrics of all of them.
@@ -318,8 +320,8 @@ def update(
     log-probabilities are the sampler's, which runs the same code as `score`, unless the
     correction is on. A minibatch with a loss or gradient that is not finite changes no weight.
     """
-    rows, cuts = lesson.advantage.shape[0], config.minibatches * config.accumulate
-    if rows % cuts:
+    rows, pieces = experience.advantage.shape[0], config.minibatches * config.accumulate
+    if rows % pieces:
         raise ValueError(
             f"policy.minibatches times policy.accumulate: expected a divisor of {rows} prompts, "
             f"got {config.minibatches} times {config.accumulate}"
@@ -327,29 +329,34 @@ def update(
     if config.correction.level != "off":
         scored = jax.lax.map(
             lambda piece: score(state.params, piece.prompts, piece.rollout).logp,
-            _cut(lesson, cuts),
+            gradients.split(experience, pieces),
         )
-        lesson = lesson._replace(old_logp=jax.lax.stop_gradient(_joined(scored)))
+        experience = experience._replace(old_logp=jax.lax.stop_gradient(gradients.merge(scored)))
 
     def one(state, minibatch):
         value, grads, seen = _gradient(config, score, state.params, minibatch, reference)
         norm = optax.global_norm(grads)
         sound = jnp.isfinite(value) & jnp.isfinite(norm)
-        after, rate = states.advance(state, grads, optimizer, transform, sound=sound)
-        told = {"loss": value, "grad_norm": norm, "learning_rate": rate}
-        return after._replace(step=state.step), (told, seen)
+        after, rate = states.advance(
+            state, grads, optimizer=optimizer, transform=transform, sound=sound
+        )
+        shown = {"loss": value, "grad_norm": norm, "learning_rate": rate}
+        return after._replace(step=state.step), (shown, seen)
 
-    after, (told, seen) = jax.lax.scan(one, state, _cut(lesson, config.minibatches))
-    metrics = _metrics(config, lesson, _joined(seen), rows // config.minibatches)
-    metrics |= {name: values.mean() for name, values in told.items()}
+    minibatches = gradients.split(experience, config.minibatches)
+    after, (shown, seen) = jax.lax.scan(one, state, minibatches)
+    metrics = _metrics(config, experience, gradients.merge(seen), rows // config.minibatches)
+    metrics |= {name: values.mean() for name, values in shown.items()}
     return after._replace(step=state.step + 1), metrics
 
 
-def _gradient(config: Policy, score: Score, params: Any, minibatch: Lesson, reference: Any | None):
+def _gradient(
+    config: Policy, score: Score, params: Any, minibatch: Experience, reference: Any | None
+):
     """Returns the loss of a minibatch, its gradient and what was seen, however it is cut."""
     total = normaliser(config, minibatch.rollout.used, minibatch.kept)
 
-    def objective(params, piece: Lesson):
+    def objective(params, piece: Experience):
         logp, entropy = score(params, piece.prompts, piece.rollout)
         ref = None
         if config.kl > 0:
@@ -357,26 +364,12 @@ def _gradient(config: Policy, score: Score, params: Any, minibatch: Lesson, refe
         result = _loss(config, logp, piece, ref, total)
         return result.value, _Seen(logp, entropy, ref)
 
-    graded = jax.value_and_grad(objective, has_aux=True)
-    if config.accumulate == 1:
-        (value, seen), grads = graded(params, minibatch)
-        return value, grads, seen
-
-    def add(carry, piece):
-        (value, seen), grads = graded(params, piece)
-        return jax.tree.map(jnp.add, carry, (value, grads)), seen
-
-    # Sums of bfloat16 gradients would lose what the last pieces add.
-    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
-    pieces = _cut(minibatch, config.accumulate)
-    (value, grads), seen = jax.lax.scan(add, (jnp.zeros(()), wide), pieces)
-    grads = jax.tree.map(lambda sum_, leaf: sum_.astype(leaf.dtype), grads, params)
-    return value, grads, _joined(seen)
+    return gradients.accumulate(objective, params, minibatch, pieces=config.accumulate)
 
 
-def _loss(config: Policy, logp, lesson: Lesson, reference_logp=None, total=None) -> Loss:
-    """Returns the loss of a lesson whose answers have these log-probabilities."""
-    rollout, old, importance = lesson.rollout, lesson.old_logp, None
+def _loss(config: Policy, logp, experience: Experience, reference_logp=None, total=None) -> Loss:
+    """Returns the loss of experience whose answers have these log-probabilities."""
+    rollout, old, importance = experience.rollout, experience.old_logp, None
     if old is None:
         old = rollout.logp
     else:
@@ -384,35 +377,27 @@ def _loss(config: Policy, logp, lesson: Lesson, reference_logp=None, total=None)
     return loss(
         config,
         logp,
-        old,
-        rollout.used,
-        lesson.advantage,
-        reference_logp,
+        old_logp=old,
+        used=rollout.used,
+        advantage=experience.advantage,
+        reference_logp=reference_logp,
         importance=importance,
-        kept=lesson.kept,
+        kept=experience.kept,
         total=total,
     )
 
 
-def _metrics(config: Policy, lesson: Lesson, seen: _Seen, first: int) -> dict[str, Array]:
+def _metrics(config: Policy, experience: Experience, seen: _Seen, first: int) -> dict[str, Array]:
     """Returns what to log of all minibatches; the first rows were scored before any update."""
-    used = lesson.rollout.used
-    metrics = _loss(config, seen.logp, lesson, seen.reference_logp).metrics
+    used = experience.rollout.used
+    metrics = _loss(config, seen.logp, experience, seen.reference_logp).metrics
     metrics["entropy"] = jnp.sum(jnp.where(used, seen.entropy, 0.0)) / jnp.maximum(used.sum(), 1)
-    gap = jnp.abs(seen.logp - lesson.rollout.logp)[:first]
+    gap = jnp.abs(seen.logp - experience.rollout.logp)[:first]
     metrics["sampler_gap/p99"] = quantile(gap, used[:first], 0.99)
     metrics["sampler_gap/max"] = jnp.max(jnp.where(used[:first], gap, 0.0))
-    if lesson.old_logp is not None:
-        weights = importance_weights(config.correction, lesson.old_logp, lesson.rollout.logp, used)
+    if experience.old_logp is not None:
+        weights = importance_weights(
+            config.correction, experience.old_logp, experience.rollout.logp, used
+        )
         metrics["importance"] = jnp.sum(jnp.where(used, weights, 0.0)) / jnp.maximum(used.sum(), 1)
     return metrics
-
-
-def _cut(tree: Any, pieces: int) -> Any:
-    """Returns the tree [B ..] in pieces [pieces B/pieces ..] of neighbouring rows."""
-    return jax.tree.map(lambda leaf: leaf.reshape(pieces, -1, *leaf.shape[1:]), tree)
-
-
-def _joined(tree: Any) -> Any:
-    """Returns the pieces [pieces b ..] as one tree [pieces * b ..]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
 from seg_jax.records import Array, Batch, PackedBatch, check_least
+from seg_jax.training import gradients
 from seg_jax.training import state as states
 from seg_jax.training.optimizers import Optimizer
 
@@ -24,7 +24,8 @@ class Objective:
     """Standard deviation of the Gaussian around a coordinate, in steps of the last decimal.
     0 means hard targets. It acts on numbers that are one token each."""
     accumulate: int = 1
-    """Pieces that a batch is cut into; their gradients are summed, weighted by their tokens."""
+    """Pieces that a batch is cut into; their gradients are summed in float32, weighted by their
+    tokens."""
 
     def __post_init__(self):
         check_least(self, "objective", accumulate=1, soften_bins=0)
@@ -36,11 +37,12 @@ TokenLoss = Callable[[Any, Batch | PackedBatch], Float[Array, "*n L"]]
 
 def update(
     config: Objective,
-    optimizer: Optimizer,
-    transform: optax.GradientTransformation,
-    token_loss: TokenLoss,
     state: states.State,
     batch: Batch | PackedBatch,
+    *,
+    token_loss: TokenLoss,
+    optimizer: Optimizer,
+    transform: optax.GradientTransformation,
 ) -> tuple[states.State, dict[str, Float[Array, ""]]]:
     """Returns the state after one update on the batch, with metrics.
 
@@ -54,26 +56,15 @@ def update(
             f"objective.accumulate: expected a divisor of {rows} rows, got {config.accumulate}"
         )
 
-    def summed(params, piece):
-        return jnp.sum(token_loss(params, piece) * piece.weights) / total
+    def share(params, piece):
+        return jnp.sum(token_loss(params, piece) * piece.weights) / total, None
 
-    if config.accumulate == 1:
-        loss, grads = jax.value_and_grad(summed)(state.params, batch)
-    else:
-        pieces = jax.tree.map(
-            lambda leaf: leaf.reshape(config.accumulate, -1, *leaf.shape[1:]), batch
-        )
-
-        def add(carry, piece):
-            return jax.tree.map(
-                jnp.add, carry, jax.value_and_grad(summed)(state.params, piece)
-            ), None
-
-        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, grads), _ = jax.lax.scan(add, nothing, pieces)
+    loss, grads, _ = gradients.accumulate(share, state.params, batch, pieces=config.accumulate)
     norm = optax.global_norm(grads)
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-    state, rate = states.advance(state, grads, optimizer, transform, sound=sound)
+    state, rate = states.advance(
+        state, grads, optimizer=optimizer, transform=transform, sound=sound
+    )
     return state, {
         "loss": loss,
         "grad_norm": norm,

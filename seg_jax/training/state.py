@@ -76,9 +76,9 @@ def _places(made: State, on: Mesh, offload: bool) -> State:
 def advance(
     state: State,
     grads: Any,
+    *,
     optimizer: Optimizer,
     transform: optax.GradientTransformation,
-    *,
     sound: Bool[Array, ""] | None = None,
 ) -> tuple[State, Float[Array, ""]]:
     """Returns the state after one update and the learning rate that it used.

@@ -1,4 +1,4 @@
-"""The jitted stations of training for one model: supervised step, sampling, RL step."""
+"""The jitted steps of training for one model: supervised step, sampling, RL step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from seg_jax.records import (
 )
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Task, judge
-from seg_jax.training import optimizers, policy, sft
+from seg_jax.training import optimizers, sft
+from seg_jax.training import policy as policies
 from seg_jax.training.state import State, step_key
 
 SOFTENED_REACH = 3.0
@@ -63,8 +64,8 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
-    """A model's graph and the tokenizer that it speaks with."""
+class Actor:
+    """The network that learns and answers: a model's graph and the tokenizer that it writes in."""
 
     graph: nnx.GraphDef
     tokenizer: Tokenizer
@@ -83,35 +84,38 @@ class Speaker:
         return nnx.merge(self.graph, params)
 
 
-def supervised_step(
-    speaker: Speaker, objective: sft.Objective, optimizer: optimizers.Optimizer
-) -> Any:
+def supervised_step(actor: Actor, objective: sft.Objective, optimizer: optimizers.Optimizer) -> Any:
     """Returns the jitted function (state, batch) -> (state, metrics); the state is donated."""
     transform = optimizers.build(optimizer)
     soft = None
     if objective.soften_bins > 0:
         reach = max(1, round(SOFTENED_REACH * objective.soften_bins))
-        near = tokens.neighbours(speaker.tokenizer, objective.soften_bins, reach)
+        near = tokens.neighbours(actor.tokenizer, objective.soften_bins, reach)
         soft = [jnp.asarray(part) for part in near]
 
     def token_loss(params: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L"]:
-        model = speaker.model(params)
+        model = actor.model(params)
         hidden = outputs(model, batch)
         if soft is None:
-            return -likelihood.token_logp(
-                hidden, model.unembed(), batch.targets, chunk=speaker.chunk
-            )
+            return -likelihood.token_logp(hidden, model.unembed(), batch.targets, chunk=actor.chunk)
         return likelihood.soft_cross_entropy(
             hidden,
             model.unembed(),
             batch.targets,
             neighbours=soft[0],
             shares=soft[1],
-            chunk=speaker.chunk,
+            chunk=actor.chunk,
         )
 
     def step(state: State, batch: Batch | PackedBatch):
-        state, metrics = sft.update(objective, optimizer, transform, token_loss, state, batch)
+        state, metrics = sft.update(
+            objective,
+            state,
+            batch,
+            token_loss=token_loss,
+            optimizer=optimizer,
+            transform=transform,
+        )
         if isinstance(batch, PackedBatch):
             metrics["useful_tokens"] = jnp.mean(batch.tokens.segments > 0)
             metrics["useful_patches"] = jnp.mean(batch.images.image >= 0)
@@ -157,23 +161,23 @@ class Sampling:
         return samplers.Refill(rows=self.rows, chunk=self.chunk) if self.rows else None
 
 
-def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | None = None) -> Any:
+def sampler(actor: Actor, sampling: Sampling, *, seed: int, task: Task | None = None) -> Any:
     """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key.
 
     The task is asked for with a grammar only: its decimals and limits are the grammar's.
     """
-    grammar = _grammar(speaker, sampling, task)
+    grammar = _grammar(actor, sampling, task)
 
     def draw(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Rollout:
         return samplers.generate(
-            speaker.model(params),
+            actor.model(params),
             prompts.tokens,
             prompts.images,
             answers=sampling.answers,
             max_tokens=sampling.max_tokens,
             sampler=samplers.Sample(temperature=sampling.temperature),
-            end_ids=speaker.end_ids,
-            pad_id=speaker.tokenizer.pad_id,
+            end_ids=actor.end_ids,
+            pad_id=actor.tokenizer.pad_id,
             key=step_key(seed, step),
             grammar=grammar,
             kinds=prompts.truth.kind,
@@ -183,29 +187,30 @@ def sampler(speaker: Speaker, sampling: Sampling, *, seed: int, task: Task | Non
     return jax.jit(draw)
 
 
-def appraiser(
-    speaker: Speaker,
+def rollout_rewards(
+    actor: Actor,
     task: Task,
-    weights: Mapping[str, float],
     sampling: Sampling,
     *,
+    weights: Mapping[str, float],
     seed: int,
 ) -> Any:
     """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
-    draw = sampler(speaker, sampling, seed=seed, task=task)
-    judged_rows = _judge(speaker, task)
+    draw = sampler(actor, sampling, seed=seed, task=task)
+    judged_rows = _judge(actor, task)
 
-    def appraise(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
+    def rewards(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
         judged, _ = judged_rows(draw(params, prompts, step), prompts.truth)
-        return policy.reward(judged.scores, weights)
+        return policies.reward(judged.scores, weights)
 
-    return jax.jit(appraise)
+    return jax.jit(rewards)
 
 
 def reinforcing_step(
-    speaker: Speaker,
+    actor: Actor,
     task: Task,
-    config: policy.Policy,
+    *,
+    policy: policies.Policy,
     weights: Mapping[str, float],
     optimizer: optimizers.Optimizer,
     sampling: Sampling,
@@ -215,16 +220,16 @@ def reinforcing_step(
     It reads, judges and learns without returning to the host.
     """
     transform = optimizers.build(optimizer)
-    judged_rows = _judge(speaker, task)
-    grammar = _grammar(speaker, sampling, task)
+    judged_rows = _judge(actor, task)
+    grammar = _grammar(actor, sampling, task)
 
     def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
         return likelihood.answer_likelihood(
-            speaker.model(params),
+            actor.model(params),
             prompts.tokens,
             prompts.images,
             ids=rollout.ids,
-            chunk=speaker.chunk,
+            chunk=actor.chunk,
             temperature=sampling.temperature,
             grammar=grammar,
             kinds=prompts.truth.kind,
@@ -232,17 +237,23 @@ def reinforcing_step(
 
     def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
         judged, verdict = judged_rows(rollout, prompts.truth)
-        reward = policy.reward(judged.scores, weights)
-        lesson = policy.lesson(config, prompts, rollout, reward)
-        state, metrics = policy.update(
-            config, optimizer, transform, score, state, lesson, reference
+        reward = policies.reward(judged.scores, weights)
+        experience = policies.experience(policy, prompts, rollout, rewards=reward)
+        state, metrics = policies.update(
+            policy,
+            state,
+            experience,
+            score=score,
+            optimizer=optimizer,
+            transform=transform,
+            reference=reference,
         )
         metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
         metrics |= {f"verdicts/{v.name}": (verdict == v).mean() for v in Verdict}
         metrics["reward"] = reward.mean()
         metrics["reward_spread"] = reward.std(1).mean()
-        metrics["groups_that_differ"] = policy.differ(reward).mean()
-        metrics |= _lengths(rollout, speaker.end_ids)
+        metrics["groups_that_differ"] = policies.differ(reward).mean()
+        metrics |= _lengths(rollout, actor.end_ids)
         return sharding.kept(state), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -264,13 +275,13 @@ def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:
     }
 
 
-def _judge(speaker: Speaker, task: Task) -> Any:
+def _judge(actor: Actor, task: Task) -> Any:
     """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
-    table = reader.table(speaker.tokenizer.pieces)
+    table = reader.table(actor.tokenizer.pieces)
     return sharding.by_rows(lambda rollout, truth: judge(task, table, rollout, truth))
 
 
-def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automaton | None:
+def _grammar(actor: Actor, sampling: Sampling, task: Task | None) -> Automaton | None:
     """Returns what answers to the task are held to; None without a grammar."""
     if not sampling.grammar:
         return None
@@ -279,6 +290,6 @@ def _grammar(speaker: Speaker, sampling: Sampling, task: Task | None) -> Automat
             "sampling.grammar: expected the task whose answers are drawn, got none: "
             "pass task=, or switch the grammar off"
         )
-    held = tasks.grammar(task, speaker.tokenizer.pieces, speaker.end_ids)
+    held = tasks.grammar(task, actor.tokenizer.pieces, actor.end_ids)
     automaton.check_max_tokens(held, sampling.max_tokens, task.kinds)
     return held

@@ -34,13 +34,13 @@ CONFIG = """
 import dataclasses
 from seg_jax.cli import tiny
 from seg_jax.data.pipeline import Feed
-from seg_jax.training import loop, optimizer
+from seg_jax.training import loop, optimizers
 
 def config():
     return dataclasses.replace(
         tiny.sft_config(),
         feed=Feed(batch=8),
-        optimizer=optimizer.AdamW(),
+        optimizer=optimizers.AdamW(),
         loop=loop.Loop(steps=4, log_every=1),
     )
 """
@@ -139,7 +139,7 @@ def steps(monkeypatch):
     """Puts a cheap step in the place of the real one; `steps[n]` is called within step n."""
     events = {}
 
-    def stand_in(*_):
+    def stand_in(*_, **__):
         def step(state, batch):
             number = int(state.step) + 1
             events.get(number, lambda: None)()
@@ -158,7 +158,7 @@ def reinforcing(monkeypatch):
     """Puts a cheap step of reinforcement in the place of the real one, as `steps` does."""
     events = {}
 
-    def stand_in(*_):
+    def stand_in(*_, **__):
         def step(state, prompts, rollout, reference):
             number = int(state.step) + 1
             events.get(number, lambda: None)()
@@ -174,7 +174,7 @@ def reinforcing(monkeypatch):
     monkeypatch.setattr(jitted_steps, "sampler", lambda *_, **__: lambda *_: nothing)
     monkeypatch.setattr(
         jitted_steps,
-        "appraiser",
+        "rollout_rewards",
         lambda *_, **__: lambda _, rows, step: np.zeros((len(rows.tokens.ids), 8)),
     )
     return events

@@ -162,11 +162,11 @@ def test_long_rows_work_off_in_parts_are_the_same(model, known, monkeypatch):
 def test_steps_are_those_of_images_alone_and_of_pieces_added_up(encoder, images):
     graph, params = drawn("qwen2_5_vl", encoder)
     adam = optimizers.AdamW(lr=1e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
-    speaker = steps.Speaker(graph, encoder.tokenizer, chunk=64)
+    actor = steps.Actor(graph, encoder.tokenizer, chunk=64)
 
     def told(batch, accumulate=1):
         objective = dataclasses.replace(sft.Objective(), accumulate=accumulate)
-        step = steps.supervised_step(speaker, objective, adam)
+        step = steps.supervised_step(actor, objective, adam)
         copy = small_run.laid(params, small_run.alone())
         _, metrics = step(state.fresh(copy, optimizers.build(adam), horizon=10), batch)
         return {name: float(metrics[name]) for name in ("loss", "grad_norm", "answer_tokens")}

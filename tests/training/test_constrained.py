@@ -22,7 +22,7 @@ SAMPLING = steps.Sampling(answers=small_run.ANSWERS, temperature=1.3, max_tokens
 @pytest.fixture(scope="module")
 def drawn():
     """Sampler, prompts of all kinds, first state and a rollout."""
-    draw = steps.sampler(small_run.speaker(), SAMPLING, seed=0, task=TASK)
+    draw = steps.sampler(small_run.actor(), SAMPLING, seed=0, task=TASK)
     prompts = small_run.batch("prompts")
     kinds = np.resize(np.array(list(Kind), np.int32), small_run.BATCH)
     prompts = prompts._replace(truth=prompts.truth._replace(kind=kinds))
@@ -46,12 +46,12 @@ def test_random_weights_give_answers_that_are_read(drawn):
 def test_eight_devices_hold_answers_as_one_and_score_them_as_drawn(drawn):
     draw, prompts, _, rollout = drawn
     learn = steps.reinforcing_step(
-        small_run.speaker(chunk=5),
+        small_run.actor(chunk=5),
         TASK,
-        policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2),
-        {"iou": 1.0, "distance": 1.0},
-        ADAM,
-        SAMPLING,
+        policy=policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2),
+        weights={"iou": 1.0, "distance": 1.0},
+        optimizer=ADAM,
+        sampling=SAMPLING,
     )
     on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.set_mesh(on):
@@ -72,9 +72,9 @@ def test_eight_devices_hold_answers_as_one_and_score_them_as_drawn(drawn):
 def test_room_for_no_answer_is_refused_for_the_kinds_that_are_asked_for():
     short = dataclasses.replace(SAMPLING, max_tokens=6)
     with pytest.raises(ValueError, match="max_tokens: expected at least 7, the shortest box"):
-        steps.sampler(small_run.speaker(), short, seed=0, task=TASK)
+        steps.sampler(small_run.actor(), short, seed=0, task=TASK)
     points = dataclasses.replace(TASK, mixture=Mixture(text_mask=0.0, text_point=1.0))
     assert points.kinds == (Kind.POINT,)
-    steps.sampler(small_run.speaker(), short, seed=0, task=points)
+    steps.sampler(small_run.actor(), short, seed=0, task=points)
     with pytest.raises(ValueError, match="expected the task"):
-        steps.sampler(small_run.speaker(), SAMPLING, seed=0)
+        steps.sampler(small_run.actor(), SAMPLING, seed=0)

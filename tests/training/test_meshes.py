@@ -64,8 +64,8 @@ def supervised():
     """The compiled step, its batches, and its states on one device."""
     feed = small_run.batches("sft")
     batches = [(next(feed),) for _ in range(STEPS)]
-    speaker = steps.Speaker(small_run.model()[1], small_run.bundle().tokenizer)
-    step = steps.supervised_step(speaker, small_run.sft_config().objective, MUON)
+    actor = steps.Actor(small_run.model()[1], small_run.bundle().tokenizer)
+    step = steps.supervised_step(actor, small_run.sft_config().objective, MUON)
     on = small_run.alone()
     return step, batches, three_steps("qwen25_vl", MUON, step, batches, on)
 
@@ -89,10 +89,15 @@ def reinforced():
     def of(family):
         if family in known:
             return known[family]
-        speaker = steps.Speaker(MODELS[family]()[1], small_run.bundle().tokenizer)
-        draw = steps.sampler(speaker, config.sampling, seed=0)
+        actor = steps.Actor(MODELS[family]()[1], small_run.bundle().tokenizer)
+        draw = steps.sampler(actor, config.sampling, seed=0)
         learn = steps.reinforcing_step(
-            speaker, small_run.task("prompts"), plan, {"iou": 1.0}, ADAM, config.sampling
+            actor,
+            small_run.task("prompts"),
+            policy=plan,
+            weights={"iou": 1.0},
+            optimizer=ADAM,
+            sampling=config.sampling,
         )
 
         def step(current, prompts, rollout):

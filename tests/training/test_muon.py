@@ -71,7 +71,9 @@ def learner(config):
     transform = optimizers.build(config)
 
     def step(current, grads):
-        return sharding.kept(state.advance(current, grads, config, transform)[0])
+        return sharding.kept(
+            state.advance(current, grads, optimizer=config, transform=transform)[0]
+        )
 
     return jax.jit(step), state.fresh(drawn(0), transform, horizon=3)
 
@@ -149,7 +151,9 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
     grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
     alone = optimizers.Muon(**(vars(CONFIG) | {"clip": 1e9, "newton_schulz_steps": 5}))
     transform = optimizers.build(alone)
-    step = jax.jit(lambda *given: state.advance(*given, alone, transform)[0].params)
+    step = jax.jit(
+        lambda now, grads: state.advance(now, grads, optimizer=alone, transform=transform)[0].params
+    )
     after = step(state.fresh(params, transform, horizon=1), grads)
     before, ways, got = (weights.leaves(tree) for tree in (params, grads, after))
     trained = set()

@@ -66,7 +66,7 @@ def test_prompts_of_absent_things_have_an_empty_truth():
 def test_the_loss_of_denials_falls():
     config = small_run.sft_config(optimizer=ADAM)
     objective = dataclasses.replace(config.objective, soften_bins=0.0)
-    step = steps.supervised_step(small_run.speaker(), objective, ADAM)
+    step = steps.supervised_step(small_run.actor(), objective, ADAM)
     batch, state, losses = rows("sft"), small_run.fresh(config), []
     # Only what is denied counts.
     held = np.array(
@@ -107,7 +107,7 @@ def test_to_deny_is_worth_all_where_nothing_is_and_nothing_where_something_is():
     absent = np.bitwise_count(prompts.truth.words).sum((1, 2)) == 0
     assert 0 < absent.sum() < len(absent)
     answers = [["[].", SHOWN[Kind(kind)], "no", "[["] for kind in prompts.truth.kind.tolist()]
-    judge = jax.jit(steps._judge(small_run.speaker(), TASK))
+    judge = jax.jit(steps._judge(small_run.actor(), TASK))
     judged, verdicts = judge(rollout_of(answers, prompts), prompts.truth)
     reward = np.asarray(policy.reward(judged.scores, WEIGHTS))
     np.testing.assert_allclose(reward[absent, 0], FULL)
@@ -125,13 +125,15 @@ QUICK = dataclasses.replace(ADAM, lr=1e-2)
 def learner():
     """Returns the compiled step of GSPO."""
     config = policy.Policy(minibatches=1, clip_low=0.2, clip_high=0.2)
-    return steps.reinforcing_step(small_run.speaker(), TASK, config, WEIGHTS, QUICK, SAMPLING)
+    return steps.reinforcing_step(
+        small_run.actor(), TASK, policy=config, weights=WEIGHTS, optimizer=QUICK, sampling=SAMPLING
+    )
 
 
 @pytest.mark.slow
 def test_a_step_of_gspo_learns_to_deny():
     learn = learner()
-    draw = steps.sampler(small_run.speaker(), SAMPLING, seed=0, task=TASK)
+    draw = steps.sampler(small_run.actor(), SAMPLING, seed=0, task=TASK)
     many = rows("prompts", batch=32)
     empty = np.bitwise_count(many.truth.words).sum((1, 2)) == 0
     # Where a polygon opens with the bracket that a denial has, too: random weights find it.

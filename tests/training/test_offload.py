@@ -39,7 +39,7 @@ def learner(config):
     def learn(current, grads):
         def one(current, grads):
             sound = jnp.isfinite(grads["norm"]["scale"]).all()
-            return state.advance(current, grads, config, transform, sound=sound)
+            return state.advance(current, grads, optimizer=config, transform=transform, sound=sound)
 
         return sharding.kept(jax.lax.scan(one, current, grads)[0])
 

@@ -13,7 +13,7 @@ def train(config, weights, grads):
     transform = optimizers.build(config)
     current = state.fresh(weights, transform, horizon=len(grads))
     for grad in grads:
-        current, _ = state.advance(current, grad, config, transform)
+        current, _ = state.advance(current, grad, optimizer=config, transform=transform)
     return current.params
 
 

@@ -76,19 +76,19 @@ E = np.exp
 )
 def test_losses_by_hand(changes, expected):
     config = Policy(**({"clip_low": 0.08, "clip_high": 0.12} | changes))
-    value = policy.loss(config, NEW, OLD, USED, GAIN).value
+    value = policy.loss(config, NEW, old_logp=OLD, used=USED, advantage=GAIN).value
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_what_is_told_by_hand():
     config = Policy(clip_low=0.08, clip_high=0.3)
-    told = policy.loss(config, NEW, OLD, USED, GAIN).metrics
+    told = policy.loss(config, NEW, old_logp=OLD, used=USED, advantage=GAIN).metrics
     assert float(told["clip_fraction"]) == 0.5  # The second answer only.
     np.testing.assert_allclose(told["ratio/mean"], (E(0.2) + E(-0.1)) / 2, rtol=1e-6)
     np.testing.assert_allclose(told["ratio/max"], E(0.2), rtol=1e-6)
     np.testing.assert_allclose(told["policy_kl"], -(0.1 + 0.3 - 0.1) / 3, rtol=1e-5)
     config = dataclasses.replace(config, ratio="token", clip_high=0.2)
-    told = policy.loss(config, NEW, OLD, USED, GAIN).metrics
+    told = policy.loss(config, NEW, old_logp=OLD, used=USED, advantage=GAIN).metrics
     assert float(told["clip_fraction"]) == 0.75  # Of the first answer half its tokens.
     np.testing.assert_allclose(told["ratio/mean"], ((E(0.1) + E(0.3)) / 2 + E(-0.1)) / 2, rtol=1e-6)
 
@@ -133,7 +133,7 @@ def torch_loss(config, new, old, used, advantage):
 
 def assert_as_torch(config, new, old, used, advantage):
     def ours(logp):
-        return policy.loss(config, logp, old, used, advantage).value
+        return policy.loss(config, logp, old_logp=old, used=used, advantage=advantage).value
 
     value, grad = jax.value_and_grad(ours)(jnp.asarray(new))
     leaf = torch.tensor(new, requires_grad=True)
@@ -141,7 +141,7 @@ def assert_as_torch(config, new, old, used, advantage):
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
-    metrics = policy.loss(config, new, old, used, advantage).metrics
+    metrics = policy.loss(config, new, old_logp=old, used=used, advantage=advantage).metrics
     assert 0.0 < metrics["clip_fraction"] < 1.0
 
 
@@ -170,7 +170,7 @@ def test_advantages_of_tokens_have_their_formula(ratio):
 def test_advantages_of_tokens_need_a_ratio_with_tokens():
     new, old, used, _ = batch()
     with pytest.raises(ValueError, match="choose sequence_token"):
-        policy.loss(Policy(), new, old, used, new)
+        policy.loss(Policy(), new, old_logp=old, used=used, advantage=new)
 
 
 def test_gspo_token_is_gspo_where_an_answer_has_one_advantage():
@@ -178,7 +178,9 @@ def test_gspo_token_is_gspo_where_an_answer_has_one_advantage():
 
     def graded(ratio):
         def value(logp):
-            return policy.loss(Policy(ratio=ratio), logp, old, used, advantage).value
+            return policy.loss(
+                Policy(ratio=ratio), logp, old_logp=old, used=used, advantage=advantage
+            ).value
 
         return jax.value_and_grad(value)(jnp.asarray(new))
 
@@ -191,7 +193,9 @@ def test_on_policy_gradients_of_all_ratios_agree():
 
     def gradient(ratio):
         def value(logp):
-            return policy.loss(Policy(ratio=ratio), logp, new, used, advantage).value
+            return policy.loss(
+                Policy(ratio=ratio), logp, old_logp=new, used=used, advantage=advantage
+            ).value
 
         return jax.grad(value)(jnp.asarray(new))
 
@@ -207,7 +211,11 @@ def test_padding_changes_nothing(ratio):
 
         def graded(logp):
             return jax.value_and_grad(
-                lambda logp: policy.loss(Policy(ratio=ratio), logp, old, used, advantage).value
+                lambda logp: (
+                    policy.loss(
+                        Policy(ratio=ratio), logp, old_logp=old, used=used, advantage=advantage
+                    ).value
+                )
             )(jnp.asarray(logp))
 
         for one, other in zip(graded(new), graded(noisy), strict=True):
@@ -217,8 +225,12 @@ def test_padding_changes_nothing(ratio):
 def test_kl_is_zero_at_the_reference_and_positive_away():
     new, old, used, advantage = batch(spread=0.2)
     config = Policy(kl=0.5)
-    same = policy.loss(config, new, old, used, advantage, reference_logp=new).metrics
-    away = policy.loss(config, new, old, used, advantage, reference_logp=old).metrics
+    same = policy.loss(
+        config, new, old_logp=old, used=used, advantage=advantage, reference_logp=new
+    ).metrics
+    away = policy.loss(
+        config, new, old_logp=old, used=used, advantage=advantage, reference_logp=old
+    ).metrics
     assert abs(float(same["reference_kl"])) < 1e-7
     assert float(away["reference_kl"]) > 1e-4
 
@@ -232,8 +244,15 @@ def test_dropped_answers_are_as_if_they_had_not_been_sampled(ratio, average):
 
     def graded(rows, kept):
         def value(logp):
-            given = logp, old[rows], used[rows], advantage[rows], old[rows]
-            return policy.loss(config, *given, kept=kept).value
+            return policy.loss(
+                config,
+                logp,
+                old_logp=old[rows],
+                used=used[rows],
+                advantage=advantage[rows],
+                reference_logp=old[rows],
+                kept=kept,
+            ).value
 
         return jax.value_and_grad(value)(new[rows])
 
@@ -266,7 +285,9 @@ def test_importance_multiplies_each_tokens_part(ratio, average):
     new, old, used, advantage = batch(spread=0.0)  # Ratios are one: the surrogate is A.
     weight = np.random.default_rng(3).random(used.shape).astype(np.float32)
     config = Policy(ratio=ratio, average=average)
-    value = policy.loss(config, new, old, used, advantage, importance=weight).value
+    value = policy.loss(
+        config, new, old_logp=old, used=used, advantage=advantage, importance=weight
+    ).value
     parts = np.where(used, weight, 0) * advantage[:, None]
     by_answer = (parts.sum(1) / used.sum(1)).mean()
     expected = by_answer if average == "answers" else parts.sum() / used.sum()
@@ -306,16 +327,24 @@ def case(config, noise=0.0):
     rollout = rollout._replace(logp=np.float32(own + noise * draw(*shape)))
     rewards = rng.random((ROWS, ANSWERS), dtype=np.float32)
     rewards[::4] = 0.5  # Groups that failed or succeeded alike.
-    return params, policy.lesson(config, prompts, rollout, rewards)
+    return params, policy.experience(config, prompts, rollout, rewards=rewards)
 
 
-def updated(config, params, lesson, *, score=score):
+def updated(config, params, experience, *, score=score):
     transform = optimizers.build(ADAM)
 
     def step(params):
         begin = state.fresh(params, transform, horizon=10)
         reference = jax.tree.map(lambda leaf: leaf + 0.1, params)
-        return policy.update(config, ADAM, transform, score, begin, lesson, reference)
+        return policy.update(
+            config,
+            begin,
+            experience,
+            score=score,
+            optimizer=ADAM,
+            transform=transform,
+            reference=reference,
+        )
 
     return jax.jit(step)(params)
 
@@ -339,9 +368,9 @@ CHOICES = [
 )
 def test_pieces_add_up_to_the_whole(changes, minibatches):
     whole = Policy(minibatches=minibatches, **{"clip_low": 0.2, "clip_high": 0.2} | changes)
-    params, lesson = case(whole, noise=0.1)
-    wanted, told = updated(whole, params, lesson)
-    after, metrics = updated(dataclasses.replace(whole, accumulate=4), params, lesson)
+    params, experience = case(whole, noise=0.1)
+    wanted, told = updated(whole, params, experience)
+    after, metrics = updated(dataclasses.replace(whole, accumulate=4), params, experience)
     assert_close(after, wanted, rtol=1e-5, atol=1e-6)
     assert set(metrics) == set(told)
     for name in told:
@@ -350,22 +379,37 @@ def test_pieces_add_up_to_the_whole(changes, minibatches):
 
 def test_a_mean_of_pieces_would_not_be_the_whole():
     config = Policy(ratio="token", average="tokens", clip_low=0.2, clip_high=0.2)
-    _, lesson = case(config)
-    given = lesson.rollout.logp - 0.05, lesson.rollout.logp, lesson.rollout.used, lesson.advantage
-    parts = [tuple(leaf[part] for leaf in given) for part in (np.s_[:], np.s_[:4], np.s_[4:])]
-    losses = jax.jit(lambda parts: [policy.loss(config, *part).value for part in parts])
+    _, experience = case(config)
+    rollout = experience.rollout
+    answers = {
+        "logp": rollout.logp - 0.05,
+        "old_logp": rollout.logp,
+        "used": rollout.used,
+        "advantage": experience.advantage,
+    }
+    parts = [
+        {name: leaf[part] for name, leaf in answers.items()}
+        for part in (np.s_[:], np.s_[:4], np.s_[4:])
+    ]
+    losses = jax.jit(lambda parts: [policy.loss(config, **part).value for part in parts])
     whole, *halves = map(float, losses(parts))
     assert abs(whole - sum(halves) / 2) > 1e-3
 
 
 def test_one_update_is_the_gradient_of_the_loss():
     config = Policy(minibatches=1, ratio="token", average="tokens", clip_low=0.2, clip_high=0.2)
-    params, lesson = case(config)
+    params, experience = case(config)
 
     def value(params):
-        logp = score(params, lesson.prompts, lesson.rollout).logp
-        given = lesson.rollout.logp, lesson.rollout.used, lesson.advantage
-        return policy.loss(config, logp, *given).value
+        logp = score(params, experience.prompts, experience.rollout).logp
+        rollout = experience.rollout
+        return policy.loss(
+            config,
+            logp,
+            old_logp=rollout.logp,
+            used=rollout.used,
+            advantage=experience.advantage,
+        ).value
 
     transform = optimizers.build(ADAM)
 
@@ -373,10 +417,10 @@ def test_one_update_is_the_gradient_of_the_loss():
     def once(params):
         loss, grads = jax.value_and_grad(value)(params)
         begin = state.fresh(params, transform, horizon=10)
-        return loss, grads, state.advance(begin, grads, ADAM, transform)[0]
+        return loss, grads, state.advance(begin, grads, optimizer=ADAM, transform=transform)[0]
 
     loss, grads, wanted = once(params)
-    after, metrics = updated(config, params, lesson)
+    after, metrics = updated(config, params, experience)
     assert_close(after, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
@@ -385,14 +429,14 @@ def test_one_update_is_the_gradient_of_the_loss():
 
 def test_minibatches_follow_each_other_and_their_ratios_move():
     config = Policy(minibatches=4, clip_low=0.2, clip_high=0.2)
-    params, lesson = case(config)
-    after, metrics = updated(config, params, lesson)
+    params, experience = case(config)
+    after, metrics = updated(config, params, experience)
     assert int(after.step) == 1
     assert float(metrics["sampler_gap/max"]) < 1e-6  # Of the first minibatch, before any update.
     assert abs(float(metrics["ratio/max"]) - 1) > 1e-3  # Of all: later ones see moved weights.
-    used = lesson.rollout.used
-    entropy = np.asarray(scored(params, lesson.prompts, lesson.rollout).entropy)
-    alone, told = updated(Policy(minibatches=1), params, lesson)
+    used = experience.rollout.used
+    entropy = np.asarray(scored(params, experience.prompts, experience.rollout).entropy)
+    alone, told = updated(Policy(minibatches=1), params, experience)
     np.testing.assert_allclose(told["entropy"], entropy[used].mean(), rtol=1e-5)
     np.testing.assert_allclose(told["ratio/max"], 1.0, atol=1e-6)
     assert_close(told["policy_kl"], 0.0, atol=1e-6)
@@ -402,10 +446,10 @@ def test_minibatches_follow_each_other_and_their_ratios_move():
 
 def test_the_gap_between_sampler_and_trainer_is_told():
     config = Policy(minibatches=2)
-    params, lesson = case(config, noise=0.1)
-    _, metrics = updated(config, params, lesson)
-    own = np.asarray(scored(params, lesson.prompts, lesson.rollout).logp)
-    gap = np.abs(own - lesson.rollout.logp)[:4][lesson.rollout.used[:4]]
+    params, experience = case(config, noise=0.1)
+    _, metrics = updated(config, params, experience)
+    own = np.asarray(scored(params, experience.prompts, experience.rollout).logp)
+    gap = np.abs(own - experience.rollout.logp)[:4][experience.rollout.used[:4]]
     np.testing.assert_allclose(metrics["sampler_gap/max"], gap.max(), rtol=1e-4)
     expected = np.quantile(gap, 0.99, method="inverted_cdf")
     np.testing.assert_allclose(metrics["sampler_gap/p99"], expected, rtol=1e-4)
@@ -414,9 +458,9 @@ def test_the_gap_between_sampler_and_trainer_is_told():
 def test_the_correction_scores_again_and_weighs_by_the_samplers_error():
     plain = Policy(minibatches=1, ratio="token", clip_low=0.01, clip_high=0.01)
     corrected = dataclasses.replace(plain, correction=Correction(level="token", cap=1.1))
-    params, lesson = case(plain, noise=0.2)
-    _, told = updated(plain, params, lesson)
-    after, metrics = updated(corrected, params, lesson)
+    params, experience = case(plain, noise=0.2)
+    _, told = updated(plain, params, experience)
+    after, metrics = updated(corrected, params, experience)
     # Without it the sampler's error looks like a policy that has moved, and is clipped.
     assert float(told["clip_fraction"]) > 0.3
     assert float(metrics["clip_fraction"]) == 0.0
@@ -424,22 +468,22 @@ def test_the_correction_scores_again_and_weighs_by_the_samplers_error():
     np.testing.assert_allclose(metrics["sampler_gap/max"], told["sampler_gap/max"], rtol=1e-4)
 
     # On-policy the surrogate's gradient is that of logp times advantage and weight.
-    own = np.asarray(scored(params, lesson.prompts, lesson.rollout).logp)
-    used = lesson.rollout.used
-    weight = np.minimum(np.exp(own - lesson.rollout.logp), np.float32(1.1))
+    own = np.asarray(scored(params, experience.prompts, experience.rollout).logp)
+    used = experience.rollout.used
+    weight = np.minimum(np.exp(own - experience.rollout.logp), np.float32(1.1))
     np.testing.assert_allclose(metrics["importance"], weight[used].mean(), rtol=1e-5)
 
     def value(params):
-        logp = score(params, lesson.prompts, lesson.rollout).logp
+        logp = score(params, experience.prompts, experience.rollout).logp
         parts = jnp.where(used, weight * logp, 0.0).sum(-1) / used.sum(-1)
-        return -jnp.mean(parts * lesson.advantage)
+        return -jnp.mean(parts * experience.advantage)
 
     transform = optimizers.build(ADAM)
 
     @jax.jit
     def once(params):
         begin = state.fresh(params, transform, horizon=10)
-        return state.advance(begin, jax.grad(value)(params), ADAM, transform)[0]
+        return state.advance(begin, jax.grad(value)(params), optimizer=ADAM, transform=transform)[0]
 
     assert_close(after.params, once(params).params, rtol=1e-4, atol=1e-5)
 
@@ -447,7 +491,7 @@ def test_the_correction_scores_again_and_weighs_by_the_samplers_error():
 @pytest.mark.parametrize("broken", ["value", "gradient"])
 def test_a_broken_minibatch_changes_nothing(broken):
     config = Policy(minibatches=1)
-    params, lesson = case(config)
+    params, experience = case(config)
 
     def worse(params, prompts, rollout):
         logp, entropy = score(params, prompts, rollout)
@@ -456,7 +500,7 @@ def test_a_broken_minibatch_changes_nothing(broken):
         zero = jnp.sum(params["bias"]) * 0.0
         return Likelihood(logp + jnp.sqrt(zero), entropy)  # 0, with an infinite slope.
 
-    after, metrics = updated(config, params, lesson, score=worse)
+    after, metrics = updated(config, params, experience, score=worse)
     assert np.isfinite(metrics["loss"]) == (broken == "gradient")
     assert not np.isfinite(metrics["grad_norm"])
     transform = optimizers.build(ADAM)

@@ -31,7 +31,7 @@ def learner():
     """One compiled supervised step with AdamW and hard targets, and a batch on the host."""
     config = small_run.sft_config(optimizer=ADAM)
     objective = dataclasses.replace(config.objective, soften_bins=0.0)
-    step = steps.supervised_step(small_run.speaker(), objective, ADAM)
+    step = steps.supervised_step(small_run.actor(), objective, ADAM)
     return config, step, next(small_run.batches("sft", questions=4))
 
 
@@ -67,8 +67,8 @@ def test_ways_to_the_same_loss_and_gradient(learner, way):
     pieces = way == "in pieces"  # Of the batch and of each row.
     changes = {"accumulate": 2, "soften_bins": 0.0} if pieces else {"soften_bins": 0.05}
     objective = dataclasses.replace(config.objective, **changes)
-    speaker = small_run.speaker(5 if pieces else None)
-    state, metrics = steps.supervised_step(speaker, objective, ADAM)(first(config), batch)
+    actor = small_run.actor(5 if pieces else None)
+    state, metrics = steps.supervised_step(actor, objective, ADAM)(first(config), batch)
     wanted, told = plain(first(config), batch)
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(metrics[name], told[name], rtol=1e-5)
@@ -97,12 +97,12 @@ def actor():
         optimizer=ADAM, policy=policy.Policy(minibatches=2, clip_low=0.2, clip_high=0.2)
     )
     compiled = steps.reinforcing_step(
-        small_run.speaker(),
+        small_run.actor(),
         small_run.task("prompts"),
-        config.policy,
-        {"iou": 1.0},
-        config.optimizer,
-        config.sampling,
+        policy=config.policy,
+        weights={"iou": 1.0},
+        optimizer=config.optimizer,
+        sampling=config.sampling,
     )
 
     def learn(*given):
@@ -130,15 +130,19 @@ def test_the_sampled_reward_rises(actor):
 
 
 @pytest.mark.slow
-def test_appraisal_judges_what_the_sampler_draws(actor):
+def test_rollout_rewards_judge_what_the_sampler_draws(actor):
     config, draw, _ = actor
     prompts, state = small_run.batch("prompts"), first(config)
     params, three = state.params, number(state, 3)
-    appraise = steps.appraiser(
-        small_run.speaker(), small_run.task("prompts"), {"iou": 2.0}, config.sampling, seed=0
+    sampled = steps.rollout_rewards(
+        small_run.actor(),
+        small_run.task("prompts"),
+        config.sampling,
+        weights={"iou": 2.0},
+        seed=0,
     )
     with mock.patch.object(steps, "judge", blind_judge):
-        rewards = appraise(params, prompts, three)
+        rewards = sampled(params, prompts, three)
     ids, used, *_ = map(np.asarray, draw(params, prompts, three))
     low = ((ids < LOW) & used).sum(-1) / used.sum(-1)
     assert rewards.shape == (small_run.BATCH, small_run.ANSWERS)
@@ -208,7 +212,7 @@ def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
     config, draw, _ = actor
     prompts, state = small_run.batch("prompts"), first(config)
     sampling = dataclasses.replace(config.sampling, rows=5, chunk=3)
-    refilled = steps.sampler(small_run.speaker(), sampling, seed=0)
+    refilled = steps.sampler(small_run.actor(), sampling, seed=0)
     plain = []
     for step in (number(state, 0), number(state, 3)):
         plain.append(draw(state.params, prompts, step))
@@ -216,7 +220,7 @@ def test_refilled_rows_change_no_answer_and_a_resumed_step_repeats_them(actor):
         np.testing.assert_array_equal(got.ids, plain[-1].ids)
         np.testing.assert_allclose(got.logp, plain[-1].logp, atol=1e-5)
     # Steps before are never asked again: a run that goes on has the step's number alone.
-    again = steps.sampler(small_run.speaker(), sampling, seed=0)
+    again = steps.sampler(small_run.actor(), sampling, seed=0)
     for a, b in zip(again(state.params, prompts, step), got, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (np.asarray(plain[0].ids) != np.asarray(plain[1].ids)).any()
@@ -229,12 +233,12 @@ def test_the_kl_penalty_pulls_towards_the_reference(monkeypatch):
         optimizer=ADAM, policy=policy.Policy(minibatches=1, kl=1.0, clip_low=0.2, clip_high=0.2)
     )
     learn = steps.reinforcing_step(
-        small_run.speaker(),
+        small_run.actor(),
         small_run.task("prompts"),
-        config.policy,
-        {"iou": 1.0},
-        config.optimizer,
-        config.sampling,
+        policy=config.policy,
+        weights={"iou": 1.0},
+        optimizer=config.optimizer,
+        sampling=config.sampling,
     )
     prompts, state = small_run.batch("prompts"), first(config)
     rollout = small_run.sampler()(state.params, prompts, state.step)

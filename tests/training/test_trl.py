@@ -90,7 +90,15 @@ def test_loss_gradient_and_clip_fraction_are_those_of_trl(
 
     def ours(logits):
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), ids[..., None], -1)[..., 0]
-        told = policy.loss(config, logp, old, used, advantage, reference, importance=weights)
+        told = policy.loss(
+            config,
+            logp,
+            old_logp=old,
+            used=used,
+            advantage=advantage,
+            reference_logp=reference,
+            importance=weights,
+        )
         return told.value, told.metrics
 
     (value, metrics), grad = jax.value_and_grad(ours, has_aux=True)(jnp.asarray(logits))

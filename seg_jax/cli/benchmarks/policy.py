@@ -118,10 +118,12 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
     adam = optimizers.AdamW(lr=config.lr, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
     sampling = jitted_steps.Sampling(answers=config.answers, max_tokens=config.tokens)
     rules = policy.Policy(minibatches=1, clip_low=_CLIPS[0], clip_high=_CLIPS[1], spread="sample")
-    speaker = jitted_steps.Speaker(bundle.graph, bundle.tokenizer)
-    draw = jitted_steps.sampler(speaker, sampling, seed=config.seed, task=bundle.task)
+    actor = jitted_steps.Actor(bundle.graph, bundle.tokenizer)
+    draw = jitted_steps.sampler(actor, sampling, seed=config.seed, task=bundle.task)
     weights = {"iou": 1.0, "format": _FORMAT}
-    learn = jitted_steps.reinforcing_step(speaker, bundle.task, rules, weights, adam, sampling)
+    learn = jitted_steps.reinforcing_step(
+        actor, bundle.task, policy=rules, weights=weights, optimizer=adam, sampling=sampling
+    )
     mesh = harness.mesh(config.prompts)
     begin = state.fresh(bundle.params, optimizers.build(adam), horizon=1000)
     now = jax.device_put(begin, sharding.shardings(begin, mesh))
