@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from seg_jax.annotation.stages import Detection, Segment
-from seg_jax.geometry import host_raster
+from seg_jax.geometry import boxes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,13 @@ def detections(
             sound.append(Detection((x0, y0, x1, y1), one.label, float(one.score)))
     sound.sort(key=lambda one: (-one.score, one.box_px[1], one.box_px[0], one.box_px, one.label))
     kept: list[Detection] = []
-    boxes = np.array([one.box_px for one in sound], np.float64).reshape(-1, 4)
+    boxes_px = np.array([one.box_px for one in sound], np.float64).reshape(-1, 4)
     places: list[int] = []
     for place, one in enumerate(sound):
-        if places and host_raster.box_ious(boxes[place], boxes[places]).max() > filters.max_box_iou:
+        if (
+            places
+            and boxes.iou_with_each(boxes_px[place], boxes_px[places]).max() > filters.max_box_iou
+        ):
             dropped["same_box"] += 1
         elif len(kept) == filters.max_objects:
             dropped["too_many"] += 1

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from seg_jax import files
+from seg_jax.geometry import boxes
 from seg_jax.records import Ring
 
 MAX_PIXELS = 80_000_000
@@ -159,8 +160,8 @@ def overlay(
     rings = [ring for ring in rings if len(ring) > 1]
     inside = _inside(rings, height, width)
     canvas[inside] += opacity * (np.array(colour, np.float32) - canvas[inside])
-    corners = np.reshape(np.asarray(boxes_unit, np.float64), (-1, 4))[:, [0, 1, 2, 1, 2, 3, 0, 3]]
-    frames = [_finite(box) * unit_px for box in corners.reshape(-1, 4, 2)]
+    corners = boxes.corners(np.reshape(np.asarray(boxes_unit, np.float64), (-1, 4)))
+    frames = [_finite(box) * unit_px for box in corners]
     line = max(2.0, max(height, width) / 180)
     _stroke(canvas, [_segments(ring) for ring in rings + frames], line, colour=colour)
     dots = [(ring, _dot_px(ring, line)) for ring in rings]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped
 
 from seg_jax.evaluation import text4seg
 from seg_jax.evaluation.protocols import Protocol, Question
-from seg_jax.geometry import contour, host_raster
+from seg_jax.geometry import boxes, contour, host_raster
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Verdict
 
@@ -115,13 +115,13 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         shared, union = (pixels & ~sample.ignored[asked.which] for pixels in (shared, union))
     shared, union = int(shared.sum()), int(union.sum())
     if asked.kind == Kind.BOX:
-        iou = box_iou = host_raster.box_iou(drawn.box_px, contour.box_px(truth))
+        iou = box_iou = boxes.iou(drawn.box_px, contour.box_px(truth))
         shared = union = 0
     elif protocol.released:
         iou, box_iou = text4seg.iou(shared, union), text4seg.box_iou(drawn.mask, truth)
     else:
         iou = shared / union if union else 1.0
-        box_iou = host_raster.box_iou(drawn.box_px, contour.box_px(truth))
+        box_iou = boxes.iou(drawn.box_px, contour.box_px(truth))
     return Row(
         key=sample.key,
         index=asked.index,
@@ -173,7 +173,7 @@ def _elsewhere(asked: Question, drawn: Drawn, iou: float) -> bool:
         return True
     others = [mask for mask in asked.sample.masks if mask.any()]
     if asked.kind == Kind.BOX:
-        overlaps = [host_raster.box_iou(drawn.box_px, contour.box_px(mask)) for mask in others]
+        overlaps = [boxes.iou(drawn.box_px, contour.box_px(mask)) for mask in others]
         return iou == 0 or max(overlaps) > iou
     if not drawn.mask.any():
         return False

@@ -28,7 +28,7 @@ import re
 import numpy as np
 from jaxtyping import Bool, Float
 
-from seg_jax.geometry import contour
+from seg_jax.geometry import boxes, contour
 from seg_jax.geometry.host_raster import Outlines, fill
 from seg_jax.records import Sample
 
@@ -64,16 +64,12 @@ def iou(intersection: int, union: int) -> float:
 
 
 def box_iou(one: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
-    """Returns the IoU of the masks' boxes; 0 where it is not a number there."""
-    a, b = _box(one), _box(other)
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    shared = np.prod(np.maximum(high - low, 0))
-    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared
-    return float(shared / union) if union else 0.0
+    """Returns the IoU of the masks' boxes; 0 where theirs is not a number."""
+    return boxes.iou(_box(one), _box(other))
 
 
 def _box(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, " 4"]:
-    """Returns the first and last column and row; of an empty mask 1e8 and 0, of area 1e16."""
+    """Returns the first and last column and row; of an empty mask 1e8 and 0."""
     if not mask.any():
         return np.array([1e8, 1e8, 0.0, 0.0])
     return (contour.box_px(mask) - [0, 0, 1, 1]).astype(np.float64)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 
 from seg_jax.geometry import raster
 
@@ -60,22 +60,6 @@ def fill(
     columns = np.asarray(words).astype("<u4").T.copy().view(np.uint8)
     bits = np.unpackbits(columns[:width], axis=1, count=height, bitorder="little")
     return bits.T.astype(bool)
-
-
-def box_iou(one: Shaped[np.ndarray, " 4"], other: Shaped[np.ndarray, " 4"]) -> float:
-    """Returns the IoU of two boxes x0 y0 x1 y1; 0 where neither has an area."""
-    return float(box_ious(one, other[None])[0])
-
-
-def box_ious(
-    box: Shaped[np.ndarray, " 4"], others: Shaped[np.ndarray, "M 4"]
-) -> Float[np.ndarray, " M"]:
-    """Returns the IoU of a box with each of some others; 0 where neither has an area."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.maximum(sides, 0.0).prod(1)
-    areas = [np.maximum(some[..., 2:] - some[..., :2], 0.0).prod(-1) for some in (box, others)]
-    union = areas[0] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)
 
 
 def _rounded(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:

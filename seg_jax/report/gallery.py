@@ -13,7 +13,7 @@ from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.evaluation.judging import Row
 from seg_jax.evaluation.protocols import Protocol, Question
 from seg_jax.evaluation.scoring import TITLES
-from seg_jax.geometry import contour, polygon
+from seg_jax.geometry import boxes, contour, polygon
 from seg_jax.records import Kind, Verdict
 from seg_jax.report.html_page import Cell, Exhibit, Panel
 
@@ -77,8 +77,8 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     outlines = _traced(truth)
     if kind == Kind.BOX:
         size = np.array([width, height])
-        rings = [_corners(ring) for ring in rings]
-        outlines = [_corners(contour.box_px(truth).reshape(2, 2) / size)] if truth.any() else []
+        rings = [boxes.corners(ring.reshape(-1)[:4]) for ring in rings]
+        outlines = [boxes.corners(contour.box_px(truth) / np.tile(size, 2))] if truth.any() else []
     answer = Panel(
         "answer", rings, iou=row.iou, verdict=Verdict[row.verdict], text=row.text or "(nothing)"
     )
@@ -102,11 +102,6 @@ def _traced(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
     """Returns the outline of a mask in unit coordinates, to the pixel but without its stairs."""
     rings = (polygon.simplify(ring, _STAIRS_PX) for ring in contour.trace(mask))
     return [ring / np.array(mask.shape[::-1]) for ring in rings]
-
-
-def _corners(box: np.ndarray) -> np.ndarray:
-    """Returns the four corners of a box that is given by two."""
-    return box.reshape(-1)[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
 
 
 def table(summary: Mapping[str, Any], protocol: Protocol) -> list[dict[str, Cell]]:

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from seg_jax.data import image_files
+from seg_jax.geometry import boxes
 from seg_jax.grammar import outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
@@ -87,7 +88,7 @@ class Viewer:
         if kind == Kind.POINT:
             return [np.array([central_point_unit(mask)])]
         if kind == Kind.BOX:
-            return [_corners(np.array(box_unit(mask)))]
+            return [boxes.corners(np.array(box_unit(mask)))]
         return rings_unit(mask, self._task)
 
 
@@ -115,12 +116,8 @@ def _drawn(reading: outline.Reading) -> list[np.ndarray]:
     if reading.point is not None:
         return [np.asarray(reading.point, np.float64)[None]]
     if reading.box is not None:
-        return [_corners(np.asarray(reading.box, np.float64))]
+        return [boxes.corners(np.asarray(reading.box, np.float64))]
     return [np.asarray(ring, np.float64) for ring in reading.rings]
-
-
-def _corners(box: np.ndarray) -> np.ndarray:
-    return box.reshape(-1)[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
 
 
 def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from seg_jax.geometry import bitmask, contour, overlap, polygon, raster, simpleseg_tracing
+from seg_jax.geometry import bitmask, boxes, contour, overlap, polygon, raster, simpleseg_tracing
 from seg_jax.grammar import chat, outline, reader
 from seg_jax.records import Array, Kind, Polygons, Sample, Truth, Verdict, check_least
 from seg_jax.tasks.task import Example, Judgement
@@ -363,8 +363,7 @@ def _written(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], task: Refer
         return text
     box = outline.read(outline.write_box(box_unit(mask), digits=task.digits), Kind.BOX).box
     assert box is not None
-    corners = box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
-    return outline.write_mask([corners], digits=task.digits)
+    return outline.write_mask([boxes.corners(box)], digits=task.digits)
 
 
 def rings_unit(mask: Bool[np.ndarray, "H W"], task: Referring) -> list[np.ndarray]:
