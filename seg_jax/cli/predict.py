@@ -12,6 +12,7 @@ import numpy as np
 from seg_jax.cli.model_options import Asked
 from seg_jax.data import image_files
 from seg_jax.records import Kind
+from seg_jax.report import overlay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def main(config: Config) -> int:
     result = prediction.as_json()
     if config.out is not None:
         path = config.out / f"{config.image.stem}-overlay.png"
-        image_files.write(path, image_files.overlay(image, prediction.rings_unit))
+        image_files.write(path, overlay.draw(image, prediction.rings_unit))
         result["overlay"] = str(path)
     print(json.dumps(result, indent=2))
     return 0

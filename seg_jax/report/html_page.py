@@ -16,11 +16,10 @@ from jaxtyping import UInt8
 from PIL import Image, features
 
 from seg_jax import files
-from seg_jax.data import image_files
 from seg_jax.data.image_files import RgbImage, Rings
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
-from seg_jax.report import charts
+from seg_jax.report import charts, overlay
 from seg_jax.report.charts import Curve, curves_from, safe
 
 __all__ = ["Cell", "Curve", "Exhibit", "Panel", "Report", "curves_from", "page", "write"]
@@ -273,7 +272,7 @@ def _gallery(exhibits: Sequence[Exhibit]) -> str:
 
 def _figure(exhibit: Exhibit, panel: Panel, *, colour: tuple[int, int, int], budget: int) -> str:
     """Returns one panel: the image, how good it is, what was answered."""
-    shown = image_files.overlay(
+    shown = overlay.draw(
         exhibit.image,
         panel.rings_unit,
         points_unit=exhibit.points_unit,

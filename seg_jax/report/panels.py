@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seg_jax.data import image_files
 from seg_jax.geometry import boxes
 from seg_jax.grammar import outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Prompts, Rollout, Verdict
+from seg_jax.report import overlay
 from seg_jax.report.html_page import Exhibit, Panel
 from seg_jax.tasks.referring import Referring, box_unit, central_point_unit, rings_unit
 from seg_jax.tasks.task import judge
@@ -125,7 +125,7 @@ def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:
     longer = max(exhibit.image.shape)
     scale = _TILE_PX / longer if longer > _TILE_PX else max(1, _TILE_PX // longer)
     tiles = [
-        image_files.overlay(
+        overlay.draw(
             exhibit.image,
             panel.rings_unit,
             colour=_ANSWER if panel.verdict is not None else _TRUTH,

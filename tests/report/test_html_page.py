@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.data import image_files
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
-from seg_jax.report import html_page
+from seg_jax.report import html_page, overlay
 from seg_jax.report.html_page import Curve, Exhibit, Panel, Report
 
 SQUARE = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]])
@@ -174,7 +173,7 @@ def test_a_full_gallery_stays_small(height, width):
     exhibits = [Exhibit(image, "q", panels)]
     page = html_page.page(Report("t", exhibits=exhibits))
     markup = len(re.sub('base64,[^"]*', "", page))
-    shown = image_files.overlay(image, [SQUARE], scale=html_page._scale(width))
+    shown = overlay.draw(image, [SQUARE], scale=html_page._scale(width))
     source = len(html_page._source(shown, html_page._BYTES // 96))
     assert 24 * markup + 96 * source < 1.8 * 2**20
 

@@ -8,9 +8,8 @@ import pytest
 import small_run
 from PIL import Image
 
-from seg_jax.data import image_files
 from seg_jax.records import Kind, Rollout, Verdict
-from seg_jax.report import panels
+from seg_jax.report import overlay, panels
 from seg_jax.tasks.referring import Mixture
 
 LENGTH = 60
@@ -84,7 +83,7 @@ def test_answers_are_judged_and_drawn(rows, shown):
         points = {Kind.MASK: 3, Kind.BOX: 4, Kind.POINT: 1}[example.kind]
         for panel in (truth, good):
             assert min(len(ring) for ring in panel.rings_unit) >= points
-            drawn = image_files.overlay(exhibit.image, panel.rings_unit, scale=1)
+            drawn = overlay.draw(exhibit.image, panel.rings_unit, scale=1)
             changed = (drawn != exhibit.image).any(-1)
             rows_, columns = np.nonzero(changed)
             place = np.array([rows_.mean(), columns.mean()]) / exhibit.image.shape[:2]
