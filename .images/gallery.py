@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from seg_jax.cli import evaluate, quickstart, tiny
+from seg_jax.cli import quickstart, tiny
 from seg_jax.data import image_files
 from seg_jax.inference import bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.report import panels
+from seg_jax.runs import evaluation
 from seg_jax.tasks.referring import Mixture
 
 SHOWN = range(1, 6)
@@ -25,7 +26,7 @@ def main(run: Path, out: Path) -> None:
     ):
         model = bundle.load(folder, compute=tiny.compute())
         asked = {"title": caption, "mixture": Mixture(), "batch": SHOWN.stop}
-        outcome = evaluate.run(Predictor(model), held_out, **asked)
+        outcome = evaluation.answer_greedily(Predictor(model), held_out, **asked)
         chapters[name] = quickstart.Chapter(caption, model, outcome, {})
     exhibits = [quickstart._exhibit(chapters, index) for index in SHOWN]
     image_files.write(out, panels.sheet(exhibits))

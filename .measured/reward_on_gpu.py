@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import finetune, paper
+from seg_jax.cli import paper
 from seg_jax.cli.benchmarks import harness, torch_peer
 from seg_jax.cli.benchmarks import raster as raster_benchmark
 from seg_jax.data import pipeline
@@ -21,6 +21,7 @@ from seg_jax.data.encode import Encoder
 from seg_jax.geometry import cpu_fill, raster
 from seg_jax.grammar import reader
 from seg_jax.records import Rollout
+from seg_jax.runs.start import make_tokenizer
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import judge
 
@@ -47,7 +48,7 @@ def judging():
     task = dataclasses.replace(paper.task(), mixture=Mixture())
     source = dataclasses.replace(torch_peer.large(3), count=PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = finetune.own_tokenizer(source, task, Path(folder))
+        tokenizer = make_tokenizer(source, task, Path(folder))
     encoder = Encoder(tokenizer, paper.layout())
     [(examples, prompts)] = pipeline.batches_in_order(source, task, encoder, batch=PROMPTS)
     ids = np.zeros((PROMPTS, ANSWERS, COLUMNS), np.int32)

@@ -3,9 +3,10 @@
 seg-jax reinforce configs/nano_gspo.py --checkpoint runs/nano_sft/checkpoint
 """
 
-from seg_jax.cli import nano, reinforce
+from seg_jax.cli import nano
+from seg_jax.runs import reinforcement
 
 
-def config() -> reinforce.Config:
+def config() -> reinforcement.Config:
     """Returns the run."""
     return nano.gspo_config()

@@ -3,9 +3,10 @@
 seg-jax finetune configs/nano_sft.py
 """
 
-from seg_jax.cli import finetune, nano
+from seg_jax.cli import nano
+from seg_jax.runs import supervised
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     return nano.sft_config()

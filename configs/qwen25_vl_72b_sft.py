@@ -5,9 +5,10 @@ Data are drawn scenes; built data sets take their place as in qwen25_vl_7b_refer
 seg-jax finetune configs/qwen25_vl_72b_sft.py --checkpoint models/qwen25-vl-72b
 """
 
-from seg_jax.cli import finetune, paper
+from seg_jax.cli import paper
+from seg_jax.runs import supervised
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     return paper.sft_config(paper.QWEN_72B, name="qwen25_vl_72b")

@@ -5,9 +5,10 @@ Data are drawn scenes; built data sets take their place with `source=paper.refer
 seg-jax reinforce configs/qwen25_vl_7b_gspo.py --checkpoint runs/qwen25_vl_7b_sft/checkpoint
 """
 
-from seg_jax.cli import paper, reinforce
+from seg_jax.cli import paper
+from seg_jax.runs import reinforcement
 
 
-def config() -> reinforce.Config:
+def config() -> reinforcement.Config:
     """Returns the run."""
     return paper.gspo_config(paper.QWEN_7B, name="qwen25_vl_7b")

@@ -8,10 +8,11 @@ Meant for v5e-256 (16x16), v5p-64 (4x4x4) or 32 x H100.
 
 import dataclasses
 
-from seg_jax.cli import finetune, paper
+from seg_jax.cli import paper
+from seg_jax.runs import supervised
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     run = paper.sft_config(paper.QWEN_7B, name="qwen25_vl_7b_mixed")
     task = dataclasses.replace(run.task, mixture=paper.all_questions(), wordings="more")

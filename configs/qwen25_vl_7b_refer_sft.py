@@ -9,10 +9,11 @@ seg-jax finetune configs/qwen25_vl_7b_refer_sft.py --checkpoint models/qwen25-vl
 
 import dataclasses
 
-from seg_jax.cli import finetune, paper
+from seg_jax.cli import paper
+from seg_jax.runs import supervised
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     run = paper.sft_config(paper.QWEN_7B, name="qwen25_vl_7b_refer")
     return dataclasses.replace(run, source=paper.refer_data(), feed=paper.packed_feed())

@@ -3,9 +3,10 @@
 seg-jax reinforce configs/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
 """
 
-from seg_jax.cli import reinforce, tiny
+from seg_jax.cli import tiny
+from seg_jax.runs import reinforcement
 
 
-def config() -> reinforce.Config:
+def config() -> reinforcement.Config:
     """Returns the run."""
     return tiny.gspo_config()

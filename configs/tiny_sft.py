@@ -3,9 +3,10 @@
 seg-jax finetune configs/tiny_sft.py
 """
 
-from seg_jax.cli import finetune, tiny
+from seg_jax.cli import tiny
+from seg_jax.runs import supervised
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     return tiny.sft_config()

@@ -13,7 +13,7 @@ import numpy as np
 import random_weights
 from flax import nnx
 
-from seg_jax.cli import finetune, reinforce, tiny
+from seg_jax.cli import tiny
 from seg_jax.data import pipeline
 from seg_jax.data.packing import Pack
 from seg_jax.inference.bundle import Bundle
@@ -21,6 +21,8 @@ from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import kimi_vl, moonvit
+from seg_jax.runs import reinforcement, supervised
+from seg_jax.runs import start as start_of_run
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import optimizers, state, steps
 
@@ -31,7 +33,7 @@ PACK = Pack(tokens=280, patches=40, ahead=4)
 """Rows of two images."""
 
 
-def sft_config(**changes: Any) -> finetune.Config:
+def sft_config(**changes: Any) -> supervised.Config:
     """Returns supervised fine-tuning of a model of fifty thousand weights on 32-pixel images."""
     base = tiny.sft_config()
     text = dataclasses.replace(
@@ -58,7 +60,7 @@ def sft_config(**changes: Any) -> finetune.Config:
     return dataclasses.replace(small, **changes)
 
 
-def gspo_config(**changes: Any) -> reinforce.Config:
+def gspo_config(**changes: Any) -> reinforcement.Config:
     """Returns GSPO of the same model, with two minibatches a step."""
     base = tiny.gspo_config()
     small = dataclasses.replace(
@@ -76,8 +78,8 @@ def gspo_config(**changes: Any) -> reinforce.Config:
 def bundle() -> Bundle:
     """Returns the model with random weights; they are never donated."""
     config = sft_config()
-    blank = finetune.blank(config, config.model, _folder() / "tokenizer")
-    params = finetune.drawing(config, blank, alone())()
+    blank = start_of_run.blank_model(config, _folder() / "tokenizer")
+    params = start_of_run.weight_initializer(config, blank, alone())()
     # On the default device, free to be laid over any mesh.
     return dataclasses.replace(blank, params=jax.device_put(jax.device_get(params)))
 
@@ -138,7 +140,7 @@ def task(rows: str) -> Referring:
     """Returns the task of a route."""
     if rows == "sft":
         return tiny.task()
-    return dataclasses.replace(tiny.task(), mixture=gspo_config().mixture)
+    return gspo_config().task
 
 
 def batches(rows: str, **changes: Any) -> Any:

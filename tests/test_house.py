@@ -144,7 +144,7 @@ def test_a_configuration_loads(path):
 
     config = arguments.load(path, object)
     assert type(config).__name__ == "Config"
-    assert type(config).__module__.startswith("seg_jax.cli.")
+    assert type(config).__module__.startswith("seg_jax.runs.")
 
 
 def tree(readme: str) -> dict[str, set[str]]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import finetune
 from seg_jax.data import pipeline
 from seg_jax.models.parallel import sharding
+from seg_jax.runs import stage
+from seg_jax.runs import start as start_of_run
 from seg_jax.training import optimizers, state, steps
 from seg_jax.training.log import Log
 
@@ -37,7 +38,7 @@ def shapes(tree):
 @pytest.mark.slow
 def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
     supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
-    bundle = finetune.start(supervised, tmp_path / "tokenizer").bundle
+    bundle = start_of_run.with_random_weights(supervised, tmp_path / "tokenizer").bundle
     actor = steps.Actor(bundle.graph, bundle.tokenizer)
 
     def abstract(config, rows):
@@ -115,11 +116,10 @@ def route(request):
                 bundle.params, sharding.shardings(bundle.params, on), may_alias=False
             )
 
-        start = finetune.Start(bundle, weights)
+        start = start_of_run.Start(bundle, weights)
         with Log(folder) as log:
-            end, _ = finetune.go(
-                config, body, start, batches, folder=folder, stage=request.param, log=log, mesh=on
-            )
+            place = stage.Place(folder, request.param, log)
+            end, _ = stage.run_stage(config, body, start, batches=batches, place=place, mesh=on)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         unlike = dict.fromkeys(("seconds", "seconds/step", "data_wait"), 0)  # In any two runs.
         return end, next(batches), [json.loads(line) | unlike for line in lines]

@@ -26,6 +26,16 @@ from typing import TypeVar
 ConfigT = TypeVar("ConfigT")
 
 
+RENAMED = {
+    "cells": "visual-tokens",
+    "mixture": "task.mixture",
+    "picture": "image",
+    "pictures": "images",
+    "window-cells": "window-tokens",
+}
+"""Parts of the names of options that were called otherwise, each with what it is called now."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood; exit status 2."""
 
@@ -48,7 +58,13 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         path, options = options[0], options[1:]
     default = None if path is None else load(path, kind)
     kind = kind if default is None else type(default)  # Perhaps with options of its own.
-    if {"-h", "--help"} & set(options):
+    help_is_wanted = bool({"-h", "--help"} & set(options))
+    if hasattr(kind, "completed"):
+        # A checkpoint's own values are what options are laid over.
+        folder = None if help_is_wanted else option_value(options, "--checkpoint")
+        blank = kind() if default is None else default
+        default = blank.completed(None if folder is None else Path(folder))
+    if help_is_wanted:
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:
         try:
@@ -65,6 +81,16 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
             f"got {unknown[0]!r}; do: {program} --help"
         )
     return config
+
+
+def option_value(options: Sequence[str], name: str) -> str | None:
+    """Returns the last value that a command line gives to an option of one value, if it does."""
+    value = None
+    for number, option in enumerate(options):
+        key, is_joined, after = option.partition("=")
+        if key == name and (is_joined or number + 1 < len(options)):
+            value = after if is_joined else options[number + 1]
+    return value
 
 
 def _has_positional(kind: type) -> bool:
@@ -162,9 +188,23 @@ def _check_names(options: Sequence[str], names: Sequence[str]) -> None:
         given = option.partition("=")[0]
         if not given.startswith("--") or given.replace("_", "-") in names or given in names:
             continue
+        if new_name := _new_name(given, names):
+            raise UsageError(
+                f"expected {new_name}, as the option is called now, got {given!r}; use the new name"
+            )
         near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}?" if near else "--help lists them"
         raise UsageError(f"expected an option of this program, got {given!r}; {guess}")
+
+
+def _new_name(option: str, names: Sequence[str]) -> str | None:
+    """Returns what an option of an old name is called now, if it is one of these."""
+    parts = option.removeprefix("--").replace("_", "-").split(".")
+    for number, part in enumerate(parts):
+        renamed = [*parts[:number], RENAMED.get(part, part), *parts[number + 1 :]]
+        if part in RENAMED and (name := "--" + ".".join(renamed)) in names:
+            return name
+    return None
 
 
 @contextlib.contextmanager

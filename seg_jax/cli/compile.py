@@ -13,10 +13,10 @@ import jax
 from tyro.conf import arg
 
 from seg_jax import files
-from seg_jax.cli import abstract, arguments, finetune, reinforce
+from seg_jax.cli import arguments
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import flops
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import abstract, console, reinforcement, run_folder, supervised
 from seg_jax.training import hlo, topology
 
 GIB = topology.GIB
@@ -61,6 +61,12 @@ class Config:
         kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
         kind.__doc__ = cls.__doc__
         return kind()
+
+    def completed(self, checkpoint: Path | None = None) -> Config:
+        """Returns the configuration with its run as the checkpoint completes it."""
+        if self.run is None:
+            return self
+        return dataclasses.replace(self, run=self.run.completed(checkpoint))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +196,11 @@ def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[st
             ways.append("--compute.dtype bfloat16")
     rows = run.feed.batch
     parts = math.prod(plan.mesh.shape[axis] for axis in sharding.MESH["batch"])
-    if isinstance(run, reinforce.Config) and step.name == "update":
+    if isinstance(run, reinforcement.Config) and step.name == "update":
         pieces = 2 * run.policy.minibatches
         if rows % pieces == 0 and rows // pieces >= parts:
             ways.append(f"--policy.minibatches {pieces}")
-    if isinstance(run, finetune.Config) and step.name == "sft":
+    if isinstance(run, supervised.Config) and step.name == "sft":
         pieces = 2 * run.objective.accumulate
         if rows % pieces == 0 and rows // pieces >= parts:
             ways.append(f"--objective.accumulate {pieces}")

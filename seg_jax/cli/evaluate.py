@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from jax.sharding import Mesh
 
 from seg_jax.cli import nano, tiny
 from seg_jax.cli.model_options import Asked
-from seg_jax.data import pipeline, sources
+from seg_jax.data import sources
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.evaluation import protocols, task_metrics
 from seg_jax.evaluation.answers import Model, Saved
 from seg_jax.grammar import chat
-from seg_jax.inference.predictor import Predictor
-from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
-from seg_jax.records import Prompts, Sample
-from seg_jax.runs import console, datasets, protocol, run_folder
+from seg_jax.runs import console, datasets, evaluation, protocol, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import steps
-
-HELD_OUT = 7
-"""Seed of the held-out scenes; training refuses it nowhere, so choose others there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +32,7 @@ class Config(Asked):
     and rec with the defects of the released evaluators."""
     scenes: int = 512
     """Held-out scenes, one question each."""
-    seed: int = HELD_OUT
+    seed: int = evaluation.HELD_OUT
     """Of the scenes; training uses others."""
     source: Scenes = dataclasses.field(default_factory=Scenes)
     """Kind of the scenes; `scenes` and `seed` override count and seed."""
@@ -88,14 +79,50 @@ class Config(Asked):
             )
         if self.data and self.world is not None:
             raise ValueError(f"expected data or a world, got both {self.data[0]} and {self.world}")
-        self._check_protocol()
+        self._check_form()
+        self._check_read()
 
-    def _check_protocol(self) -> None:
-        """Raises ValueError for options that do not go together."""
-        given = {"answers": self.answers, "out": self.out, "beside": self.beside}
-        if self.protocol is None and any(given.values()):
-            names = ", ".join(f"--{name}" for name, value in given.items() if value)
-            raise ValueError(f"expected --protocol beside {names}, got none; name a protocol")
+    def _check_read(self) -> None:
+        """Raises ValueError for an option that this kind of evaluation does not read."""
+        of_protocols = ("answers", "out", "beside", "name", "form", "gallery")
+        of_models = ("grammar", "dtype", "visual_tokens", "batch", "rows", "mesh")
+        of_scenes = ("scenes", "source", "world")
+        if self.protocol is None:
+            self._refuse(of_protocols, "--protocol beside {}, got none; name a protocol")
+            if self.data:
+                self._refuse(("seed",), "--protocol beside --data and {}, got none; leave it out")
+        else:
+            self._refuse(("mixture",), "no protocol beside {}, got {protocol}; leave one out")
+        if self.out is None:
+            self._refuse(("beside", "gallery"), "--out beside {}, got none; give a folder")
+        if self.data:
+            self._refuse(of_scenes, "no --data beside {}, got {data[0]}; leave one out")
+        else:
+            self._refuse(("split",), "--data beside {}, got none; give data sets")
+        if self.world is not None:
+            self._refuse(("source",), "no --world beside {}.*, got {world}; leave one out")
+        if self.answers is not None and self.checkpoint is None:
+            self._refuse(of_models, "--checkpoint beside {}, got --answers alone; leave it out")
+        for name, instead in (("seed", "seed"), ("count", "scenes")):
+            if getattr(self.source, name) != getattr(Scenes(), name):
+                raise ValueError(
+                    f"source.{name}: expected --{instead} in its place, got "
+                    f"{getattr(self.source, name)}; give --{instead}"
+                )
+
+    def _refuse(self, names: Sequence[str], words: str) -> None:
+        """Raises ValueError if one of the options has another value than its default."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name in names:
+            field = fields[name]
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            if getattr(self, name) != default:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"expected {words.format(option, **vars(self))}")
+
+    def _check_form(self) -> None:
+        """Raises ValueError for a form or gallery that cannot be."""
         forms = len(chat.QUESTIONS)
         if not 0 <= self.form < forms or self.gallery < 0:
             raise ValueError(
@@ -115,7 +142,7 @@ def main(config: Config) -> int:
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     asked = {"title": "evaluate", "mixture": config.mixture, "batch": config.batch, "mesh": mesh}
     try:
-        outcome = run(predictor, source, **asked)
+        outcome = evaluation.answer_greedily(predictor, source, **asked)
     except TooLong as error:
         raise ValueError(
             f"{error}; or name a --protocol, for which images and questions of any size count"
@@ -179,60 +206,6 @@ def _set_name(config: Config) -> str:
     return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)
 
 
-def run(
-    predictor: Predictor,
-    source: Source | Sequence[Sample],
-    *,
-    title: str,
-    mixture: Mixture,
-    batch: int,
-    params: Any = None,
-    mesh: Mesh | None = None,
-) -> task_metrics.Outcome:
-    """Returns the outcome of greedy answers on the source, with a progress bar.
-
-    Args:
-      predictor: the model.
-      source: of the questions.
-      title: of the progress bar.
-      mixture: questions that are asked.
-      batch: questions at once; as many more as the devices of the mesh need.
-      params: other weights of the same model.
-      mesh: that the weights lie on; None: the default device.
-    """
-    bundle = predictor.bundle
-    task = dataclasses.replace(bundle.task, mixture=mixture)
-    count = whole_rows(min(batch, len(source)), mesh)
-    prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
-    with console.progress(title, len(source)) as move:
-        return task_metrics.run(
-            _asking(predictor, count, mesh, params),
-            prompts,
-            bundle.tokenizer.decode,
-            lambda done: move(done, len(source), ""),
-        )
-
-
-def whole_rows(batch: int, mesh: Mesh | None) -> int:
-    """Returns the rows of a batch, as many more as the devices need."""
-    return batch if mesh is None else batch + -batch % sharding.row_parts(mesh)
-
-
-def _asking(
-    predictor: Predictor, count: int, mesh: Mesh | None, params: Any = None
-) -> Callable[[Prompts], Any]:
-    """Returns a function that puts prompts on the devices of the mesh and answers them."""
-    rows = None if mesh is None else sharding.batch(mesh)
-
-    def answer(batch: Prompts) -> Any:
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            if rows is not None:
-                batch = pipeline.to_device(batch, rows, rows=count)
-            return predictor.answer(batch, params)
-
-    return answer
-
-
 def _by_protocol(config: Config, name: protocols.Name) -> int:
     """Asks and judges all questions of a protocol; prints its numbers and writes its files."""
     run_folder.check_json(config.json)
@@ -293,8 +266,8 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
     asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
     nothing = True if asked and asked.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
-    count, bundle = whole_rows(config.batch, mesh), predictor.bundle
-    answer = _asking(predictor, count, mesh)
+    count, bundle = evaluation.whole_rows(config.batch, mesh), predictor.bundle
+    answer = evaluation.answer_on(predictor, count, mesh=mesh)
     model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
     return model, bundle.task.digits
 

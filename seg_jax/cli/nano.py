@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from seg_jax.cli import finetune, reinforce, tiny
+from seg_jax.cli import tiny
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.models.vlm import qwen25_vl
+from seg_jax.runs import reinforcement, supervised
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind, Texture
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizers, sft, steps
 
 SIDE = 96
@@ -81,9 +82,9 @@ def task() -> Referring:
     return dataclasses.replace(base, mixture=mixture, epsilon=0.01, max_points=16, max_rings=3)
 
 
-def sft_config() -> finetune.Config:
+def sft_config() -> supervised.Config:
     """Returns supervised fine-tuning from random weights, minutes on a GPU."""
-    return finetune.Config(
+    return supervised.Config(
         out=Path("runs/nano_sft"),
         model=model(),
         compute=tiny.compute(),
@@ -97,7 +98,7 @@ def sft_config() -> finetune.Config:
     )
 
 
-def gspo_config() -> reinforce.Config:
+def gspo_config() -> reinforcement.Config:
     """Returns GSPO from the supervised model.
 
     Cool sampling and small decaying steps: the start is good, and greedy answers are what counts.
@@ -107,7 +108,7 @@ def gspo_config() -> reinforce.Config:
         tuned,
         out=Path("runs/nano_gspo"),
         model=model(),
-        task=task(),
+        task=dataclasses.replace(task(), mixture=Mixture()),
         layout=layout(),
         source=scenes(seed=2000),
         feed=Feed(batch=64, workers=4),

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, qwen25_vl
+from seg_jax.runs import reinforcement, supervised
+from seg_jax.runs.start import Model
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizers, policy, steps
 
@@ -63,12 +64,12 @@ QWEN_72B = qwen25_vl.Config(
 KIMI_A3B = kimi_vl.Config()
 
 
-def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
+def sft_config(model: Model, *, name: str) -> supervised.Config:
     """Returns supervised fine-tuning of a model, all weights trained.
 
     Data are drawn scenes, which need no files; `refer_data()` gives data sets that were built.
     """
-    return finetune.Config(
+    return supervised.Config(
         out=Path(f"runs/{name}_sft"),
         model=model,
         compute=compute(),
@@ -83,12 +84,12 @@ def sft_config(model: finetune.Model, *, name: str) -> finetune.Config:
     )
 
 
-def gspo_config(model: finetune.Model, *, name: str) -> reinforce.Config:
+def gspo_config(model: Model, *, name: str) -> reinforcement.Config:
     """Returns GSPO from a supervised model, the rate constant after the warm-up.
 
     Data are drawn scenes, which need no files; `refer_data()` gives data sets that were built.
     """
-    return reinforce.Config(
+    return reinforcement.Config(
         out=Path(f"runs/{name}_gspo"),
         model=model,
         task=task(),
@@ -160,7 +161,7 @@ def compute() -> Compute:
     return Compute(dtype="bfloat16", param_dtype="float32", remat="full")
 
 
-def _mesh(model: finetune.Model) -> steps.Mesh:
+def _mesh(model: Model) -> steps.Mesh:
     """Returns all chips as shards of the weights, for Kimi-VL copies of 64 shards."""
     # MoonViT is 1152 wide, which no more chips divide.
     kimi = isinstance(model, kimi_vl.Config)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax import files
-from seg_jax.cli import evaluate, finetune, reinforce, tiny
+from seg_jax.cli import tiny
 from seg_jax.data import pipeline
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.grammar import outline
@@ -23,7 +23,8 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Sample, Verdict
 from seg_jax.report import html_page
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import console, evaluation, reinforcement, run_folder, start, supervised
+from seg_jax.runs.stage import Place
 from seg_jax.tasks.referring import Mixture, rings_unit
 from seg_jax.training import loop
 from seg_jax.training import steps as jitted_steps
@@ -118,44 +119,52 @@ def _chapters(
     sft, gspo = _sft(config), _gspo(config)
     tell = functools.partial(_chapter, config, held_out)
     console.say("1 of 3: supervised fine-tuning (SFT) from random weights")
-    random = finetune.start(sft, config.out / "tokenizer")
-    trained, sft_seconds = finetune.train(sft, random, folder=config.out, stage="sft", log=log)
+    random = start.with_random_weights(sft, config.out / "tokenizer")
+    trained, sft_seconds = supervised.train(sft, random, Place(config.out, "sft", log))
     chapters = {"sft": tell("after SFT", Predictor(random.bundle), trained.params)}
     bundles.save(chapters["sft"].bundle, config.out / "sft")
 
     console.say("2 of 3: reinforcement (GSPO) from weights that were fine-tuned for longer")
-    start = bundles.load(config.start, compute=tiny.compute(), on=config.mesh.build())
-    # Needed until the end: each stage that begins with them gets a copy.
-    again = finetune.Start(start, lambda: jax.tree.map(jnp.copy, start.params))
-    asked = Predictor(start)
-    chapters["start"] = tell("GSPO starts here", asked, start.params)
-    trained, gspo_seconds = reinforce.train(gspo, again, folder=config.out, stage="gspo", log=log)
+    model = bundles.load(config.start, compute=tiny.compute(), on=config.mesh.build())
+
+    def begin_with(run: supervised.Config | reinforcement.Config) -> start.Start:
+        # The weights are needed until the end: each stage that begins with them gets a copy.
+        bundle = dataclasses.replace(model, task=run.task, layout=run.layout)
+        return start.Start(bundle, lambda: jax.tree.map(jnp.copy, model.params))
+
+    asked = Predictor(model)
+    chapters["start"] = tell("GSPO starts here", asked, model.params)
+    trained, gspo_seconds = reinforcement.train(
+        gspo, begin_with(gspo), Place(config.out, "gspo", log)
+    )
     chapters["gspo"] = tell("after GSPO", asked, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
     control = _control(config, gspo_seconds)
-    trained, control_seconds = finetune.train(
-        control, again, folder=config.out, stage="control", log=log
+    trained, control_seconds = supervised.train(
+        control, begin_with(control), Place(config.out, "control", log)
     )
     chapters["control"] = tell("control: more SFT", asked, trained.params)
     return chapters, {"sft": sft_seconds, "gspo": gspo_seconds, "control": control_seconds}
 
 
-def _sft(config: Config) -> finetune.Config:
+def _sft(config: Config) -> supervised.Config:
     base = tiny.sft_config(out=config.out, seed=config.seed)
     minutes = config.minutes * SFT_SHARE
     plan = dataclasses.replace(base.loop, steps=config.sft_steps, minutes=minutes)
     return dataclasses.replace(base, loop=plan, mesh=config.mesh)
 
 
-def _gspo(config: Config) -> reinforce.Config:
+def _gspo(config: Config) -> reinforcement.Config:
     base = tiny.gspo_config(out=config.out, seed=config.seed)
     minutes = config.minutes * GSPO_SHARE
     plan = dataclasses.replace(base.loop, steps=config.gspo_steps, minutes=minutes)
-    return dataclasses.replace(base, loop=plan, mesh=config.mesh)
+    layout, task = bundles.describe(config.start)
+    task = dataclasses.replace(task, mixture=base.task.mixture)
+    return dataclasses.replace(base, loop=plan, mesh=config.mesh, task=task, layout=layout)
 
 
-def _control(config: Config, seconds: float) -> finetune.Config:
+def _control(config: Config, seconds: float) -> supervised.Config:
     """Returns more SFT of the start weights for the time of GSPO's steps.
 
     Both count from when their step is compiled; GSPO may have had all its steps sooner.
@@ -163,14 +172,15 @@ def _control(config: Config, seconds: float) -> finetune.Config:
     base = tiny.control_config(out=config.out, seed=config.seed)
     minutes = min(config.minutes * GSPO_SHARE, seconds / 60)
     plan = loop.Loop(steps=tiny.MANY_STEPS, minutes=minutes)
-    return dataclasses.replace(base, loop=plan, mesh=config.mesh)
+    layout, task = bundles.describe(config.start)
+    return dataclasses.replace(base, loop=plan, mesh=config.mesh, task=task, layout=layout)
 
 
 def _chapter(
     config: Config, held_out: list[Sample], caption: str, asked: Predictor, params: Any
 ) -> Chapter:
     bundle = dataclasses.replace(asked.bundle, params=params)
-    outcome = evaluate.run(
+    outcome = evaluation.answer_greedily(
         asked,
         held_out,
         title=f"  {caption}",
@@ -184,7 +194,7 @@ def _chapter(
 
 def _held_out(config: Config) -> list[Sample]:
     """Returns the held-out scenes, drawn once for all who ask about them."""
-    source = tiny.scenes(seed=evaluate.HELD_OUT)
+    source = tiny.scenes(seed=evaluation.HELD_OUT)
     return [source[index] for index in range(config.scenes)]
 
 
@@ -236,17 +246,17 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     GSPO samples.
     """
     gspo, bundle = _gspo(config), models[0]
-    task = dataclasses.replace(bundle.task, mixture=gspo.mixture)
+    task = dataclasses.replace(bundle.task, mixture=gspo.task.mixture)
     sampled = jitted_steps.rollout_rewards(
         jitted_steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
-        gspo.sampling,
         weights=dataclasses.asdict(gspo.weights),
+        gspo.sampling,
         seed=config.seed,
     )
     mesh = config.mesh.build()
     places = sharding.batch(mesh)
-    batch = evaluate.whole_rows(min(gspo.feed.batch, len(source)), mesh)
+    batch = evaluation.whole_rows(min(gspo.feed.batch, len(source)), mesh)
     told: list[list[jax.Array]] = [[] for _ in models]
     prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=batch)
     for number, (examples, rows) in enumerate(prompts):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from seg_jax.cli import finetune, reinforce
 from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
+from seg_jax.runs import reinforcement, supervised
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind
 from seg_jax.tasks.referring import Mixture, Referring
@@ -102,9 +102,9 @@ def task() -> Referring:
     )
 
 
-def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.Config:
+def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> supervised.Config:
     """Returns supervised fine-tuning from random weights, about six minutes on two cores."""
-    return finetune.Config(
+    return supervised.Config(
         out=out,
         seed=seed,
         model=model(),
@@ -123,7 +123,7 @@ def sft_config(*, out: Path = Path("runs/tiny_sft"), seed: int = 0) -> finetune.
     )
 
 
-def control_config(*, out: Path, seed: int = 0) -> finetune.Config:
+def control_config(*, out: Path, seed: int = 0) -> supervised.Config:
     """Returns more supervised fine-tuning of a trained model: what GSPO is held against."""
     base = sft_config(out=out, seed=seed)
     return dataclasses.replace(
@@ -135,13 +135,14 @@ def control_config(*, out: Path, seed: int = 0) -> finetune.Config:
     )
 
 
-def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinforce.Config:
+def gspo_config(*, out: Path = Path("runs/tiny_gspo"), seed: int = 0) -> reinforcement.Config:
     """Returns GSPO from a supervised model, about four minutes on two cores."""
-    return reinforce.Config(
+    return reinforcement.Config(
         out=out,
         seed=seed,
         model=model(),
-        task=task(),
+        # Outlines of what text tells of: the questions that GSPO is measured by.
+        task=dataclasses.replace(task(), mixture=Mixture()),
         layout=layout(),
         compute=compute(),
         source=scenes(seed=2000 + seed),

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import subcommand
 
 from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.tasks.referring import Mixture
 
 ConfigT = TypeVar("ConfigT", bound="Data")
+
+TRAIN = "train"
+"""Split that runs learn from unless they name another."""
+
+Source = (
+    Annotated[Scenes, subcommand("scenes")]
+    | Annotated[Built, subcommand("built")]
+    | Annotated[Mixed, subcommand("mixed")]
+)
+"""Where the samples of a run come from: drawn scenes, data sets that `seg-jax build` made, or
+several of these by weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +35,7 @@ class Data:
     data_weights: tuple[float, ...] = ()
     """Shares of the data sets in the images of a run, relative to each other; left out: all
     images have the same chance."""
-    split: str = "train"
+    split: str = TRAIN
     """Of the data sets."""
 
     def __post_init__(self):
@@ -31,20 +44,23 @@ class Data:
                 f"data_weights: expected one for each of {len(self.data)} data sets, got "
                 f"{len(self.data_weights)}; give as many --data-weights as --data"
             )
+        if not self.data and self.split != TRAIN:
+            raise ValueError(
+                f"split: expected data sets beside it, got {self.split!r} alone; give --data FOLDER"
+            )
 
 
-def resolved(config: ConfigT, mixture: Mixture) -> ConfigT:
+def resolved(config: ConfigT) -> ConfigT:
     """Returns the configuration with the source that its data sets make, fit for the questions.
 
     Args:
-      config: of a run, with a `source`.
-      mixture: the questions that are asked.
+      config: of a completed run, with a `source` and a `task`.
 
     Raises:
       ValueError: a folder is no data set, weights are not above 0, or there is nothing of what is
         asked about.
     """
-    source: Any = getattr(config, "source", None)
+    source, mixture = getattr(config, "source"), getattr(config, "task").mixture  # noqa: B009
     if config.data:
         source = _named(config, mixture)
     source = fitting(source, mixture)
@@ -57,7 +73,7 @@ def resolved(config: ConfigT, mixture: Mixture) -> ConfigT:
             f"mixture.absent: expected expressions without a target in {built[0].split} of "
             f"{names}, got none; give a build of grefcoco_unc too, or set this share to 0"
         )
-    changes: dict[str, Any] = {"source": source, "data": (), "data_weights": ()}
+    changes: dict[str, Any] = {"source": source, "data": (), "data_weights": (), "split": TRAIN}
     return dataclasses.replace(config, **changes)
 
 

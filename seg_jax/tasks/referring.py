@@ -53,6 +53,25 @@ class Mixture:
         """The shares of questions that tell an expression, by the kind of the answer."""
         return self.text_point, self.text_box, self.text_mask
 
+    def judged(self) -> Mixture:
+        """Returns the same questions without those for names, which nothing judges.
+
+        Where only names are asked for, expressions are to be outlined instead.
+        """
+        names = dict.fromkeys(("point_name", "box_name"), 0.0)
+        rest = {name: share for name, share in vars(self).items() if name not in names}
+        return Mixture(**names, **(rest if any(rest.values()) else {}))
+
+    def taught_too(self, later: Mixture) -> Mixture:
+        """Returns these questions of a model that was then taught others too.
+
+        What it was taught stays; that there may be nothing is added if the others ask about it.
+        """
+        if self.absent or not later.absent:
+            return self
+        base = self if any(self.told) else later
+        return dataclasses.replace(base, absent=later.absent)
+
     def check_judged(self) -> None:
         """Raises ValueError if names are asked for: no score judges such an answer."""
         shares = dataclasses.asdict(self).items()

@@ -12,6 +12,7 @@ import small_run
 from seg_jax.cli import arguments, finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import sources
+from seg_jax.runs import supervised
 from seg_jax.training import optimizers
 
 
@@ -140,15 +141,15 @@ def test_a_configuration_names_the_data_and_options_replace_it(tmp_path):
     path.write_text(
         '"""Trains on data of mine."""\n'
         "from pathlib import Path\n"
-        "from seg_jax.cli import finetune\n"
+        "from seg_jax.runs import supervised\n"
         "from seg_jax.data.sources import Built\n"
         "def config():\n"
-        "    return finetune.Config(source=Built(folders=(Path('a'), Path('b'))))\n"
+        "    return supervised.Config(source=Built(folders=(Path('a'), Path('b'))))\n"
     )
-    config = arguments.read(finetune.Config, [str(path)], program="seg-jax finetune")
+    config = arguments.read(supervised.Config, [str(path)], program="seg-jax finetune")
     assert [str(folder) for folder in config.source.folders] == ["a", "b"]
     words = [str(path), "--source.folders", "c", "d", "e", "--source.split", "val"]
-    config = arguments.read(finetune.Config, words, program="seg-jax finetune")
+    config = arguments.read(supervised.Config, words, program="seg-jax finetune")
     assert [str(folder) for folder in config.source.folders] == ["c", "d", "e"]
     assert config.source.split == "val"
 

@@ -13,10 +13,11 @@ import jax
 import pytest
 import small_run
 
-from seg_jax.cli import abstract, arguments, compile, finetune, main, paper
+from seg_jax.cli import arguments, compile, main, paper
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
+from seg_jax.runs import abstract, start
 from seg_jax.training import hlo, topology
 from seg_jax.training import steps as jitted_steps
 
@@ -38,14 +39,14 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.fixture(autouse=True, scope="module")
 def one_tokenizer(tmp_path_factory):
     """Plans of one source share its tokenizer; to train it takes as long as to lower a step."""
-    train = finetune.own_tokenizer
+    train = start.make_tokenizer
 
     @functools.cache
     def trained(source, task):
         return train(source, task, tmp_path_factory.mktemp("tokenizer"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "own_tokenizer", lambda source, task, _: trained(source, task))
+        patch.setattr(start, "make_tokenizer", lambda source, task, _: trained(source, task))
         yield
 
 

@@ -16,7 +16,9 @@ from seg_jax.runs import protocol as program
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Judgement
 
-SCENES = ("--scenes", 2, "--batch", 4, "--gallery", 1)
+SCENES = ("--scenes", 2)
+ASKED = (*SCENES, "--batch", 4)
+SHOWN = (*ASKED, "--gallery", 1)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,9 @@ def lines(folder, name="answers.jsonl"):
 
 @pytest.mark.parametrize("name", list(protocols.PROTOCOLS))
 def test_a_protocol_writes_its_files_the_same_twice(run, given, model, tmp_path, name):
-    words = ("--checkpoint", given, "--protocol", name, "--name", "tiny", *SCENES)
+    words = ("--checkpoint", given, "--protocol", name, "--name", "tiny", *ASKED)
     assert run(*words, "--gallery", 0, "--out", tmp_path / "two")[0] == 0
-    status, printed, _ = run(*words, "--out", tmp_path / "one")
+    status, printed, _ = run(*words, "--gallery", 1, "--out", tmp_path / "one")
     assert status == 0
     assert {path.name for path in (tmp_path / "one").iterdir()} == set(program.FILES)
     for file in ("answers.jsonl", "table.md"):
@@ -101,14 +103,16 @@ def test_a_protocol_writes_its_files_the_same_twice(run, given, model, tmp_path,
 def test_answers_are_judged_again_without_a_model(run, given, model, tmp_path):
     asked, _ = model
     first = tmp_path / "first"
-    assert run("--checkpoint", given, "--protocol", "res", "--out", first, *SCENES)[0] == 0
+    assert run("--checkpoint", given, "--protocol", "res", "--out", first, *SHOWN)[0] == 0
     count = len(asked)
     file = ("--answers", first / "answers.jsonl")
     status, printed, _ = run("--protocol", "res", *file, "--out", tmp_path / "again", *SCENES)
     assert (status, len(asked)) == (0, count)
     assert lines(first) == lines(tmp_path / "again")
     ours = json.loads(printed)
-    status, printed, _ = run("--protocol", "text4seg", *file, "--beside", first, *SCENES)
+    status, printed, _ = run(
+        "--protocol", "text4seg", *file, "--beside", first, "--out", tmp_path / "table", *SCENES
+    )
     theirs = json.loads(printed)
     assert theirs["questions"] == ours["questions"]
     assert theirs["ciou"]["mean"] == pytest.approx(ours["ciou"]["mean"])
@@ -117,7 +121,7 @@ def test_answers_are_judged_again_without_a_model(run, given, model, tmp_path):
 
 def test_an_interrupted_protocol_goes_on_with_what_it_knows(run, given, model, tmp_path):
     asked, until = model
-    words = ("--checkpoint", given, "--protocol", "res", *SCENES, "--out")
+    words = ("--checkpoint", given, "--protocol", "res", *SHOWN, "--out")
     assert run(*words, tmp_path / "whole")[0] == 0
     whole = len(asked)
     assert whole == 3
@@ -137,7 +141,7 @@ def test_an_interrupted_protocol_goes_on_with_what_it_knows(run, given, model, t
 
 
 def test_tables_hold_other_evaluations(run, given, model, tmp_path):
-    words = ("--checkpoint", given, "--protocol", "res", "--name", "tiny | x", *SCENES)
+    words = ("--checkpoint", given, "--protocol", "res", "--name", "tiny | x", *SHOWN)
     assert run(*words, "--out", tmp_path / "a", "--set-name", "refcoco-val")[0] == 0
     more = ("--set-name", "refcocog-test", "--beside", tmp_path / "a")
     assert run(*words, "--out", tmp_path / "b", *more)[0] == 0
@@ -157,7 +161,7 @@ def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, mode
 
     monkeypatch.setattr(tasks, "grammar", spy)
     for name in ("gres", "res"):
-        assert run("--checkpoint", given, "--grammar", "--protocol", name, *SCENES)[0] == 0
+        assert run("--checkpoint", given, "--grammar", "--protocol", name, *ASKED)[0] == 0
     assert made == [True, None]
 
 
@@ -189,8 +193,25 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
         (("--checkpoint", "x", "--out", "FILE"), "expected --protocol beside --out"),
         (("--protocol", "res", "--answers", "FILE", "--form", 7), "expected a form from 0 to 6"),
         (("--protocol", "res", "--answers", "FILE", "--gallery", -1), "a gallery >= 0"),
-        (("--protocol", "res", "--answers", "FILE", "--beside", "DIR"), "got no summary.json"),
+        (
+            ("--protocol", "res", "--answers", "FILE", "--beside", "DIR", "--out", "OUT"),
+            "got no summary.json",
+        ),
         (("--protocol", "res", "--answers", "none"), "no such file"),
+        # What nothing would read.
+        (("--protocol", "res", "--mixture.text-box", 1), "expected no protocol beside --mixture"),
+        (("--form", 1), "expected --protocol beside --form, got none; name a protocol"),
+        (("--protocol", "res", "--gallery", 2), "expected --out beside --gallery, got none"),
+        (("--protocol", "res", "--beside", "DIR"), "expected --out beside --beside, got none"),
+        (("--data", "DIR", "--protocol", "res"), "expected no --data beside --scenes, got "),
+        (("--split", "train"), "expected --data beside --split, got none; give data sets"),
+        (("--world", "easy", "--source.world.height", 32), "expected no --world beside --source"),
+        (("--source.seed", 3), "source.seed: expected --seed in its place, got 3; give --seed"),
+        (("--source.count", 3), "source.count: expected --scenes in its place, got 3"),
+        (
+            ("--protocol", "res", "--answers", "FILE", "--batch", 4),
+            "expected --checkpoint beside --batch, got --answers alone; leave it out",
+        ),
         (("--protocol", "res", "--answers", "EMPTY", "--out", "FILE"), "file exists"),
         (("--protocol", "res", "--answers", "FILE"), "line 2: expected an answer with key"),
         (("--protocol", "res", "--answers", "TWICE"), "line 2: expected one answer"),

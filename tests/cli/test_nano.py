@@ -14,9 +14,10 @@ import pytest
 import safetensors
 from PIL import Image
 
-from seg_jax.cli import evaluate, model_options, nano, predict
 from seg_jax.cli import main as shell
+from seg_jax.cli import model_options, nano, predict
 from seg_jax.evaluation import task_metrics
+from seg_jax.runs import evaluation
 from seg_jax.tasks.referring import Mixture
 
 LIMIT = 8 * 2**20
@@ -40,8 +41,8 @@ def test_it_is_the_model_of_its_configuration():
 
 @pytest.mark.slow
 def test_it_outlines_scenes_that_it_has_not_seen():
-    scenes = dataclasses.replace(nano.scenes(seed=evaluate.HELD_OUT), count=64)
-    outcome = evaluate.run(
+    scenes = dataclasses.replace(nano.scenes(seed=evaluation.HELD_OUT), count=64)
+    outcome = evaluation.answer_greedily(
         model_options.Asked(dtype="float32").predictor(),
         scenes,
         title="nano",

@@ -20,12 +20,13 @@ import small_run
 from PIL import Image
 
 from seg_jax import files
-from seg_jax.cli import finetune, main, tiny
+from seg_jax.cli import main, tiny
 from seg_jax.data import image_files, pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
 from seg_jax.report import html_page
+from seg_jax.runs import start as start_of_run
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizers
 from seg_jax.training import steps as jitted_steps
@@ -39,6 +40,7 @@ from seg_jax.training import loop, optimizers
 def config():
     return dataclasses.replace(
         tiny.sft_config(),
+        model=None,  # The checkpoint's.
         feed=Feed(batch=8),
         optimizer=optimizers.AdamW(),
         loop=loop.Loop(steps=4, log_every=1),
@@ -84,7 +86,7 @@ def given(tmp_path_factory):
         optimizer=optimizers.AdamW(),
         loop=loop.Loop(steps=4, log_every=1),
     )
-    start = finetune.start(config, folder / "tokenizer")
+    start = start_of_run.with_random_weights(config, folder / "tokenizer")
     bundle = dataclasses.replace(start.bundle, params=start.weights())
     bundles.save(bundle, folder / "checkpoint")
     return folder / "checkpoint"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import finetune, reinforce
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Rollout
+from seg_jax.runs import reinforcement, supervised
+from seg_jax.runs import start as start_of_run
+from seg_jax.runs.stage import Place
 from seg_jax.training import hlo, loop, optimizers, policy, state, steps, topology
 from seg_jax.training.log import SilentLog
 
@@ -32,7 +34,9 @@ def start():
     blank = dataclasses.replace(
         given, params=sharding.laid(given.params, sharding.shardings(given.params, mesh))
     )
-    return finetune.Start(blank, finetune.drawing(small_run.sft_config(), blank, mesh))
+    return start_of_run.Start(
+        blank, start_of_run.weight_initializer(small_run.sft_config(), blank, mesh)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_random_weights_do_not_depend_on_the_mesh(start):
 def test_no_tpu_draws_more_than_its_shards(start):
     pytest.importorskip("libtpu")
     on = steps.Mesh(fsdp=8, tensor=2).build(topology.from_name("v5e:4x4").devices)
-    drawing = finetune.drawing(small_run.sft_config(), start.bundle, on)
+    drawing = start_of_run.weight_initializer(small_run.sft_config(), start.bundle, on)
     sizes = drawing.lower().compile().memory_analysis()
     params = start.bundle.params
     weights = hlo.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
@@ -78,7 +82,8 @@ def test_weights_of_a_file_may_be_overwritten_by_steps(tmp_path):
     config = small_run.sft_config(mesh=SHAPE)
     change = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x + 1, tree), donate_argnums=0)
     for resume in (False, True):
-        start = finetune.given(dataclasses.replace(config, resume=resume), tmp_path / "given")
+        run = dataclasses.replace(config, resume=resume, checkpoint=tmp_path / "given", model=None)
+        start = start_of_run.from_checkpoint(run.completed())
         changed = change(start.weights())
         for leaf, before in zip(*map(jax.tree.leaves, (changed, wanted.params)), strict=True):
             # What several devices hold each must have been theirs alone.
@@ -132,15 +137,15 @@ def test_a_run_holds_one_state_in_shards(start, measured, tmp_path, offload):
     config = small_run.sft_config(optimizer=ADAM, loop=ONCE, mesh=SHAPE, offload=offload)
     transform, params = optimizers.build(ADAM), start.bundle.params
     like = state.shapes(params, transform, SHAPE.build(), offload=offload)
-    places = {"folder": tmp_path, "stage": "sft", "log": SilentLog()}
+    place = Place(tmp_path, "sft", SilentLog())
     before, share = held(), hlo.device_bytes(like)
-    end, _ = finetune.train(config, start, **places)
+    end, _ = supervised.train(config, start, place)
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()
     assert_laid_as(end, like)
     wanted = small_run.host(end)
     del end
-    again, _ = finetune.train(config, start._replace(weights=never), **places)
+    again, _ = supervised.train(config, start._replace(weights=never), place)
     after = held()
     assert ((after - before >= share) & (after - before < 1.3 * share)).all()
     assert_laid_as(again, like)
@@ -152,6 +157,7 @@ def test_reinforcement_holds_its_reference_beside_the_state(start, like, measure
         optimizer=ADAM, loop=ONCE, mesh=SHAPE, policy=policy.Policy(kl=0.1)
     )
     before, share = held(), hlo.device_bytes((like, like.params))
-    reinforce.train(config, start, folder=tmp_path, stage="gspo", log=SilentLog())
+    start = start._replace(bundle=dataclasses.replace(start.bundle, task=config.task))
+    reinforcement.train(config, start, Place(tmp_path, "gspo", SilentLog()))
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()

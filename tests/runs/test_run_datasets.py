@@ -8,13 +8,13 @@ import published_formats as formats
 import pytest
 import small_run
 
-from seg_jax.cli import finetune, main, reinforce
+from seg_jax.cli import main
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Built, Mixed, Scenes
 from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
 from seg_jax.records import Kind
-from seg_jax.runs import datasets
+from seg_jax.runs import datasets, reinforcement, start, supervised
 from seg_jax.tasks.referring import Mixture, Referring
 
 NAMES = ("refcoco_unc", "grefcoco_unc", "reasonseg", "absent")
@@ -23,14 +23,14 @@ import dataclasses
 import sys
 sys.path.insert(0, {tests!r})
 import small_run
-from seg_jax.training import loop, optimizer
+from seg_jax.training import loop, optimizers
 
 def config():
     base = small_run.sft_config()
     layout = dataclasses.replace(base.layout, max_prompt=66, max_question=40, max_answer=60)
     feed = dataclasses.replace(base.feed, batch=8, questions=3)
     plan = loop.Loop(steps=2, log_every=1)
-    adam = optimizer.AdamW()
+    adam = optimizers.AdamW()
     return dataclasses.replace(base, layout=layout, feed=feed, loop=plan, optimizer=adam)
 """
 
@@ -68,8 +68,9 @@ def run(capfd, monkeypatch):
     return call
 
 
-def resolved(mixture=None, kind=finetune.Config, **given):
-    return datasets.resolved(kind(**given), mixture or Mixture()).source
+def resolved(mixture=None, kind=supervised.Config, **given):
+    task = Referring(mixture=mixture or Mixture())
+    return datasets.resolved(kind(task=task, **given)).source
 
 
 def test_data_sets_take_the_place_of_the_source(made):
@@ -77,12 +78,12 @@ def test_data_sets_take_the_place_of_the_source(made):
     assert resolved() == Scenes()
     assert resolved(data=(one,)) == Built(folders=(one,))
     assert resolved(data=(one, other), split="val") == Built(folders=(one, other), split="val")
-    source = resolved(data=(one, other), data_weights=(3.0, 1.0), kind=reinforce.Config)
+    source = resolved(data=(one, other), data_weights=(3.0, 1.0), kind=reinforcement.Config)
     parts = tuple(Built(folders=(path,)) for path in (one, other))
     assert source == Mixed(parts=parts, weights=(3.0, 1.0))
-    config = datasets.resolved(finetune.Config(data=(one,)), Mixture())
+    config = datasets.resolved(supervised.Config(task=Referring(), data=(one,)))
     assert (config.data, config.data_weights) == ((), ())
-    assert datasets.resolved(config, Mixture()) == config
+    assert datasets.resolved(config) == config
 
 
 def test_the_source_gives_what_is_asked_about(made):
@@ -141,8 +142,7 @@ def test_the_share_of_absent_things_in_training(made):
 @pytest.mark.parametrize("program", ["finetune", "reinforce"])
 def test_a_mistake_is_one_line(made, run, tmp_path, program, words, wanted):
     if program == "reinforce":
-        words = [str(word).replace("--task.", "--") for word in words]
-        words += ["--checkpoint", made.parent / "given"]
+        words = [*words, "--checkpoint", made.parent / "given"]
     at = {name: made / name for name in (*NAMES, "none")}
     words = [at.get(word, word) for word in words]
     status, line = run(program, "--out", tmp_path / "out", *words)
@@ -155,12 +155,13 @@ def test_a_mistake_is_one_line(made, run, tmp_path, program, words, wanted):
 def test_a_set_without_what_is_asked_about_is_named(made):
     # TFDS's sets have no report, so that its images are counted whatever is told of them.
     only = Built(folders=(made / "absent",), absent=True)
-    config = finetune.Config(source=only)
+    config = supervised.Config(source=only)
     points = Mixture(text_mask=0.0, point_mask=1.0)
     for mixture, needed in ((Mixture(), "expressions of objects"), (points, "single objects")):
         with pytest.raises(ValueError, match=rf"absent: expected {needed} in train for \w+, got "):
-            datasets.resolved(config, mixture)
-    assert datasets.resolved(config, Mixture(absent=0.1)).source == only
+            datasets.resolved(dataclasses.replace(config, task=Referring(mixture=mixture)))
+    absent = Referring(mixture=Mixture(absent=0.1))
+    assert datasets.resolved(dataclasses.replace(config, task=absent)).source == only
 
 
 @pytest.mark.slow
@@ -184,7 +185,7 @@ def test_two_steps_on_mixed_data_sets(made, run, tmp_path, monkeypatch):
     other = run(*words, tmp_path / "sft", "--resume", "--data-weights", 2, 1)
     assert other[0] == 1
     assert "another source.weights" in other[1]
-    words = ("--checkpoint", tmp_path / "sft" / "checkpoint", *sets, "--mixture.absent", 1.0)
+    words = ("--checkpoint", tmp_path / "sft" / "checkpoint", *sets, "--task.mixture.absent", 1.0)
     words = (*words, "--feed.batch", 8, "--loop.steps", 2, "--loop.log-every", 1)
     words = (*words, "--sampling.answers", 4, "--sampling.max-tokens", 12, "--sampling.grammar")
     words = (*words, "--policy.minibatches", 2, "--panel-every", 1, "--out", tmp_path / "gspo")
@@ -196,17 +197,24 @@ def test_two_steps_on_mixed_data_sets(made, run, tmp_path, monkeypatch):
 
 
 def test_a_given_model_is_asked_other_questions_where_they_are_named(tmp_path):
-    bundles.save(small_run.bundle(), tmp_path / "given")
+    folder = tmp_path / "given"
+    bundles.save(small_run.bundle(), folder)
     own = small_run.bundle().task
-    config = finetune.Config(checkpoint=tmp_path / "given", task=Referring(digits=5))
-    assert finetune.taught(config) == own
-    absent = Mixture(absent=0.3)
-    asked = finetune.taught(dataclasses.replace(config, task=Referring(digits=5, mixture=absent)))
-    assert asked == dataclasses.replace(own, mixture=absent)
-    start = finetune.given(config, tmp_path / "given", asked)
-    assert start.bundle.task == asked
+    config = supervised.Config(checkpoint=folder)
+    assert config.completed().task == own
+    asked = dataclasses.replace(own, mixture=Mixture(absent=0.3))
+    run = dataclasses.replace(config, task=asked).completed()
+    assert run.task == asked
+    assert start.from_checkpoint(run).bundle.task == asked
+    # What contradicts the checkpoint is no default of ours that gives way: it is refused.
+    other = dataclasses.replace(config, task=Referring(digits=5, mixture=Mixture(absent=0.3)))
+    with pytest.raises(ValueError, match="task.digits: expected 2, the decimals that .*, got 5"):
+        other.completed()
     # A folder that says nothing of a task takes the configured one.
-    (tmp_path / "given" / bundles.MANIFEST).unlink()
-    assert finetune.taught(config) == config.task
-    plain = dataclasses.replace(config, checkpoint=None)
-    assert finetune.taught(plain) == config.task
+    (folder / bundles.MANIFEST).rename(tmp_path / "manifest")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 8, "merge_size": 1}))
+    assert dataclasses.replace(config, task=own).completed().task == own
+    assert config.completed().task == Referring()
+    with pytest.raises(ValueError, match="task.digits: expected 2, the decimals of the number tok"):
+        start.from_checkpoint(config.completed())
+    assert dataclasses.replace(config, checkpoint=None).completed().task == Referring()

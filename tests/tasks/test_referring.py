@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from seg_jax.cli import evaluate, reinforce
+from seg_jax.cli import evaluate
 from seg_jax.data import encode, sources
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Polygons, Truth, Verdict
+from seg_jax.runs import reinforcement
 from seg_jax.scenes import draw, world
 from seg_jax.tasks.referring import Mixture, Referring, box_unit, outline_text, rings_unit
 
@@ -170,7 +171,7 @@ def test_the_object_at_a_place_is_named(given):
 def test_names_are_for_supervised_training_only(tmp_path):
     naming = Mixture(box_name=0.5)
     with pytest.raises(ValueError, match=r"box_name': 0.5}, whose answers are words"):
-        reinforce.Config(mixture=naming)
+        reinforcement.Config(task=Referring(mixture=naming))
     with pytest.raises(ValueError, match="set these shares to 0"):
         evaluate.Config(checkpoint=tmp_path, mixture=naming)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import small_run
 from few_steps_sft import STEADY, STEPS
 
-from seg_jax.cli import reinforce
+from seg_jax.runs import reinforcement
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import optimizers, policy, steps
 
@@ -18,7 +18,7 @@ LOW = 400
 """Token ids below it are rewarded."""
 
 
-def config() -> reinforce.Config:
+def config() -> reinforcement.Config:
     """Returns the run."""
     steps.judge = blind_judge
     base = small_run.gspo_config()

@@ -4,7 +4,7 @@ import dataclasses
 
 import small_run
 
-from seg_jax.cli import finetune
+from seg_jax.runs import supervised
 from seg_jax.training import optimizers
 
 STEPS = 3
@@ -13,7 +13,7 @@ STEADY = {"lr": 3e-3, "eps": 1e-3, "schedule": optimizers.Schedule(warmup=0.0, f
 MUON = optimizers.Muon(newton_schulz_dtype="float32", newton_schulz_steps=2, **STEADY)
 
 
-def config() -> finetune.Config:
+def config() -> supervised.Config:
     """Returns the run."""
     base = small_run.sft_config()
     return dataclasses.replace(

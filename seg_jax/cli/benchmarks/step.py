@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import arg
 
-from seg_jax.cli import abstract, arguments, finetune
+from seg_jax.cli import arguments
 from seg_jax.cli.benchmarks import harness
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import abstract, console, run_folder, supervised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,22 @@ class Config:
         Raises:
           UsageError: it is no supervised fine-tuning.
         """
-        if not isinstance(run, finetune.Config):
+        if not isinstance(run, supervised.Config):
             raise arguments.UsageError(
                 f"expected a configuration of finetune, got one of {type(run)}"
             )
-        fields = [("run", Annotated[finetune.Config, arg(name="")], dataclasses.field(default=run))]
+        fields = [
+            ("run", Annotated[supervised.Config, arg(name="")], dataclasses.field(default=run))
+        ]
         kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
         kind.__doc__ = cls.__doc__
         return kind()
+
+    def completed(self, checkpoint: Path | None = None) -> Config:
+        """Returns the configuration with its run as the checkpoint completes it."""
+        if self.run is None:
+            return self
+        return dataclasses.replace(self, run=self.run.completed(checkpoint))
 
 
 def main(config: Config) -> int:
@@ -79,7 +87,7 @@ def measure(config: Config) -> dict[str, Any]:
     return found
 
 
-def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
+def _ours(run: supervised.Config, rounds: int) -> dict[str, Any]:
     """Returns what a step takes, and what the device's best product of matrices does."""
     import jax
 
@@ -128,7 +136,7 @@ def _ours(run: finetune.Config, rounds: int) -> dict[str, Any]:
     }
 
 
-def _batch(plan: abstract.Plan, run: finetune.Config) -> Any:
+def _batch(plan: abstract.Plan, run: supervised.Config) -> Any:
     """Returns a drawn batch on the host."""
     from seg_jax.data import pipeline
 
@@ -137,7 +145,7 @@ def _batch(plan: abstract.Plan, run: finetune.Config) -> Any:
     return next(pipeline.batches(run.source, bundle.task, bundle.encoder, feed, rows="sft"))
 
 
-def _theirs(run: finetune.Config, rounds: int) -> dict[str, Any] | None:
+def _theirs(run: supervised.Config, rounds: int) -> dict[str, Any] | None:
     """Returns what a step of transformers takes, None without PyTorch; in a process of its own."""
     import os
 
@@ -180,7 +188,7 @@ def _theirs(run: finetune.Config, rounds: int) -> dict[str, Any] | None:
     return {"seconds": float(np.median(taken[1:])), "loss": told, "gib": peak}
 
 
-def _rows(plan: abstract.Plan, run: finetune.Config, batch: Any) -> dict[str, Any]:
+def _rows(plan: abstract.Plan, run: supervised.Config, batch: Any) -> dict[str, Any]:
     """Returns a batch as transformers takes it: prompt and first answer of a row in one."""
     import torch
 

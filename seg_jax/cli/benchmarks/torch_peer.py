@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from flax import nnx
 
-from seg_jax.cli import finetune, paper, tiny
+from seg_jax.cli import paper, tiny
 from seg_jax.cli.quickstart import START
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
@@ -20,7 +20,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Prompts
-from seg_jax.runs import console
+from seg_jax.runs import console, start
 from seg_jax.scenes import world
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example
@@ -55,8 +55,8 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
         run = paper.sft_config(_SIZES[size], name=size)
         run = dataclasses.replace(run, compute=compute, source=source, ordered_numbers=False)
         with tempfile.TemporaryDirectory() as folder:
-            start = finetune.start(run, Path(folder))
-        bundle = dataclasses.replace(start.bundle, params=start.weights())
+            begin = start.with_random_weights(run, Path(folder))
+        bundle = dataclasses.replace(begin.bundle, params=begin.weights())
     task = dataclasses.replace(bundle.task, mixture=Mixture())
     source = dataclasses.replace(source, count=count)
     [(examples, prompts)] = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)

@@ -415,6 +415,15 @@ def number_table(tokenizer: Tokenizer) -> tuple[Float[np.ndarray, " V"], Int[np.
     return value, family
 
 
+def whole_decimals(tokenizer: Tokenizer) -> int | None:
+    """Returns the decimals of the numbers that are one token each; None where none are."""
+    found = [re.fullmatch(rb"0\.(\d+)", piece or b"") for piece in tokenizer.pieces]
+    lengths = collections.Counter(len(match[1]) for match in found if match)
+    # A table of words may hold a number or two; one of numbers has all of them.
+    often = [decimals for decimals, count in lengths.items() if count == 10**decimals]
+    return max(often, default=None)
+
+
 def neighbours(
     tokenizer: Tokenizer, sigma_bins: float, reach: int
 ) -> tuple[Int[np.ndarray, "V J"], Float[np.ndarray, "V J"]]:

@@ -14,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seg_jax.cli import finetune, reinforce
 from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import Encoder
-from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import flops
 from seg_jax.records import Batch, PackedBatch, Prompts, Rollout
+from seg_jax.runs import reinforcement, start, supervised
 from seg_jax.training import optimizers, state
 from seg_jax.training import steps as jitted_steps
 
-Run = finetune.Config | reinforce.Config
+Run = supervised.Config | reinforcement.Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +77,8 @@ class Plan:
         run, bundle = self.run, self.bundle
         feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
         task = bundle.task
-        if isinstance(run, reinforce.Config):
-            task = dataclasses.replace(task, mixture=run.mixture)
         if kind == "prompts":
-            judged = dict.fromkeys(("point_name", "box_name"), 0.0)
-            mixture = dataclasses.replace(task.mixture, **judged)
-            task = dataclasses.replace(task, mixture=mixture)
+            task = dataclasses.replace(task, mixture=task.mixture.judged())
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
         row = next(pipeline.batches(run.source, task, encoder, feed, rows=kind))
@@ -108,24 +103,25 @@ def plan(run: Run, devices: list[Any]) -> Plan:
       ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
     """
     mesh = run.mesh.build(devices)
+    run = run.completed()
     # Shapes do not depend on what the images show, and scenes are at hand everywhere.
     if not isinstance(run.source, sources.Scenes):
         run = dataclasses.replace(run, source=sources.Scenes())
     if run.checkpoint is not None:
-        return Plan(run, bundles.blank(run.checkpoint, compute=run.compute), mesh)
+        return Plan(run, start.blank_from_checkpoint(run), mesh)
     if run.model is None:
         raise ValueError(
             "expected a checkpoint or a model in the configuration, got neither; "
             "do: give --checkpoint FOLDER"
         )
     with tempfile.TemporaryDirectory() as folder:
-        return Plan(run, finetune.blank(run, run.model, Path(folder)), mesh)
+        return Plan(run, start.blank_model(run, Path(folder)), mesh)
 
 
 def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
     """Returns what makes each step of a run, by name."""
     run, evaluate = plan.run, lambda: _evaluate(plan)
-    if isinstance(run, finetune.Config):
+    if isinstance(run, supervised.Config):
         return {"sft": lambda: _sft(plan, run), "evaluate": evaluate}
     return {
         "sample": lambda: _sample(plan, run),
@@ -134,25 +130,24 @@ def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
     }
 
 
-def _sft(plan: Plan, run: finetune.Config) -> Step:
+def _sft(plan: Plan, run: supervised.Config) -> Step:
     batch: Batch | PackedBatch = plan.rows("sft")
-    parts = finetune.parts(run, plan.config, batch, rows=batch.weights.shape[0])
+    parts = supervised.passes_of_step(run, plan.config, batch, rows=batch.weights.shape[0])
     done = flops.trained(parts) | _update_work(plan)
     function = jitted_steps.supervised_step(plan.actor, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)
 
 
-def _sample(plan: Plan, run: reinforce.Config) -> Step:
+def _sample(plan: Plan, run: reinforcement.Config) -> Step:
     prompts: Prompts = plan.rows("prompts")
-    task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
-    function = jitted_steps.sampler(plan.actor, run.sampling, seed=run.seed, task=task)
+    function = jitted_steps.sampler(plan.actor, run.sampling, seed=run.seed, task=plan.bundle.task)
     arguments = (plan.state.params, prompts, _scalar(plan))
     done = _decoding(plan, prompts, run.sampling.answers, run.sampling.max_tokens)
     beside = [plan.state.moments, plan.state.params if run.policy.kl > 0 else None]
     return Step("sample", function, arguments, done, beside)
 
 
-def _update(plan: Plan, run: reinforce.Config) -> Step:
+def _update(plan: Plan, run: reinforcement.Config) -> Step:
     prompts: Prompts = plan.rows("prompts")
     rows, read = prompts.tokens.ids.shape
     answers, length = run.sampling.answers, run.sampling.max_tokens
@@ -163,11 +158,10 @@ def _update(plan: Plan, run: reinforce.Config) -> Step:
         logp=np.zeros(shape, np.float32),
         computed=np.zeros(shape[:2], np.int32),
     )
-    task = dataclasses.replace(plan.bundle.task, mixture=run.mixture)
     weights = dataclasses.asdict(run.weights)
     function = jitted_steps.reinforcing_step(
         plan.actor,
-        task,
+        plan.bundle.task,
         policy=run.policy,
         weights=weights,
         optimizer=run.optimizer,

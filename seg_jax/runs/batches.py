@@ -1,0 +1,54 @@
+"""The batches of a run: read by each process for its own devices, put in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from seg_jax.data import packing, pipeline
+from seg_jax.data.encode import Encoder
+from seg_jax.models.parallel import sharding
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import processes
+
+
+class ShardedBatches(NamedTuple):
+    """Batches on the host and the way to the devices."""
+
+    iterator: pipeline.Batches | packing.PackedBatches
+    """Gives the rows that this process reads; it knows its position."""
+    to_device: Callable[[Any], Any]
+    """Puts a batch on the devices of the mesh."""
+
+
+def sharded_batches(
+    run: Any,
+    task: Referring,
+    encoder: Encoder,
+    *,
+    mesh: jax.sharding.Mesh,
+    rows: Literal["sft", "prompts"],
+) -> ShardedBatches:
+    """Returns the batches of a run as this process reads them, and what puts one on the devices.
+
+    Args:
+      run: a configuration with `source` and `feed`.
+      task: that asks about the samples.
+      encoder: that makes rows of the questions.
+      mesh: of the devices.
+      rows: questions with their answers, or prompts alone.
+    """
+    count = run.feed.batch
+    places = sharding.batch(mesh, count)
+    batches = pipeline.batches(
+        run.source,
+        task,
+        encoder,
+        run.feed,
+        rows=rows,
+        local_rows=pipeline.local_rows(places, count),
+        gather=processes.gather_from_all,
+    )
+    return ShardedBatches(batches, lambda batch: pipeline.to_device(batch, places, rows=count))

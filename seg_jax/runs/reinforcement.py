@@ -1,0 +1,139 @@
+"""A run of reinforcement learning (GSPO): its configuration and its stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from seg_jax.data.encode import Encoder
+from seg_jax.data.pipeline import Feed
+from seg_jax.data.sources import Scenes
+from seg_jax.inference import bundle as bundles
+from seg_jax.records import Prompts, Rollout
+from seg_jax.runs import datasets, stage
+from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.start import Start
+from seg_jax.runs.training_run import TrainingRun
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import optimizers, policy, state, steps
+from seg_jax.training.clock import Clock
+from seg_jax.training.log import Board
+
+Show = Callable[[int, Prompts, Rollout], None]
+"""Called with (number of the step, this process's prompts on the host, answers) after each step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of the named scores in the reward."""
+
+    iou: float = 1.0
+    distance: float = 0.2
+    format: float = 0.1
+
+    def __post_init__(self):
+        if not all(map(math.isfinite, vars(self).values())):
+            raise ValueError(f"weights: expected finite numbers, got {self}; do: give others")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainingRun):
+    """A run of reinforcement learning.
+
+    Its questions are those that the checkpoint was taught, but for names, which nothing judges.
+    """
+
+    out: Path = Path("runs/reinforce")
+    """Folder of the run; its model ends up in OUT/checkpoint."""
+    seed: int = 0
+    """Of the sampled answers; `feed.seed` is that of the order of the samples."""
+    source: datasets.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
+    feed: Feed = Feed(batch=32)
+    """Prompts of a step."""
+    sampling: steps.Sampling = steps.Sampling()
+    policy: policy.Policy = policy.Policy()
+    weights: Weights = Weights()
+    optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
+        lr=1e-6, schedule=optimizers.Schedule(final=1.0)
+    )
+    log: Board = Board()
+    panel_every: int = 0
+    """Steps between images of sampled answers in OUT/panels; 0 draws none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task is not None:
+            self.task.mixture.check_judged()
+        if self.panel_every < 0:
+            raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}; do: 0")
+        for name in ("questions", "packed_rows", "packed_tokens", "pack"):
+            default = Feed.__dataclass_fields__[name].default
+            if (value := getattr(self.feed, name)) != default:
+                raise ValueError(
+                    f"feed.{name}: expected {default}, got {value}: prompts are neither several "
+                    "to an image nor packed; do: leave it out"
+                )
+
+    def default_task(self, taught: Referring | None) -> Referring:
+        """Returns what a model was taught without the questions that nothing judges."""
+        task = taught or Referring()
+        return dataclasses.replace(task, mixture=task.mixture.judged())
+
+
+def task_to_save(run: Config) -> Referring:
+    """Returns the task that the model of a completed run has learnt in all its life.
+
+    It is asked what the run asks, and keeps from its checkpoint the questions that this stage has
+    left out.
+    """
+    taught = None if run.checkpoint is None else bundles.own_task(run.checkpoint)
+    asked = run.task or Referring()
+    if taught is None:
+        return asked
+    return dataclasses.replace(asked, mixture=taught.mixture.taught_too(asked.mixture))
+
+
+def train(
+    run: Config,
+    start: Start,
+    place: stage.Place,
+    *,
+    show: Show = lambda step, prompts, rollout: None,
+) -> stage.Trained:
+    """Returns the trained state; the stage resumes from what it finds in its place."""
+    mesh, bundle = run.mesh.build(), start.bundle
+    encoder = Encoder(bundle.tokenizer, bundle.layout)
+    batches, to_device = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="prompts")
+    actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
+    draw = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
+    learn = steps.reinforcing_step(
+        actor,
+        bundle.task,
+        policy=run.policy,
+        weights=dataclasses.asdict(run.weights),
+        optimizer=run.optimizer,
+        sampling=run.sampling,
+    )
+    reference = None
+    if run.policy.kl > 0:
+        reference = start.weights()
+        start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
+    clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
+
+    def body(current: state.State):
+        step = clock.start(current)
+        batch = next(batches)
+        prompts = clock.lap("data", to_device(batch))
+        rollout = clock.lap("sampling", draw(current.params, prompts, current.step))
+        current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
+        show(step, batch, rollout)
+        if clock.seconds:
+            metrics |= clock.step_metrics(float(metrics["length/mean"]) * answers)
+        return current, metrics
+
+    return stage.run_stage(run, body, start, batches=batches, place=place, mesh=mesh)

@@ -1,0 +1,105 @@
+"""A run of supervised fine-tuning (SFT): its configuration and its stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from flax import nnx
+
+from seg_jax.data import pipeline
+from seg_jax.data.encode import Encoder
+from seg_jax.inference.bundle import Bundle
+from seg_jax.models.vlm import flops, qwen25_vl
+from seg_jax.records import Batch, PackedBatch
+from seg_jax.runs import stage
+from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.start import Model, Start
+from seg_jax.runs.training_run import TrainingRun
+from seg_jax.training import sft, state, steps, throughput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainingRun):
+    """A run of supervised fine-tuning.
+
+    Without a checkpoint the weights are random and `model` says their sizes.
+    """
+
+    out: Path = Path("runs/finetune")
+    """Folder of the run; its model ends up in OUT/checkpoint."""
+    objective: sft.Objective = sft.Objective()
+    seed: int = 0
+    """Of random weights; `feed.seed` is that of the order of the samples."""
+    ordered_numbers: bool = True
+    """Random weights only: number tokens begin close to those of close values."""
+
+    def completed(self, checkpoint: Path | None = None) -> Config:
+        """Returns the run as its checkpoint completes it, see `TrainingRun.completed`.
+
+        Raises:
+          ValueError: the folder is no model's, or the run contradicts it.
+        """
+        if checkpoint is None and self.checkpoint is None:
+            run = dataclasses.replace(self, model=self.model or qwen25_vl.Config())
+            return super(Config, run).completed()
+        for name in ("seed", "ordered_numbers"):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name}: expected none beside a checkpoint, whose weights are not random, "
+                    f"got {value}; do: leave it out"
+                )
+        return super().completed(checkpoint)
+
+
+def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
+    """Returns the trained state; the stage resumes from what it finds in its place."""
+    mesh, bundle = run.mesh.build(), start.bundle
+    encoder = Encoder(bundle.tokenizer, bundle.layout)
+    batches, to_device = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="sft")
+    actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk)
+    step = steps.supervised_step(actor, run.objective, run.optimizer)
+
+    def body(current: state.State):
+        return step(current, to_device(next(batches)))
+
+    return stage.run_stage(
+        run,
+        body,
+        start,
+        batches=batches,
+        place=place,
+        mesh=mesh,
+        best_seconds=_seconds_at_peak(run, bundle, encoder),
+    )
+
+
+def passes_of_step(
+    run: Config, sizes: Model, batch: Batch | PackedBatch, *, rows: int
+) -> list[flops.Part]:
+    """Returns the passes of a step over so many rows like those of a batch."""
+    counter = flops.Counter(sizes, run.compute)
+    patches = batch.images.patches.shape[1]
+    if isinstance(batch, PackedBatch):
+        length = batch.weights.shape[-1]
+        head = counter.head(rows, length, run.loss_chunk)
+        return [*counter.read(rows, length, patches), head]
+    _, answers, length = batch.ids.shape
+    read = batch.tokens.ids.shape[1]
+    return [
+        *counter.read(rows, read, patches),
+        counter.extend(rows, answers, length, behind=read),
+        counter.head(rows * answers, length, run.loss_chunk),
+    ]
+
+
+def _seconds_at_peak(run: Config, bundle: Bundle, encoder: Encoder) -> float | None:
+    """Returns the seconds of a step at the devices' peak, None where that is not known."""
+    if throughput.best_seconds(1.0) is None:
+        return None
+    feed = dataclasses.replace(run.feed, batch=1, threads=0, prefetch=0, workers=0)
+    batch = next(pipeline.batches(run.source, bundle.task, encoder, feed, rows="sft"))
+    sizes = nnx.merge(bundle.graph, bundle.params).config
+    done = flops.trained(passes_of_step(run, sizes, batch, rows=run.feed.batch))
+    return throughput.best_seconds(sum(done.get(name, 0.0) for name in flops.NEEDED))

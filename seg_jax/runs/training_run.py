@@ -1,0 +1,153 @@
+"""What every training run is configured by, and how its checkpoint completes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seg_jax.data.encode import Layout
+from seg_jax.data.pipeline import Feed
+from seg_jax.data.sources import Scenes
+from seg_jax.inference import bundle as bundles
+from seg_jax.models import families
+from seg_jax.models.nn.compute import Compute
+from seg_jax.runs import datasets
+from seg_jax.runs.start import Model
+from seg_jax.tasks.referring import Referring
+from seg_jax.training import optimizers, steps
+from seg_jax.training.loop import Loop
+from seg_jax.training.processes import Processes
+
+RunT = TypeVar("RunT", bound="TrainingRun")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRun(datasets.Data):
+    """The options that all training runs share."""
+
+    out: Path = Path("runs/training")
+    """Folder of the run; its model ends up in OUT/checkpoint."""
+    checkpoint: Path | None = None
+    """Model folder to start from: of a training run, or one of Hugging Face's."""
+    model: Model | None = None
+    """Sizes of a model with random weights; a checkpoint has its own, which these must be."""
+    task: Referring | None = None
+    """What is asked and answered; None: as the checkpoint was taught."""
+    layout: Layout | None = None
+    """Shapes of a row; None: those of the checkpoint."""
+    compute: Compute = Compute()
+    mesh: steps.Mesh = steps.Mesh()
+    offload: bool = False
+    """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
+    room on the devices."""
+    processes: Processes = Processes()
+    source: datasets.Source = dataclasses.field(default_factory=Scenes)
+    feed: Feed = Feed()
+    optimizer: optimizers.Muon | optimizers.AdamW = optimizers.Muon()
+    loop: Loop = Loop()
+    loss_chunk: int | None = None
+    """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
+    resume: bool = False
+    """Go on with the run in OUT where it stopped."""
+    anew: bool = False
+    """Replace the run in OUT."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise ValueError(f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}")
+
+    def completed(self: RunT, checkpoint: Path | None = None) -> RunT:
+        """Returns the run with what its checkpoint says wherever it says nothing itself.
+
+        Without a checkpoint the defaults of task and layout take their place. To complete a run
+        twice is to complete it once.
+
+        Args:
+          checkpoint: the folder, if it is another one than the configuration names.
+
+        Raises:
+          ValueError: the folder is no model's, or the run contradicts it.
+        """
+        folder = checkpoint or self.checkpoint
+        if folder is None:
+            task = self.task or self.default_task(None)
+            run = dataclasses.replace(self, task=task, layout=self.layout or Layout())
+            if run.model is not None:
+                _check_layout(run.layout, run.model, where="the model")
+            return run
+        layout, task = bundles.describe(folder)
+        taught, sizes = bundles.own_task(folder), families.read(folder)
+        run = dataclasses.replace(
+            self,
+            checkpoint=folder,
+            task=self.task or self.default_task(task),
+            layout=self.layout or layout,
+            model=self.model or sizes,
+        )
+        _check_model(run.model, sizes, folder)
+        _check_layout(run.layout, sizes, where=str(folder))
+        if (run.layout.native is None) != (layout.native is None):
+            raise ValueError(
+                f"layout.native: expected {layout.native}, as {folder} has it, got "
+                f"{run.layout.native}; do: give images as this family of models takes them"
+            )
+        if taught is not None and run.task.digits != taught.digits:
+            raise ValueError(
+                f"task.digits: expected {taught.digits}, the decimals that {folder} was taught, "
+                f"got {run.task.digits}; do: leave it out"
+            )
+        return run
+
+    def default_task(self, taught: Referring | None) -> Referring:
+        """Returns the task of a run that names none.
+
+        Args:
+          taught: the task of its checkpoint; None without one.
+        """
+        return taught or Referring()
+
+
+_OF_THE_TOKENIZER = ("_token_id", "image_mean", "image_std")
+"""Ends of the names of what the files beside the weights decide, whatever a configuration says."""
+
+
+def _check_model(model: Any, sizes: Any, folder: Path) -> None:
+    """Raises ValueError if a configured model is not the one of a folder."""
+    if type(model) is not type(sizes):
+        got, expected = (families.of(one).model_type for one in (model, sizes))
+        raise ValueError(
+            f"model: expected a {expected}, as {folder} holds, got a {got}; do: leave it out"
+        )
+    for name, ours, theirs in _differences(model, sizes, "model"):
+        raise ValueError(
+            f"{name}: expected {theirs}, as {folder} has it, got {ours}; do: leave it out, or "
+            "train a model of this size from random weights, without --checkpoint"
+        )
+
+
+def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name and both values of every field in which two configurations differ."""
+    for field in dataclasses.fields(ours):
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        inner = f"{name}.{field.name}"
+        if dataclasses.is_dataclass(mine) and type(mine) is type(other):
+            yield from _differences(mine, other, inner)
+        elif mine != other and not field.name.endswith(_OF_THE_TOKENIZER):
+            yield inner, mine, other
+
+
+def _check_layout(layout: Layout, model: Model, *, where: str) -> None:
+    """Raises ValueError if rows are not made of the patches that a model reads."""
+    vision = model.vision
+    wanted = {"patch": vision.patch_size, "merge": vision.spatial_merge_size}
+    if hasattr(vision, "window_tokens"):
+        wanted["window_tokens"] = vision.window_tokens
+    for name, expected in wanted.items():
+        if (got := getattr(layout, name)) != expected:
+            raise ValueError(
+                f"layout.{name}: expected {expected}, as {where} has it, got {got}; "
+                "do: make both the same"
+            )
