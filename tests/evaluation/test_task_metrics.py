@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import evaluate as program
 from seg_jax.data import pipeline
 from seg_jax.evaluation import task_metrics
 from seg_jax.inference import predictor
@@ -17,6 +16,7 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Kind, Rollout, Verdict
+from seg_jax.runs import evaluation
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example, Judgement
 
@@ -215,7 +215,11 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
         spread = jax.device_put(loud, sharding.shardings(loud, mesh))
         refill = sampler.Refill(rows=rows) if rows else None
         asked = Predictor(dataclasses.replace(bundle, params=spread), grammar=True, refill=refill)
-        outcomes.append(program.run(asked, source, title="", mixture=mixture, batch=15, mesh=mesh))
+        outcomes.append(
+            evaluation.answer_greedily(
+                asked, source, title="", mixture=mixture, batch=15, mesh=mesh
+            )
+        )
     assert set(outcomes[0].kinds.tolist()) == set(Kind)
     lengths = outcomes[0].tokens
     assert lengths.min() < lengths.max()
