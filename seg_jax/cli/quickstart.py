@@ -250,8 +250,8 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     sampled = jitted_steps.rollout_rewards(
         jitted_steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
-        weights=dataclasses.asdict(gspo.weights),
         gspo.sampling,
+        weights=dataclasses.asdict(gspo.weights),
         seed=config.seed,
     )
     mesh = config.mesh.build()

@@ -108,7 +108,7 @@ def measured(monkeypatch):
     """Puts steps that note what the devices hold in the place of the real ones."""
     found = []
 
-    def stand_in(*_):
+    def stand_in(*_, **__):
         def step(current, *_):
             found.append(held())
             return current._replace(step=current.step + 1), dict.fromkeys(
