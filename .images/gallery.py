@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from seg_jax.cli import quickstart, tiny
+from seg_jax.cli import quickstart
 from seg_jax.data import image_files
 from seg_jax.inference import bundle
 from seg_jax.inference.predictor import Predictor
@@ -24,7 +24,7 @@ def main(run: Path, out: Path) -> None:
         ("start", "GSPO starts here", config.start),
         ("gspo", "after GSPO", run / "checkpoint"),
     ):
-        model = bundle.load(folder, compute=tiny.compute())
+        model = bundle.load(folder, compute=quickstart._gspo(config).compute)
         asked = {"title": caption, "mixture": Mixture(), "batch": SHOWN.stop}
         outcome = evaluation.answer_greedily(Predictor(model), held_out, **asked)
         chapters[name] = quickstart.Chapter(caption, model, outcome, {})

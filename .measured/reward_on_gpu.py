@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seg_jax.cli import paper
 from seg_jax.cli.benchmarks import harness, torch_peer
 from seg_jax.cli.benchmarks import raster as raster_benchmark
 from seg_jax.data import pipeline
@@ -25,6 +24,7 @@ from seg_jax.runs.start import make_tokenizer
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import judge
 
+FULL_SIZE = experiments.load("simpleseg/qwen25_vl_7b_sft.py")
 PROMPTS, ANSWERS, COLUMNS = 64, 8, 512
 SHAPES = (
     ("blob", 32, 512, 4096),
@@ -45,11 +45,11 @@ def seconds(run, rounds=10):
 
 def judging():
     """Returns tokens of an answer and the seconds in which all answers are read and scored."""
-    task = dataclasses.replace(paper.task(), mixture=Mixture())
+    task = dataclasses.replace(FULL_SIZE.TASK, mixture=Mixture())
     source = dataclasses.replace(torch_peer.large(3), count=PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(source, task, Path(folder))
-    encoder = Encoder(tokenizer, paper.layout())
+    encoder = Encoder(tokenizer, FULL_SIZE.LAYOUT)
     [(examples, prompts)] = pipeline.batches_in_order(source, task, encoder, batch=PROMPTS)
     ids = np.zeros((PROMPTS, ANSWERS, COLUMNS), np.int32)
     used = np.zeros(ids.shape, bool)

@@ -4,7 +4,7 @@
 # With NVIDIA GPUs each process gets one; else each has DEVICES (1) virtual CPU devices, and they
 # speak by gloo. Ctrl-C and SIGTERM reach all: they save and end. The exit status is that of the
 # first process that failed by itself, 75 where one was lost, 0 if all is well. For example
-#   bash launch/local_processes.sh 2 finetune configs/tiny_sft.py --loop.steps 20
+#   bash launch/local_processes.sh 2 finetune configs/simpleseg/tiny_sft.py --loop.steps 20
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -13,7 +13,7 @@ for_dry_run "${1:-}" && shift
 count="${1:-}"
 [[ "$count" =~ ^[1-9][0-9]*$ && $# -gt 1 ]] ||
     fail "expected a number of processes and a program, got '$*'," \
-        "do: bash launch/local_processes.sh 2 finetune configs/tiny_sft.py"
+        "do: bash launch/local_processes.sh 2 finetune configs/simpleseg/tiny_sft.py"
 shift
 # Any port that nobody listens on.
 port="${PORT:-$((20000 + RANDOM % 20000))}"

@@ -14,7 +14,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 for_dry_run "${1:-}" && shift
-(($# > 0)) || fail "expected a program, as: bash launch/run.sh finetune configs/tiny_sft.py"
+(($# > 0)) || fail "expected a program, as: bash launch/run.sh finetune configs/simpleseg/tiny_sft.py"
 
 kind="$(accelerator)"
 case "$kind" in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program on a Cloud TPU pod: bash launch/tpu_vm.sh [--dry-run] NAME TYPE ZONE PROGRAM ...
 #
-#   bash launch/tpu_vm.sh pod v5litepod-256 us-west4-a finetune configs/qwen25_vl_7b_sft.py
+#   bash launch/tpu_vm.sh pod v5litepod-256 us-west4-a finetune configs/simpleseg/qwen25_vl_7b_sft.py
 #
 # Asks for the pod as a queued resource, waits for it, brings the committed code to all workers and
 # starts the program on all of them. In the environment: RUNTIME (v2-alpha-tpuv5-lite), SPOT (1 asks

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program on a GKE cluster by xpk: bash launch/xpk.sh [--dry-run] CLUSTER NAME TYPE PROGRAM ...
 #
-#   bash launch/xpk.sh cluster sft v5litepod-256 finetune configs/qwen25_vl_7b_sft.py --out /runs/sft
+#   bash launch/xpk.sh cluster sft v5litepod-256 finetune configs/simpleseg/qwen25_vl_7b_sft.py --out /runs/sft
 #
 # In the environment: PROJECT and ZONE of the cluster, SLICES (1), IMAGE (an image with Python 3.11
 # or newer, python:3.12 unless told; the repository is laid over it and installed when it starts),

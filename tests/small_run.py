@@ -13,7 +13,6 @@ import numpy as np
 import random_weights
 from flax import nnx
 
-from seg_jax.cli import tiny
 from seg_jax.data import pipeline
 from seg_jax.data.packing import Pack
 from seg_jax.inference.bundle import Bundle
@@ -21,11 +20,13 @@ from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import kimi_vl, moonvit
-from seg_jax.runs import reinforcement, supervised
+from seg_jax.runs import experiments, reinforcement, supervised
 from seg_jax.runs import start as start_of_run
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import optimizers, state, steps
 
+TINY = experiments.load("simpleseg/tiny_sft.py")
+TINY_GSPO = experiments.load("simpleseg/tiny_gspo.py")
 BATCH = 8
 ANSWERS = 4
 HORIZON = 50
@@ -35,7 +36,7 @@ PACK = Pack(tokens=280, patches=40, ahead=4)
 
 def sft_config(**changes: Any) -> supervised.Config:
     """Returns supervised fine-tuning of a model of fifty thousand weights on 32-pixel images."""
-    base = tiny.sft_config()
+    base = TINY.config()
     text = dataclasses.replace(
         base.model.text,
         hidden_size=32,
@@ -62,7 +63,7 @@ def sft_config(**changes: Any) -> supervised.Config:
 
 def gspo_config(**changes: Any) -> reinforcement.Config:
     """Returns GSPO of the same model, with two minibatches a step."""
-    base = tiny.gspo_config()
+    base = TINY_GSPO.config()
     small = dataclasses.replace(
         base,
         compute=Compute(),
@@ -108,7 +109,7 @@ def kimi() -> tuple[Any, Any, Any]:
         rope_theta=300.0,
     )
     vision = moonvit.Vision(
-        patch_size=tiny.PATCH,
+        patch_size=TINY.PATCH,
         merge_kernel_size=(1, 1),
         hidden_size=16,
         intermediate_size=32,
@@ -139,7 +140,7 @@ def actor(chunk: int | None = None) -> steps.Actor:
 def task(rows: str) -> Referring:
     """Returns the task of a route."""
     if rows == "sft":
-        return tiny.task()
+        return TINY.TASK
     return gspo_config().task
 
 

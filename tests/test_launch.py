@@ -178,7 +178,7 @@ def test_a_jobset_is_filled_in():
     assert Path(variable["value"]).parent in mounts
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert container["args"][0].endswith(
-        "finetune configs/qwen25_vl_7b_sft.py --out /runs/sft --resume"
+        "finetune configs/simpleseg/qwen25_vl_7b_sft.py --out /runs/sft --resume"
     )
     # Chips of all hosts of a slice are those of its topology.
     side, other = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")

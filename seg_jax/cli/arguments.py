@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from seg_jax.runs import experiments
+
 # The parser (tyro) is imported by the function that needs it: `seg-jax --help` stays quick.
 
 ConfigT = TypeVar("ConfigT")
@@ -105,9 +107,12 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
       UsageError: there is no such file, it fails, or its configuration is for another program.
     """
     path = Path(path)
+    shipped = experiments.folder().parent / path
+    if path.parts[:1] == ("configs",) and not path.exists() and shipped.is_file():
+        path = shipped  # Away from the repository.
     if path.suffix != ".py" or not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
-        guess = f"did you mean {path.parent / near[0]}?" if near else "do: ls configs"
+        near = _nearest_file(path)
+        guess = f"did you mean {near}?" if near else "do: ls configs"
         raise UsageError(f"expected a configuration file CONFIG.py, got {str(path)!r}; {guess}")
     try:
         config = runpy.run_path(str(path), run_name=path.stem)["config"]()
@@ -122,6 +127,19 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
             f"got {_qualified(type(config))}; is it for another program?"
         )
     return config
+
+
+def _nearest_file(path: Path) -> Path | None:
+    """Returns the configuration file that a wrong path may mean, also one folder further down."""
+    folders = [path.parent, *sorted(path.parent.glob("*/"))]
+    for folder in folders:
+        if (folder / path.name).is_file() and path.suffix == ".py":
+            return folder / path.name
+    for folder in folders:
+        names = [file.name for file in folder.glob("*.py")]
+        if near := difflib.get_close_matches(path.name, names, 1):
+            return folder / near[0]
+    return None
 
 
 def _where(path: Path, error: Exception) -> str:

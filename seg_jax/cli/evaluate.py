@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from seg_jax.cli import nano, tiny
 from seg_jax.cli.model_options import Asked
 from seg_jax.data import sources
 from seg_jax.data.encode import TooLong
@@ -17,7 +16,7 @@ from seg_jax.evaluation import protocols, task_metrics
 from seg_jax.evaluation.answers import Model, Saved
 from seg_jax.grammar import chat
 from seg_jax.models.vlm import sampler
-from seg_jax.runs import console, datasets, evaluation, protocol, run_folder
+from seg_jax.runs import console, datasets, evaluation, experiments, protocol, run_folder
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import steps
 
@@ -170,8 +169,9 @@ def held_out(config: Config) -> Source:
     if name is None and ours and source == Scenes():
         name = "nano"
     if name is not None:
-        named = {"easy": Scenes, "tiny": tiny.scenes, "nano": nano.scenes}
-        source = named[name](seed=config.seed)
+        source = Scenes()
+        if name != "easy":
+            source = experiments.load(f"simpleseg/{name}_sft.py").scenes(seed=config.seed)
     source = dataclasses.replace(source, seed=config.seed, count=config.scenes)
     return datasets.fitting(source, config.mixture) if config.protocol is None else source
 

@@ -44,15 +44,15 @@ programs:
 
 examples:
   seg-jax quickstart
-  seg-jax finetune configs/tiny_sft.py --optimizer.lr 1e-3
-  seg-jax reinforce configs/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
+  seg-jax finetune configs/simpleseg/tiny_sft.py --optimizer.lr 1e-3
+  seg-jax reinforce configs/simpleseg/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --scenes 512 --seed 7
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
   seg-jax annotate --images web --labels names.txt --detector DIR --segmenter DIR --out data/web
-  seg-jax compile configs/qwen25_vl_7b_sft.py --topology v5e:16x16
+  seg-jax compile configs/simpleseg/qwen25_vl_7b_sft.py --topology v5e:16x16
   seg-jax benchmark raster --json raster.json
 
 `seg-jax PROGRAM --help` lists the options of a program, `seg-jax --version` tells the version.

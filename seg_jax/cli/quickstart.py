@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax import files
-from seg_jax.cli import tiny
 from seg_jax.data import pipeline
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.grammar import outline
@@ -23,7 +22,15 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Sample, Verdict
 from seg_jax.report import html_page
-from seg_jax.runs import console, evaluation, reinforcement, run_folder, start, supervised
+from seg_jax.runs import (
+    console,
+    evaluation,
+    experiments,
+    reinforcement,
+    run_folder,
+    start,
+    supervised,
+)
 from seg_jax.runs.stage import Place
 from seg_jax.tasks.referring import Mixture, rings_unit
 from seg_jax.training import loop
@@ -70,6 +77,11 @@ class Config:
                 f"got {self}"
             )
 
+
+SFT, GSPO = "simpleseg/tiny_sft.py", "simpleseg/tiny_gspo.py"
+"""Configurations of the stages."""
+MANY_STEPS = 100_000
+"""For a stage that ends by its minutes."""
 
 # Shares of the time; the control takes as long as GSPO.
 SFT_SHARE, GSPO_SHARE = 0.47, 0.265
@@ -125,7 +137,7 @@ def _chapters(
     bundles.save(chapters["sft"].bundle, config.out / "sft")
 
     console.say("2 of 3: reinforcement (GSPO) from weights that were fine-tuned for longer")
-    model = bundles.load(config.start, compute=tiny.compute(), on=config.mesh.build())
+    model = bundles.load(config.start, compute=_gspo(config).compute, on=config.mesh.build())
 
     def begin_with(run: supervised.Config | reinforcement.Config) -> start.Start:
         # The weights are needed until the end: each stage that begins with them gets a copy.
@@ -149,19 +161,21 @@ def _chapters(
 
 
 def _sft(config: Config) -> supervised.Config:
-    base = tiny.sft_config(out=config.out, seed=config.seed)
+    base = experiments.load(SFT).config(seed=config.seed)
     minutes = config.minutes * SFT_SHARE
     plan = dataclasses.replace(base.loop, steps=config.sft_steps, minutes=minutes)
-    return dataclasses.replace(base, loop=plan, mesh=config.mesh)
+    return dataclasses.replace(base, out=config.out, loop=plan, mesh=config.mesh)
 
 
 def _gspo(config: Config) -> reinforcement.Config:
-    base = tiny.gspo_config(out=config.out, seed=config.seed)
+    base = experiments.load(GSPO).config(seed=config.seed)
     minutes = config.minutes * GSPO_SHARE
     plan = dataclasses.replace(base.loop, steps=config.gspo_steps, minutes=minutes)
     layout, task = bundles.describe(config.start)
     task = dataclasses.replace(task, mixture=base.task.mixture)
-    return dataclasses.replace(base, loop=plan, mesh=config.mesh, task=task, layout=layout)
+    return dataclasses.replace(
+        base, out=config.out, loop=plan, mesh=config.mesh, task=task, layout=layout
+    )
 
 
 def _control(config: Config, seconds: float) -> supervised.Config:
@@ -169,11 +183,21 @@ def _control(config: Config, seconds: float) -> supervised.Config:
 
     Both count from when their step is compiled; GSPO may have had all its steps sooner.
     """
-    base = tiny.control_config(out=config.out, seed=config.seed)
+    tiny = experiments.load(SFT)
+    base = tiny.config(seed=config.seed)
     minutes = min(config.minutes * GSPO_SHARE, seconds / 60)
-    plan = loop.Loop(steps=tiny.MANY_STEPS, minutes=minutes)
+    plan = loop.Loop(steps=MANY_STEPS, minutes=minutes)
     layout, task = bundles.describe(config.start)
-    return dataclasses.replace(base, loop=plan, mesh=config.mesh, task=task, layout=layout)
+    return dataclasses.replace(
+        base,
+        out=config.out,
+        source=tiny.scenes(seed=2000 + config.seed),
+        optimizer=dataclasses.replace(base.optimizer, lr=1e-3),
+        loop=plan,
+        mesh=config.mesh,
+        task=task,
+        layout=layout,
+    )
 
 
 def _chapter(
@@ -194,7 +218,7 @@ def _chapter(
 
 def _held_out(config: Config) -> list[Sample]:
     """Returns the held-out scenes, drawn once for all who ask about them."""
-    source = tiny.scenes(seed=evaluation.HELD_OUT)
+    source = experiments.load(SFT).scenes(seed=evaluation.HELD_OUT)
     return [source[index] for index in range(config.scenes)]
 
 

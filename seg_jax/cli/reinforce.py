@@ -26,7 +26,7 @@ def main(config: Config) -> int:
     if config.checkpoint is None:
         raise ValueError(
             "expected --checkpoint FOLDER to start from, got none; "
-            "train one with: seg-jax finetune configs/tiny_sft.py"
+            "train one with: seg-jax finetune configs/simpleseg/tiny_sft.py"
         )
     config.log.check()
     config = config.completed()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from seg_jax.cli import main as shell
-from seg_jax.cli import tiny
 from seg_jax.cli.benchmarks import harness, policy, raster, torch_peer
 from seg_jax.cli.benchmarks.raster import Case, Config
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
+from seg_jax.runs import experiments
 
 TINY = ["--kinds", "blob", "--points", "16", "--sizes", "64", "--batches", "4", "--rounds", "1"]
 
@@ -137,7 +137,8 @@ def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
 @pytest.fixture
 def stacked(monkeypatch):
     """Compiles one layer where the tiny setting's programs have each unrolled."""
-    monkeypatch.setattr(tiny, "compute", Compute)
+    tiny = experiments.load("simpleseg/tiny_sft.py")
+    monkeypatch.setattr(tiny, "COMPUTE", Compute())
 
 
 def run_part(part, tmp_path, *words):

@@ -13,7 +13,7 @@ import jax
 import pytest
 import small_run
 
-from seg_jax.cli import arguments, compile, main, paper
+from seg_jax.cli import arguments, compile, main
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
@@ -24,7 +24,7 @@ from seg_jax.training import steps as jitted_steps
 ROOT = Path(__file__).resolve().parents[2]
 FULL = sorted(
     path.stem
-    for path in (ROOT / "configs").glob("*.py")
+    for path in (ROOT / "configs" / "simpleseg").glob("*.py")
     if not path.stem.startswith(("tiny", "nano"))
 )
 
@@ -59,7 +59,7 @@ def write(folder, text):
 
 def run_of(name):
     """Returns a configuration's run over eight devices: its steps divide there too."""
-    run = arguments.load(ROOT / f"configs/{name}.py", object)
+    run = arguments.load(ROOT / f"configs/simpleseg/{name}.py", object)
     return dataclasses.replace(run, mesh=jitted_steps.Mesh())
 
 
@@ -198,11 +198,11 @@ def test_a_run_of_full_size_lowers_its_decoding(name):
 
 
 def test_full_size_runs_are_the_papers():
-    run = paper.sft_config(paper.QWEN_7B, name="x")
+    run = run_of("qwen25_vl_7b_sft")
     assert run.loop.steps * run.feed.batch == 800_000
     rate = run.optimizer.schedule.rate(run.optimizer.lr, run.loop.steps, run.loop.steps)
     assert float(rate) == pytest.approx(2e-6)
-    assert paper.gspo_config(paper.QWEN_7B, name="x").loop.steps == 1562
+    assert run_of("qwen25_vl_7b_gspo").loop.steps == 1562
 
 
 @pytest.fixture
@@ -256,9 +256,9 @@ def test_a_small_run_compiles_for_a_tpu(step):
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", FULL)
 def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
-    words = (ROOT / f"configs/{name}.py").read_text()
+    words = (ROOT / f"configs/simpleseg/{name}.py").read_text()
     kind, shape = re.search(r"Meant for (v\w+)-\d+\s\(([\dx]+)\)", words).groups()
-    run = arguments.load(ROOT / f"configs/{name}.py", object)
+    run = arguments.load(ROOT / f"configs/simpleseg/{name}.py", object)
     target = topology.from_name(f"{kind}:{shape}")
     plan = abstract.plan(run, target.devices)
     for make in abstract.steps(plan).values():

@@ -15,11 +15,12 @@ import safetensors
 from PIL import Image
 
 from seg_jax.cli import main as shell
-from seg_jax.cli import model_options, nano, predict
+from seg_jax.cli import model_options, predict
 from seg_jax.evaluation import task_metrics
-from seg_jax.runs import evaluation
+from seg_jax.runs import evaluation, experiments
 from seg_jax.tasks.referring import Mixture
 
+NANO = experiments.load("simpleseg/nano_sft.py")
 LIMIT = 8 * 2**20
 
 
@@ -35,13 +36,13 @@ def test_it_is_small_and_says_how_it_was_made():
 
 def test_it_is_the_model_of_its_configuration():
     predictor = model_options.Asked().predictor()
-    assert predictor.bundle.layout == nano.layout()
-    assert predictor.bundle.task == nano.task()
+    assert predictor.bundle.layout == NANO.LAYOUT
+    assert predictor.bundle.task == NANO.TASK
 
 
 @pytest.mark.slow
 def test_it_outlines_scenes_that_it_has_not_seen():
-    scenes = dataclasses.replace(nano.scenes(seed=evaluation.HELD_OUT), count=64)
+    scenes = dataclasses.replace(NANO.scenes(seed=evaluation.HELD_OUT), count=64)
     outcome = evaluation.answer_greedily(
         model_options.Asked(dtype="float32").predictor(),
         scenes,
@@ -56,7 +57,7 @@ def test_it_outlines_scenes_that_it_has_not_seen():
 
 @pytest.mark.slow
 def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
-    sample = nano.scenes(seed=3)[0]
+    sample = NANO.scenes(seed=3)[0]
     image = tmp_path / "scene.png"
     Image.fromarray(np.asarray(sample.image)).save(image)
     told = ["predict", "--image", str(image), "--text", sample.phrases[0][0]]

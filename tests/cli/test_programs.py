@@ -20,7 +20,7 @@ import small_run
 from PIL import Image
 
 from seg_jax import files
-from seg_jax.cli import main, tiny
+from seg_jax.cli import main
 from seg_jax.data import image_files, pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
@@ -33,13 +33,13 @@ from seg_jax.training import steps as jitted_steps
 
 CONFIG = """
 import dataclasses
-from seg_jax.cli import tiny
+from seg_jax.runs import experiments
 from seg_jax.data.pipeline import Feed
 from seg_jax.training import loop, optimizers
 
 def config():
     return dataclasses.replace(
-        tiny.sft_config(),
+        experiments.load("simpleseg/tiny_sft.py").config(),
         model=None,  # The checkpoint's.
         feed=Feed(batch=8),
         optimizer=optimizers.AdamW(),
@@ -78,7 +78,7 @@ def one_device():
 def given(tmp_path_factory):
     """Returns a checkpoint folder with random weights."""
     folder = tmp_path_factory.mktemp("given")
-    base = tiny.sft_config()
+    base = small_run.TINY.config()
     config = dataclasses.replace(
         base,
         model=small(base.model),

@@ -10,7 +10,6 @@ import pytest
 import small_run
 from batches import assert_same, take
 
-from seg_jax.cli import tiny
 from seg_jax.data import encode, pipeline, sources
 
 
@@ -104,7 +103,7 @@ def test_random_choices_differ_between_samples_and_rounds():
 
     iterator = pipeline.batches(
         One(),
-        tiny.task(),
+        small_run.TINY.TASK,
         small_run.bundle().encoder,
         pipeline.Feed(batch=64, questions=2),
         rows="sft",

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from seg_jax.cli import nano
 from seg_jax.data import sources
+from seg_jax.runs import experiments
 from seg_jax.scenes import draw, phrases, sets, world
 from seg_jax.scenes.things import Kind
 
@@ -80,7 +80,7 @@ def test_it_is_the_same_for_the_same_world_and_leaves_the_rest_alone():
 
 
 def test_what_is_held_out_is_never_said_to_be_absent():
-    source = nano.scenes(seed=1)
+    source = experiments.load("simpleseg/nano_sft.py").scenes(seed=1)
     config, style = source.world, dataclasses.replace(source.style, absent=50)
     told = set()
     for seed in range(40):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import small_run
 
-from seg_jax.cli import tiny
 from seg_jax.data import pipeline
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Rollout
@@ -18,7 +17,7 @@ from seg_jax.training import optimizers, policy, steps
 
 ADAM = optimizers.AdamW(lr=3e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
 MIXTURE = Mixture(text_mask=0.6, text_box=0.2, text_point=0.2, absent=1.0)
-TASK = dataclasses.replace(tiny.task(), mixture=MIXTURE)
+TASK = dataclasses.replace(small_run.TINY.TASK, mixture=MIXTURE)
 SOURCE = dataclasses.replace(
     small_run.sft_config().source, style=phrases.Style(full=True, absent=2)
 )

@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from seg_jax.cli import paper
 from seg_jax.cli.benchmarks import harness, torch_loader, torch_peer
 from seg_jax.data import packing, pipeline
 from seg_jax.data.build import dataset
@@ -30,13 +30,18 @@ from seg_jax.data.packing import Pack
 from seg_jax.data.sources import Built
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import console, experiments, run_folder
 from seg_jax.tasks.referring import Referring
 
 SIZES = {(480, 640): 0.45, (427, 640): 0.2, (640, 480): 0.2, (640, 427): 0.05, (375, 500): 0.1}
 """Height and width of images with their shares, about as in COCO."""
 _WARM = 2
 """Batches that are drawn before a turn is timed: what was ready before it is gone then."""
+
+
+def _full_size() -> ModuleType:
+    """Returns the configuration whose rows and task are measured."""
+    return experiments.load("simpleseg/qwen25_vl_7b_sft.py")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ def measure(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source = data_set(config, Path(folder))
         tokenizer = tokens.train(_corpus(), folder=Path(folder) / "tokenizer")
-        encoder = Encoder(tokenizer, paper.layout())
+        encoder = Encoder(tokenizer, _full_size().LAYOUT)
         ours = _Ours(config, source, encoder)
         theirs = None if lost else _Theirs(config, source, Path(folder) / "tokenizer")
         sides = {"ours": ours} | ({} if theirs is None else {"dataloader": theirs})
@@ -120,7 +125,7 @@ class _Ours:
             pack=config.pack,
             seed=config.seed,
         )
-        self._batches = pipeline.batches(source, paper.task(), encoder, feed, rows="sft")
+        self._batches = pipeline.batches(source, _full_size().TASK, encoder, feed, rows="sft")
 
     def turn(self) -> float:
         """Returns samples a second over about as many as there are images."""
@@ -134,7 +139,7 @@ class _Ours:
 
     def stations(self) -> dict[str, float]:
         """Returns the milliseconds of a sample by what they are spent on, in one process."""
-        config, encoder, task, watch = self._config, self._encoder, paper.task(), _Watch()
+        config, encoder, task, watch = self._config, self._encoder, _full_size().TASK, _Watch()
         rng, pieces = np.random.default_rng(config.seed), []
         for index in range(min(config.images, 64)):
             record = watch("read", lambda index=index: self._source.record(index))
@@ -164,7 +169,7 @@ class _Theirs:
 
     def __init__(self, config: Config, source: Built, tokenizer: Path):
         self._samples = torch_loader.Samples(
-            source, tokenizer, paper.layout(), paper.task(), config.seed
+            source, tokenizer, _full_size().LAYOUT, _full_size().TASK, config.seed
         )
         self._loader = torch_loader.loader(
             self._samples, batch=config.batch, workers=config.workers
@@ -222,7 +227,7 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
     feed = pipeline.Feed(
         batch=config.rows, questions=config.questions, pack=config.pack, seed=config.seed
     )
-    batches = pipeline.batches(source, paper.task(), encoder, feed, rows="sft")
+    batches = pipeline.batches(source, _full_size().TASK, encoder, feed, rows="sft")
     count = max(1, config.images // (8 * config.rows))
     packed = [next(batches) for _ in range(count)]
     shares = {
@@ -248,7 +253,7 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
 
 def _sizes(source: Built, encoder: Encoder, seed: int) -> Iterator[packing.Size]:
     """Yields what samples take, one question about each image."""
-    task: Referring = paper.task()
+    task: Referring = dataclasses.field(default_factory=lambda: _full_size().TASK)
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
         example = task.example(source[index], np.random.default_rng([seed, index]))
         yield packing.encode_item(encoder, [example]).size

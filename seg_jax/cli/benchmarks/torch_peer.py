@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from flax import nnx
 
-from seg_jax.cli import paper, tiny
 from seg_jax.cli.quickstart import START
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
@@ -20,14 +19,13 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Prompts
-from seg_jax.runs import console, start
+from seg_jax.runs import console, experiments, start
 from seg_jax.scenes import world
 from seg_jax.tasks.referring import Mixture
 from seg_jax.tasks.task import Example
 
 Size = Literal["tiny", "3b", "7b"]
 """The quickstart's start, or Qwen2.5-VL of that size with random weights."""
-_SIZES = {"3b": paper.QWEN_3B, "7b": paper.QWEN_7B}
 
 
 class Questions(NamedTuple):
@@ -48,11 +46,12 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
     same time, but say one token forever. The others compute in bfloat16, for 640-pixel scenes.
     """
     if size == "tiny":
-        compute, source = tiny.compute(), tiny.scenes(seed=seed)
+        tiny = experiments.load("simpleseg/tiny_sft.py")
+        compute, source = tiny.COMPUTE, tiny.scenes(seed=seed)
         bundle = bundles.load(START, compute=compute)
     else:
         compute, source = Compute(dtype="bfloat16", param_dtype="bfloat16"), large(seed)
-        run = paper.sft_config(_SIZES[size], name=size)
+        run = experiments.load(f"simpleseg/qwen25_vl_{size}_sft.py").config()
         run = dataclasses.replace(run, compute=compute, source=source, ordered_numbers=False)
         with tempfile.TemporaryDirectory() as folder:
             begin = start.with_random_weights(run, Path(folder))

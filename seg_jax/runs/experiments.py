@@ -1,0 +1,48 @@
+"""Finds the experiments of the folder configs, in the repository or within the installed package.
+
+Only the standard library is imported here, so that a command line is read quickly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def folder() -> Path:
+    """Returns the folder configs: beside the package, or in it where a wheel is installed."""
+    within = _PACKAGE / "configs"
+    return within if within.is_dir() else _PACKAGE.parent / "configs"
+
+
+def load(name: str) -> ModuleType:
+    """Returns the module of an experiment.
+
+    Args:
+      name: its path in the folder, as "simpleseg/tiny_sft.py".
+    """
+    return _load(folder() / name)
+
+
+def sibling(file: str, name: str) -> ModuleType:
+    """Returns the module of another experiment in the folder of a configuration file.
+
+    Args:
+      file: `__file__` of the one that takes over from the other.
+      name: of the other file.
+    """
+    return _load(Path(file).resolve().parent / name)
+
+
+@cache
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"seg_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a configuration file, got none; do: ls configs")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
