@@ -21,13 +21,16 @@ COLLECTED = (100_000, 20, 100)
 
 @functools.cache
 def _knows(flag: str) -> bool:
-    """Returns whether jaxlib knows a flag; an unknown one would end the process."""
+    """Returns whether jaxlib knows a flag; an unknown one would end the process without a word.
+
+    A flag is a text of its own in the library; a name that is kept of a removed one is not.
+    """
     found = importlib.util.find_spec("jaxlib")
     assert found is not None
     for folder in found.submodule_search_locations or ():
         for path in Path(folder).glob("*.so"):
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as held:
-                if held.find(flag.encode()) >= 0:
+                if held.find(b"\0" + flag.encode() + b"\0") >= 0:
                     return True
     return False
 
