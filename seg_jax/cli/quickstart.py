@@ -21,7 +21,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Sample, Verdict
-from seg_jax.report import html_page
+from seg_jax.report import exhibits, html_page, metrics_log
 from seg_jax.runs import (
     console,
     evaluation,
@@ -329,7 +329,7 @@ def _report(
         html_page.Report(
             title="seg-jax quickstart",
             summary_rows=rows,
-            curves=html_page.curves_from(config.out / "metrics.jsonl"),
+            curves=metrics_log.read(config.out / "metrics.jsonl"),
             exhibits=[
                 _exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))
             ],
@@ -346,17 +346,17 @@ def _report(
     )
 
 
-def _exhibit(chapters: dict[str, Chapter], index: int) -> html_page.Exhibit:
+def _exhibit(chapters: dict[str, Chapter], index: int) -> exhibits.Exhibit:
     """Returns a held-out scene with its truth and the answers of all models."""
     first = chapters["sft"]
     example = first.outcome.examples[index]
-    truth = html_page.Panel("truth", rings_unit(example.mask, first.bundle.task))
+    truth = exhibits.Panel("truth", rings_unit(example.mask, first.bundle.task))
     panels = [truth]
     for name in ("sft", "start", "gspo"):
         outcome = chapters[name].outcome
         reading = outline.read(outcome.texts[index], Kind.MASK)
         panels.append(
-            html_page.Panel(
+            exhibits.Panel(
                 chapters[name].caption,
                 reading.rings,
                 iou=float(outcome.iou[index]),
@@ -364,4 +364,4 @@ def _exhibit(chapters: dict[str, Chapter], index: int) -> html_page.Exhibit:
                 text=outcome.texts[index],
             )
         )
-    return html_page.Exhibit(example.image, example.question, panels)
+    return exhibits.Exhibit(example.image, example.question, panels)

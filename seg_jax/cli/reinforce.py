@@ -13,7 +13,7 @@ import numpy as np
 from seg_jax.data import image_files
 from seg_jax.inference.bundle import Bundle
 from seg_jax.records import Prompts, Rollout
-from seg_jax.report import html_page, panels
+from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import datasets, reinforcement, run_folder, stage, start
 from seg_jax.runs.reinforcement import Config
 from seg_jax.training import processes
@@ -50,7 +50,7 @@ class Gallery:
     """Draws sampled answers every few steps into OUT/panels, and keeps the latest."""
 
     def __init__(self, config: Config, bundle: Bundle):
-        self.exhibits: tuple[html_page.Exhibit, ...] = ()
+        self.exhibits: tuple[exhibits.Exhibit, ...] = ()
         self._every, self._folder = config.panel_every, config.out / "panels"
         self._viewer = panels.Viewer(bundle, bundle.task) if self._every else None
 
@@ -88,7 +88,7 @@ def _report(config: Config, gallery: Gallery) -> None:
         html_page.Report(
             title="seg-jax reinforce",
             summary_rows=_rows(path),
-            curves=html_page.curves_from(path),
+            curves=metrics_log.read(path),
             exhibits=gallery.exhibits,
             config=run_folder.plain(config),
             versions=run_folder.versions() | {"seed": config.seed},

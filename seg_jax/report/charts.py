@@ -1,20 +1,24 @@
-"""Draws the curves of a run as inline SVG, for pages that must load nothing (host)."""
+"""Draws curves over the steps of a run with matplotlib: inline SVG for pages, or one SVG file."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import html
-import itertools
-import json
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from markupsafe import Markup, escape
+
+from seg_jax import files
 
 Numbers = Sequence[float | int | None] | np.ndarray
+_Series = Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Curve:
 
     title: str
     unit: str
-    """Of the values; may be empty."""
+    """Unit of the values; may be empty."""
     series: Mapping[str, tuple[Numbers, Numbers]]
     """Name to (steps, values), of one length; None and what is not finite leave gaps."""
     group: str = ""
@@ -32,178 +36,133 @@ class Curve:
     """Whether the series are parts of a whole, drawn as areas on top of each other."""
 
 
-STYLE = """
-.chart{display:flex;flex-direction:column}.chart>svg{margin-top:auto}
-.chart svg{display:block;width:100%;height:auto;overflow:visible}
-.chart text{font-size:11px;fill:var(--muted);font-variant-numeric:tabular-nums}
-.chart .grid{stroke:var(--line);stroke-width:1;shape-rendering:crispEdges}
-.chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}
-.chart .raw{stroke-width:1;opacity:.28}.chart .marked{stroke-width:5;stroke-linecap:round}
-.chart .dashed{stroke-dasharray:5 3}.chart .area{stroke:var(--card);stroke-width:.5}
-.legend{display:flex;flex-wrap:wrap;gap:.1rem 1rem;list-style:none;margin:.3rem 0 .5rem;padding:0}
-.legend li{display:flex;align-items:center;gap:.4rem;color:var(--muted)}
-.legend b{font-weight:600;color:var(--ink);font-variant-numeric:tabular-nums}
-.legend svg{display:inline-block;width:14px;height:10px;flex:none}
-"""
-"""Rules for `svg`; the page defines --ink, --muted, --line, --card, --quiet and --c0 to --c7."""
+class LegendEntry(NamedTuple):
+    """A line or area of a chart with its name."""
+
+    name: str
+    last: str
+    """The last value of the drawn line."""
+    colour: str
+    """Name of the colour: a key of `LIGHT` and `DARK`."""
+    dashed: bool
+
+
+class Chart(NamedTuple):
+    """A drawn curve and what its colours mean."""
+
+    svg: Markup
+    """An `svg` element whose colours are CSS variables named as `LIGHT` and `DARK` are."""
+    legend: tuple[LegendEntry, ...]
+
 
 COLOURS = 8
+LIGHT = {
+    **{"ink": "#1c1f23", "muted": "#626a73", "line": "#e3e6ea", "card": "#ffffff"},
+    **{"quiet": "#cdd6df", "c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b85a93"},
+    **{"c4": "#b58900", "c5": "#4aa3dc", "c6": "#6b7280", "c7": "#8c564b"},
+}
+"""Colours of text, axes, areas and lines on a light ground (after Okabe and Ito 2008)."""
+DARK = {
+    **{"ink": "#e7e9ec", "muted": "#9aa3ad", "line": "#30353b", "card": "#1b1f23"},
+    **{"quiet": "#3d4853", "c0": "#56b4e9", "c1": "#f08a3c", "c2": "#2cc497", "c3": "#e39ac3"},
+    **{"c4": "#e8cf4a", "c5": "#2f86c4", "c6": "#9aa3ad", "c7": "#c49a8c"},
+}
+"""The same on a dark ground."""
+
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-# Controls that no page may hold, and those that turn the direction of the text around them.
-_UNFIT = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
-)
 _WIDTH, _HEIGHT = 400, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 8, 32
 _MOST = 240  # points of a line
 _FEW = 30  # points or fewer are drawn as they are, with marks
-_JOINED = {"reward": "scores"}
-_STACKED = ("verdicts",)
-_UNITS = {
-    "sft/loss": "nats per token",
-    "control/loss": "nats per token",
-    "entropy": "nats per token",
-    "policy_kl": "nats per token",
-    "reference_kl": "nats per token",
-    "clip_fraction": "share of answers",
-    "truncated": "share of answers",
-    "groups_that_differ": "share of groups",
-    "length": "tokens",
-    "useful_tokens": "share of decoded tokens",
-    "useful_tokens_unfilled": "share of decoded tokens",
-    "sampler_gap": "nats per token",
-    "seconds": "of a step",
-    "verdicts": "share of answers",
-    "tokens": "per answer",
-    "scores": "0 to 1",
-}
-_WORDS = {
-    "iou": "IoU",
-    "giou": "gIoU",
-    "ciou": "cIoU",
-    "kl": "KL",
-    "sft": "SFT",
-    "gspo": "GSPO",
-    "grpo": "GRPO",
-    "lr": "learning rate",
-    "grad": "gradient",
+# Controls that no page may hold, and those that turn the direction of the text around them.
+_UNFIT = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
+_TICKS = (1, 2, 2.5, 5, 10)
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "seg-jax",
+    "svg.image_inline": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "text.parse_math": False,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "path.simplify_threshold": 0.05,
+    "axes.edgecolor": LIGHT["line"],
+    "axes.facecolor": "none",
+    "axes.labelcolor": LIGHT["muted"],
+    "xtick.color": LIGHT["line"],
+    "ytick.color": LIGHT["line"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["muted"],
+    "grid.color": LIGHT["line"],
 }
 
 
-def curves_from(path: Path | str) -> tuple[Curve, ...]:
-    """Returns the curves of a run's `metrics.jsonl`, stage by stage in the order of the file.
-
-    Names with a slash share a frame with their likes (`scores/iou` with `scores/format`), others
-    have their own; the reward joins its scores. Where a step was logged twice, as after a resume,
-    the later value counts. A last line that a crash tore is left out.
+def draw(curve: Curve) -> Chart | None:
+    """Returns a curve as inline SVG with its legend, or None where no value is finite.
 
     Raises:
-      ValueError: no such file, or a line that is no record.
+      ValueError: a series has another number of steps than of values.
     """
-    stages: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    for record in _records(Path(path)):
-        stage = stages.setdefault(str(record["stage"]), {})
-        for name, value in record.items():
-            if name in ("stage", "step", "seconds") or isinstance(value, bool | str | list | dict):
-                continue
-            frame, _, part = name.rpartition("/")
-            series = stage.setdefault(frame or name, {}).setdefault(part, {})
-            series[record["step"]] = math.nan if value is None else float(value)
-    return tuple(
-        _curve(stage, frame, parts)
-        for stage, frames in stages.items()
-        for frame, parts in _join(frames).items()
-    )
-
-
-def _records(path: Path) -> Iterator[dict]:
-    """Yields the records of the file."""
-    if not path.is_file():
-        raise ValueError(f"expected metrics, got no file at {str(path)!r}, do check the run's path")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line) if line.strip() else None
-            good = record is None or (
-                isinstance(record, dict)
-                and "stage" in record
-                and isinstance(record.get("step"), int)
-            )
-        except ValueError:
-            good = False
-        if good and record is not None:
-            yield record
-        elif not good and (number < len(lines) or text.endswith("\n")):
-            raise ValueError(
-                f"expected an object with stage and step, got {line[:60]!r} in line {number} of"
-                f" {str(path)!r}, do remove that line"
-            )
-
-
-def _join(frames: dict[str, dict]) -> dict[str, dict]:
-    """Returns the frames with single names moved in front of the parts that they sum up."""
-    joined = {}
-    for frame, parts in frames.items():
-        if _JOINED.get(frame) in frames:
-            continue
-        heads = [name for name, into in _JOINED.items() if into == frame and name in frames]
-        joined[frame] = {name: values for name in heads for values in frames[name].values()} | parts
-    return joined
-
-
-def _curve(stage: str, frame: str, parts: Mapping[str, Mapping[int, float]]) -> Curve:
-    series = {}
-    for part, values in parts.items():
-        steps = sorted(values)
-        series[_words(part or frame)] = steps, [values[step] for step in steps]
-    heads = [name for name, into in _JOINED.items() if into == frame and name in parts]
-    only = next(iter(parts)) if len(parts) == 1 else frame
-    names = [frame] if only == frame else [frame, only]
-    title = _words(" ".join(names) if not heads else " and ".join([*heads, frame]))
-    unit = _UNITS.get(f"{stage}/{frame}", _UNITS.get(frame, ""))
-    return Curve(title, unit, series, group=_words(stage), stacked=frame in _STACKED)
-
-
-def _words(name: str) -> str:
-    """Returns a name of the log as English."""
-    name = name.lower() if name.isupper() and len(name) > 2 else name
-    words = name.replace("_", " ").replace("/", " ").split()
-    words = [_WORDS.get(word, word) for word in words] or [""]
-    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
-
-
-def svg(curve: Curve) -> str:
-    """Returns the legend and the drawing of a curve as HTML; all names in it are escaped."""
-    series = {name: _sorted(*pair) for name, pair in curve.series.items()}
-    known = [values[np.isfinite(values)] for _, values in series.values()]
-    if not any(len(values) for values in known):
-        return '<p class="none">No finite values.</p>'
+    series = _cleaned(curve)
+    if series is None:
+        return None
     smooth = {name: _smoothed(*pair) for name, pair in series.items()}
     # A single name that says what the title says would say it twice.
-    mute = len(series) == 1 and f" {curve.title}".lower().endswith(f" {next(iter(series))}".lower())
-    legend = "".join(
-        f"<li>{_swatch(index, curve.stacked)}{'at the end' if mute else safe(name)}"
-        f" <b>{number(_last(values))}</b></li>"
+    only = next(iter(series)) if len(series) == 1 else None
+    is_mute = only is not None and f" {curve.title}".lower().endswith(f" {only}".lower())
+    legend = tuple(
+        LegendEntry(
+            "at the end" if is_mute else name,
+            number(_last(values)),
+            _colour(index, stacked=curve.stacked),
+            dashed=index >= COLOURS and not curve.stacked,
+        )
         for index, (name, (_, values)) in enumerate(smooth.items())
     )
-    draw = _areas if curve.stacked else _lines
-    body, (x_low, x_high), (y_low, y_high) = draw(series, smooth)
-    axes = _axes((x_low, x_high), (y_low, y_high))
-    label = safe(_label(curve, smooth))
-    inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    return (
-        f'<ul class="legend">{legend}</ul>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{axes}'
-        f'<svg x="{_LEFT}" y="{_TOP}" width="{inner_w}" height="{inner_h}"'
-        f' style="overflow:hidden">{body}</svg></svg>'
-    )
+    with _settings():
+        figure = _figure(_WIDTH, _HEIGHT, facecolor="none")
+        inner = (_LEFT, _BOTTOM, _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM)
+        axes = figure.add_axes([side / (_WIDTH, _HEIGHT)[n % 2] for n, side in enumerate(inner)])
+        _plot(axes, series, smooth, stacked=curve.stacked)
+        text = _svg(figure)
+    return Chart(_inline(text, _label(curve, smooth)), legend)
 
 
-def safe(text: object) -> str:
-    """Returns text as HTML that shows it as it is and can be nothing else."""
-    return html.escape(_UNFIT.sub("\N{REPLACEMENT CHARACTER}", str(text)))
+def save(curves: Sequence[Curve], path: Path) -> None:
+    """Writes some curves side by side as an SVG file on white, as READMEs show them.
+
+    Raises:
+      ValueError: a curve without a finite value.
+      OSError: the file cannot be written.
+    """
+    with _settings():
+        figure = _figure(_WIDTH * len(curves), _HEIGHT + 24, facecolor="white")
+        for place, curve in enumerate(curves):
+            series = _cleaned(curve)
+            if series is None:
+                raise ValueError(
+                    f"{curve.title}: expected a finite value, got none; do: leave it out"
+                )
+            axes = figure.add_subplot(1, len(curves), place + 1)
+            smooth = {name: _smoothed(*pair) for name, pair in series.items()}
+            _plot(axes, series, smooth, stacked=curve.stacked)
+            title = printable(f"{curve.group}: {curve.title}".lstrip(": "))
+            axes.set_title(title, loc="left", size=12, color=LIGHT["ink"])
+            drawn = [one for one in axes.get_children() if one.get_gid() in ("line", "area")]
+            names = map(printable, series)
+            axes.legend(drawn, names, frameon=False, labelcolor="linecolor", fontsize=10)
+        figure.tight_layout()
+        files.write_text(path, _svg(figure))
+
+
+def printable(text: object) -> str:
+    """Returns text without characters that would break a page or turn the text around them."""
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def number(value: float) -> str:
@@ -218,6 +177,58 @@ def number(value: float) -> str:
 
 def _power(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Draws by these settings, whatever a matplotlibrc says, until the context ends."""
+    # Only programs that draw wait for matplotlib.
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _figure(width: int, height: int, **options: Any) -> Any:
+    """Returns an empty figure; a unit of an SVG is one of its 72 dots an inch."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), dpi=72, **options)
+
+
+def _svg(figure: Any) -> str:
+    """Returns a figure as SVG; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(out, format="svg", metadata=nothing, facecolor=figure.get_facecolor())
+    return out.getvalue().decode()
+
+
+def _inline(text: str, label: str) -> Markup:
+    """Returns an SVG file as an element of a page: without its head and ids, colours by name."""
+    body = text[text.index("<svg") :]
+    # What would reach beyond the drawing, or says nothing.
+    body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(r' transform="rotate\(-0 [^"]*"| font-family: [^;]*;', "", body)
+    # Ids that nothing refers to; those of drawn things are their classes.
+    body = re.sub(r'<g id="(raw|line|marks|area)">', r'<g class="\1">', body)
+    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("<g/>", "")
+    # Hundredths of a pixel are enough; a number before a tag is text.
+    body = re.sub(r"\d+\.\d{3,}(?![\d<])", lambda found: f"{float(found[0]):.2f}", body)
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    label = escape(printable(label))
+    head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+    return Markup(re.sub(r"^<svg[^>]*>", lambda _: head, body.strip()))
+
+
+def _cleaned(curve: Curve) -> _Series | None:
+    """Returns the series of a curve by rising step, or None where no value is finite."""
+    series = {name: _sorted(*pair) for name, pair in curve.series.items()}
+    return series if any(np.isfinite(values).any() for _, values in series.values()) else None
 
 
 def _label(curve: Curve, smooth) -> str:
@@ -235,8 +246,8 @@ def _sorted(steps: Numbers, values: Numbers):
     x, y = np.asarray(steps, np.float64).ravel(), np.asarray(values, np.float64).ravel()
     if len(x) != len(y):
         raise ValueError(
-            f"expected a step for every value, got {len(x)} steps and {len(y)} values,"
-            " do pass them in pairs"
+            f"series: expected a step for every value, got {len(x)} steps and {len(y)} values; "
+            "do: pass them in pairs"
         )
     y = np.clip(np.where(np.isfinite(y), y, np.nan), -1e30, 1e30)
     order = np.argsort(x, kind="stable")
@@ -281,30 +292,54 @@ def _last(values: Float[np.ndarray, " n"]) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
-def _lines(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float]]:
-    """Returns the paths of all series with the ranges of both axes."""
+def _plot(axes: Any, series: _Series, smooth: _Series, *, stacked: bool) -> None:
+    """Draws all series with grid and ticks."""
+    x_range, y_range = (_draw_areas if stacked else _draw_lines)(axes, series, smooth)
+    axes.set(xlim=x_range, ylim=y_range)
+    for axis, ends, most in ((axes.xaxis, x_range, 6), (axes.yaxis, y_range, 4)):
+        places, texts = _ticks(ends, most, is_whole=axis is axes.xaxis)
+        axis.set_ticks(places, texts)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", linewidth=1)
+    axes.tick_params(axis="y", length=0, pad=6)
+    axes.tick_params(axis="x", length=4, width=1, pad=3)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.set_xlabel("step", loc="right", labelpad=1)
+
+
+def _draw_lines(
+    axes: Any, series: _Series, smooth: _Series
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Draws a line for each series, its noise behind it; returns the ranges of both axes."""
     steps = np.concatenate([x for x, _ in series.values()])
     raw = np.concatenate([y for _, y in series.values()])
     calm = np.concatenate([y for _, y in smooth.values()])
     ends = np.concatenate([np.nanquantile(raw, [0.01, 0.99]), [np.nanmin(calm), np.nanmax(calm)]])
-    x_range, y_range = _span(steps), _range(*_padded(ends.min(), ends.max()))
-    faint, strong = [], []
-    for index, name in enumerate(series):
-        style = f'style="stroke:var(--c{index % COLOURS})"'
-        dashed = " dashed" if index >= COLOURS else ""
-        if len(series[name][0]) <= _FEW:
-            marks = _path(series[name], x_range, y_range, joined=False)
-            strong.append(f'<path class="line marked" {style} d="{marks}"/>')
-        elif not np.isin(smooth[name][1], series[name][1]).all():
-            path = _path(_thinned(*series[name]), x_range, y_range)
-            faint.append(f'<path class="line raw" {style} d="{path}"/>')
-        path = _path(smooth[name], x_range, y_range)
-        strong.append(f'<path class="line{dashed}" {style} d="{path}"/>')
-    return "".join(faint + strong[::-1]), x_range, y_range
+    for index, (name, (x, y)) in enumerate(smooth.items()):
+        colour = LIGHT[_colour(index, stacked=False)]
+        front = 3 + (len(series) - index) / len(series)  # The first lies over the others.
+        dashes = "--" if index >= COLOURS else "-"
+        if len(series[name][0]) > _FEW and not np.isin(y, series[name][1]).all():
+            noise = _thinned(*series[name])
+            axes.plot(*noise, color=colour, linewidth=1, alpha=0.28, zorder=2, gid="raw")
+        axes.plot(x, y, dashes, color=colour, linewidth=1.8, zorder=front, gid="line")
+        marked = np.isfinite(y) if len(series[name][0]) <= _FEW else _alone(y)
+        if marked.any():
+            style = {"markersize": 5, "markeredgewidth": 0}
+            axes.plot(x[marked], y[marked], "o", color=colour, zorder=front, gid="marks", **style)
+    return _span(steps), _range(*_padded(ends.min(), ends.max()))
 
 
-def _areas(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float]]:
-    """Returns the stacked areas of all series with the ranges of both axes.
+def _alone(values: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Returns which values have no neighbour, so that no line shows them."""
+    there = np.pad(np.isfinite(values), 1)
+    return there[1:-1] & ~there[:-2] & ~there[2:]
+
+
+def _draw_areas(
+    axes: Any, series: _Series, smooth: _Series
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Draws the stacked areas of all series; returns the ranges of both axes.
 
     Where the first is nearly the whole, the axis starts higher so that the rest can be seen.
     """
@@ -312,36 +347,22 @@ def _areas(series, smooth) -> tuple[str, tuple[float, float], tuple[float, float
     x_range = _span(grid)
     if len(grid) == 1:
         grid = np.array(x_range)
-    sums = [np.zeros(len(grid))]
-    for x, y in smooth.values():
+    parts = np.zeros((len(series), len(grid)))
+    for part, (x, y) in zip(parts, smooth.values(), strict=True):
         there = np.isfinite(y)
-        part = np.interp(grid, x[there], y[there]) if there.any() else np.zeros(len(grid))
-        sums.append(sums[-1] + np.maximum(part, 0))
-    top = sums[-1].max()
-    low = max(0.0, math.floor(20 * (sums[1].min() - 0.02)) / 20) if sums[1].min() > 0.6 else 0.0
-    y_range = (low, 1.0) if 0.9 < top < 1.02 else _range(0.0, top)
-    body = []
-    for index, (low, high) in enumerate(itertools.pairwise(sums)):
-        around = np.append(grid, grid[::-1]), np.append(high, low[::-1])
-        ring = _path(around, x_range, y_range)
-        body.append(f'<path class="area" style="fill:{_tone(index)}" d="{ring}Z"/>')
-    return "".join(body), x_range, y_range
+        if there.any():
+            part[:] = np.maximum(np.interp(grid, x[there], y[there]), 0)
+    colours = [LIGHT[_colour(index, stacked=True)] for index in range(len(series))]
+    for area in axes.stackplot(grid, parts, colors=colours, linewidth=0.5, edgecolor=LIGHT["card"]):
+        area.set_gid("area")
+    first, top = parts[0].min(), parts.sum(0).max()
+    low = max(0.0, math.floor(20 * (first - 0.02)) / 20) if first > 0.6 else 0.0
+    return x_range, (low, 1.0) if 0.9 < top < 1.02 else _range(0.0, top)
 
 
-def _path(points, x_range, y_range, *, joined: bool = True) -> str:
-    """Returns path data in the frame's pixels; a gap where a value is missing."""
-    x, y = points
-    across = (x - x_range[0]) / (x_range[1] - x_range[0]) * (_WIDTH - _LEFT - _RIGHT)
-    down = (y_range[1] - y) / (y_range[1] - y_range[0]) * (_HEIGHT - _TOP - _BOTTOM)
-    there: Bool[np.ndarray, " n"] = np.isfinite(down)
-    parts, pen = [], False
-    for index in np.flatnonzero(there):
-        pen = joined and pen and there[index - 1]
-        lonely = not pen and (not joined or index + 1 == len(there) or not there[index + 1])
-        place = f"{across[index]:.1f} {np.clip(down[index], -999, 9999):.1f}"
-        parts.append(("L" if pen else "M") + place + ("h.01" if lonely else ""))
-        pen = True
-    return "".join(parts)
+def _colour(index: int, *, stacked: bool) -> str:
+    """Returns the name of a series' colour; the first area, the usual case, has a quiet one."""
+    return "quiet" if stacked and not index else f"c{index % COLOURS}"
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -366,51 +387,21 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return float(low - room), float(low + room)
 
 
-def _axes(x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
-    """Returns grid lines and the numbers along both axes."""
-    parts = []
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for value, text in _ticks(*y_range, 4):
-        y = _TOP + (y_range[1] - value) / (y_range[1] - y_range[0]) * (bottom - _TOP)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
-    for value, text in _ticks(*x_range, 6, whole=True):
-        x = _LEFT + (value - x_range[0]) / (x_range[1] - x_range[0]) * (right - _LEFT)
-        parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{text}</text>')
-    parts.append(f'<path class="grid" d="M{_LEFT} {bottom}H{right}"/>')
-    parts.append(f'<text x="{right}" y="{_HEIGHT - 3}" text-anchor="end">step</text>')
-    return "".join(parts)
+def _ticks(
+    ends: tuple[float, float], most: int, *, is_whole: bool = False
+) -> tuple[list[float], list[str]]:
+    """Returns round values within a range, at most about `most`, and how they are written."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[tuple[float, str]]:
-    """Returns round values within a range, at most about `most`, with how they are written."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    step = float(max(1, round(step))) if whole else step
-    count = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    values = [index * step for index in count]
-    largest = max((abs(value) for value in values), default=0.0)
-    if not whole and largest and not 1e-2 <= largest < 1e5:
+    low, high = ends
+    locator = MaxNLocator(most, steps=_TICKS, integer=is_whole, min_n_ticks=1)
+    room = 1e-9 * (high - low)
+    values = [v for v in locator.tick_values(low, high).tolist() if low - room <= v <= high + room]
+    largest = max(map(abs, values), default=0.0)
+    if not is_whole and largest and not 1e-2 <= largest < 1e5:
         texts = [_power(value).replace(".0e", "e") if value else "0" for value in values]
     else:
-        digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (abs(step / power - 2.5) < 1e-9)
-        texts = [f"{value:,.{0 if whole else min(digits, 8)}f}" for value in values]
-    return [(v, text.replace("-", MINUS)) for v, text in zip(values, texts, strict=True)]
-
-
-def _tone(index: int) -> str:
-    """Returns the colour of an area: the first, the usual case, is quiet."""
-    return f"var(--c{index % COLOURS})" if index else "var(--quiet)"
-
-
-def _swatch(index: int, area: bool) -> str:
-    """Returns a sample of a series' line or area for the legend."""
-    if area:
-        shape = f'<rect width="14" height="10" rx="2" style="fill:{_tone(index)}"/>'
-    else:
-        colour = f"var(--c{index % COLOURS})"
-        dash = ' stroke-dasharray="5 3"' if index >= COLOURS else ""
-        shape = f'<path d="M0 5h14" style="stroke:{colour};stroke-width:2.5"{dash}/>'
-    return f'<svg viewBox="0 0 14 10" aria-hidden="true">{shape}</svg>'
+        step = min(np.diff(values), default=1.0)
+        digits = next((d for d in range(8) if abs(step - round(step, d)) < 1e-6 * step), 8)
+        texts = [f"{value:,.{0 if is_whole else digits}f}" for value in values]
+    return values, [text.replace("-", MINUS) for text in texts]

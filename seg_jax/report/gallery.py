@@ -15,7 +15,8 @@ from seg_jax.evaluation.protocols import Protocol, Question
 from seg_jax.evaluation.scoring import TITLES
 from seg_jax.geometry import boxes, contour, polygon
 from seg_jax.records import Kind, Verdict
-from seg_jax.report.html_page import Cell, Exhibit, Panel
+from seg_jax.report.exhibits import Exhibit, Panel
+from seg_jax.report.html_page import Cell
 
 _STAIRS_PX = 0.75  # stairs of one pixel are half a diagonal off their line
 FAULTS = {

@@ -17,7 +17,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Prompts, Rollout, Verdict
 from seg_jax.report import overlay
-from seg_jax.report.html_page import Exhibit, Panel
+from seg_jax.report.exhibits import Exhibit, Panel
 from seg_jax.tasks.referring import Referring, box_unit, central_point_unit, rings_unit
 from seg_jax.tasks.task import judge
 

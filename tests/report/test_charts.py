@@ -2,11 +2,12 @@
 
 import json
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 
-from seg_jax.report import charts
+from seg_jax.report import charts, metrics_log
 from seg_jax.report.charts import Curve
 
 NAN = float("nan")
@@ -14,7 +15,7 @@ NAN = float("nan")
 
 def logged(path, *records, tail=""):
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
-    return charts.curves_from(path)
+    return metrics_log.read(path)
 
 
 def gspo(step, **values):
@@ -66,50 +67,86 @@ def test_a_torn_last_line_is_left_out(tmp_path):
         (curve,) = logged(path, gspo(1, entropy=1.0), tail=tail)
         assert curve.series["Entropy"][0] == [1]
     path.write_bytes(json.dumps(gspo(1, entropy=1.0)).encode() + b"\n\xff\xfe")
-    assert len(charts.curves_from(path)) == 1
+    assert len(metrics_log.read(path)) == 1
     assert logged(path) == ()
 
 
 def test_other_damage_is_named(tmp_path):
     path = tmp_path / "m.jsonl"
     for bad in ("{torn\n", "[]\n", '{"stage":"gspo"}\n'):
-        with pytest.raises(ValueError, match=r"expected .* got .* line 2 .* do "):
+        with pytest.raises(ValueError, match=r"line 2: expected .* got .*; do: "):
             logged(path, gspo(1, entropy=1.0), tail=bad + json.dumps(gspo(3, entropy=1.0)) + "\n")
     with pytest.raises(ValueError, match="no file"):
-        charts.curves_from(tmp_path / "none.jsonl")
+        metrics_log.read(tmp_path / "none.jsonl")
+
+
+def svg(curve):
+    """Returns the drawing of a curve; an empty text where there is nothing to draw."""
+    chart = charts.draw(curve)
+    return "" if chart is None else str(chart.svg)
 
 
 def paths(text, kind):
-    return re.findall(rf'<path class="{kind}"[^>]* d="([^"]*)"', text)
+    """Returns the data of the path of each group of a kind."""
+    groups = re.findall(rf'<g class="{kind}">(.*?)</g>', text, flags=re.DOTALL)
+    data = [re.findall(r'<path d="([^"]*)"', group) for group in groups]
+    return [" ".join(path.split()) for group in data for path in group]
+
+
+def numbers(path):
+    return np.array([float(one) for one in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
+
+
+LEFT, RIGHT = charts._LEFT, charts._WIDTH - charts._RIGHT
+TOP, BOTTOM = charts._TOP, charts._HEIGHT - charts._BOTTOM
 
 
 def test_a_line_lands_where_it_should():
-    text = charts.svg(Curve("a", "", {"one": ([0, 10], [0.0, 1.0])}))
+    text = svg(Curve("a", "", {"one": ([0, 10], [0.0, 1.0])}))
     (line,) = paths(text, "line")
-    left, right = re.fullmatch(r"M(.*)L(.*)", line).groups()
-    width = charts._WIDTH - charts._LEFT - charts._RIGHT
-    height = charts._HEIGHT - charts._TOP - charts._BOTTOM
-    np.testing.assert_allclose([float(x) for x in left.split()], [0, height], atol=0.1)
-    top = height * (1 - 1 / 1.05)  # five hundredths of room
-    np.testing.assert_allclose([float(x) for x in right.split()], [width, top], atol=0.1)
+    assert re.fullmatch(r"M [\d. ]+ L [\d. ]+", line)
+    top = BOTTOM - (BOTTOM - TOP) / 1.05  # five hundredths of room
+    np.testing.assert_allclose(numbers(line), [[LEFT, BOTTOM], [RIGHT, top]], atol=0.1)
 
 
 def test_gaps_break_the_line():
-    text = charts.svg(Curve("a", "", {"one": ([1, 2, 3, 4, 5], [1.0, 2.0, NAN, 3.0, None])}))
+    text = svg(Curve("a", "", {"one": ([1, 2, 3, 4, 5], [1.0, 2.0, NAN, 3.0, None])}))
     (line,) = paths(text, "line")
     assert line.count("M") == 2
     assert line.count("L") == 1
     assert "nan" not in text
 
 
+def test_a_value_between_gaps_is_seen():
+    values = [NAN, 1.0, NAN] + [2.0] * 100
+    text = svg(Curve("a", "", {"one": (range(103), values)}))
+    (marks,) = re.findall(r'<g class="marks">(.*?)</g>\n</g>', text, flags=re.DOTALL)
+    assert marks.count("<use ") == 1
+
+
+def test_what_lies_beyond_the_frame_is_cut_off():
+    values = np.random.default_rng(0).normal(size=800)
+    values[400] = 30.0
+    text = svg(Curve("a", "", {"one": (range(800), values)}))
+    group = re.search(r'<g class="raw">(.*?)</g>', text, flags=re.DOTALL)[1]
+    assert numbers(re.search(r' d="([^"]*)"', group)[1])[:, 1].min() < TOP
+    shape = re.search(r'clip-path="url\(#(.*?)\)"', group)[1]
+    frame = re.search(rf'<clipPath id="{shape}">\s*<rect ([^>]*)/>', text)[1]
+    sides = {name: float(value) for name, value in re.findall(r'(\w+)="([^"]*)"', frame)}
+    assert sides == {"x": LEFT, "y": TOP, "width": RIGHT - LEFT, "height": BOTTOM - TOP}
+
+
 def test_stacked_areas_fill_the_whole():
     steps = list(range(1, 6))
     series = {"OK": (steps, [0.5] * 5), "bad": (steps, [0.25] * 5), "worse": (steps, [0.25] * 5)}
-    text = charts.svg(Curve("a", "", series, stacked=True))
-    areas = [re.findall(r"[ML]\S+ (\S+?)(?=[MLZ])", area) for area in paths(text, "area")]
-    bottom = charts._HEIGHT - charts._TOP - charts._BOTTOM
+    text = svg(Curve("a", "", series, stacked=True))
+    groups = re.findall(r'<g class="area">(.*?)</g>', text, flags=re.DOTALL)
+    areas = [numbers(re.search(r' d="([^"]*)"', group)[1])[:, 1] for group in groups]
+    downs = [float(re.search(r'<use [^>]* y="([^"]*)"', group)[1]) for group in groups]
+    areas = [area + down for area, down in zip(areas, downs, strict=True)]
     for area, (high, low) in zip(areas, ((0.5, 1), (0.25, 0.5), (0, 0.25)), strict=True):
-        np.testing.assert_allclose(sorted(set(map(float, area))), np.sort([high, low]) * bottom)
+        wanted = TOP + np.sort([high, low]) * (BOTTOM - TOP)
+        np.testing.assert_allclose(np.unique(area), wanted, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +155,47 @@ def test_stacked_areas_fill_the_whole():
 )
 @pytest.mark.parametrize("stacked", [False, True])
 def test_no_values_break_a_drawing(values, stacked):
-    text = charts.svg(Curve("a", "b", {"c": (range(len(values)), values)}, stacked=stacked))
+    text = svg(Curve("a", "b", {"c": (range(len(values)), values)}, stacked=stacked))
     assert not re.search(r"\b(nan|inf)\b", text)
-    charts.svg(Curve("a", "b", {}, stacked=stacked))
+    assert bool(text) == bool(np.isfinite(values).any())
+    assert charts.draw(Curve("a", "b", {}, stacked=stacked)) is None
+
+
+def test_a_drawing_is_the_same_every_time_and_follows_the_theme():
+    curve = Curve("a", "", {str(i): (range(50), np.arange(50) * i) for i in range(9)})
+    text = svg(curve)
+    assert text == svg(curve)
+    assert not re.search(r": *#", text), "expected colours by their names"
+    colours = [entry.colour for entry in charts.draw(curve).legend]
+    assert colours == [*(f"c{i}" for i in range(8)), "c0"]
+    assert {f"var(--{name})" for name in colours} <= set(re.findall(r"var\(--\w+\)", text))
+    assert charts.LIGHT.keys() == charts.DARK.keys()
+    # The page around it keeps its own rules and names.
+    assert "<style" not in text
+    assert 'id="figure' not in text
+
+
+def test_curves_are_saved_side_by_side(tmp_path):
+    path = tmp_path / "curves.svg"
+    shares = {"OK": ([1, 2], [0.5, 1.0]), "bad": ([1, 2], [0.5, 0.0])}
+    curves = [
+        Curve("Loss", "", {"a$_1$": ([1, 2], [1.0, 2.0])}, group="SFT"),
+        Curve("Verdicts", "", shares, stacked=True),
+    ]
+    charts.save(curves, path)
+    text = path.read_text()
+    assert xml.etree.ElementTree.fromstring(text).tag.endswith("svg")
+    for wanted in ("SFT: Loss", "a$_1$", "Verdicts", "OK", "bad", "step"):
+        assert f">{wanted}</text>" in text
+    charts.save(curves, path)
+    assert path.read_text() == text
+    with pytest.raises(ValueError, match="Gone: expected a finite value, got none; do: "):
+        charts.save([Curve("Gone", "", {"a": ([1], [None])})], path)
 
 
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 steps and 1 values"):
-        charts.svg(Curve("a", "", {"one": ([1, 2], [1.0])}))
+        charts.draw(Curve("a", "", {"one": ([1, 2], [1.0])}))
 
 
 def test_smoothing_keeps_level_and_size():
@@ -151,8 +221,8 @@ def test_marks_and_raw_lines_are_for_those_that_need_them():
     }
     seen = {
         name: [
-            len(paths(charts.svg(Curve("a", "", {"b": pair})), kind))
-            for kind in ("line", "line marked", "line raw")
+            svg(Curve("a", "", {"b": pair})).count(f'<g class="{kind}">')
+            for kind in ("line", "marks", "raw")
         ]
         for name, pair in kinds.items()
     }
@@ -169,7 +239,14 @@ def test_marks_and_raw_lines_are_for_those_that_need_them():
     ],
 )
 def test_ticks_are_round(low, high, texts):
-    assert [text for _, text in charts._ticks(low, high, 4)] == texts.split()
+    assert charts._ticks((low, high), 4)[1] == texts.split()
+
+
+def test_ticks_of_steps_are_whole_and_written_as_they_are():
+    assert charts._ticks((2.7, 3.3), 6, is_whole=True) == ([3.0], ["3"])
+    text = svg(Curve("a", "", {"b": ([0, 2000], [0.098, 0.102])}))
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+    assert shown == ["0", "500", "1,000", "1,500", "2,000", "step", "0.098", "0.100", "0.102"]
 
 
 def test_numbers_read_well():

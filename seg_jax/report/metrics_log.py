@@ -1,0 +1,125 @@
+"""Reads the log of a run, `metrics.jsonl`, as curves (host)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from seg_jax.report.charts import Curve
+
+_JOINED = {"reward": "scores"}
+_STACKED = ("verdicts",)
+_UNITS = {
+    "sft/loss": "nats per token",
+    "control/loss": "nats per token",
+    "entropy": "nats per token",
+    "policy_kl": "nats per token",
+    "reference_kl": "nats per token",
+    "clip_fraction": "share of answers",
+    "truncated": "share of answers",
+    "groups_that_differ": "share of groups",
+    "length": "tokens",
+    "useful_tokens": "share of decoded tokens",
+    "useful_tokens_unfilled": "share of decoded tokens",
+    "sampler_gap": "nats per token",
+    "seconds": "of a step",
+    "verdicts": "share of answers",
+    "tokens": "per answer",
+    "scores": "0 to 1",
+}
+_WORDS = {
+    "iou": "IoU",
+    "giou": "gIoU",
+    "ciou": "cIoU",
+    "kl": "KL",
+    "sft": "SFT",
+    "gspo": "GSPO",
+    "grpo": "GRPO",
+    "lr": "learning rate",
+    "grad": "gradient",
+}
+
+
+def read(path: Path | str) -> tuple[Curve, ...]:
+    """Returns the curves of a run's `metrics.jsonl`, stage by stage in the order of the file.
+
+    Names with a slash share a frame with their likes (`scores/iou` with `scores/format`), others
+    have their own; the reward joins its scores. Where a step was logged twice, as after a resume,
+    the later value counts. A last line that a crash tore is left out.
+
+    Raises:
+      ValueError: no such file, or a line that is no record.
+    """
+    stages: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    for record in _records(Path(path)):
+        stage = stages.setdefault(str(record["stage"]), {})
+        for name, value in record.items():
+            if name in ("stage", "step", "seconds") or isinstance(value, bool | str | list | dict):
+                continue
+            frame, _, part = name.rpartition("/")
+            series = stage.setdefault(frame or name, {}).setdefault(part, {})
+            series[record["step"]] = math.nan if value is None else float(value)
+    return tuple(
+        _curve(stage, frame, parts)
+        for stage, frames in stages.items()
+        for frame, parts in _join(frames).items()
+    )
+
+
+def _records(path: Path) -> Iterator[dict]:
+    """Yields the records of the file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected metrics, got no file; do: check the run's path")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+            good = record is None or (
+                isinstance(record, dict)
+                and "stage" in record
+                and isinstance(record.get("step"), int)
+            )
+        except ValueError:
+            good = False
+        if good and record is not None:
+            yield record
+        elif not good and (number < len(lines) or text.endswith("\n")):
+            raise ValueError(
+                f"{path}: line {number}: expected an object with stage and step, got "
+                f"{line[:60]!r}; do: remove that line"
+            )
+
+
+def _join(frames: dict[str, dict]) -> dict[str, dict]:
+    """Returns the frames with single names moved in front of the parts that they sum up."""
+    joined = {}
+    for frame, parts in frames.items():
+        if _JOINED.get(frame) in frames:
+            continue
+        heads = [name for name, into in _JOINED.items() if into == frame and name in frames]
+        joined[frame] = {name: values for name in heads for values in frames[name].values()} | parts
+    return joined
+
+
+def _curve(stage: str, frame: str, parts: Mapping[str, Mapping[int, float]]) -> Curve:
+    series = {}
+    for part, values in parts.items():
+        steps = sorted(values)
+        series[_words(part or frame)] = steps, [values[step] for step in steps]
+    heads = [name for name, into in _JOINED.items() if into == frame and name in parts]
+    only = next(iter(parts)) if len(parts) == 1 else frame
+    names = [frame] if only == frame else [frame, only]
+    title = _words(" ".join(names) if not heads else " and ".join([*heads, frame]))
+    unit = _UNITS.get(f"{stage}/{frame}", _UNITS.get(frame, ""))
+    return Curve(title, unit, series, group=_words(stage), stacked=frame in _STACKED)
+
+
+def _words(name: str) -> str:
+    """Returns a name of the log as English."""
+    name = name.lower() if name.isupper() and len(name) > 2 else name
+    words = name.replace("_", " ").replace("/", " ").split()
+    words = [_WORDS.get(word, word) for word in words] or [""]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
