@@ -80,7 +80,7 @@ _UNFIT = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 _TICKS = (1, 2, 2.5, 5, 10)
-_STYLE = {
+_STYLE: Any = {  # The names are matplotlib's.
     "svg.fonttype": "none",
     "svg.hashsalt": "seg-jax",
     "svg.image_inline": True,
@@ -396,7 +396,9 @@ def _ticks(
     low, high = ends
     locator = MaxNLocator(most, steps=_TICKS, integer=is_whole, min_n_ticks=1)
     room = 1e-9 * (high - low)
-    values = [v for v in locator.tick_values(low, high).tolist() if low - room <= v <= high + room]
+    values = [
+        v for v in map(float, locator.tick_values(low, high)) if low - room <= v <= high + room
+    ]
     largest = max(map(abs, values), default=0.0)
     if not is_whole and largest and not 1e-2 <= largest < 1e5:
         texts = [_power(value).replace(".0e", "e") if value else "0" for value in values]

@@ -154,8 +154,8 @@ def _drawing(
             axes.add_patch(Polygon(ring, fill=False, edgecolor=ink, alpha=share, **style))
     for places, radius in dots:
         # matplotlib centres a mark's edge on its outline.
-        style = {"markersize": 72 * 2.8 * radius, "markeredgewidth": 72 * 0.8 * radius}
-        axes.plot(*places.T, "o", color="white", markeredgecolor=tone, snap=False, **style)
+        (mark,) = axes.plot(*places.T, "o", color="white", markeredgecolor=tone, snap=False)
+        mark.set(markersize=72 * 2.8 * radius, markeredgewidth=72 * 0.8 * radius)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
