@@ -8,6 +8,7 @@ import jax
 import pytest
 import tables
 from flax import nnx
+from published_configs import QWEN25, qwen25
 
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
@@ -17,14 +18,6 @@ from seg_jax.records import Images
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-QWEN25 = {
-    # As on the hub: width, ffn, layers, heads, key heads, vocabulary, tied, ffn of the tower, and
-    # the number of parameters that the hub shows, in billions.
-    "3B": (2048, 11_008, 36, 16, 2, 151_936, True, 3420, 3.75),
-    "7B": (3584, 18_944, 28, 28, 4, 152_064, False, 3420, 8.29),
-    "32B": (5120, 27_648, 64, 40, 8, 152_064, False, 3456, 33.45),
-    "72B": (8192, 29_568, 80, 64, 8, 152_064, False, 3456, 73.41),
-}
 QWEN3 = {
     # Width, ffn, layers, heads, tied, then of the tower: blocks, width, ffn, blocks that go deep.
     "2B": (2048, 6144, 28, 16, True, 24, 1024, 4096, [5, 11, 17], 2.13),
@@ -32,57 +25,6 @@ QWEN3 = {
     "8B": (4096, 12_288, 36, 32, False, 27, 1152, 4304, [8, 16, 24], 8.77),
     "32B": (5120, 25_600, 64, 64, False, 27, 1152, 4304, [8, 16, 24], 33.36),
 }
-
-
-def qwen25(size: str) -> dict:
-    """Returns a published `config.json`, flat as on the hub."""
-    width, ffn, depth, heads, kv, vocabulary, tie, vision_ffn, _ = QWEN25[size]
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": 151_643,
-        "eos_token_id": 151_645,
-        "vision_start_token_id": 151_652,
-        "vision_end_token_id": 151_653,
-        "vision_token_id": 151_654,
-        "image_token_id": 151_655,
-        "video_token_id": 151_656,
-        "hidden_act": "silu",
-        "hidden_size": width,
-        "initializer_range": 0.02,
-        "intermediate_size": ffn,
-        "max_position_embeddings": 128_000,
-        "max_window_layers": depth,
-        "num_attention_heads": heads,
-        "num_hidden_layers": depth,
-        "num_key_value_heads": kv,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1_000_000.0,
-        "sliding_window": 32_768,
-        "tie_word_embeddings": tie,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vision_config": {
-            "depth": 32,
-            "hidden_act": "silu",
-            "hidden_size": 1280,
-            "intermediate_size": vision_ffn,
-            "num_heads": 16,
-            "in_chans": 3,
-            "out_hidden_size": width,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "vocab_size": vocabulary,
-    }
 
 
 def qwen3(size: str) -> dict:

@@ -12,6 +12,7 @@ import tiny_kimi
 import tiny_vlm
 from flax import nnx
 from jax.sharding import PartitionSpec
+from published_configs import KIMI
 
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
@@ -166,74 +167,14 @@ def test_bfloat16_stays_near_float32(setting):
     assert 1e-4 < np.abs(found[0] - found[1]).mean() < 0.05
 
 
-PUBLISHED = {
-    "architectures": ["KimiVLForConditionalGeneration"],
-    "model_type": "kimi_vl",
-    "ignore_index": -100,
-    "media_placeholder_token_id": 163605,
-    "tie_word_embeddings": False,
-    "vocab_size": 163840,
-    "text_config": {
-        "model_type": "deepseek_v3",
-        "vocab_size": 163840,
-        "max_position_embeddings": 131072,
-        "hidden_size": 2048,
-        "intermediate_size": 11264,
-        "moe_intermediate_size": 1408,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "n_shared_experts": 2,
-        "n_routed_experts": 64,
-        "ep_size": 1,
-        "routed_scaling_factor": 2.446,
-        "kv_lora_rank": 512,
-        "q_lora_rank": None,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-        "qk_nope_head_dim": 128,
-        "topk_method": "noaux_tc",
-        "n_group": 1,
-        "topk_group": 1,
-        "num_experts_per_tok": 6,
-        "moe_layer_freq": 1,
-        "first_k_dense_replace": 1,
-        "norm_topk_prob": True,
-        "scoring_func": "sigmoid",
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 800000.0,
-        "rope_scaling": None,
-        "attention_bias": False,
-        "bos_token_id": 163584,
-        "eos_token_id": 163585,
-        "pad_token_id": 163839,
-        "tie_word_embeddings": False,
-    },
-    "vision_config": {
-        "model_type": "moonvit",
-        "patch_size": 14,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 27,
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "merge_kernel_size": [2, 2],
-        "init_pos_emb_height": 64,
-        "init_pos_emb_width": 64,
-    },
-}
-"""The layout of the published `config.json`, as the checkpoints' own code reads it."""
-
-
 def test_the_published_config_is_the_default_and_goes_back():
-    config = kimi_vl.Config.from_hf(PUBLISHED)
+    config = kimi_vl.Config.from_hf(KIMI)
     assert config == kimi_vl.Config()
     written = json.loads(json.dumps(config.to_hf()))
     assert kimi_vl.Config.from_hf(written) == config
     untold = {"ignore_index", "ep_size", "pad_token_id"}
     for part in ("text_config", "vision_config"):
-        for name, value in PUBLISHED[part].items():
+        for name, value in KIMI[part].items():
             assert name in untold or written[part][name] == value, name
     other = tiny_kimi.config(tie=True, text={"n_group": 2, "norm_topk_prob": False})
     assert kimi_vl.Config.from_hf(json.loads(json.dumps(other.to_hf()))) == other
@@ -257,14 +198,14 @@ def test_the_published_config_is_the_default_and_goes_back():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_what_it_cannot_be_is_said(part, change, message):
-    found = json.loads(json.dumps(PUBLISHED))
+    found = json.loads(json.dumps(KIMI))
     (found[part] if part else found).update(change)
     with pytest.raises(ValueError, match=message):
         kimi_vl.Config.from_hf(found)
 
 
 def test_a_config_without_sizes_is_refused():
-    found = json.loads(json.dumps(PUBLISHED))
+    found = json.loads(json.dumps(KIMI))
     del found["text_config"]["kv_lora_rank"], found["vision_config"]["hidden_size"]
     with pytest.raises(
         ValueError, match=r"'text_config.kv_lora_rank', 'vision_config.hidden_size'"

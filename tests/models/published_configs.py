@@ -1,0 +1,123 @@
+"""The `config.json` of models on the hub, word by word: their sizes are published facts."""
+
+from __future__ import annotations
+
+QWEN25 = {
+    # As on the hub: width, ffn, layers, heads, key heads, vocabulary, tied, ffn of the tower, and
+    # the number of parameters that the hub shows, in billions.
+    "3B": (2048, 11_008, 36, 16, 2, 151_936, True, 3420, 3.75),
+    "7B": (3584, 18_944, 28, 28, 4, 152_064, False, 3420, 8.29),
+    "32B": (5120, 27_648, 64, 40, 8, 152_064, False, 3456, 33.45),
+    "72B": (8192, 29_568, 80, 64, 8, 152_064, False, 3456, 73.41),
+}
+
+
+KIMI = {
+    "architectures": ["KimiVLForConditionalGeneration"],
+    "model_type": "kimi_vl",
+    "ignore_index": -100,
+    "media_placeholder_token_id": 163605,
+    "tie_word_embeddings": False,
+    "vocab_size": 163840,
+    "text_config": {
+        "model_type": "deepseek_v3",
+        "vocab_size": 163840,
+        "max_position_embeddings": 131072,
+        "hidden_size": 2048,
+        "intermediate_size": 11264,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "n_shared_experts": 2,
+        "n_routed_experts": 64,
+        "ep_size": 1,
+        "routed_scaling_factor": 2.446,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "qk_nope_head_dim": 128,
+        "topk_method": "noaux_tc",
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 6,
+        "moe_layer_freq": 1,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 800000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "bos_token_id": 163584,
+        "eos_token_id": 163585,
+        "pad_token_id": 163839,
+        "tie_word_embeddings": False,
+    },
+    "vision_config": {
+        "model_type": "moonvit",
+        "patch_size": 14,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "merge_kernel_size": [2, 2],
+        "init_pos_emb_height": 64,
+        "init_pos_emb_width": 64,
+    },
+}
+"""The layout of the published `config.json`, as the checkpoints' own code reads it."""
+
+
+def qwen25(size: str) -> dict:
+    """Returns a published `config.json`, flat as on the hub."""
+    width, ffn, depth, heads, kv, vocabulary, tie, vision_ffn, _ = QWEN25[size]
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": 151_643,
+        "eos_token_id": 151_645,
+        "vision_start_token_id": 151_652,
+        "vision_end_token_id": 151_653,
+        "vision_token_id": 151_654,
+        "image_token_id": 151_655,
+        "video_token_id": 151_656,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "max_position_embeddings": 128_000,
+        "max_window_layers": depth,
+        "num_attention_heads": heads,
+        "num_hidden_layers": depth,
+        "num_key_value_heads": kv,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1_000_000.0,
+        "sliding_window": 32_768,
+        "tie_word_embeddings": tie,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": vision_ffn,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vocab_size": vocabulary,
+    }
