@@ -74,15 +74,15 @@ class Sample:
     """Names the sample within its source; also seeds its random choices."""
     image: UInt8[np.ndarray, "H W 3"]
     masks: Bool[np.ndarray, "M H W"]
-    """Of objects, of several at once where an expression means them, or empty ones where it means
-    nothing in the image."""
+    """One mask for each target of a question: an object, several objects that one expression means
+    together, or nothing (an empty mask) where what it means is not in the image."""
     phrases: tuple[tuple[str, ...], ...]
     """For each mask the expressions that fit it and no other object of the image."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
     together: tuple[bool, ...] = ()
-    """For each mask whether it is of several objects, which no point or box tells; or nothing at
-    all where each is of one."""
+    """For each mask whether it is of several objects, which no point or box can describe; or
+    nothing at all where each is of one."""
     ignored: Bool[np.ndarray, "M H W"] | None = None
     """For each mask the pixels that count for nothing when an answer is judged; None: all count."""
     covers: UInt8[np.ndarray, "M H W"] | None = None
@@ -214,7 +214,7 @@ class Automaton(NamedTuple):
     """
 
     classes: Int[Array, " V"]
-    """Of each token; those of class 0 are never in an answer, nor are tokens beyond the table."""
+    """Class of each token; one of class 0 is never in an answer, nor is one beyond the table."""
     keys: Int[Array, " V"]
     """8 * number + count for the digits that a token holds, all of one coordinate: their count,
     and the number that they become with nines after them, as long as whole digit and decimals.
@@ -225,9 +225,9 @@ class Automaton(NamedTuple):
     """Fewest tokens from this one to the end of the answer, both included; the largest int16
     where it is not allowed."""
     spots: Int[Array, "states 4"]
-    """Of the coordinate that the next digit belongs to: digits written and digits to come; its
-    place, 0 for x, 1 for y, 2 and 3 for the second x and y of a box; complete points of the ring
-    before it, 3 for more."""
+    """What is known of the coordinate that the next digit belongs to: digits written and digits to
+    come; its place, 0 for x, 1 for y, 2 and 3 for the second x and y of a box; complete points of
+    the ring before it, 3 for more."""
     start: Int[Array, " kinds"]
     """State before the first token, by `Kind`."""
 
@@ -243,4 +243,4 @@ def check_least(config: object, room: str, **least: int) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"{room}.{name}: expected at least {bound}, got {value}")
+            raise ValueError(f"{room}.{name}: expected at least {bound}, got {value}; do: raise it")

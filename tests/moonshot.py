@@ -67,7 +67,7 @@ def table(corpus: Iterable[str], size: int) -> dict[bytes, int]:
     )
     backend.train_from_iterator(corpus, trainer)
     found = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return {byte_level.token_bytes(token, True): rank for token, rank in found}
+    return {byte_level.token_bytes(token, byte_level=True): rank for token, rank in found}
 
 
 def write(folder: Path, found: dict[bytes, int], *, kind: str = "TikTokenTokenizer") -> Path:

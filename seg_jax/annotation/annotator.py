@@ -223,7 +223,9 @@ def outline(
         return contour.fill(large, height=height, width=width), large
     rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
     units = [ring / np.array([width, height]) for ring in rings]
-    return host_raster.fill(units, height, width, rule="center", rings="evenodd"), rings
+    return host_raster.fill(
+        units, height=height, width=width, rule="center", rings="evenodd"
+    ), rings
 
 
 def _texts(

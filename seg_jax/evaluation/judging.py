@@ -82,7 +82,7 @@ def draw(
 ) -> Drawn:
     """Returns an answer as pixels of its image, whatever it says."""
     reading = outline.read(text, kind)
-    mask = host_raster.fill(reading.rings, height, width, rule=rule)
+    mask = host_raster.fill(reading.rings, height=height, width=width, rule=rule)
     if reading.box is None:
         return Drawn(
             mask, contour.box_px(mask), reading.rings, reading.verdict, reading.says_nothing

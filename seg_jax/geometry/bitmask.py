@@ -1,4 +1,4 @@
-"""Packs masks into 32-row words, measures and widens them, and writes them as COCO run lengths.
+"""Packs masks into 32-row words, measures and dilates them, and writes them as COCO run lengths.
 
 A packed mask is uint32[K, W]: bit j of word k is row 32 k + j. Bits below the last row are 0; every
 function here keeps that and relies on it.
@@ -19,7 +19,7 @@ from seg_jax.geometry import dilation as dilations
 from seg_jax.records import Array
 
 WORD = 32
-# Bits of a row number within its word, as the rows that have them.
+# For each bit of a row number within its word: the rows that have it.
 _BITS = tuple(np.uint32(sum(1 << row for row in range(WORD) if row >> bit & 1)) for bit in range(5))
 
 
@@ -33,7 +33,7 @@ def pack(mask: Bool[Array, "*n H W"]) -> UInt32[Array, "*n K W"]:
     height, width = mask.shape[-2:]
     padding = [(0, 0)] * (mask.ndim - 2) + [(0, -height % WORD), (0, 0)]
     rows = jnp.pad(mask, padding).reshape(*mask.shape[:-2], -1, WORD, width)
-    return (rows.astype(jnp.uint32) << _row_in_word()).sum(-2, dtype=jnp.uint32)
+    return (rows.astype(jnp.uint32) << _bit_numbers()).sum(-2, dtype=jnp.uint32)
 
 
 def unpack(words: UInt32[Array, "*n K W"], *, height: int) -> Bool[Array, "*n {height} W"]:
@@ -45,10 +45,10 @@ def unpack(words: UInt32[Array, "*n K W"], *, height: int) -> Bool[Array, "*n {h
     check(words)
     if not 1 <= height <= WORD * words.shape[-2]:
         raise ValueError(
-            f"expected a height of 1 to {WORD * words.shape[-2]}, got {height}: "
-            "give the height of the canvas that was packed"
+            f"bitmask.unpack: expected a height of 1 to {WORD * words.shape[-2]}, got {height}; "
+            "do: give the height of the canvas that was packed"
         )
-    bits = (words[..., None, :] >> _row_in_word()) & 1
+    bits = (words[..., None, :] >> _bit_numbers()) & 1
     rows = bits.reshape(*words.shape[:-2], -1, words.shape[-1])
     return rows[..., :height, :].astype(bool)
 
@@ -65,7 +65,10 @@ def frame(size: Int[Array, "*n 2"], *, height: int, width: int) -> UInt32[Array,
       ValueError: the canvas has no pixels.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the image")
+        raise ValueError(
+            f"bitmask.frame: expected a canvas with pixels, got {height}x{width}; do: drop the "
+            "image"
+        )
     size = jnp.minimum(jnp.asarray(size, jnp.int32), jnp.array([height, width], jnp.int32))
     top = WORD * jnp.arange(-(-height // WORD), dtype=jnp.int32)
     rows = jnp.clip(size[..., :1] - top, 0, WORD).astype(jnp.uint32)
@@ -122,7 +125,7 @@ def xor(
 
 
 def centroid_px(words: UInt32[Array, "*n K W"]) -> Float32[Array, "*n 2"]:
-    """Returns the mean x, y of the pixels' centres; 0, 0 for an empty mask (ask `area`).
+    """Returns the mean x, y of the pixels' centres; 0, 0 for an empty mask (see `area`).
 
     The sums are exact in int32 up to 4096x4096 pixels.
 
@@ -130,17 +133,17 @@ def centroid_px(words: UInt32[Array, "*n K W"]) -> Float32[Array, "*n 2"]:
       ValueError: the words are not packed masks.
     """
     check(words)
-    counts = _count(words)
+    counts = _bit_count(words)
     total = counts.sum((-1, -2), dtype=jnp.int32)
     columns = counts.sum(-2, dtype=jnp.int32)
     high, low = jnp.divmod(jnp.arange(words.shape[-1], dtype=jnp.int32), 64)
-    x = 64.0 * _weighted(columns, high) + _weighted(columns, low)
+    x = 64.0 * _weighted_sum(columns, high) + _weighted_sum(columns, low)
     within = sum(
-        (1 << bit) * _count(words & rows).sum((-1, -2), dtype=jnp.int32)
+        (1 << bit) * _bit_count(words & rows).sum((-1, -2), dtype=jnp.int32)
         for bit, rows in enumerate(_BITS)
     )
     word = jnp.arange(words.shape[-2], dtype=jnp.int32)
-    y = 1.0 * WORD * _weighted(counts.sum(-1, dtype=jnp.int32), word) + within
+    y = 1.0 * WORD * _weighted_sum(counts.sum(-1, dtype=jnp.int32), word) + within
     mean = jnp.stack([x, y], axis=-1) / jnp.maximum(total, 1)[..., None].astype(jnp.float32)
     return jnp.where((total > 0)[..., None], mean + 0.5, 0.0).astype(jnp.float32)
 
@@ -155,7 +158,7 @@ def box(words: UInt32[Array, "*n K W"]) -> Int32[Array, "*n 4"]:
     columns = (words != 0).any(-2)
     merged = lax.reduce(words, np.uint32(0), lax.bitwise_or, (words.ndim - 1,))
     rows = unpack(merged[..., None], height=merged.shape[-1] * WORD)[..., 0]
-    (x0, x1), (y0, y1) = _extent(columns), _extent(rows)
+    (x0, x1), (y0, y1) = _first_and_end(columns), _first_and_end(rows)
     return jnp.stack([x0, y0, x1, y1], axis=-1)
 
 
@@ -165,7 +168,7 @@ def dilation(
     radius: Int[Array, "*n"] | int,
     *,
     shape: Literal["square", "disk"] = "square",
-    most: int | None = None,
+    max_radius: int | None = None,
 ) -> UInt32[Array, "*n K W"]:
     """Returns the pixels of images that lie within a radius of masks.
 
@@ -175,17 +178,18 @@ def dilation(
       radius: in pixels, of all masks or of each.
       shape: "square" reaches |dx| and |dy| up to the radius, "disk" dx^2 + dy^2 up to its square;
         a disk of radius 1 is the cross of a pixel and its four neighbours.
-      most: the largest radius, which jit cannot see in a traced one; larger ones count as this.
+      max_radius: the largest radius, which jit cannot see in a traced one; larger ones count as
+        this.
 
     Raises:
-      ValueError: the radius is traced and `most` is not given, or negative; or the words are not
+      ValueError: the radius is negative, or traced without `max_radius`; or the words are not
         packed masks of one canvas.
     """
     check(words, frame)
-    most = _largest(radius, most)
+    max_radius = _radius_bound(radius, max_radius)
     words = words & frame
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), words.shape[:-2])
-    return frame & dilations.dilate(words, radius, shape=shape, most=most, beyond=False)
+    return frame & dilations.dilate(words, radius, shape=shape, max_radius=max_radius, beyond=False)
 
 
 def erosion(
@@ -194,7 +198,7 @@ def erosion(
     radius: Int[Array, "*n"] | int,
     *,
     shape: Literal["square", "disk"] = "square",
-    most: int | None = None,
+    max_radius: int | None = None,
     outside: bool = False,
 ) -> UInt32[Array, "*n K W"]:
     """Returns the pixels of masks that have nothing but mask within a radius.
@@ -204,7 +208,7 @@ def erosion(
       frame: as in `dilation`.
       radius: as in `dilation`.
       shape: as in `dilation`.
-      most: as in `dilation`.
+      max_radius: as in `dilation`.
       outside: whether what lies outside the images counts as mask, as OpenCV has it by default;
         else masks wear off at the border of their images too.
 
@@ -212,10 +216,12 @@ def erosion(
       ValueError: as in `dilation`.
     """
     check(words, frame)
-    most = _largest(radius, most)
+    max_radius = _radius_bound(radius, max_radius)
     rest = frame & ~words if outside else ~(frame & words)
     radius = jnp.broadcast_to(jnp.asarray(radius, jnp.int32), rest.shape[:-2])
-    return frame & ~dilations.dilate(rest, radius, shape=shape, most=most, beyond=not outside)
+    return frame & ~dilations.dilate(
+        rest, radius, shape=shape, max_radius=max_radius, beyond=not outside
+    )
 
 
 def check(*words: Any) -> None:
@@ -225,21 +231,20 @@ def check(*words: Any) -> None:
       ValueError: an array is none of uint32 [.., K, W], or has other K and W than the first.
     """
     for each in words:
-        if not _holds(each, np.uint32):
+        if not _is_mask_of(each, np.uint32):
             raise ValueError(
-                f"expected packed masks, uint32 [.., K, W] with pixels, got {_described(each)}: "
-                "make them with bitmask.pack or raster.fill"
+                "bitmask.check: expected packed masks, uint32 [.., K, W] with pixels, got "
+                f"{_type_and_shape(each)}; do: make them with bitmask.pack or raster.fill"
             )
         if each.shape[-2:] != words[0].shape[-2:]:
             raise ValueError(
-                f"expected words of {list(words[0].shape[-2:])} as the first, "
-                f"got {_described(each)}: "
-                "pack the masks on one canvas"
+                f"bitmask.check: expected words of {list(words[0].shape[-2:])} as the first, got "
+                f"{_type_and_shape(each)}; do: pack the masks on one canvas"
             )
 
 
 def to_rle(mask: Bool[np.ndarray, "H W"], *, compressed: bool = True) -> dict[str, Any]:
-    """Returns a mask as COCO run lengths (host): `size` [H, W] and `run_lengths`.
+    """Returns a mask as COCO run lengths (host): `size` [H, W] and `counts`.
 
     Counts are the lengths of runs down the columns, zeros first; compressed to the bytes that
     pycocotools writes, or as a list.
@@ -249,7 +254,10 @@ def to_rle(mask: Bool[np.ndarray, "H W"], *, compressed: bool = True) -> dict[st
     """
     _check_masks(mask)
     if mask.ndim != 2:
-        raise ValueError(f"expected one mask [H, W], got {_described(mask)}: give one at a time")
+        raise ValueError(
+            f"bitmask.to_rle: expected one mask [H, W], got {_type_and_shape(mask)}; do: give one "
+            "at a time"
+        )
     return _rle(mask.T, compressed)
 
 
@@ -270,7 +278,8 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
     """
     if not {"size", "counts"} <= {*rle}:
         raise ValueError(
-            f"expected run lengths with size and counts, got {sorted(rle)}: give one mask's"
+            f"bitmask.run_lengths: expected run lengths with size and counts, got {sorted(rle)}; "
+            "do: give one mask's"
         )
     (height, width), given = rle["size"], rle["counts"]
     if isinstance(given, str):
@@ -278,8 +287,8 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
     runs = _expand(given) if isinstance(given, bytes) else np.asarray(given, np.int64)
     if runs.sum() != height * width or (runs < 0).any():
         raise ValueError(
-            f"expected runs of {height * width} pixels for {height}x{width}, got {runs.sum()}: "
-            "check that size is [height, width] and that counts are whole"
+            f"bitmask.run_lengths: expected runs of {height * width} pixels for {height}x{width}, "
+            f"got {runs.sum()}; do: check that size is [height, width] and that counts are whole"
         )
     return runs
 
@@ -287,7 +296,7 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
 def compress(counts: Int[np.ndarray, " n"]) -> bytes:
     """Returns run lengths as text: from the fourth on as change to the last but one.
 
-    A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit tells
+    A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit says
     that more follow, and 48 makes it printable.
 
     Source: rleToString of the COCO API, Lin et al. 2014.
@@ -324,8 +333,8 @@ def unpack_rle(
     size = np.asarray(size)
     if size.size and (size.min() < 1 or (size > [WORD * depth, width]).any()):
         raise ValueError(
-            f"expected images of 1x1 to {WORD * depth}x{width}, got {size.tolist()}: "
-            "give height and width of each"
+            f"bitmask.unpack_rle: expected images of 1x1 to {WORD * depth}x{width}, got "
+            f"{size.tolist()}; do: give height and width of each"
         )
     # Bytes from the first row on, column by column.
     packed = np.asarray(words).swapaxes(-1, -2).astype("<u4", order="C").view(np.uint8)
@@ -349,15 +358,18 @@ def pack_rle(
       ValueError: the canvas has no pixels, a mask exceeds it, or as in `from_rle`.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the masks")
+        raise ValueError(
+            f"bitmask.pack_rle: expected a canvas with pixels, got {height}x{width}; do: drop the "
+            "masks"
+        )
     depth = -(-height // WORD)
     packed = np.zeros((len(rles), width, 4 * depth), np.uint8)
     for row, rle in zip(packed, rles, strict=True):
         columns = _columns(rle)
         if columns.shape[0] > width or columns.shape[1] > height:
             raise ValueError(
-                f"expected masks of at most {height}x{width}, got size {rle['size']}: "
-                "give a canvas that holds the largest"
+                f"bitmask.pack_rle: expected masks of at most {height}x{width}, got size "
+                f"{rle['size']}; do: give a canvas that holds the largest"
             )
         bits = np.packbits(columns, 1, bitorder="little")
         row[: bits.shape[0], : bits.shape[1]] = bits
@@ -390,7 +402,8 @@ def _expand(text: bytes) -> Int[np.ndarray, " n"]:
     last = (code & 32) == 0
     if not last[-1] or (code < 0).any() or (code > 63).any():
         raise ValueError(
-            f"expected compressed run lengths, got {text[-16:]!r} at their end: give them whole"
+            f"bitmask: expected compressed run lengths, got {text[-16:]!r} at their end; do: give "
+            "them whole"
         )
     starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
     place = 5 * (np.arange(code.size) - np.repeat(starts, np.diff(starts, append=code.size)))
@@ -402,50 +415,53 @@ def _expand(text: bytes) -> Int[np.ndarray, " n"]:
     return value
 
 
-def _holds(array: Any, dtype: type) -> bool:
+def _is_mask_of(array: Any, dtype: type) -> bool:
     """Returns whether an array [.., rows, columns] has this type and any pixels."""
     shape = np.shape(array)
     return getattr(array, "dtype", None) == dtype and len(shape) > 1 and 0 not in shape[-2:]
 
 
-def _described(array: Any) -> str:
+def _type_and_shape(array: Any) -> str:
     return f"{getattr(array, 'dtype', type(array).__name__)} {list(np.shape(array))}"
 
 
 def _check_masks(masks: Any) -> None:
-    if not _holds(masks, np.bool_):
+    if not _is_mask_of(masks, np.bool_):
         raise ValueError(
-            f"expected bool masks [.., H, W] with pixels, got {_described(masks)}: "
-            "compare maps with a threshold"
+            f"bitmask: expected bool masks [.., H, W] with pixels, got {_type_and_shape(masks)}; "
+            "do: compare maps with a threshold"
         )
 
 
-def _largest(radius, most: int | None) -> int:
-    """Returns the bound of a radius: the one given, or its own."""
-    if most is None:
+def _radius_bound(radius, max_radius: int | None) -> int:
+    """Returns the largest radius: as it was given, or else that of the values."""
+    if max_radius is None:
         if isinstance(radius, Tracer):
             raise ValueError(
-                "expected most beside a traced radius, got None: give the largest radius"
+                "bitmask: expected max_radius beside a traced radius, got None; do: give the "
+                "largest radius"
             )
-        most = int(np.max(radius, initial=0))
-    if most < 0 or (not isinstance(radius, Tracer) and np.min(radius, initial=0) < 0):
-        raise ValueError(f"expected a radius of 0 or more, got {radius}: 0 keeps the mask")
-    return most
+        max_radius = int(np.max(radius, initial=0))
+    if max_radius < 0 or (not isinstance(radius, Tracer) and np.min(radius, initial=0) < 0):
+        raise ValueError(
+            f"bitmask: expected a radius of 0 or more, got {radius}; do: give 0 to keep the mask"
+        )
+    return max_radius
 
 
-def _row_in_word():
+def _bit_numbers():
     return jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
 
-def _count(words):
+def _bit_count(words):
     return lax.population_count(words).astype(jnp.int32)
 
 
-def _weighted(counts, weight):
+def _weighted_sum(counts, weight):
     return (counts * weight).sum(-1, dtype=jnp.int32).astype(jnp.float32)
 
 
-def _extent(line):
+def _first_and_end(line):
     """Returns the first index that is True and the one after the last; 0 and 0 if none is."""
     length = line.shape[-1]
     begin = jnp.argmax(line, axis=-1)

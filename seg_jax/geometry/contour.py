@@ -49,7 +49,9 @@ def trace(
     Differs: OpenCV's findContours gives pixel centres, which lose half a pixel on every side.
     """
     if not min_area >= 0:
-        raise ValueError(f"expected min_area >= 0, got {min_area}: 0 keeps all rings")
+        raise ValueError(
+            f"contour.trace: expected min_area >= 0, got {min_area}; do: give 0 to keep all rings"
+        )
     left, top, right, bottom = box_px(require_mask(mask))
     if left == right:
         return []
@@ -117,7 +119,7 @@ def fill(
 
 
 def require_mask(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Returns the mask itself.
+    """Returns the mask itself after a check of its type and shape.
 
     Raises:
       ValueError: it is not a boolean array [H, W] with pixels.
@@ -125,8 +127,9 @@ def require_mask(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     given = np.asarray(mask)
     if given is not mask or given.ndim != 2 or not given.size or given.dtype != bool:
         raise ValueError(
-            f"expected a bool mask [H, W] with pixels, got {given.dtype} "
-            f"{list(given.shape)}: compare a map with a threshold, give one numpy array at a time"
+            f"contour: expected a bool mask [H, W] with pixels, got {given.dtype} "
+            f"{list(given.shape)}; do: compare a map with a threshold, give one numpy array at a "
+            "time"
         )
     return mask
 

@@ -1,4 +1,4 @@
-"""Fills shapes on a CPU with work that grows with their outlines and boxes, not with the canvas.
+"""Fills shapes on a CPU in time that grows with their outlines and boxes, not with the canvas.
 
 Edges are walked one by one and each toggle flips one bit of a table; then the words of the shape's
 box are filled column by column. The loops are written as one would in C: every step touches a few
@@ -20,7 +20,7 @@ from seg_jax.geometry.edge_rules import Rule
 from seg_jax.records import Array
 
 _LANES = 8
-"""Columns that are filled together."""
+"""Columns that are filled at once."""
 _BLOCK, _CELLS = 16, 2**19
 """Shapes whose tables exist at once, and words of these tables, at most: they stay in the cache."""
 
@@ -58,8 +58,8 @@ class _Boxes(NamedTuple):
     top: Array
     bottom: Array
 
-    def joined(self, other: _Boxes) -> _Boxes:
-        """Returns the boxes of both."""
+    def union(self, other: _Boxes) -> _Boxes:
+        """Returns the smallest boxes that hold both."""
         low = (jnp.minimum(a, b) for a, b in ((self.left, other.left), (self.top, other.top)))
         high = (
             jnp.maximum(a, b) for a, b in ((self.right, other.right), (self.bottom, other.bottom))
@@ -84,9 +84,9 @@ def fill(shapes: Shapes, rule: Rule, *, height: int, width: int) -> UInt32[Array
 
         def one(group, carry):
             words, table = carry
-            table, boxes = _toggled(table, shapes, canvas, begin, group)
-            words = _drawn(words, table, boxes, canvas, begin)
-            return words, _wiped(table, boxes, canvas, after=words)
+            table, boxes = _toggle_edges(table, shapes, canvas, begin, group)
+            words = _draw_shapes(words, table, boxes, canvas, begin)
+            return words, _clear_boxes(table, boxes, canvas, after=words)
 
         return lax.fori_loop(0, groups, one, carry)
 
@@ -109,26 +109,26 @@ def counts(
     count, groups = shapes.count.shape[:2]
     words = jnp.pad(words, ((0, 0), (0, 0), (0, canvas.wide - words.shape[-1])))
 
-    def alone(i, carry):
+    def count_single(i, carry):
         totals, table = carry
         begin = i * canvas.size
-        table, boxes = _toggled(table, shapes, canvas, begin, 0)
-        totals = _counted(totals, table, boxes, canvas, begin, words, which)
-        return totals, _wiped(table, boxes, canvas, after=totals[0])
+        table, boxes = _toggle_edges(table, shapes, canvas, begin, 0)
+        totals = _count_shapes(totals, table, boxes, canvas, begin, words, which)
+        return totals, _clear_boxes(table, boxes, canvas, after=totals[0])
 
-    def together(i, carry):
+    def count_union(i, carry):
         totals, *tables = carry
         begin = i * canvas.size
 
         def one(group, carry):
             table, union, whole = carry
-            table, boxes = _toggled(table, shapes, canvas, begin, group)
-            union = _drawn(union, table, boxes, canvas, 0)
-            return _wiped(table, boxes, canvas, after=union), union, whole.joined(boxes)
+            table, boxes = _toggle_edges(table, shapes, canvas, begin, group)
+            union = _draw_shapes(union, table, boxes, canvas, 0)
+            return _clear_boxes(table, boxes, canvas, after=union), union, whole.union(boxes)
 
         table, union, whole = lax.fori_loop(0, groups, one, (*tables, nowhere))
-        totals = _counted(totals, union, whole, canvas, begin, words, which)
-        return totals, table, _wiped(union, whole, canvas, after=totals[0])
+        totals = _count_shapes(totals, union, whole, canvas, begin, words, which)
+        return totals, table, _clear_boxes(union, whole, canvas, after=totals[0])
 
     zeros = jnp.zeros(count, jnp.int32)
     low, high = (jnp.full(canvas.size, end, jnp.int32) for end in (2**30, 0))
@@ -136,7 +136,7 @@ def counts(
     carry = (zeros, zeros), _table(canvas)
     if groups > 1:
         carry = *carry, _table(canvas).reshape(canvas.size, canvas.depth + 1, canvas.wide)
-    visit = together if groups > 1 else alone
+    visit = count_union if groups > 1 else count_single
     return lax.fori_loop(0, -(-count // canvas.size), visit, carry)[0]
 
 
@@ -144,40 +144,40 @@ def _table(canvas: _Canvas) -> UInt32[Array, " cells"]:
     return jnp.zeros(canvas.size * canvas.cells, jnp.uint32)
 
 
-def _get(array: Array, *place) -> Array:
+def _element(array: Array, *place) -> Array:
     """Returns an element, whose place lies in the array."""
     one = lax.dynamic_slice(array, place, (1,) * array.ndim, allow_negative_indices=False)
     return one.reshape(())
 
 
-def _put(array: Array, value, place) -> Array:
+def _set_element(array: Array, value, place) -> Array:
     """Returns the array with an element replaced."""
     value = value.astype(array.dtype)[None]
     return lax.dynamic_update_slice(array, value, (place,), allow_negative_indices=False)
 
 
-def _lanes(array: Array, *place) -> Array:
+def _lane_values(array: Array, *place) -> Array:
     """Returns _LANES neighbours; places off the array are pulled into it."""
     shape = (1,) * (array.ndim - 1) + (_LANES,)
     return lax.dynamic_slice(array, place, shape, allow_negative_indices=False).reshape(-1)
 
 
-def _flipped(table: Array, canvas: _Canvas, shape, row, column) -> Array:
+def _flip_toggle(table: Array, canvas: _Canvas, shape, row, column) -> Array:
     """Returns the table with the toggle of a shape at a row and a column flipped."""
     place = shape * canvas.cells + (row >> 5) * canvas.wide + column
     bit = jnp.uint32(1) << (row & 31).astype(jnp.uint32)
-    return _put(table, _get(table, place) ^ bit, place)
+    return _set_element(table, _element(table, place) ^ bit, place)
 
 
 def _ends(shapes: Shapes, shape, group, ring, vertex):
     """Returns the edge that begins at a vertex: x0, y0, x1, y1."""
-    last = vertex + 1 == _get(shapes.count, shape, group, ring)
+    last = vertex + 1 == _element(shapes.count, shape, group, ring)
     begin, end = (shape, group, ring, vertex), (shape, group, ring, jnp.where(last, 0, vertex + 1))
     x, y = shapes.x, shapes.y
-    return _get(x, *begin), _get(y, *begin), _get(x, *end), _get(y, *end)
+    return _element(x, *begin), _element(y, *begin), _element(x, *end), _element(y, *end)
 
 
-def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
+def _toggle_edges(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
     """Returns the table with the toggles of a block of shapes, and their boxes."""
     count, _, rings, points = shapes.x.shape
     rule, width, height = canvas.rule, canvas.width, canvas.height
@@ -191,13 +191,13 @@ def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
                 line = rule.line(x0, y0, x1, y1, width)
 
                 def column(c, table):
-                    return _flipped(table, canvas, s, line.row(c, height), c)
+                    return _flip_toggle(table, canvas, s, line.row(c, height), c)
 
                 table = lax.fori_loop(
                     line.first, jnp.where(line.sure, line.end, line.first), column, table
                 )
                 # The place is written anyway, and kept if the edge is one for later.
-                late = _put(late, (s * rings + r) * points + i, found)
+                late = _set_element(late, (s * rings + r) * points + i, found)
                 found += ~line.sure & (line.first < line.end)
                 at = jnp.clip(rule.column(x0), 0, width)
                 left, right = jnp.minimum(left, at), jnp.maximum(right, at)
@@ -211,14 +211,14 @@ def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
                     jnp.maximum(bottom, y0),
                 )
 
-            return lax.fori_loop(0, _get(shapes.count, begin + s, group, r), edge, carry)
+            return lax.fori_loop(0, _element(shapes.count, begin + s, group, r), edge, carry)
 
         table, late, found, boxes = carry
         start = table, late, found, jnp.int32(width), jnp.int32(0), most, -most
         table, late, found, left, right, top, bottom = lax.fori_loop(0, rings, ring, start)
         top, bottom = (jnp.clip(rule.top(y), 0, height - 1) >> 5 for y in (top, bottom))
         box = left // _LANES, (right + _LANES - 1) // _LANES, top, bottom + 1
-        boxes = _Boxes(*(_put(a, v, s) for a, v in zip(boxes, box, strict=True)))
+        boxes = _Boxes(*(_set_element(a, v, s) for a, v in zip(boxes, box, strict=True)))
         return table, late, found, boxes
 
     boxes = _Boxes(*[jnp.zeros(canvas.size, jnp.int32)] * 4)
@@ -227,54 +227,54 @@ def _toggled(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
     many = jnp.minimum(canvas.size, count - begin)
     table, late, found, boxes = lax.fori_loop(0, many, shape, start)
 
-    def again(q, table):
-        place = _get(late, q).astype(jnp.uint32)
+    def visit_late(q, table):
+        place = _element(late, q).astype(jnp.uint32)
         number, i = (place // points).astype(jnp.int32), (place % points).astype(jnp.int32)
         s, r = number // rings, number % rings
         edge = rule.edges(*_ends(shapes, begin + s, group, r, i), width)
 
         def column(c, table):
-            return _flipped(table, canvas, s, rule.row(edge, c, height), c)
+            return _flip_toggle(table, canvas, s, rule.row(edge, c, height), c)
 
         return lax.fori_loop(edge.first, edge.first + edge.count, column, table)
 
-    return lax.fori_loop(0, found, again, table), boxes
+    return lax.fori_loop(0, found, visit_late, table), boxes
 
 
-def _over(boxes: _Boxes, many, visit, carry):
+def _for_strips(boxes: _Boxes, many, visit, carry):
     """Returns carry after `visit(carry, shape, top, bottom, column)` of every strip of boxes."""
 
     def shape(s, carry):
-        left, right, top, bottom = (_get(v, s) for v in boxes)
+        left, right, top, bottom = (_element(v, s) for v in boxes)
         strip = lambda a, carry: visit(carry, s, top, bottom, a * _LANES)  # noqa: E731
         return lax.fori_loop(left, right, strip, carry)
 
     return lax.fori_loop(0, many, shape, carry)
 
 
-def _within(word):
+def _prefix_parity(word):
     """Returns the parity of the bits at or below each bit."""
     for shift in (1, 2, 4, 8, 16):
         word = word ^ (word << shift)
     return word
 
 
-def _filled(table: Array, canvas: _Canvas, s, k, column, above):
+def _filled_words(table: Array, canvas: _Canvas, s, k, column, above):
     """Returns words of a row of a shape, filled from its toggles and the words above."""
-    toggles = _lanes(table, s * canvas.cells + k * canvas.wide + column)
-    return _within(toggles) ^ -(above >> 31)
+    toggles = _lane_values(table, s * canvas.cells + k * canvas.wide + column)
+    return _prefix_parity(toggles) ^ -(above >> 31)
 
 
-def _drawn(words: Array, table: Array, boxes: _Boxes, canvas: _Canvas, begin):
+def _draw_shapes(words: Array, table: Array, boxes: _Boxes, canvas: _Canvas, begin):
     """Returns words to which the filled shapes of a block are added."""
     nothing = jnp.zeros(_LANES, jnp.uint32)
 
     def strip(words, s, top, bottom, column):
         def row(k, carry):
             words, above = carry
-            word = _filled(table, canvas, s, k, column, above)
+            word = _filled_words(table, canvas, s, k, column, above)
             place = begin + s, k, column
-            both = word | _lanes(words, *place)
+            both = word | _lane_values(words, *place)
             words = lax.dynamic_update_slice(
                 words, both[None, None], place, allow_negative_indices=False
             )
@@ -282,10 +282,10 @@ def _drawn(words: Array, table: Array, boxes: _Boxes, canvas: _Canvas, begin):
 
         return lax.fori_loop(top, bottom, row, (words, nothing))[0]
 
-    return _over(boxes, canvas.size, strip, words)
+    return _for_strips(boxes, canvas.size, strip, words)
 
 
-def _counted(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, words, which):
+def _count_shapes(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, words, which):
     """Returns areas and shared areas with those of the shapes of a block filled in.
 
     Args:
@@ -300,16 +300,16 @@ def _counted(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, words
     nothing = jnp.zeros(_LANES, jnp.uint32)
 
     def strip(sums, s, top, bottom, column):
-        mask = _get(which, begin + s)
+        mask = _element(which, begin + s)
 
         def row(k, carry):
             # The words of the row above were carried here, so they are worked out once.
             word, total = carry
-            both = word & _lanes(words, mask, k - 1, column)
+            both = word & _lane_values(words, mask, k - 1, column)
             total = total + lax.population_count(word) + (lax.population_count(both) << 16)
             if source.ndim > 1:
-                return _lanes(source, s, k, column), total
-            return _filled(source, canvas, s, k, column, word), total
+                return _lane_values(source, s, k, column), total
+            return _filled_words(source, canvas, s, k, column, word), total
 
         # A column has at most 4096 rows: two sums fit into one number.
         total = lax.fori_loop(top, bottom + 1, row, (nothing, nothing))[1]
@@ -319,21 +319,21 @@ def _counted(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, words
         )
 
     def shape(s, totals):
-        left, right, top, bottom = (_get(v, s) for v in boxes)
+        left, right, top, bottom = (_element(v, s) for v in boxes)
         start = jnp.uint32(0), jnp.uint32(0)
         many = lambda a, sums: strip(sums, s, top, bottom, a * _LANES)  # noqa: E731
         found = lax.fori_loop(left, right, many, start)
-        return tuple(_put(t, v, begin + s) for t, v in zip(totals, found, strict=True))
+        return tuple(_set_element(t, v, begin + s) for t, v in zip(totals, found, strict=True))
 
     return lax.fori_loop(0, jnp.minimum(canvas.size, which.shape[0] - begin), shape, totals)
 
 
-def _wiped(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) -> Array:
+def _clear_boxes(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) -> Array:
     """Returns the table with the boxes of a block cleared, once `after` is known.
 
     That is said by a number which is 0, but not to the compiler: it would copy the table otherwise.
     """
-    zero = (lax.population_count(_get(after, *[0] * after.ndim)) >> 6).astype(jnp.int32)
+    zero = (lax.population_count(_element(after, *[0] * after.ndim)) >> 6).astype(jnp.int32)
     nothing = jnp.zeros(_LANES, jnp.uint32)
 
     def strip(table, s, top, bottom, column):
@@ -350,4 +350,4 @@ def _wiped(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) -> Arr
 
         return lax.fori_loop(top, bottom, row, table)
 
-    return _over(boxes, canvas.size + zero, strip, table)
+    return _for_strips(boxes, canvas.size + zero, strip, table)

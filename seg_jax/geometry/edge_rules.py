@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int32
 from seg_jax.records import Array
 
 REACH_PX = (-1200.0, 5296.0)
-"""Vertices beyond are pulled here, which keeps every product of the rules below 2**31."""
+"""Coordinates are clipped to this range, which keeps every product of the rules below 2**31."""
 
 _FIFTH, _SUBPIXEL = 5, 256  # grid steps per pixel of the two rules
 # The least float32 that is not below 0.1, 0.3, .. 0.9: where rounding to fifths steps up.
@@ -36,12 +36,12 @@ class Line(NamedTuple):
 
     first: Array
     end: Array
-    """One beyond its last column."""
+    """The column after its last one."""
     slope: Array
     base: Array
     over: Array
     sure: Array
-    """False where the row may be another one: ask the rule's `row`."""
+    """False where the row may be another one: the rule's `row` is always right."""
 
     def row(self, column, height):
         """Returns the row, 0..height, at which the edge toggles a column."""
@@ -72,7 +72,7 @@ class Rule(NamedTuple):
     Row `height` toggles nothing. Only for columns of the edge.
     """
     line: Callable[..., Line]
-    """As `edges`, for edges that are straight to the last bit: cheaper, but only where `sure`."""
+    """As `edges`, for edges that are straight to the last bit: cheaper, but valid where `sure`."""
     column: Callable[[Int32[Array, "*n"]], Int32[Array, "*n"]]
     """x in grid steps to the first column whose centre is not left of it."""
     top: Callable[[Int32[Array, "*n"]], Int32[Array, "*n"]]
@@ -89,13 +89,13 @@ def toggle(rule: Rule) -> Callable[..., tuple[Array, Array]]:
     return toggles
 
 
-def _span(begin, end, width):
+def _columns_on_canvas(begin, end, width):
     """Returns first and count of the columns begin..end - 1 that lie on the canvas."""
     first = jnp.clip(begin, 0, width - 1)
     return first, jnp.maximum(jnp.minimum(end, width) - jnp.maximum(begin, 0), 0)
 
 
-def _u32(x):
+def _as_uint32(x):
     return jnp.maximum(x, 0).astype(jnp.uint32)
 
 
@@ -105,10 +105,10 @@ def _divide(numerator, denominator, inverse):
     The float32 estimate is off by one at most, and is put right in integers.
     """
     quotient = jnp.floor(numerator.astype(jnp.float32) * inverse).astype(jnp.int32)
-    return _settled(quotient, numerator - quotient * denominator, denominator)
+    return _correct_division(quotient, numerator - quotient * denominator, denominator)
 
 
-def _settled(quotient, rest, denominator):
+def _correct_division(quotient, rest, denominator):
     low, high = rest < 0, rest >= denominator
     quotient = quotient - low + high
     return quotient, rest + jnp.where(low, denominator, 0) - jnp.where(high, denominator, 0)
@@ -132,7 +132,7 @@ def _settled(quotient, rest, denominator):
 
 
 class _CocoEdge(NamedTuple):
-    """An edge in fifths of a pixel, ready to be asked for the toggle of a column (int32)."""
+    """An edge in fifths of a pixel with what the toggle of a column is computed from (int32)."""
 
     first: Array
     count: Array
@@ -166,7 +166,7 @@ def _to_fifths(points):
 
 def _fifth(v):
     """Returns max(v, 0) // 5 for v < 2**16, without a division."""
-    return (_u32(v) * np.uint32(52429) >> 18).astype(jnp.int32)
+    return (_as_uint32(v) * np.uint32(52429) >> 18).astype(jnp.int32)
 
 
 def _coco_edges(x0, y0, x1, y1, width) -> _CocoEdge:
@@ -188,7 +188,7 @@ def _coco_edges(x0, y0, x1, y1, width) -> _CocoEdge:
     over = jnp.maximum(jnp.where(flat, 2 * major, 2 * minor), 1)
     # Columns with low <= 5 n + 2 < high.
     low, high = jnp.minimum(x0, x1), jnp.maximum(x0, x1)
-    first, count = _span(_fifth(low + 2), _fifth(high + 2), width)
+    first, count = _columns_on_canvas(_fifth(low + 2), _fifth(high + 2), width)
     return _CocoEdge(
         first=first,
         count=count,
@@ -260,7 +260,7 @@ def _float64_loss(major, minor):
     for bits in (18, 17, 17):
         # The products may overflow: their difference does not, and int32 arithmetic wraps.
         quotient = jnp.floor(rest.astype(jnp.float32) * (inverse * (1 << bits))).astype(jnp.int32)
-        rest = _settled(quotient, (rest << bits) - quotient * major, major)[1]
+        rest = _correct_division(quotient, (rest << bits) - quotient * major, major)[1]
     rest = jnp.where(2 * rest > major, rest - major, rest)
     return jnp.where(minor > 0, rest, 0), scale
 
@@ -306,7 +306,7 @@ Source: rleFrPoly of the COCO API, Lin et al. 2014, restated in integers.
 
 
 class _CenterEdge(NamedTuple):
-    """An edge in 1/256 px, ready to be asked for the toggle of a column (int32)."""
+    """An edge in 1/256 px with what the toggle of a column is computed from (int32)."""
 
     first: Array
     count: Array
@@ -338,7 +338,7 @@ def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
     dx, dy = jnp.maximum(x1 - x0, 1), jnp.abs(y1 - y0)
     inverse = 1.0 / dx.astype(jnp.float32)
     origin = _center_column(x0)
-    first, count = _span(origin, _center_column(x1), width)
+    first, count = _columns_on_canvas(origin, _center_column(x1), width)
     whole, rest = dy // dx, dy % dx
     begin = _SUBPIXEL * origin + 128 - x0
     base, base_rest = _divide(rest * begin, dx, inverse)

@@ -60,11 +60,14 @@ def smart_resize(
     Source: Qwen2-VL image processor (`smart_resize`), kept to the last rounding.
     """
     if min(height, width) < 1:
-        raise ValueError(f"expected an image of at least 1x1, got {height}x{width}: drop it")
+        raise ValueError(
+            f"grid.smart_resize: expected an image of at least 1x1, got {height}x{width}; do: drop "
+            "it"
+        )
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
-            f"expected an aspect ratio of at most {MAX_ASPECT}, got {height}x{width}: "
-            "crop or drop the image"
+            f"grid.smart_resize: expected an aspect ratio of at most {MAX_ASPECT}, got "
+            f"{height}x{width}; do: crop or drop the image"
         )
     cell = patch * merge
     new_height, new_width = round(height / cell) * cell, round(width / cell) * cell
@@ -102,7 +105,9 @@ def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, p
     Differs: that one cuts to whole patches, and its model fails where they make no whole cells.
     """
     if min(height, width) < 1:
-        raise ValueError(f"expected an image of at least 1x1, got {height}x{width}: drop it")
+        raise ValueError(
+            f"grid.native_fit: expected an image of at least 1x1, got {height}x{width}; do: drop it"
+        )
     scaled, count = (height, width), (height // patch) * (width // patch)
     if count > limit:
         shrink = math.sqrt(limit / count)
@@ -111,13 +116,14 @@ def native_fit(height: int, width: int, *, patch: int, merge: int, limit: int, p
     rows, columns = (-(-side // cell) if pad else side // cell for side in scaled)
     if not rows * columns:
         raise ValueError(
-            f"expected an image of at least {cell}x{cell} to cut to whole cells, got "
-            f"{height}x{width}: drop it"
+            f"grid.native_fit: expected an image of at least {cell}x{cell} to cut to whole cells, "
+            f"got {height}x{width}; do: drop it"
         )
     if max(rows, columns) * merge >= MAX_SIDE:
         raise ValueError(
-            f"expected fewer than {MAX_SIDE} patches a side, got {rows * merge}x{columns * merge} "
-            f"of an image of {height}x{width}: crop or drop the image"
+            f"grid.native_fit: expected fewer than {MAX_SIDE} patches a side, got "
+            f"{rows * merge}x{columns * merge} of an image of {height}x{width}; do: crop or drop "
+            "the image"
         )
     return Fit(scaled, (rows * cell, columns * cell))
 
@@ -168,13 +174,14 @@ def rotary_positions(
     Source: Qwen2-VL, Wang et al. 2024, section 2.1 (multimodal rotary position embedding).
     """
     for gh, gw in grids:
-        _check_multiple(gh, gw, merge, "patches: resize the image to whole cells")
+        _check_multiple(gh, gw, merge, "patches; do: resize the image to whole cells")
     sides = [(gh // merge, gw // merge) for gh, gw in grids]
     visual_tokens = sum(rows * columns for rows, columns in sides)
     if (seen := np.count_nonzero(is_visual)) != visual_tokens:
         raise ValueError(
-            f"expected {visual_tokens} visual tokens for images of {sides}, got {seen} in the row: "
-            "give each image's grid in patches and one placeholder for each"
+            f"grid.rotary_positions: expected {visual_tokens} visual tokens for images of {sides}, "
+            f"got {seen} in the row; do: give each image's grid in patches and one placeholder for "
+            "each"
         )
     out = np.empty((3, is_visual.size), np.int32)
     at, following = 0, 0
@@ -183,8 +190,9 @@ def rotary_positions(
         begin, end = int(spots[0]), int(spots[0]) + rows * columns
         if not is_visual[begin:end].all():
             raise ValueError(
-                f"expected the {rows}x{columns} visual tokens of an image without a break, "
-                f"got text among them at {begin}..{end}: keep placeholders together"
+                f"grid.rotary_positions: expected the {rows}x{columns} visual tokens of an image "
+                f"without a break, got text among them at {begin}..{end}; do: keep placeholders "
+                "together"
             )
         out[:, at:begin] = np.arange(following, following + begin - at)
         following += begin - at
@@ -203,7 +211,7 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
       ValueError: a side of the image is no multiple of `patch * merge`.
     """
     height, width, channels = image.shape
-    _check_multiple(height, width, patch * merge, "pixels: resize the image first")
+    _check_multiple(height, width, patch * merge, "pixels; do: resize the image first")
     rows, columns = height // (patch * merge), width // (patch * merge)
     # Channels apart first: the second copy then moves whole lines of patches, not single bytes.
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -214,11 +222,11 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
 def _merge_order(values: Int[np.ndarray, "h w"], merge: int) -> Int[np.ndarray, " S"]:
     """Returns the entries of a patch grid in merge-block order."""
     gh, gw = values.shape
-    _check_multiple(gh, gw, merge, "patches: resize the image to whole cells")
+    _check_multiple(gh, gw, merge, "patches; do: resize the image to whole cells")
     blocks = values.reshape(gh // merge, merge, gw // merge, merge)
     return blocks.transpose(0, 2, 1, 3).reshape(-1)
 
 
 def _check_multiple(height: int, width: int, unit: int, advice: str) -> None:
     if height % unit or width % unit:
-        raise ValueError(f"expected multiples of {unit}, got {height}x{width} {advice}")
+        raise ValueError(f"grid: expected multiples of {unit}, got {height}x{width} {advice}")

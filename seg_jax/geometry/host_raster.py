@@ -13,22 +13,22 @@ from seg_jax.geometry import raster
 Outlines = Sequence[Float[np.ndarray, "_ 2"]]
 """Vertices of each ring; `Ring` itself would tie the lengths of all rings together."""
 
-# Few shapes, or every answer would compile its own program.
+# Arrays come in few shapes, or every answer would compile a program of its own.
 _STEP_PX, _FEWEST_RINGS, _FEWEST_POINTS = 256, 4, 32
 
 
 def fill(
     rings_unit: Outlines,
+    *,
     height: int,
     width: int,
-    *,
     rule: Literal["coco", "center"],
     rings: Literal["union", "evenodd"] = "evenodd",
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Returns the mask of rings in unit coordinates.
 
     Under the COCO rule it is that of pycocotools to the pixel: the product of fraction and side is
-    rounded as in double precision, where single precision tells ties apart wrongly.
+    rounded as in double precision, where single precision decides some ties wrongly.
 
     Args:
       rings_unit: x then y as fractions of width and height.
@@ -42,17 +42,20 @@ def fill(
     """
     if not 1 <= min(height, width) <= max(height, width) <= raster.MAX_SIDE:
         raise ValueError(
-            f"expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, got "
-            f"{height}x{width}; scale it and its masks down"
+            f"host_raster.fill: expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, "
+            f"got {height}x{width}; do: scale it and its masks down"
         )
     if not rings_unit:
         return np.zeros((height, width), bool)
     most = max(map(len, rings_unit))
-    shape = _power(len(rings_unit), _FEWEST_RINGS), _power(most, _FEWEST_POINTS)
+    shape = (
+        _round_up_to_power(len(rings_unit), _FEWEST_RINGS),
+        _round_up_to_power(most, _FEWEST_POINTS),
+    )
     points, used = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
     size = np.array([width, height], np.float64)
     for index, ring in enumerate(rings_unit):
-        points[index, : len(ring)] = _rounded(np.asarray(ring, np.float64) * size, rule)
+        points[index, : len(ring)] = _round_to_fifths(np.asarray(ring, np.float64) * size, rule)
         used[index, : len(ring)] = True
     canvas = [min(raster.MAX_SIDE, -(-side // _STEP_PX) * _STEP_PX) for side in (height, width)]
     words = raster.fill(points, used, height=canvas[0], width=canvas[1], rule=rule, rings=rings)
@@ -62,12 +65,12 @@ def fill(
     return bits.T.astype(bool)
 
 
-def _rounded(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:
+def _round_to_fifths(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:
     """Returns points at the fifths of a pixel to which pycocotools rounds them."""
     return np.floor(5 * points_px + 0.5) / 5 if rule == "coco" else points_px
 
 
-def _power(count: int, least: int) -> int:
+def _round_up_to_power(count: int, least: int) -> int:
     """Returns the least number from both on that is `least` times a power of four."""
     while least < count:
         least *= 4

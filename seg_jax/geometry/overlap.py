@@ -84,7 +84,7 @@ def totals(counts: Counts, before: Totals | None = None) -> Totals:
     Leave out what does not count by setting it to 0 in both fields.
     """
     before = before or Totals(*(jnp.zeros(2, jnp.uint32) for _ in range(2)))
-    return Totals(*(_added(*pair) for pair in zip(before, counts, strict=True)))
+    return Totals(*(_add_to_total(*pair) for pair in zip(before, counts, strict=True)))
 
 
 def cumulative_iou(totals: Totals) -> Float32[Array, ""]:
@@ -167,9 +167,9 @@ def boundary(
 
     Source: Cheng et al. 2021, "Boundary IoU", section 4; the constants of its published code.
     """
-    frame, radius, most = _reach(words, size, ratio, lambda x: max(1, round(x)))
+    frame, radius, max_radius = _radius_of_ratio(words, size, ratio, lambda x: max(1, round(x)))
     words = words & frame
-    return words & ~bitmask.erosion(words, frame, radius, most=most)
+    return words & ~bitmask.erosion(words, frame, radius, max_radius=max_radius)
 
 
 def boundary_iou(
@@ -243,8 +243,8 @@ def outline(words: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]) -> UInt32[
     words = words & bitmask.frame(size, **canvas)
     has_right = bitmask.frame(size - jnp.array([0, 1]), **canvas)
     has_below = bitmask.frame(size - jnp.array([1, 0]), **canvas)
-    right, below = _left(words), _up(words)
-    corner = words ^ _left(below)
+    right, below = _shift_left(words), _shift_up(words)
+    corner = words ^ _shift_left(below)
     return (
         (words ^ right) & has_right | (words ^ below) & has_below | corner & has_right & has_below
     )
@@ -276,9 +276,9 @@ def boundary_f(
       segmentation", section 4; the constants of its published code.
     """
     bitmask.check(words_a, words_b)
-    frame, radius, most = _reach(words_a, size, ratio, math.ceil)
+    frame, radius, max_radius = _radius_of_ratio(words_a, size, ratio, math.ceil)
     lines = [outline(words, size) for words in (words_a, words_b)]
-    wide = [bitmask.dilation(x, frame, radius, shape="disk", most=most) for x in lines]
+    wide = [bitmask.dilation(x, frame, radius, shape="disk", max_radius=max_radius) for x in lines]
     hits = [bitmask.area(x & y) for x, y in zip(lines, wide[::-1], strict=True)]
     empty = [bitmask.area(x) == 0 for x in lines]
     precision, recall = (
@@ -330,7 +330,7 @@ def _box_counts(a, b):
     return shared, _box_area(a[..., :2], a[..., 2:]) + _box_area(b[..., :2], b[..., 2:]) - shared
 
 
-def _added(total: UInt32[Array, " 2"], counts: Int32[Array, "*n"]) -> UInt32[Array, " 2"]:
+def _add_to_total(total: UInt32[Array, " 2"], counts: Int32[Array, "*n"]) -> UInt32[Array, " 2"]:
     """Returns a total with counts added: their upper and lower 12 bits apart, which fit."""
     counts = counts.astype(jnp.uint32)
     upper, lower = (counts >> 12).sum(dtype=jnp.uint32), (counts & 4095).sum(dtype=jnp.uint32)
@@ -339,22 +339,24 @@ def _added(total: UInt32[Array, " 2"], counts: Int32[Array, "*n"]) -> UInt32[Arr
     return jnp.stack([total[0] + (upper >> 12) + (low >> 24), low & 0xFFFFFF])
 
 
-def _reach(words, size, ratio: float | int, rounded: Callable[[float], int]):
-    """Returns the images' frames, the rounded share of their diagonals, and its bound."""
+def _radius_of_ratio(words, size, ratio: float | int, rounded: Callable[[float], int]):
+    """Returns the images' frames, the rounded part of their diagonals, and the largest of it."""
     bitmask.check(words)
     if not 0 < ratio < math.inf:
-        raise ValueError(f"expected a ratio above 0, got {ratio}: 0.02 is 2 % of the diagonal")
+        raise ValueError(
+            f"overlap: expected a ratio above 0, got {ratio}; do: give 0.02 for 2 % of the diagonal"
+        )
     height, width = 32 * words.shape[-2], words.shape[-1]
     size = jnp.clip(jnp.asarray(size, jnp.int32), 0, jnp.array([height, width], jnp.int32))
     square = (size * size).sum(-1, dtype=jnp.int32)
     most = rounded(ratio * math.hypot(height, width))
     # float64 rounds on the host: what counts is the least square of a diagonal for each radius.
-    steps = jnp.asarray(_steps(ratio, rounded, most, height**2 + width**2), jnp.int32)
+    steps = jnp.asarray(_radius_steps(ratio, rounded, most, height**2 + width**2), jnp.int32)
     radius = (square[..., None] >= steps).sum(-1, dtype=jnp.int32)
     return bitmask.frame(size, height=height, width=width), radius, most
 
 
-def _steps(
+def _radius_steps(
     ratio: float | int, rounded: Callable[[float], int], most: int, end: int
 ) -> Int[np.ndarray, " most"]:
     """Returns for 1..most the least integer whose root times ratio rounds to it, or end + 1."""
@@ -370,12 +372,12 @@ def _steps(
     return found
 
 
-def _left(words):
+def _shift_left(words):
     """Returns masks moved one column to the left."""
     return jnp.pad(words[..., 1:], [(0, 0)] * (words.ndim - 1) + [(0, 1)])
 
 
-def _up(words):
+def _shift_up(words):
     """Returns masks moved one row up."""
     following = jnp.pad(words[..., 1:, :], [(0, 0)] * (words.ndim - 2) + [(0, 1), (0, 0)])
     return words >> 1 | following << 31

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32
 
 from seg_jax.records import Ring
 
-_Fewer = Float[np.ndarray, "Q 2"]
+_Part = Float[np.ndarray, "Q 2"]
 
 
 def signed_area(ring: Ring) -> float:
@@ -65,10 +65,10 @@ def canonical(ring: Ring, *, clockwise: bool = True) -> Ring:
     area = signed_area(ring)
     if area and (area > 0) != clockwise:
         ring = ring[::-1]
-    return np.roll(ring, -_top(ring), axis=0)
+    return np.roll(ring, -_topmost(ring), axis=0)
 
 
-def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> _Fewer:
+def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> _Part:
     """Returns the part of a ring inside a box x0 y0 x1 y1; no vertex where nothing is left.
 
     Where the box cuts a ring into several parts they stay connected along the border of the box,
@@ -85,7 +85,7 @@ def clip(ring: Ring, box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.
     return ring
 
 
-def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> _Fewer:
+def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> _Part:
     """Returns the part of a ring where `sign * (coordinate - bound) >= 0`."""
     depth = sign * (ring[:, axis] - bound)
     inside = depth >= 0
@@ -100,7 +100,7 @@ def _clip_half(ring: Ring, axis: int, sign: int, bound: float) -> _Fewer:
     return both[np.stack([inside, crosses], axis=1).ravel()]
 
 
-def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
+def simplify(ring: Ring, epsilon: float | int) -> _Part:
     """Returns fewer vertices such that every dropped one lies within epsilon of the new ring.
 
     A subset of the vertices in their order. At least three stay (if there were as many), even where
@@ -119,7 +119,9 @@ def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
     Source: Douglas and Peucker 1973; distances to segments rather than lines.
     """
     if not epsilon >= 0:
-        raise ValueError(f"expected epsilon >= 0, got {epsilon}: 0 keeps the shape")
+        raise ValueError(
+            f"polygon.simplify: expected epsilon >= 0, got {epsilon}; do: give 0 to keep the shape"
+        )
     _check(ring)
     if len(ring) <= 3:
         return ring
@@ -129,7 +131,7 @@ def simplify(ring: Ring, epsilon: float | int) -> _Fewer:
     return ring[kept]
 
 
-def simplify_to(ring: Ring, max_points: int) -> _Fewer:
+def simplify_to(ring: Ring, max_points: int) -> _Part:
     """Returns the simplification with the smallest epsilon that keeps at most `max_points`.
 
     Of vertices that matter equally the topmost (then leftmost) stay, as many as fit; vertices on
@@ -139,7 +141,9 @@ def simplify_to(ring: Ring, max_points: int) -> _Fewer:
       ValueError: max_points is less than three, or a vertex is not finite.
     """
     if max_points < 3:
-        raise ValueError(f"expected max_points >= 3, got {max_points}: a ring needs three vertices")
+        raise ValueError(
+            f"polygon.simplify_to: expected max_points >= 3, got {max_points}; do: give 3 or more"
+        )
     _check(ring)
     if len(ring) <= 3:
         return ring
@@ -169,8 +173,8 @@ def pad(
     room = most if rings is None else rings, longest if points is None else points
     if room[0] < most or room[1] < longest:
         raise ValueError(
-            f"expected at most {room[0]} rings of {room[1]} points, got {most} of {longest}: "
-            "raise rings and points, or thin out with simplify_to"
+            f"polygon.pad: expected at most {room[0]} rings of {room[1]} points, got {most} of "
+            f"{longest}; do: raise rings and points, or thin out with simplify_to"
         )
     out = np.zeros((len(flat), *room, 2), np.float32)
     used = np.zeros(out.shape[:-1], bool)
@@ -187,8 +191,8 @@ def _vertices(ring: Any) -> Float32[np.ndarray, "_ 2"]:
         given = given.reshape(-1, 2)
     if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "fiu":
         raise ValueError(
-            f"expected a ring of numbers [P, 2], got {given.dtype} {list(given.shape)}: "
-            "give a list of rings for every shape"
+            f"polygon: expected a ring of numbers [P, 2], got {given.dtype} {list(given.shape)}; "
+            "do: give a list of rings for every shape"
         )
     with np.errstate(over="ignore"):
         given = given.astype(np.float32)
@@ -198,15 +202,18 @@ def _vertices(ring: Any) -> Float32[np.ndarray, "_ 2"]:
 
 def _check(ring: Ring) -> None:
     if ring.ndim != 2 or ring.shape[1] != 2:
-        raise ValueError(f"expected a ring [P, 2], got {list(ring.shape)}: give one ring at a time")
+        raise ValueError(
+            f"polygon: expected a ring [P, 2], got {list(ring.shape)}; do: give one ring at a time"
+        )
     if not np.isfinite(ring).all():
         bad = int(np.argmin(np.isfinite(ring).all(1)))
         raise ValueError(
-            f"expected finite vertices, got {ring[bad].tolist()} at {bad}: drop the ring first"
+            f"polygon: expected finite vertices, got {ring[bad].tolist()} at {bad}; do: drop the "
+            "ring first"
         )
 
 
-def _top(ring: Ring) -> int:
+def _topmost(ring: Ring) -> int:
     """Returns the index of the vertex with the smallest y, then the smallest x."""
     highest = np.flatnonzero(ring[:, 1] == ring[:, 1].min())
     return int(highest[np.argmin(ring[highest, 0])])
@@ -217,7 +224,7 @@ def _farthest(ring: Ring, point: Float[np.ndarray, " 2"]) -> int:
     offset = ring - point
     square = offset[:, 0] ** 2 + offset[:, 1] ** 2
     most = np.flatnonzero(square == square.max())
-    return int(most[_top(ring[most])])
+    return int(most[_topmost(ring[most])])
 
 
 def _significance(ring: Ring, floor: float | int) -> Float[np.ndarray, " P"]:
@@ -240,12 +247,12 @@ def _significance(ring: Ring, floor: float | int) -> Float[np.ndarray, " P"]:
     last = np.array([(far - start) % count, count])
     limit = np.full(2, np.inf)
     while first.size:
-        first, last, limit, split, value = _split(rolled, first, last, limit, floor)
+        first, last, limit, split, value = _split_pieces(rolled, first, last, limit, floor)
         weight[(split + start) % count] = value
     return weight
 
 
-def _split(ring, first, last, limit, floor):
+def _split_pieces(ring, first, last, limit, floor):
     """Returns the halves of all pieces first..last that open, with the split vertices' weights."""
     open_ = last - first > 1
     first, last, limit = first[open_], last[open_], limit[open_]

@@ -137,8 +137,9 @@ def fill_counts(
     bitmask.check(words)
     if words.shape[-2:] != (depth, width):
         raise ValueError(
-            f"expected words of {depth}x{width} for a canvas of {height}x{width}, got "
-            f"{words.shape[-2]}x{words.shape[-1]}: pack the masks on this canvas"
+            f"raster.fill_counts: expected words of {depth}x{width} for a canvas of "
+            f"{height}x{width}, got {words.shape[-2]}x{words.shape[-1]}; do: pack the masks on "
+            "this canvas"
         )
 
     def count(points, used, words):
@@ -175,25 +176,27 @@ def fill_counts(
 def _check(height, width, rule, rings):
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ValueError(
-            f"expected a canvas of 1x1 to {MAX_SIDE}x{MAX_SIDE}, got {height}x{width}: "
+            f"raster: expected a canvas of 1x1 to {MAX_SIDE}x{MAX_SIDE}, got {height}x{width}; do: "
             "fill at a smaller size"
         )
     if rule not in _RULES or rings not in ("union", "evenodd"):
         raise ValueError(
-            f"expected rule coco or center and rings union or evenodd, got {rule} and {rings}: "
-            "pick one of each"
+            f"raster: expected rule coco or center and rings union or evenodd, got {rule} and "
+            f"{rings}; do: pick one of each"
         )
 
 
 def _check_points(points, used):
     if points.dtype != jnp.float32 or used.dtype != bool or points.shape != (*used.shape, 2):
         raise ValueError(
-            "expected float32 points [.., R, P, 2] beside bool used [.., R, P], got "
-            f"{points.dtype} {list(points.shape)} and {used.dtype} {list(used.shape)}: "
-            "polygon.pad makes them from lists of rings"
+            "raster: expected float32 points [.., R, P, 2] beside bool used [.., R, P], got "
+            f"{points.dtype} {list(points.shape)} and {used.dtype} {list(used.shape)}; do: make "
+            "them from lists of rings with polygon.pad"
         )
     if used.ndim < 2:
-        raise ValueError(f"expected rings [.., R, P], got {list(used.shape)}: put an axis in front")
+        raise ValueError(
+            f"raster: expected rings [.., R, P], got {list(used.shape)}; do: put an axis in front"
+        )
 
 
 def move_used_first(
@@ -203,7 +206,7 @@ def move_used_first(
     used = used & jnp.isfinite(points_px).all(-1)
     points = jnp.where(used[..., None], points_px, 0.0)
 
-    def moved(points, used):
+    def move(points, used):
         order = jnp.argsort(~used, axis=-1, stable=True)
         return (
             jnp.take_along_axis(points, order[..., None], axis=-2),
@@ -211,7 +214,7 @@ def move_used_first(
         )
 
     ready = (used[..., :-1] >= used[..., 1:]).all()
-    return lax.cond(ready, lambda *rings: rings, moved, points, used)
+    return lax.cond(ready, lambda *rings: rings, move, points, used)
 
 
 def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
@@ -230,7 +233,7 @@ def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
 
 
 def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array, "N K {width}"]:
-    """Returns the parity of all toggles at or above each pixel, asking every edge every column."""
+    """Returns the parity of all toggles at or above each pixel; every edge meets every column."""
     rows = 32 * -(-height // 32)
     column = jnp.arange(width, dtype=jnp.int32)
     top = 32 * jnp.arange(rows // 32, dtype=jnp.int32)[:, None]
@@ -251,13 +254,13 @@ def _dense(shapes: Shapes, rule: Rule, height: int, width: int) -> UInt32[Array,
             words = words ^ lax.shift_left(*jnp.broadcast_arrays(full, shift))
         return words, None
 
-    def grouped(leaf):
+    def group_edges(leaf):
         leaf = jnp.moveaxis(leaf, -1, 0)
         padding = [(0, -leaf.shape[0] % _UNROLLED)] + [(0, 0)] * (leaf.ndim - 1)
         return jnp.pad(leaf, padding).reshape(-1, _UNROLLED, *leaf.shape[1:])
 
     start = jnp.zeros((*shapes.x.shape[:2], rows // 32, width), jnp.uint32)
-    words = lax.scan(add, start, jax.tree.map(grouped, edges))[0]
+    words = lax.scan(add, start, jax.tree.map(group_edges, edges))[0]
     return lax.reduce(words, np.uint32(0), lax.bitwise_or, (1,))
 
 

@@ -41,11 +41,16 @@ def fill(
     Source: rleFrPoly and rleMerge of the COCO API, Lin et al. 2014.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"expected an image with pixels, got {height}x{width}: drop the polygons")
-    every = [_ends(_points(ring), height, width) for ring in outlines if len(ring) >= 6]
+        raise ValueError(
+            f"runlengths.fill: expected an image with pixels, got {height}x{width}; do: drop the "
+            "polygons"
+        )
+    every = [_run_ends(_fine_points(ring), height, width) for ring in outlines if len(ring) >= 6]
     if rings == "evenodd":
-        return _rle(_odd(np.concatenate([_NOTHING, *every]), height * width), height, width)
-    return _rle(_united(every), height, width)
+        return _to_rle(
+            _odd_places(np.concatenate([_NOTHING, *every]), height * width), height, width
+        )
+    return _to_rle(_union_ends(every), height, width)
 
 
 def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict[str, Any]:
@@ -63,11 +68,11 @@ def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict
     for rle in rles:
         if [*rle.get("size", ())] != [height, width]:
             raise ValueError(
-                f"expected masks of {height}x{width}, got size {rle.get('size')}: "
-                "give those of one image"
+                f"runlengths.merge: expected masks of {height}x{width}, got size "
+                f"{rle.get('size')}; do: give those of one image"
             )
-        every.append(_odd(np.cumsum(bitmask.run_lengths(rle)), height * width))
-    return _rle(_united(every), height, width)
+        every.append(_odd_places(np.cumsum(bitmask.run_lengths(rle)), height * width))
+    return _to_rle(_union_ends(every), height, width)
 
 
 def area(rle: Mapping[str, Any]) -> int:
@@ -79,21 +84,26 @@ def area(rle: Mapping[str, Any]) -> int:
     return int(bitmask.run_lengths(rle)[1::2].sum())
 
 
-def _points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
+def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
     """Returns the vertices of a ring on the fine grid, the first one repeated at the end."""
     if len(ring) % 2:
-        raise ValueError(f"expected x and y of each point, got {len(ring)} numbers: complete them")
+        raise ValueError(
+            f"runlengths: expected x and y of each point, got {len(ring)} numbers; do: complete "
+            "them"
+        )
     points = np.asarray(ring, np.float64).reshape(-1, 2)
     # Beyond this no image lies, and int32 would overflow.
     if not (np.abs(points) < 2**24).all():
-        raise ValueError("expected polygons of finite pixels, got others: drop them")
+        raise ValueError(
+            "runlengths: expected polygons of finite pixels, got others; do: drop them"
+        )
     fine = np.trunc(_FINE * points + 0.5).astype(np.int64)
     return np.concatenate([fine, fine[:1]])
 
 
-def _ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.ndarray, " n"]:
+def _run_ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.ndarray, " n"]:
     """Returns the run ends of a ring, sorted; where two meet neither is left."""
-    u, v = _walked(points)
+    u, v = _walk_edges(points)
     moved = np.flatnonzero(u[1:] != u[:-1])
     before, after = moved, moved + 1
     column = (np.where(u[after] < u[before], u[after], u[after] - 1) + 0.5) / _FINE - 0.5
@@ -101,16 +111,16 @@ def _ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.nda
     row = (np.minimum(v[after], v[before])[inside] + 0.5) / _FINE - 0.5
     row = np.ceil(np.clip(row, 0, height)).astype(np.int64)
     places = column[inside].astype(np.int64) * height + row
-    return _odd(places, height * width)
+    return _odd_places(places, height * width)
 
 
-def _odd(places: Int[np.ndarray, " _"], pixels: int) -> Int[np.ndarray, " n"]:
+def _odd_places(places: Int[np.ndarray, " _"], pixels: int) -> Int[np.ndarray, " n"]:
     """Returns the places of an image that come an odd number of times, sorted."""
     ends, times = np.unique(places, return_counts=True)
     return ends[(times % 2 == 1) & (ends < pixels)]
 
 
-def _walked(points: Int[np.ndarray, "P 2"]) -> tuple[np.ndarray, np.ndarray]:
+def _walk_edges(points: Int[np.ndarray, "P 2"]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the x and y of every fine step along the edges, both ends of each included."""
     start, end = points[:-1], points[1:]
     size = np.abs(end - start)
@@ -129,7 +139,7 @@ def _walked(points: Int[np.ndarray, "P 2"]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(flat[edge], along, across), np.where(flat[edge], across, along)
 
 
-def _united(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
+def _union_ends(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
     """Returns the run ends of the union of masks with these run ends."""
     if len(every) == 1:
         return every[0]
@@ -143,6 +153,6 @@ def _united(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
     return places[covered != np.concatenate([[False], covered[:-1]])]
 
 
-def _rle(ends: Int[np.ndarray, " n"], height: int, width: int) -> dict[str, Any]:
+def _to_rle(ends: Int[np.ndarray, " n"], height: int, width: int) -> dict[str, Any]:
     counts = np.diff(np.concatenate([[0], ends, [height * width]]))
     return {"size": [height, width], "counts": bitmask.compress(counts)}

@@ -49,23 +49,29 @@ def trace(
       and Abe 1985, Douglas and Peucker 1973.
     """
     if not epsilon_ratio >= 0:
-        raise ValueError(f"expected epsilon_ratio >= 0, got {epsilon_ratio}: 0.001 is the script's")
+        raise ValueError(
+            f"simpleseg_tracing.trace: expected epsilon_ratio >= 0, got {epsilon_ratio}; do: give "
+            "0.001, as the script has it"
+        )
     if distance not in ("line", "segment"):
-        raise ValueError(f"expected distance line or segment, got {distance}: pick one of them")
+        raise ValueError(
+            f"simpleseg_tracing.trace: expected distance line or segment, got {distance}; do: pick "
+            "one of them"
+        )
     segments = distance == "segment"
     size = np.array(contour.require_mask(mask).shape[::-1])
-    borders = (_approximated(ring, epsilon_ratio, segments) for ring in _external(mask))
+    borders = (_approx_poly(ring, epsilon_ratio, segments) for ring in _outer_borders(mask))
     return [np.round(border / size, decimals) for border in borders]
 
 
-def _external(mask: Bool[np.ndarray, "H W"]) -> list[_Points]:
+def _outer_borders(mask: Bool[np.ndarray, "H W"]) -> list[_Points]:
     """Returns the pixels where outer borders turn, the last in reading order first."""
     outer = [ring.astype(np.intp) for ring in contour.trace(contour.fill_holes(mask))]
     outer.sort(key=lambda ring: (ring[0, 1], ring[0, 0]), reverse=True)
-    return [_pixels(ring) for ring in outer]
+    return [_chain_pixels(ring) for ring in outer]
 
 
-def _pixels(ring: _Points) -> _Points:
+def _chain_pixels(ring: _Points) -> _Points:
     """Returns the pixels inside a ring of corners at which their 8-connected chain turns."""
     after = np.roll(ring, -1, axis=0)
     along = np.sign(after - ring)
@@ -88,7 +94,7 @@ def _arc_length(points: _Points) -> float:
     return float(np.cumsum(np.sqrt(step[:, 0] ** 2 + step[:, 1] ** 2), dtype=np.float64)[-1])
 
 
-def _approximated(points: _Points, ratio: float | int, segments: bool) -> _Points:
+def _approx_poly(points: _Points, ratio: float | int, segments: bool) -> _Points:
     """Returns the points that `approxPolyDP` keeps of a closed chain."""
     square = (ratio * _arc_length(points)) ** 2
     count, start, far = len(points), 0, 0
@@ -108,7 +114,7 @@ def _approximated(points: _Points, ratio: float | int, segments: bool) -> _Point
             pieces += [(first + split, last), (first, first + split)]
         else:
             kept.append(rolled[first].tolist())
-    return np.array(_straightened(kept, square), np.intp)
+    return np.array(_drop_straight(kept, square), np.intp)
 
 
 def _farthest(piece: _Points, square: float, segments: bool) -> int:
@@ -127,7 +133,7 @@ def _farthest(piece: _Points, square: float, segments: bool) -> int:
     return most + 1 if distance[most] > square * float(length) else 0
 
 
-def _straightened(points: list[list[int]], square: float) -> list[list[int]]:
+def _drop_straight(points: list[list[int]], square: float) -> list[list[int]]:
     """Returns the points less those near the line between their neighbours.
 
     As in OpenCV the list is rewritten while it is read, so its last step sees what its first wrote.

@@ -58,7 +58,8 @@ def soft_iou(
     _check(points_px, used, mask, height, width)
     if not isinstance(temperature_px, Tracer) and not 0 < temperature_px < math.inf:
         raise ValueError(
-            f"expected a temperature above 0, got {temperature_px}: use overlap.iou for hard edges"
+            f"overlap.soft_iou: expected a temperature above 0, got {temperature_px}; do: use "
+            "overlap.iou for hard edges"
         )
     points = jnp.asarray(points_px)
     lead = points.shape[:-3]
@@ -95,7 +96,7 @@ def _depth(points, used, height: int, width: int, rings) -> Float[Array, "{heigh
     def group(deepest, ring):
         begin, end, real = ring
         nearest, inside = _nearest(*lax.stop_gradient((begin, end)), real, x, y)
-        square = _square(begin[nearest], end[nearest], x, y)
+        square = _squared_distance(begin[nearest], end[nearest], x, y)
         # The root has no slope at 0: a centre on the outline moves nothing.
         distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         depth = jnp.where(real.any(), jnp.where(inside, distance, -distance), -jnp.inf)
@@ -121,7 +122,9 @@ def _nearest(begin, end, real, x, y):
     def visit(number, state):
         best, nearest, inside = state
         (x0, y0), (x1, y1) = begin[number], end[number]
-        square = jnp.where(real[number], _square(begin[number], end[number], x, y), jnp.inf)
+        square = jnp.where(
+            real[number], _squared_distance(begin[number], end[number], x, y), jnp.inf
+        )
         closer = square < best
         spans = (x0 <= x) != (x1 <= x)
         level = y0 + (x - x0) * ((y1 - y0) / jnp.where(x0 == x1, 1, x1 - x0))
@@ -134,7 +137,7 @@ def _nearest(begin, end, real, x, y):
     return lax.fori_loop(0, real.shape[0], visit, start)[1:]
 
 
-def _square(begin, end, x, y):
+def _squared_distance(begin, end, x, y):
     """Returns the squared distance of pixel centres from segments."""
     (x0, y0), (x1, y1) = jnp.moveaxis(begin, -1, 0), jnp.moveaxis(end, -1, 0)
     dx, dy = x1 - x0, y1 - y0
@@ -146,15 +149,19 @@ def _square(begin, end, x, y):
 
 def _check(points, used, mask, height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise ValueError(f"expected a canvas with pixels, got {height}x{width}: drop the image")
+        raise ValueError(
+            f"overlap.soft_iou: expected a canvas with pixels, got {height}x{width}; do: drop the "
+            "image"
+        )
     if not jnp.issubdtype(points.dtype, jnp.floating) or points.shape != (*used.shape, 2):
         raise ValueError(
-            f"expected float points [.., R, P, 2] beside used [.., R, P], got {points.dtype} "
-            f"{list(points.shape)} and {list(used.shape)}: pad rings to one length"
+            "overlap.soft_iou: expected float points [.., R, P, 2] beside used [.., R, P], got "
+            f"{points.dtype} {list(points.shape)} and {list(used.shape)}; do: pad rings to one "
+            "length"
         )
     rows = {"uint32": -(-height // bitmask.WORD), "bool": height}.get(str(mask.dtype))
     if mask.shape[-2:] != (rows, width):
         raise ValueError(
-            f"expected packed or bool masks of {height}x{width}, got {mask.dtype} "
-            f"{list(mask.shape)}: pack masks on this canvas"
+            f"overlap.soft_iou: expected packed or bool masks of {height}x{width}, got "
+            f"{mask.dtype} {list(mask.shape)}; do: pack masks on this canvas"
         )

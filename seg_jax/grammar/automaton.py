@@ -28,13 +28,13 @@ from seg_jax.records import Automaton, Kind
 FREE, FEWEST = 0, 3
 """The state without rules, where an answer is after its end; the fewest points of a ring."""
 LATE = np.iinfo(np.int16).max
-"""Tokens to the end where there is no way to it."""
+"""Stands for the number of tokens to the end where the end cannot be reached."""
 WORD = 32
 """Classes are padded to whole words of so many bits."""
 
 
 class _State(NamedTuple):
-    """Where a text stands."""
+    """Where in the grammar a text has arrived."""
 
     kind: Kind
     rest: str
@@ -96,11 +96,11 @@ class _Machine(NamedTuple):
     """The grammar over bytes (host)."""
 
     states: list[_State]
-    """By number; the first, `FREE`, has no meaning."""
+    """States by number; the first, `FREE`, has no meaning."""
     edges: Int[np.ndarray, "states_and_one 256"]
     """The state after each byte; the last state is a trap."""
     start: list[int]
-    """By kind."""
+    """Numbers of the first state of each kind of answer."""
 
 
 def _machine(digits: int, rings: int | None, points: int | None, *, nothing: bool) -> _Machine:
@@ -120,8 +120,8 @@ def _machine(digits: int, rings: int | None, points: int | None, *, nothing: boo
             found.append((number[state], ord(character), number[after]))
         if len(number) >= LATE:
             raise ValueError(
-                f"expected limits that make fewer than {LATE} states, got {rings} rings of "
-                f"{points} points, do lower them or pass None for no limit"
+                f"automaton: expected limits that make fewer than {LATE} states, got {rings} rings "
+                f"of {points} points; do: lower them or pass None for no limit"
             )
     edges = np.full((len(number) + 1, 256), len(number), np.int32)
     before, byte, after = np.array(found).T
@@ -129,7 +129,7 @@ def _machine(digits: int, rings: int | None, points: int | None, *, nothing: boo
     return _Machine(list(number), edges, [number[state] for state in first])
 
 
-def _spot(state: _State, digits: int) -> tuple[int, int, int, int]:
+def _coordinate_state(state: _State, digits: int) -> tuple[int, int, int, int]:
     """Returns what is known of the number that the next digit belongs to; see `Automaton`."""
     within = re.match(r"F+|\.F+", state.rest)
     left = within.group().count("F") if within else digits + 1
@@ -149,7 +149,9 @@ class _Lifted(NamedTuple):
     """bool[states, classes]"""
 
 
-def _lift(machine: _Machine, pieces: Sequence[bytes | None], ends: Iterable[int]) -> _Lifted:
+def _lift_to_tokens(
+    machine: _Machine, pieces: Sequence[bytes | None], ends: Iterable[int]
+) -> _Lifted:
     trap = len(machine.states)
     signs = [column.tobytes() for column in machine.edges.T]
     alike = bytes(signs.index(sign) for sign in signs)
@@ -184,7 +186,7 @@ _TWO = re.compile(rb"[0-9][^0-9.]+[0-9]")
 _NUMBER = re.compile(rb"d\.d*|\.d+|d+")
 
 
-def _complete(pieces: Sequence[bytes | None], lifted: _Lifted) -> np.ndarray:
+def _complete_classes(pieces: Sequence[bytes | None], lifted: _Lifted) -> np.ndarray:
     """Returns which classes have a token whose digits are free: bool[classes].
 
     Where a token "]7" is in use, it is free if all of "]0" to "]9" are. Ways to the end are
@@ -208,7 +210,7 @@ def _complete(pieces: Sequence[bytes | None], lifted: _Lifted) -> np.ndarray:
     return complete
 
 
-def _need(lifted: _Lifted, complete: np.ndarray) -> Int[np.ndarray, "states classes"]:
+def _tokens_to_end(lifted: _Lifted, complete: np.ndarray) -> Int[np.ndarray, "states classes"]:
     """Returns the fewest tokens from each token to the end of an answer, both included."""
 
     def through(least: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -227,7 +229,7 @@ def _need(lifted: _Lifted, complete: np.ndarray) -> Int[np.ndarray, "states clas
     return need
 
 
-def _keys(pieces: Sequence[bytes | None], classes: np.ndarray, digits: int) -> np.ndarray:
+def _digit_keys(pieces: Sequence[bytes | None], classes: np.ndarray, digits: int) -> np.ndarray:
     """Returns the digits of each token; see `Automaton`."""
     keys = np.zeros(len(classes), np.int32)
     for token in np.flatnonzero(classes).tolist():
@@ -267,29 +269,33 @@ def table(
     """
     if not 1 <= digits <= outline.DECIMALS:
         raise ValueError(
-            f"expected 1 to {outline.DECIMALS} decimals, got {digits}, "
-            "do choose a value in this range"
+            f"automaton.table: expected 1 to {outline.DECIMALS} decimals, got {digits}; do: choose "
+            "a value in this range"
         )
     if (rings is not None and rings < 1) or (points is not None and points < FEWEST):
         raise ValueError(
-            f"expected 1 ring of {FEWEST} points or more, got {rings} of {points}, "
-            "do raise the limits"
+            f"automaton.table: expected 1 ring of {FEWEST} points or more, got {rings} of "
+            f"{points}; do: raise the limits"
         )
     if not ends or min(ends) < 0 or max(ends) >= len(pieces):
-        raise ValueError(f"expected end tokens below {len(pieces)}, got {list(ends)}")
+        raise ValueError(
+            f"automaton.table: expected end tokens below {len(pieces)}, got {list(ends)}; do: give "
+            "ids of the tokenizer"
+        )
     machine = _machine(digits, rings, points, nothing=nothing)
-    lifted = _lift(machine, pieces, ends)
-    need = _need(lifted, _complete(pieces, lifted))
+    lifted = _lift_to_tokens(machine, pieces, ends)
+    need = _tokens_to_end(lifted, _complete_classes(pieces, lifted))
     if (need[machine.start].min(1) == LATE).any():
         raise ValueError(
-            "expected a tokenizer with every digit, bracket, comma, stop and blank as a token, "
-            "got one that cannot write every answer, do use a byte-level tokenizer"
+            "automaton.table: expected a tokenizer with every digit, bracket, comma, stop and "
+            "blank as a token, got one that cannot write every answer; do: use a byte-level "
+            "tokenizer"
         )
     wide = ((0, 0), (0, -need.shape[1] % WORD))
-    spots = np.array([_spot(state, digits) for state in machine.states], np.int32)
+    spots = np.array([_coordinate_state(state, digits) for state in machine.states], np.int32)
     return Automaton(
         classes=jnp.asarray(lifted.classes, jnp.int16),
-        keys=jnp.asarray(_keys(pieces, lifted.classes, digits)),
+        keys=jnp.asarray(_digit_keys(pieces, lifted.classes, digits)),
         following=jnp.asarray(np.pad(lifted.following, wide), jnp.int16),
         need=jnp.asarray(np.pad(need, wide, constant_values=LATE).astype(np.int16)),
         spots=jnp.asarray(spots),
@@ -303,6 +309,6 @@ def check_max_tokens(automaton: Automaton, max_tokens: int, kinds: Iterable[Kind
         least = int(np.asarray(automaton.need)[int(automaton.start[kind])].min())
         if least > max_tokens:
             raise ValueError(
-                f"max_tokens: expected at least {least}, the shortest {Kind(kind).name.lower()} "
-                f"of the grammar, got {max_tokens}: do raise it or switch the grammar off"
+                f"max_tokens: expected at least {least}, the shortest {Kind(kind).name.lower()} of "
+                f"the grammar, got {max_tokens}; do: raise it or switch the grammar off"
             )

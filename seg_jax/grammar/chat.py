@@ -12,7 +12,7 @@ from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.records import Kind
 
 Clue = str | Float[np.ndarray, " 2"] | Float[np.ndarray, " 4"]
-"""How the object is told: an expression, a point (x, y) or a box (x0, y0, x1, y1), unit."""
+"""What refers to the object: an expression, a point (x, y) or a box (x0, y0, x1, y1), unit."""
 
 NOUNS = {Kind.POINT: "point", Kind.BOX: "box", Kind.MASK: "polygon"}
 
@@ -67,7 +67,7 @@ def question(
     """Returns a question for the point, box or polygon of an object.
 
     Args:
-      kind: what is asked for.
+      kind: the kind of answer that is requested.
       clue: an expression, a point or a box; the latter two become "the object at point [x, y]"
         and "the object in box [x0, y0, x1, y1]".
       rng: draws the form uniformly; None: the form `index`, by default the one fixed form of
@@ -83,7 +83,8 @@ def question(
         index = int(rng.integers(len(forms) if paraphrases else len(QUESTIONS)))
     elif not 0 <= index < len(forms):
         raise ValueError(
-            f"expected a question from 0 to {len(forms) - 1}, got {index}, do choose another"
+            f"chat.question: expected a question from 0 to {len(forms) - 1}, got {index}; do: "
+            "choose another"
         )
     form = forms[index]
     if not isinstance(clue, str):
@@ -117,43 +118,39 @@ def _place(clue: np.ndarray, digits: int) -> str:
     if clue.shape == (4,):
         return f"the object in box {outline.write_box(clue, digits=digits)}"
     raise ValueError(
-        f"expected an expression, a point of 2 or a box of 4 numbers, got shape {clue.shape}, "
-        "do pass one object at a time"
+        "chat: expected an expression, a point of 2 or a box of 4 numbers, got shape "
+        f"{clue.shape}; do: pass one object at a time"
     )
 
 
 def answer(
     text: str,
     kind: Kind,
-    clue: Clue | None = None,
     *,
     rng: np.random.Generator | None = None,
     index: int = 0,
-    digits: int = 3,
 ) -> str:
     """Returns an answer around the list that `outline` wrote.
 
     Args:
       text: the list.
-      kind: what was asked for.
-      clue: what the question told; no form repeats it so far.
+      kind: the kind of answer that was requested.
       rng: draws the form uniformly, two in five are the bare list; None: the form `index`, by
         default the bare list with a full stop.
       index: number of the form in `ANSWERS` when nothing is drawn.
-      digits: decimals of the clue.
     """
-    del clue, digits
     if rng is not None:
         index = int(rng.integers(len(ANSWERS)))
     elif not 0 <= index < len(ANSWERS):
         raise ValueError(
-            f"expected an answer from 0 to {len(ANSWERS) - 1}, got {index}, do choose another"
+            f"chat.answer: expected an answer from 0 to {len(ANSWERS) - 1}, got {index}; do: "
+            "choose another"
         )
     return ANSWERS[index].format(text=text, noun=NOUNS[Kind(kind)])
 
 
 def denial(*, rng: np.random.Generator | None = None, index: int = 0) -> str:
-    """Returns the answer that there is no such object, whatever was asked for.
+    """Returns the answer that there is no such object, for every kind of question.
 
     Args:
       rng: draws the form uniformly, half are the bare list; None: the form `index`, by default the
@@ -168,7 +165,7 @@ def sentences(expressions: Iterable[str], *, denials: bool = False) -> Iterator[
     """Yields every form with every expression: the words that a tokenizer should know.
 
     Args:
-      expressions: that are told.
+      expressions: what questions may call an object.
       denials: whether answers may say that there is nothing.
     """
     for index in range(len(DENIALS) if denials else 0):
@@ -216,8 +213,8 @@ def turn(
     if visual_tokens > 0:
         if ids.count(tokenizer.image_id) != 1:
             raise ValueError(
-                f"expected a chat template that places one image token, got "
-                f"{ids.count(tokenizer.image_id)}, do use the template of a vision-language model"
+                "chat.turn: expected a chat template that places one image token, got "
+                f"{ids.count(tokenizer.image_id)}; do: use the template of a vision-language model"
             )
         place = ids.index(tokenizer.image_id)
         ids[place : place + 1] = [tokenizer.image_id] * visual_tokens

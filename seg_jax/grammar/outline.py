@@ -6,8 +6,8 @@ The grammar, coordinates being fractions of the image's width and height:
     box     [x0, y0, x1, y1]
     mask    [[[x, y], [x, y], [x, y]], [[x, y], ...]]     rings; holes are rings too (even-odd)
 
-What is not in the image is told by the empty list, `NOTHING_THERE`, whatever was asked for; an
-answer with such a list and no point says so (`Reading.says_nothing`).
+That an object is not in the image is written as the empty list, `NOTHING_THERE`, for every kind of
+answer; `Reading.says_nothing` is True for an answer with such a list and no point.
 
 The reader is a machine that sees one character at a time: a `STATE`, eight classes of characters,
 the `TABLE` below and a few registers. `reader.py` runs the same table on the device.
@@ -102,8 +102,8 @@ def _byte_classes() -> bytes:
     for value in range(10):
         classes[ord("0") + value] = DIGITS + value
     named = {".": STOP, ",": SEPARATOR, "-": HYPHEN, "[": OPEN, "]": CLOSE}
-    for character, klass in {**named, **dict.fromkeys(" \t\r\n", SPACE)}.items():
-        classes[ord(character)] = klass
+    for character, char_class in {**named, **dict.fromkeys(" \t\r\n", SPACE)}.items():
+        classes[ord(character)] = char_class
     return bytes(classes)
 
 
@@ -114,18 +114,21 @@ def _steps(values: object, shape: tuple[int | None, ...], digits: int) -> np.nda
     """Returns coordinates as whole steps of 10**-digits, clamped to 0..10**digits."""
     if not 1 <= digits <= DECIMALS:
         raise ValueError(
-            f"expected 1 to {DECIMALS} decimals, got {digits}, do choose a value in this range"
+            f"outline: expected 1 to {DECIMALS} decimals, got {digits}; do: choose a value in this "
+            "range"
         )
     array = np.asarray(values, np.float64)
     if array.ndim != len(shape) or any(
         want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
     ):
         raise ValueError(
-            f"expected coordinates of shape {shape}, got {array.shape}, "
-            "do pass (x, y) pairs for rings and points, (x0, y0, x1, y1) for boxes"
+            f"outline: expected coordinates of shape {shape}, got {array.shape}; do: pass (x, y) "
+            "pairs for rings and points, (x0, y0, x1, y1) for boxes"
         )
     if not np.isfinite(array).all():
-        raise ValueError("expected finite coordinates, got nan or infinity, do drop them first")
+        raise ValueError(
+            "outline: expected finite coordinates, got nan or infinity; do: drop them first"
+        )
     return np.rint(np.clip(array, 0.0, 1.0) * 10**digits).astype(np.int64)
 
 
@@ -187,7 +190,7 @@ def write_box(box: Numbers, *, digits: int = 3) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What an answer says, in unit coordinates; only the field of the asked kind is filled."""
+    """What an answer says, in unit coordinates; only the field of the requested kind is filled."""
 
     verdict: Verdict
     rings: tuple[Outline, ...] = ()
@@ -202,7 +205,7 @@ def read(text: str, kind: Kind, *, rings: int | None = None, points: int | None 
 
     Args:
       text: the answer; prose around the list is ignored.
-      kind: what was asked for.
+      kind: the kind of answer that the question requested.
       rings: at most so many rings are kept, further ones cut (None: no limit).
       points: at most so many points of a ring are kept, further ones cut.
 
@@ -247,16 +250,16 @@ class _Machine:
     def run(self, classes: bytes) -> None:
         """Reads all characters; the many that only move the state or grow a number stay here."""
         table = TABLE.tolist()
-        for klass in classes:
-            action, following = divmod(table[self.state][klass], 16)
+        for char_class in classes:
+            action, following = divmod(table[self.state][char_class], 16)
             if action == STAY:
                 self.state = following
             elif action == DIGIT:
                 self.state = following
                 if following == WHOLE:
-                    self.whole = min(self.whole * 10 + klass, 10)
+                    self.whole = min(self.whole * 10 + char_class, 10)
                 else:
-                    self.fraction += klass * self.place
+                    self.fraction += char_class * self.place
                     self.place //= 10
             elif self.act(action, following):
                 continue
@@ -264,7 +267,7 @@ class _Machine:
                 self.state = STOPPED
                 self.fault(Verdict.MALFORMED)
             else:
-                self.state, self.depth = (OPENED, 1) if klass == OPEN else (PROSE, 0)
+                self.state, self.depth = (OPENED, 1) if char_class == OPEN else (PROSE, 0)
                 self.clear()
 
     def act(self, action: int, following: int) -> bool:

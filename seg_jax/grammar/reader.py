@@ -31,15 +31,15 @@ def table(pieces: Sequence[bytes | None], *, vocab_size: int | None = None) -> T
       pieces: the bytes of every token by id (`Tokenizer.pieces`); None for tokens without text.
       vocab_size: rows of the table, at least one per piece; further ids have no text.
 
-    A token is shortened to what the machine can tell apart, so one long token of blanks or
+    A token is shortened to what the machine can distinguish, so one long token of blanks or
     letters does not lengthen the table.
     """
-    texts = [_shortened((piece or b"").translate(outline.BYTE_CLASS)) for piece in pieces]
+    texts = [_shorten((piece or b"").translate(outline.BYTE_CLASS)) for piece in pieces]
     rows = len(texts) if vocab_size is None else vocab_size
     if rows < len(texts):
         raise ValueError(
-            f"expected a vocab_size of at least {len(texts)}, got {rows}, "
-            "do pass the size of the model's embedding table"
+            f"reader.table: expected a vocab_size of at least {len(texts)}, got {rows}; do: pass "
+            "the size of the model's embedding table"
         )
     longest = max([len(text) for text in texts], default=0)
     classes = np.full((rows, max(longest, 1)), outline.NOTHING, np.int8)
@@ -62,21 +62,21 @@ _LONGEST_RUN = {
 """A longer run of one class leaves the machine where a run of this length does."""
 
 
-def _shortened(classes: bytes) -> bytes:
+def _shorten(classes: bytes) -> bytes:
     """Returns the shortest classes known to have the same effect on the machine.
 
     After OTHER the machine is in prose, done or stopped, where only brackets count.
     """
     kept = bytearray()
     deaf = False
-    for klass in classes:
-        bracket = klass in (outline.OPEN, outline.CLOSE)
+    for char_class in classes:
+        bracket = char_class in (outline.OPEN, outline.CLOSE)
         if deaf and not bracket:
             continue
-        longest = _LONGEST_RUN[klass]
-        if kept[-longest:] != bytes([klass]) * longest:
-            kept.append(klass)
-        deaf = klass == outline.OTHER
+        longest = _LONGEST_RUN[char_class]
+        if kept[-longest:] != bytes([char_class]) * longest:
+            kept.append(char_class)
+        deaf = char_class == outline.OTHER
     return bytes(kept)
 
 
@@ -121,7 +121,7 @@ class _Event(NamedTuple):
     """0; 1 for a ring that is dropped; 2 for a ring that is kept."""
 
 
-def _start(lanes: int) -> _Registers:
+def _initial_registers(lanes: int) -> _Registers:
     zero, false = jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool)
     return _Registers(
         *(zero,) * 6,
@@ -139,9 +139,9 @@ def _start(lanes: int) -> _Registers:
     )
 
 
-def _step(m: _Registers, klass: Array, *, kind: Array, rings: int, points: int):
+def _step(m: _Registers, char_class: Array, *, kind: Array, rings: int, points: int):
     """Returns the registers after one character per lane, and the event."""
-    cell = jnp.asarray(outline.TABLE).reshape(-1)[m.state * outline.CLASSES + klass]
+    cell = jnp.asarray(outline.TABLE).reshape(-1)[m.state * outline.CLASSES + char_class]
     following, action = cell % 16, cell // 16
     outlines, committed = kind == Kind.MASK, m.level > 0
     need = jnp.where(kind == Kind.BOX, 4, 2)
@@ -158,7 +158,7 @@ def _step(m: _Registers, klass: Array, *, kind: Array, rings: int, points: int):
     opens, point = opens & ~broke, (action == outline.POINT) & ~broke
     rises, push = point | (action == outline.LIST), point | ((action == outline.PUSH) & ~broke)
     afresh = broke & ~committed
-    again = afresh & (klass == outline.OPEN)
+    again = afresh & (char_class == outline.OPEN)
 
     depth = jnp.where(opens, jnp.minimum(m.depth + 1, outline.DEEPEST), m.depth - rises)
     depth = jnp.where(afresh, again, jnp.where(void, 0, depth))
@@ -166,17 +166,17 @@ def _step(m: _Registers, klass: Array, *, kind: Array, rings: int, points: int):
     state = jnp.where(rises, jnp.where(depth > 0, outline.CLOSED, outline.DONE), state)
     state = jnp.where(afresh, jnp.where(again, outline.OPENED, outline.PROSE), state)
 
-    m, over = _numbers(m, klass, action, following, push, clear=opens | afresh)
+    m, over = _update_number(m, char_class, action, following, push, clear=opens | afresh)
     faults = [(point & over, Verdict.CLAMPED), (point & m.nothing, Verdict.MALFORMED)]
     faults += [((broke & committed) | (action == outline.SURPLUS), Verdict.MALFORMED)]
     ends = (action == outline.LIST) & outlines & (m.depth == m.level - 1)
     level = jnp.where(point, m.depth, m.level)
     m = m._replace(state=state, depth=depth, level=level, nothing=m.nothing | void)
-    m, event, more = _completed(m, point, ends, kind=kind, rings=rings, points=points)
-    return _blame(m, faults + more), event
+    m, event, more = _complete_point(m, point, ends, kind=kind, rings=rings, points=points)
+    return _raise_verdict(m, faults + more), event
 
 
-def _numbers(m: _Registers, klass, action, following, push, *, clear):
+def _update_number(m: _Registers, char_class, action, following, push, *, clear):
     """Returns the registers with the number that grows or ends, and whether one was outside 0..1.
 
     The second result counts a number of this point that ends just now.
@@ -191,8 +191,10 @@ def _numbers(m: _Registers, klass, action, following, push, *, clear):
     decimal = digit & (following == outline.FRACTION)
     fresh = push | clear
     m = m._replace(
-        whole=jnp.where(fresh, 0, jnp.where(whole, jnp.minimum(m.whole * 10 + klass, 10), m.whole)),
-        fraction=jnp.where(fresh, 0, m.fraction + jnp.where(decimal, klass * m.place, 0)),
+        whole=jnp.where(
+            fresh, 0, jnp.where(whole, jnp.minimum(m.whole * 10 + char_class, 10), m.whole)
+        ),
+        fraction=jnp.where(fresh, 0, m.fraction + jnp.where(decimal, char_class * m.place, 0)),
         place=jnp.where(fresh, outline.ONE // 10, jnp.where(decimal, m.place // 10, m.place)),
         minus=~fresh & (m.minus | (action == outline.MINUS)),
         over=over & ~clear,
@@ -202,7 +204,7 @@ def _numbers(m: _Registers, klass, action, following, push, *, clear):
     return m, over
 
 
-def _completed(m: _Registers, point, ends, *, kind, rings: int, points: int):
+def _complete_point(m: _Registers, point, ends, *, kind, rings: int, points: int):
     """Returns the registers with the point or ring that is complete, the event and the faults."""
     x0, y0, x, y = m.numbers
     boxes = point & (kind == Kind.BOX)
@@ -242,7 +244,7 @@ def _completed(m: _Registers, point, ends, *, kind, rings: int, points: int):
     return m, event, [*faults, (swapped, Verdict.MALFORMED)]
 
 
-def _blame(m: _Registers, faults) -> _Registers:
+def _raise_verdict(m: _Registers, faults) -> _Registers:
     worst = m.worst
     for met, verdict in faults:
         worst = jnp.maximum(worst, jnp.where(met, int(verdict), 0))
@@ -264,7 +266,7 @@ def read(
       ids: tokens of the answers; ids outside the table have no text.
       used: False for tokens to skip: padding, or what follows the end token.
       table: of the tokenizer that wrote them.
-      kind: the `Kind` that was asked for, one for all or one each.
+      kind: the `Kind` that the questions requested, one for all or one each.
       rings: R, rings that are kept; answers with more are cut and `TRUNCATED`.
       points: P >= 2, points of a ring that are kept; rings with more are cut, `TRUNCATED`.
 
@@ -274,8 +276,8 @@ def read(
     """
     if rings < 1 or points < 2:
         raise ValueError(
-            f"expected room for 1 ring of 2 points or more, got {rings} of {points}, "
-            "do raise rings or points"
+            f"reader.read: expected room for 1 ring of 2 points or more, got {rings} of {points}; "
+            "do: raise rings or points"
         )
     lead, length = ids.shape[:-1], ids.shape[-1]
     lanes = int(np.prod(lead))
@@ -286,13 +288,13 @@ def read(
     classes = jnp.where(known[..., None], classes, outline.NOTHING)
     classes = classes.reshape(lanes, length * table.classes.shape[1]).T
     step = functools.partial(_step, kind=kinds, rings=rings, points=points)
-    end, events = jax.lax.scan(step, _start(lanes), classes)
+    end, events = jax.lax.scan(step, _initial_registers(lanes), classes)
 
     cut_off = (end.level > 0) & (end.state != outline.DONE) & (end.state != outline.STOPPED)
     outlines, last = kinds == Kind.MASK, end.distinct >= 3
     hollow = outlines & (end.points > 0) & ~last
-    end = _blame(end, [(cut_off, Verdict.TRUNCATED), (hollow, Verdict.DEGENERATE)])
-    steps, filled = _collected(events, last, rings, points)
+    end = _raise_verdict(end, [(cut_off, Verdict.TRUNCATED), (hollow, Verdict.DEGENERATE)])
+    steps, filled = _gather_points(events, last, rings, points)
     corners = jnp.stack([jnp.stack(end.first, -1), jnp.stack(end.second, -1)], 1)
     single = jnp.zeros_like(steps).at[:, 0, :2].set(corners)
     place = jnp.arange(points) + points * jnp.arange(rings)[:, None]
@@ -311,7 +313,7 @@ def says_nothing(answer: Polygons, verdict: Int[Array, "*n"]) -> Bool[Array, "*n
     return (verdict == Verdict.OK) & ~answer.used.any((-2, -1))
 
 
-def _collected(events: _Event, last: Array, rings: int, points: int):
+def _gather_points(events: _Event, last: Array, rings: int, points: int):
     """Returns the points of kept rings, [N R P 2], and which places they fill, [N R P].
 
     A ring is known to be kept only when it ends: the next end after each point, or `last` for

@@ -1,7 +1,7 @@
 """Attention of whole rows by an accelerator's own kernels, without scores of all pairs in memory.
 
-Keys are those of P prompt tokens, which every query sees where they are used, then those of the T
-tokens that ask, seen within equal segments. P may be 0.
+Keys belong to P prompt tokens, which every query sees where they are used, and then to the T tokens
+of the queries themselves, which see each other within equal segments. P may be 0.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ slowly, where there is no TPU; "cudnn" is for NVIDIA GPUs only, and XLA's produc
 LANES = 128
 BLOCKS = (512, 384, 256, 128)
 """Queries or keys of a block; where windows are small, none larger than 256."""
-FEWEST = 128
-"""Tokens of a row below which "auto" keeps XLA's products: a block would be mostly padding."""
-APART = 2.0**20
-"""Its square is taken from a score for each bit in which two segments differ."""
+MIN_TOKENS = 128
+"""Rows of fewer tokens are left to XLA's products by "auto": a block would be mostly padding."""
+SEPARATION = 2.0**20
+"""For each bit in which two segments differ, the square of this is subtracted from a score."""
 
 
 def platform() -> str:
-    """Returns what the program that is traced will run on: tpu, gpu, cpu.
+    """Returns the platform that the program being traced will run on: tpu, gpu or cpu.
 
-    The devices of `jax.set_mesh` tell, which need not be here; without it, JAX's default backend.
+    It is that of the devices of `jax.set_mesh`, which need not be attached to this machine; without
+    a mesh it is JAX's default backend.
     """
     on = jax.sharding.get_abstract_mesh()
     device = None if on.empty else on.abstract_device
@@ -42,14 +43,14 @@ def platform() -> str:
 def choose_kernel(
     kind: Kind, query: Float[Array, "B T heads hd"], value: Float[Array, "B S kv vd"]
 ) -> str:
-    """Returns which of splash, interpret, cudnn and xla attends.
+    """Returns which kernel computes attention: splash, interpret, cudnn or xla.
 
     cuDNN knows half precision only, and widths of heads up to 128 that eight divides and that
     values share.
     """
     where = platform()
     if kind == "auto":
-        long = min(query.shape[1], value.shape[1]) >= FEWEST
+        long = min(query.shape[1], value.shape[1]) >= MIN_TOKENS
         return "splash" if where == "tpu" and long else "xla"
     if kind == "splash":
         return "splash" if where == "tpu" else "interpret"
@@ -81,26 +82,26 @@ def splash(
       segments: of the T tokens; None: all see each other.
       used: where the prompt has a token; None: P = 0.
       causal: whether tokens see no later ones.
-      reach: tokens see none that are so many places away, or None; not with a prompt.
-      interpret: worked out by XLA, one operation after the other, for tests.
+      reach: tokens see none that are so many places away; None: no limit. Not with a prompt.
+      interpret: whether XLA runs the kernel, one operation after the other, for tests.
 
     Source: FlashAttention-2, Dao 2023, with sparse blocks: JAX's `splash_attention`.
     """
     (batch, length, heads, _), keys = query.shape, key.shape[1]
-    query = _scaled(query)
-    ids = _ids(segments, used, (batch, length))
+    query = _scale_query(query)
+    ids = _segment_ids(segments, used, (batch, length))
     if used is not None and segments is not None:
-        query, key = _apart(query, key, segments)
-    sides = [_block(count, small=reach is not None) for count in (length, keys)]
+        query, key = _add_segment_channels(query, key, segments)
+    sides = [_block_size(count, small=reach is not None) for count in (length, keys)]
     padded = length + -length % sides[0], keys + -keys % sides[1]
     ids = library.SegmentIds(
         *(jnp.pad(x, ((0, 0), (0, to - x.shape[1])), constant_values=-1 << 30)
           for x, to in zip(ids, padded, strict=True))
     )  # fmt: skip
-    mask = _mask(padded, causal=causal, reach=reach, behind=keys - length)
+    mask = _static_mask(padded, causal=causal, reach=reach, behind=keys - length)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * heads),
-        block_sizes=_sizes(*sides),
+        block_sizes=_block_sizes(*sides),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
@@ -130,7 +131,7 @@ def cudnn(
     """
     (batch, length, *_), keys = query.shape, key.shape[1]
     seen = attention_mask(segments, used, (batch, length), causal=causal, reach=reach)
-    more = (0, length % 2), (0, keys % 2)  # With such a table it asks for even lengths.
+    more = (0, length % 2), (0, keys % 2)  # With such a table cuDNN needs even lengths.
     seen = jnp.pad(seen, ((0, 0), *more))[:, None]
     query, key, value = (
         jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0)))
@@ -163,11 +164,11 @@ def attention_mask(
     return jnp.concatenate([prompt, seen], -1)
 
 
-def _scaled(query: Float[Array, "B T heads hd"]) -> Float[Array, "B T heads hd"]:
+def _scale_query(query: Float[Array, "B T heads hd"]) -> Float[Array, "B T heads hd"]:
     return (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
 
 
-def _ids(segments, used, shape: tuple[int, int]) -> tuple[Array, Array]:
+def _segment_ids(segments, used, shape: tuple[int, int]) -> tuple[Array, Array]:
     """Returns numbers of queries and of keys; they see each other where these are equal."""
     if used is None:
         own = jnp.zeros(shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
@@ -176,38 +177,38 @@ def _ids(segments, used, shape: tuple[int, int]) -> tuple[Array, Array]:
     return own, jnp.concatenate([(~used).astype(jnp.int32), own], 1)
 
 
-def _apart(
+def _add_segment_channels(
     query: Float[Array, "B T heads hd"],
     key: Float[Array, "B S kv hd"],
     segments: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T heads wd"], Float[Array, "B S kv wd"]]:
-    """Returns queries and keys with channels more that part the segments, but not the prompt.
+    """Returns queries and keys with further channels that separate segments, but not the prompt.
 
     Numbers that are equal or not cannot say that every segment sees the prompt. A bit of a segment
-    is two channels, (bit, 1 - bit) of a query against -(1 - bit, bit) of a key: nothing, exactly,
-    where they are equal, and so much where they are not that no weight is left. Of the prompt's
-    keys they are 0.
+    is two channels, (bit, 1 - bit) of a query against -(1 - bit, bit) of a key: their product is
+    exactly 0 where they are equal, and so large where they are not that no weight is left. The
+    prompt's keys have zeros there.
     """
     count = max(1, segments.shape[1].bit_length())  # A row has no more segments than tokens.
     bits = (segments[..., None] >> jnp.arange(count)) & 1
-    ours = jnp.concatenate([bits, 1 - bits], -1).astype(query.dtype) * APART
-    theirs = jnp.concatenate([bits - 1, -bits], -1).astype(key.dtype) * APART
+    ours = jnp.concatenate([bits, 1 - bits], -1).astype(query.dtype) * SEPARATION
+    theirs = jnp.concatenate([bits - 1, -bits], -1).astype(key.dtype) * SEPARATION
     theirs = jnp.pad(theirs, ((0, 0), (key.shape[1] - theirs.shape[1], 0), (0, 0)))
 
-    def wider(x, more):
+    def append(x, more):
         more = jnp.broadcast_to(more[:, :, None], (*x.shape[:3], more.shape[-1]))
         return jnp.concatenate([x, more.astype(x.dtype)], -1)
 
-    return wider(query, ours), wider(key, theirs)
+    return append(query, ours), append(key, theirs)
 
 
-def _block(count: int, *, small: bool) -> int:
+def _block_size(count: int, *, small: bool) -> int:
     """Returns the side of blocks: the largest of those that pad `count` tokens least."""
     sides = [side for side in BLOCKS if not small or side <= 256]
     return min(sides, key=lambda side: (-count % side, -side))
 
 
-def _sizes(queries: int, keys: int) -> library.BlockSizes:
+def _block_sizes(queries: int, keys: int) -> library.BlockSizes:
     """Returns the blocks of the forward pass and of both passes of the gradient."""
     return library.BlockSizes(
         block_q=queries,
@@ -221,8 +222,8 @@ def _sizes(queries: int, keys: int) -> library.BlockSizes:
     )
 
 
-def _mask(shape: tuple[int, int], *, causal: bool, reach: int | None, behind: int):
-    """Returns what the kernel knows of who sees whom when it is compiled."""
+def _static_mask(shape: tuple[int, int], *, causal: bool, reach: int | None, behind: int):
+    """Returns the part of the mask that is known when the kernel is compiled."""
     if reach is not None:
         return library.LocalMask(shape, (reach - 1, 0 if causal else reach - 1), behind)
     return library.CausalMask(shape, behind) if causal else library.FullMask(shape)

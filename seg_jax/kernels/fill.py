@@ -69,26 +69,26 @@ class _Plan(NamedTuple):
     @property
     def depth(self) -> int:
         """Words of a column, up to whole sublanes."""
-        return _up(-(-self.height // 32), _SUBLANES)
+        return _round_up(-(-self.height // 32), _SUBLANES)
 
     @property
     def wide(self) -> int:
         """Columns, up to whole lanes."""
-        return _up(self.width, _LANES)
+        return _round_up(self.width, _LANES)
 
     @property
     def lanes(self) -> int:
         """Edges of a group, up to whole lanes."""
-        return _up(self.steps * _EDGES, _LANES)
+        return _round_up(self.steps * _EDGES, _LANES)
 
     @property
     def fields(self) -> int:
         """Numbers of an edge, up to whole sublanes."""
-        return _up(1 + self.lists + self.straight + self.exact, _SUBLANES)
+        return _round_up(1 + self.lists + self.straight + self.exact, _SUBLANES)
 
     @property
     def lists(self) -> int:
-        """Of visits of a group: those of straight edges, if there are any, and of the others."""
+        """Lists of visits per group: one for straight edges, if any, and one for the others."""
         return 2 if self.straight else 1
 
     @property
@@ -110,11 +110,11 @@ class _Plan(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Bytes of what a shape brings and takes: twice, one computed while one is on its way."""
+        """Bytes that a shape reads and writes, doubled: one is computed while another is copied."""
         return 8 * (self.groups * self.fields * self.lanes + self.depth * self.wide)
 
 
-def _up(count: int, multiple: int) -> int:
+def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
@@ -144,9 +144,9 @@ def fill(
 
     def kernel(visits, fields, out, *scratch):
         out[...] = jnp.zeros_like(out)
-        _draw(plan, (straight, exact), visits, fields, out, *scratch)
+        _draw_shapes(plan, (straight, exact), visits, fields, out, *scratch)
 
-    inputs, specs = _inputs(edges, plan)
+    inputs, specs = _kernel_inputs(edges, plan)
     whole = plan.depth, plan.wide
     words = pl.pallas_call(
         kernel,
@@ -154,7 +154,7 @@ def fill(
         in_specs=specs,
         out_specs=pl.BlockSpec((plan.together, *whole), lambda i: (i, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((plan.passes * plan.together, *whole), jnp.int32),
-        scratch_shapes=_scratch(plan),
+        scratch_shapes=_scratch_shapes(plan),
         interpret=interpret,
         name="fill",
     )(*inputs)
@@ -179,13 +179,13 @@ def counts(
     def kernel(chosen, visits, fields, *refs):
         del chosen
         masks, (area, shared, drawn, *scratch) = refs[:together], refs[together:]
-        _wipe(plan, visits, drawn)
-        _draw(plan, (straight, exact), visits, fields, drawn, *scratch)
+        _clear_shapes(plan, visits, drawn)
+        _draw_shapes(plan, (straight, exact), visits, fields, drawn, *scratch)
         for s, mask in enumerate(masks):
-            found = _counted(plan, _span(plan, visits, s), drawn.at[s], mask.at[0])
+            found = _count_bits(plan, _tile_span(plan, visits, s), drawn.at[s], mask.at[0])
             area[0, s : s + 1, :], shared[0, s : s + 1, :] = found
 
-    inputs, specs = _inputs(edges, plan)
+    inputs, specs = _kernel_inputs(edges, plan)
     which = jnp.pad(which.astype(jnp.int32), (0, plan.passes * together - plan.shapes))
     size = ((0, most - now) for most, now in zip(whole, words.shape[1:], strict=True))
     words = jnp.pad(words, ((0, 0), *size))
@@ -201,7 +201,7 @@ def counts(
             grid=(plan.passes,),
             in_specs=[*specs, *masks],
             out_specs=[pl.BlockSpec((1, together, _LANES), lambda i, _: (i, 0, 0))] * 2,
-            scratch_shapes=[pltpu.VMEM((together, *whole), jnp.int32), *_scratch(plan)],
+            scratch_shapes=[pltpu.VMEM((together, *whole), jnp.int32), *_scratch_shapes(plan)],
         ),
         out_shape=[rows, rows],
         interpret=interpret,
@@ -211,7 +211,7 @@ def counts(
     return area, shared
 
 
-def _scratch(plan: _Plan):
+def _scratch_shapes(plan: _Plan):
     """Returns room for the edges of a group, on sublanes, and for the toggles of one of several."""
     turned = pltpu.VMEM((plan.lanes, plan.fields), jnp.int32)
     flips = pltpu.VMEM((2, _EDGES, _LANES), jnp.int32)
@@ -219,7 +219,7 @@ def _scratch(plan: _Plan):
     return [turned, flips] if plan.groups == 1 else [turned, flips, toggles]
 
 
-def _inputs(edges: Edges, plan: _Plan):
+def _kernel_inputs(edges: Edges, plan: _Plan):
     """Returns what is to be visited and the fields of the edges, and how they are cut."""
     bent = jnp.where(edges.sure, 0, edges.end)
     lists = [_visits(edges.first, bent, plan)]
@@ -269,63 +269,65 @@ def _visits(first, end, plan: _Plan) -> Int32[Array, "N G L"]:
     return jnp.concatenate([jnp.stack([total, follows[..., 0], span, count], -1), visits], -1)
 
 
-def _at(tile):
+def _tile_columns(tile):
     return pl.ds(pl.multiple_of(tile * _LANES, _LANES), _LANES)
 
 
-def _over(span, visit, start: Any = 0):
+def _for_tiles(span, visit, start: Any = 0):
     """Returns what comes of visiting the tiles of a span."""
     return lax.fori_loop(span & 63, span >> _TILE_BITS & 63, visit, start)
 
 
-def _head(plan: _Plan, group, which=0):
+def _list_begin(plan: _Plan, group, which=0):
     """Returns where a list begins."""
     return (group * plan.lists + which) * (_HEAD + plan.steps)
 
 
-def _span(plan: _Plan, visits, s):
+def _tile_span(plan: _Plan, visits, s):
     """Returns the tiles of a shape of a pass."""
-    spans = [visits[0, s, _head(plan, g) + 2] for g in range(plan.groups)]
+    spans = [visits[0, s, _list_begin(plan, g) + 2] for g in range(plan.groups)]
     low = functools.reduce(jnp.minimum, [span & 63 for span in spans])
     high = functools.reduce(jnp.maximum, [span >> _TILE_BITS for span in spans])
     return low | high << _TILE_BITS
 
 
-def _wipe(plan: _Plan, visits, drawn):
+def _clear_shapes(plan: _Plan, visits, drawn):
     """Clears the tiles of the shapes of a pass."""
 
     def shape(s, _):
-        return _clear(plan, drawn.at[s], _span(plan, visits, s))
+        return _clear_tiles(plan, drawn.at[s], _tile_span(plan, visits, s))
 
     lax.fori_loop(0, plan.together, shape, 0)
 
 
-def _clear(plan: _Plan, words, span):
+def _clear_tiles(plan: _Plan, words, span):
     """Clears the tiles of a span."""
 
     def tile(t, _):
-        words[:, _at(t)] = jnp.zeros((plan.depth, _LANES), jnp.int32)
+        words[:, _tile_columns(t)] = jnp.zeros((plan.depth, _LANES), jnp.int32)
         return 0
 
-    return _over(span, tile)
+    return _for_tiles(span, tile)
 
 
-def _draw(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None):
+def _draw_shapes(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None):
     """Writes the shapes of a pass into words that are clear."""
 
     def group(g, s):
         own = drawn.at[s] if toggles is None else toggles
-        span = visits[0, s, _head(plan, g) + 2]
+        span = visits[0, s, _list_begin(plan, g) + 2]
         if toggles is not None:
-            _clear(plan, own, span)
-        _toggle(plan, rows, (visits, s, g), fields, (turned, flips), own)
+            _clear_tiles(plan, own, span)
+        _toggle_edges(plan, rows, (visits, s, g), fields, (turned, flips), own)
 
         def tile(t, _):
-            words = _filled(plan, own[:, _at(t)])
-            drawn[s, :, _at(t)] = words if toggles is None else drawn[s, :, _at(t)] | words
+            words = _filled_words(plan, own[:, _tile_columns(t)])
+            drawn[s, :, _tile_columns(t)] = (
+                words if toggles is None else drawn[s, :, _tile_columns(t)] | words
+            )
             return 0
 
-        _over(span, tile)
+        _for_tiles(span, tile)
         return s
 
     def shape(s, _):
@@ -338,14 +340,14 @@ def _draw(plan: _Plan, rows, visits, fields, drawn, turned, flips, toggles=None)
     lax.fori_loop(0, plan.together, shape, 0)
 
 
-def _toggle(plan: _Plan, rows, place, fields, scratch, toggles):
+def _toggle_edges(plan: _Plan, rows, place, fields, scratch, toggles):
     """Flips the toggles of a group of a shape: in each word the parity of those above a bit."""
     (visits, s, g), turned = place, scratch[0]
-    heads = [_head(plan, g, which) for which in range(plan.lists)]
+    heads = [_list_begin(plan, g, which) for which in range(plan.lists)]
     count = functools.reduce(jnp.maximum, [visits[0, s, head + 3] for head in heads])
 
     def turn(c, _):
-        turned[_at(c), :] = fields[s, g, :, _at(c)].T
+        turned[_tile_columns(c), :] = fields[s, g, :, _tile_columns(c)].T
         return 0
 
     each = _LANES // _EDGES
@@ -354,10 +356,10 @@ def _toggle(plan: _Plan, rows, place, fields, scratch, toggles):
 
         @pl.when(visits[0, s, head] > 0)
         def _(head=head, part=part, function=function):
-            _walk(plan, (function, part), (visits, s, head), scratch, toggles)
+            _walk_visits(plan, (function, part), (visits, s, head), scratch, toggles)
 
 
-def _walk(plan: _Plan, rows, place, scratch, toggles):
+def _walk_visits(plan: _Plan, rows, place, scratch, toggles):
     """Makes the visits of a list.
 
     Three of them are under way: while the fields of one are spread over the lanes, rows of the one
@@ -382,7 +384,7 @@ def _walk(plan: _Plan, rows, place, scratch, toggles):
     def visit(_, carry):
         after, tile, before, *fields = carry
         now = _toggles(function, fields, tile)
-        _flip(plan, toggles, before, flips)
+        _flip_bits(plan, toggles, before, flips)
         flips[0], flips[1] = now
         return following(*after), after[1], tile, *spread(after[0])
 
@@ -401,16 +403,16 @@ def _toggles(rows, edge, tile):
     return jnp.where(on, row >> 5, -1), jnp.int32(-1) << (row & 31)
 
 
-def _flip(plan: _Plan, toggles, tile, flips):
+def _flip_bits(plan: _Plan, toggles, tile, flips):
     index = lax.broadcasted_iota(jnp.int32, (plan.depth, _LANES), 0)
     word, bits = ([flips[j, i : i + 1, :] for i in range(_EDGES)] for j in range(2))
     found = [jnp.where(index == w, b, 0) for w, b in zip(word, bits, strict=True)]
     while len(found) > 1:  # Two by two, so that few wait for each other.
         found = [a ^ b for a, b in zip(found[::2], found[1::2], strict=True)]
-    toggles[:, _at(tile)] ^= found[0]
+    toggles[:, _tile_columns(tile)] ^= found[0]
 
 
-def _filled(plan: _Plan, toggles):
+def _filled_words(plan: _Plan, toggles):
     """Returns the words of a tile: an odd word turns over all words below it."""
     index = lax.broadcasted_iota(jnp.int32, toggles.shape, 0)
     odd, step = toggles >> 31, 1
@@ -423,15 +425,15 @@ def _filled(plan: _Plan, toggles):
     return (toggles ^ above) & within
 
 
-def _counted(plan: _Plan, span, words, mask):
+def _count_bits(plan: _Plan, span, words, mask):
     """Returns the area of a shape and of what it shares with a mask, lane by lane."""
 
     def tile(t, sums):
-        now = words[:, _at(t)]
-        both = now & lax.bitcast_convert_type(mask[:, _at(t)], jnp.int32)
+        now = words[:, _tile_columns(t)]
+        both = now & lax.bitcast_convert_type(mask[:, _tile_columns(t)], jnp.int32)
         return tuple(
             total + lax.population_count(w) for total, w in zip(sums, (now, both), strict=True)
         )
 
     zeros = jnp.zeros((plan.depth, _LANES), jnp.int32)
-    return [total.sum(0, keepdims=True) for total in _over(span, tile, (zeros, zeros))]
+    return [total.sum(0, keepdims=True) for total in _for_tiles(span, tile, (zeros, zeros))]

@@ -19,11 +19,11 @@ def render(world: World) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "
     A pixel belongs to the topmost thing that its centre lies in, so masks are disjoint; the
     colour of a pixel on an outline is mixed by how much of the pixel the outline cuts off.
     """
-    canvas = _lay(world.ground, world.height, world.width)
+    canvas = _draw_ground(world.ground, world.height, world.width)
     ground = canvas.copy() if any(thing.contrast < 1 for thing in world.things) else canvas
     owner = np.full((world.height, world.width), -1, np.int16)
     for index, thing in enumerate(world.things):
-        _paint(canvas, owner, index, thing, ground)
+        _paint_thing(canvas, owner, index, thing, ground)
     if world.noise:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(world.seed)))
         canvas += world.noise * rng.standard_normal(canvas.shape, np.float32)
@@ -33,7 +33,7 @@ def render(world: World) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "
     return canvas.astype(np.uint8), masks
 
 
-def _paint(canvas, owner, index: int, thing: Thing, ground) -> None:
+def _paint_thing(canvas, owner, index: int, thing: Thing, ground) -> None:
     """Paints one thing over what is there."""
     height, width = owner.shape
     field = things.field(thing, height=height, width=width)
@@ -49,7 +49,7 @@ def _paint(canvas, owner, index: int, thing: Thing, ground) -> None:
     paint = base
     if thing.texture != Texture.PLAIN:
         radius = things.radius_px(thing, height=height, width=width)
-        mix = _texture(thing.texture, field.u_px[inner], field.v_px[inner], radius)
+        mix = _texture_mix(thing.texture, field.u_px[inner], field.v_px[inner], radius)
         paint = base + mix.astype(np.float32)[..., None] * (other - base)
     if thing.contrast < 1:
         elsewhere = np.roll(ground, (height // 3, width // 3), (0, 1))[outer]
@@ -57,7 +57,7 @@ def _paint(canvas, owner, index: int, thing: Thing, ground) -> None:
     canvas[outer] += share * (paint - canvas[outer])
 
 
-def _texture(texture: Texture, u_px, v_px, radius: float):
+def _texture_mix(texture: Texture, u_px, v_px, radius: float):
     """Returns how much of the second tone each point bears, 0..1, with soft borders."""
     period = max(4.0, 0.5 * radius)
     turn = 2 * math.pi / period
@@ -71,23 +71,23 @@ def _texture(texture: Texture, u_px, v_px, radius: float):
     return np.clip(0.5 + period / 3 * waves, 0, 1)
 
 
-def _lay(ground: Ground, height: int, width: int) -> Float[np.ndarray, "H W 3"]:
+def _draw_ground(ground: Ground, height: int, width: int) -> Float[np.ndarray, "H W 3"]:
     """Returns the bare ground, float32, 0..255."""
     first = np.array(ground.first, np.float32)
     if ground.pattern == Pattern.PLAIN:
         canvas = np.empty((height, width, 3), np.float32)
         canvas[:] = first
         return canvas
-    mix = _mix(ground, height, width).astype(np.float32)
+    mix = _ground_mix(ground, height, width).astype(np.float32)
     return first + mix[..., None] * (np.array(ground.second, np.float32) - first)
 
 
-def _mix(ground: Ground, height: int, width: int) -> Float[np.ndarray, "H W"]:
+def _ground_mix(ground: Ground, height: int, width: int) -> Float[np.ndarray, "H W"]:
     """Returns how much of the second tone the ground bears at each pixel, 0..1."""
     period = ground.period_unit * min(height, width)
     if ground.pattern == Pattern.NOISE:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(ground.seed)))
-        rows, columns = _blend(height, period), _blend(width, period)
+        rows, columns = _blend_weights(height, period), _blend_weights(width, period)
         return rows @ rng.random((rows.shape[1], columns.shape[1])) @ columns.T
     cos, sin = math.cos(ground.rotation), math.sin(ground.rotation)
     across = np.arange(0.5, width) - width / 2
@@ -103,7 +103,7 @@ def _mix(ground: Ground, height: int, width: int) -> Float[np.ndarray, "H W"]:
 
 
 @functools.lru_cache(maxsize=256)
-def _blend(pixels: int, period: float) -> Float[np.ndarray, "pixels knots"]:
+def _blend_weights(pixels: int, period: float) -> Float[np.ndarray, "pixels knots"]:
     """Returns the weights that spread random knots smoothly over a line of pixels."""
     place = np.arange(0.5, pixels) / period
     knot = place.astype(int)

@@ -53,7 +53,7 @@ class Side(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expression:
-    """Predicates that must all hold; None asks nothing. At most one of rank, place, beside."""
+    """Predicates that must all hold; None sets no condition. At most one of rank, place, beside."""
 
     kind: Kind | None = None
     colour: Colour | None = None
@@ -73,9 +73,9 @@ class Fact:
     colour: Colour
     texture: Texture
     x_unit: float
-    """Of the visible centroid."""
+    """x of the visible centroid."""
     y_unit: float
-    """Of the visible centroid."""
+    """y of the visible centroid."""
     area_unit: float
     """Visible share of the image."""
     extent_unit: float
@@ -99,7 +99,7 @@ def facts(world: World, masks: Bool[np.ndarray, "M H W"]) -> dict[int, Fact]:
     areas = rows.sum(1).tolist()
     ys = (rows @ np.arange(0.5, height)).tolist()
     xs = (columns @ np.arange(0.5, width)).tolist()
-    extents = np.maximum(_spans(rows), _spans(columns)).tolist()
+    extents = np.maximum(_nonzero_spans(rows), _nonzero_spans(columns)).tolist()
     return {
         index: Fact(
             kind=thing.kind,
@@ -128,7 +128,7 @@ def matches(
     ]
     if expression.rank:
         rank = expression.rank
-        return frozenset(i for i in base if _ranks(rank, i, base, facts, lenient=lenient))
+        return frozenset(i for i in base if _has_rank(rank, i, base, facts, lenient=lenient))
     if expression.place:
         return frozenset(
             i for i in base if is_at_place(expression.place, facts[i], lenient=lenient)
@@ -155,17 +155,17 @@ def fits_only(expression: Expression, index: int, facts: dict[int, Fact]) -> boo
 
 def rank_of(order: Order, index: int, *, among: list[int], facts: dict[int, Fact]) -> int | None:
     """Returns the thing's certain position, from 1, in the line-up of `among`; else None."""
-    before, after = _standing(order, index, among, facts)
+    before, after = _before_and_after(order, index, among, facts)
     return before + 1 if before + after == len(among) - 1 else None
 
 
-def _spans(counts: np.ndarray) -> np.ndarray:
+def _nonzero_spans(counts: np.ndarray) -> np.ndarray:
     """Returns the distance from the first to the last nonzero entry of each row."""
     hit = counts > 0
     return hit.shape[1] - hit.argmax(1) - hit[:, ::-1].argmax(1)
 
 
-def _standing(order: Order, index: int, among: list[int], facts) -> tuple[int, int]:
+def _before_and_after(order: Order, index: int, among: list[int], facts) -> tuple[int, int]:
     """Returns how many things surely come before and surely come after in the line-up."""
     mine = facts[index]
     if order in (Order.LARGE, Order.SMALL):
@@ -188,9 +188,11 @@ def _is_larger(one: Fact, other: Fact) -> bool:
     )
 
 
-def _ranks(rank: tuple[Order, int], index: int, base: list[int], facts, *, lenient: bool) -> bool:
+def _has_rank(
+    rank: tuple[Order, int], index: int, base: list[int], facts, *, lenient: bool
+) -> bool:
     """Returns whether the thing surely (or possibly) holds this rank among base."""
-    before, after = _standing(rank[0], index, base, facts)
+    before, after = _before_and_after(rank[0], index, base, facts)
     if lenient:
         return before < rank[1] <= len(base) - after
     return before == rank[1] - 1 and after == len(base) - rank[1]

@@ -28,25 +28,27 @@ class Style:
     full: bool = False
     """Always "the red star", though "the star" or "the red object" may fit it alone."""
     texture: bool = False
-    """As in "the striped star"."""
+    """Texture, as in "the striped star"."""
     rank: bool = False
-    """As in "the largest star", "the second star from the left"."""
+    """Position in a line-up, as in "the largest star", "the second star from the left"."""
     place: bool = False
-    """As in "the star in the top left corner"."""
+    """Region of the image, as in "the star in the top left corner"."""
     beside: bool = False
-    """As in "the star left of the blue ring"."""
+    """Relation to another thing, as in "the star left of the blue ring"."""
     several: bool = False
     """Also of several things at once, as in "the red stars", "both circles", "all objects"."""
     absent: int = 0
-    """So many expressions of what is not in the scene, most of them near misses."""
+    """Number of expressions for what is not in the scene, most of them near misses."""
     wordings: int = 2
     """Most wordings of one expression, the simplest first."""
 
     def __post_init__(self):
         if self.absent < 0:
-            raise ValueError(f"style.absent: expected >= 0 expressions, got {self.absent}")
+            raise ValueError(
+                f"style.absent: expected >= 0 expressions, got {self.absent}; do: raise it"
+            )
         if self.wordings < 1:
-            raise ValueError(f"style.wordings: expected >= 1, got {self.wordings}")
+            raise ValueError(f"style.wordings: expected >= 1, got {self.wordings}; do: raise it")
 
     @property
     def grouped(self) -> bool:
@@ -80,15 +82,19 @@ def describe(
     """
     style = style or Style()
     if limit is not None and limit < 1:
-        raise ValueError(f"expected a limit of at least 1 phrase, got {limit}, do pass None or 1")
+        raise ValueError(
+            f"phrases.describe: expected a limit of at least 1 phrase, got {limit}; do: pass None "
+            "or 1"
+        )
     if len(masks) != len(world.things):
         raise ValueError(
-            f"expected one mask for each of {len(world.things)} things, got {len(masks)},"
-            " do pass the masks that draw.render gave for this world"
+            f"phrases.describe: expected one mask for each of {len(world.things)} things, got "
+            f"{len(masks)}; do: pass the masks that draw.render gave for this world"
         )
     found = expressions(meaning.facts(world, masks), style)
     return tuple(
-        _phrases(found.get(index, []), style, limit, rng) for index in range(len(world.things))
+        _limited_wordings(found.get(index, []), style, limit, rng)
+        for index in range(len(world.things))
     )
 
 
@@ -97,7 +103,7 @@ def expressions(facts: dict[int, Fact], style: Style) -> dict[int, list[Expressi
     names = {
         index: [
             expression
-            for expression in _names(fact, style)
+            for expression in _attribute_names(fact, style)
             if meaning.matches(expression, facts) == {index}
         ]
         for index, fact in facts.items()
@@ -122,22 +128,22 @@ def wordings(expression: Expression, most: int = 8) -> tuple[str, ...]:
     adjectives = attributes(expression)
     cores = [" ".join([*adjectives, noun]) for noun in nouns]
     if expression.rank:
-        told = [way for core in cores for way in _ranked(*expression.rank, core)]
+        ways = [way for core in cores for way in _rank_wordings(*expression.rank, core)]
     elif expression.place:
-        told = [f"{core} {tail}" for tail in _PLACES[expression.place] for core in cores]
+        ways = [f"{core} {tail}" for tail in _PLACES[expression.place] for core in cores]
     elif expression.beside:
         side, inner = expression.beside
-        told = [f"{core} {link} {wordings(inner, 1)[0]}" for link in _SIDES[side] for core in cores]
+        ways = [f"{core} {link} {wordings(inner, 1)[0]}" for link in _SIDES[side] for core in cores]
     else:
-        told = cores + [
+        ways = cores + [
             f"{noun} that is {' and '.join(adjectives)}" for noun in nouns if adjectives
         ]
-    both = itertools.chain.from_iterable((f"the {way}", way) for way in told)
+    both = itertools.chain.from_iterable((f"the {way}", way) for way in ways)
     return tuple(itertools.islice(both, most))
 
 
 def attributes(expression: Expression) -> list[str]:
-    """Returns the words before the noun."""
+    """Returns the adjectives of an expression: the words before the noun."""
     return [str(word) for word in (expression.texture, expression.colour) if word]
 
 
@@ -145,15 +151,17 @@ def attributes(expression: Expression) -> list[str]:
 def vocabulary() -> tuple[str, ...]:
     """Returns every word that any phrase may hold, sorted."""
     ring = Expression(kind=Kind.RING)
-    spoken = [
+    expressions_of_all_kinds = [
         *(Expression(kind=kind) for kind in Kind),
         *(Expression(colour=colour, texture=texture) for colour in Colour for texture in Texture),
-        *(Expression(rank=(order, place)) for order in Order for place in range(1, _DEEPEST + 1)),
+        *(Expression(rank=(order, place)) for order in Order for place in range(1, _MAX_RANK + 1)),
         *(Expression(place=place) for place in Place),
         *(Expression(beside=(side, ring)) for side in Side),
     ]
-    told = itertools.chain.from_iterable(wordings(expression, 1000) for expression in spoken)
-    return tuple(sorted({word for way in told for word in way.split()}))
+    ways = itertools.chain.from_iterable(
+        wordings(expression, 1000) for expression in expressions_of_all_kinds
+    )
+    return tuple(sorted({word for way in ways for word in way.split()}))
 
 
 def corpus(
@@ -172,17 +180,17 @@ def corpus(
       style: of the phrases; `rich()` if None.
     """
     config, style = config or worlds.standard(), style or rich()
-    told: list[str] = []
-    while len(told) < count:
+    ways: list[str] = []
+    while len(ways) < count:
         made = worlds.make(config, int(rng.integers(2**32)))
         masks = draw.render(dataclasses.replace(made, noise=0.0))[1]
         for phrases in describe(made, masks, style=style, limit=8, rng=rng):
-            told.extend(phrases)
-    return told[:count]
+            ways.extend(phrases)
+    return ways[:count]
 
 
-_DEEPEST = 3
-"""Ranks are told up to this position."""
+_MAX_RANK = 3
+"""Positions in a line-up beyond this one are not put into words."""
 
 _SUPERLATIVES = {
     Order.LEFT: ("leftmost",),
@@ -212,32 +220,34 @@ _SIDES = {
 }
 
 
-def _ranked(order: Order, place: int, core: str) -> list[str]:
+def _rank_wordings(order: Order, place: int, core: str) -> list[str]:
     """Returns ways to say that something stands at this place (from 1) of a line-up."""
-    if not 1 <= place <= _DEEPEST:
-        raise ValueError(f"expected a rank in 1..{_DEEPEST}, got {place}, do add its ordinal")
+    if not 1 <= place <= _MAX_RANK:
+        raise ValueError(
+            f"phrases: expected a rank in 1..{_MAX_RANK}, got {place}; do: add its ordinal"
+        )
     ordinal = _ORDINALS[place - 1]
     lead = "" if place == 1 else f"{ordinal} "
-    told = [f"{lead}{word} {core}" for word in _SUPERLATIVES[order]]
+    ways = [f"{lead}{word} {core}" for word in _SUPERLATIVES[order]]
     if order in (Order.LARGE, Order.SMALL):
-        return told
+        return ways
     counted = f"{ordinal} {core} from the {order}"
-    return [*told, counted] if place == 1 else [counted, *told]
+    return [*ways, counted] if place == 1 else [counted, *ways]
 
 
-def _phrases(found: list[Expression], style: Style, limit, rng) -> tuple[str, ...]:
+def _limited_wordings(found: list[Expression], style: Style, limit, rng) -> tuple[str, ...]:
     """Returns the wordings of the expressions, within the limit."""
-    told = [way for expression in found for way in wordings(expression, style.wordings)]
-    if limit is None or len(told) <= limit:
-        return tuple(told)
+    ways = [way for expression in found for way in wordings(expression, style.wordings)]
+    if limit is None or len(ways) <= limit:
+        return tuple(ways)
     if rng is None:
-        return tuple(told[:limit])
-    return tuple(told[place] for place in sorted(rng.permutation(len(told))[:limit].tolist()))
+        return tuple(ways[:limit])
+    return tuple(ways[place] for place in sorted(rng.permutation(len(ways))[:limit].tolist()))
 
 
-def _names(fact: Fact, style: Style) -> tuple[Expression, ...]:
-    told = attribute_expressions(fact.kind, fact.colour, fact.texture if style.texture else None)
-    return told[-1:] if style.full else told
+def _attribute_names(fact: Fact, style: Style) -> tuple[Expression, ...]:
+    ways = attribute_expressions(fact.kind, fact.colour, fact.texture if style.texture else None)
+    return ways[-1:] if style.full else ways
 
 
 @functools.lru_cache(maxsize=4096)
@@ -269,12 +279,12 @@ def _candidates(
     bases = bases[-1:] if style.full else bases
     if style.rank:
         for kind, colour in bases:
-            for rank in _certain_ranks(index, facts, _said(kind, colour)):
-                yield _said(kind, colour, rank=rank)
+            for rank in _certain_ranks(index, facts, _expression(kind, colour)):
+                yield _expression(kind, colour, rank=rank)
     if style.place:
         places = [place for place in Place if meaning.is_at_place(place, mine)]
         for (kind, colour), place in itertools.product(bases, places):
-            yield _said(kind, colour, place=place)
+            yield _expression(kind, colour, place=place)
     if style.beside:
         sides = [
             (side, names[other][0])
@@ -284,11 +294,11 @@ def _candidates(
             if meaning.is_beside(side, mine, fact)
         ]
         for (kind, colour), side in itertools.product(bases, sides):
-            yield _said(kind, colour, beside=side)
+            yield _expression(kind, colour, beside=side)
 
 
 @functools.lru_cache(maxsize=65536)
-def _said(kind, colour, rank=None, place=None, beside=None) -> Expression:
+def _expression(kind, colour, rank=None, place=None, beside=None) -> Expression:
     """Returns an expression, made once."""
     return Expression(kind=kind, colour=colour, rank=rank, place=place, beside=beside)
 
@@ -302,5 +312,5 @@ def _certain_ranks(
         return
     for order in Order:
         place = meaning.rank_of(order, index, among=among, facts=facts)
-        if place is not None and place <= min(_DEEPEST, (len(among) + 1) // 2):
+        if place is not None and place <= min(_MAX_RANK, (len(among) + 1) // 2):
             yield order, place

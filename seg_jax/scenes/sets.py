@@ -17,7 +17,7 @@ from seg_jax.scenes.world import Config, World
 
 
 class Group(NamedTuple):
-    """Things that are meant together."""
+    """Things that one phrase means, all of them at once."""
 
     things: tuple[int, ...]
     """Two or more of the world, or none."""
@@ -29,8 +29,8 @@ def find_groups(
 ) -> list[Group]:
     """Returns what the style says of several things of a world, then of what is not in it.
 
-    The world's own seed chooses the absent ones: the same world is always told alike. What the
-    config holds out is never told to be absent.
+    The world's own seed chooses the absent ones: the same world always gets the same phrases. What
+    the config holds out is never said to be absent.
 
     Args:
       world: what was drawn.
@@ -39,25 +39,29 @@ def find_groups(
       style: which expressions.
     """
     facts = meaning.facts(world, masks)
-    found = _several(facts, style) if style.several else []
+    found = _groups_of_several(facts, style) if style.several else []
     if style.absent:
-        missing = _missing(facts, config, style)
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([world.seed, _STREAM])))
+        missing = _absent_expressions(facts, config, style)
+        rng = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([world.seed, _ABSENT_STREAM]))
+        )
         chosen = sorted(rng.permutation(len(missing))[: style.absent].tolist())
-        found += [Group((), _told(missing[place], style)) for place in chosen]
+        found += [Group((), _absent_wordings(missing[place], style)) for place in chosen]
     return found
 
 
-_STREAM = 1
-"""Sets the choice of what is absent apart from other random numbers of a seed."""
+_ABSENT_STREAM = 1
+"""Number of the random stream that chooses what is said to be absent."""
 
 
-def _several(facts: dict[int, Fact], style: Style) -> list[Group]:
-    """Returns the groups of two or more things that attributes tell, the smallest first."""
+def _groups_of_several(facts: dict[int, Fact], style: Style) -> list[Group]:
+    """Returns the groups of two or more things that attributes describe, the smallest first."""
     looks = [(fact.kind, fact.colour, fact.texture) for fact in facts.values()]
-    told = dict.fromkeys(itertools.chain.from_iterable(_names(look, style) for look in looks))
+    names = dict.fromkeys(
+        itertools.chain.from_iterable(_attribute_names(look, style) for look in looks)
+    )
     groups: dict[frozenset[int], list[str]] = {}
-    for expression in [*told, Expression()]:
+    for expression in [*names, Expression()]:
         things = meaning.matches(expression, facts)
         if len(things) > 1:
             groups.setdefault(things, []).extend(plurals(expression, len(things), style.wordings))
@@ -65,28 +69,30 @@ def _several(facts: dict[int, Fact], style: Style) -> list[Group]:
     return [Group(*one) for one in sorted(ordered, key=lambda one: len(one[0]))]
 
 
-def _names(look: worlds.Look, style: Style) -> tuple[Expression, ...]:
+def _attribute_names(look: worlds.Look, style: Style) -> tuple[Expression, ...]:
     """Returns the expressions of attributes alone that fit a thing of this look."""
     kind, colour, texture = look
     return phrases.attribute_expressions(kind, colour, texture if style.texture else None)
 
 
-def _missing(facts: dict[int, Fact], config: Config, style: Style) -> list[Expression]:
+def _absent_expressions(facts: dict[int, Fact], config: Config, style: Style) -> list[Expression]:
     """Returns expressions that fit nothing: names alone, or with all attributes but one at hand."""
-    names = [_names(look, style) for look in worlds.looks(config)]
-    told = dict.fromkeys(itertools.chain(*(some[-1:] if style.full else some for some in names)))
+    names = [_attribute_names(look, style) for look in worlds.looks(config)]
+    candidates = dict.fromkeys(
+        itertools.chain(*(some[-1:] if style.full else some for some in names))
+    )
     there = [{fact.kind, fact.colour, fact.texture} for fact in facts.values()]
     found = []
-    for expression in told:
+    for expression in candidates:
         if meaning.matches(expression, facts):
             continue
-        asked = {expression.kind, expression.colour, expression.texture} - {None}
-        if any(len(asked - one) <= 1 for one in there):
+        wanted = {expression.kind, expression.colour, expression.texture} - {None}
+        if any(len(wanted - one) <= 1 for one in there):
             found.append(expression)
     return found
 
 
-def _told(expression: Expression, style: Style) -> tuple[str, ...]:
+def _absent_wordings(expression: Expression, style: Style) -> tuple[str, ...]:
     """Returns the wordings of an expression that fits nothing: of one thing, of many if used."""
     ways = phrases.wordings(expression, style.wordings)
     return (*ways, *plurals(expression, 0, style.wordings)) if style.several else ways

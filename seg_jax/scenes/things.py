@@ -230,7 +230,9 @@ def _upright(kind, across, down, radius, form):
             arm, half = radius * math.sqrt(1 - form * form), radius * form
             lying = np.maximum(across - arm, down - half)
             return np.minimum(lying, np.maximum(across - half, down - arm))
-    raise ValueError(f"expected a Kind with a level function, got {kind!r}, add its case")
+    raise ValueError(
+        f"things: expected a Kind with a level function, got {kind!r}; do: add its case"
+    )
 
 
 def _ellipse(u, v, radius, ratio):

@@ -52,7 +52,7 @@ class Ground:
     rotation: float
     """Radians, clockwise as seen in the image."""
     seed: int
-    """Of the noise pattern."""
+    """Seeds the noise pattern."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class World:
     noise: float = 0.0
     """Standard deviation of the pixel noise, in 8-bit levels."""
     seed: int = 0
-    """Of the pixel noise."""
+    """Seeds the pixel noise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,34 +166,34 @@ def make(config: Config, seed: int) -> World:
       ValueError: if the things found no room, which only an overfull config causes.
     """
     if seed < 0:
-        raise ValueError(f"expected a seed >= 0, got {seed}, do count worlds from 0")
+        raise ValueError(f"world.make: expected a seed >= 0, got {seed}; do: count worlds from 0")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     for _ in range(_LAYOUTS):
-        placed = _arrange(config, rng, _looks(config, rng))
+        placed = _arrange(config, rng, _draw_looks(config, rng))
         if placed is not None:
             return World(
                 height=config.height,
                 width=config.width,
-                ground=_ground(config, rng),
+                ground=_draw_ground(config, rng),
                 things=placed,
                 noise=config.noise,
                 seed=int(rng.integers(2**32)),
             )
     raise ValueError(
-        f"expected room for {config.count[0]} to {config.count[1]} things of size"
-        f" {config.size_unit}, got none in {_LAYOUTS} layouts,"
-        " do lower count, size_unit, least_visible or least_pixels"
+        f"world.make: expected room for {config.count[0]} to {config.count[1]} things of size "
+        f"{config.size_unit}, got none in {_LAYOUTS} layouts; do: lower count, size_unit, "
+        "least_visible or least_pixels"
     )
 
 
 def is_held_out(config: Config, thing: Thing) -> bool:
     """Returns whether the thing bears one of the config's held-out combinations."""
-    return _bears(config.held_out, (thing.kind, thing.colour, thing.texture))
+    return _has_combination(config.held_out, (thing.kind, thing.colour, thing.texture))
 
 
 def looks(config: Config) -> tuple[Look, ...]:
     """Returns the looks that a thing may have in a world of this config."""
-    return _choices(config)[0]
+    return _possible_looks(config)[0]
 
 
 Look = tuple[Kind, Colour, Texture]
@@ -202,12 +202,12 @@ _LAYOUTS = 60
 _SPOTS = 12
 
 
-def _bears(held_out, look: Look) -> bool:
+def _has_combination(held_out, look: Look) -> bool:
     return any(set(combination) <= set(look) for combination in held_out)
 
 
 @functools.lru_cache(maxsize=64)
-def _choices(config: Config) -> tuple[tuple[Look, ...], tuple[Look, ...], dict]:
+def _possible_looks(config: Config) -> tuple[tuple[Look, ...], tuple[Look, ...], dict]:
     """Returns the looks that any thing may have, the held-out looks, the former by kind."""
     looks = [
         (kind, colour, texture)
@@ -215,15 +215,15 @@ def _choices(config: Config) -> tuple[tuple[Look, ...], tuple[Look, ...], dict]:
         for colour in config.colours
         for texture in config.textures
     ]
-    rare = tuple(look for look in looks if _bears(config.held_out, look))
+    rare = tuple(look for look in looks if _has_combination(config.held_out, look))
     usual = [look for look in looks if config.mode != HeldOut.EXCLUDE or look not in rare]
     by_kind = {kind: tuple(look for look in usual if look[0] == kind) for kind in config.kinds}
     return tuple(usual), rare, by_kind
 
 
-def _looks(config: Config, rng: np.random.Generator) -> list[Look]:
+def _draw_looks(config: Config, rng: np.random.Generator) -> list[Look]:
     """Returns what each thing of a new world looks like, in drawing order."""
-    usual, rare, by_kind = _choices(config)
+    usual, rare, by_kind = _possible_looks(config)
     low, high = config.count
     draws = iter(rng.random(2 + 24 * high).tolist())
     count = low + int(next(draws) * (high + 1 - low))
@@ -252,15 +252,15 @@ def _arrange(config: Config, rng: np.random.Generator, looks: list[Look]):
     whole: list[int] = []
     for look in looks:
         for _ in range(_SPOTS):
-            thing = _thing(config, rng, look)
-            if _put(config, owner, placed, whole, thing):
+            thing = _draw_thing(config, rng, look)
+            if _try_to_place(config, owner, placed, whole, thing):
                 break
         else:
             return None
     return tuple(placed)
 
 
-def _thing(config: Config, rng: np.random.Generator, look: Look) -> Thing:
+def _draw_thing(config: Config, rng: np.random.Generator, look: Look) -> Thing:
     """Returns a thing of this look at a random place, size and proportion."""
     draw = rng.random(6 + 2 * things.HARMONICS).tolist()
     low, high = config.size_unit
@@ -282,7 +282,9 @@ def _thing(config: Config, rng: np.random.Generator, look: Look) -> Thing:
     )
 
 
-def _put(config: Config, owner, placed: list[Thing], whole: list[int], thing: Thing) -> bool:
+def _try_to_place(
+    config: Config, owner, placed: list[Thing], whole: list[int], thing: Thing
+) -> bool:
     """Adds the thing on top of the others unless that breaks a rule of visibility."""
     height, width = config.height, config.width
     field = things.field(thing, height=height, width=width)
@@ -308,7 +310,7 @@ def _put(config: Config, owner, placed: list[Thing], whole: list[int], thing: Th
     return True
 
 
-def _ground(config: Config, rng: np.random.Generator) -> Ground:
+def _draw_ground(config: Config, rng: np.random.Generator) -> Ground:
     """Returns a ground whose tones keep clear of every colour in play."""
     draw = rng.random(6).tolist()
     textured = any(texture != Texture.PLAIN for texture in config.textures)
@@ -339,8 +341,9 @@ def _tone_pairs(colours, clearance: float, contrast: tuple[float, float], *, tex
     pairs = np.argwhere((apart >= contrast[0]) & (apart <= contrast[1]))
     if not len(pairs):
         raise ValueError(
-            f"expected ground tones {clearance} levels from every colour and {contrast} from each"
-            " other, got none, do lower clearance, widen ground_contrast or take fewer colours"
+            f"world.Config: expected ground tones {clearance} levels from every colour and "
+            f"{contrast} from each other, got none; do: lower clearance, widen ground_contrast or "
+            "take fewer colours"
         )
     whole = [tuple(int(value) for value in tone) for tone in tones]
     return [(whole[one], whole[two]) for one, two in pairs[rng.permutation(len(pairs))[:2000]]]
@@ -351,7 +354,7 @@ def _check(config: Config) -> None:
 
     def expect(good: bool, wanted: str, got: object, advice: str) -> None:
         if not good:
-            raise ValueError(f"expected {wanted}, got {got}, do {advice}")
+            raise ValueError(f"world.Config: expected {wanted}, got {got}; do: {advice}")
 
     low, high = config.count
     expect(1 <= low <= high <= 100, "1 <= fewest <= most <= 100", config.count, "change count")
@@ -372,7 +375,7 @@ def _check(config: Config) -> None:
         expect(
             len(combination) > 0, "held_out combinations of attributes", "an empty one", "drop it"
         )
-    usual, rare, _ = _choices(config)
+    usual, rare, _ = _possible_looks(config)
     if config.mode == HeldOut.REQUIRE:
         expect(len(rare) > 0, "held-out looks to require", "none", "set held_out or another mode")
     pairs = len({look[:2] for look in usual})

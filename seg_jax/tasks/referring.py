@@ -202,7 +202,7 @@ class Referring:
         )
         if mask.any():
             written = outline_text(mask, kind, self, rng=rng)
-            answer = chat.answer(written, kind, clue, rng=template_rng, digits=self.digits)
+            answer = chat.answer(written, kind, rng=template_rng)
         else:
             answer = chat.denial(rng=template_rng)
         return Example(

@@ -285,7 +285,7 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     image = "<|media_pad|>" if kind == "kimi_vl" else "<|image_pad|>"
     path = folder / (tokens.CONFIG if kind == "kimi_vl" else tokens.TOKENS)
     path.write_text(path.read_text().replace(image, "<|cow|>"))
-    assert "in the vocabulary, got none; do use the tokenizer that belongs" in refused(folder)
+    assert "in the vocabulary, got none; do: use the tokenizer that belongs" in refused(folder)
     for path in (folder / tiktoken_bpe.FILE, folder / tokens.TOKENS):
         path.unlink(missing_ok=True)
     assert "expected a readable tokenizer.json" in refused(folder)

@@ -202,7 +202,7 @@ def test_dilation_and_erosion_are_those_of_opencv(most, shape):
 
     @jax.jit
     def changed(words, frame, radius):
-        options = {"shape": shape, "most": most}
+        options = {"shape": shape, "max_radius": most}
         eroded = functools.partial(bitmask.erosion, words, frame, radius, **options)
         return bitmask.dilation(words, frame, radius, **options), eroded(), eroded(outside=True)
 
@@ -221,9 +221,9 @@ def test_dilation_and_erosion_are_those_of_opencv(most, shape):
 @pytest.mark.parametrize("shape", ["square", "disk"])
 def test_other_devices_widen_all_masks_at_once_to_the_same(shape):
     words, radius = bitmask.pack(some_masks(40, 30)), jnp.array([0, 1, 2, 3, 4, 5])
-    options = {"shape": shape, "most": 5}
+    options = {"shape": shape, "max_radius": 5}
     expected = dilation.dilate(words, radius, **options, beyond=True)
-    elsewhere = jax.vmap(functools.partial(dilation._one, **options, fill=dilation.FULL))
+    elsewhere = jax.vmap(functools.partial(dilation._dilate_mask, **options, fill=dilation.FULL))
     np.testing.assert_array_equal(jax.jit(elsewhere)(words, radius), expected)
     widened = jax.jit(functools.partial(dilation.dilate, **options, beyond=True))
     assert widened.trace(words, radius).lower(lowering_platforms=("cuda",)).out_info
@@ -238,7 +238,7 @@ def test_one_radius_for_all_and_vmap():
         words, frame = bitmask.pack(masks), bitmask.frame(np.array([40, 30]), height=40, width=30)
         frame = jnp.broadcast_to(frame, words.shape)
         wide = bitmask.unpack(bitmask.dilation(words, frame, 1, shape="disk"), height=40)
-        mapped = jax.vmap(functools.partial(bitmask.erosion, most=5))(words, frame, radius)
+        mapped = jax.vmap(functools.partial(bitmask.erosion, max_radius=5))(words, frame, radius)
         return words, frame, wide, mapped
 
     words, frame, got, mapped = map(np.asarray, changed(masks))
@@ -247,7 +247,7 @@ def test_one_radius_for_all_and_vmap():
         np.testing.assert_array_equal(wide, cv2.dilate(mask.astype(np.uint8), cross) > 0)
     eroded = bitmask.erosion(words, frame, radius)  # its own bound, outside jit
     np.testing.assert_array_equal(eroded, mapped)
-    with pytest.raises(ValueError, match="expected most beside a traced radius"):
+    with pytest.raises(ValueError, match="expected max_radius beside a traced radius"):
         jax.jit(bitmask.erosion)(words, frame, radius)
     with pytest.raises(ValueError, match=r"expected a radius of 0 or more, got -1"):
         bitmask.erosion(words, frame, -1)
@@ -260,7 +260,7 @@ def test_wrong_input_is_refused(untyped):
             with pytest.raises(ValueError, match=f"expected packed masks, .* {wrong.dtype}"):
                 one(wrong)
     for two in (bitmask.intersection, bitmask.union, bitmask.xor):
-        with pytest.raises(ValueError, match=r"got uint32 \[2, 2, 19\]: pack"):
+        with pytest.raises(ValueError, match=r"got uint32 \[2, 2, 19\]; do: pack"):
             two(words, words[..., 1:])
     for wrong in (masks.astype(np.uint8), masks[0, 0], masks[:, :0], np.full((3, 3), np.nan)):
         for pack in (bitmask.pack, bitmask.to_rle):

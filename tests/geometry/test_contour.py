@@ -182,7 +182,7 @@ def test_nothing_to_trace():
 )
 def test_what_is_no_mask_is_refused(mask, given):
     bare = inspect.unwrap(contour.require_mask)  # without the type checker, as users call it
-    with pytest.raises(ValueError, match=f"^expected a bool mask .* {given}: compare a map"):
+    with pytest.raises(ValueError, match=f"^contour: expected a bool mask .* {given}; do: compare"):
         bare(mask)
 
 

@@ -71,7 +71,7 @@ def test_native_fit_is_the_reference(height, width, cell, limit):
         over = max(sides[1]) >= 512 * cell[0]
     if over:
         with pytest.raises(
-            ValueError, match=r"fewer than 512 patches a side, got .*: crop or drop"
+            ValueError, match=r"fewer than 512 patches a side, got .*; do: crop or drop"
         ):
             grid.native_fit(height, width, **options)
     else:

@@ -221,7 +221,7 @@ def test_reach_is_rounded_as_float64_is(ratio, rounded):
     rng = np.random.default_rng(0)
     triples = [[15 * k, 20 * k] for k in range(1, 90)] + [[2000 - k, k] for k in range(0, 900, 7)]
     sizes = np.array([*triples, *rng.integers(1, 2001, (300, 2)).tolist()])
-    reach = jax.jit(lambda sizes: overlap._reach(words, sizes, ratio, rounded)[1:])
+    reach = jax.jit(lambda sizes: overlap._radius_of_ratio(words, sizes, ratio, rounded)[1:])
     radius, most = reach(sizes)
     expected = [rounded(ratio * np.sqrt(h * h + w * w)) for h, w in sizes.tolist()]
     np.testing.assert_array_equal(radius, expected)
@@ -253,7 +253,7 @@ def test_wrong_input_is_refused(untyped):
         more = () if name in ("counts", "iou", "dice") else (size,)
         with pytest.raises(ValueError, match=r"expected packed masks, .* got bool \[2, 40, 20\]"):
             wrong(masks, masks, *more)
-        with pytest.raises(ValueError, match=r"expected words of \[2, 20\] .* \[2, 1, 20\]: pack"):
+        with pytest.raises(ValueError, match=r"words of \[2, 20\] .* \[2, 1, 20\]; do: pack"):
             wrong(words, words[:, :1], *more)
     for ratio in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match=f"expected a ratio above 0, got {ratio}"):

@@ -173,7 +173,7 @@ def test_vertices_and_epsilon_are_numbers(bad):
         lambda ring: polygon.simplify(ring, 1.0),
         lambda ring: polygon.simplify_to(ring, 3),
     ):
-        with pytest.raises(ValueError, match=rf"finite vertices, got \[3.0, {bad}\] at 2: drop"):
+        with pytest.raises(ValueError, match=rf"finite vertices, got \[3.0, {bad}\] at 2; do:"):
             call(ring)
     for epsilon in (-1, np.nan):
         with pytest.raises(ValueError, match=f"expected epsilon >= 0, got {epsilon}"):
@@ -215,7 +215,7 @@ def test_broken_rings_are_not_padded(ring, message):
 @pytest.mark.parametrize("room", [{"points": 3}, {"rings": 1}])
 def test_padding_has_room_for_all(room):
     with pytest.raises(
-        ValueError, match=r"expected at most . rings of . points, got 2 of 4: raise"
+        ValueError, match=r"expected at most . rings of . points, got 2 of 4; do: raise"
     ):
         polygon.pad([[SQUARE, SQUARE]], **room)
 

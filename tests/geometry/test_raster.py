@@ -375,7 +375,7 @@ def test_fill_lowers_from_shapes():
 def test_wrong_input_is_refused(untyped):
     points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
     for wrong in (points.astype(int), points[..., 0], points[:, :2], points[0]):
-        with pytest.raises(ValueError, match="expected float32 points .* polygon.pad makes"):
+        with pytest.raises(ValueError, match="expected float32 points .* make them .* polygon.pad"):
             raster.fill(wrong, used, height=8, width=8)
     with pytest.raises(ValueError, match="and int32"):
         raster.fill_counts(points, used.astype(int), np.zeros((1, 8), np.uint32), height=8, width=8)

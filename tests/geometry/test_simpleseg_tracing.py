@@ -104,9 +104,9 @@ def test_either_distance_is_douglas_peucker(distance):
     total = 0
     for index in range(120):
         mask = random_mask(kinds[index % 3], rng)
-        for border in simpleseg_tracing._external(mask):
+        for border in simpleseg_tracing._outer_borders(mask):
             square = (0.01 * simpleseg_tracing._arc_length(border)) ** 2
-            got = simpleseg_tracing._approximated(border, 0.01, distance == "segment")
+            got = simpleseg_tracing._approx_poly(border, 0.01, distance == "segment")
             start = far = 0
             for _ in range(3):
                 start = (start + far) % len(border)
@@ -119,7 +119,7 @@ def test_either_distance_is_douglas_peucker(distance):
             halves = closed[: far + 1], closed[far:]
             segments = distance == "segment"
             kept = [p for half in halves for p in peucker(half, square, segments=segments)]
-            assert got.tolist() == simpleseg_tracing._straightened(kept, square)
+            assert got.tolist() == simpleseg_tracing._drop_straight(kept, square)
             total += 1
     assert total > 300
 

@@ -62,7 +62,7 @@ def test_written_box_always_has_area(box):
     ],
 )
 def test_writer_refuses_clearly(call):
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: "):
         call()
 
 

@@ -136,7 +136,7 @@ def test_shortened_tokens_act_alike(token, before, after, kind):
         reading = outline.read(text, kind)
         return repr(reading)
 
-    assert seen(token) == seen(reader._shortened(token))
+    assert seen(token) == seen(reader._shorten(token))
 
 
 def test_long_tokens_do_not_widen_the_table():

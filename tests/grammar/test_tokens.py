@@ -218,7 +218,7 @@ def damaged(folder, tmp_path, **files):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"model": 3}', "[" * 100_000])
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_config"])
 def test_broken_files_give_one_clear_error(whole, tmp_path, name, text):
-    with pytest.raises(ValueError, match=r"(?s)expected .*, got .*; do ") as caught:
+    with pytest.raises(ValueError, match=r"(?s)expected .*, got .*; do: ") as caught:
         tokens.Tokenizer.load(damaged(whole[0], tmp_path, **{name: text}))
     assert str(tmp_path) in str(caught.value)
 

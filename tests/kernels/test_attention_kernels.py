@@ -112,9 +112,11 @@ def test_cudnn_is_told_the_same(name):
 
 
 def test_blocks_pad_little():
-    found = {count: attention._block(count, small=False) for count in (64, 768, 1023, 1792, 2304)}
+    found = {
+        count: attention._block_size(count, small=False) for count in (64, 768, 1023, 1792, 2304)
+    }
     assert found == {64: 128, 768: 384, 1023: 512, 1792: 256, 2304: 384}
-    assert attention._block(2304, small=True) == 256
+    assert attention._block_size(2304, small=True) == 256
 
 
 def chosen(kind, length=256, dtype=jnp.bfloat16, width=128, deep=128):

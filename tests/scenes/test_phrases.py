@@ -273,9 +273,9 @@ def test_the_corpus_obeys_the_config():
 def test_wrong_calls_say_what_to_do():
     made = world.make(world.easy(), 0)
     masks = draw.render(made)[1]
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: "):
         phrases.describe(made, masks[:1])
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: "):
         phrases.describe(made, masks, limit=0)
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: "):
         phrases.wordings(Expression(rank=(Order.LEFT, 9)))

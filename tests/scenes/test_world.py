@@ -187,15 +187,15 @@ def test_the_ground_keeps_clear_of_the_colours():
     ],
 )
 def test_wrong_configs_say_what_to_do(wrong):
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: "):
         dataclasses.replace(world.easy(), **wrong)
 
 
 def test_impossible_worlds_say_what_to_do():
     crowded = dataclasses.replace(world.easy(), count=(9, 9), size_unit=(0.5, 0.6))
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do lower count"):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: lower count"):
         world.make(crowded, 0)
-    with pytest.raises(ValueError, match=r"expected .*, got .*, do lower clearance"):
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do: lower clearance"):
         world.make(dataclasses.replace(world.easy(), clearance=400.0), 0)
-    with pytest.raises(ValueError, match=r"expected .*, got -1, do "):
+    with pytest.raises(ValueError, match=r"expected .*, got -1; do: "):
         world.make(world.easy(), -1)

@@ -20,7 +20,7 @@ def byte_of() -> dict[str, int]:
     }
 
 
-def token_bytes(token: str, byte_level: bool) -> bytes:
+def token_bytes(token: str, *, byte_level: bool) -> bytes:
     """Returns the bytes of an entry: byte-level, or a byte by number, or text with a space mark."""
     if byte_level and all(character in byte_of() for character in token):
         return bytes(byte_of()[character] for character in token)

@@ -18,16 +18,16 @@ def render(template: str, **variables: Any) -> str:
       ValueError: the template is not Jinja, fails, or tries what the sandbox forbids.
     """
     try:
-        return _compiled(template).render(**variables)
+        return _compile(template).render(**variables)
     except Exception as error:
         raise ValueError(
-            f"expected a chat template that renders, got {type(error).__name__}: {error}; "
-            "do check the chat template of the tokenizer's folder"
+            f"chat template: expected a chat template that renders, got {type(error).__name__}: "
+            f"{error}; do: check the chat template of the tokenizer's folder"
         ) from error
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Any:
+def _compile(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
 

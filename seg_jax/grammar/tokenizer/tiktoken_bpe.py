@@ -56,8 +56,9 @@ def definition(table: str, config: Mapping[str, Any]) -> str:
     kind = config.get("tokenizer_class")
     if kind not in CLASSES:
         raise ValueError(
-            f"expected a tokenizer_class of {', '.join(CLASSES)} beside {FILE}, got {kind!r}; do "
-            "give a tokenizer.json, for how this one cuts texts is not known"
+            f"tiktoken_bpe.definition: expected a tokenizer_class of {', '.join(CLASSES)} beside "
+            f"{FILE}, got {kind!r}; do: give a tokenizer.json, for how this one cuts texts is not "
+            "known"
         )
     ranks = _ranks(table)
     names = {byte: character for character, byte in byte_level.byte_of().items()}
@@ -65,7 +66,7 @@ def definition(table: str, config: Mapping[str, Any]) -> str:
     def written(token: bytes) -> str:
         return token.decode("latin-1").translate(names)
 
-    parts = (pair for token in ranks for pair in _parts(token, ranks))
+    parts = (pair for token in ranks for pair in _merge_pairs(token, ranks))
     model = {
         "type": "BPE",
         "dropout": None,
@@ -85,7 +86,7 @@ def definition(table: str, config: Mapping[str, Any]) -> str:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(len(ranks), config),
+        "added_tokens": _special_tokens(len(ranks), config),
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, level]},
         "post_processor": None,
@@ -105,23 +106,23 @@ def _ranks(table: str) -> dict[bytes, int]:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise ValueError(
-                f"expected a token in base64 and its rank in line {number} of {FILE}, got "
-                f"{line[:40]!r}; do fetch the file again"
+                f"tiktoken_bpe: expected a token in base64 and its rank in line {number} of "
+                f"{FILE}, got {line[:40]!r}; do: fetch the file again"
             ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or b"" in ranks:
         raise ValueError(
-            f"expected ranks from 0 on without gaps in {FILE}, got {len(ranks)} tokens of others; "
-            "do fetch the file again"
+            f"tiktoken_bpe: expected ranks from 0 on without gaps in {FILE}, got {len(ranks)} "
+            "tokens of others; do: fetch the file again"
         )
     if lost := sum(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError(
-            f"expected a rank for each of the 256 bytes in {FILE}, got none for {lost}; do fetch "
-            "the file again"
+            f"tiktoken_bpe: expected a rank for each of the 256 bytes in {FILE}, got none for "
+            f"{lost}; do: fetch the file again"
         )
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+def _merge_pairs(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     """Yields the pairs of tokens that merge into a token."""
     for cut in range(1, len(token)):
         left, right = token[:cut], token[cut:]
@@ -129,7 +130,7 @@ def _parts(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, by
             yield left, right
 
 
-def _added(base: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _special_tokens(base: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the special tokens, whose ids follow the last rank without a gap.
 
     All are special, whatever the config says of some: tiktoken knows no others.
@@ -141,14 +142,14 @@ def _added(base: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         end = max([base + int(reserved), *(number + 1 for number in named)])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"expected added_tokens_decoder with the content of each token, got {error!r}; do copy "
-            "the tokenizer_config.json that belongs to the tokenizer"
+            "tiktoken_bpe: expected added_tokens_decoder with the content of each token, got "
+            f"{error!r}; do: copy the tokenizer_config.json that belongs to the tokenizer"
         ) from error
     begin = min(named, default=base)
     if begin < base or end > 2 * base + 10_000 or len({*named.values()}) < len(named):
         raise ValueError(
-            f"expected special tokens of different names from {base} on, after the last rank of "
-            f"{FILE}, got {begin} to {end - 1}; do copy the config that belongs to it"
+            f"tiktoken_bpe: expected special tokens of different names from {base} on, after the "
+            f"last rank of {FILE}, got {begin} to {end - 1}; do: copy the config that belongs to it"
         )
     texts = [named.get(number, f"<|reserved_token_{number}|>") for number in range(base, end)]
     same = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

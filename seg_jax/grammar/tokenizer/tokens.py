@@ -83,13 +83,13 @@ class Tokenizer:
             self._decoder = json.dumps(json.loads(definition).get("decoder"))
         except Exception as error:
             raise ValueError(
-                f"expected a tokenizer.json of the tokenizers library, got {error!r}; "
-                "do save the tokenizer again in Hugging Face's fast format"
+                f"tokenizer: expected a tokenizer.json of the tokenizers library, got {error!r}; "
+                "do: save the tokenizer again in Hugging Face's fast format"
             ) from error
         if not isinstance(config, Mapping):
             raise ValueError(
-                f"expected an object in tokenizer_config.json, got {type(config).__name__}; "
-                "do copy the file that belongs to the tokenizer"
+                "tokenizer: expected an object in tokenizer_config.json, got "
+                f"{type(config).__name__}; do: copy the file that belongs to the tokenizer"
             )
         self._plain.encode_special_tokens = True
         self._config = config
@@ -103,11 +103,11 @@ class Tokenizer:
         """One more than the highest id; a model's table may be larger."""
         if self.vocab_size > 2 * len(numbers) + 10_000:
             raise ValueError(
-                f"expected ids without wide gaps, got {len(numbers)} tokens with ids up to "
-                f"{self.vocab_size - 1}; do check tokenizer.json, it looks damaged"
+                f"tokenizer: expected ids without wide gaps, got {len(numbers)} tokens with ids up "
+                f"to {self.vocab_size - 1}; do: check tokenizer.json, it looks damaged"
             )
-        self.pad_id: int = self._named("pad_token")
-        self.eos_id: int = self._named("eos_token")
+        self.pad_id: int = self._id_of_role("pad_token")
+        self.eos_id: int = self._id_of_role("eos_token")
 
     def __reduce__(self):
         return Tokenizer, self._arguments
@@ -123,11 +123,11 @@ class Tokenizer:
         """
         folder = Path(folder)
         ranked = (folder / tiktoken_bpe.FILE).exists() and not (folder / TOKENS).exists()
-        text = _read(folder / (tiktoken_bpe.FILE if ranked else TOKENS))
+        text = _read_text(folder / (tiktoken_bpe.FILE if ranked else TOKENS))
         config = files.read_json(folder / CONFIG, advice=_ADVICE)
         try:
             if isinstance(config, dict):
-                config = {**config, **_template(folder)}
+                config = {**config, **_template_file(folder)}
                 text = tiktoken_bpe.definition(text, config) if ranked else text
             return cls(text, config)
         except ValueError as error:
@@ -138,15 +138,15 @@ class Tokenizer:
         found = self._backend.token_to_id(token)
         if found is None:
             raise ValueError(
-                f"expected the token {token!r} in the vocabulary, got none; "
-                "do use the tokenizer that belongs to the model"
+                f"tokenizer: expected the token {token!r} in the vocabulary, got none; do: use the "
+                "tokenizer that belongs to the model"
             )
         return found
 
     @functools.cached_property
     def image_id(self) -> int:
         """The token that stands where a visual token of an image goes."""
-        named = _content(self._config.get("image_token"))
+        named = _token_text(self._config.get("image_token"))
         for name in (named,) if named else IMAGE_TOKENS:
             if self._backend.token_to_id(name) is not None:
                 return self.id(name)
@@ -171,7 +171,7 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Returns the ids of a text; names of special tokens are plain text unless `special`."""
         backend = self._backend if special else self._plain
-        return backend.encode(_encodable(text), add_special_tokens=False).ids
+        return backend.encode(_without_surrogates(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Returns the text of the ids, without special tokens unless `special`."""
@@ -184,7 +184,7 @@ class Tokenizer:
         pieces: list[bytes | None] = [None] * self.vocab_size
         byte_level = '"ByteLevel"' in self._decoder
         for token, number in self._backend.get_vocab().items():
-            pieces[number] = byte_pieces.token_bytes(token, byte_level)
+            pieces[number] = byte_pieces.token_bytes(token, byte_level=byte_level)
         for number, token in self._added.items():
             pieces[number] = None if token.special else token.content.encode()
         return pieces
@@ -209,20 +209,20 @@ class Tokenizer:
             template = named.get("default")
         if not isinstance(template, str):
             raise ValueError(
-                "expected a chat template in the tokenizer's files, got none; "
-                "do copy chat_template.jinja or tokenizer_config.json of the chat model"
+                "tokenizer: expected a chat template in the tokenizer's files, got none; do: copy "
+                "chat_template.jinja or tokenizer_config.json of the chat model"
             )
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         return template_sandbox.render(
             template,
-            messages=[self._harmless(message) for message in messages],
+            messages=[self._break_special_names(message) for message in messages],
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **{name: _content(self._config.get(name)) or "" for name in names},
+            **{name: _token_text(self._config.get(name)) or "" for name in names},
         )
 
-    def _harmless(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _break_special_names(self, message: Mapping[str, Any]) -> dict[str, Any]:
         def clean(text: str) -> str:
             for name in self.special:
                 if name in text:
@@ -235,12 +235,12 @@ class Tokenizer:
         parts = [{**p, "text": clean(p["text"])} if "text" in p else {**p} for p in content]
         return {**message, "content": parts}
 
-    def _named(self, role: str) -> int:
-        name = _content(self._config.get(role))
+    def _id_of_role(self, role: str) -> int:
+        name = _token_text(self._config.get(role))
         if name is None:
             raise ValueError(
-                f"expected {role} in tokenizer_config.json, got none; "
-                "do copy the file that belongs to the tokenizer"
+                f"tokenizer: expected {role} in tokenizer_config.json, got none; do: copy the file "
+                "that belongs to the tokenizer"
             )
         return self.id(name)
 
@@ -251,30 +251,30 @@ _ADVICE = (
 )
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a readable file, got {error}; do: {_ADVICE}") from error
 
 
-def _template(folder: Path) -> dict[str, Any]:
+def _template_file(folder: Path) -> dict[str, Any]:
     """Returns the chat template that has a file of its own, if there is one."""
     if (path := folder / "chat_template.jinja").exists():
-        return {"chat_template": _read(path)}
+        return {"chat_template": _read_text(path)}
     found = files.read_json(path) if (path := folder / "chat_template.json").exists() else None
     if not isinstance(found, dict) or "chat_template" not in found:
         return {}
     return {"chat_template": found["chat_template"]}
 
 
-def _content(token: object) -> str | None:
+def _token_text(token: object) -> str | None:
     """Returns the text of a token as the config files write it: plain or as an object."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return token if isinstance(token, str) else None
 
 
-def _encodable(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     """Replaces lone surrogates, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -305,7 +305,7 @@ def train(
     Raises:
       ValueError: the size leaves no room for the bytes and numbers.
     """
-    corpus = [_encodable(text) for text in corpus]
+    corpus = [_without_surrogates(text) for text in corpus]
     if numbers == "digits":
         backend = _digits_backend(corpus, digits, 1024 if vocab_size is None else vocab_size)
     else:
@@ -344,8 +344,8 @@ def _backend(model: Any, pattern: str) -> Any:
 def _check_room(vocab_size: int | None, least: int) -> None:
     if vocab_size is not None and vocab_size < least:
         raise ValueError(
-            f"expected a vocab_size of at least {least} for bytes and numbers, got {vocab_size}; "
-            "do raise it or lower the decimals"
+            f"tokenizer: expected a vocab_size of at least {least} for bytes and numbers, got "
+            f"{vocab_size}; do: raise it or lower the decimals"
         )
 
 
@@ -436,8 +436,8 @@ def neighbours(
     """
     if not sigma_bins > 0 or reach < 0:
         raise ValueError(
-            f"expected sigma_bins > 0 and reach >= 0, got {sigma_bins} and {reach}; "
-            "do use reach 0 for hard targets"
+            f"tokenizer: expected sigma_bins > 0 and reach >= 0, got {sigma_bins} and {reach}; do: "
+            "use reach 0 for hard targets"
         )
     value, family = number_table(tokenizer)
     ids = np.repeat(np.arange(tokenizer.vocab_size, dtype=np.int32)[:, None], 2 * reach + 1, 1)
