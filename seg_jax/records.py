@@ -1,16 +1,20 @@
 """The few records that every floor speaks in.
 
-Axes, by their letters everywhere in the package:
+Axes, by their letters in the shapes of arrays:
 
 | letter | counts                                | letter | counts                              |
 |--------|---------------------------------------|--------|-------------------------------------|
-| `B`    | prompts (rows) in a batch             | `H W`  | rows and columns of an image       |
-| `G`    | answers per prompt                    | `M`    | masks (objects) per image         |
-| `N`    | answers in all, `B * G`               | `R`    | rings per answer                    |
-| `T`    | tokens of a row (`L`: of an answer)   | `P`    | points per ring                     |
-| `V`    | vocabulary                            | `S`    | image patches of a row            |
-| `D`    | width of the model                    | `C`    | numbers per patch                   |
-| `K`    | 32-row words of a packed mask         |        |                                     |
+| `B`    | prompts (rows) in a batch             | `H W`  | rows and columns of an image        |
+| `G`    | answers per prompt                    | `K`    | 32-row words of a packed mask       |
+| `N`    | answers, shapes or masks in all       | `M`    | masks (objects) per image           |
+| `T`    | tokens of a row                       | `R`    | rings per answer                    |
+| `L`    | tokens of an answer                   | `P`    | points per ring                     |
+| `Q`    | tokens that one step computes         | `S`    | image patches of a row              |
+| `V`    | vocabulary                            | `C`    | numbers per patch                   |
+| `D`    | width of the model                    |        |                                     |
+
+A file that needs a letter for something else, or a further letter, says so in its own docstring in
+a paragraph that begins with "Axes here:". Words in lower case (`heads`, `kv`, `n`) are local.
 
 Points are (x, y); arrays index [row, column]; boxes are x0 y0 x1 y1, half open. `_px` means
 continuous pixels (pixel (i, j) covers [j, j+1) x [i, i+1)), `_unit` fractions of the image's

@@ -62,9 +62,22 @@ hypothesis.settings.load_profile("house")
 # A worker that begins one of these at the end keeps the others waiting; two files whose tests wait
 # for processes would leave cores idle side by side.
 _LONGEST = [
-    *("test_processes", "test_meshes", "test_constraint", "test_raster", "test_kills", "test_kimi"),
-    *("test_fill", "test_muon", "test_steps", "test_benchmark", "test_programs", "test_compile"),
-    *("test_folders", "test_convert", "test_routes", "test_launch"),
+    "test_processes",
+    "test_meshes",
+    "test_constraint",
+    "test_raster",
+    "test_kills",
+    "test_kimi",
+    "test_fill",
+    "test_muon",
+    "test_steps",
+    "test_benchmark",
+    "test_programs",
+    "test_compile",
+    "test_folders",
+    "test_convert",
+    "test_routes",
+    "test_launch",
 ]
 
 

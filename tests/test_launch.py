@@ -111,8 +111,14 @@ def test_local_processes_share_one_place():
     for index, command in enumerate(found):
         end = command.index("finetune")
         assert command[end:] == [
-            *("finetune", "a b.py", "--processes.coordinator", "localhost:23456"),
-            *("--processes.count", "3", "--processes.index", str(index)),
+            "finetune",
+            "a b.py",
+            "--processes.coordinator",
+            "localhost:23456",
+            "--processes.count",
+            "3",
+            "--processes.index",
+            str(index),
         ]
     if not Path("/dev/nvidiactl").exists():
         flag = "--xla_force_host_platform_device_count=2"
@@ -129,7 +135,12 @@ def test_slurm_starts_every_task_and_goes_on():
 
 def test_a_tpu_pod_is_asked_for_filled_and_started():
     found = commands(
-        *("tpu_vm.sh", "pod", "v5litepod-256", "us-west4-a", "finetune", "a b.py"),
+        "tpu_vm.sh",
+        "pod",
+        "v5litepod-256",
+        "us-west4-a",
+        "finetune",
+        "a b.py",
         SPOT="1",
         SHARE="10.0.0.2:/share",
     )
@@ -238,8 +249,14 @@ def test_slurm_runs_two_tasks_to_the_end(few_steps, tmp_path):
     given = many_processes.environment(2) | {"SEG_JAX_PREPARED": "1"}
     done = subprocess.run(
         [
-            *("sbatch", "--wait", "--ntasks", "2", "--output", str(tmp_path / "log")),
-            *("launch/slurm.sbatch", *arguments),
+            "sbatch",
+            "--wait",
+            "--ntasks",
+            "2",
+            "--output",
+            str(tmp_path / "log"),
+            "launch/slurm.sbatch",
+            *arguments,
         ],
         env=given,
         cwd=LAUNCH.parent,

@@ -68,7 +68,7 @@ class Scenes:
             phrases=phrases.describe(made, masks, style=self.style),
             names=tuple(f"{thing.colour} {thing.kind}" for thing in made.things),
         )
-        if not self.style.grouped:
+        if not self.style.has_groups:
             return sample
         return _with_groups(
             sample, sets.find_groups(made, masks, config=self.world, style=self.style)
@@ -377,7 +377,7 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
         shares = [count * weight / sum(source.weights) for weight in source.weights]
         pairs = zip(source.parts, shares, strict=True)
         return [text for part, share in pairs for text in corpus(part, math.ceil(share))]
-    if isinstance(source, Scenes) and not source.style.grouped:
+    if isinstance(source, Scenes) and not source.style.has_groups:
         return list(_phrases_of_worlds(source.world, source.style, count))
     texts: list[str] = []
     for index in range(len(source)):

@@ -5,6 +5,8 @@ box are filled column by column. The loops are written as one would in C: every 
 numbers only, so XLA turns a whole nest into machine code (a loop that touches more than a kilobyte
 a step it runs piece by piece, a hundred times slower). What a loop does is kept that small, and
 neither sorted nor padded: the used vertices, the columns of an edge, the words of a box.
+
+Axes here: `N` shapes, `G` groups of a shape, `R` rings of a group.
 """
 
 from __future__ import annotations
@@ -226,19 +228,36 @@ def _toggle_edges(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
     start = table, late, jnp.int32(0), boxes
     many = jnp.minimum(canvas.size, count - begin)
     table, late, found, boxes = lax.fori_loop(0, many, shape, start)
+    return _toggle_late_edges(table, late, found, shapes, canvas, begin, group), boxes
 
-    def visit_late(q, table):
+
+def _toggle_late_edges(table: Array, late, found, shapes: Shapes, canvas: _Canvas, begin, group):
+    """Returns the table with the toggles of the edges that are not straight to the last bit.
+
+    Args:
+      table: of toggles.
+      late: numbers of these edges, by shape, ring and vertex of the block.
+      found: how many there are.
+      shapes: all shapes.
+      canvas: sizes.
+      begin: the first shape of the block.
+      group: the group of each shape.
+    """
+    _, _, rings, points = shapes.x.shape
+
+    def visit(q, table):
         place = _element(late, q).astype(jnp.uint32)
         number, i = (place // points).astype(jnp.int32), (place % points).astype(jnp.int32)
         s, r = number // rings, number % rings
-        edge = rule.edges(*_ends(shapes, begin + s, group, r, i), width)
+        edge = canvas.rule.edges(*_ends(shapes, begin + s, group, r, i), canvas.width)
 
         def column(c, table):
-            return _flip_toggle(table, canvas, s, rule.row(edge, c, height), c)
+            row = canvas.rule.row(edge, c, canvas.height)
+            return _flip_toggle(table, canvas, s, row, c)
 
         return lax.fori_loop(edge.first, edge.first + edge.count, column, table)
 
-    return lax.fori_loop(0, found, visit_late, table), boxes
+    return lax.fori_loop(0, found, visit, table)
 
 
 def _for_strips(boxes: _Boxes, many, visit, carry):

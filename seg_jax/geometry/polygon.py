@@ -1,6 +1,8 @@
 """Measures, simplifies, clips, normalises and pads closed rings (host).
 
 Coordinates are x then y with y pointing down, in any one unit (pixels or fractions).
+
+Axes here: `Q` vertices that remain of a ring.
 """
 
 from __future__ import annotations

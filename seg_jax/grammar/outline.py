@@ -52,7 +52,16 @@ STATES = (
 PROSE, OPENED, SIGN, DOT, WHOLE, FRACTION, NUMBER, COMMA, CLOSED, NEXT, DONE, STOPPED = range(12)
 
 ACTIONS = (
-    *("", "break", "begin", "deeper", "minus", "digit", "push", "point", "list", "surplus"),
+    "",
+    "break",
+    "begin",
+    "deeper",
+    "minus",
+    "digit",
+    "push",
+    "point",
+    "list",
+    "surplus",
     "void",  # an empty list
 )
 STAY, BREAK, BEGIN, DEEPER, MINUS, DIGIT, PUSH, POINT, LIST, SURPLUS, VOID = range(11)

@@ -1,4 +1,7 @@
-"""Reads token ids on the device: the machine of `outline`, over many answers at once."""
+"""Reads token ids on the device: the machine of `outline`, over many answers at once.
+
+Axes here: `C` characters of the longest token.
+"""
 
 from __future__ import annotations
 

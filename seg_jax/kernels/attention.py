@@ -2,6 +2,8 @@
 
 Keys belong to P prompt tokens, which every query sees where they are used, and then to the T tokens
 of the queries themselves, which see each other within equal segments. P may be 0.
+
+Axes here: `P` prompt tokens, `S` keys (`P` + `T`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ time, on sublanes: neighbours of an outline mostly lie in one tile of 128 column
 with the outline, not with edges times columns. An edge flips, in each column it toggles, all bits
 of one word from its row down; what that says of the words below follows once, at the end, from the
 last bits of the words. Nothing here knows the rules: rows come from functions that are passed in.
+
+Axes here: `G` groups of a shape, `E` edges of a group, `L` entries of a list of visits.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Style:
             raise ValueError(f"style.wordings: expected >= 1, got {self.wordings}; do: raise it")
 
     @property
-    def grouped(self) -> bool:
+    def has_groups(self) -> bool:
         """Whether there are expressions of anything but a single thing."""
         return self.several or self.absent > 0
 

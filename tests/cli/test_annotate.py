@@ -44,9 +44,24 @@ def models(tmp_path_factory):
 
 # Random weights find anything anywhere.
 LOOSE = [
-    *("--filters.min-score", "0", "--filters.min-box", "0", "--filters.max-box", "1"),
-    *("--filters.min-quality", "0", "--filters.min-stability", "0", "--filters.min-mask", "0"),
-    *("--filters.max-outside", "1", "--filters.max-mask-iou", "1", "--contour.min-area-px", "0"),
+    "--filters.min-score",
+    "0",
+    "--filters.min-box",
+    "0",
+    "--filters.max-box",
+    "1",
+    "--filters.min-quality",
+    "0",
+    "--filters.min-stability",
+    "0",
+    "--filters.min-mask",
+    "0",
+    "--filters.max-outside",
+    "1",
+    "--filters.max-mask-iou",
+    "1",
+    "--contour.min-area-px",
+    "0",
 ]
 
 

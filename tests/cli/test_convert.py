@@ -315,13 +315,21 @@ def test_a_name_on_the_hub(sources, run, fails, tmp_path, monkeypatch):
     what = asked[0][2]
     kept = huggingface_hub.utils.filter_repo_objects(
         [
-            *("model-00001-of-00002.safetensors", "config.json", "tiktoken.model", "a.py"),
-            *("pytorch_model.bin", "original/model.safetensors", "consolidated.safetensors"),
+            "model-00001-of-00002.safetensors",
+            "config.json",
+            "tiktoken.model",
+            "a.py",
+            "pytorch_model.bin",
+            "original/model.safetensors",
+            "consolidated.safetensors",
         ],
         **what,
     )
     assert list(kept) == [
-        *("model-00001-of-00002.safetensors", "config.json", "tiktoken.model", "a.py"),
+        "model-00001-of-00002.safetensors",
+        "config.json",
+        "tiktoken.model",
+        "a.py",
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=999))
     line = fails("convert", "moonshotai/Kimi-VL", tmp_path / "other")

@@ -127,7 +127,15 @@ def test_the_next_batch_is_asked_before_the_answers_of_one_are_awaited():
 
     task_metrics.run(asked, drawn(), str, lambda done: events.append(f"done {done}"))
     assert events == [
-        *("draw 0", "ask", "draw 1", "ask", "done 3", "draw 2", "ask", "done 5", "done 8")
+        "draw 0",
+        "ask",
+        "draw 1",
+        "ask",
+        "done 3",
+        "draw 2",
+        "ask",
+        "done 5",
+        "done 8",
     ]
 
 

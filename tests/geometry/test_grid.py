@@ -98,8 +98,14 @@ def test_native_fit_by_hand():
 
 def test_places_in_merge_block_order():
     assert grid.patch_positions(2, 4, 2).tolist() == [
-        *([0, 0], [0, 1], [1, 0], [1, 1]),
-        *([0, 2], [0, 3], [1, 2], [1, 3]),
+        [0, 0],
+        [0, 1],
+        [1, 0],
+        [1, 1],
+        [0, 2],
+        [0, 3],
+        [1, 2],
+        [1, 3],
     ]
     assert grid.patch_positions(2, 2, 1).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     with pytest.raises(ValueError, match="multiples of 2, got 3x4"):

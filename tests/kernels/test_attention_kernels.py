@@ -126,14 +126,20 @@ def chosen(kind, length=256, dtype=jnp.bfloat16, width=128, deep=128):
 
 def test_the_devices_of_the_program_choose():
     assert [chosen(kind) for kind in ("auto", "xla", "splash", "cudnn")] == [
-        *("xla", "xla", "interpret", "xla")
+        "xla",
+        "xla",
+        "interpret",
+        "xla",
     ]
     pytest.importorskip("libtpu")
     devices = topology.from_name("v5e:2x2").devices
     with jax.set_mesh(jax.sharding.Mesh(np.asarray(devices), "x")):
         assert attention.platform() == "tpu"
         assert [chosen(kind) for kind in ("auto", "xla", "splash", "cudnn")] == [
-            *("splash", "xla", "splash", "xla")
+            "splash",
+            "xla",
+            "splash",
+            "xla",
         ]
         assert chosen("auto", length=100) == "xla"  # A block would be mostly padding.
     assert attention.platform() == "cpu"

@@ -83,7 +83,9 @@ def test_answers_are_those_of_the_longest_length(encoder):
     @jax.jit
     def run(params, tokens, images):
         return sampler.generate(
-            *(nnx.merge(graph, params), tokens, images),
+            nnx.merge(graph, params),
+            tokens,
+            images,
             answers=2,
             max_tokens=8,
             sampler=sampler.Sample(),

@@ -258,7 +258,7 @@ def test_the_corpus_is_drawn_from_the_vocabulary():
     assert words <= set(phrases.vocabulary())
     assert len(words) > 0.95 * len(phrases.vocabulary())
     assert "the" in words
-    assert {*COLOURS, *TEXTURES, *["pair", "of", "discs"]} <= set(phrases.vocabulary())
+    assert {*COLOURS, *TEXTURES, "pair", "of", "discs"} <= set(phrases.vocabulary())
 
 
 def test_the_corpus_obeys_the_config():

@@ -1,4 +1,7 @@
-"""The tokenizer: loads any Hugging Face folder, trains small ones, knows numbers by their value."""
+"""The tokenizer: loads any Hugging Face folder, trains small ones, knows numbers by their value.
+
+Axes here: `J` tokens that share a soft target.
+"""
 
 from __future__ import annotations
 

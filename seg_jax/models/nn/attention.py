@@ -2,6 +2,8 @@
 
 Token-by-token decoding (`cached_attention.attend_slots`) stays with XLA: a query or a few against a
 long cache is bound by reading the cache, which no kernel saves.
+
+Axes here: `P` prompt tokens.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ queue, N = answers of a queue, R = slots of a queue. Answers wait in the order o
 All slots write into one common column of their caches, which goes round: an answer of at most L
 tokens sees the last columns, as many as it has tokens, whenever it began. So no cache is moved or
 cleared when an answer leaves, and a step writes one slice per layer.
+
+Axes here: `S` queues, `R` slots of a queue, `N` answers of a queue.
 """
 
 from __future__ import annotations

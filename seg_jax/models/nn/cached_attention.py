@@ -1,4 +1,7 @@
-"""Attention of answers to the cached keys and values of their prompt and to their own."""
+"""Attention of answers to the cached keys and values of their prompt and to their own.
+
+Axes here: `P` prompt tokens, `S` queues and `R` slots of a queue, as in `batching`.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Source: DeepSeek-V3, arXiv 2412.19437, section 2.1.2 (sigmoid scores, selection by biased ones);
 Moonlight, arXiv 2502.16982.
+
+Axes here: `E` experts, `F` width of an expert.
 """
 
 from __future__ import annotations

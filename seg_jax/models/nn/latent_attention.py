@@ -1,6 +1,8 @@
 """Multi-head latent attention: what a token leaves to later ones is one short vector.
 
 Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; without compressed queries, as Moonlight.
+
+Axes here: `R` width of the latent vector, `P` prompt tokens, `S` queues of slots.
 """
 
 from __future__ import annotations

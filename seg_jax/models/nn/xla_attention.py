@@ -1,4 +1,7 @@
-"""Softmax attention of whole rows by XLA's own products, on any device."""
+"""Softmax attention of whole rows by XLA's own products, on any device.
+
+Axes here: `S` keys.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Log-probabilities of tokens, never holding the logits of a whole row at once."""
+"""Log-probabilities of tokens, never holding the logits of a whole row at once.
+
+Axes here: `J` tokens that share a soft target.
+"""
 
 from __future__ import annotations
 

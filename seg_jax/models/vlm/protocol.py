@@ -1,4 +1,7 @@
-"""The protocol that training, decoding and evaluation ask of a vision-language model."""
+"""The protocol that training, decoding and evaluation ask of a vision-language model.
+
+Axes here: `P` prompt tokens.
+"""
 
 from __future__ import annotations
 

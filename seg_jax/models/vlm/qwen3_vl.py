@@ -2,6 +2,8 @@
 
 Source: Qwen3-VL technical report, arXiv 2511.21631, section 2; DeepStack, arXiv 2406.04334; config
 names of `transformers` (`Qwen3VLConfig`).
+
+Axes here: `E` width of the decoder, where `D` is that of the vision tower.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Samples answers: each prompt read once, all its answers decoded in one compiled loop."""
+"""Samples answers: each prompt read once, all its answers decoded in one compiled loop.
+
+Axes here: `S` queues, `R` slots of a queue, as in `batching`.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,178 @@
+"""House rules on names, signatures, lengths and the letters of axes."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from seg_jax import records
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "seg_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = [PACKAGE, ROOT / "configs", ROOT / "tests"]
+ALL_FILES = sorted(path for room in ROOMS for path in room.rglob("*.py"))
+
+BARE_WORDS = """
+again agreed apart asked at back before behind beside broken built carried checked chosen claimed
+collated compiled counted cut decoded divided drawn fed far filled found framed fused gathered given
+grouped held joined kept laid left listed made marked mapped masked measured merged met mine moved
+named near needed of on over padded paired parsed picked placed prepared processed put replicated
+resized resolved restored rounded said scaled seen sent served settled shared shortened shown sized
+spared spoken summed taught together told traced trained under united whole widened within written
+"""
+"""Participles and prepositions that do not say what a function returns or does."""
+
+# Rooms that are yet to be cleaned; remove them one by one.
+STILL_BARE = {"annotation", "cli", "data", "evaluation", "inference", "models", "report", "runs"}
+STILL_BARE |= {"tasks", "training"}
+STILL_LONG_SIGNATURES = {"cli", "data", "evaluation", "models", "runs", "tasks", "training"}
+STILL_STARRED = {"cli", "data", "evaluation", "runs", "training"}
+STILL_LONG = {"training"}
+
+
+class Function(NamedTuple):
+    """A function of a module or a method of one of its classes."""
+
+    path: Path
+    name: str
+    """Qualified by the class."""
+    node: ast.FunctionDef
+    is_bound: bool
+    """Whether its first argument is bound: self or the class."""
+
+    @property
+    def key(self) -> str:
+        return f"{relative(self.path)}:{self.name}"
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room(path: Path) -> str:
+    """Returns the room of a file of the package; of other files their top folder."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if parts[0] == PACKAGE.name else parts[0]
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Yields the functions and methods of a file, without those inside of functions."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            yield Function(path, node.name, node, is_bound=False)
+        elif isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef):
+                    static = any(ast.unparse(d) == "staticmethod" for d in method.decorator_list)
+                    name = f"{node.name}.{method.name}"
+                    yield Function(path, name, method, is_bound=not static)
+
+
+def is_public(function: Function) -> bool:
+    parts = function.name.split(".")
+    return not any(part.startswith("_") for part in parts if not part.startswith("__"))
+
+
+def positional(function: Function) -> list[str]:
+    arguments = function.node.args
+    return [a.arg for a in (*arguments.posonlyargs, *arguments.args)][function.is_bound :]
+
+
+def test_public_functions_take_at_most_three_positional_arguments():
+    paths = [path for path in FILES if room(path) not in STILL_LONG_SIGNATURES]
+    every = [f for path in paths for f in functions(path) if is_public(f)]
+    assert {f.key for f in every if len(positional(f)) > 3} == set(), "make the rest keyword-only"
+
+
+def test_functions_are_not_named_by_a_bare_participle_or_preposition():
+    paths = [path for path in FILES if room(path) not in STILL_BARE]
+    every = [f for path in paths for f in functions(path)]
+    bare = {f.key for f in every if f.node.name.strip("_") in BARE_WORDS.split()}
+    assert bare == set(), "say what is returned or done"
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Nine in ten stay under forty (`test_house`); loops and drivers may have sixty."""
+    for path in (path for path in FILES if room(path) not in STILL_LONG):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node, clean=False) or ""
+                spare = docstring.count("\n") + 1 if docstring else 0
+                length = node.end_lineno - node.lineno + 1 - spare
+                assert length <= 60, f"{relative(path)}:{node.lineno} {node.name}"
+
+
+def starred_displays(source: str) -> list[int]:
+    """Returns the lines with `*(a, b)` or `*[a, b]`, which says no more than the items do."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Starred)]
+    return [n.lineno for n in nodes if isinstance(n.value, ast.Tuple | ast.List)]
+
+
+def test_lists_are_written_plainly():
+    assert starred_displays("f(*[1, 2])\n[*(1, 2), *x]\n{*()}") == [1, 2, 3]
+    paths = [path for path in ALL_FILES if room(path) not in STILL_STARRED]
+    golfed = {relative(path) for path in paths if starred_displays(path.read_text())}
+    assert golfed == set(), "write the items without *( )"
+
+
+TYPES = re.compile(r"(Bool|Float|Int|UInt|Shaped|Num|Real|Inexact)\d*$")
+
+
+def shapes(path: Path) -> set[str]:
+    """Returns the shapes of a file's array types, as jaxtyping has them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Subscript) and TYPES.match(ast.unparse(node.value).split(".")[-1]):
+            match node.slice:
+                case ast.Tuple(elts=[_, ast.Constant(value=str(shape))]):
+                    found.add(shape)
+    return found
+
+
+def letters(shape: str) -> set[str]:
+    return set(re.findall(r"(?<![\w{])[A-Z](?![\w}])", shape))
+
+
+def table() -> set[str]:
+    """Returns the letters in the table of axes in `records`."""
+    cells = re.findall(r"\| `([A-Z ]+)`", records.__doc__ or "")
+    return {letter for cell in cells for letter in cell.split()}
+
+
+def declared_here(path: Path) -> set[str]:
+    """Returns the letters that a file's docstring gives a meaning of its own."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    paragraph = re.search(r"^Axes here: (.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([A-Z])`", paragraph.group(1))) if paragraph else set()
+
+
+USUAL = {
+    "P": r"R P\b|^P( 2)*$",
+    "R": r"\bR P\b",
+    "S": r"^(B )?S( C| 2| D)?$",
+    "G": r"\bB (kv )?G\b",
+    "C": r"\b[Ss] C$",
+}
+"""Where letters stand that other files use for something else: anywhere else they are declared."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_letters_of_axes_are_those_of_the_table(path):
+    here, used = declared_here(path), set()
+    for shape in shapes(path):
+        used |= letters(shape)
+        for letter in letters(shape) - here:
+            assert letter in table(), f"{shape}: add {letter} to `Axes here:` or to records.py"
+            pattern = USUAL.get(letter, "")
+            assert re.search(pattern, shape.strip()), f"{shape}: declare {letter} in `Axes here:`"
+    assert here <= used, "expected a use of each letter that the docstring declares"
+
+
+def test_the_table_of_axes_has_no_letter_that_nothing_uses():
+    used = {letter for path in FILES for shape in shapes(path) for letter in letters(shape)}
+    assert len(table()) > 12
+    assert table() - used == set()
