@@ -288,7 +288,7 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     assert "in the vocabulary, got none; do: use the tokenizer that belongs" in refused(folder)
     for path in (folder / tiktoken_bpe.FILE, folder / tokens.TOKENS):
         path.unlink(missing_ok=True)
-    assert "expected a readable tokenizer.json" in refused(folder)
+    assert "tokenizer.json: expected a readable file" in refused(folder)
     (folder / "preprocessor_config.json").write_text("{}")
     assert "preprocessor_config.json, got neither" in refused(folder)
     (folder / "preprocessor_config.json").write_text('{"patch_size": "six"}')

@@ -209,5 +209,5 @@ def test_a_template_in_a_file_of_its_own_counts_before_the_config(single, tmp_pa
     assert tokens.Tokenizer.load(tmp_path).render([]) == "jinja"
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(ValueError, match=r"expected a readable chat_template\.json"):
+    with pytest.raises(ValueError, match=r"chat_template\.json: expected JSON"):
         tokens.Tokenizer.load(tmp_path)

@@ -194,7 +194,7 @@ def test_damaged_tables_give_one_clear_error(moonshots, tmp_path, change, word):
     (tmp_path / tokens.CONFIG).write_bytes((folder / tokens.CONFIG).read_bytes())
     with pytest.raises(ValueError, match=word) as caught:
         tokens.Tokenizer.load(tmp_path)
-    assert "; do " in str(caught.value)
+    assert "; do: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -202,7 +202,7 @@ def test_damaged_tables_give_one_clear_error(moonshots, tmp_path, change, word):
     ("entries", "word"),
     [
         ({"tokenizer_class": "QWenTokenizer"}, "expected a tokenizer_class of TikTokenTokenizer"),
-        ({"tokenizer_class": None}, "got None; do give a tokenizer.json"),
+        ({"tokenizer_class": None}, "got None; do: give a tokenizer.json"),
         ({"added_tokens_decoder": {"x": {"content": "y"}}}, "expected added_tokens_decoder with"),
         ({"added_tokens_decoder": {"900": "y"}}, "expected added_tokens_decoder with"),
         ({"added_tokens_decoder": [3]}, "expected added_tokens_decoder with"),
@@ -221,7 +221,7 @@ def test_configs_that_do_not_fit(moonshots, tmp_path, entries, word):
     with pytest.raises(ValueError, match=word) as caught:
         tokens.Tokenizer.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
-    assert "; do " in str(caught.value)
+    assert "; do: " in str(caught.value)
 
 
 def test_a_table_can_be_read_by_tiktoken_as_it_is_written(moonshots):

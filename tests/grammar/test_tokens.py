@@ -224,7 +224,7 @@ def test_broken_files_give_one_clear_error(whole, tmp_path, name, text):
 
 
 def test_other_broken_folders(whole, tmp_path):
-    with pytest.raises(ValueError, match=r"expected a readable tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: expected a readable file"):
         tokens.Tokenizer.load(tmp_path / "nowhere")
     config = json.dumps({"eos_token": "<|nothing|>", "pad_token": "<|endoftext|>"})
     with pytest.raises(ValueError, match=r"expected the token '<\|nothing\|>'"):
