@@ -148,7 +148,7 @@ def batches(rows: str, **changes: Any) -> Any:
     """Returns the pipeline of a route; changes are of its feed."""
     config = sft_config() if rows == "sft" else gspo_config()
     feed = dataclasses.replace(config.feed, **changes)
-    return pipeline.batches(config.source, task(rows), bundle().encoder, feed, rows=rows)
+    return pipeline.batches(config.source, task(rows), bundle().encoder, feed=feed, rows=rows)
 
 
 @functools.cache

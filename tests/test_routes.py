@@ -46,7 +46,7 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
         task = bundle.task
         if rows == "prompts":
             task = dataclasses.replace(task, mixture=config.mixture)
-        batches = pipeline.batches(config.source, task, bundle.encoder, feed, rows=rows)
+        batches = pipeline.batches(config.source, task, bundle.encoder, feed=feed, rows=rows)
         transform = optimizers.build(config.optimizer)
         begin = state.shapes(bundle.params, transform, small_run.alone())
         return shapes(begin), shapes(next(batches))

@@ -14,27 +14,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from seg_jax.annotation import filters as choice
-from seg_jax.annotation import words
+from seg_jax.annotation import filters, words
 from seg_jax.annotation.filters import Dropped, Filters
-from seg_jax.annotation.stages import Ask, Detection, Failed, Models, Segment, Stages, Unusable
+from seg_jax.annotation.stages import Detection, Failed, Models, Question, Segment, Stages, Unusable
 from seg_jax.annotation.words import Wording
 from seg_jax.data import image_files
 from seg_jax.data.build import record_files
 from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
 MODELS = ("detector", "segmenter", "describer")
-"""Stages that are models; the others are read, contour and record."""
+"""Stages that are models; the others are read and contour."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contour:
-    """How masks become outlines; at 0 and 0 nothing is lost, whatever the mask."""
+    """How masks become outlines; with both numbers at 0 nothing of a mask is lost."""
 
     epsilon_px: float = 0.0
-    """No vertex that is dropped lies further from the new outline."""
+    """Largest distance of a dropped vertex from the new outline."""
     min_area_px: int = 16
-    """Specks and holes of fewer pixels go."""
+    """Least area of a region or hole; smaller ones are removed."""
 
     def __post_init__(self):
         if not self.epsilon_px >= 0 or self.min_area_px < 0:
@@ -43,10 +42,10 @@ class Contour:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that makes a record what it is, but for the models."""
+    """All that decides what a record contains, except for the models."""
 
     labels: tuple[str, ...]
-    """What the detector looks for."""
+    """Names of the objects that the detector looks for."""
     filters: Filters = Filters()
     contour: Contour = Contour()
     wording: Wording = Wording()
@@ -56,7 +55,7 @@ class ImageFile(NamedTuple):
     """An image to annotate."""
 
     key: str
-    """Names it within the data set."""
+    """Name of the image within the data set."""
     path: Path
 
 
@@ -64,7 +63,7 @@ class Outcome(NamedTuple):
     """What became of an image."""
 
     line: dict[str, Any] | None
-    """Of the plain-folder format, see `data.formats.folder`; None: nothing to learn from it."""
+    """Line of the plain-folder format, see `data.formats.folder`; None: the image has no use."""
     failed: list[dict[str, Any]]
     """What could not be done, and why: of the image, or of single objects."""
     dropped: Dropped
@@ -73,30 +72,31 @@ class Outcome(NamedTuple):
 def annotate(
     file: ImageFile, stages: Stages, settings: Settings, *, models: Models, code: str = ""
 ) -> Outcome:
-    """Returns what became of an image; whatever is wrong with it is told, never raised.
+    """Returns what became of an image; whatever is wrong with it is reported, never raised.
 
-    The line names the image by its path; it is for whoever writes it to make that relative.
+    The line has the path of the image as given; the caller makes it relative.
 
     Raises:
-      Unusable: a stage can do no image at all.
+      Unusable: a stage can process no image at all.
     """
-    told: dict[str, Any] = {"key": file.key, "image": file.path.as_posix()}
+    letter: dict[str, Any] = {"key": file.key, "image": file.path.as_posix()}
     dropped: Dropped = collections.Counter()
     failed: list[dict[str, Any]] = []
     try:
         with _stage("read"):
             data, image = _read(file)
-            told["sha256"] = hashlib.sha256(data).hexdigest()
+            letter["sha256"] = hashlib.sha256(data).hexdigest()
         height, width = image.shape[:2]
         if min(height, width) < settings.filters.min_side_px:
             dropped["small_image"] += 1
             return Outcome(None, failed, dropped)
-        kept, masks = _segmented(image, stages, settings, dropped)
+        kept, masks = _segment_image(image, stages, settings, dropped=dropped)
         if not kept:
             return Outcome(None, failed, dropped)
-        texts = _texts(image, kept, stages, settings, told, failed)
-    except _At as error:
-        return Outcome(None, [told | error.letter()], dropped)
+        texts, refused = _descriptions(image, kept, stages=stages, settings=settings)
+        failed += [letter | one for one in refused]
+    except _StageFailure as error:
+        return Outcome(None, [letter | error.dead_letter()], dropped)
     with_words = [place for place, text in enumerate(texts) if text]
     dropped["description"] += len(kept) - len(with_words)
     if not with_words:
@@ -108,7 +108,7 @@ def annotate(
         "objects": [_object(kept[place], *masks[place]) for place in with_words],
         "phrases": _phrases([texts[place] for place in with_words]),
         "provenance": {
-            "image": {"sha256": told["sha256"], "size": [height, width]},
+            "image": {"sha256": letter["sha256"], "size": [height, width]},
             "models": _models(models),
             "filters": dataclasses.asdict(settings.filters),
             "contour": dataclasses.asdict(settings.contour),
@@ -120,15 +120,15 @@ def annotate(
     return Outcome(line, failed, +dropped)
 
 
-class _At(Exception):
-    """A failure with the stage that it happened at."""
+class _StageFailure(Exception):
+    """A failure together with the stage where it happened."""
 
     def __init__(self, stage: str, reason: str, transient: bool):
         super().__init__(reason)
         self.stage, self.transient = stage, transient
 
-    def letter(self) -> dict[str, Any]:
-        """Returns what a dead letter says about it."""
+    def dead_letter(self) -> dict[str, Any]:
+        """Returns the fields of a dead letter about it."""
         return {"stage": self.stage, "reason": str(self), "transient": self.transient}
 
 
@@ -140,21 +140,21 @@ def _stage(name: str) -> Iterator[None]:
     except (Unusable, MemoryError):
         raise
     except Failed as error:
-        raise _At(name, str(error), error.transient) from None
+        raise _StageFailure(name, str(error), error.transient) from None
     except Exception as error:
-        # Libraries fail on odd images in any way they can; the run goes on without these.
+        # Libraries fail on odd images in any way they can; the run goes on without such an image.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise _At(name, reason, False) from error
+        raise _StageFailure(name, reason, False) from error
 
 
 def _read(file: ImageFile) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
-    """Returns a file's bytes, and its pixels exactly as a build will store them."""
+    """Returns the bytes of a file, and its pixels exactly as a build will store them."""
     from PIL import Image
 
     try:
         file.key.encode()
     except UnicodeEncodeError:
-        raise Failed("expected a file name in UTF-8, got other bytes; rename it") from None
+        raise Failed("expected a file name in UTF-8, got other bytes; do: rename it") from None
     try:
         data = file.path.read_bytes()
     except OSError as error:
@@ -171,21 +171,21 @@ def _read(file: ImageFile) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
     except (OSError, ValueError, SyntaxError):
         raise Failed(f"expected an image ({', '.join(image_files.FORMATS)}), got none") from None
     try:
-        stored, _, _ = record_files.plain(data, upright=True)
-    except record_files.Broken as error:
+        stored, _, _ = record_files.storable_image(data, upright=True)
+    except record_files.BrokenImage as error:
         raise Failed(str(error)) from None
     with Image.open(io.BytesIO(stored)) as image:
         return data, np.array(image.convert("RGB"))
 
 
-def _segmented(
-    image: UInt8[np.ndarray, "H W 3"], stages: Stages, settings: Settings, dropped: Dropped
+def _segment_image(
+    image: UInt8[np.ndarray, "H W 3"], stages: Stages, settings: Settings, *, dropped: Dropped
 ) -> tuple[list[Detection], list[tuple[Segment, list[Any]]]]:
-    """Returns the detections that are left, and of each its mask and the rings around it."""
+    """Returns the detections that are kept, each with its mask and the rings around it."""
     height, width = image.shape[:2]
     with _stage("detector"):
         found = stages.detector.detect(image, settings.labels)
-        kept, less = choice.detections(found, settings.filters, height=height, width=width)
+        kept, less = filters.choose_detections(found, settings.filters, height=height, width=width)
         dropped.update(less)
     if not kept:
         return [], []
@@ -198,15 +198,15 @@ def _segmented(
                 f"{[one.mask.shape for one in drawn]}"
             )
     with _stage("contour"):
-        outlines = [outline(one.mask, settings.contour) for one in drawn]
+        outlines = [clean_outline(one.mask, settings.contour) for one in drawn]
         clean = [one._replace(mask=mask) for one, (mask, _) in zip(drawn, outlines, strict=True)]
-        places, less = choice.segments(kept, clean, settings.filters)
+        places, less = filters.choose_segments(kept, clean, settings.filters)
         dropped.update(less)
     masks = [(clean[place], outlines[place][1]) for place in places]
     return [kept[place] for place in places], masks
 
 
-def outline(
+def clean_outline(
     mask: Bool[np.ndarray, "H W"], settings: Contour
 ) -> tuple[Bool[np.ndarray, "H W"], list[Float[np.ndarray, "_ 2"]]]:
     """Returns a mask without specks and small holes, and the rings around it in pixel corners.
@@ -228,35 +228,37 @@ def outline(
     ), rings
 
 
-def _texts(
+def _descriptions(
     image: UInt8[np.ndarray, "H W 3"],
     kept: Sequence[Detection],
+    *,
     stages: Stages,
     settings: Settings,
-    told: dict[str, Any],
-    failed: list[dict[str, Any]],
-) -> list[str]:
-    """Returns the expression of each object, nothing for one whose description is refused."""
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns a text for each object, empty if refused, and dead letters for the refused ones."""
     if stages.describer is None:
-        return [one.label for one in kept]
+        return [one.label for one in kept], []
     wording = settings.wording
     with _stage("describer"):
-        asks = [
-            Ask(words.view(image, one.box_px, wording), words.question(wording, one.label))
+        questions = [
+            Question(
+                words.draw_view(image, one.box_px, wording), words.question_text(wording, one.label)
+            )
             for one in kept
         ]
-        answers = list(stages.describer.describe(asks))
-        if len(answers) != len(asks):
-            raise Failed(f"expected {len(asks)} answers, got {len(answers)}")
-    texts = []
+        answers = list(stages.describer.describe(questions))
+        if len(answers) != len(questions):
+            raise Failed(f"expected {len(questions)} answers, got {len(answers)}")
+    texts, refused = [], []
     for one, answer in zip(kept, answers, strict=True):
         try:
-            texts.append(words.description(answer, wording))
+            texts.append(words.read_description(answer, wording))
         except Failed as error:
             texts.append("")
+            what = {"label": one.label, "box_px": _rounded_box_px(one)}
             letter = {"stage": "describer", "reason": str(error), "transient": False}
-            failed.append(told | letter | {"object": {"label": one.label, "box_px": _px(one)}})
-    return texts
+            refused.append(letter | {"object": what})
+    return texts, refused
 
 
 def _object(one: Detection, drawn: Segment, rings: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -266,7 +268,7 @@ def _object(one: Detection, drawn: Segment, rings: Sequence[np.ndarray]) -> dict
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
         "name": one.label,
         "rings_px": [ring.astype(np.int64).tolist() for ring in rings],
-        "box_px": _px(one),
+        "box_px": _rounded_box_px(one),
         "score": round(one.score, 6),
         "quality": round(float(drawn.quality), 6),
         "stability": round(float(drawn.stability), 6),
@@ -274,7 +276,7 @@ def _object(one: Detection, drawn: Segment, rings: Sequence[np.ndarray]) -> dict
     }
 
 
-def _px(one: Detection) -> list[float]:
+def _rounded_box_px(one: Detection) -> list[float]:
     return [round(float(number), 3) for number in one.box_px]
 
 

@@ -1,4 +1,4 @@
-"""Describes by a vision-language model of ours: a folder of a training run, or of the hub."""
+"""Describes objects by a vision-language model of this package, from a run's or a hub's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from seg_jax.annotation.stages import Answer, Ask, Failed, Unusable
+from seg_jax.annotation.stages import Answer, Failed, Question, Unusable
 from seg_jax.data.encode import TooLong
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -20,7 +20,7 @@ from seg_jax.models.vlm import sampler
 from seg_jax.records import Images, Rollout, Tokens
 
 BATCH = 4
-"""Questions asked at once; always so many, or each count would compile its own program."""
+"""Number of questions in a batch; always the same, as each number compiles its own program."""
 
 
 class Captioner:
@@ -31,17 +31,17 @@ class Captioner:
 
         Args:
           bundle: the model.
-          max_tokens: of a description.
+          max_tokens: most tokens of a description.
         """
         self._bundle, self._max_tokens = bundle, max_tokens
-        self._generate = jax.jit(self._traced)
+        self._generate = jax.jit(self._generate_answers)
 
     @classmethod
     def load(cls, folder: Path, *, max_tokens: int = 96) -> Captioner:
         """Reads the model of a folder.
 
         Raises:
-          Unusable: it is none, or a file in it is broken.
+          Unusable: the folder holds no model, or a file in it is broken.
         """
         try:
             dtype = families.noted_dtype(folder)
@@ -50,7 +50,7 @@ class Captioner:
         except ValueError as error:
             raise Unusable(f"describer: {error}") from error
 
-    def describe(self, asks: Sequence[Ask]) -> list[Answer]:
+    def describe(self, questions: Sequence[Question]) -> list[Answer]:
         """Returns the answers.
 
         Raises:
@@ -58,7 +58,7 @@ class Captioner:
         """
         encoder = self._bundle.encoder
         try:
-            rows = [encoder.question(ask.view, ask.question) for ask in asks]
+            rows = [encoder.question(one.view, one.text) for one in questions]
         except TooLong as error:
             raise Failed(str(error)) from None
         answers: list[Answer] = []
@@ -67,15 +67,15 @@ class Captioner:
             full = [*some, *some[-1:] * (BATCH - len(some))]
             tokens, images = jax.tree.map(lambda *leaves: np.stack(leaves), *full)
             rollout = jax.device_get(self._generate(self._bundle.params, tokens, images))
-            answers += [self._text(rollout, row) for row in range(len(some))]
+            answers += [self._answer(rollout, row) for row in range(len(some))]
         return answers
 
-    def _text(self, rollout: Rollout, row: int) -> Answer:
+    def _answer(self, rollout: Rollout, row: int) -> Answer:
         ids = np.asarray(rollout.ids)[row, 0][np.asarray(rollout.used)[row, 0]]
         ended = bool(len(ids)) and int(ids[-1]) in self._bundle.end_ids
         return Answer(self._bundle.tokenizer.decode(ids), ended)
 
-    def _traced(self, params: Any, tokens: Tokens, images: Images) -> Rollout:
+    def _generate_answers(self, params: Any, tokens: Tokens, images: Images) -> Rollout:
         return sampler.generate(
             nnx.merge(self._bundle.graph, params),
             tokens,

@@ -1,4 +1,4 @@
-"""Which models annotate: found by their folders and addresses, told apart, loaded."""
+"""Which models annotate: found by their folders and addresses, identified, loaded."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ class Choice:
     detector: Path
     segmenter: Path
     describer: str | None = None
-    """Folder of a model of ours, or address of an OpenAI-compatible endpoint; None: no model,
-    objects are called by their labels."""
+    """Folder of a model that seg-jax can load, or address of an OpenAI-compatible endpoint; None:
+    objects are named by their labels."""
     device: str = "auto"
-    """Of PyTorch."""
+    """Device of PyTorch."""
     endpoint: endpoints.Settings = endpoints.Settings()
 
     def models(self) -> Models:
-        """Returns which models these are; reads their files once, and asks an endpoint.
+        """Returns which models these are; reads their files once, and queries an endpoint.
 
         Raises:
           Unusable: there is no such folder, or the endpoint does not answer.
-          ValueError: the address is none.
+          ValueError: the address is not valid.
         """
         described: Model | None = None
         if self.describer is not None:
-            asked = self._endpoint
-            described = asked.model() if asked else hub.fingerprint(Path(self.describer))
+            endpoint = self._endpoint
+            described = endpoint.model() if endpoint else hub.fingerprint(Path(self.describer))
         return Models(hub.fingerprint(self.detector), hub.fingerprint(self.segmenter), described)
 
-    def settled(self, models: Models) -> Choice:
-        """Returns the same with what an endpoint was found to serve, whatever it lists later."""
+    def with_endpoint_model(self, models: Models) -> Choice:
+        """Returns the same choice, fixed to the model that the endpoint serves now."""
         if self._endpoint is None or models.describer is None:
             return self
         named = dataclasses.replace(self.endpoint, model=models.describer.name)

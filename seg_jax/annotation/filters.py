@@ -1,4 +1,4 @@
-"""Chooses among what detectors and segmenters give: by score, size, stability, and no doubles."""
+"""Chooses among detections and masks: by score, size and stability, without duplicates."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ class Filters:
     """What is kept; areas are shares of the image."""
 
     min_side_px: int = 64
-    """Of an image; smaller ones are icons."""
+    """Least side of an image; smaller ones are icons."""
     min_score: float = 0.35
-    """Of a detection."""
+    """Least score of a detection."""
     min_box: float = 0.0005
-    """Area of a detection's box."""
+    """Least area of a detection's box."""
     max_box: float = 0.95
-    """Area of a detection's box; larger ones mean the whole image."""
+    """Largest area of a detection's box; larger ones mean the whole image."""
     max_box_iou: float = 0.8
-    """Of two boxes that overlap more only the better one stays, whatever their labels."""
+    """Largest IoU of two boxes; of two that overlap more the better one stays, whatever their
+    labels."""
     max_objects: int = 64
-    """Of an image, the best ones."""
+    """Most objects of an image; the best ones are kept."""
     min_quality: float = 0.8
-    """The IoU that the segmenter itself expects."""
+    """Least IoU that the segmenter itself expects of a mask."""
     min_stability: float = 0.9
-    """Of a mask. Source: the stability score of Segment Anything, Kirillov et al. 2023."""
+    """Least stability of a mask. Source: Segment Anything, Kirillov et al. 2023."""
     min_mask: float = 0.0002
-    """Area of a mask."""
+    """Least area of a mask."""
     max_outside: float = 0.1
-    """Share of a mask that lies outside the box it was drawn for."""
+    """Largest share of a mask that may lie outside the box it was drawn for."""
     max_mask_iou: float = 0.85
-    """Of two masks that overlap more only that of the better detection stays."""
+    """Largest IoU of two masks; of two that overlap more the one of the better detection stays."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -56,10 +57,10 @@ class Filters:
 
 
 Dropped = collections.Counter[str]
-"""How many objects a filter has dropped, by its name."""
+"""Number of objects that each filter has dropped, by the name of the filter."""
 
 
-def detections(
+def choose_detections(
     found: Sequence[Detection], filters: Filters, *, height: int, width: int
 ) -> tuple[list[Detection], Dropped]:
     """Returns the detections to segment, the best first, their boxes cut to the image.
@@ -68,10 +69,10 @@ def detections(
     does not matter.
 
     Args:
-      found: by a detector.
+      found: what a detector has found.
       filters: what is kept.
-      height: of the image in pixels.
-      width: of the image in pixels.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
     """
     dropped: Dropped = collections.Counter()
     sound: list[Detection] = []
@@ -105,7 +106,7 @@ def detections(
     return kept, dropped
 
 
-def segments(
+def choose_segments(
     kept: Sequence[Detection], drawn: Sequence[Segment], filters: Filters
 ) -> tuple[list[int], Dropped]:
     """Returns the places of the masks to keep.
@@ -120,11 +121,11 @@ def segments(
     areas: list[int] = []
     for place, (one, segment) in enumerate(zip(kept, drawn, strict=True)):
         area = int(segment.mask.sum())
-        reason = _fault(one, segment, area, filters)
+        reason = _drop_reason(one, segment, area=area, filters=filters)
         if reason:
             dropped[reason] += 1
             continue
-        common = _common(segment.mask, [drawn[other].mask for other in places])
+        common = _shared_pixels(segment.mask, [drawn[other].mask for other in places])
         union = area + np.array(areas, np.int64) - common
         if places and (common / union).max() > filters.max_mask_iou:
             dropped["same_mask"] += 1
@@ -134,11 +135,11 @@ def segments(
     return places, dropped
 
 
-def _fault(one: Detection, segment: Segment, area: int, filters: Filters) -> str:
-    """Returns why a mask is dropped by itself; nothing if it is not."""
+def _drop_reason(one: Detection, segment: Segment, *, area: int, filters: Filters) -> str:
+    """Returns why a mask is dropped by itself; an empty text if it is not."""
     if not area or area < filters.min_mask * segment.mask.size:
         return "mask_area"
-    # What is not a number is not at least something either.
+    # `not >=` drops nan too.
     if not segment.quality >= filters.min_quality:
         return "quality"
     if not segment.stability >= filters.min_stability:
@@ -148,8 +149,8 @@ def _fault(one: Detection, segment: Segment, area: int, filters: Filters) -> str
     return "outside_box" if 1 - inside.sum() / area > filters.max_outside else ""
 
 
-def _common(
+def _shared_pixels(
     mask: Bool[np.ndarray, "H W"], others: Sequence[Bool[np.ndarray, "H W"]]
 ) -> Int[np.ndarray, " M"]:
-    """Returns how many pixels a mask shares with each of some others."""
+    """Returns the number of pixels that a mask shares with each of some others."""
     return np.array([np.count_nonzero(mask & other) for other in others], np.int64)

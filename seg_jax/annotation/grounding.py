@@ -22,21 +22,21 @@ class GroundingDino:
     of a box for a name is the highest of the name's tokens; a box has its best name.
 
     Source: Grounding DINO, Liu et al. 2023. Differs: names come from their own tokens, not from
-    whichever tokens exceed a threshold, so that no box is called by half a name.
+    whichever tokens exceed a threshold, so that no box gets half a name.
     """
 
     def __init__(self, folder: Path, *, device: str = "auto"):
         """Reads the model of a folder.
 
         Raises:
-          Unusable: it is none, or PyTorch is missing.
+          Unusable: the folder holds no such model, or PyTorch is missing.
         """
-        found = hub.config(folder, TYPES, "detector")
-        with hub.loading(folder, "detector") as (torch, transformers):
+        found = hub.read_config(folder, TYPES, "detector")
+        with hub.load_context(folder, "detector") as (torch, transformers):
             self._torch = torch
-            self._device = hub.device(torch, device)
+            self._device = hub.pick_device(torch, device)
             kind = transformers.AutoModelForZeroShotObjectDetection
-            self._model = hub.weights(kind, folder, self._device)
+            self._model = hub.load_model(kind, folder, self._device)
             # Pillow resizes alike with and without torchvision.
             self._processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, backend="pil"
@@ -66,8 +66,8 @@ class GroundingDino:
             detections += _detections(
                 found.pred_boxes[0].float().cpu().numpy(),
                 best.cpu().numpy(),
-                [names[place] for place in which.tolist()],
-                image.shape[:2],
+                names=[names[place] for place in which.tolist()],
+                size=image.shape[:2],
             )
         return detections
 
@@ -76,43 +76,43 @@ class GroundingDino:
         texts = []
         names: list[str] = []
         for label in labels:
-            if names and self._encoded([*names, label])["input_ids"].shape[1] > self._most:
+            if names and self._tokenize([*names, label])["input_ids"].shape[1] > self._most:
                 texts.append(self._text(names))
                 names = []
             names.append(label)
         return [*texts, self._text(names)] if names else texts
 
     def _text(self, names: list[str]) -> tuple[list[str], Any, list[list[int]]]:
-        inputs = self._encoded(names)
+        inputs = self._tokenize(names)
         offsets = inputs.pop("offset_mapping")[0].tolist()
         if len(offsets) > self._most:
             raise Unusable(
                 f"labels: expected names of at most {self._most} tokens, got {names[0]!r} with "
-                f"{len(offsets)}; shorten it"
+                f"{len(offsets)}; do: shorten it"
             )
         spans, begin = [], 0
         for name in names:
-            end = begin + len(_plain(name))
+            end = begin + len(_plain_name(name))
             spans.append([n for n, (a, b) in enumerate(offsets) if begin <= a < b <= end])
             begin = end + 2
         if lacking := next((name for name, span in zip(names, spans, strict=True) if not span), ""):
-            raise Unusable(f"labels: expected words, got {lacking!r}; write it in letters")
+            raise Unusable(f"labels: expected words, got {lacking!r}; do: write it in letters")
         return names, inputs.to(self._device), spans
 
-    def _encoded(self, names: Sequence[str]) -> Any:
-        text = "".join(f"{_plain(name)}. " for name in names).rstrip()
+    def _tokenize(self, names: Sequence[str]) -> Any:
+        text = "".join(f"{_plain_name(name)}. " for name in names).rstrip()
         return self._tokenizer(
             text, return_tensors="pt", return_offsets_mapping=True, return_token_type_ids=True
         )
 
 
-def _plain(name: str) -> str:
-    """Returns a name as the model was taught names: in small letters, without a full stop."""
+def _plain_name(name: str) -> str:
+    """Returns a name in the form that the model was trained on: lower case, no full stop."""
     return " ".join(name.lower().replace(".", " ").split())
 
 
 def _detections(
-    boxes: np.ndarray, scores: np.ndarray, names: Sequence[str], size: tuple[int, ...]
+    boxes: np.ndarray, scores: np.ndarray, *, names: Sequence[str], size: tuple[int, ...]
 ) -> list[Detection]:
     """Returns detections from boxes as centre, width and height in fractions of the image."""
     height, width = size

@@ -1,4 +1,4 @@
-"""Models in Hugging Face folders that PyTorch runs: read as data, told apart, put on a device."""
+"""Models in Hugging Face folders that PyTorch runs: read, identified, put on a device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxtyping import Float32, UInt8
 
 from seg_jax.annotation.stages import Model, Unusable
 
-# PyTorch and transformers are imported where they are needed: they come with an extra. By name, as
-# type checkers would else read all models of transformers, for longer than all that is here.
+# PyTorch and transformers are imported where they are needed: they come with an extra. They are
+# imported by name, because type checkers would read all models of transformers otherwise.
 
 _DESCRIBING = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""Files that make a model what it is."""
+"""Patterns of the files that a model's digest covers."""
 
 
 def fingerprint(folder: Path) -> Model:
@@ -29,7 +29,7 @@ def fingerprint(folder: Path) -> Model:
       Unusable: there is no such folder.
     """
     if not folder.is_dir():
-        raise Unusable(f"{folder}: expected the folder of a model, got none; download it first")
+        raise Unusable(f"{folder}: expected the folder of a model, got none; do: download it first")
     seen = hashlib.sha256()
     files = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}
     for path in sorted(files):
@@ -42,13 +42,13 @@ def fingerprint(folder: Path) -> Model:
     return Model(name.replace("--", "/"), f"sha256:{seen.hexdigest()[:32]}")
 
 
-def config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
+def read_config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
     """Returns the contents of a model's `config.json`.
 
     Args:
-      folder: of the model.
-      types: the `model_type`s that a stage knows.
-      stage: its name.
+      folder: folder of the model.
+      types: the `model_type`s that the stage supports.
+      stage: name of the stage.
 
     Raises:
       Unusable: there is no model, or one of another type.
@@ -57,16 +57,16 @@ def config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
     if found.get("model_type") not in types:
         raise Unusable(
             f"{folder}: {stage}: expected a model of type {' or '.join(sorted(types))}, got "
-            f"{found.get('model_type')!r}; give the folder of such a one"
+            f"{found.get('model_type')!r}; do: give the folder of such a model"
         )
     return found
 
 
-def preprocessor(folder: Path, stage: str) -> dict[str, Any]:
-    """Returns how a model's images are prepared, as either file of transformers says.
+def read_preprocessor(folder: Path, stage: str) -> dict[str, Any]:
+    """Returns how a model's images are prepared, from either file that transformers writes.
 
     Raises:
-      Unusable: neither says so.
+      Unusable: neither file has it.
     """
     # Newer files hold the processor's parts together.
     whole = folder / "processor_config.json"
@@ -83,14 +83,14 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Unusable(
             f"{path}: {stage}: expected this file of a Hugging Face model, got none that can be "
-            "read; give the folder of a whole model"
+            "read; do: give the folder of a whole model"
         )
     return found
 
 
 @contextlib.contextmanager
-def loading(folder: Path, stage: str) -> Iterator[tuple[Any, Any]]:
-    """Yields PyTorch and transformers; tells in one line what is wrong with a model's folder.
+def load_context(folder: Path, stage: str) -> Iterator[tuple[Any, Any]]:
+    """Gives PyTorch and transformers; errors about a model's folder become one line.
 
     Raises:
       Unusable: a package is missing, or the folder holds no whole model.
@@ -115,51 +115,53 @@ def loading(folder: Path, stage: str) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def device(torch: Any, wanted: str) -> Any:
+def pick_device(torch: Any, wanted: str) -> Any:
     """Returns the device of PyTorch by name; "auto": a GPU if there is one."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
 
 
-def weights(kind: Any, folder: Path, place: Any) -> Any:
+def load_model(kind: Any, folder: Path, target: Any) -> Any:
     """Returns a model of transformers with its weights, from this folder and nothing else.
 
     Args:
-      kind: its class, or one that finds it.
-      folder: of the model.
-      place: device of PyTorch.
+      kind: class of the model, or an auto class of transformers.
+      folder: folder of the model.
+      target: device of PyTorch.
     """
-    model, told = kind.from_pretrained(
+    model, report = kind.from_pretrained(
         folder,
         local_files_only=True,
-        use_safetensors=True,  # The other kind is pickles, which run code.
+        use_safetensors=True,  # The other format is pickle, which can run code.
         trust_remote_code=False,
         output_loading_info=True,
     )
-    if lacking := sorted(told["missing_keys"]):
+    if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"{len(lacking)} tensors fewer, the first one {lacking[0]}")
-    return model.eval().to(place)
+    return model.eval().to(target)
 
 
-def prepared(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], found: dict[str, Any]
+def prepare_image(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], preprocessor: dict[str, Any]
 ) -> Float32[np.ndarray, "3 h w"]:
     """Returns an image resized and normalised as a preprocessor's file says.
 
     Args:
       image: the image.
       size: height and width to resize it to.
-      found: contents of the file: `resample`, `rescale_factor`, `image_mean`, `image_std`.
+      preprocessor: contents of the file: `resample`, `rescale_factor`, `image_mean`, `image_std`.
 
     Source: the PIL processors of transformers, to the rounding of float32.
     """
     from PIL import Image
 
-    kernel = Image.Resampling(found.get("resample", Image.Resampling.BILINEAR))
+    kernel = Image.Resampling(preprocessor.get("resample", Image.Resampling.BILINEAR))
     height, width = size
     resized = Image.fromarray(image).resize((width, height), kernel)
-    scaled = np.asarray(resized, np.float32) * np.float32(found.get("rescale_factor", 1 / 255))
-    mean = np.array(found.get("image_mean", (0.485, 0.456, 0.406)), np.float32)
-    deviation = np.array(found.get("image_std", (0.229, 0.224, 0.225)), np.float32)
+    scaled = np.asarray(resized, np.float32) * np.float32(
+        preprocessor.get("rescale_factor", 1 / 255)
+    )
+    mean = np.array(preprocessor.get("image_mean", (0.485, 0.456, 0.406)), np.float32)
+    deviation = np.array(preprocessor.get("image_std", (0.229, 0.224, 0.225)), np.float32)
     return np.ascontiguousarray(((scaled - mean) / deviation).transpose(2, 0, 1))

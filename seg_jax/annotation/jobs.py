@@ -1,4 +1,4 @@
-"""Annotates many images: in shards, each written whole or not at all, by so many processes."""
+"""Annotates many images by several processes, in shards that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ from seg_jax.data import workers as processes
 from seg_jax.data.build import dataset, record_files
 
 DONE, LIST = ".annotated", ".images.jsonl"
-"""Folder of whole shards; file that lists the images for every process."""
+"""Folder of finished shards; file that lists the images for every process."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""Endings of what counts as an image in a folder."""
+"""File name endings of images."""
 _FORMAT = 1
-"""Grows when shards of an older kind can no longer be read."""
+"""Format of shards; it grows when older shards can no longer be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be annotated, how, by which models."""
+    """How images are annotated, by which models, and where the result goes."""
 
     load: Callable[[], Stages]
-    """Loads the models, in every process once; it travels to other processes and machines."""
+    """Loads the models, once in every process; it is sent to other processes and machines."""
     models: Models
     settings: Settings
     out: Path
     records: int = 64
-    """Images a shard: what a kill costs at most, in each process."""
+    """Images in a shard: the most that a kill can cost, in each process."""
     patience: int = 16
-    """Images in a row that models may fail on before the run stops."""
+    """Number of images in succession that models may fail on before the run stops."""
     code: str = ""
-    """Which code this is, for the records."""
+    """Version of the code, for the records."""
 
     def __post_init__(self):
         if self.records < 1 or self.patience < 1:
             raise ValueError(
-                "expected records and patience of at least 1, got "
+                "annotate: expected records and patience of at least 1, got "
                 f"{self.records} and {self.patience}"
             )
 
 
 class Shard(NamedTuple):
-    """Some of the images, annotated together."""
+    """Images that are annotated together."""
 
     index: int
     images: tuple[ImageFile, ...]
 
 
-class Part(NamedTuple):
+class ShardResult(NamedTuple):
     """What became of a shard."""
 
     lines: list[dict[str, Any]]
@@ -69,11 +69,11 @@ class Part(NamedTuple):
     counts: dict[str, int]
 
 
-def listed(source: str) -> list[ImageFile]:
-    """Returns images by their keys, in order.
+def list_images(source: str) -> list[ImageFile]:
+    """Returns images with their keys, in the order of the keys.
 
     Args:
-      source: a folder, whose images are named by their paths in it; a pattern as `web/*/*.jpg`;
+      source: a folder, whose images get their paths in it as keys; a pattern as `web/*/*.jpg`;
         or a text file with a path a line, relative to its folder.
 
     Raises:
@@ -82,26 +82,28 @@ def listed(source: str) -> list[ImageFile]:
     path = Path(source)
     if path.is_dir():
         found = [one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
-        made = [ImageFile(one.relative_to(path).as_posix(), one) for one in found if one.is_file()]
+        images = [
+            ImageFile(one.relative_to(path).as_posix(), one) for one in found if one.is_file()
+        ]
     elif path.is_file():
         if path.suffix.lower() in SUFFIXES:
-            made = [ImageFile(path.name, path)]
+            images = [ImageFile(path.name, path)]
         else:
-            lines = [line.strip() for line in _text(path).splitlines()]
-            made = [ImageFile(one, path.parent / one) for one in dict.fromkeys(lines) if one]
+            lines = [line.strip() for line in _read_list_file(path).splitlines()]
+            images = [ImageFile(one, path.parent / one) for one in dict.fromkeys(lines) if one]
     else:
-        fixed, pattern = _split(path)
+        fixed, pattern = _split_pattern(path)
         found = [one for one in fixed.glob(pattern) if one.is_file()] if pattern else []
-        made = [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
-    if not made:
+        images = [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
+    if not images:
         raise ValueError(
             f"images: expected a folder, a pattern or a list of images, got none at {source}; "
-            f"images end with one of {', '.join(SUFFIXES)}"
+            f"do: check the path; names of images end with one of {', '.join(SUFFIXES)}"
         )
-    return sorted(made)
+    return sorted(images)
 
 
-def _text(path: Path) -> str:
+def _read_list_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -110,33 +112,33 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _split(path: Path) -> tuple[Path, str]:
+def _split_pattern(path: Path) -> tuple[Path, str]:
     """Returns the folder before the first wild card, and the pattern from there on."""
     parts = path.parts
     wild = next((n for n, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
     return Path(*parts[:wild]), "/".join(parts[wild:])
 
 
-def cut(images: Sequence[ImageFile], records: int) -> list[Shard]:
-    """Returns shards of so many images."""
+def cut_into_shards(images: Sequence[ImageFile], records: int) -> list[Shard]:
+    """Returns the images in shards of at most `records`."""
     starts = range(0, len(images), records)
     return [Shard(n, tuple(images[at : at + records])) for n, at in enumerate(starts)]
 
 
 @contextlib.contextmanager
-def claimed(job: Job, *, anew: bool) -> Iterator[None]:
+def claim_folder(job: Job, *, anew: bool) -> Iterator[None]:
     """Holds the folder for this process and this annotation.
 
     Raises:
       ValueError: it holds something else, or another process works in it.
       OSError: it cannot be made.
     """
-    with dataset.held(job.out, {"name": "annotation", **told(job)}, anew=anew):
+    with dataset.claim_folder(job.out, {"name": "annotation", **job_identity(job)}, anew=anew):
         yield
 
 
-def told(job: Job) -> dict[str, Any]:
-    """Returns what tells these records from any others, in values that JSON knows."""
+def job_identity(job: Job) -> dict[str, Any]:
+    """Returns all that the records of a job depend on, as JSON values."""
     return {
         "models": [None if one is None else list(one) for one in job.models],
         "settings": json.loads(json.dumps(dataclasses.asdict(job.settings))),
@@ -144,54 +146,54 @@ def told(job: Job) -> dict[str, Any]:
     }
 
 
-def digest(shard: Shard, job: Job) -> str:
-    """Returns what tells a shard from any other, the images' own bytes aside."""
+def shard_digest(shard: Shard, job: Job) -> str:
+    """Returns a digest of all that a shard depends on, except the images' own bytes."""
     images = [[key, path.as_posix()] for key, path in shard.images]
-    whole = json.dumps([_FORMAT, told(job), images], sort_keys=True)
+    whole = json.dumps([_FORMAT, job_identity(job), images], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def place(shard: Shard, job: Job) -> Path:
-    """Returns where a whole shard lies."""
+def shard_path(shard: Shard, job: Job) -> Path:
+    """Returns the path of a finished shard."""
     return job.out / DONE / f"{shard.index:06d}.jsonl"
 
 
 def is_whole(shard: Shard, job: Job) -> bool:
-    """Returns whether a shard is there already, of the same images."""
+    """Returns whether a shard of the same images exists already."""
     try:
-        with place(shard, job).open("rb") as file:
-            return json.loads(file.readline())["digest"] == digest(shard, job)
+        with shard_path(shard, job).open("rb") as file:
+            return json.loads(file.readline())["digest"] == shard_digest(shard, job)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def read(shard: Shard, job: Job) -> Part:
+def read_shard(shard: Shard, job: Job) -> ShardResult:
     """Returns what became of a shard that is whole."""
-    with place(shard, job).open("rb") as file:
+    with shard_path(shard, job).open("rb") as file:
         head, *rest = [json.loads(line) for line in file]
     lines = [one["line"] for one in rest if "line" in one]
     failed = [one["failed"] for one in rest if "failed" in one]
-    return Part(lines, failed, head["counts"])
+    return ShardResult(lines, failed, head["counts"])
 
 
 def forget_failures(every: Sequence[Shard], job: Job) -> int:
-    """Removes whole shards in which a model failed, so that they are made again; returns how many.
+    """Removes finished shards in which a model failed, so that they are made again.
 
-    Broken images are no reason: they stay broken.
+    Shards with nothing but broken images to report stay. Returns the number of removed shards.
     """
     gone = 0
     for shard in every:
         if is_whole(shard, job) and any(
-            one["stage"] in annotator.MODELS for one in read(shard, job).failed
+            one["stage"] in annotator.MODELS for one in read_shard(shard, job).failed
         ):
-            place(shard, job).unlink()
+            shard_path(shard, job).unlink()
             gone += 1
     return gone
 
 
 @dataclasses.dataclass
 class _Worker:
-    """The models of a process, and how many images in a row they have failed on."""
+    """The models of a process, and the number of images in succession that they failed on."""
 
     stages: Stages
     failures: int = 0
@@ -202,11 +204,11 @@ def _worker(load: Callable[[], Stages]) -> _Worker:
     return _Worker(load())
 
 
-def make(shard: Shard, job: Job) -> int:
-    """Annotates the images of a shard unless that is done; returns how many there are.
+def annotate_shard(shard: Shard, job: Job) -> int:
+    """Annotates the images of a shard unless that is done; returns their number.
 
     Raises:
-      Unusable: a stage can do no image at all, or failed on too many in a row.
+      Unusable: a stage can process no image at all, or failed on too many in succession.
       OSError: the shard cannot be written.
     """
     if is_whole(shard, job):
@@ -223,20 +225,20 @@ def make(shard: Shard, job: Job) -> int:
         counts["images"] += 1
         if outcome.line is not None:
             counts["annotated"] += 1
-            rest.append({"line": _relative(outcome.line, job)})
+            rest.append({"line": _with_relative_path(outcome.line, job)})
         else:
             counts["failed" if outcome.failed else "without_objects"] += 1
         rest += [{"failed": one} for one in outcome.failed]
-    head = {"digest": digest(shard, job), "counts": dict(sorted(counts.items()))}
+    head = {"digest": shard_digest(shard, job), "counts": dict(sorted(counts.items()))}
     data = "".join(f"{json.dumps(one)}\n" for one in (head, *rest)).encode()
-    path = place(shard, job)
+    path = shard_path(shard, job)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, data, aside=job.out / record_files.UNFINISHED)
     return len(shard.images)
 
 
 def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> None:
-    """Raises when models have failed on so many images in a row that more make no sense."""
+    """Raises Unusable when models have failed on too many images in succession."""
     lost = outcome.line is None and outcome.failed
     if lost and outcome.failed[-1]["stage"] == "read":
         return
@@ -245,62 +247,63 @@ def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> No
         last, worker.failures = outcome.failed[-1], 0
         raise Unusable(
             f"{last['stage']}: expected it to work, got {job.patience} failures in a row, the last "
-            f"one: {last['reason']}; mend it, then run the same command again: what is done stays"
+            f"one: {last['reason']}; do: remove the cause, then run the same command again: what "
+            "is done stays"
         )
 
 
-def _relative(line: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Returns a line whose image is told from the folder that the line will lie in."""
-    path = os.path.relpath(Path(line["image"]).resolve(), folder(job).resolve())
+def _with_relative_path(line: dict[str, Any], job: Job) -> dict[str, Any]:
+    """Returns a line with the image's path relative to the folder of the line's file."""
+    path = os.path.relpath(Path(line["image"]).resolve(), plain_folder(job).resolve())
     return line | {"image": Path(path).as_posix()}
 
 
-def folder(job: Job) -> Path:
+def plain_folder(job: Job) -> Path:
     """Returns the plain folder that an annotation makes."""
     return job.out / "annotations"
 
 
-def make_all(
+def annotate_shards(
     every: Sequence[Shard], job: Job, *, workers: int, progress: Callable[[int], None]
 ) -> None:
-    """Makes shards in so many processes, each with models of its own.
+    """Makes shards in several processes, each with models of its own.
 
     Args:
       every: the shards.
-      job: what is to be done.
-      workers: processes; 1: this one.
-      progress: is told how many images are done.
+      job: how they are annotated.
+      workers: number of processes; 1: this one.
+      progress: is called with the number of images that are done.
 
     Raises:
-      Unusable: as in `make`, or a process died.
-      OSError: as in `make`.
+      Unusable: see `annotate_shard`, or a process died.
+      OSError: see `annotate_shard`.
     """
     done = 0
     if workers <= 1:
         for shard in every:
-            done += make(shard, job)
+            done += annotate_shard(shard, job)
             progress(done)
         return
     with processes.pool(workers) as pool:
-        futures = [pool.submit(make, shard, job) for shard in every]
+        futures = [pool.submit(annotate_shard, shard, job) for shard in every]
         try:
             for future in concurrent.futures.as_completed(futures):
                 done += future.result()
                 progress(done)
         except concurrent.futures.process.BrokenProcessPool:
             raise Unusable(
-                f"expected {workers} workers to live, got one that died, perhaps out of memory; "
-                "run the same command again with fewer --workers: what is done stays"
+                f"workers: expected {workers} of them to live, got one that died, perhaps out of "
+                "memory; do: run the same command again with fewer --workers: what is done stays"
             ) from None
 
 
 def write_list(images: Sequence[ImageFile], job: Job) -> None:
-    """Writes down the images, for processes that cannot be told them one by one."""
+    """Writes the list of images for processes that cannot be sent it."""
     lines = "".join(f"{json.dumps([key, path.as_posix()])}\n" for key, path in images)
     files.write_bytes(job.out / LIST, lines.encode(), aside=job.out / record_files.UNFINISHED)
 
 
 def read_list(job: Job) -> list[ImageFile]:
-    """Returns the images that `write_list` wrote down."""
+    """Returns the images that `write_list` wrote."""
     with (job.out / LIST).open("rb") as file:
         return [ImageFile(key, Path(path)) for key, path in map(json.loads, file)]

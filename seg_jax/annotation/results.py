@@ -1,4 +1,4 @@
-"""Puts annotated shards together: a plain folder, its dead letters, the data set that is read."""
+"""Gathers annotated shards into a plain folder, its dead letters, and a built data set."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from seg_jax.data.build import dataset, record_files
 from seg_jax.data.build.record_files import Task
 
 LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
-"""Files beside the data set: what failed, a JSON object a line; counts."""
+"""Files beside the data set: one JSON object a line about each failure; counts."""
+
+
+COUNTS = ("images", "annotated", "repeated", "without_objects", "failed")
+"""Counts of images that a summary begins with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Which images go where."""
+    """Which images go into which split."""
 
     train: str = "train"
+    """Name of the split for training."""
     val: str = "val"
+    """Name of the split for validation."""
     share: float = 0.0
-    """Of images that go to val, chosen by their bytes: more images move none of these."""
+    """Share of images that go to val, chosen by their bytes: adding images moves none of them."""
 
     def __post_init__(self):
         names = (self.train, self.val)
@@ -41,12 +47,12 @@ class Splits:
         if not 0 <= self.share < 1:
             raise ValueError(f"splits.share: expected 0 to 1, less than 1, got {self.share}")
 
-    def of(self, sha256: str) -> str:
+    def choose(self, sha256: str) -> str:
         """Returns the split of an image by the digest of its bytes."""
         return self.val if int(sha256[:8], 16) < self.share * 2**32 else self.train
 
 
-def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
+def gather_shards(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
     """Writes the plain folder, dead letters and summary of whole shards; returns the summary.
 
     An image with the bytes of an earlier one is left out.
@@ -56,18 +62,20 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
       OSError: a file cannot be written.
     """
     names = (splits.train, splits.val) if splits.share else (splits.train,)
-    for path in jobs.folder(job).glob("*.jsonl"):
-        if path.stem not in names:  # Of another choice of splits.
+    for path in jobs.plain_folder(job).glob("*.jsonl"):
+        if path.stem not in names:  # Left over from other names of splits.
             path.unlink()
     counts: collections.Counter[str] = collections.Counter()
     stages: collections.Counter[str] = collections.Counter()
     seen: set[str] = set()
     found: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
-        sheets = {name: stack.enter_context(_whole(_file(job, name), job)) for name in names}
-        letters = stack.enter_context(_whole(job.out / LETTERS, job))
+        sheets = {
+            name: stack.enter_context(_open_whole(_split_file(job, name), job)) for name in names
+        }
+        letters = stack.enter_context(_open_whole(job.out / LETTERS, job))
         for shard in every:
-            part = jobs.read(shard, job)
+            part = jobs.read_shard(shard, job)
             counts.update(part.counts)
             for line in part.lines:
                 sha256 = line["provenance"]["image"]["sha256"]
@@ -75,65 +83,65 @@ def gather(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str, Any]:
                     counts["repeated"] += 1
                     continue
                 seen.add(sha256)
-                split = splits.of(sha256)
+                split = splits.choose(sha256)
                 found.update({f"{split}/images": 1, f"{split}/objects": len(line["objects"])})
                 found[f"{split}/phrases"] += len(line["phrases"])
                 sheets[split].write(f"{json.dumps(line)}\n")
             for one in part.failed:
                 stages[one["stage"]] += 1
                 letters.write(f"{json.dumps(one)}\n")
-    summary = _summary(job, counts, stages, found, names)
+    summary = _summary(job, counts, stages=stages, found=found, names=names)
     text = json.dumps(summary, indent=2) + "\n"
     files.write_bytes(job.out / SUMMARY, text.encode(), aside=job.out / record_files.UNFINISHED)
     if not seen:
-        raise ValueError(_nothing(job, summary))
+        raise ValueError(_nothing_left(job, summary))
     return summary
 
 
 def _summary(
     job: Job,
     counts: collections.Counter[str],
+    *,
     stages: collections.Counter[str],
     found: collections.Counter[str],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    told = ("images", "annotated", "repeated", "without_objects", "failed")
     dropped = {
         name.removeprefix("dropped/"): count
         for name, count in sorted(counts.items())
         if name.startswith("dropped/")
     }
     return {
-        **{name: counts[name] for name in told},
+        **{name: counts[name] for name in COUNTS},
         "splits": {
             name: {what: found[f"{name}/{what}"] for what in ("images", "objects", "phrases")}
             for name in names
         },
         "dropped": dropped,
         "dead_letters": dict(sorted(stages.items())),
-        "models": jobs.told(job)["models"],
-        "settings": jobs.told(job)["settings"],
+        "models": jobs.job_identity(job)["models"],
+        "settings": jobs.job_identity(job)["settings"],
     }
 
 
-def _nothing(job: Job, summary: dict[str, Any]) -> str:
-    """Returns a line on why nothing is left."""
+def _nothing_left(job: Job, summary: dict[str, Any]) -> str:
+    """Returns the message of an error where no image is left."""
     most = max(summary["dropped"].items(), key=lambda item: item[1], default=None)
     why = f", {summary['failed']} failed, see {job.out / LETTERS}" if summary["failed"] else ""
     if most is not None:
         why += f", {most[1]} objects were dropped for {most[0]}, see --filters"
     return (
         f"{job.out}: expected images with objects, got none of "
-        f"{summary['images']}{why}; mend it and run again"
+        f"{summary['images']}{why}; do: remove the cause and run again"
     )
 
 
-def _file(job: Job, split: str) -> Path:
-    return jobs.folder(job) / f"{split}.jsonl"
+def _split_file(job: Job, split: str) -> Path:
+    return jobs.plain_folder(job) / f"{split}.jsonl"
 
 
 @contextlib.contextmanager
-def _whole(path: Path, job: Job) -> Iterator[IO[str]]:
+def _open_whole(path: Path, job: Job) -> Iterator[IO[str]]:
     """Opens a file to write, which appears whole or not at all."""
     aside = job.out / record_files.UNFINISHED
     for place in (aside, path.parent):
@@ -147,25 +155,25 @@ def _whole(path: Path, job: Job) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
-def build(
+def build_dataset(
     job: Job, make: Callable[[dataset.Plan, Sequence[Task]], list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Makes the data set of a plain folder, in the same folder as all else; returns the report.
+    """Builds the data set of a plain folder in the job's folder; returns the report.
 
     Args:
-      job: whose folder is gathered.
-      make: makes files, as `builds.make_all`.
+      job: the job whose shards were gathered.
+      make: makes the files, as `dataset.make_files`.
     """
-    for path in jobs.folder(job).glob("*.jsonl"):
-        if not path.stat().st_size:  # Of a split without images.
+    for path in jobs.plain_folder(job).glob("*.jsonl"):
+        if not path.stat().st_size:  # A split without images.
             path.unlink()
-    asked = dataset.Plan(name="folder", source=jobs.folder(job), out=job.out)
-    plan = dataset.plan(asked)
-    if not all(map(record_files.is_whole, plan.tasks)):
+    plan = dataset.Plan(name="folder", source=jobs.plain_folder(job), out=job.out)
+    planned = dataset.plan_files(plan)
+    if not all(map(record_files.is_whole, planned.tasks)):
         # What makes the folder a data set comes last.
         (job.out / "dataset_info.json").unlink(missing_ok=True)
-    report = dataset.finish(asked, plan, make(asked, plan.tasks))
-    wanted = {task.file for task in plan.tasks} | {task.part for task in plan.tasks}
+    report = dataset.finish_build(plan, planned, make(plan, planned.tasks))
+    wanted = {task.file_path for task in planned.tasks} | {task.part_path for task in planned.tasks}
     for place in (job.out, job.out / record_files.PARTS):
         for path in place.glob("folder-*.array_record-*" if place == job.out else "*.json"):
             if path not in wanted:

@@ -12,9 +12,9 @@ from seg_jax.annotation import hub
 from seg_jax.annotation.stages import Segment
 
 CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
-"""By `model_type`; SAM 2's published folders name the class that follows videos."""
+"""Classes by `model_type`; SAM 2's published folders name the class that follows videos."""
 OFFSET = 1.0
-"""By how much the stability score moves the threshold of logits."""
+"""How far the stability score moves the threshold of logits."""
 _AT_ONCE = 16
 """Boxes that are decoded together; each is a map of the image's size for a moment."""
 
@@ -32,15 +32,15 @@ class Sam:
         """Reads the model of a folder.
 
         Raises:
-          Unusable: it is none, or PyTorch is missing.
+          Unusable: the folder holds no such model, or PyTorch is missing.
         """
-        found = hub.config(folder, CLASSES, "segmenter")
-        self._prepare = hub.preprocessor(folder, "segmenter")
-        with hub.loading(folder, "segmenter") as (torch, transformers):
+        found = hub.read_config(folder, CLASSES, "segmenter")
+        self._prepare = hub.read_preprocessor(folder, "segmenter")
+        with hub.load_context(folder, "segmenter") as (torch, transformers):
             self._torch = torch
-            self._device = hub.device(torch, device)
+            self._device = hub.pick_device(torch, device)
             kind = getattr(transformers, CLASSES[found["model_type"]])
-            self._model = hub.weights(kind, folder, self._device)
+            self._model = hub.load_model(kind, folder, self._device)
             self._padded = found["model_type"] == "sam"
             self._side = int(self._model.config.prompt_encoder_config.image_size)
 
@@ -49,28 +49,28 @@ class Sam:
     ) -> list[Segment]:
         """Returns the masks of boxes x0 y0 x1 y1."""
         torch = self._torch
-        size = self.size(*image.shape[:2])
+        size = self.resized_size(*image.shape[:2])
         pixels = np.zeros((1, 3, self._side, self._side), np.float32)
-        pixels[0, :, : size[0], : size[1]] = hub.prepared(image, size, self._prepare)
+        pixels[0, :, : size[0], : size[1]] = hub.prepare_image(image, size, self._prepare)
         scale = np.array([size[1] / image.shape[1], size[0] / image.shape[0]] * 2)
         boxes = torch.tensor((boxes_px * scale)[None], dtype=torch.float32, device=self._device)
         drawn: list[Segment] = []
         with torch.inference_mode():
-            given = torch.from_numpy(pixels).to(self._device)
-            encoded = self._model.get_image_embeddings(given)
+            inputs = torch.from_numpy(pixels).to(self._device)
+            encoded = self._model.get_image_embeddings(inputs)
             for begin in range(0, boxes.shape[1], _AT_ONCE):
                 some = boxes[:, begin : begin + _AT_ONCE]
-                # The decoder of SAM 2 may change what it is given.
+                # The decoder of SAM 2 may change its input.
                 copied = encoded if self._padded else list(encoded)
                 found = self._model(
                     image_embeddings=copied, input_boxes=some, multimask_output=False
                 )
                 quality = found.iou_scores[0, :, 0].float().tolist()
-                logits = self._enlarged(found.pred_masks[0].float(), size, image.shape[:2])
+                logits = self._enlarge(found.pred_masks[0].float(), size, image.shape[:2])
                 drawn += [_segment(one, q) for one, q in zip(logits[:, 0], quality, strict=True)]
         return drawn
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the height and width that an image is resized to.
 
         SAM keeps the shape and fills up with the mean colour to the right or below; SAM 2
@@ -81,7 +81,7 @@ class Sam:
         scale = self._side / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
-    def _enlarged(self, logits: Any, size: tuple[int, int], whole: tuple[int, ...]) -> Any:
+    def _enlarge(self, logits: Any, size: tuple[int, int], whole: tuple[int, ...]) -> Any:
         """Returns logits n 1 h w of the model at the image's own size."""
         resize = self._torch.nn.functional.interpolate
         if self._padded:
@@ -92,6 +92,6 @@ class Sam:
 
 
 def _segment(logits: Any, quality: float) -> Segment:
-    """Returns the mask of logits H W, and how little it depends on the threshold."""
-    surer, less = int((logits > OFFSET).sum()), int((logits > -OFFSET).sum())
-    return Segment((logits > 0).cpu().numpy(), quality, surer / less if less else 0.0)
+    """Returns the mask of logits H W, with its quality and stability."""
+    inner, outer = int((logits > OFFSET).sum()), int((logits > -OFFSET).sum())
+    return Segment((logits > 0).cpu().numpy(), quality, inner / outer if outer else 0.0)

@@ -1,4 +1,4 @@
-"""The stages of an annotation as protocols, what they hand on, and how they fail."""
+"""The stages of an annotation as protocols, with their results and failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Detection(NamedTuple):
 
     box_px: Box
     label: str
-    """One of those asked for."""
+    """One of the labels that were looked for."""
     score: float
     """0..1."""
 
@@ -32,20 +32,20 @@ class Segment(NamedTuple):
     """IoU of the masks at a threshold somewhat higher and somewhat lower, 0..1."""
 
 
-class Ask(NamedTuple):
+class Question(NamedTuple):
     """A question for the description of one object."""
 
     view: UInt8[np.ndarray, "h w 3"]
-    """The image as the describer is to see it."""
-    question: str
+    """The image as the describer sees it."""
+    text: str
 
 
 class Answer(NamedTuple):
-    """What a describer wrote: text of a model, not to be trusted."""
+    """What a describer wrote: a model's text, which is not to be trusted."""
 
     text: str
     finished: bool = True
-    """Whether it came to an end by itself."""
+    """Whether the text came to an end by itself."""
 
 
 class Detector(Protocol):
@@ -54,12 +54,12 @@ class Detector(Protocol):
     def detect(
         self, image: UInt8[np.ndarray, "H W 3"], labels: Sequence[str]
     ) -> Sequence[Detection]:
-        """Returns what it finds, good and bad: filters choose."""
+        """Returns all detections, good and bad: filters choose among them."""
         ...
 
 
 class Segmenter(Protocol):
-    """Draws the masks of objects that boxes tell."""
+    """Draws the masks of objects that boxes show."""
 
     def segment(
         self, image: UInt8[np.ndarray, "H W 3"], boxes_px: Float[np.ndarray, "M 4"]
@@ -71,34 +71,34 @@ class Segmenter(Protocol):
 class Describer(Protocol):
     """Describes objects in words."""
 
-    def describe(self, asks: Sequence[Ask]) -> Sequence[Answer]:
+    def describe(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Returns an answer to each question about one image, in order.
 
         Raises:
-          Failed: nothing can be said about this image; `transient` if perhaps later.
+          Failed: there is no answer about this image; `transient` if there may be one later.
         """
         ...
 
 
 class Model(NamedTuple):
-    """Which model a stage is, for the records."""
+    """Which model a stage uses, for the records."""
 
     name: str
     revision: str = ""
-    """Tells its weights from any others."""
+    """Digest or name of its weights."""
 
 
 class Models(NamedTuple):
-    """Which models the stages are."""
+    """Which models the stages use."""
 
     detector: Model
     segmenter: Model
     describer: Model | None
-    """None: objects are called by their labels."""
+    """None: objects are named by their labels."""
 
 
 class Stages(NamedTuple):
-    """The models at work, loaded."""
+    """The loaded models."""
 
     detector: Detector
     segmenter: Segmenter
@@ -106,13 +106,13 @@ class Stages(NamedTuple):
 
 
 class Failed(Exception):
-    """A stage that cannot do this image; the text is the reason, in one line."""
+    """A stage cannot process this image; the text is the reason, in one line."""
 
     def __init__(self, reason: str, *, transient: bool = False):
         super().__init__(" ".join(reason.split())[:300])
         self.transient = transient
-        """Whether it may go well another time."""
+        """Whether another try may succeed."""
 
 
 class Unusable(ValueError):
-    """A stage that can do no image at all, as it was set up; the text says what to do."""
+    """A stage can process no image at all as it is set up; the text says what to do."""

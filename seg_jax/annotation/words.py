@@ -1,4 +1,4 @@
-"""Asks for descriptions, and takes from what models write only what can be an expression."""
+"""Words questions about objects, and accepts of the answers only what can be an expression."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _RED = np.array([255, 0, 0], np.uint8)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How descriptions are asked for, and which are taken."""
+    """How descriptions are asked for, and which are accepted."""
 
     question: str = QUESTION
-    """Its {label} becomes that of the object."""
+    """Text of the question; {label} in it stands for the object's label."""
     max_characters: int = 200
-    """Of a description; longer ones are refused."""
+    """Most characters of a description; longer ones are refused."""
     view_px: int = 1024
-    """Longer side of the image as the describer sees it, at most."""
+    """Longest side of the image as the describer sees it."""
 
     def __post_init__(self):
         if not self.question.strip():
@@ -40,12 +40,12 @@ class Wording:
             )
 
 
-def question(wording: Wording, label: str) -> str:
+def question_text(wording: Wording, label: str) -> str:
     """Returns the question for the description of an object of this label."""
     return wording.question.replace("{label}", label)
 
 
-def description(answer: Answer, wording: Wording) -> str:
+def read_description(answer: Answer, wording: Wording) -> str:
     """Returns the expression that an answer is, in one line.
 
     Quotes around it and the full stop at its end are taken off.
@@ -73,7 +73,7 @@ def description(answer: Answer, wording: Wording) -> str:
     return text
 
 
-def view(
+def draw_view(
     image: UInt8[np.ndarray, "H W 3"], box_px: Box, wording: Wording
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image, scaled down to the size of views, with a red frame around a box."""

@@ -75,14 +75,14 @@ def main(config: Config) -> int:
     )
     run_folder.check_json(config.json)
     begin = time.monotonic()
-    images = jobs.listed(config.images)
+    images = jobs.list_images(config.images)
     _check_apart(config, images)
     console.say(f"{len(images)} images, {len(settings.labels)} labels")
     choice = config.choice()
     code = f"seg-jax {seg_jax.__version__} {run_folder.commit()}".strip()
     models = choice.models()
     job = Job(
-        load=choice.settled(models),
+        load=choice.with_endpoint_model(models),
         models=models,
         settings=settings,
         out=config.out,
@@ -90,13 +90,13 @@ def main(config: Config) -> int:
         patience=config.patience,
         code=code,
     )
-    with jobs.claimed(job, anew=config.anew):
-        every = jobs.cut(images, job.records)
+    with jobs.claim_folder(job, anew=config.anew):
+        every = jobs.cut_into_shards(images, job.records)
         if config.retry_failed and (gone := jobs.forget_failures(every, job)):
             console.say(f"{gone} of {len(every)} shards had failures of models: annotated again")
         _annotate(config, job, every)
-        summary = results.gather(every, job, config.splits)
-        report = results.build(job, _builder(config))
+        summary = results.gather_shards(every, job, config.splits)
+        report = results.build_dataset(job, _builder(config))
     show(config, summary, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
@@ -131,8 +131,8 @@ def _check_apart(config: Config, images: Sequence[jobs.ImageFile]) -> None:
     out = config.out.resolve()
     if any(one.path.resolve().is_relative_to(out) for one in images):
         raise ValueError(
-            f"{config.out}: expected a folder without images to annotate, got some in it; choose "
-            "another --out"
+            f"{config.out}: expected a folder without images to annotate, got some in it; "
+            "do: choose another --out"
         )
 
 
@@ -143,11 +143,11 @@ def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
 
         images = [one for shard in every for one in shard.images]
         jobs.write_list(images, job)
-        beam.make_all(every, job, runner=config.runner, options=config.runner_options)
+        beam.annotate_shards(every, job, runner=config.runner, options=config.runner_options)
         return
     total = sum(len(shard.images) for shard in every)
     with console.progress("annotated", total) as move:
-        jobs.make_all(
+        jobs.annotate_shards(
             every, job, workers=config.workers, progress=lambda done: move(done, total, "")
         )
 
@@ -159,11 +159,11 @@ def _builder(config: Config) -> Any:
         if config.runner is not None:
             from seg_jax.data.build import beam
 
-            return beam.make_all(plan, tasks, runner=config.runner, options=config.runner_options)
+            return beam.make_files(plan, tasks, runner=config.runner, options=config.runner_options)
         workers = min(len(tasks), os.cpu_count() or 1)
-        total = sum(len(task.entries) for task in tasks)
+        total = sum(len(task.images) for task in tasks)
         with console.progress("stored", total) as move:
-            return dataset.make_all(
+            return dataset.make_files(
                 tasks, workers=workers, progress=lambda done: move(done, total, "")
             )
 

@@ -53,14 +53,14 @@ def main(config: Config) -> int:
         raise ValueError(f"workers: expected at least 1, got {config.workers}")
     run_folder.check_json(config.json)
     begin = time.monotonic()
-    with dataset.claimed(config, anew=config.anew):
+    with dataset.claim_build(config, anew=config.anew):
         console.say(f"{config.name}: reading annotations")
-        cut = dataset.plan(config)
-        tell(cut.report)
-        report = dataset.finish(config, cut, _made(config, cut))
+        cut = dataset.plan_files(config)
+        say_findings(cut.report)
+        report = dataset.finish_build(config, cut, _make_files(config, cut))
     show(config.name, report)
     if config.stats:
-        _measure(config, report)
+        _measure_outlines(config, report)
     if config.json is not None:
         seconds = round(time.monotonic() - begin, 3)
         files.write_json(
@@ -70,22 +70,22 @@ def main(config: Config) -> int:
     return 0
 
 
-def _made(config: Config, cut: dataset.Cut) -> list[dict[str, Any]]:
+def _make_files(config: Config, cut: dataset.FilePlan) -> list[dict[str, Any]]:
     """Has the files made, and returns what is known about each."""
     if config.runner is not None:
         from seg_jax.data.build import beam
 
         plan = config.plan()
         options = config.runner_options
-        return beam.make_all(plan, cut.tasks, runner=config.runner, options=options)
-    total = sum(len(task.entries) for task in cut.tasks)
+        return beam.make_files(plan, cut.tasks, runner=config.runner, options=options)
+    total = sum(len(task.images) for task in cut.tasks)
     with console.progress(config.name, total) as move:
-        return dataset.make_all(
+        return dataset.make_files(
             cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
         )
 
 
-def tell(report: dict[str, Any]) -> None:
+def say_findings(report: dict[str, Any]) -> None:
     """Says what reading the annotations has shown."""
     for warning in report["warnings"]:
         console.say(f"warning: {warning}")
@@ -106,7 +106,7 @@ def tell(report: dict[str, Any]) -> None:
         console.say(f"leak filter: {leaks['filter']}")
 
 
-def _measure(config: Config, report: dict[str, Any]) -> None:
+def _measure_outlines(config: Config, report: dict[str, Any]) -> None:
     """Measures outlines, of train if it is there, and shows what they cost."""
     splits = sorted(report["splits"], key=lambda split: not split.startswith("train"))
     source = sources.Built(folders=(config.out,), split=splits[0])

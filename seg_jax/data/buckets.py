@@ -1,4 +1,4 @@
-"""Cuts the padding of a batch of prompts to one of few lengths: few programs, little waste."""
+"""Trims the padding of prompts to one of a few lengths: few programs, little waste."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seg_jax.records import Images, Prompts, Tokens
 
 
 def batch_of_rows(rows: Sequence[Prompts], layout: Layout) -> Prompts:
-    """Returns rows (no batch axis) as a batch of the least length that holds them."""
+    """Returns rows (no batch axis) as a batch of the shortest length that holds them."""
     return trim_padding(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), layout)
 
 
@@ -29,10 +29,10 @@ def trim_padding(
     right-aligned; what they hold, and so every answer up to the rounding of sums, stays the same.
 
     Args:
-      prompts: as the encoder lays them out, of some rows (host).
-      layout: of the encoder.
-      gather: gives what all processes have, plain values, in each of them: they hold rows of one
-        batch, and take one bucket.
+      prompts: some rows of a batch as the encoder makes them (host).
+      layout: the encoder's layout.
+      gather: gives what all processes have, plain values, in each of them, so that processes that
+        hold rows of one batch take one bucket.
     """
     if layout.buckets == 1:
         return prompts
@@ -42,7 +42,7 @@ def trim_padding(
         _bucket_number(int(np.count_nonzero(~padding)), layout.max_prompt, layout),
         _bucket_number(int(patches), layout.max_patches, layout),
     )
-    bucket = max(max(told) for told in gather(list(needs)))
+    bucket = max(max(need) for need in gather(list(needs)))
     first = layout.max_prompt - _columns(layout.max_prompt, bucket, layout.buckets)
     cell = layout.merge**2
     last = cell * _columns(layout.max_patches // cell, bucket, layout.buckets)
@@ -53,7 +53,7 @@ def trim_padding(
 
 
 def _bucket_number(used: int, most: int, layout: Layout) -> int:
-    """Returns the number of the least bucket that holds so many columns, from 1."""
+    """Returns the number (from 1) of the least bucket that holds the used columns."""
     return max(1, -(-used * layout.buckets // most))
 
 

@@ -17,19 +17,19 @@ from seg_jax.records import Batch, Images, Kind, Packing, Prompts, Tokens, Truth
 from seg_jax.tasks.task import Example
 
 VISUAL_TOKENS = 1280
-"""Cells of a row that a published checkpoint's images are kept to, unless told otherwise."""
+"""Most visual tokens of a row for a published checkpoint's images, where nothing else is set."""
 MAX_VISUAL_TOKENS = 2**16
-"""More than any published checkpoint's images have."""
+"""More visual tokens than any published checkpoint's images have."""
 BICUBIC = 3
-"""Pillow's number of the filter."""
+"""Pillow's number of the bicubic filter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native:
-    """Images stay as large as they are, in a frame of whole visual tokens (Kimi)."""
+    """Images keep their size, in a frame of whole visual tokens (Kimi)."""
 
     limit: int = 4096
-    """Whole patches of an image; a larger one is scaled down (`in_token_limit`)."""
+    """Most whole patches of an image; a larger one is scaled down (`in_token_limit`)."""
     pad: bool = True
     """Whether black fills the frame right and below (`pad_input`); else the edges are cut off."""
 
@@ -47,22 +47,22 @@ class Layout:
     min_pixels: int = 56 * 56
     """Least area of an image once its sides are scaled to whole visual tokens (Qwen)."""
     max_pixels: int = 28 * 28 * VISUAL_TOKENS
-    """Largest such area."""
+    """Largest area of an image once its sides are scaled to whole visual tokens (Qwen)."""
     native: Native | None = None
-    """How images are kept at their size instead, if they are."""
+    """How images are kept at their size instead (Kimi); None: they are scaled."""
     max_patches: int = 5120
     """Patches per row, padding included."""
     max_prompt: int = 1536
     """Tokens of a prompt, image tokens included."""
     max_question: int = 128
-    """Of these the tokens from the question on."""
+    """Tokens of a prompt from the question on; `max_prompt` counts them too."""
     max_answer: int = 1024
     """Tokens of an answer, end token included."""
     canvas: tuple[int, int] = (1024, 1024)
     """Height and width of the canvas that true masks are packed on."""
     buckets: int = 1
-    """Lengths that a batch of prompts may have, to sample or evaluate: the least is taken that
-    holds its longest, of max_prompt and max_patches in so many equal steps."""
+    """Number of lengths that a batch of prompts may have when answers are sampled or evaluated:
+    max_prompt and max_patches in so many equal steps. Each batch takes the least that holds it."""
 
     def __post_init__(self):
         sizes = ("patch", "merge", "window_tokens", "min_pixels", "max_pixels", "buckets")
@@ -83,12 +83,19 @@ PatchGrid = tuple[int, int]
 """Rows and columns of an image in patches."""
 
 
+class PatchedImage(NamedTuple):
+    """An image at the size that a model sees, cut into patches in merge-block order (host)."""
+
+    patches: UInt8[np.ndarray, "S C"]
+    grid: PatchGrid
+
+
 class TooLong(ValueError):
     """An example does not fit its row."""
 
 
 class Turn(NamedTuple):
-    """Token ids of one conversation, prompt up to where the answer begins."""
+    """Token ids of one conversation; the prompt ends where the answer begins."""
 
     prompt: list[int]
     answer: list[int]
@@ -107,10 +114,10 @@ class Encoder:
         """Returns an SFT row (no batch axis): an image and the questions about it.
 
         Args:
-          examples: about one image.
-          rows: to pack the questions into, the longest first, each where it still fits; what
-            fits in none is left out. None: a row each.
-          length: tokens of such a row; None: the layout's longest question and answer.
+          examples: questions about one image.
+          rows: number of rows to pack the questions into, the longest first, each where it still
+            fits; what fits in none is left out. None: a row each.
+          length: tokens of a row; None: the layout's longest question and answer.
 
         Raises:
           TooLong: prompt, answer or image exceeds the layout, or a question the row.
@@ -118,7 +125,10 @@ class Encoder:
         """
         image = examples[0].image
         if any(example.image is not image for example in examples):
-            raise ValueError("expected examples about one image, got several; encode each alone")
+            raise ValueError(
+                f"sample {examples[0].key}: expected examples about one image, got several; "
+                "do: encode each alone"
+            )
         images, patches = self.image(image)
         turns = [self.turn(e.question, patches, e.answer) for e in examples]
         # All turns begin alike, up to the question; the image must be in that part.
@@ -127,46 +137,49 @@ class Encoder:
         )
         head = turns[0].prompt[: split + 2]
         if any(turn.prompt[: split + 2] != head for turn in turns):
-            raise ValueError("expected a chat template with the image before the question")
+            raise ValueError(
+                "tokenizer: expected a chat template with the image before the question, got "
+                "another"
+            )
         length = length or self.layout.max_question + self.layout.max_answer
-        packed = self._packed(turns, len(head), rows or len(turns), length)
+        packed = self._packed(turns, len(head), rows=rows or len(turns), length=length)
         room = self.layout.max_prompt - self.layout.max_question
         if len(head) > room:
             raise TooLong(
-                f"expected at most {room} tokens before the question, got {len(head)}; "
-                "raise layout.max_prompt"
+                f"prompt: expected at most {room} tokens before the question, got {len(head)}; "
+                "do: raise layout.max_prompt"
             )
         tokens = self._tokens(head, patches, start=room - len(head), length=room)
         return Batch(tokens, images, *packed)
 
-    def _packed(self, turns: list[Turn], head: int, rows: int, length: int):
+    def _packed(self, turns: list[Turn], head: int, *, rows: int, length: int):
         """Returns ids, targets, weights and packing of questions and answers without the head."""
         ids, targets = np.full((2, rows, length), self.tokenizer.pad_id, np.int32)
         weights = np.zeros((rows, length), np.float32)
         packing = Packing(*np.zeros((2, rows, length), np.int32))
         filled, alone = np.zeros(rows, int), rows == len(turns)
         for turn in turns if alone else sorted(turns, key=lambda turn: -sum(map(len, turn))):
-            told, asked = [*turn.prompt[head:], *turn.answer], len(turn.prompt) - head
+            row_ids, asked = [*turn.prompt[head:], *turn.answer], len(turn.prompt) - head
             if asked > self.layout.max_question:
                 raise TooLong(
-                    f"expected at most {self.layout.max_question} tokens in the question, got "
-                    f"{asked}; raise layout.max_question"
+                    f"question: expected at most {self.layout.max_question} tokens, got "
+                    f"{asked}; do: raise layout.max_question"
                 )
-            if len(told) > length:
+            if len(row_ids) > length:
                 raise TooLong(
-                    f"expected at most {length} tokens in a row, got a question and answer of "
-                    f"{len(told)}; raise feed.packed_tokens"
+                    f"question: expected at most {length} tokens in a row, got a question and "
+                    f"answer of {len(row_ids)}; do: raise feed.packed_tokens"
                 )
             row = int(np.argmin(filled))
-            begin, end = filled[row], filled[row] + len(told)
+            begin, end = filled[row], filled[row] + len(row_ids)
             if end > length:
                 continue
             filled[row] = end
-            ids[row, begin:end] = told
-            targets[row, begin : end - 1] = told[1:]
+            ids[row, begin:end] = row_ids
+            targets[row, begin : end - 1] = row_ids[1:]
             weights[row, begin + asked - 1 : end - 1] = 1.0
             packing.segments[row, begin:end] = packing.segments[row].max() + 1
-            packing.columns[row, begin:end] = np.arange(len(told))
+            packing.columns[row, begin:end] = np.arange(len(row_ids))
         return ids, targets, weights, packing
 
     def prompt_row(self, example: Example) -> Prompts:
@@ -202,7 +215,7 @@ class Encoder:
         return self._tokens(prompt, patches, start=start, length=self.layout.max_prompt), images
 
     def image(self, image: UInt8[np.ndarray, "H W 3"]) -> tuple[Images, PatchGrid]:
-        """Returns the image as padded patches (no batch axis) and how many rows and columns."""
+        """Returns the image as padded patches (no batch axis), and its rows and columns of them."""
         layout = self.layout
         patches, (rows, columns) = self.image_patches(image)
         count = rows * columns
@@ -219,13 +232,11 @@ class Encoder:
         )
         return images, (rows, columns)
 
-    def image_patches(
-        self, image: UInt8[np.ndarray, "H W 3"]
-    ) -> tuple[UInt8[np.ndarray, "S C"], PatchGrid]:
-        """Returns the patches of an image in merge-block order, and how many rows and columns.
+    def image_patches(self, image: UInt8[np.ndarray, "H W 3"]) -> PatchedImage:
+        """Returns an image at the size that the model sees, cut into patches.
 
         Raises:
-          TooLong: there are more than the layout has room for.
+          TooLong: there are more patches than the layout has room for.
         """
         layout = self.layout
         scaled, (height, width) = _fit(layout, *image.shape[:2])
@@ -233,11 +244,11 @@ class Encoder:
         if rows * columns > layout.max_patches:
             knob = "max_pixels" if layout.native is None else "native.limit"
             raise TooLong(
-                f"expected at most {layout.max_patches} patches, got {rows * columns} ({height} x "
-                f"{width} pixels); lower layout.{knob} or raise layout.max_patches"
+                f"image: expected at most {layout.max_patches} patches, got {rows * columns} "
+                f"({height} x {width} pixels); do: lower layout.{knob} or raise layout.max_patches"
             )
         whole = _framed(_resized(image, *scaled), height, width)
-        return grid.patchify(whole, layout.patch, layout.merge), (rows, columns)
+        return PatchedImage(grid.patchify(whole, layout.patch, layout.merge), (rows, columns))
 
     def image_from_patches(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the first image of a row (no batch axis), put together from its patches.
@@ -269,8 +280,8 @@ class Encoder:
         ):
             if len(ids) > most:
                 raise TooLong(
-                    f"expected at most {most} tokens in the {name}, got {len(ids)}; "
-                    f"raise layout.max_{name}"
+                    f"{name}: expected at most {most} tokens in the {name}, got {len(ids)}; "
+                    f"do: raise layout.max_{name}"
                 )
         return Turn(prompt, answer_ids)
 
@@ -283,8 +294,8 @@ class Encoder:
         where = np.full(length, -1, np.int32)
         where[start : start + len(ids)][is_visual] = np.arange(int(is_visual.sum()))
         positions = np.zeros((3, length), np.int32)
-        laid = grid.rotary_positions(is_visual, [patches], merge=self.layout.merge)
-        positions[:, start : start + len(ids)] = laid.positions
+        placed = grid.rotary_positions(is_visual, [patches], merge=self.layout.merge)
+        positions[:, start : start + len(ids)] = placed.positions
         return Tokens(row, segments, positions, where)
 
 
@@ -299,7 +310,8 @@ def pack(
     height, width = canvas
     if mask.shape[0] > height or mask.shape[1] > width:
         raise TooLong(
-            f"expected masks within {canvas}, got {mask.shape}; raise layout.canvas or resize"
+            f"mask: expected one within {canvas}, got {mask.shape}; do: raise layout.canvas or "
+            "resize the image"
         )
     full = np.zeros((height // 32, 4, 8, width), np.uint8)
     full.reshape(height, width)[: mask.shape[0], : mask.shape[1]] = mask

@@ -12,7 +12,7 @@ import grain
 import jax
 import numpy as np
 
-from seg_jax.data import buckets, packing, workers
+from seg_jax.data import buckets, packed_batches, packing, workers
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample, check_least
@@ -26,36 +26,38 @@ class Feed:
     """How batches are drawn."""
 
     batch: int = 32
-    """Images of all hosts together."""
+    """Images of a batch, of all hosts together."""
     questions: int = 1
-    """Questions about each image in supervised training, drawn independently."""
+    """Number of questions about each image in supervised training, drawn independently."""
     packed_rows: int | None = None
-    """Rows that they are packed into; None: a row each. What fits in none is left out."""
+    """Number of rows that an image's questions are packed into; None: a row each. A question that
+    fits in none is left out."""
     packed_tokens: int | None = None
-    """Tokens of such a row; None: the layout's longest question and answer."""
+    """Tokens of a packed row; None: the layout's longest question and answer."""
     pack: packing.Pack | None = None
-    """Rows of several images, supervised training only: `batch` then counts rows. None: an image
-    each. Of several questions about an image each repeats its tokens, none its patches."""
+    """Rows of several images, in supervised training only: `batch` then counts rows. None: one
+    image a row. Several questions about an image each repeat its tokens, but not its patches."""
     seed: int = 0
-    """Of the order and of every random choice about a sample."""
+    """Seed of the order and of every random choice about a sample."""
     threads: int = 2
-    """Reading threads; they share the process."""
+    """Number of threads that read; they share the process."""
     workers: int = 0
-    """Worker processes; 0 keeps all reading in this process."""
+    """Number of worker processes; 0 keeps all reading in this process."""
     prefetch: int = 8
-    """Rows that threads read ahead."""
+    """Number of rows that threads read ahead."""
 
     def __post_init__(self):
         check_least(self, "feed", batch=1, questions=1, packed_rows=1, packed_tokens=1)
         check_least(self, "feed", seed=0, threads=0, workers=0, prefetch=0)
         if self.pack is not None and (self.packed_rows or self.packed_tokens):
             raise ValueError(
-                "feed: expected pack, or packed_rows and packed_tokens, got both; drop the latter"
+                "feed: expected pack, or packed_rows and packed_tokens, got both; do: leave out "
+                "the latter"
             )
 
 
 class Batches(Iterator[Any]):
-    """Endless numpy batches, of each the rows that this process holds.
+    """Endless numpy batches; each has the rows that this process holds.
 
     Batch i is the same whatever the number of processes, threads and workers, so the position is
     the number of batches drawn; a position of one number of processes is good for any other.
@@ -66,6 +68,7 @@ class Batches(Iterator[Any]):
         rows: grain.MapDataset,
         feed: Feed,
         count: int,
+        *,
         finish: Callable[[Any], Any] = lambda batch: batch,
     ):
         """Begins at the first batch; each is handed to `finish` before it is given."""
@@ -86,7 +89,7 @@ class Batches(Iterator[Any]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Returns the position: what JSON knows."""
+        """Returns the position as JSON values."""
         return {"batches": self._drawn}
 
     def set_state(self, state: dict[str, int]) -> None:
@@ -108,26 +111,26 @@ def batches(
     source: Source,
     task: Task,
     encoder: Encoder,
-    feed: Feed,
     *,
+    feed: Feed,
     rows: Literal["sft", "prompts"],
     local_rows: Sequence[int] | None = None,
     gather: Callable[[Any], list[Any]] = lambda mine: [mine],
-) -> Batches | packing.PackedBatches:
+) -> Batches | packed_batches.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
 
     Random choices belong to the sample's index, so they do not depend on the number of processes,
     threads or workers.
 
     Args:
-      source: of the samples.
-      task: that asks about them.
-      encoder: that makes rows of questions.
+      source: where the samples come from.
+      task: asks about the samples.
+      encoder: makes rows of the questions.
       feed: how batches are drawn.
-      rows: questions with answers, or prompts alone.
+      rows: "sft", questions with answers, or "prompts", questions alone.
       local_rows: rows of each batch that this process reads, in order; all if None.
       gather: gives what all processes have, plain values, in each of them; packed rows and prompts
-        of several lengths ask for it.
+        in buckets need it.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
@@ -135,20 +138,21 @@ def batches(
     if local_rows is None:
         local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
-        return packing.PackedBatches(
-            *(dataset, encoder, feed.pack),
+        return packed_batches.PackedBatches(
+            dataset,
+            encoder,
+            feed.pack,
             local_rows=local_rows,
             rows=feed.batch,
             threads=feed.threads,
             workers=feed.workers,
             gather=gather,
         )
-    its = _LocalRows(dataset, feed.batch, tuple(local_rows)), feed, len(local_rows)
+    dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
     if rows == "sft":
-        return Batches(*its)
-    return Batches(
-        *its, functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
-    )
+        return Batches(dataset, feed, len(local_rows))
+    trim = functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
+    return Batches(dataset, feed, len(local_rows), finish=trim)
 
 
 def _samples(source: Source, seed: int) -> grain.MapDataset:
@@ -181,7 +185,7 @@ class _LocalRows(grain.MapDataset):
         return self._parent[batch * self._batch + self._places[place]]
 
 
-# Classes, not closures: worker processes get them by pickle.
+# Classes, not closures: worker processes receive them by pickle.
 @dataclasses.dataclass(frozen=True)
 class _Ask(grain.transforms.RandomMap):
     task: Task
@@ -236,9 +240,9 @@ def to_device(batch: Any, sharding: jax.sharding.Sharding, *, rows: int) -> Any:
     """Returns the batch on the devices, rows spread by the sharding; one put for all leaves.
 
     Args:
-      batch: of it the rows that this process holds, on the host.
-      sharding: of the rows.
-      rows: of all processes together.
+      batch: the rows of the batch that this process holds, on the host.
+      sharding: how rows are spread over devices.
+      rows: number of rows in all processes together.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(batch, sharding)

@@ -208,7 +208,7 @@ def info_json(name: str, description: str, shards: Sequence[tuple[str, list[int]
     return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
-def file_name(name: str, split: str, index: int, of: int) -> str:
+def file_name(name: str, split: str, *, index: int, of: int) -> str:
     """Returns the name of a file of a split, as TFDS has it."""
     return f"{name}-{split}.{FILE_FORMAT}-{index:05d}-of-{of:05d}"
 

@@ -1,4 +1,4 @@
-"""Sources of samples, random access: item i is the same whoever asks and whenever."""
+"""Sources of samples with random access: item i never changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Scenes:
 
     world: world.Config = dataclasses.field(default_factory=world.easy)
     style: phrases.Style = phrases.Style()
-    """Which expressions name the things, in how many wordings."""
+    """Which expressions name the objects, and in how many wordings."""
     seed: int = 0
     count: int = 1_000_000
 
@@ -99,17 +99,18 @@ class Built:
     """Data sets that `seg-jax build` made, or TFDS's ref_coco, one after the other.
 
     A sample is an image with a mask for each object, or group of objects, that expressions mean.
-    An expression that was told twice stands there twice, as benchmarks count it.
+    An expression that was annotated twice appears twice, as benchmarks count it.
     """
 
     folders: tuple[Path, ...]
-    """Of each the one with dataset_info.json in it."""
+    """Folders of the data sets; each holds a dataset_info.json."""
     split: str = "train"
     absent: bool = False
-    """Also expressions that fit nothing in their image, gRefCOCO's: their masks are empty."""
+    """Whether expressions that fit nothing in their image (gRefCOCO's) are included, with empty
+    masks."""
     singly: bool = False
-    """Each object by itself, with the expressions that mean it alone, perhaps none: for questions
-    that tell a point or a box. COCO's names else mean all that show them, and groups mix."""
+    """Whether each object stands by itself, with the expressions that mean it alone, perhaps none:
+    for questions by a point or a box. Else a name of COCO means all objects of that category."""
 
     def __post_init__(self):
         if not self.folders:
@@ -131,7 +132,7 @@ class Built:
     def sample(
         self, index: int, record: record_schema.Record, image: UInt8[np.ndarray, "H W 3"]
     ) -> Sample:
-        """Returns image `index`, of which the record and the pixels are at hand."""
+        """Returns image `index` from its record and pixels, which were read before."""
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
         # Columns lie together, as in run lengths.
         masks = np.zeros((len(groups), record.width, record.height), bool).swapaxes(1, 2)
@@ -166,25 +167,28 @@ class Built:
         return sum(report.get("expressions_without_object", 0) for report in reports)
 
     def question_kinds(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
-        """Returns what there is to ask about in the first images.
+        """Returns which kinds of questions the first images allow.
 
-        "text": expressions of objects; "place": single objects, for a point or a box to tell;
+        "text": expressions of objects; "place": single objects, which a point or a box can name;
         "absent": expressions that fit nothing in their image.
 
         Args:
-          wanted: once these were found no further image is read.
-          most: images that are read.
+          wanted: kinds to look for; once all were seen, no further image is read.
+          most: the largest number of images that are read.
         """
-        found: set[str] = set()
+        seen: set[str] = set()
         for index in range(min(len(self), most)):
             record = self.record(index)
             groups = _objects(record) if self.singly else _groups(record, absent=True)
-            met = {"text": any(which and texts for which, texts in groups.items())}
-            met |= {"place": any(len(which) == 1 for which in groups), "absent": () in groups}
-            found |= {name for name, there in met.items() if there}
-            if found.issuperset(wanted):
+            has = {
+                "text": any(which and texts for which, texts in groups.items()),
+                "place": any(len(which) == 1 for which in groups),
+                "absent": () in groups,
+            }
+            seen |= {name for name, there in has.items() if there}
+            if seen.issuperset(wanted):
                 break
-        return found
+        return seen
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns which folder an image is in, and which of its images it is."""
@@ -193,7 +197,7 @@ class Built:
         place = int(np.searchsorted(self._ends, index, side="right"))
         return place, index - (self._ends[place - 1] if place else 0)
 
-    # What is found out at first use stays out of the configuration, and each process has its own.
+    # These are computed at first use, in each process; they are no part of the configuration.
     @functools.cached_property
     def _ends(self) -> list[int]:
         counts = [_Files.find(path, self.split, absent=self.absent).count for path in self.folders]
@@ -219,17 +223,18 @@ class Mixed:
 
     parts: tuple[Scenes | Built, ...]
     weights: tuple[float, ...]
-    """Of each part, relative to each other."""
+    """Weight of each part, relative to the others."""
 
     def __post_init__(self):
         if not self.parts or len(self.parts) != len(self.weights):
             raise ValueError(
                 f"source: expected a weight for each of {len(self.parts)} sources, got "
-                f"{len(self.weights)}; give as many"
+                f"{len(self.weights)}; do: give as many"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
             raise ValueError(
-                f"source: expected weights > 0, got {self.weights}; leave out what is not wanted"
+                f"source: expected weights > 0, got {self.weights}; do: leave out the "
+                "sources that are not wanted"
             )
 
     def __len__(self) -> int:
@@ -250,7 +255,7 @@ class Mixed:
 
 
 class _File(NamedTuple):
-    """What the reader of ArrayRecord asks of a file, so that it opens none before its turn."""
+    """A file as the reader of ArrayRecord wants it described, so that it opens none too early."""
 
     filename: str
     skip: int
@@ -263,11 +268,11 @@ class _Files(NamedTuple):
 
     files: list[_File]
     count: int
-    """Images that are read, the first ones."""
+    """Number of images that are used; they come first."""
 
     @classmethod
     def find(cls, folder: Path, split: str, *, absent: bool) -> _Files:
-        """Returns the files of a split of a data set, and how many images are of use.
+        """Returns the files of a split of a data set, and how many of its images are used.
 
         Raises:
           ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
@@ -276,7 +281,7 @@ class _Files(NamedTuple):
         if info.get("fileFormat") != record_schema.FILE_FORMAT:
             raise ValueError(
                 f"{folder}: expected files in {record_schema.FILE_FORMAT}, got "
-                f"{info.get('fileFormat')}; prepare it with tfds build --file_format=array_record"
+                f"{info.get('fileFormat')}; do: tfds build --file_format=array_record"
             )
         splits = {one["name"]: one for one in info["splits"]}
         if split not in splits:
@@ -284,17 +289,22 @@ class _Files(NamedTuple):
                 f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
             )
         lengths = [int(length) for length in splits[split]["shardLengths"]]
+        names = [
+            record_schema.file_name(info["name"], split, index=index, of=len(lengths))
+            for index in range(len(lengths))
+        ]
         files = [
-            _File(
-                str(folder / record_schema.file_name(info["name"], split, i, len(lengths))), 0, n, n
-            )
-            for i, n in enumerate(lengths)
+            _File(str(folder / name), skip=0, take=length, examples_in_shard=length)
+            for name, length in zip(names, lengths, strict=True)
         ]
         count = sum(lengths)
         if not absent and (report := _report(folder, split)):
             count = report.get("records_with_objects", 0)
         if not count:
-            raise ValueError(f"{folder}: expected images with objects in {split}, got none")
+            raise ValueError(
+                f"{folder}: expected images with objects in the split {split}, got none; do: "
+                "choose another split, or ask about absent objects too"
+            )
         return cls([file for file in files if file.take], count)
 
     def open(self) -> Any:
@@ -305,7 +315,7 @@ class _Files(NamedTuple):
 
 
 def dataset_info(folder: Path) -> dict[str, Any]:
-    """Returns what a data set tells about itself: its name, its splits, their files.
+    """Returns the contents of a data set's `dataset_info.json`: its name, splits and files.
 
     Raises:
       ValueError: the folder holds no whole data set.
@@ -320,7 +330,7 @@ def dataset_info(folder: Path) -> dict[str, Any]:
 
 
 def _report(folder: Path, split: str) -> dict[str, int]:
-    """Returns the counts of a split that a build has left; none of a data set of TFDS."""
+    """Returns the counts of a split in a build's report; a data set of TFDS has none."""
     path = folder / record_schema.REPORT
     return files.read_json(path)["splits"][split] if path.exists() else {}
 
@@ -346,9 +356,9 @@ def _ignored_pixels(
 ) -> Bool[np.ndarray, "M H W"] | None:
     """Returns for each group the pixels that count for nothing, None where there are none.
 
-    Those of regions that were marked so, ReasonSeg's, but for a group that means them. Crowds are
-    no such: COCO ignores detections on one of their category, as it cannot count them, but here a
-    category's name means its crowds too, and all pixels of another category's are wrong.
+    These are the regions that ReasonSeg marks as ignored, except for a group that means them.
+    Crowds are not ignored: COCO ignores detections of a crowd's category on it, because it cannot
+    count them, but here a category's name means its crowds too.
     """
     regions = [place for place, role in enumerate(record.roles) if role is Role.IGNORED]
     if not regions:
@@ -361,7 +371,7 @@ def _ignored_pixels(
 
 
 def _name(record: record_schema.Record, which: Sequence[int]) -> str:
-    """Returns what a group of objects shows, nothing if one of them has no name."""
+    """Returns the names of a group of objects, or an empty text if one of them has none."""
     names = sorted({record.names[place] for place in which})
     return " and ".join(names) if all(names) else ""
 
@@ -370,8 +380,8 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
     """Returns some of a source's expressions, for training a tokenizer.
 
     Args:
-      source: of samples.
-      count: of expressions at most, about so many of several sources; of scenes exactly so many.
+      source: where the samples come from.
+      count: the largest number of expressions; of several sources about so many, of scenes exactly.
     """
     if isinstance(source, Mixed):
         shares = [count * weight / sum(source.weights) for weight in source.weights]
@@ -388,7 +398,7 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
 
 
 @functools.cache
-def _phrases_of_worlds(of: world.Config, style: phrases.Style, count: int) -> tuple[str, ...]:
-    """Returns so many phrases of such worlds; the same, asked for again, are not drawn again."""
+def _phrases_of_worlds(config: world.Config, style: phrases.Style, count: int) -> tuple[str, ...]:
+    """Returns phrases of drawn worlds; the result is cached."""
     rng = np.random.default_rng(0)
-    return tuple(phrases.corpus(rng, count, config=of, style=style))
+    return tuple(phrases.corpus(rng, count, config=config, style=style))

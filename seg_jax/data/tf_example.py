@@ -30,9 +30,9 @@ def encode(features: Mapping[str, Value]) -> bytes:
     every = []
     for name in sorted(features):
         feature = _feature(name, features[name])
-        entry = _sized(1, name.encode()) + _sized(2, feature)
-        every.append(_sized(1, entry))
-    return _sized(1, b"".join(every))
+        entry = _length_delimited(1, name.encode()) + _length_delimited(2, feature)
+        every.append(_length_delimited(1, entry))
+    return _length_delimited(1, b"".join(every))
 
 
 def decode(data: bytes) -> dict[str, Value]:
@@ -49,19 +49,19 @@ def decode(data: bytes) -> dict[str, Value]:
 
 def _feature(name: str, value: Value) -> bytes:
     if isinstance(value, list):
-        return _sized(_BYTES, b"".join(_sized(1, one) for one in value))
+        return _length_delimited(_BYTES, b"".join(_length_delimited(1, one) for one in value))
     if value.ndim == 1 and value.dtype == np.float32:
         packed = value.astype("<f4").tobytes()
-        return _sized(_FLOATS, _sized(1, packed) if packed else b"")
+        return _length_delimited(_FLOATS, _length_delimited(1, packed) if packed else b"")
     if value.ndim == 1 and value.dtype == np.int64:
         packed = b"".join(_varint(int(one) % 2**64) for one in value)
-        return _sized(_INTEGERS, _sized(1, packed) if packed else b"")
+        return _length_delimited(_INTEGERS, _length_delimited(1, packed) if packed else b"")
     raise ValueError(
         f"{name}: expected a list of float32 or int64, got {value.dtype}{[*value.shape]}"
     )
 
 
-def _sized(field: int, payload: bytes) -> bytes:
+def _length_delimited(field: int, payload: bytes) -> bytes:
     return _varint(field << 3 | _SIZED) + _varint(len(payload)) + payload
 
 
@@ -100,7 +100,7 @@ def _integers(packed: bytes) -> np.ndarray:
     if len(packed) <= _FEW:  # Sooner done one by one.
         at, some = 0, []
         while at < len(packed):
-            value, at = _number(memoryview(packed), at)
+            value, at = _read_varint(memoryview(packed), at)
             some.append(value % 2**64)
         return np.array(some, np.uint64).view(np.int64)
     code = np.frombuffer(packed, np.uint8)
@@ -121,13 +121,13 @@ def _fields(data: memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryvie
     """Yields number and bytes of the wanted fields; a varint that is not packed as its bytes."""
     at = 0
     while at < len(data):
-        tag, at = _number(data, at)
+        tag, at = _read_varint(data, at)
         number, kind = tag >> 3, tag & 7
         begin = at
         if kind == _VARINT:
-            _, at = _number(data, at)
+            _, at = _read_varint(data, at)
         elif kind == _SIZED:
-            size, begin = _number(data, at)
+            size, begin = _read_varint(data, at)
             at = begin + size
         elif kind in (_FIXED32, _FIXED64):
             at += 4 if kind == _FIXED32 else 8
@@ -139,7 +139,7 @@ def _fields(data: memoryview, wanted: set[int]) -> Iterator[tuple[int, memoryvie
             yield number, data[begin:at]
 
 
-def _number(data: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     """Returns the varint at a place, and the place behind it."""
     value = shift = 0
     while True:

@@ -14,9 +14,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def block_interrupts() -> Iterator[None]:
-    """Lets processes that are started within not hear Ctrl-C, which a terminal sends to all.
+    """Keeps Ctrl-C, which a terminal sends to all processes, from those that are started within.
 
-    They would print a traceback each. One that comes meanwhile reaches this process afterwards.
+    They would print a traceback each. A Ctrl-C during the block reaches this process after it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -26,12 +26,12 @@ def block_interrupts() -> Iterator[None]:
 
 
 def read_ahead(rows: Any, count: int) -> Iterator[Any]:
-    """Returns an iterator of a `grain.IterDataset` that so many processes, deaf to Ctrl-C, read."""
-    # Processes of a pool, which import this file, need neither.
+    """Returns an iterator over a `grain.IterDataset` that is read by processes deaf to Ctrl-C."""
+    # Imported here: processes of a pool import this file too, and need neither.
     import grain
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # Grain reads its own, of which we set none.
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; none of them is set here.
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=count)
     return iter(rows.mp_prefetch(options, _ignore_interrupts))
@@ -42,7 +42,7 @@ def _ignore_interrupts(*_: int) -> None:
 
 
 class _Pool(concurrent.futures.ProcessPoolExecutor):
-    """A pool whose processes, which tasks start, are spared."""
+    """A pool whose processes hear no Ctrl-C; tasks start them."""
 
     def submit(self, *task: Any, **words: Any) -> Any:
         with block_interrupts():
@@ -51,16 +51,16 @@ class _Pool(concurrent.futures.ProcessPoolExecutor):
 
 @contextlib.contextmanager
 def pool(count: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Gives a pool of so many spared processes, which an error within ends.
+    """Gives a pool of processes that hear no Ctrl-C and end when the block raises an error.
 
-    They are fresh ones: those with JAX inside must not be forked.
+    They are spawned: a process with JAX inside must not be forked.
     """
     context, before = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with _Pool(count, context, _leave_with_parent) as made:
+    with _Pool(count, context, _leave_with_parent) as executor:
         try:
-            yield made
+            yield executor
         except BaseException:
-            made.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 if worker not in before:
                     worker.terminate()
@@ -68,7 +68,7 @@ def pool(count: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent is killed, which cannot tell it to end."""
+    """Ends this process when its parent is killed."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -81,7 +81,7 @@ class Plan:
             task = dataclasses.replace(task, mixture=task.mixture.judged())
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
-        row = next(pipeline.batches(run.source, task, encoder, feed, rows=kind))
+        row = next(pipeline.batches(run.source, task, encoder, feed=feed, rows=kind))
         return self.batch(row, run.feed.batch)
 
     def batch(self, row: Any, count: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from seg_jax.data import packing, pipeline
+from seg_jax.data import packed_batches, pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.models.parallel import sharding
 from seg_jax.tasks.referring import Referring
@@ -17,7 +17,7 @@ from seg_jax.training import processes
 class ShardedBatches(NamedTuple):
     """Batches on the host and the way to the devices."""
 
-    iterator: pipeline.Batches | packing.PackedBatches
+    iterator: pipeline.Batches | packed_batches.PackedBatches
     """Gives the rows that this process reads; it knows its position."""
     to_device: Callable[[Any], Any]
     """Puts a batch on the devices of the mesh."""
@@ -46,7 +46,7 @@ def sharded_batches(
         run.source,
         task,
         encoder,
-        run.feed,
+        feed=run.feed,
         rows=rows,
         local_rows=pipeline.local_rows(places, count),
         gather=processes.gather_from_all,

@@ -114,12 +114,12 @@ class Checkpoints:
             return found["state"], found["record"]
         if not damaged:
             raise ValueError(
-                f"{self._folder}: expected a checkpoint to resume, got none; start anew instead"
+                f"{self._folder}: expected a checkpoint to resume, got none; do: start anew instead"
             )
         step, reason = next(iter(damaged.items()))
         raise ValueError(
             f"{self._folder / str(step)}: expected a whole checkpoint of this run, got a damaged "
-            f"or another one ({reason}), and none before it is whole; start anew"
+            f"or another one ({reason}), and none before it is whole; do: start anew"
         )
 
     def _read(self, step: int, abstract: State) -> Any:

@@ -235,7 +235,7 @@ class _Reader:
         for line in self.computations.get(name, ()):
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                self._collective(line, kind, name, runs, inside)
+                self._collective(line, kind, name=name, runs=runs, inside=inside)
             elif line.opcode == "while":
                 self._loop(line, runs)
             elif line.opcode == "custom-call":
@@ -276,7 +276,9 @@ class _Reader:
             for other in _called_computations(line):
                 yield from self._instructions_in(other)
 
-    def _collective(self, line: _Instruction, kind: str, name: str, runs: int, inside: str) -> None:
+    def _collective(
+        self, line: _Instruction, kind: str, *, name: str, runs: int, inside: str
+    ) -> None:
         arrays = _array_bytes(line.shape)
         size = sum(arrays) if not line.opcode.endswith("-start") else _result_bytes(kind, arrays)
         group = _group_size(line.rest)

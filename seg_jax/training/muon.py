@@ -107,7 +107,7 @@ def apply_to_whole_matrices(function: Callable[[Array], Array], tree: Any, dtype
             pieces = [_transpose_if(parts[at].astype(dtype), turned[at]) for at in members]
             stacks = [piece.reshape(-1, *piece.shape[-2:]) for piece in pieces]
             ends = [sum(len(stack) for stack in stacks[: i + 1]) for i in range(len(stacks) - 1)]
-            done = _apply_traded(function, jnp.concatenate(stacks), lying, on)
+            done = _apply_traded(function, jnp.concatenate(stacks), lying=lying, on=on)
             for at, piece, flat in zip(members, pieces, jnp.split(done, ends), strict=True):
                 out[at] = _transpose_if(flat.reshape(piece.shape), turned[at])
         return tuple(out)
@@ -180,6 +180,7 @@ def _transpose_if(x: Array, turned: bool) -> Array:
 def _apply_traded(
     function: Callable[[Array], Array],
     pieces: Float[Array, "count rows columns"],
+    *,
     lying: _Division,
     on: AbstractMesh,
 ) -> Float[Array, "count rows columns"]:

@@ -92,6 +92,6 @@ def read_steps(text: str) -> tuple[int, int]:
         if not text:
             return 0, 0
         raise ValueError(
-            f"profile: expected START:STOP, the first and the last step, got {text!r}; as 10:12"
+            f"profile: expected START:STOP, the first and the last step, got {text!r}; do: as 10:12"
         )
     return int(found.group(1)), int(found.group(2))

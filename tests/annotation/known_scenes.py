@@ -84,7 +84,7 @@ class Words:
     """Answers with the question, which a wording makes the answer."""
 
     def describe(self, asks):
-        return [Answer(f'"{ask.question}."\n') for ask in asks]
+        return [Answer(f'"{ask.text}."\n') for ask in asks]
 
 
 @dataclasses.dataclass(frozen=True)

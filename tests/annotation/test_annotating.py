@@ -25,14 +25,14 @@ from seg_jax.data.sources import Built
 
 def annotate(images, job, *, workers=1, splits=None, anew=False, retry=False):
     """Returns the summary of an annotation."""
-    with jobs.claimed(job, anew=anew):
-        every = jobs.cut(jobs.listed(str(images)), job.records)
+    with jobs.claim_folder(job, anew=anew):
+        every = jobs.cut_into_shards(jobs.list_images(str(images)), job.records)
         if retry:
             jobs.forget_failures(every, job)
-        jobs.make_all(every, job, workers=workers, progress=lambda done: None)
-        summary = results.gather(every, job, splits or Splits())
-        make = functools.partial(dataset.make_all, workers=1, progress=lambda done: None)
-        results.build(job, lambda plan, tasks: make(tasks))
+        jobs.annotate_shards(every, job, workers=workers, progress=lambda done: None)
+        summary = results.gather_shards(every, job, splits or Splits())
+        make = functools.partial(dataset.make_files, workers=1, progress=lambda done: None)
+        results.build_dataset(job, lambda plan, tasks: make(tasks))
     return summary
 
 
@@ -71,10 +71,10 @@ def test_the_plain_folder_is_one_that_build_reads(tmp_path):
     job = known.job(tmp_path / "out", 3)
     annotate(tmp_path / "web", job)
     asked = dataset.Plan(name="folder", source=job.out / "annotations", out=tmp_path / "built")
-    with dataset.claimed(asked, anew=False):
-        cut = dataset.plan(asked)
-        parts = dataset.make_all(cut.tasks, workers=1, progress=lambda done: None)
-        dataset.finish(asked, cut, parts)
+    with dataset.claim_build(asked, anew=False):
+        cut = dataset.plan_files(asked)
+        parts = dataset.make_files(cut.tasks, workers=1, progress=lambda done: None)
+        dataset.finish_build(asked, cut, parts)
     for path in asked.out.glob("*.array_record-*"):
         assert path.read_bytes() == (job.out / path.name).read_bytes()
     (line, *_) = (job.out / "annotations" / "train.jsonl").read_text().splitlines()
@@ -152,9 +152,9 @@ def test_an_annotation_that_was_stopped_goes_on(tmp_path, until):
         if done >= until:
             raise Stopped
 
-    every = jobs.cut(jobs.listed(str(tmp_path / "web")), job.records)
-    with jobs.claimed(job, anew=False), pytest.raises(Stopped):
-        jobs.make_all(every, job, workers=1, progress=progress)
+    every = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+    with jobs.claim_folder(job, anew=False), pytest.raises(Stopped):
+        jobs.annotate_shards(every, job, workers=1, progress=progress)
     assert not (job.out / "dataset_info.json").exists()
     times = {path: path.stat().st_mtime_ns for path in (job.out / jobs.DONE).iterdir()}
     annotate(tmp_path / "web", job)
@@ -331,7 +331,7 @@ def test_a_folder_belongs_to_one_annotation(tmp_path):
     other = dataclasses.replace(job, models=known.TALKING)
     with pytest.raises(ValueError, match="the same build as before, got another models"):
         annotate(tmp_path / "web", other)
-    with jobs.claimed(job, anew=False), pytest.raises(ValueError, match="to build alone"):
+    with jobs.claim_folder(job, anew=False), pytest.raises(ValueError, match="to build alone"):
         annotate(tmp_path / "web", job)
     annotate(tmp_path / "web", other, anew=True)
     # Another version of the code goes on: records tell which one made them.
@@ -344,21 +344,21 @@ def test_images_are_listed_by_folder_pattern_and_list(tmp_path):
     known.make(tmp_path / "web" / "a", 2)
     known.make(tmp_path / "web" / "b", 1)
     (tmp_path / "web" / "b" / "note.txt").write_text("a/000.png\n../a/001.png\na/000.png\n")
-    found = jobs.listed(str(tmp_path / "web"))
+    found = jobs.list_images(str(tmp_path / "web"))
     assert [one.key for one in found] == ["a/000.png", "a/001.png", "b/000.png"]
     assert found[2].path == tmp_path / "web" / "b" / "000.png"
-    assert [one.key for one in jobs.listed(str(tmp_path / "web" / "*" / "000.png"))] == [
+    assert [one.key for one in jobs.list_images(str(tmp_path / "web" / "*" / "000.png"))] == [
         "a/000.png",
         "b/000.png",
     ]
-    listed = jobs.listed(str(tmp_path / "web" / "b" / "note.txt"))
+    listed = jobs.list_images(str(tmp_path / "web" / "b" / "note.txt"))
     assert [one.key for one in listed] == ["../a/001.png", "a/000.png"]
     assert listed[0].path == tmp_path / "web" / "b" / "../a/001.png"
-    (one,) = jobs.listed(str(tmp_path / "web" / "a" / "000.png"))
+    (one,) = jobs.list_images(str(tmp_path / "web" / "a" / "000.png"))
     assert one.key == "000.png"
     for nothing in ("none", "web/*.jpg", "*/none/*"):
         with pytest.raises(ValueError, match="expected a folder, a pattern or a list of images"):
-            jobs.listed(str(tmp_path / nothing))
+            jobs.list_images(str(tmp_path / nothing))
     job = known.job(tmp_path / "out", 2)
     jobs.write_list(found, job)
     assert jobs.read_list(job) == found

@@ -87,13 +87,15 @@ def by_beam(images, job, options=()):
     from seg_jax.annotation import beam
     from seg_jax.data.build import beam as storing
 
-    with jobs.claimed(job, anew=False):
-        found = jobs.listed(str(images))
-        every = jobs.cut(found, job.records)
+    with jobs.claim_folder(job, anew=False):
+        found = jobs.list_images(str(images))
+        every = jobs.cut_into_shards(found, job.records)
         jobs.write_list(found, job)
-        beam.make_all(every, job, runner="DirectRunner", options=options)
-        results.gather(every, job, results.Splits())
-        results.build(job, lambda plan, tasks: storing.make_all(plan, tasks, runner="DirectRunner"))
+        beam.annotate_shards(every, job, runner="DirectRunner", options=options)
+        results.gather_shards(every, job, results.Splits())
+        results.build_dataset(
+            job, lambda plan, tasks: storing.make_files(plan, tasks, runner="DirectRunner")
+        )
 
 
 def test_a_pipeline_annotates_what_processes_annotate(engine, tmp_path):
@@ -131,9 +133,9 @@ def test_shards_that_nobody_made_are_told(engine, tmp_path, monkeypatch):
 
     known.make(tmp_path / "web", 3)
     job = known.job(tmp_path / "out", 3)
-    found = jobs.listed(str(tmp_path / "web"))
+    found = jobs.list_images(str(tmp_path / "web"))
     jobs.write_list(found, job)
     monkeypatch.setattr(jobs, "is_whole", lambda shard, job: False)
-    with pytest.raises(ValueError, match="do its workers see this folder"):
-        beam.make_all(jobs.cut(found, 2), job, runner="DirectRunner")
+    with pytest.raises(ValueError, match="do: check that its workers see this folder"):
+        beam.annotate_shards(jobs.cut_into_shards(found, 2), job, runner="DirectRunner")
     assert dataset.CLAIM not in {path.name for path in job.out.iterdir()}

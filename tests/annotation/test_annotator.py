@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import Contour, ImageFile, annotate, outline
+from seg_jax.annotation.annotator import Contour, ImageFile, annotate, clean_outline
 from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.stages import Answer, Detection, Segment, Stages, Unusable
 
@@ -201,14 +201,14 @@ def blob(seed, height=48, width=56):
 @pytest.mark.parametrize("seed", range(2))
 def test_outlines_lose_nothing_and_drop_what_is_small(seed):
     mask = blob(seed)
-    same, rings = outline(mask, Contour(min_area_px=0))
+    same, rings = clean_outline(mask, Contour(min_area_px=0))
     np.testing.assert_array_equal(same, mask)
     np.testing.assert_array_equal(filled([r.astype(int).tolist() for r in rings], 48, 56), mask)
-    clean, fewer = outline(mask, Contour(min_area_px=12))
+    clean, fewer = clean_outline(mask, Contour(min_area_px=12))
     assert 0 < len(fewer) < len(rings)
     wanted = filled([ring.astype(int).tolist() for ring in fewer], 48, 56)
     np.testing.assert_array_equal(clean, wanted)
-    rough, few = outline(mask, Contour(epsilon_px=1.5, min_area_px=12))
+    rough, few = clean_outline(mask, Contour(epsilon_px=1.5, min_area_px=12))
     assert sum(map(len, few)) < sum(map(len, fewer)) / 2
     # Who owns a centre that lies on an edge is for the rule to say.
     borders = shapely.MultiLineString([np.concatenate([ring, ring[:1]]) for ring in few])

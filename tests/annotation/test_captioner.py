@@ -9,7 +9,7 @@ import small_run
 from flax import nnx
 
 from seg_jax.annotation.captioner import BATCH, Captioner
-from seg_jax.annotation.stages import Ask, Failed, Unusable
+from seg_jax.annotation.stages import Failed, Question, Unusable
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.vlm import sampler
 
@@ -25,7 +25,8 @@ def captioner(tmp_path_factory):
 def asks(count):
     rng = np.random.default_rng(0)
     return [
-        Ask(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), f"Name it {n}") for n in range(count)
+        Question(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), f"Name it {n}")
+        for n in range(count)
     ]
 
 
@@ -53,7 +54,7 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
 
     for ask, answer in zip(many[:2] + many[-1:], answers[:2] + answers[-1:], strict=True):
         tokens, images = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf)[None], bundle.encoder.question(ask.view, ask.question)
+            lambda leaf: jnp.asarray(leaf)[None], bundle.encoder.question(ask.view, ask.text)
         )
         alone = generate(tokens, images)
         ids = np.asarray(alone.ids)[0, 0][np.asarray(alone.used)[0, 0]]
@@ -65,7 +66,7 @@ def test_answers_do_not_depend_on_their_neighbours(captioner):
 @pytest.mark.slow
 def test_a_question_that_is_too_long_costs_its_image_alone(captioner):
     with pytest.raises(Failed, match="tokens in the prompt"):
-        captioner.describe([*asks(1), asks(1)[0]._replace(question="word " * 500)])
+        captioner.describe([*asks(1), asks(1)[0]._replace(text="word " * 500)])
 
 
 def test_a_folder_that_is_no_model_is_told(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 from seg_jax.annotation.annotator import ImageFile, annotate
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.endpoint import Endpoint, Settings
-from seg_jax.annotation.stages import Ask, Failed, Unusable
+from seg_jax.annotation.stages import Failed, Question, Unusable
 
 VARIABLE = "SEG_JAX_DESCRIBER_KEY"
 
@@ -104,7 +104,7 @@ def asked(stub, *, count=1, **changes):
     waits = []
     settings = Settings(**({"model": "vlm", "tries": 4, "timeout_seconds": 5.0} | changes))
     view = np.stack([*np.mgrid[:40, :48] * 5, np.full((40, 48), 99)], 2).astype(np.uint8)
-    asks = [Ask(view, f"What is {n}?") for n in range(count)]
+    asks = [Question(view, f"What is {n}?") for n in range(count)]
     return Endpoint(stub.url, settings, sleep=waits.append), waits, asks
 
 
@@ -134,7 +134,7 @@ def test_answers_come_in_the_order_of_questions(stub):
 
     stub.script = [slow]
     endpoint, _, asks = asked(stub, count=3, requests=1)
-    assert [one.text for one in endpoint.describe(asks)] == [one.question for one in asks]
+    assert [one.text for one in endpoint.describe(asks)] == [one.text for one in asks]
 
 
 def test_no_key_is_sent_without_one(stub):
@@ -231,7 +231,9 @@ def test_what_every_image_would_get_stops_the_run(stub, monkeypatch, status):
     elsewhere = "Location", f"{stub.url}/other"
     stub.script = [(status, "bad key: secret-key", elsewhere)]
     endpoint, _, asks = asked(stub)
-    with pytest.raises(Unusable, match=f"got status {status}: bad key: \\[key\\]; mend") as caught:
+    with pytest.raises(
+        Unusable, match=f"got status {status}: bad key: \\[key\\]; do: correct"
+    ) as caught:
         endpoint.describe(asks)
     assert "secret" not in str(caught.value)
     assert len(stub.seen) == 1  # A redirect is not followed: it would take the key along.
@@ -284,7 +286,9 @@ def test_the_model_is_the_first_one_or_the_one_that_is_named(stub):
 def test_an_endpoint_that_is_not_there_is_one_line(stub):
     url = "http://127.0.0.1:9/v1"
     endpoint = Endpoint(url, Settings(tries=2), sleep=lambda seconds: None)
-    with pytest.raises(Unusable, match=f"endpoint at {url}, got no answer .*, 2 times; start it"):
+    with pytest.raises(
+        Unusable, match=f"endpoint at {url}, got no answer .*, 2 times; do: start it"
+    ):
         endpoint.model()
 
 
@@ -311,9 +315,9 @@ def test_a_choice_keeps_to_the_model_that_was_served(stub, tmp_path):
     models = chosen.models()
     assert models.describer == ("vlm", "")
     assert models.detector.name == "dino"
-    settled = chosen.settled(models)
+    settled = chosen.with_endpoint_model(models)
     assert settled.endpoint.model == "vlm"
     assert hash(settled) == hash(pickle.loads(pickle.dumps(settled)))
     silent = dataclasses.replace(chosen, describer=None)
-    assert silent.settled(silent.models()) == silent
+    assert silent.with_endpoint_model(silent.models()) == silent
     assert silent.models().describer is None

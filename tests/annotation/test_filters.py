@@ -20,7 +20,7 @@ def seen(box, score=0.5, label="cup"):
 
 
 def chosen(found, **changes):
-    kept, dropped = filters.detections(
+    kept, dropped = filters.choose_detections(
         found, dataclasses.replace(LOOSE, **changes), height=100, width=200
     )
     return [one.box_px for one in kept], dict(dropped)
@@ -110,7 +110,7 @@ def drawn(y0, x0, y1, x1, quality=0.9, stability=0.9):
     ],
 )
 def test_a_mask_is_dropped_for_what_it_is(segment, changes, reason):
-    places, dropped = filters.segments(
+    places, dropped = filters.choose_segments(
         [seen(BOX)], [segment], dataclasses.replace(LOOSE, **changes)
     )
     assert (places, dict(dropped)) == (([], {reason: 1}) if reason else ([0], {}))
@@ -120,6 +120,6 @@ def test_of_masks_that_cover_each_other_the_first_stays():
     found = [seen(BOX)] * 3
     masks = [drawn(10, 10, 50, 30), drawn(10, 10, 50, 31), drawn(10, 30, 50, 50)]
     strict = dataclasses.replace(LOOSE, max_mask_iou=0.9)
-    places, dropped = filters.segments(found, masks, strict)
+    places, dropped = filters.choose_segments(found, masks, strict)
     assert (places, dict(dropped)) == ([0, 2], {"same_mask": 1})
-    assert filters.segments(found, masks, LOOSE)[0] == [0, 1, 2]
+    assert filters.choose_segments(found, masks, LOOSE)[0] == [0, 1, 2]

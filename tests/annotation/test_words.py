@@ -20,7 +20,7 @@ from seg_jax.annotation.words import Wording
     ],
 )
 def test_an_expression_is_cleaned(text, taken):
-    assert words.description(Answer(text), Wording()) == taken
+    assert words.read_description(Answer(text), Wording()) == taken
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,23 @@ def test_an_expression_is_cleaned(text, taken):
 )
 def test_what_is_no_expression_is_refused(text, told):
     with pytest.raises(Failed, match=told.replace("+", r"\+")):
-        words.description(Answer(text), Wording())
+        words.read_description(Answer(text), Wording())
 
 
 def test_what_was_cut_off_is_refused():
     with pytest.raises(Failed, match="cut off"):
-        words.description(Answer("a cup on the", finished=False), Wording())
+        words.read_description(Answer("a cup on the", finished=False), Wording())
 
 
 def test_the_label_stands_in_the_question():
-    assert words.question(Wording(question="What {label}? {0}"), "dog {x}") == "What dog {x}? {0}"
+    assert (
+        words.question_text(Wording(question="What {label}? {0}"), "dog {x}") == "What dog {x}? {0}"
+    )
 
 
 def test_a_view_frames_the_box_and_changes_nothing_else():
     image = np.random.default_rng(0).integers(0, 200, (64, 96, 3), dtype=np.uint8)
-    shown = words.view(image, (10.0, 20.0, 30.0, 50.0), Wording())
+    shown = words.draw_view(image, (10.0, 20.0, 30.0, 50.0), Wording())
     changed = (shown != image).any(-1)
     rows, columns = np.nonzero(changed)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (19, 50, 9, 30)
@@ -68,7 +70,7 @@ def test_a_view_frames_the_box_and_changes_nothing_else():
 
 def test_a_view_is_scaled_down():
     image = np.zeros((100, 400, 3), np.uint8)
-    shown = words.view(image, (0.0, 0.0, 400.0, 100.0), Wording(view_px=200))
+    shown = words.draw_view(image, (0.0, 0.0, 400.0, 100.0), Wording(view_px=200))
     assert shown.shape == (50, 200, 3)
 
 

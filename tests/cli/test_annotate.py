@@ -131,12 +131,12 @@ def made(tmp_path):
     """Returns a data set of known scenes, with their samples."""
     samples = known.make(tmp_path / "web", 6)
     job = known.job(tmp_path / "out", 6)
-    with jobs.claimed(job, anew=False):
-        every = jobs.cut(jobs.listed(str(tmp_path / "web")), job.records)
-        jobs.make_all(every, job, workers=1, progress=lambda done: None)
-        results.gather(every, job, results.Splits())
-        make = functools.partial(dataset.make_all, workers=1, progress=lambda done: None)
-        results.build(job, lambda plan, tasks: make(tasks))
+    with jobs.claim_folder(job, anew=False):
+        every = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+        jobs.annotate_shards(every, job, workers=1, progress=lambda done: None)
+        results.gather_shards(every, job, results.Splits())
+        make = functools.partial(dataset.make_files, workers=1, progress=lambda done: None)
+        results.build_dataset(job, lambda plan, tasks: make(tasks))
     return job.out, samples
 
 

@@ -76,7 +76,7 @@ def half_a_file(root):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (hostile, "could run code; none was run; get the file from where it was published"),
+        (hostile, "could run code; none was run; do: get the file from where it was published"),
         (a_folder_for_a_file, "is a directory: "),
         (half_a_file, "instances.json: expected JSON, got "),
         (lambda root: (root / "refcoco" / "refs(unc).p").unlink(), "got no such file"),

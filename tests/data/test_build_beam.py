@@ -33,15 +33,15 @@ def test_a_pipeline_makes_only_what_is_missing(tmp_path, monkeypatch):
 
     formats.folder(tmp_path)
     asked = dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "out", records=1)
-    tasks = dataset.plan(asked).tasks
+    tasks = dataset.plan_files(asked).tasks
     for task in tasks:
-        record_files.make(task)
-    first = tasks[0].file.read_bytes()
-    tasks[0].file.unlink()
-    times = [task.file.stat().st_mtime_ns for task in tasks[1:]]
-    parts = beam.make_all(asked, tasks, runner="DirectRunner")
-    assert tasks[0].file.read_bytes() == first
-    assert [task.file.stat().st_mtime_ns for task in tasks[1:]] == times
+        record_files.make_file(task)
+    first = tasks[0].file_path.read_bytes()
+    tasks[0].file_path.unlink()
+    times = [task.file_path.stat().st_mtime_ns for task in tasks[1:]]
+    parts = beam.make_files(asked, tasks, runner="DirectRunner")
+    assert tasks[0].file_path.read_bytes() == first
+    assert [task.file_path.stat().st_mtime_ns for task in tasks[1:]] == times
     assert [part["records"] for part in parts] == [1] * 4
 
 
@@ -50,7 +50,7 @@ def test_files_that_nobody_made_are_told(tmp_path, monkeypatch):
 
     formats.folder(tmp_path)
     asked = dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "out")
-    tasks = dataset.plan(asked).tasks
+    tasks = dataset.plan_files(asked).tasks
     monkeypatch.setattr(record_files, "is_whole", lambda task: False)
-    with pytest.raises(ValueError, match="do its workers see this folder"):
-        beam.make_all(asked, tasks, runner="DirectRunner")
+    with pytest.raises(ValueError, match="do: check that its workers see this folder"):
+        beam.make_files(asked, tasks, runner="DirectRunner")

@@ -23,10 +23,10 @@ from seg_jax.geometry import bitmask
 
 def build(asked, *, workers=1):
     """Returns the report of a build."""
-    with dataset.claimed(asked, anew=False):
-        cut = dataset.plan(asked)
-        parts = dataset.make_all(cut.tasks, workers=workers, progress=lambda done: None)
-        return dataset.finish(asked, cut, parts)
+    with dataset.claim_build(asked, anew=False):
+        cut = dataset.plan_files(asked)
+        parts = dataset.make_files(cut.tasks, workers=workers, progress=lambda done: None)
+        return dataset.finish_build(asked, cut, parts)
 
 
 def records(out, name, split):
@@ -377,18 +377,18 @@ def test_a_folder_belongs_to_one_build(tmp_path):
     build(asked)
     with pytest.raises(ValueError, match="expected the same build as before, got another paper"):
         build(dataclasses.replace(asked, paper=True))
-    with dataset.claimed(asked, anew=False), pytest.raises(ValueError, match="to build alone"):
+    with dataset.claim_build(asked, anew=False), pytest.raises(ValueError, match="to build alone"):
         build(asked)
     other = tmp_path / "full"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
     with (
         pytest.raises(ValueError, match="expected a new folder or an unfinished build"),
-        dataset.claimed(dataclasses.replace(asked, out=other), anew=True),
+        dataset.claim_build(dataclasses.replace(asked, out=other), anew=True),
     ):
         pass
     assert (other / "thesis.txt").exists()
-    with dataset.claimed(dataclasses.replace(asked, paper=True), anew=True):
+    with dataset.claim_build(dataclasses.replace(asked, paper=True), anew=True):
         assert not [*asked.out.glob("*.array_record-*")]
 
 
@@ -397,18 +397,18 @@ def test_images_that_lie_elsewhere_are_told_at_once(tmp_path):
     asked = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out")
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="do: --images DIR"):
-        dataset.plan(asked)
+        dataset.plan_files(asked)
     with pytest.raises(ValueError, match="got none of the first 4; do: --images DIR"):
-        dataset.plan(dataclasses.replace(asked, images=tmp_path))
+        dataset.plan_files(dataclasses.replace(asked, images=tmp_path))
     found = tmp_path / "elsewhere/mscoco/images/train2014"
-    assert len(dataset.plan(dataclasses.replace(asked, images=found)).tasks) == 4
+    assert len(dataset.plan_files(dataclasses.replace(asked, images=found)).tasks) == 4
 
 
 def test_other_splits_are_told(tmp_path):
     formats.refer(tmp_path, "refcoco_unc", images=1)
     asked = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path, splits=("test",))
     with pytest.raises(ValueError, match="expected some of testA, testB, train, val, got test"):
-        dataset.plan(asked)
+        dataset.plan_files(asked)
 
 
 def test_images_without_objects_come_last(tmp_path):

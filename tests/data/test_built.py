@@ -25,10 +25,10 @@ from seg_jax.geometry import bitmask
 
 def build(name, source, out, **options):
     asked = dataset.Plan(name=name, source=source, out=out, **options)
-    with dataset.claimed(asked, anew=False):
-        cut = dataset.plan(asked)
-        parts = dataset.make_all(cut.tasks, workers=1, progress=lambda done: None)
-        return dataset.finish(asked, cut, parts)
+    with dataset.claim_build(asked, anew=False):
+        cut = dataset.plan_files(asked)
+        parts = dataset.make_files(cut.tasks, workers=1, progress=lambda done: None)
+        return dataset.finish_build(asked, cut, parts)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_the_pipeline_reads_it_in_worker_processes(made):
     for workers in (0, 2):
         feed = dataclasses.replace(config.feed, batch=2, workers=workers)
         encoder = small_run.bundle().encoder
-        rows = pipeline.batches(source, config.task, encoder, feed, rows="sft")
+        rows = pipeline.batches(source, config.task, encoder, feed=feed, rows="sft")
         drawn.append([next(rows) for _ in range(3)])
     for one, other in zip(*drawn, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
@@ -206,7 +206,8 @@ def official(folder, *, images=2):
     folder.mkdir()
     truth = []
     writer = ArrayRecordWriter(
-        str(folder / record_schema.file_name("ref_coco", "validation", 0, 1)), "group_size:1"
+        str(folder / record_schema.file_name("ref_coco", "validation", index=0, of=1)),
+        "group_size:1",
     )
     for number in range(images):
         masks = [formats.rectangle(2, 3, 20 + number, 30), formats.rectangle(25, 5, 40, 60)]
@@ -280,7 +281,7 @@ def test_folders_that_are_no_data_set_are_told(made, tmp_path):
         Built(folders=())
     info = json.loads((root / "refcoco_unc" / "dataset_info.json").read_text())
     (tmp_path / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match="prepare it with tfds build"):
+    with pytest.raises(ValueError, match="do: tfds build"):
         len(Built(folders=(tmp_path,)))
 
 

@@ -28,14 +28,14 @@ def test_the_refer_family_is_read(tmp_path, name, protocol):
     )
     read = refer.read(tmp_path, name, images)
     assert read.faults == []
-    by_split = annotations.splits(read.entries)
+    by_split = annotations.images_by_split(read.images)
     assert sorted(by_split) == sorted(formats.SPLITS[name])
     notes = {note["id"]: note for note in data["annotations"]}
     told = {}
-    for entry in read.entries:
+    for entry in read.images:
         assert entry.image.is_file()
         assert entry.size == (48, 64)
-        for thing in entry.things:
+        for thing in entry.objects:
             np.testing.assert_array_equal(
                 mask_of(thing), formats.true_mask(notes[thing.id]["segmentation"])
             )
@@ -43,7 +43,7 @@ def test_the_refer_family_is_read(tmp_path, name, protocol):
             assert thing.box_px == (x, y, x + width, y + height)
             assert thing.name == {1: "person", 2: "bicycle"}[notes[thing.id]["category_id"]]
         for one in entry.expressions:
-            ids = [entry.things[place].id for place in one.things]
+            ids = [entry.objects[place].id for place in one.objects]
             told[entry.split, entry.image_id, one.ref, one.id] = (one.text, ids)
     wanted = {}
     for ref in refs:
@@ -60,7 +60,7 @@ def test_images_of_refclef_may_lie_flat(tmp_path):
     for path in list((tmp_path / "images/saiapr_tc-12").rglob("*.jpg")):
         path.rename(tmp_path / "images/saiapr_tc-12" / path.name)
     read = refer.read(tmp_path, "refclef_unc", tmp_path / "images/saiapr_tc-12")
-    assert all(entry.image.is_file() for entry in read.entries)
+    assert all(entry.image.is_file() for entry in read.images)
 
 
 def test_crowds_of_grefcoco_are_not_meant(tmp_path):
@@ -69,9 +69,9 @@ def test_crowds_of_grefcoco_are_not_meant(tmp_path):
     first["iscrowd"] = 1
     (tmp_path / "grefcoco" / "instances.json").write_text(json.dumps(data))
     read = refer.read(tmp_path, "grefcoco_unc", tmp_path)
-    entry = next(entry for entry in read.entries if entry.image_id == first["image_id"])
+    entry = next(entry for entry in read.images if entry.image_id == first["image_id"])
     texts = {
-        one.text: [entry.things[place].id for place in one.things] for one in entry.expressions
+        one.text: [entry.objects[place].id for place in one.objects] for one in entry.expressions
     }
     assert texts["both of them"] == [data["annotations"][1]["id"]]
     assert f"the one {first['id']}" not in texts
@@ -83,7 +83,7 @@ def test_references_to_nothing_are_told(tmp_path):
     refs[0]["ann_id"], refs[2]["image_id"] = 999_999, 888_888
     (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     read = refer.read(tmp_path, "refcoco_unc", tmp_path)
-    assert sum(len(entry.expressions) for entry in read.entries) == sum(
+    assert sum(len(entry.expressions) for entry in read.images) == sum(
         len(ref["sentences"]) for place, ref in enumerate(refs) if place not in (0, 2)
     )
     assert len(read.faults) == 2
@@ -127,32 +127,35 @@ def test_a_hostile_file_of_references_runs_nothing(tmp_path):
 def test_coco_instances_are_read(tmp_path):
     data = formats.instances(tmp_path)
     path = tmp_path / "annotations" / "instances_train2017.json"
-    read = coco.instances(path, tmp_path / "train2017", "train2017")
+    read = coco.read_instances(path, images=tmp_path / "train2017", split="train2017")
     notes = {note["id"]: note for note in data["annotations"]}
-    assert [entry.image_id for entry in read.entries] == [1, 2, 3]
-    for entry in read.entries:
-        assert [thing.role for thing in entry.things] == [Role.OBJECT] * 3 + [Role.CROWD]
-        for thing in entry.things:
+    assert [entry.image_id for entry in read.images] == [1, 2, 3]
+    for entry in read.images:
+        assert [thing.role for thing in entry.objects] == [Role.OBJECT] * 3 + [Role.CROWD]
+        for thing in entry.objects:
             mask = formats.true_mask(notes[thing.id]["segmentation"])
             np.testing.assert_array_equal(mask_of(thing), mask)
         for one in entry.expressions:
-            meant = {place for place, thing in enumerate(entry.things) if thing.name == one.text}
-            assert {*one.things} == meant
+            meant = {place for place, thing in enumerate(entry.objects) if thing.name == one.text}
+            assert {*one.objects} == meant
         assert sorted(one.text for one in entry.expressions) == ["bicycle", "person"]
 
 
 def test_coco_panoptic_is_read(tmp_path):
     data, numbers = formats.panoptic(tmp_path)
     annotations = tmp_path / "annotations"
-    read = coco.panoptic(
-        annotations / "panoptic_val2017.json", annotations / "panoptic_val2017", tmp_path, "val2017"
+    read = coco.read_panoptic(
+        annotations / "panoptic_val2017.json",
+        numbers=annotations / "panoptic_val2017",
+        images=tmp_path,
+        split="val2017",
     )
-    assert len(read.entries) == 2
-    for entry, note in zip(read.entries, data["annotations"], strict=True):
-        assert [thing.id for thing in entry.things] == [s["id"] for s in note["segments_info"]]
-        for thing in entry.things:
+    assert len(read.images) == 2
+    for entry, note in zip(read.images, data["annotations"], strict=True):
+        assert [thing.id for thing in entry.objects] == [s["id"] for s in note["segments_info"]]
+        for thing in entry.objects:
             np.testing.assert_array_equal(mask_of(thing), numbers[entry.image_id] == thing.id)
-        assert [(one.text, one.things) for one in entry.expressions] == [
+        assert [(one.text, one.objects) for one in entry.expressions] == [
             ("person", (0, 1)),
             ("sky-other-merged", (2,)),
         ]
@@ -161,12 +164,12 @@ def test_coco_panoptic_is_read(tmp_path):
 def test_reasonseg_is_read_as_lisa_reads_it(tmp_path):
     notes = formats.reasonseg(tmp_path)
     read = reasonseg.read(tmp_path)
-    assert [entry.split for entry in read.entries] == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
-    for entry in read.entries:
+    assert [entry.split for entry in read.images] == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+    for entry in read.images:
         note = notes[entry.key]
         assert [one.text for one in entry.expressions] == note["text"]
         assert all(one.sentence == note["is_sentence"] for one in entry.expressions)
-        assert all(one.things == (0,) for one in entry.expressions)
+        assert all(one.objects == (0,) for one in entry.expressions)
         # The largest first, each with its outline, over one canvas.
         wanted = np.zeros((48, 64), np.uint8)
         for shape in note["shapes"]:
@@ -175,8 +178,8 @@ def test_reasonseg_is_read_as_lisa_reads_it(tmp_path):
                 label = 255 if shape["label"] == "ignore" else 1
                 cv2.polylines(wanted, points, True, label, 1)
                 cv2.fillPoly(wanted, points, label)
-        np.testing.assert_array_equal(mask_of(entry.things[0]), wanted == 1)
-        ignored = entry.things[1:]
+        np.testing.assert_array_equal(mask_of(entry.objects[0]), wanted == 1)
+        ignored = entry.objects[1:]
         assert len(ignored) == (wanted == 255).any()
         for thing in ignored:
             assert thing.role is Role.IGNORED
@@ -186,15 +189,15 @@ def test_reasonseg_is_read_as_lisa_reads_it(tmp_path):
 def test_a_folder_of_ones_own_is_read(tmp_path):
     lines = formats.folder(tmp_path)
     read = folder.read(tmp_path)
-    assert [entry.key for entry in read.entries] == ["train/0", "train/1", "train/2", "val/3"]
-    for entry, line in zip(read.entries, lines, strict=True):
-        for thing, one in zip(entry.things, line["objects"], strict=True):
+    assert [entry.key for entry in read.images] == ["train/0", "train/1", "train/2", "val/3"]
+    for entry, line in zip(read.images, lines, strict=True):
+        for thing, one in zip(entry.objects, line["objects"], strict=True):
             segmentation = one["segmentation"]
             segmentation = [segmentation] if isinstance(segmentation, dict) else segmentation
             np.testing.assert_array_equal(mask_of(thing), formats.true_mask(segmentation))
-        told = [{"text": one.text, "objects": [*one.things]} for one in entry.expressions]
+        told = [{"text": one.text, "objects": [*one.objects]} for one in entry.expressions]
         assert told == line["phrases"]
-        assert [thing.role for thing in entry.things] == [Role.OBJECT, Role.OBJECT, Role.IGNORED]
+        assert [thing.role for thing in entry.objects] == [Role.OBJECT, Role.OBJECT, Role.IGNORED]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def feed(source, *, held=None, **changes):
         source,
         small_run.task("sft"),
         small_run.bundle().encoder,
-        pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
+        feed=pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows="sft",
         local_rows=held,
     )

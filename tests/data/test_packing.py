@@ -27,7 +27,7 @@ def feed(encoder, *, held=None, gather=lambda mine: [mine], count=1000, **change
         packed_images.Crops(count),
         packed_images.TASK,
         encoder,
-        pipeline.Feed(**({"batch": 4, "seed": 1, "pack": PACK} | changes)),
+        feed=pipeline.Feed(**({"batch": 4, "seed": 1, "pack": PACK} | changes)),
         rows="sft",
         local_rows=held,
         gather=gather,

@@ -19,7 +19,7 @@ def feed(rows="sft", *, held=None, count=1000, **changes):
         sources.Scenes(world=config.source.world, seed=5, count=count),
         small_run.task(rows),
         small_run.bundle().encoder,
-        pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
+        feed=pipeline.Feed(**({"batch": 4, "questions": 2, "seed": 1} | changes)),
         rows=rows,
         local_rows=held,
     )
@@ -105,7 +105,7 @@ def test_random_choices_differ_between_samples_and_rounds():
         One(),
         small_run.TINY.TASK,
         small_run.bundle().encoder,
-        pipeline.Feed(batch=64, questions=2),
+        feed=pipeline.Feed(batch=64, questions=2),
         rows="sft",
     )
     one, other = take(iterator, 2)

@@ -32,8 +32,8 @@ def disc(height, width, y, x, radius):
 def test_a_vertex_takes_the_tokens_of_the_spec():
     # SimpleSeg's answers: 14 tokens a vertex where digits stand alone, 10 in groups of three.
     ten, twenty = ("[[[" + "], [".join(["0.123, 0.456"] * n) + "]]]" for n in (10, 20))
-    assert token_budget.tokens(twenty, "qwen") - token_budget.tokens(ten, "qwen") == 140
-    assert token_budget.tokens(twenty, "kimi") - token_budget.tokens(ten, "kimi") == 100
+    assert token_budget.count_tokens(twenty, "qwen") - token_budget.count_tokens(ten, "qwen") == 140
+    assert token_budget.count_tokens(twenty, "kimi") - token_budget.count_tokens(ten, "kimi") == 100
 
 
 def test_a_rectangle_costs_four_points_and_keeps_all():
@@ -41,7 +41,7 @@ def test_a_rectangle_costs_four_points_and_keeps_all():
     mask[20:60, 40:160] = True
     (row,) = token_budget.measure(Masks([mask]), Referring(), objects=5, epsilons=(0.005,))
     assert (row["objects"], row["points"], row["iou"]) == (1, 4.0, 1.0)
-    assert row["tokens_qwen"] == token_budget.tokens(
+    assert row["tokens_qwen"] == token_budget.count_tokens(
         "[[[0.200, 0.200], [0.800, 0.200], [0.800, 0.600], [0.200, 0.600]]]", "qwen"
     )
     assert sum(row["histogram"]) == 1

@@ -27,7 +27,7 @@ def encoder(tmp_path_factory):
 def batches(encoder, count, **changes):
     feed = pipeline.Feed(batch=4, seed=2, threads=0, prefetch=0)
     source, task = packed_images.Crops(), packed_images.TASK
-    drawn = pipeline.batches(source, task, encoder, feed, rows="prompts", **changes)
+    drawn = pipeline.batches(source, task, encoder, feed=feed, rows="prompts", **changes)
     return [next(drawn) for _ in range(count)]
 
 

@@ -28,7 +28,7 @@ SAMPLING = steps.Sampling(answers=small_run.ANSWERS, temperature=1.3, max_tokens
 
 def rows(kind, **changes):
     feed = pipeline.Feed(**({"batch": small_run.BATCH, "questions": 4} | changes))
-    return next(pipeline.batches(SOURCE, TASK, small_run.bundle().encoder, feed, rows=kind))
+    return next(pipeline.batches(SOURCE, TASK, small_run.bundle().encoder, feed=feed, rows=kind))
 
 
 def texts(ids, keep):

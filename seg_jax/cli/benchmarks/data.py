@@ -125,7 +125,7 @@ class _Ours:
             pack=config.pack,
             seed=config.seed,
         )
-        self._batches = pipeline.batches(source, _full_size().TASK, encoder, feed, rows="sft")
+        self._batches = pipeline.batches(source, _full_size().TASK, encoder, feed=feed, rows="sft")
 
     def turn(self) -> float:
         """Returns samples a second over about as many as there are images."""
@@ -148,7 +148,7 @@ class _Ours:
             example = watch("outline", lambda sample=sample: task.example(sample, rng))
             cut = watch("scale and cut", lambda image=sample.image: encoder.image_patches(image))
             made = watch(
-                "tokens", lambda e=example, cut=cut: packing.item_from_patches(encoder, [e], *cut)
+                "tokens", lambda e=example, cut=cut: packing.item_from_patches(encoder, [e], cut)
             )
             pieces.append(made)
         for four in zip(*[iter(pieces)] * 4, strict=False):
@@ -227,7 +227,7 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
     feed = pipeline.Feed(
         batch=config.rows, questions=config.questions, pack=config.pack, seed=config.seed
     )
-    batches = pipeline.batches(source, _full_size().TASK, encoder, feed, rows="sft")
+    batches = pipeline.batches(source, _full_size().TASK, encoder, feed=feed, rows="sft")
     count = max(1, config.images // (8 * config.rows))
     packed = [next(batches) for _ in range(count)]
     shares = {
@@ -271,10 +271,10 @@ def data_set(config: Config, folder: Path) -> Built:
             move(number + 1, config.images, "")
     (raw / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     asked = dataset.Plan(name="folder", source=raw, out=out)
-    with dataset.claimed(asked, anew=False):
-        cut = dataset.plan(asked)
-        parts = dataset.make_all(cut.tasks, workers=1, progress=lambda done: None)
-        dataset.finish(asked, cut, parts)
+    with dataset.claim_build(asked, anew=False):
+        cut = dataset.plan_files(asked)
+        parts = dataset.make_files(cut.tasks, workers=1, progress=lambda done: None)
+        dataset.finish_build(asked, cut, parts)
     return Built(folders=(out,))
 
 

@@ -142,7 +142,7 @@ def _batch(plan: abstract.Plan, run: supervised.Config) -> Any:
 
     feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
     bundle = plan.bundle
-    return next(pipeline.batches(run.source, bundle.task, bundle.encoder, feed, rows="sft"))
+    return next(pipeline.batches(run.source, bundle.task, bundle.encoder, feed=feed, rows="sft"))
 
 
 def _theirs(run: supervised.Config, rounds: int) -> dict[str, Any] | None:

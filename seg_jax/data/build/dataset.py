@@ -21,7 +21,7 @@ from seg_jax.data.build import record_files
 from seg_jax.data.build.record_files import Task
 from seg_jax.data.formats import annotations as annotated
 from seg_jax.data.formats import coco, expected_sizes, folder, reasonseg, refer
-from seg_jax.data.formats.annotations import Entry, Read
+from seg_jax.data.formats.annotations import AnnotatedImage, Annotations
 
 Name = Literal[
     "refcoco_unc",
@@ -73,53 +73,55 @@ class Plan:
 
 
 @dataclasses.dataclass
-class Cut:
+class FilePlan:
     """A data set ready to be made: its files, and what the report says already."""
 
     tasks: list[Task]
     report: dict[str, Any]
 
 
-def plan(asked: Plan) -> Cut:
+def plan_files(plan: Plan) -> FilePlan:
     """Returns the files to make, and what reading the annotations has shown.
 
     Raises:
       ValueError: a file is missing, or none of its format; nothing in it is ever run.
       OSError: a file cannot be read.
     """
-    if asked.records < 1:
-        raise ValueError(f"records: expected at least 1 image a file, got {asked.records}")
-    read = _read(asked)
-    every = annotated.splits(read.entries)
-    _check_splits(asked, every)
-    found = {split: _size(read, split, some) for split, some in every.items()}
-    wanted = {name: some for name, some in every.items() if name in (asked.splits or every)}
-    doubled = _distinct(wanted)
-    leaks = _unleaked(asked, wanted)
+    if plan.records < 1:
+        raise ValueError(f"records: expected at least 1 image a file, got {plan.records}")
+    read = _read_annotations(plan)
+    every = annotated.images_by_split(read.images)
+    _check_splits(plan, every)
+    found = {split: _split_size(read, split, some) for split, some in every.items()}
+    wanted = {name: some for name, some in every.items() if name in (plan.splits or every)}
+    doubled = _drop_repeated_keys(wanted)
+    leaks = _remove_leaks(plan, wanted)
     tasks = [
         task
         for split, some in sorted(wanted.items())
-        for task in record_files.cut(asked.name, split, some, out=asked.out, records=asked.records)
+        for task in record_files.tasks_of_split(
+            plan.name, split, some, out=plan.out, records=plan.records
+        )
     ]
     if not tasks:
-        raise ValueError(f"{asked.source}: expected images with expressions, got none")
-    _check_places(asked, tasks)
+        raise ValueError(f"{plan.source}: expected images with expressions, got none")
+    _check_images_exist(plan, tasks)
     warnings = expected_sizes.differences(
-        asked.name, {split: size for split, size in found.items() if split in wanted}
+        plan.name, {split: size for split, size in found.items() if split in wanted}
     )
     annotation = {split: found[split]._asdict() for split in sorted(wanted)}
-    report = {"name": asked.name, "annotated": annotation, "leaks": leaks, "faults": read.faults}
-    return Cut(tasks, report | {"keys_repeated": doubled, "warnings": warnings})
+    report = {"name": plan.name, "annotated": annotation, "leaks": leaks, "faults": read.faults}
+    return FilePlan(tasks, report | {"keys_repeated": doubled, "warnings": warnings})
 
 
-def _read(asked: Plan) -> Read:
+def _read_annotations(asked: Plan) -> Annotations:
     """Returns the entries of a data set."""
     source = asked.source
     if not source.is_dir():
         raise ValueError(f"{source}: expected the folder of the data set, got no folder")
     if asked.name in refer.FAMILY:
         kind = refer.FAMILY[asked.name].images
-        return refer.read(source, asked.name, _images(asked, PLACES[kind]))
+        return refer.read(source, asked.name, _images_folder(asked, PLACES[kind]))
     if asked.name == "reasonseg":
         return reasonseg.read(source)
     if asked.name == "folder":
@@ -128,10 +130,10 @@ def _read(asked: Plan) -> Read:
     files = sorted((source / "annotations").glob(f"{prefix}_*.json"))
     if not files:
         raise ValueError(
-            f"{source}: expected annotations/{prefix}_SPLIT.json, got none; give the folder that "
-            "holds annotations and the images' folders as --source"
+            f"{source}: expected annotations/{prefix}_SPLIT.json, got none; do: give the folder "
+            "that holds annotations and the images' folders as --source"
         )
-    whole = Read([])
+    whole = Annotations([])
     known = [file.stem.removeprefix(f"{prefix}_") for file in files]
     if unknown := sorted({*asked.splits} - {*known}):
         raise ValueError(f"splits: expected some of {', '.join(known)}, got {', '.join(unknown)}")
@@ -139,20 +141,20 @@ def _read(asked: Plan) -> Read:
         split = file.stem.removeprefix(f"{prefix}_")
         if asked.splits and split not in asked.splits:
             continue
-        images = _images(asked, (split, f"images/{split}"))
+        images = _images_folder(asked, (split, f"images/{split}"))
         if prefix == "instances":
-            one = coco.instances(file, images, split)
+            one = coco.read_instances(file, images=images, split=split)
         else:
             numbers = [source / "annotations" / file.stem, source / file.stem]
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])
-            one = coco.panoptic(file, numbers, images, split)
-        whole.entries += one.entries
+            one = coco.read_panoptic(file, numbers=numbers, images=images, split=split)
+        whole.images += one.images
         whole.faults += one.faults
         whole.refs |= one.refs
     return whole
 
 
-def _images(asked: Plan, places: Sequence[str]) -> Path:
+def _images_folder(asked: Plan, places: Sequence[str]) -> Path:
     if asked.images is not None:
         return asked.images
     for place in places:
@@ -164,12 +166,12 @@ def _images(asked: Plan, places: Sequence[str]) -> Path:
     )
 
 
-def _check_splits(asked: Plan, every: dict[str, list[Entry]]) -> None:
+def _check_splits(asked: Plan, every: dict[str, list[AnnotatedImage]]) -> None:
     for split in every:
         if not re.fullmatch(r"\w+", split):
             raise ValueError(
                 f"{asked.source}: expected splits named by letters, digits and _, got {split!r}; "
-                "rename it"
+                "do: rename it"
             )
     if unknown := sorted({*asked.splits} - {*every}):
         raise ValueError(
@@ -177,18 +179,18 @@ def _check_splits(asked: Plan, every: dict[str, list[Entry]]) -> None:
         )
 
 
-def _size(read: Read, split: str, some: list[Entry]) -> expected_sizes.Size:
+def _split_size(read: Annotations, split: str, some: list[AnnotatedImage]) -> expected_sizes.Size:
     refs = read.refs.get(split)
     if refs is None:
-        refs = sum(len(entry.things) for entry in some)
+        refs = sum(len(entry.objects) for entry in some)
     return expected_sizes.Size(refs, len(some), sum(len(entry.expressions) for entry in some))
 
 
-def _distinct(wanted: dict[str, list[Entry]]) -> list[str]:
+def _drop_repeated_keys(wanted: dict[str, list[AnnotatedImage]]) -> list[str]:
     """Leaves the first entry of every key in place, and returns the keys of the others."""
     doubled = []
     for split, some in wanted.items():
-        seen: dict[str, Entry] = {}
+        seen: dict[str, AnnotatedImage] = {}
         for entry in some:
             if entry.key in seen:
                 doubled.append(entry.key)
@@ -197,7 +199,7 @@ def _distinct(wanted: dict[str, list[Entry]]) -> list[str]:
     return doubled
 
 
-def _unleaked(asked: Plan, wanted: dict[str, list[Entry]]) -> dict[str, Any]:
+def _remove_leaks(asked: Plan, wanted: dict[str, list[AnnotatedImage]]) -> dict[str, Any]:
     """Removes images of val and test splits from train splits, and returns how many."""
     family = asked.family or (asked.source if asked.name in refer.FAMILY else None)
     trains = [split for split in wanted if split.startswith("train")]
@@ -206,7 +208,7 @@ def _unleaked(asked: Plan, wanted: dict[str, list[Entry]]) -> dict[str, Any]:
     if family is None:
         return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}
     kind = refer.FAMILY[asked.name].images if asked.name in refer.FAMILY else "coco"
-    held = refer.held_out(family, kind, asked.held_out or None)
+    held = refer.held_out_images(family, kind, asked.held_out or None)
     by: collections.Counter[str] = collections.Counter()
     told: dict[str, Any] = {}
     for split in trains:
@@ -231,9 +233,9 @@ def _unleaked(asked: Plan, wanted: dict[str, list[Entry]]) -> dict[str, Any]:
     }
 
 
-def _check_places(asked: Plan, tasks: list[Task]) -> None:
+def _check_images_exist(asked: Plan, tasks: list[Task]) -> None:
     """Raises at once if the images are somewhere else altogether."""
-    first = [entry.image for task in tasks for entry in task.entries[:4]][:64]
+    first = [entry.image for task in tasks for entry in task.images[:4]][:64]
     if not any(image.exists() for image in first):
         raise ValueError(
             f"{first[0].parent}: expected images as {first[0].name}, got none of the first "
@@ -242,7 +244,7 @@ def _check_places(asked: Plan, tasks: list[Task]) -> None:
 
 
 @contextlib.contextmanager
-def claimed(asked: Plan, *, anew: bool) -> Iterator[None]:
+def claim_build(asked: Plan, *, anew: bool) -> Iterator[None]:
     """Holds the folder of a build for this process, and for this data set.
 
     Raises:
@@ -257,12 +259,12 @@ def claimed(asked: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if asked.family is None else str(asked.family),
         "records": asked.records,
     }
-    with held(asked.out, wanted, anew=anew):
+    with claim_folder(asked.out, wanted, anew=anew):
         yield
 
 
 @contextlib.contextmanager
-def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
+def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
     """Holds a folder for this process, and for what it is to become.
 
     Args:
@@ -280,7 +282,7 @@ def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{out}: expected to build alone, got another process at work in it; wait "
+                f"{out}: expected to build alone, got another process at work in it; do: wait "
                 "for it, or choose another --out"
             ) from None
         claim = out / CLAIM
@@ -288,15 +290,15 @@ def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
         if others and not claim.exists():
             raise ValueError(
                 f"{out}: expected a new folder or an unfinished build, got other files; "
-                "choose another --out"
+                "do: choose another --out"
             )
         if claim.exists() and anew:
-            _clear(others)
+            _remove_all(others)
         elif claim.exists() and (had := files.read_json(claim)) != wanted:
             differing = sorted(name for name in wanted if had.get(name) != wanted[name])
             raise ValueError(
                 f"{out}: expected the same build as before, got another "
-                f"{', '.join(differing)}; replace it with --anew, or choose another --out"
+                f"{', '.join(differing)}; do: replace it with --anew, or choose another --out"
             )
         shutil.rmtree(out / record_files.UNFINISHED, ignore_errors=True)
         files.write_bytes(
@@ -305,7 +307,7 @@ def held(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
         yield
 
 
-def _clear(files: Iterable[Path]) -> None:
+def _remove_all(files: Iterable[Path]) -> None:
     for one in files:
         if one.is_dir():
             shutil.rmtree(one)
@@ -313,7 +315,7 @@ def _clear(files: Iterable[Path]) -> None:
             one.unlink()
 
 
-def make_all(
+def make_files(
     tasks: Sequence[Task], *, workers: int, progress: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """Makes files in so many processes, and returns what is known about each, in order.
@@ -330,21 +332,23 @@ def make_all(
     done = 0
     if workers <= 1:
         for place, task in enumerate(tasks):
-            parts[place] = record_files.make(task)
-            done += len(task.entries)
+            parts[place] = record_files.make_file(task)
+            done += len(task.images)
             progress(done)
         return [parts[place] for place in range(len(tasks))]
     with processes.pool(workers) as pool:
-        futures = {pool.submit(record_files.make, task): place for place, task in enumerate(tasks)}
+        futures = {
+            pool.submit(record_files.make_file, task): place for place, task in enumerate(tasks)
+        }
         for future in concurrent.futures.as_completed(futures):
             place = futures[future]
             parts[place] = future.result()
-            done += len(tasks[place].entries)
+            done += len(tasks[place].images)
             progress(done)
     return [parts[place] for place in range(len(tasks))]
 
 
-def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def finish_build(asked: Plan, cut: FilePlan, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Writes the files that describe a data set, and returns the report.
 
     Args:
@@ -355,12 +359,12 @@ def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, 
     by_split: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         by_split.setdefault(part["split"], []).append(part)
-    splits = {split: _summed(some) for split, some in by_split.items()}
+    splits = {split: _sum_counts(some) for split, some in by_split.items()}
     skipped = [one for part in parts for one in part["skipped"]]
     report = cut.report | {
         "splits": splits,
         "skipped": [dict(zip(("key", "image", "reason"), one, strict=True)) for one in skipped],
-        "images_repeated": _repeated(by_split),
+        "images_repeated": _count_repeated(by_split),
     }
     empty = [split for split, one in splits.items() if not one["records"]]
     if empty:
@@ -386,7 +390,7 @@ def finish(asked: Plan, cut: Cut, parts: Sequence[dict[str, Any]]) -> dict[str, 
     return report
 
 
-def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _sum_counts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the sums over the files of a split."""
     counts: collections.Counter[str] = collections.Counter()
     for part in parts:
@@ -399,7 +403,7 @@ def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole | dict(sorted(counts.items()))
 
 
-def _repeated(by_split: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+def _count_repeated(by_split: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
     """Returns how many images have the bytes of another, within a split and between two."""
     seen = {
         split: collections.Counter(one for part in some for one in part["images"])

@@ -28,7 +28,7 @@ _CUTS = {
 }
 
 
-def tokens(text: str, family: str) -> int:
+def count_tokens(text: str, family: str) -> int:
     """Returns how many tokens an outline takes where digits stand alone, or up to three together.
 
     Args:
@@ -65,11 +65,11 @@ def measure(
     found: dict[float, list[tuple[float, ...]]] = {epsilon: [] for epsilon in epsilons}
     for done, mask in enumerate(_masks(source, objects)):
         for epsilon in epsilons:
-            found[epsilon].append(_measured(mask, dataclasses.replace(task, epsilon=epsilon)))
+            found[epsilon].append(_measure_mask(mask, dataclasses.replace(task, epsilon=epsilon)))
         progress(done + 1)
     if not found[epsilons[0]]:
         raise ValueError("stats: expected objects with masks, got none")
-    return [_row(epsilon, np.array(rows)) for epsilon, rows in found.items()]
+    return [_table_row(epsilon, np.array(rows)) for epsilon, rows in found.items()]
 
 
 def _masks(source: Source, objects: int) -> Iterator[Bool[np.ndarray, "H W"]]:
@@ -82,7 +82,7 @@ def _masks(source: Source, objects: int) -> Iterator[Bool[np.ndarray, "H W"]]:
                 yield mask
 
 
-def _measured(mask: Bool[np.ndarray, "H W"], task: Referring) -> tuple[float, ...]:
+def _measure_mask(mask: Bool[np.ndarray, "H W"], task: Referring) -> tuple[float, ...]:
     """Returns points, tokens by family, and the IoU of a mask with its outline."""
     text = outline_text(mask, Kind.MASK, task)
     rings = outline.read(text, Kind.MASK).rings
@@ -94,10 +94,15 @@ def _measured(mask: Bool[np.ndarray, "H W"], task: Referring) -> tuple[float, ..
     drawn = bitmask.from_rle(filled)
     iou = (drawn & mask).sum() / (drawn | mask).sum()
     points = sum(len(ring) for ring in rings)
-    return float(points), float(tokens(text, "qwen")), float(tokens(text, "kimi")), float(iou)
+    return (
+        float(points),
+        float(count_tokens(text, "qwen")),
+        float(count_tokens(text, "kimi")),
+        float(iou),
+    )
 
 
-def _row(epsilon: float, values: np.ndarray) -> dict[str, Any]:
+def _table_row(epsilon: float, values: np.ndarray) -> dict[str, Any]:
     points, qwen, kimi, iou = values.T
     histogram, _ = np.histogram(qwen, [*EDGES, np.inf])
     return {

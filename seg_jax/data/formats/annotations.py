@@ -49,7 +49,7 @@ class Polygons:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class RunLengths:
     """COCO run lengths, united; compressed or not."""
 
     rles: tuple[Mapping[str, Any], ...]
@@ -60,7 +60,7 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class PngSegment:
     """The pixels of one number in a PNG of numbers: red + 256 green + 65536 blue."""
 
     file: Path
@@ -68,7 +68,7 @@ class Segment:
 
     def rle(self, height: int, width: int) -> dict[str, Any]:
         """Returns the region as compressed COCO run lengths."""
-        numbers = _numbers(self.file)
+        numbers = _png_numbers(self.file)
         if numbers.shape != (height, width):
             raise ValueError(
                 f"{self.file}: expected {height}x{width} pixels as the image, got "
@@ -78,7 +78,7 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layers:
+class PaintedShapes:
     """Polygons painted over each other, the largest first; those of one label remain.
 
     Source: the labels of ReasonSeg as LISA (Lai et al. 2023) paints them: OpenCV fills vertices
@@ -91,14 +91,14 @@ class Layers:
 
     def rle(self, height: int, width: int) -> dict[str, Any]:
         """Returns the region as compressed COCO run lengths."""
-        return bitmask.to_rle(_painted(self.shapes, height, width) == self.label)
+        return bitmask.to_rle(_paint_shapes(self.shapes, height, width) == self.label)
 
 
-Outline = Polygons | Runs | Segment | Layers
+Outline = Polygons | RunLengths | PngSegment | PaintedShapes
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class AnnotatedObject:
     """An outlined object of an image."""
 
     id: int
@@ -116,7 +116,7 @@ class Expression:
 
     id: int
     text: str
-    things: tuple[int, ...]
+    objects: tuple[int, ...]
     """Places in the entry's things; none: it fits nothing in the image."""
     ref: int = -1
     """Number of the annotation that it belongs to, as others may; -1: none."""
@@ -125,7 +125,7 @@ class Expression:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class AnnotatedImage:
     """An image of a split with its objects and expressions."""
 
     key: str
@@ -133,7 +133,7 @@ class Entry:
     split: str
     image: Path
     image_id: int
-    things: tuple[Thing, ...]
+    objects: tuple[AnnotatedObject, ...]
     expressions: tuple[Expression, ...]
     size: tuple[int, int] | None = None
     """Height and width that the annotation tells; None: the image's own."""
@@ -142,25 +142,25 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Read:
+class Annotations:
     """What a reader found."""
 
-    entries: list[Entry]
+    images: list[AnnotatedImage]
     refs: dict[str, int] = dataclasses.field(default_factory=dict)
     """Annotated references of each split."""
     faults: list[str] = dataclasses.field(default_factory=list)
     """What was left out, a line each."""
 
 
-def splits(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+def images_by_split(images: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
     """Returns the entries by split, in the order given."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
+    found: dict[str, list[AnnotatedImage]] = {}
+    for entry in images:
         found.setdefault(entry.split, []).append(entry)
     return found
 
 
-def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def field(record: Any, name: str, kind: type | tuple[type, ...], *, where: str) -> Any:
     """Returns a field of an annotation.
 
     Args:
@@ -176,11 +176,11 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> 
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(f"{where}: expected {name!r} to be {wanted}, got {_short(value)}")
+        raise ValueError(f"{where}: expected {name!r} to be {wanted}, got {_short_repr(value)}")
     return value
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
         return type(value).__name__
     text = repr(value)
@@ -188,7 +188,7 @@ def _short(value: Any) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _numbers(file: Path) -> Int[np.ndarray, "H W"]:
+def _png_numbers(file: Path) -> Int[np.ndarray, "H W"]:
     """Returns the numbers of a PNG's pixels."""
     from PIL import Image
 
@@ -198,7 +198,7 @@ def _numbers(file: Path) -> Int[np.ndarray, "H W"]:
 
 
 @functools.lru_cache(maxsize=2)
-def _painted(shapes: tuple, height: int, width: int) -> Int[np.ndarray, "H W"]:
+def _paint_shapes(shapes: tuple, height: int, width: int) -> Int[np.ndarray, "H W"]:
     """Returns the labels of pixels under layers; 0 where there is none."""
     import cv2
 

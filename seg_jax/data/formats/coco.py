@@ -8,18 +8,18 @@ from typing import Any
 from seg_jax import files
 from seg_jax.data.formats import annotations
 from seg_jax.data.formats.annotations import (
-    Entry,
+    AnnotatedImage,
+    AnnotatedObject,
+    Annotations,
     Expression,
     Outline,
     Polygons,
-    Read,
     Role,
-    Runs,
-    Thing,
+    RunLengths,
 )
 
 
-def instances(path: Path, images: Path, split: str) -> Read:
+def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     """Returns the images of an instances_*.json; each category's name means all that show it.
 
     Args:
@@ -30,24 +30,26 @@ def instances(path: Path, images: Path, split: str) -> Read:
     Raises:
       ValueError: the file is none of this format.
     """
-    sheet = Sheet(path)
+    sheet = CocoFile(path)
     by_image: dict[int, list[dict]] = {number: [] for number in sheet.images}
-    read = Read([])
+    read = Annotations([])
     for place, note in enumerate(sheet.notes):
         where = f"{path}, annotation {place}"
-        number = annotations.field(note, "image_id", int, where)
+        number = annotations.field(note, "image_id", int, where=where)
         if number not in by_image:
             read.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
         by_image[number].append(note)
     for number, notes in by_image.items():
-        things = tuple(sheet.thing(note) for note in notes)
+        things = tuple(sheet.object_of(note) for note in notes)
         if things:
-            read.entries.append(_entry(sheet, number, split, images, things))
+            read.images.append(
+                _annotated_image(sheet, number, split=split, images=images, things=things)
+            )
     return read
 
 
-def panoptic(path: Path, numbers: Path, images: Path, split: str) -> Read:
+def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Annotations:
     """Returns the images of a panoptic_*.json, things and stuff alike.
 
     Args:
@@ -59,75 +61,81 @@ def panoptic(path: Path, numbers: Path, images: Path, split: str) -> Read:
     Raises:
       ValueError: the file is none of this format.
     """
-    sheet = Sheet(path)
-    read = Read([])
+    sheet = CocoFile(path)
+    read = Annotations([])
     for place, note in enumerate(sheet.notes):
         where = f"{path}, annotation {place}"
-        number = annotations.field(note, "image_id", int, where)
+        number = annotations.field(note, "image_id", int, where=where)
         if number not in sheet.images:
             read.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
-        file = numbers / annotations.field(note, "file_name", str, where)
+        file = numbers / annotations.field(note, "file_name", str, where=where)
         things = []
-        for segment in annotations.field(note, "segments_info", list, where):
-            outline = annotations.Segment(file, annotations.field(segment, "id", int, where))
-            things.append(sheet.thing(segment, outline))
+        for segment in annotations.field(note, "segments_info", list, where=where):
+            outline = annotations.PngSegment(
+                file, annotations.field(segment, "id", int, where=where)
+            )
+            things.append(sheet.object_of(segment, outline))
         if things:
-            read.entries.append(_entry(sheet, number, split, images, tuple(things)))
+            read.images.append(
+                _annotated_image(sheet, number, split=split, images=images, things=tuple(things))
+            )
     return read
 
 
-class Sheet:
+class CocoFile:
     """A JSON file of COCO: its images, annotations and categories."""
 
     def __init__(self, path: Path):
         self.path = path
         data = files.read_json(path, advice="get the file anew")
-        self.notes: list[dict] = annotations.field(data, "annotations", list, str(path))
-        listed = annotations.field(data, "images", list, str(path))
+        self.notes: list[dict] = annotations.field(data, "annotations", list, where=str(path))
+        listed = annotations.field(data, "images", list, where=str(path))
         self.images: dict[int, dict] = {
-            annotations.field(one, "id", int, f"{path}, image {place}"): one
+            annotations.field(one, "id", int, where=f"{path}, image {place}"): one
             for place, one in enumerate(listed)
         }
         self.names: dict[int, str] = {
-            annotations.field(one, "id", int, f"{path}, categories"): str(one.get("name", ""))
+            annotations.field(one, "id", int, where=f"{path}, categories"): str(one.get("name", ""))
             for one in data.get("categories", ())
         }
 
     def file_name(self, number: int) -> str:
         """Returns the file name of an image."""
-        return annotations.field(self.images[number], "file_name", str, f"{self.path}, {number}")
+        return annotations.field(
+            self.images[number], "file_name", str, where=f"{self.path}, {number}"
+        )
 
     def size(self, number: int) -> tuple[int, int]:
         """Returns height and width of an image."""
         where = f"{self.path}, image {number}"
         one = self.images[number]
-        return annotations.field(one, "height", int, where), annotations.field(
-            one, "width", int, where
+        return annotations.field(one, "height", int, where=where), annotations.field(
+            one, "width", int, where=where
         )
 
-    def thing(self, note: dict, drawn: Outline | None = None) -> Thing:
+    def object_of(self, note: dict, drawn: Outline | None = None) -> AnnotatedObject:
         """Returns an annotated object; drawn elsewhere, or by its own segmentation."""
         where = f"{self.path}, annotation {note.get('id')}"
-        return Thing(
-            id=annotations.field(note, "id", int, where),
-            outline=drawn or outline(note.get("segmentation"), where),
+        return AnnotatedObject(
+            id=annotations.field(note, "id", int, where=where),
+            outline=drawn or read_outline(note.get("segmentation"), where),
             name=self.names.get(note.get("category_id", -1), ""),
             box_px=box_px(note.get("bbox")),
             role=Role.CROWD if note.get("iscrowd") else Role.OBJECT,
         )
 
 
-def outline(value: Any, where: str) -> Outline:
+def read_outline(value: Any, where: str) -> Outline:
     """Returns a `segmentation`: polygons, run lengths, or a list of run lengths (RefCLEF's).
 
     Raises:
       ValueError: it is none of these.
     """
     if isinstance(value, dict):
-        return Runs((value,))
+        return RunLengths((value,))
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return Runs(tuple(value))
+        return RunLengths(tuple(value))
     if isinstance(value, list) and all(isinstance(one, list) for one in value):
         return Polygons(tuple(tuple(float(n) for n in ring) for ring in value))
     raise ValueError(
@@ -143,7 +151,9 @@ def box_px(box: Any) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
-def _entry(sheet: Sheet, number: int, split: str, images: Path, things: tuple[Thing, ...]) -> Entry:
+def _annotated_image(
+    sheet: CocoFile, number: int, *, split: str, images: Path, things: tuple[AnnotatedObject, ...]
+) -> AnnotatedImage:
     """Returns an image whose expressions are the names of its things, each meaning all of them."""
     meant: dict[str, list[int]] = {}
     for place, thing in enumerate(things):
@@ -155,4 +165,4 @@ def _entry(sheet: Sheet, number: int, split: str, images: Path, things: tuple[Th
     name = sheet.file_name(number)
     size = sheet.size(number)
     key = f"{split}/{Path(name).stem}"
-    return Entry(key, split, images / name, number, things, tuple(told), size)
+    return AnnotatedImage(key, split, images / name, number, things, tuple(told), size)

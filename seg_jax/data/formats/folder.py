@@ -25,10 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax.data.formats import annotations, coco
-from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thing
+from seg_jax.data.formats.annotations import (
+    AnnotatedImage,
+    AnnotatedObject,
+    Annotations,
+    Expression,
+    Role,
+)
 
 
-def read(source: Path) -> Read:
+def read(source: Path) -> Annotations:
     """Returns the images of every SPLIT.jsonl in a folder.
 
     Raises:
@@ -37,13 +43,13 @@ def read(source: Path) -> Read:
     files = sorted(source.glob("*.jsonl"))
     if not files:
         raise ValueError(
-            f"{source}: expected files SPLIT.jsonl, as train.jsonl, got none; write them, or give "
-            "their folder as --source"
+            f"{source}: expected files SPLIT.jsonl, as train.jsonl, got none; do: write them, or "
+            "give their folder as --source"
         )
-    found = Read([])
+    found = Annotations([])
     for file in files:
         for place, (where, line) in enumerate(_lines(file)):
-            found.entries.append(_entry(file, place, where, line))
+            found.images.append(_annotated_image(file, place=place, where=where, line=line))
     return found
 
 
@@ -58,30 +64,30 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                     raise ValueError(f"{where}: expected JSON, got {error}") from None
 
 
-def _entry(file: Path, place: int, where: str, line: Any) -> Entry:
-    image = annotations.field(line, "image", str, where)
+def _annotated_image(file: Path, *, place: int, where: str, line: Any) -> AnnotatedImage:
+    image = annotations.field(line, "image", str, where=where)
     key = line.get("key", Path(image).stem)
     things = []
-    for number, one in enumerate(annotations.field(line, "objects", list, where)):
-        outline = coco.outline(one.get("segmentation"), f"{where}, object {number}")
+    for number, one in enumerate(annotations.field(line, "objects", list, where=where)):
+        outline = coco.read_outline(one.get("segmentation"), f"{where}, object {number}")
         role = Role.CROWD if one.get("crowd") else Role.OBJECT
         role = Role.IGNORED if one.get("ignore") else role
-        things.append(Thing(number, outline, name=str(one.get("name", "")), role=role))
+        things.append(AnnotatedObject(number, outline, name=str(one.get("name", "")), role=role))
     told = []
-    for number, one in enumerate(annotations.field(line, "phrases", list, where)):
-        which = annotations.field(one, "objects", list, f"{where}, phrase {number}")
+    for number, one in enumerate(annotations.field(line, "phrases", list, where=where)):
+        which = annotations.field(one, "objects", list, where=f"{where}, phrase {number}")
         if not all(type(n) is int and 0 <= n < len(things) for n in which):
             raise ValueError(
                 f"{where}, phrase {number}: expected places of {len(things)} objects, got {which}"
             )
-        text = annotations.field(one, "text", str, f"{where}, phrase {number}")
+        text = annotations.field(one, "text", str, where=f"{where}, phrase {number}")
         told.append(Expression(number, text, tuple(which), sentence=bool(one.get("sentence"))))
-    return Entry(
+    return AnnotatedImage(
         key=f"{file.stem}/{key}",
         split=file.stem,
         image=file.parent / image,
         image_id=place,
-        things=tuple(things),
+        objects=tuple(things),
         expressions=tuple(told),
         upright=bool(line.get("upright")),
     )

@@ -8,8 +8,14 @@ from typing import Any
 
 from seg_jax import files
 from seg_jax.data.formats import annotations, safe_pickle
-from seg_jax.data.formats.annotations import Entry, Expression, Read, Role, Thing
-from seg_jax.data.formats.coco import Sheet
+from seg_jax.data.formats.annotations import (
+    AnnotatedImage,
+    AnnotatedObject,
+    Annotations,
+    Expression,
+    Role,
+)
+from seg_jax.data.formats.coco import CocoFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +58,7 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(
             f"{path}: expected the references of {edition.folder} ({edition.by}), got no such "
-            "file; give the folder that holds refcoco, refcoco+, .. as --source"
+            "file; do: give the folder that holds refcoco, refcoco+, .. as --source"
         )
     found = (
         files.read_json(path, advice="get the file anew")
@@ -64,7 +70,7 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
     return found
 
 
-def read(source: Path, name: str, images: Path) -> Read:
+def read(source: Path, name: str, images: Path) -> Annotations:
     """Returns the images of an edition, split by split, in the order of their numbers.
 
     Args:
@@ -76,31 +82,33 @@ def read(source: Path, name: str, images: Path) -> Read:
       ValueError: a file is missing, or none of this format.
     """
     edition = FAMILY[name]
-    sheet = Sheet(source / edition.folder / "instances.json")
+    sheet = CocoFile(source / edition.folder / "instances.json")
     notes = {note["id"]: note for note in sheet.notes if isinstance(note.get("id"), int)}
-    found = Read([])
+    found = Annotations([])
     grouped: dict[tuple[str, int], list[dict]] = {}
     for place, ref in enumerate(references(source, edition)):
         where = f"{source / edition.file}, reference {place}"
-        split = annotations.field(ref, "split", str, where)
-        number = annotations.field(ref, "image_id", int, where)
+        split = annotations.field(ref, "split", str, where=where)
+        number = annotations.field(ref, "image_id", int, where=where)
         found.refs[split] = found.refs.get(split, 0) + 1
         if number not in sheet.images:
             found.faults.append(f"{where}: of an image that is not listed, {number}")
             continue
         grouped.setdefault((split, number), []).append(ref)
     for (split, number), refs in sorted(grouped.items()):
-        things, told = _told(refs, notes, sheet, found.faults, str(source / edition.file))
+        things, told = _objects_and_expressions(
+            refs, notes=notes, sheet=sheet, faults=found.faults, file=str(source / edition.file)
+        )
         if not told:
             continue
         file = sheet.file_name(number)
-        found.entries.append(
-            Entry(
+        found.images.append(
+            AnnotatedImage(
                 key=f"{split}/{Path(file).stem}",
                 split=split,
-                image=_place(images, file, number, edition),
+                image=_image_path(images, file, number=number, edition=edition),
                 image_id=number,
-                things=things,
+                objects=things,
                 expressions=told,
                 size=sheet.size(number),
             )
@@ -108,17 +116,17 @@ def read(source: Path, name: str, images: Path) -> Read:
     return found
 
 
-def _told(
-    refs: list[dict], notes: dict[int, dict], sheet: Sheet, faults: list[str], file: str
-) -> tuple[tuple[Thing, ...], tuple[Expression, ...]]:
+def _objects_and_expressions(
+    refs: list[dict], *, notes: dict[int, dict], sheet: CocoFile, faults: list[str], file: str
+) -> tuple[tuple[AnnotatedObject, ...], tuple[Expression, ...]]:
     """Returns the objects that references of an image mean, and their expressions."""
     places: dict[int, int] = {}
-    things: list[Thing] = []
+    things: list[AnnotatedObject] = []
     told: list[Expression] = []
     for ref in sorted(refs, key=lambda ref: ref.get("ref_id", -1)):
-        number = annotations.field(ref, "ref_id", int, file)
+        number = annotations.field(ref, "ref_id", int, where=file)
         where = f"{file}, ref_id {number}"
-        meant = annotations.field(ref, "ann_id", (int, list), where)
+        meant = annotations.field(ref, "ann_id", (int, list), where=where)
         meant = meant if isinstance(meant, list) else [meant]
         # gRefCOCO's way to say that there is no such thing in the image.
         meant = [] if meant == [-1] else meant
@@ -129,7 +137,7 @@ def _told(
         for one in meant:
             if one not in places:
                 places[one] = len(things)
-                things.append(sheet.thing(notes[one]))
+                things.append(sheet.object_of(notes[one]))
             which.append(places[one])
         # As gRefCOCO's own loader: regions of many objects are not told apart, and not meant.
         objects = tuple(place for place in which if things[place].role is Role.OBJECT)
@@ -137,19 +145,19 @@ def _told(
         if meant and not which:
             faults.append(f"{where}: means crowds only")
             continue
-        for sentence in annotations.field(ref, "sentences", list, where):
+        for sentence in annotations.field(ref, "sentences", list, where=where):
             told.append(
                 Expression(
-                    id=annotations.field(sentence, "sent_id", int, where),
-                    text=annotations.field(sentence, "sent", str, where),
-                    things=which,
+                    id=annotations.field(sentence, "sent_id", int, where=where),
+                    text=annotations.field(sentence, "sent", str, where=where),
+                    objects=which,
                     ref=number,
                 )
             )
     return tuple(things), tuple(told)
 
 
-def _place(images: Path, file: str, number: int, edition: Edition) -> Path:
+def _image_path(images: Path, file: str, *, number: int, edition: Edition) -> Path:
     """Returns where an image lies: SAIAPR TC-12 is unpacked flat or in its forty folders."""
     path = images / file
     if edition.images == "saiapr" and not path.exists():
@@ -158,7 +166,7 @@ def _place(images: Path, file: str, number: int, edition: Edition) -> Path:
     return path
 
 
-def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
+def held_out_images(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
     """Returns the images of the val and test splits of the family.
 
     Args:
@@ -178,9 +186,9 @@ def held_out(source: Path, kind: str, names: tuple[str, ...] | None) -> HeldOut:
             continue
         found.names.append(name)
         for ref in references(source, edition):
-            split = annotations.field(ref, "split", str, edition.file)
+            split = annotations.field(ref, "split", str, where=edition.file)
             if split != "train":
-                number = annotations.field(ref, "image_id", int, edition.file)
+                number = annotations.field(ref, "image_id", int, where=edition.file)
                 found.images.setdefault(number, set()).add(f"{name}/{split}")
     return found
 

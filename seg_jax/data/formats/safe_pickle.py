@@ -42,7 +42,7 @@ def load(path: Path) -> Any:
     try:
         return loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; get the file from where it was published") from None
+        raise ValueError(f"{path}: {error}; do: get the file from where it was published") from None
 
 
 def loads(data: bytes) -> Any:
@@ -56,7 +56,7 @@ def loads(data: bytes) -> Any:
     gc.disable()  # Millions of new values, none of them garbage.
     try:
         return machine.run()
-    except _Refused:
+    except _RefusedInstruction:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
         raise ValueError(
@@ -67,7 +67,7 @@ def loads(data: bytes) -> Any:
             gc.enable()
 
 
-class _Refused(ValueError):
+class _RefusedInstruction(ValueError):
     """An instruction that plain values do not need."""
 
 
@@ -96,7 +96,7 @@ class _Machine:
         name = _REFUSED.get(code.decode("latin1"))
         if name is None:
             raise ValueError(f"unknown instruction {code!r}")
-        raise _Refused(
+        raise _RefusedInstruction(
             "expected a pickle of lists, dicts, texts and numbers, "
             f"got the instruction {name} at byte {self.at - 1}, which could run code; none was run"
         )
@@ -136,7 +136,7 @@ class _Machine:
             raise ValueError("a mark")
         return value
 
-    def marked(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Any]:
         """Takes the values above the last mark, and the mark."""
         place = len(self.stack) - 1
         while self.stack[place] is not _MARK:
@@ -153,7 +153,7 @@ class _Machine:
             raise ValueError(f"no {kind.__name__}")
         return self.stack[-1]
 
-    def keep(self, place: int) -> None:
+    def memoize(self, place: int) -> None:
         """Remembers the top of the stack."""
         if self.stack[-1] is _MARK:
             raise ValueError("a mark")
@@ -165,7 +165,7 @@ class _Machine:
             raise ValueError("a key without a value")
         self.top(dict).update(zip(items[::2], items[1::2], strict=True))
 
-    def tuple_of(self, count: int) -> None:
+    def push_tuple(self, count: int) -> None:
         """Makes a tuple of the top values."""
         found = [self.pop() for _ in range(count)][::-1]
         self.push(tuple(found))
@@ -197,7 +197,7 @@ def _append(machine: _Machine) -> None:
 
 
 def _extend(machine: _Machine) -> None:
-    values = machine.marked()
+    values = machine.pop_to_mark()
     machine.top(list).extend(values)
 
 
@@ -207,7 +207,7 @@ def _set_one(machine: _Machine) -> None:
 
 
 def _dict(machine: _Machine) -> None:
-    items = machine.marked()
+    items = machine.pop_to_mark()
     machine.push({})
     machine.set_items(items)
 
@@ -237,7 +237,7 @@ _STEPS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x95": lambda m: m.frame(),
     b"(": lambda m: m.push(_MARK),
     b"0": _pop,
-    b"1": lambda m: m.marked(),
+    b"1": lambda m: m.pop_to_mark(),
     b"2": lambda m: m.push(m.stack[-1]),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
@@ -262,22 +262,22 @@ _STEPS: dict[bytes, Callable[[_Machine], object]] = {
     b"C": _bytes(_U8),
     b"\x8e": _bytes(_U64),
     b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.marked()),
+    b"l": lambda m: m.push(m.pop_to_mark()),
     b"a": _append,
     b"e": _extend,
     b"}": lambda m: m.push({}),
     b"d": _dict,
     b"s": _set_one,
-    b"u": lambda m: m.set_items(m.marked()),
+    b"u": lambda m: m.set_items(m.pop_to_mark()),
     b")": lambda m: m.push(()),
-    b"t": lambda m: m.push(tuple(m.marked())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"p": lambda m: m.keep(int(m.line())),
-    b"q": lambda m: m.keep(m.byte()),
-    b"r": lambda m: m.keep(m.number(_U32)),
-    b"\x94": lambda m: m.keep(len(m.memory)),
+    b"t": lambda m: m.push(tuple(m.pop_to_mark())),
+    b"\x85": lambda m: m.push_tuple(1),
+    b"\x86": lambda m: m.push_tuple(2),
+    b"\x87": lambda m: m.push_tuple(3),
+    b"p": lambda m: m.memoize(int(m.line())),
+    b"q": lambda m: m.memoize(m.byte()),
+    b"r": lambda m: m.memoize(m.number(_U32)),
+    b"\x94": lambda m: m.memoize(len(m.memory)),
     b"g": lambda m: m.push(m.memory[int(m.line())]),
     b"h": lambda m: m.push(m.memory[m.byte()]),
     b"j": lambda m: m.push(m.memory[m.number(_U32)]),
