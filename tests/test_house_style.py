@@ -1,6 +1,7 @@
 """House rules on names, signatures, lengths and the letters of axes."""
 
 import ast
+import collections
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,44 @@ def test_lists_are_written_plainly():
     paths = [path for path in ALL_FILES if room(path) not in STILL_STARRED]
     golfed = {relative(path) for path in paths if starred_displays(path.read_text())}
     assert golfed == set(), "write the items without *( )"
+
+
+def names_in_use() -> collections.Counter[str]:
+    """Returns how often the package and its configurations mention each name, definitions aside."""
+    names = collections.Counter()
+    for path in (*FILES, *(ROOT / "configs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                    names[name.rpartition(".")[2]] += 1
+                case ast.Constant(
+                    value=str(text)
+                ):  # The programs that Python code in strings runs.
+                    names.update(re.findall(r"(?<=\.)\w+(?=\()", text))
+    return names
+
+
+def library_surface(path: Path) -> set[str]:
+    """Returns what the README of a file's room offers users beside what our programs call."""
+    readme = path.with_name("README.md")
+    text = readme.read_text() if readme.exists() else ""
+    paragraph = re.search(r"\*\*Library surface\*\*(.*?)\n(?:\n|\*\*)", text, re.DOTALL)
+    found = re.findall(r"`(\w+)\.(\w+)`", paragraph.group(1)) if paragraph else []
+    return {name for module, name in found if module == path.stem}
+
+
+def test_what_no_program_uses_is_library_surface_with_a_test():
+    used = names_in_use()
+    tests = " ".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for path in FILES:
+        body = ast.parse(path.read_text()).body
+        public = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        unused = {n for n in public if not n.startswith("_") and not used[n]}
+        offered = library_surface(path)
+        assert unused <= offered, (
+            f"{relative(path)}: remove {unused - offered} or name it in README"
+        )
+        assert all(re.search(rf"\.{name}\b", tests) for name in offered), f"test all of {offered}"
 
 
 TYPES = re.compile(r"(Bool|Float|Int|UInt|Shaped|Num|Real|Inexact)\d*$")

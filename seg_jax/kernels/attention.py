@@ -21,7 +21,6 @@ Kind = Literal["auto", "xla", "splash", "cudnn"]
 """Which kernel: "auto" is splash on TPUs and XLA's own products elsewhere; "splash" is interpreted,
 slowly, where there is no TPU; "cudnn" is for NVIDIA GPUs only, and XLA's products elsewhere."""
 
-LANES = 128
 BLOCKS = (512, 384, 256, 128)
 """Queries or keys of a block; where windows are small, none larger than 256."""
 MIN_TOKENS = 128

@@ -269,7 +269,7 @@ def same_gradients(
         if by_answers:
             prompt = jax.tree.map(lambda leaf: leaf[..., :-split], tokens)
             answer = tokens.ids[:, None, -split:]
-            return -likelihood.answer_logp(model, prompt, images, ids=answer).mean()
+            return -likelihood.answer_likelihood(model, prompt, images, ids=answer).logp.mean()
         hidden = model.hidden(tokens, images)[:, :-1]
         return -likelihood.token_logp(hidden, model.unembed(), tokens.ids[:, 1:]).mean()
 

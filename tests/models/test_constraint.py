@@ -285,7 +285,7 @@ def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunk
             assert_fine(text_of(ids[b, g][used[b, g]]), kind, 2, RINGS, POINTS)
 
     def loss(params, chunk):
-        logp = likelihood.answer_logp(
+        logp = likelihood.answer_likelihood(
             nnx.merge(graph, params),
             tokens,
             images,
@@ -294,7 +294,7 @@ def test_sampler_and_trainer_agree_on_an_untrained_model(setting, sampler, chunk
             temperature=temperature,
             grammar=grammar(2),
             kinds=kinds,
-        )
+        ).logp
         return jnp.sum(jnp.where(rollout.used, logp, 0.0)), logp
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)

@@ -62,7 +62,7 @@ def test_sampled_answers_score_as_they_were_sampled(setting):
 
     def score(params, tokens, images, ids):
         model = nnx.merge(graph, params)
-        return likelihood.answer_logp(model, tokens, images, ids=ids, temperature=1.3)
+        return likelihood.answer_likelihood(model, tokens, images, ids=ids, temperature=1.3).logp
 
     logp = jax.jit(score)(params, *batch, rollout.ids)
     np.testing.assert_allclose(

@@ -385,7 +385,7 @@ def test_gradients_of_every_weight_equal_transformers(pair, way):
         model = nnx.merge(graph, params)
         prompt = jax.tree.map(lambda leaf: leaf[..., :-split], tokens)
         answer = tokens.ids[:, None, -split:]
-        return -likelihood.answer_logp(model, prompt, images, ids=answer).mean()
+        return -likelihood.answer_likelihood(model, prompt, images, ids=answer).logp.mean()
 
     with jax.default_matmul_precision("highest"):
         found = jax.jit(jax.value_and_grad(by_rows if way == "rows" else by_answers))(

@@ -137,9 +137,9 @@ def test_the_trainer_gives_refilled_answers_the_same_log_probabilities():
 
     def score(params, tokens, images, ids):
         model = nnx.merge(graph, params)
-        return likelihood.answer_logp(
+        return likelihood.answer_likelihood(
             model, tokens, images, ids=ids, temperature=SAMPLE.temperature
-        )
+        ).logp
 
     logp = jax.jit(score)(params, *batch, got.ids)
     np.testing.assert_allclose(np.where(got.used, logp, 0), got.logp, rtol=0, atol=1e-5)

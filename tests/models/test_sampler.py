@@ -87,9 +87,9 @@ def test_cached_decoding_equals_the_full_forward_pass(model, prompts):
 
 
 def _score(graph, params, batch, rollout):
-    logp = likelihood.answer_logp(
+    logp = likelihood.answer_likelihood(
         nnx.merge(graph, params), *batch, ids=rollout.ids, temperature=SAMPLE.temperature
-    )
+    ).logp
     logp = jnp.where(rollout.used, logp, 0.0)
     return jnp.sum(logp), logp
 

@@ -115,30 +115,6 @@ def soft_cross_entropy(
     return _chunked(piece, hidden, targets, chunk=chunk)
 
 
-def answer_logp(
-    model: protocol.VLM,
-    tokens: Tokens,
-    images: Images | None,
-    *,
-    ids: Int[Array, "B G L"],
-    chunk: int | None = None,
-    temperature: float = 1.0,
-    grammar: Automaton | None = None,
-    kinds: Int[Array, " B"] | None = None,
-) -> Float[Array, "B G L"]:
-    """Returns the log-probability of each answer token; as `answer_likelihood`."""
-    return answer_likelihood(
-        model,
-        tokens,
-        images,
-        ids=ids,
-        chunk=chunk,
-        temperature=temperature,
-        grammar=grammar,
-        kinds=kinds,
-    ).logp
-
-
 def answer_likelihood(
     model: protocol.VLM,
     tokens: Tokens,

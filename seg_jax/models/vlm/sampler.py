@@ -105,7 +105,7 @@ def generate(
 
     A draw depends on the key, the prompt's number, the answer's number and the column alone, not
     on the other rows of the batch. `logp` is under the distribution drawn from, so at the
-    sampler's temperature: `likelihood.answer_logp(..., temperature=...)` gives the same.
+    sampler's temperature: `likelihood.answer_likelihood(..., temperature=...)` gives the same.
 
     Args:
       model: weights; merge them inside jit.
