@@ -19,7 +19,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import kimi_vl, moonvit
+from seg_jax.models.vlm import kimi_vl, moonlight, moonvit
 from seg_jax.runs import experiments, reinforcement, supervised
 from seg_jax.runs import start as start_of_run
 from seg_jax.tasks.referring import Referring
@@ -93,7 +93,7 @@ def model() -> tuple[Any, Any, Any]:
 @functools.cache
 def kimi() -> tuple[Any, Any, Any]:
     """Returns the same of a Kimi-VL with eight experts a layer, which reads the same batches."""
-    text = kimi_vl.Text(
+    text = moonlight.Text(
         vocab_size=sft_config().model.text.vocab_size,
         hidden_size=32,
         intermediate_size=64,

@@ -14,8 +14,8 @@ from tyro.conf import arg
 
 from seg_jax import files
 from seg_jax.cli import arguments
+from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import flops
 from seg_jax.runs import abstract, console, reinforcement, run_folder, supervised
 from seg_jax.training import hlo, topology
 
@@ -78,7 +78,7 @@ class Result:
     """None where no memory is known to judge by."""
     needed_bytes: int
     available_bytes: int | None
-    operations: flops.Work
+    operations: flops.Flops
     beside_bytes: int = 0
     """In memory meanwhile without being an argument."""
     memory: hlo.Memory | None = None

@@ -77,12 +77,15 @@ def departures(source: Path, config: Any) -> list[str]:
     The released SimpleSeg-Qwen2.5-VL is said to come with OpenCUA's tokenizer, which is
     Moonshot's; rotary positions of one axis are refused where the config is read.
     """
-    family = families.of(config).model_type
+    family = families.of(config)
+    if family.vlm is None:
+        return []
     found = []
-    if family.startswith("qwen") and _is_moonshots(source):
+    if family.vlm.tokenizer == "qwen" and _is_moonshots(source):
         found.append(
-            f"{source}: expected Qwen's tokenizer beside {family}, got Moonshot's (as OpenCUA has "
-            "it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a prediction"
+            f"{source}: expected Qwen's tokenizer beside {family.model_type}, got Moonshot's (as "
+            "OpenCUA has it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a "
+            "prediction"
         )
     try:
         tokenizer = Tokenizer.load(source)
@@ -183,18 +186,18 @@ class _Model:
 def _open(source: Path, config: Config) -> _Model:
     """Returns the model in a folder, its names and shapes checked."""
     ours = families.read(source)
-    wide = {slot.name for slot in weights.slots(ours) if slot.dtype == np.float32}
+    wide = {slot.name for slot in weights.tensor_parts(ours) if slot.dtype == np.float32}
     if (source / orbax_params.FOLDER).is_dir():
         dtype = config.dtype or _noted_dtype(source)
         exact = Compute(param_dtype=dtype)
         loaded = weights.load(source, compute=exact)
-        reader = weights.Ours(ours, nnx.state(loaded))
+        reader = weights.ModelTensors(ours, nnx.state(loaded))
 
         def piece(name: str) -> Iterator[np.ndarray]:
             yield reader.read(name)
 
         return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
-    theirs = weights.Theirs(ours, safetensors.open_folder(source))
+    theirs = weights.HubTensors(ours, safetensors.open_folder(source))
     entries = {}
     for name, entry in theirs.entries.items():
         kept = config.dtype is None or name in wide
@@ -257,7 +260,7 @@ def _check_space(folder: Path, need: int) -> None:
 
 
 def _sizes(source: Path) -> int:
-    return sum(path.stat().st_size for path in families.carried(source))
+    return sum(path.stat().st_size for path in families.companions(source))
 
 
 class _Partial:
@@ -347,7 +350,7 @@ def _parsed(line: str) -> Any:
 
 def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
     """Returns what tells one conversion from another."""
-    files = [*source.glob("*.safetensors"), *families.carried(source), source / "config.json"]
+    files = [*source.glob("*.safetensors"), *families.companions(source), source / "config.json"]
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     asked = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
     return asked | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
@@ -400,7 +403,7 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _finish(source: Path, folder: Path, dtype: str) -> None:
     """Copies what travels with the weights; what makes a folder look whole comes last."""
-    for path in families.carried(source):
+    for path in families.companions(source):
         if path.name != orbax_params.NOTE:
             shutil.copyfile(path, folder / path.name)
     hub = families.with_dtype(files.read_json_object(source / "config.json"), dtype)

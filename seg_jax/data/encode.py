@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Bool, UInt8, UInt32
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
+from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.records import Batch, Images, Kind, Packing, Prompts, Tokens, Truth, check_least
 from seg_jax.tasks.task import Example
 
@@ -20,8 +20,6 @@ VISUAL_TOKENS = 1280
 """Most visual tokens of a row for a published checkpoint's images, where nothing else is set."""
 MAX_VISUAL_TOKENS = 2**16
 """More visual tokens than any published checkpoint's images have."""
-BICUBIC = 3
-"""Pillow's number of the bicubic filter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,80 +360,23 @@ def _framed(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     return np.pad(image, ((0, lacking[0]), (0, lacking[1]), (0, 0))) if any(lacking) else image
 
 
-def layout_of(
-    model_type: str,
-    preprocessor: Mapping[str, Any],
-    *,
-    window_tokens: int = 4,
-    visual_tokens: int = VISUAL_TOKENS,
-) -> Layout:
+def layout_of(images: ImageLayout, *, window_tokens: int = 4) -> Layout:
     """Returns rows for one image as a published checkpoint cuts it.
 
     Args:
-      model_type: of its `config.json`.
-      preprocessor: its `preprocessor_config.json`.
+      images: how it cuts images.
       window_tokens: visual tokens per side of an attention window.
-      visual_tokens: most visual tokens of a row; larger images are scaled down further than the
-        checkpoint asks for.
-
-    Raises:
-      ValueError: no known family, or a preprocessor that says what ours does not do.
     """
-    if (kernel := preprocessor.get("resample") or BICUBIC) != BICUBIC:
-        raise ValueError(f"resample: expected {BICUBIC} (bicubic), got {kernel!r}")
-    make = {"qwen2_5_vl": _scaled, "qwen3_vl": _scaled, "kimi_vl": _native}.get(model_type)
-    if make is None:
-        raise ValueError(f"model_type: expected one that has a layout, got {model_type!r}")
-    shape = make(preprocessor, visual_tokens)
-    room = shape["max_patches"] // shape["merge"] ** 2 + 2 * Layout.max_question
-    return Layout(window_tokens=window_tokens, max_prompt=room, **shape)
-
-
-def _scaled(found: Mapping[str, Any], visual_tokens: int) -> dict[str, Any]:
-    """Returns how Qwen's images are cut; the budget is written in either of two ways."""
-    patch, merge = _number(found, "patch_size", 14), _number(found, "merge_size", 2)
-    cell, size = (patch * merge) ** 2, found.get("size") or {}
-    least = _number(size, "shortest_edge", Layout.min_pixels)
-    most = _number(size, "longest_edge", Layout.max_pixels)
-    # Where both are there, the older spelling counts.
-    least, most = _number(found, "min_pixels", least), _number(found, "max_pixels", most)
-    most = min(most, visual_tokens * cell)
-    # A side is never less than a visual token: the longest strips have more than the budget.
-    strip = math.isqrt(grid.MAX_ASPECT * most // cell)
-    return {
-        "patch": patch,
-        "merge": merge,
-        "min_pixels": min(least, most),
-        "max_pixels": most,
-        "max_patches": max(most // cell, strip) * merge**2,
-    }
-
-
-def _native(found: Mapping[str, Any], visual_tokens: int) -> dict[str, Any]:
-    """Returns how Kimi's images are cut."""
-    sides = found.get("merge_kernel_size", (2, 2))
-    if len(set(sides)) != 1:
-        raise ValueError(f"merge_kernel_size: expected two equal sides, got {sides}")
-    patch, merge = _number(found, "patch_size", 14), _number({"side": sides[0]}, "side", 2)
-    # An image up to 16 times as long as wide has at most `frame` times the root of the limit more
-    # patches than the limit once it is padded; within `visual_tokens` there is room for these too.
-    frame = 6 * merge
-    root = math.isqrt(visual_tokens * merge**2 + (frame // 2) ** 2) - frame // 2
-    limit = min(_number(found, "in_token_limit", Native.limit), root**2)
-    patches = limit + frame * (math.isqrt(limit - 1) + 1)
-    return {
-        "patch": patch,
-        "merge": merge,
-        "native": Native(limit=limit, pad=bool(found.get("pad_input", False))),
-        "max_patches": -(-patches // merge**2) * merge**2,
-    }
-
-
-def _number(found: Mapping[str, Any], name: str, default: int) -> int:
-    """Returns a positive whole number, the default where there is none."""
-    value = found.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or not 0 < value < 2**31:
-        raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
-    return value
+    shape: dict[str, Any] = {}
+    if images.native_limit is not None:
+        shape["native"] = Native(limit=images.native_limit, pad=images.native_pad)
+    if images.min_pixels is not None and images.max_pixels is not None:
+        shape |= {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
+    return Layout(
+        patch=images.patch,
+        merge=images.merge,
+        window_tokens=window_tokens,
+        max_patches=images.max_patches,
+        max_prompt=images.max_patches // images.merge**2 + 2 * Layout.max_question,
+        **shape,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from seg_jax.data.encode import Encoder, Layout, Native
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models import families
-from seg_jax.models.io import weights
+from seg_jax.models.io import model_folder, weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.tasks.referring import Mixture, Referring
 
@@ -62,48 +61,15 @@ def save(bundle: Bundle, folder: Path) -> None:
     Raises:
       OSError: the folder cannot be written.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        weights.save(nnx.merge(bundle.graph, bundle.params), temporary)
-        _carry(bundle, temporary)
+    with model_folder.replacing(folder) as temporary:
+        model = nnx.merge(bundle.graph, bundle.params)
+        model_folder.write(model, temporary, source=bundle.tokenizer_folder)
+        if not any((temporary / name).exists() for name in TOKENIZERS):
+            raise FileNotFoundError(
+                f"{bundle.tokenizer_folder}: expected the tokenizer that the model was loaded "
+                "with, got none; put its folder back"
+            )
         write_manifest(temporary, bundle.layout, bundle.task)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        temporary.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _carry(bundle: Bundle, folder: Path) -> None:
-    """Copies the files of tokenizer and processor, and of the config what ours does not hold."""
-    source = bundle.tokenizer_folder
-    try:
-        for path in families.carried(source):
-            shutil.copy(path, folder / path.name)
-    except FileNotFoundError:
-        pass
-    if not any((folder / name).exists() for name in TOKENIZERS):
-        raise FileNotFoundError(
-            f"{source}: expected the tokenizer that the model was loaded with, got none; put its "
-            "folder back"
-        )
-    try:
-        before = families.read(source)
-    except ValueError:  # A tokenizer's folder alone.
-        return
-    model = nnx.merge(bundle.graph, bundle.params)
-    if before == model.config:
-        hub = files.read_json_object(source / "config.json")
-        hub = families.with_dtype(hub, model.compute.param_dtype)
-        files.write_json(folder / "config.json", hub)
 
 
 def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
@@ -210,6 +176,10 @@ def describe(folder: Path, *, visual_tokens: int | None = None) -> tuple[Layout,
             f"{path}: expected it or a model of Hugging Face's, got neither ({error}); give the "
             "checkpoint folder of a training run, or what seg-jax convert wrote"
         ) from error
+    try:
+        facts = families.vlm_facts(config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     found = families.preprocessor(folder)
     if not found:
         raise ValueError(
@@ -217,11 +187,11 @@ def describe(folder: Path, *, visual_tokens: int | None = None) -> tuple[Layout,
             "one that belongs to the weights"
         )
     try:
-        family, window = families.of(config).model_type, getattr(config.vision, "window_tokens", 4)
-        layout = encode.layout_of(
-            family, found, window_tokens=window, visual_tokens=visual_tokens or encode.VISUAL_TOKENS
-        )
-        return layout, Referring()
+        images = facts.image_layout(found, visual_tokens=visual_tokens or encode.VISUAL_TOKENS)
+        if facts.window_tokens is None:
+            return encode.layout_of(images), Referring()
+        windows = facts.window_tokens(config)
+        return encode.layout_of(images, window_tokens=windows), Referring()
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: expected how images are cut, got "

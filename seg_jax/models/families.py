@@ -1,48 +1,46 @@
-"""The table of ports: which model a `config.json` asks for."""
+"""The table of families: which model a `config.json` asks for."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from seg_jax import files
+from seg_jax.models.facts.family import VLM, Family, SpecialTokens
+from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A port and the table of its names on the hub."""
-
-    model_type: str
-    config: Any
-    """Class of its configs."""
-    model: Any
-    """Class of its models."""
-    names: Mapping[str, str]
-    """Ours to theirs."""
-    aliases: tuple[tuple[str, str], ...] = ()
-    """Beginnings of names that some files have, each with that of the hub."""
-
-
-_INSIDE = (("model.visual.", "visual."), ("model.language_model.", "model."))
-"""Names within transformers and in the files that its version 5 writes, to those of the hub."""
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("qwen2_5_vl", qwen25_vl.Config, qwen25_vl.Qwen25VL, qwen25_vl.NAMES, _INSIDE),
-        Family("qwen3_vl", qwen3_vl.Config, qwen3_vl.Qwen3VL, qwen3_vl.NAMES),
-        Family("kimi_vl", kimi_vl.Config, kimi_vl.KimiVL, kimi_vl.NAMES),
+        qwen25_vl.FAMILY,
+        qwen3_vl.FAMILY,
+        kimi_vl.FAMILY,
     )
 }
+"""Every family by its `model_type`."""
 
 
 def of(config: Any) -> Family:
     """Returns the family of one of our configs."""
-    return next(family for family in FAMILIES.values() if isinstance(config, family.config))
+    return next(family for family in FAMILIES.values() if type(config) is family.config)
+
+
+def vlm_facts(config: Any) -> VLM:
+    """Returns what the family of a config has as one of vision-language models.
+
+    Raises:
+      ValueError: it is none.
+    """
+    family = of(config)
+    if family.vlm is None:
+        raise ValueError(
+            f"model_type: expected a vision-language model, got {family.model_type!r}, which gives "
+            f"no answers; do: give one of {', '.join(_vlms())}"
+        )
+    return family.vlm
 
 
 def read(folder: Path) -> Any:
@@ -57,10 +55,7 @@ def read(folder: Path) -> Any:
     hub = files.read_json_object(path)
     try:
         family = named(hub.get("model_type"))
-        _check_rotary(hub)
-        config = family.config.from_hf(hub)
-        found = {name: _three(value) for name, value in _statistics(folder).items()}
-        return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **found))
+        return family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
     except ValueError as error:
         reason = str(error).removeprefix("config.json: ")
         advice = "" if "do:" in reason else ": do: copy the one of these weights"
@@ -80,14 +75,52 @@ def named(model_type: object) -> Family:
     """
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    near = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.8)
-    guess = f" (near {near[0]})" if near else ""
-    if model_type == "opencua":
-        guess = " (Qwen2.5-VL with 1-D rotary positions and Moonshot's tokenizer)"
+    close = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.8)
+    guess = f" (near {close[0]})" if close else ""
+    for family in FAMILIES.values():
+        if isinstance(model_type, str) and model_type in family.relatives:
+            guess = f" ({family.relatives[model_type]})"
     raise ValueError(
         f"model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}{guess}: "
         "do: give a model of one of these"
     )
+
+
+def with_tokens(config: Any, tokenizer: SpecialTokens) -> Any:
+    """Returns a config of a vision-language model with the special tokens of a tokenizer.
+
+    Raises:
+      ValueError: the model's table is too small for the tokenizer.
+    """
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise ValueError(
+            f"model.text.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, "
+            f"got {config.text.vocab_size}; do: raise it"
+        )
+    return vlm_facts(config).with_tokens(config, tokenizer)
+
+
+def image_layout(
+    model_type: str, preprocessor: Mapping[str, Any], *, visual_tokens: int
+) -> ImageLayout:
+    """Returns how a published checkpoint of a family cuts images.
+
+    Args:
+      model_type: of its `config.json`.
+      preprocessor: its `preprocessor_config.json`.
+      visual_tokens: most visual tokens of a row; larger images are scaled down further than the
+        checkpoint asks for.
+
+    Raises:
+      ValueError: a family without a layout, or a preprocessor that says what ours does not do.
+    """
+    family = FAMILIES.get(model_type)
+    if family is None or family.vlm is None:
+        raise ValueError(
+            f"model_type: expected one that has a layout, got {model_type!r}; do: give one of "
+            f"{', '.join(_vlms())}"
+        )
+    return family.vlm.image_layout(preprocessor, visual_tokens=visual_tokens)
 
 
 def preprocessor(folder: Path) -> dict[str, Any]:
@@ -104,7 +137,7 @@ def preprocessor(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def carried(folder: Path) -> list[Path]:
+def companions(folder: Path) -> list[Path]:
     """Returns the files of a hub folder that travel with its weights, `config.json` aside.
 
     What was made for training, pickles and foreign formats stay behind.
@@ -113,22 +146,22 @@ def carried(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.iterdir())
         if path.is_file()
-        and (path.suffix in _CARRIED or path.name.startswith("LICENSE"))
+        and (path.suffix in _COMPANIONS or path.name.startswith("LICENSE"))
         and path.name != "config.json"
         and not path.name.endswith(".index.json")
     ]
 
 
-_CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
+_COMPANIONS = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 
 
 def with_dtype(hub: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Returns a `config.json` that names another dtype wherever it names one."""
+    """Returns a `config.json` that names another dtype wherever one is named."""
     out = dict(hub)
     for name, value in hub.items():
         if name in ("dtype", "torch_dtype"):
             out[name] = dtype
-        elif name in ("text_config", "vision_config") and isinstance(value, Mapping):
+        elif name.endswith("_config") and isinstance(value, Mapping):
             out[name] = with_dtype(value, dtype)
     return out
 
@@ -139,35 +172,15 @@ def noted_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
         hub = files.read_json_object(folder / "config.json")
     except ValueError:  # Reported with more care where the model is read.
         return "float32"
-    text = hub.get("text_config")
-    for part in (hub, text if isinstance(text, dict) else {}):
-        named = part.get("dtype", part.get("torch_dtype"))
-        if named is not None:
-            return "bfloat16" if named in ("bfloat16", "float16") else "float32"
+    parts = [hub, *(hub[name] for name in sorted(hub) if name.endswith("_config"))]
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        noted = part.get("dtype", part.get("torch_dtype"))
+        if noted is not None:
+            return "bfloat16" if noted in ("bfloat16", "float16") else "float32"
     return "float32"
 
 
-def _check_rotary(hub: Mapping[str, Any]) -> None:
-    """Refuses a Qwen2.5-VL whose text turns with one axis only, as OpenCUA's.
-
-    Read as if it had three it would answer, wrongly.
-    """
-    text = hub.get("text_config") or hub
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if hub["model_type"] == "qwen2_5_vl" and "mrope_section" not in rope:
-        raise ValueError(
-            "rope_scaling: expected the mrope_section of Qwen2.5-VL, got none: 1-D rotary "
-            "positions (as OpenCUA has them) are not supported; do: give a model with M-RoPE"
-        )
-
-
-def _statistics(folder: Path) -> dict[str, Any]:
-    found = preprocessor(folder)
-    return {name: found[name] for name in ("image_mean", "image_std") if name in found}
-
-
-def _three(values: Any) -> tuple[float, ...]:
-    out = tuple(float(value) for value in values)
-    if len(out) != 3:
-        raise ValueError(f"preprocessor_config.json: expected three channels, got {out}")
-    return out
+def _vlms() -> list[str]:
+    return [name for name, family in FAMILIES.items() if family.vlm is not None]

@@ -18,8 +18,8 @@ from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import Encoder
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
+from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import flops
 from seg_jax.records import Batch, PackedBatch, Prompts, Rollout
 from seg_jax.runs import reinforcement, start, supervised
 from seg_jax.training import optimizers, state
@@ -37,7 +37,7 @@ class Step:
     """Jitted."""
     arguments: tuple[Any, ...]
     """Shapes with their shardings."""
-    work: flops.Work
+    work: flops.Flops
     """Of one call, all devices together."""
     beside: Any = None
     """What lies in memory meanwhile without being an argument: shapes with their shardings."""
@@ -189,7 +189,7 @@ def _evaluate(plan: Plan) -> Step:
     return Step("evaluate", function, (plan.state.params, prompts), done)
 
 
-def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.Work:
+def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.Flops:
     """Returns the work of answers of the full length; most end sooner."""
     rows, read = prompts.tokens.ids.shape
     counter = flops.Counter(plan.config, plan.run.compute)
@@ -201,7 +201,7 @@ def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.
     )
 
 
-def _update_work(plan: Plan, updates: int = 1) -> flops.Work:
+def _update_work(plan: Plan, updates: int = 1) -> flops.Flops:
     """Returns the work of Newton-Schulz iterations, if the optimizer makes any.
 
     Each is X <- a X + (b A + c A A) X with A = X X^T, for X [m n], m <= n.

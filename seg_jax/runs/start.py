@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -19,17 +21,22 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import kimi_vl, number_embedding, qwen3_vl, qwen25_vl
+from seg_jax.models.vlm import number_embedding
 from seg_jax.runs.datasets import Source
 from seg_jax.tasks.referring import Referring
 
-# All are called Config: the names are for the parser of options.
-Model = (
-    Annotated[qwen25_vl.Config, subcommand("qwen2_5_vl")]
-    | Annotated[qwen3_vl.Config, subcommand("qwen3_vl")]
-    | Annotated[kimi_vl.Config, subcommand("kimi_vl")]
-)
-"""Sizes of a model of any family."""
+if TYPE_CHECKING:
+    Model = Any
+else:  # All are called Config: the names are for the parser of options.
+    Model = functools.reduce(
+        operator.or_,
+        [
+            Annotated[family.config, subcommand(name)]
+            for name, family in families.FAMILIES.items()
+            if family.vlm is not None
+        ],
+    )
+"""Sizes of a vision-language model of any family."""
 
 
 class Start(NamedTuple):
@@ -95,7 +102,9 @@ def with_random_weights(run: Any, tokenizer_folder: Path) -> Start:
 def blank_model(run: Any, tokenizer_folder: Path) -> Bundle:
     """Returns the configured model with shapes for weights."""
     tokenizer = make_tokenizer(run.source, run.task, tokenizer_folder)
-    graph, shapes = nnx.split(weights.blank(with_special_tokens(run.model, tokenizer), run.compute))
+    graph, shapes = nnx.split(
+        weights.blank(families.with_tokens(run.model, tokenizer), run.compute)
+    )
     return Bundle(graph, shapes, tokenizer, tokenizer_folder, run.layout, run.task)
 
 
@@ -116,33 +125,6 @@ def weight_initializer(run: Any, bundle: Bundle, on: jax.sharding.Mesh) -> Any:
         return nnx.state(model)
 
     return jax.jit(draw, out_shardings=sharding.shardings(bundle.params, on))
-
-
-def with_special_tokens(model: Model, tokenizer: tokens.Tokenizer) -> Model:
-    """Returns the sizes with a tokenizer's special tokens.
-
-    Raises:
-      ValueError: the model's table is too small for the tokenizer.
-    """
-    vocab = model.text.vocab_size
-    if tokenizer.vocab_size > vocab:
-        raise ValueError(
-            f"model.text.vocab_size: expected at least the tokenizer's {tokenizer.vocab_size}, "
-            f"got {vocab}; do: raise it"
-        )
-    ends = {"bos_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
-    if isinstance(model, kimi_vl.Config):
-        text = dataclasses.replace(model.text, **ends)
-        image = tokenizer.image_id
-        return dataclasses.replace(model, text=text, media_placeholder_token_id=image)
-    return dataclasses.replace(
-        model,
-        text=dataclasses.replace(model.text, **ends),
-        image_token_id=tokenizer.image_id,
-        video_token_id=tokenizer.id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.id("<|vision_end|>"),
-    )
 
 
 def make_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Tokenizer:

@@ -10,7 +10,8 @@ from flax import nnx
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.inference.bundle import Bundle
-from seg_jax.models.vlm import flops, qwen25_vl
+from seg_jax.models import flops
+from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Batch, PackedBatch
 from seg_jax.runs import stage
 from seg_jax.runs.batches import sharded_batches

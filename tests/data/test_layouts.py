@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, Qwen2VLImageProcessorPil
 from seg_jax.data import encode
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
+from seg_jax.models import families
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import moonvit, qwen25_vl
 from seg_jax.records import Images, Sample
@@ -61,12 +62,16 @@ def tokenizer(tmp_path_factory):
     return tokens.train(chat.sentences(["red star"]), folder=folder, vocab_size=300)
 
 
+def layout_of(family, found, *, visual_tokens=encode.VISUAL_TOKENS):
+    return encode.layout_of(families.image_layout(family, found, visual_tokens=visual_tokens))
+
+
 @pytest.fixture(scope="module")
 def encoder(tokenizer):
     """Returns a function that gives the encoder of a family's images."""
 
     def make(family, found, **options):
-        return encode.Encoder(tokenizer, encode.layout_of(family, found, **options))
+        return encode.Encoder(tokenizer, layout_of(family, found, **options))
 
     return make
 
@@ -190,31 +195,31 @@ def test_coordinates_are_those_of_the_image_as_it_came(family, found, encoder):
 
 
 def test_layouts_of_published_checkpoints():
-    old = encode.layout_of("qwen2_5_vl", QWEN25)
+    old = layout_of("qwen2_5_vl", QWEN25)
     assert (old.patch, old.merge, old.min_pixels) == (14, 2, 3136)
     assert (old.max_pixels, old.max_patches) == (1280 * 28 * 28, 5120)
     assert old.max_prompt == 1280 + 256
-    wide = encode.layout_of("qwen2_5_vl", QWEN25, visual_tokens=10**6)
+    wide = layout_of("qwen2_5_vl", QWEN25, visual_tokens=10**6)
     assert (wide.max_pixels, wide.max_patches) == (12_845_056, 4 * 16_384)
-    new = encode.layout_of("qwen3_vl", QWEN3)
+    new = layout_of("qwen3_vl", QWEN3)
     assert (new.patch, new.min_pixels, new.max_pixels) == (16, 65_536, 1280 * 32 * 32)
-    kimi = encode.layout_of("kimi_vl", KIMI)
+    kimi = layout_of("kimi_vl", KIMI)
     assert kimi.native == encode.Native(limit=4096, pad=True)
     assert kimi.max_patches == 4864
-    final = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384})
+    final = layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384})
     assert final.native.limit == 4225
     assert final.max_patches <= 5120
-    final = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384}, visual_tokens=4608)
+    final = layout_of("kimi_vl", KIMI | {"in_token_limit": 16_384}, visual_tokens=4608)
     assert (final.native.limit, final.max_patches) == (16_384, 17_920)
-    assert encode.layout_of("kimi_vl", {}).native == encode.Native(limit=4096, pad=False)
+    assert layout_of("kimi_vl", {}).native == encode.Native(limit=4096, pad=False)
 
 
 def test_both_spellings_of_the_budget():
     new = {"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}}
     bare = {name: QWEN25[name] for name in QWEN25 if "pixels" not in name}
-    assert encode.layout_of("qwen2_5_vl", bare | new) == encode.layout_of("qwen2_5_vl", QWEN25)
+    assert layout_of("qwen2_5_vl", bare | new) == layout_of("qwen2_5_vl", QWEN25)
     both = QWEN25 | {"max_pixels": 28 * 28 * 9} | new
-    assert encode.layout_of("qwen2_5_vl", both).max_pixels == 28 * 28 * 9
+    assert layout_of("qwen2_5_vl", both).max_pixels == 28 * 28 * 9
     official = Qwen2VLImageProcessorPil(**both)
     assert official.size["longest_edge"] == 28 * 28 * 9
 
@@ -223,12 +228,12 @@ def test_both_spellings_of_the_budget():
     st.integers(1, 4000), st.floats(0, math.log(16)), st.sampled_from([16, 64, 100, 4096, 16384])
 )
 def test_rows_have_room_for_all_but_the_longest_strips(side, log_aspect, limit):
-    layout = encode.layout_of("kimi_vl", KIMI | {"in_token_limit": limit})
+    layout = layout_of("kimi_vl", KIMI | {"in_token_limit": limit})
     other = max(1, int(side * math.exp(log_aspect)))
     assert max(side, other) <= 16 * min(side, other)
     fit = encode._fit(layout, side, other)
     assert math.prod(fit.framed) // 14**2 <= layout.max_patches
-    least = encode.layout_of("qwen2_5_vl", QWEN25 | {"max_pixels": 784 * limit})
+    least = layout_of("qwen2_5_vl", QWEN25 | {"max_pixels": 784 * limit})
     fit = encode._fit(least, side, other)
     assert math.prod(fit.framed) // 14**2 <= least.max_patches
 
@@ -260,7 +265,7 @@ def test_strips_that_do_not_fit_are_refused_with_the_knob_to_turn(encoder):
 )
 def test_preprocessors_that_are_not_understood(family, found, word):
     with pytest.raises(ValueError, match=word):
-        encode.layout_of(family, found)
+        layout_of(family, found)
 
 
 def test_qwen3_uses_the_processor_that_it_is_held_against(tmp_path):

@@ -13,9 +13,9 @@ import tiny_vlm
 from flax import nnx
 from jax.interpreters import partial_eval
 
-from seg_jax.models import families
+from seg_jax.models import families, flops
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.vlm import flops, likelihood, protocol, qwen25_vl
+from seg_jax.models.vlm import likelihood, protocol, qwen25_vl
 from seg_jax.records import Images, Packing, Tokens
 
 B, T, S, G, L = 2, 24, 32, 3, 10
@@ -169,7 +169,7 @@ def test_long_rows_are_counted_in_the_parts_that_they_are_worked_off_in(tokens):
     done = traced(hidden, params, *rows(config, tokens, 4 * tokens))
     total = sum(flops.forward(parts).values())
     # Every block of the tower holds both ways to look; the trace takes the longer for each.
-    blocks, _, _ = flops._tower(config)
+    blocks = families.vlm_facts(config).arithmetic(config).tower
     whole = 4.0 * config.vision.hidden_size * B * flops._pairs(4 * tokens, 0)[0]
     near = 4.0 * config.vision.hidden_size * B * flops._pairs(4 * tokens, blocks[1].reach)[0]
     assert done - total == pytest.approx(blocks[1].count * (whole - near), rel=1e-9)

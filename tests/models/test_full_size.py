@@ -104,7 +104,7 @@ def test_published_sizes_of_qwen25_vl(size):
     inside = (("model.visual.", "visual."), ("model.language_model.", "model."))
     for old, new in inside:
         want = {new + n.removeprefix(old) if n.startswith(old) else n: s for n, s in want.items()}
-    assert {slot.name: slot.shape for slot in weights.slots(config)} == want
+    assert {slot.name: slot.shape for slot in weights.tensor_parts(config)} == want
     _check_count(lambda rngs: qwen25_vl.Qwen25VL(config, rngs=rngs), want, QWEN25[size][-1])
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from seg_jax.models.nn import patches, xla_attention
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.vlm import protocol, qwen3_vl
+from seg_jax.models.vlm import protocol, qwen3_vit, qwen3_vl
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -119,7 +119,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
         patch.setattr(qwen3_vl.Text, "axes", (0, 0, 0, 1, 1, 1, 2, 2))
         assert loud() > 1e-3
     with monkeypatch.context() as patch:  # The grid read without stretching it.
-        patch.setattr(qwen3_vl.Grid, "__call__", lambda grid, place, size: _unaligned(grid, place))
+        patch.setattr(qwen3_vit.Grid, "__call__", lambda grid, place, size: _unaligned(grid, place))
         assert loud() > 1e-3
     with monkeypatch.context() as patch:
         exact = jax.nn.gelu
@@ -159,7 +159,7 @@ def test_gradients_of_every_weight_equal_transformers(way, monkeypatch):
 
 def test_the_learned_grid_is_read_as_in_transformers():
     vision_utils = pytest.importorskip("transformers.vision_utils")
-    grid = qwen3_vl.Grid(8, 5, std=1.0, dtype="float32", rngs=nnx.Rngs(0))
+    grid = qwen3_vit.Grid(8, 5, std=1.0, dtype="float32", rngs=nnx.Rngs(0))
     sizes = [(8, 8), (2, 4), (14, 24), (30, 2)]
     row = tiny_vlm.row(np.random.default_rng(0), sizes, texts=(1,) * 5)
     _, images = tiny_vlm.stack([row], patches=480)

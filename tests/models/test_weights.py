@@ -210,7 +210,7 @@ def test_broken_folders_say_what_is_wrong(model, tmp_path):
 
 
 def test_every_weight_has_one_place(model):
-    slots = list(weights.slots(model.config))
+    slots = list(weights.tensor_parts(model.config))
     assert len({(slot.name, slot.part) for slot in slots}) == len(slots)
     assert sum(np.prod(slot.shape) / slot.parts for slot in slots) == sum(
         leaf.size for leaf in jax.tree.leaves(nnx.state(model))
@@ -228,7 +228,7 @@ def test_every_family_passes_through_its_files(kind, tmp_path, monkeypatch):
     assert type(again) is families.FAMILIES[kind].model
     weights.save(again, tmp_path / "two")
     assert raw(tmp_path / "one") == raw(tmp_path / "two")
-    slots = list(weights.slots(model.config))
+    slots = list(weights.tensor_parts(model.config))
     assert len({(slot.name, slot.part) for slot in slots}) == len(slots)
     assert sum(np.prod(slot.shape) / slot.parts for slot in slots) == sum(
         leaf.size for leaf in jax.tree.leaves(nnx.state(model))

@@ -14,7 +14,7 @@ from tiny_vlm import IMAGE, VOCAB
 
 from seg_jax.geometry import grid
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.vlm import kimi_vl, moonvit
+from seg_jax.models.vlm import kimi_vl, moonlight, moonvit
 from seg_jax.records import Images, Tokens
 
 LOADED = Compute()
@@ -49,7 +49,7 @@ def config(*, tie: bool = False, **changes: Any) -> kimi_vl.Config:
         "init_pos_emb_width": 8,
     }
     return kimi_vl.Config(
-        text=kimi_vl.Text(**(text | changes.get("text", {}))),
+        text=moonlight.Text(**(text | changes.get("text", {}))),
         vision=moonvit.Vision(**(vision | changes.get("vision", {}))),
         tie_word_embeddings=tie,
         media_placeholder_token_id=IMAGE,

@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_vlm import END, IMAGE, START, VIDEO, VOCAB
 
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.vlm import qwen3_vl
+from seg_jax.models.vlm import qwen3_vit, qwen3_vl
 
 
 def config(*, tie: bool = False, **changes: Any) -> qwen3_vl.Config:
@@ -38,7 +38,7 @@ def config(*, tie: bool = False, **changes: Any) -> qwen3_vl.Config:
     }
     return qwen3_vl.Config(
         text=qwen3_vl.Text(**(text | changes.get("text", {}))),
-        vision=qwen3_vl.Vision(**(vision | changes.get("vision", {}))),
+        vision=qwen3_vit.Vision(**(vision | changes.get("vision", {}))),
         tie_word_embeddings=tie,
         image_token_id=IMAGE,
         video_token_id=VIDEO,

@@ -157,7 +157,7 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
     after = step(state.fresh(params, transform, horizon=1), grads)
     before, ways, got = (weights.leaves(tree) for tree in (params, grads, after))
     trained = set()
-    for slot in weights.slots(config):
+    for slot in weights.tensor_parts(config):
         # As Moonlight: all that is a matrix, but for words, places and the output head. A tensor
         # of several (q, k and v of the tower) has several slots.
         if len(slot.shape) < 2 or slot.path[-1] == "embedding":

@@ -185,7 +185,7 @@ def _utilisation(
     config: Config, asked, cases: list[dict[str, Any]], ceilings: dict[str, float]
 ) -> list[dict[str, float]]:
     """Returns what the decoding of each case, without its prompts, makes of the machine."""
-    from seg_jax.models.vlm import flops
+    from seg_jax.models import flops
 
     counter = flops.Counter(asked.config, asked.compute)
     weights, entry = _read_bytes(asked)

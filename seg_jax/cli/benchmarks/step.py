@@ -91,7 +91,7 @@ def _ours(run: supervised.Config, rounds: int) -> dict[str, Any]:
     """Returns what a step takes, and what the device's best product of matrices does."""
     import jax
 
-    from seg_jax.models.vlm import flops
+    from seg_jax.models import flops
     from seg_jax.training import hlo, optimizers, state
 
     plan = abstract.plan(run, jax.devices()[:1])

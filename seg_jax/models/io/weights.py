@@ -28,19 +28,23 @@ from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 
 
-class Slot(NamedTuple):
+class TensorPart(NamedTuple):
     """Where one array of a layer, or of one expert of a layer, stands in their files."""
 
     path: tuple[str, ...]
+    """Names of our array."""
     at: tuple[int, ...]
     """Index into our axes of layers and experts."""
     name: str
+    """Name of their tensor."""
     part: int
+    """Number of the part of their tensor's rows."""
     parts: int
+    """Number of equal parts that their tensor's rows are divided into."""
     shape: tuple[int, ...]
-    """Of the whole tensor in their file."""
+    """Shape of their whole tensor."""
     dtype: np.dtype
-    """That our model keeps it in."""
+    """Dtype that our model keeps the array in."""
 
 
 def load(
@@ -70,19 +74,19 @@ def load(
     if isinstance(source, Mapping):
         if config is None:
             raise ValueError("config: expected a Config beside a mapping of arrays, got None")
-        return _assemble(config, compute, safetensors.Arrays(source), on)
+        return _assemble(config, compute, safetensors.Arrays(source), on=on)
     folder = Path(source)
     config = config or families.read(folder)
     if (folder / orbax_params.FOLDER).is_dir():
-        return _restored(config, compute, folder, on)
-    return _assemble(config, compute, safetensors.open_folder(folder), on)
+        return _restore(config, compute, folder, on=on)
+    return _assemble(config, compute, safetensors.open_folder(folder), on=on)
 
 
 def save(model: Any, folder: str | Path) -> None:
     """Writes `config.json` and safetensors that transformers' `from_pretrained` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    ours = Ours(model.config, nnx.state(model))
+    ours = ModelTensors(model.config, nnx.state(model))
     files.write_json(folder / "config.json", model.config.to_hf())
     plan = safetensors.plan(ours.entries())
     for file in plan:
@@ -92,39 +96,39 @@ def save(model: Any, folder: str | Path) -> None:
 
 def export(model: Any) -> dict[str, np.ndarray]:
     """Returns all weights by their hub names, in the dtype that they are kept in."""
-    ours = Ours(model.config, nnx.state(model))
+    ours = ModelTensors(model.config, nnx.state(model))
     return {entry.name: ours.read(entry.name) for entry in ours.entries()}
 
 
-class Ours:
+class ModelTensors:
     """The parameters of a model as the tensors that hubs have."""
 
     def __init__(self, config: Any, params: Any):
         """Takes the config and the state of a model."""
         self._leaves = leaves(params)
-        self._slots: dict[str, list[Slot]] = {}
-        for slot in slots(config):
-            self._slots.setdefault(slot.name, []).append(slot)
+        self._parts: dict[str, list[TensorPart]] = {}
+        for piece in tensor_parts(config):
+            self._parts.setdefault(piece.name, []).append(piece)
 
     def entries(self) -> list[safetensors.Entry]:
         """Returns every tensor as it is to be written."""
         return [
             safetensors.Entry(name, np.dtype(self._leaves[found[0].path].dtype), found[0].shape)
-            for name, found in self._slots.items()
+            for name, found in self._parts.items()
         ]
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor; no other is brought from the devices."""
         parts = []
-        for slot in sorted(self._slots[name], key=lambda slot: slot.part):
-            leaf = self._leaves[slot.path]
-            array = np.asarray(leaf[slot.at] if slot.at else leaf)
-            parts.append(array.T if slot.path[-1] == "kernel" else array)
+        for piece in sorted(self._parts[name], key=lambda piece: piece.part):
+            leaf = self._leaves[piece.path]
+            array = np.asarray(leaf[piece.at] if piece.at else leaf)
+            parts.append(array.T if piece.path[-1] == "kernel" else array)
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return np.ascontiguousarray(whole.reshape(self._slots[name][0].shape))
+        return np.ascontiguousarray(whole.reshape(self._parts[name][0].shape))
 
 
-class Theirs:
+class HubTensors:
     """Their tensors, found to be those of a config, by the names of the hub."""
 
     def __init__(self, config: Any, source: safetensors.Arrays):
@@ -135,13 +139,13 @@ class Theirs:
         """
         family = families.of(config)
         self.source = source
-        self.slots = slots(config)
+        self.parts = tensor_parts(config)
         self.entries: dict[str, safetensors.Entry] = {}
         """Every tensor that the model has, as it is in the source."""
         self._names = {_hub_name(name, family.aliases): name for name in source.names()}
-        wanted = {slot.name: slot.shape for slot in self.slots}
-        if config.tie_word_embeddings:  # Some files repeat the tied embedding.
-            self._names.pop(family.names["head/embedding"], None)
+        wanted = {piece.name: piece.shape for piece in self.parts}
+        for name in set(family.repeated(config)) - wanted.keys():
+            self._names.pop(name, None)
         _check_names(set(wanted), set(self._names), source.where)
         wrong = [
             f"{name}: expected {shape}, got {source.shape(self._names[name])}"
@@ -160,28 +164,30 @@ class Theirs:
         return self.source.blocks(self._names[name], begin, end)
 
 
-@functools.cache  # Asked for at every load and save.
-def slots(config: Any) -> tuple[Slot, ...]:
+@functools.cache  # Needed at every load and save.
+def tensor_parts(config: Any) -> tuple[TensorPart, ...]:
     """Returns every array of a model, layer by layer, with its place in their files."""
-    told: list[Slot] = []
-    names = families.of(config).names
+    found: list[TensorPart] = []
+    family = families.of(config)
+    convolutions = family.convolutions(config)
     rough = Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
-    kept = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
+    dtypes = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
     for path, leaf in leaves(blank(config, Compute())).items():
-        pattern = _pattern(names, path)
+        pattern = _pattern(family.names, path)
         part, parts = 0, 1
-        if found := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
-            pattern, part, parts = found[1], int(found[2]), int(found[3])
+        if match := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
+            pattern, part, parts = match[1], int(match[2]), int(match[3])
         lead = ("{}" in pattern or "{+1}" in pattern) + ("{e}" in pattern)
         shape = leaf.shape[lead:]
         shape = shape[::-1] if path[-1] == "kernel" else shape
         shape = (shape[0] * parts, *shape[1:])
-        if path == ("vision", "patch", "kernel"):
-            shape = (shape[0], *_patch(config.vision))
-        dtype = np.dtype(kept[path])
+        if (inner := convolutions.get("/".join(path))) is not None:
+            shape = (shape[0], *inner)
+        dtype = np.dtype(dtypes[path])
         for at in np.ndindex(*leaf.shape[:lead]):
-            told.append(Slot(path, at, _numbered(pattern, at), part, parts, shape, dtype))
-    return tuple(told)
+            name = _numbered(pattern, at)
+            found.append(TensorPart(path, at, name, part, parts, shape, dtype))
+    return tuple(found)
 
 
 def blank(config: Any, compute: Compute) -> Any:
@@ -205,12 +211,6 @@ def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
     return {_path(path): leaf for path, leaf in found}
 
 
-def _patch(vision: Any) -> tuple[int, ...]:
-    """Returns the shape of their kernel of one patch: channel, frame if any, row, column."""
-    frames = (vision.temporal_patch_size,) if hasattr(vision, "temporal_patch_size") else ()
-    return (3, *frames, vision.patch_size, vision.patch_size)
-
-
 def _pattern(names: Mapping[str, str], path: tuple[str, ...]) -> str:
     """Returns their name for one of our paths."""
     if exact := names.get("/".join(path)):
@@ -226,18 +226,18 @@ def _numbered(pattern: str, at: tuple[int, ...]) -> str:
     return name.replace("{e}", str(at[-1]))
 
 
-def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, on: Mesh | None) -> Any:
+def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, *, on: Mesh | None) -> Any:
     """Returns the model made of their tensors."""
-    theirs = Theirs(config, source)
-    grouped: dict[tuple[str, ...], list[Slot]] = {}
-    for slot in theirs.slots:
-        grouped.setdefault(slot.path, []).append(slot)
+    theirs = HubTensors(config, source)
+    grouped: dict[tuple[str, ...], list[TensorPart]] = {}
+    for piece in theirs.parts:
+        grouped.setdefault(piece.path, []).append(piece)
     graph, state = nnx.split(blank(config, compute))
     places = None if on is None else sharding.shardings(state, on)
 
     def fill(path, leaf, place=None):
         def share(index: tuple[slice, ...]) -> np.ndarray:
-            return _share(theirs, grouped[_path(path)], leaf, index)
+            return _read_share(theirs, grouped[_path(path)], index, dtype=leaf.dtype)
 
         return _placed(leaf.shape, place, share)
 
@@ -245,7 +245,7 @@ def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, on: Mes
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
 
 
-def _restored(config: Any, compute: Compute, folder: Path, on: Mesh | None) -> Any:
+def _restore(config: Any, compute: Compute, folder: Path, *, on: Mesh | None) -> Any:
     """Returns the model of an Orbax checkpoint."""
     graph, state = nnx.split(blank(config, compute))
     if on is None:
@@ -259,7 +259,7 @@ def _restored(config: Any, compute: Compute, folder: Path, on: Mesh | None) -> A
 def _placed(
     shape: tuple[int, ...], place: Any, share: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    """Returns an array laid as asked; one share of it at a time is on the host."""
+    """Returns an array with a sharding; one share of it at a time is on the host."""
     if place is None:
         out = jax.device_put(share(tuple(slice(0, size) for size in shape)))
         _settle(out)
@@ -286,24 +286,28 @@ def _settle(arrays: Any) -> None:
     gc.collect(0)
 
 
-def _share(theirs: Theirs, found: list[Slot], leaf: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """Returns the given part of one of our arrays."""
-    out = np.empty([part.stop - part.start for part in index], np.dtype(leaf.dtype))
+def _read_share(
+    theirs: HubTensors, found: list[TensorPart], index: tuple[slice, ...], *, dtype: Any
+) -> np.ndarray:
+    """Returns the indexed share of one of our arrays."""
+    out = np.empty([part.stop - part.start for part in index], np.dtype(dtype))
     lead = len(found[0].at)
     wanted, inner = index[:lead], index[lead:]
-    for slot in found:
-        if all(part.start <= i < part.stop for i, part in zip(slot.at, wanted, strict=True)):
-            at = tuple(i - part.start for i, part in zip(slot.at, wanted, strict=True))
-            _copy(theirs, slot, out[at], inner)
+    for piece in found:
+        if all(part.start <= i < part.stop for i, part in zip(piece.at, wanted, strict=True)):
+            at = tuple(i - part.start for i, part in zip(piece.at, wanted, strict=True))
+            _copy_rows(theirs, piece, inner, out=out[at])
     return out
 
 
-def _copy(theirs: Theirs, slot: Slot, out: np.ndarray, index: tuple[slice, ...]) -> None:
-    """Copies the given part of one of our arrays of a layer from their rows, block by block."""
-    kernel = slot.path[-1] == "kernel"
+def _copy_rows(
+    theirs: HubTensors, piece: TensorPart, index: tuple[slice, ...], *, out: np.ndarray
+) -> None:
+    """Copies the indexed share of one of our arrays of a layer from their rows, block by block."""
+    kernel = piece.path[-1] == "kernel"
     rows, *rest = index[::-1] if kernel else index
-    skipped = slot.part * slot.shape[0] // slot.parts
-    for first, block in theirs.blocks(slot.name, skipped + rows.start, skipped + rows.stop):
+    skipped = piece.part * piece.shape[0] // piece.parts
+    for first, block in theirs.blocks(piece.name, skipped + rows.start, skipped + rows.stop):
         begin = first - skipped - rows.start
         span = slice(begin, begin + len(block))
         if kernel:
@@ -317,9 +321,13 @@ def _check_names(wanted: set[str], got: set[str], where: str) -> None:
     missing, surplus = sorted(wanted - got), sorted(got - wanted)
     lines = []
     if missing:
-        lines.append(_several("missing", [_near(name, surplus) for name in missing[:5]], missing))
+        lines.append(
+            _several("missing", [_with_nearest(name, surplus) for name in missing[:5]], missing)
+        )
     if surplus:
-        lines.append(_several("surplus", [_near(name, missing) for name in surplus[:5]], surplus))
+        lines.append(
+            _several("surplus", [_with_nearest(name, missing) for name in surplus[:5]], surplus)
+        )
     if lines:
         raise ValueError(
             f"{where}expected the {len(wanted)} tensors of this config, got "
@@ -328,7 +336,7 @@ def _check_names(wanted: set[str], got: set[str], where: str) -> None:
         )
 
 
-def _near(name: str, others: list[str]) -> str:
+def _with_nearest(name: str, others: list[str]) -> str:
     close = difflib.get_close_matches(name, others, n=1)
     return f"{name} (near {close[0]})" if close else name
 

@@ -1,7 +1,7 @@
 """Kimi-VL in Flax NNX: MoonViT before the Moonlight decoder with latents and experts.
 
-Source: Kimi-VL technical report, arXiv 2504.07491, section 2.1; Moonlight, arXiv 2502.16982;
-config and weight names of the published checkpoints (`kimi_vl`, `moonvit`, `deepseek_v3`).
+Source: Kimi-VL technical report, arXiv 2504.07491, section 2.1; config and weight names of the
+published checkpoints (`kimi_vl`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from seg_jax.models.facts import arithmetic, hub_config, image_layout
+from seg_jax.models.facts.arithmetic import Arithmetic
+from seg_jax.models.facts.family import VLM, Family, SpecialTokens
 from seg_jax.models.nn import (
     attention,
     batching,
-    experts,
-    latent_attention,
     layer_stack,
     linear,
     rotary,
@@ -28,140 +29,49 @@ from seg_jax.models.nn.linear import Embedding
 from seg_jax.models.nn.norms import RMSNorm
 from seg_jax.models.nn.rotary import Rotary
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import moonvit, protocol
+from seg_jax.models.vlm import moonlight, moonvit, protocol
 from seg_jax.records import Array, Images, Packing, Tokens
-
-_SIZES = (
-    (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "n_routed_experts",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "kv_lora_rank",
-        "qk_rope_head_dim",
-        "qk_nope_head_dim",
-        "v_head_dim",
-    ),
-    ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
-)
-"""What a `config.json` must say of text and vision: a default would be another model's."""
-
-_FIXED = {
-    "q_lora_rank": None,
-    "moe_layer_freq": 1,
-    "first_k_dense_replace": 1,
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "attention_bias": False,
-    "hidden_act": "silu",
-}
-"""What a `text_config` may say no other value of."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    """The decoder (`text_config`): its first layer is dense, all others have experts."""
-
-    vocab_size: int = 163_840
-    hidden_size: int = 2048
-    intermediate_size: int = 11_264
-    """Of the dense layer."""
-    moe_intermediate_size: int = 1408
-    """Of one expert."""
-    num_hidden_layers: int = 27
-    num_attention_heads: int = 16
-    n_routed_experts: int = 64
-    n_shared_experts: int = 2
-    num_experts_per_tok: int = 6
-    n_group: int = 1
-    topk_group: int = 1
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 2.446
-    kv_lora_rank: int = 512
-    qk_rope_head_dim: int = 64
-    qk_nope_head_dim: int = 128
-    v_head_dim: int = 128
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 800_000.0
-    max_position_embeddings: int = 131_072
-    initializer_range: float = 0.02
-    bos_token_id: int | None = 163_584
-    eos_token_id: int | None = 163_585
-
-    def __post_init__(self):
-        protocol.check_sizes(self, "text")
-        if self.num_hidden_layers < 2:
-            raise ValueError(
-                "text.num_hidden_layers: expected 2 or more (a dense one, then experts), "
-                f"got {self.num_hidden_layers}"
-            )
-        if self.qk_rope_head_dim % 2:
-            raise ValueError(
-                f"text.qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}"
-            )
-        if self.n_routed_experts % self.n_group or not 1 <= self.topk_group <= self.n_group:
-            raise ValueError(
-                f"text.n_group, topk_group: expected groups that divide {self.n_routed_experts} "
-                f"experts, and as many or fewer visited, got {self.n_group}, {self.topk_group}"
-            )
-        reach = self.n_routed_experts // self.n_group * self.topk_group
-        if not 1 <= self.num_experts_per_tok <= reach:
-            raise ValueError(
-                f"text.num_experts_per_tok: expected 1 to {reach}, got {self.num_experts_per_tok}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole model; the defaults are Kimi-VL-A3B."""
 
-    text: Text = Text()
+    text: moonlight.Text = moonlight.Text()
     vision: moonvit.Vision = moonvit.Vision()
     tie_word_embeddings: bool = False
     media_placeholder_token_id: int = 163_605
 
     @property
     def image_token_id(self) -> int:
-        """Of the token that a visual token stands in for."""
+        """Token whose place a visual token takes."""
         return self.media_placeholder_token_id
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> Config:
         """Returns the config that a `config.json` of the hub describes."""
-        if hf.get("model_type", "kimi_vl") != "kimi_vl":
-            raise ValueError(f"model_type: expected 'kimi_vl', got {hf['model_type']!r}")
+        hub_config.check_model_type(hf, "kimi_vl")
         text, vision = hf.get("text_config") or {}, hf.get("vision_config") or {}
-        if lost := [f"text_config.{name}" for name in _SIZES[0] if name not in text] + [
-            f"vision_config.{name}" for name in _SIZES[1] if name not in vision
-        ]:
-            raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
-        for name, value in _FIXED.items():
-            if text.get(name, value) != value:
-                raise ValueError(
-                    f"text_config.{name}: expected {value!r}, got {text[name]!r}: not supported"
-                )
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        hub_config.check_present(
+            {"text_config.": (text, moonlight.SIZES), "vision_config.": (vision, moonvit.SIZES)}
+        )
+        hub_config.check_fixed(text, moonlight.FIXED, where="text_config")
+        rope, kind = hub_config.rotary(text)
         if kind != "default":
             raise ValueError(f"text_config.rope_scaling: expected none, got {kind!r}")
-        text = _pick(
-            Text, text | ({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {})
-        )
-        vision = _pick(moonvit.Vision, vision)
+        if "rope_theta" in rope:
+            text = text | {"rope_theta": rope["rope_theta"]}
+        text = hub_config.pick_fields(moonlight.Text, text)
+        vision = hub_config.pick_fields(moonvit.Vision, vision)
         if "merge_kernel_size" in vision:
             vision["merge_kernel_size"] = tuple(vision["merge_kernel_size"])
         named = ("tie_word_embeddings", "media_placeholder_token_id")
         rest = {name: hf[name] for name in named if name in hf}
-        return cls(text=Text(**text), vision=moonvit.Vision(**vision), **rest)
+        return cls(text=moonlight.Text(**text), vision=moonvit.Vision(**vision), **rest)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns a `config.json` as the hub has it, without pointers to remote code."""
-        text = dataclasses.asdict(self.text) | _FIXED
+        text = dataclasses.asdict(self.text) | moonlight.FIXED
         text |= {"model_type": "deepseek_v3", "rope_scaling": None}
         text |= {"num_key_value_heads": self.text.num_attention_heads}
         text |= {"tie_word_embeddings": self.tie_word_embeddings}
@@ -186,20 +96,7 @@ def _norm(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}/scale": f"{theirs}.weight", f"{ours}/bias": f"{theirs}.bias"}
 
 
-def _text_layer(ours: str, theirs: str) -> dict[str, str]:
-    return {
-        f"{ours}/norm_attention/scale": f"{theirs}.input_layernorm.weight",
-        f"{ours}/norm_ffn/scale": f"{theirs}.post_attention_layernorm.weight",
-        f"{ours}/attention/q/*": f"{theirs}.self_attn.q_proj.*",
-        f"{ours}/attention/kv_in/*": f"{theirs}.self_attn.kv_a_proj_with_mqa.*",
-        f"{ours}/attention/kv_norm/scale": f"{theirs}.self_attn.kv_a_layernorm.weight",
-        f"{ours}/attention/kv_out/*": f"{theirs}.self_attn.kv_b_proj.*",
-        f"{ours}/attention/o/*": f"{theirs}.self_attn.o_proj.*",
-    }
-
-
 _VISION = "vision_tower.encoder.blocks.{}"
-_FIRST, _REST = "language_model.model.layers.{}", "language_model.model.layers.{+1}"
 
 NAMES: dict[str, str] = {
     "vision/patch/*": "vision_tower.patch_embed.proj.*",
@@ -217,77 +114,13 @@ NAMES: dict[str, str] = {
     "vision/merge_in/*": "multi_modal_projector.linear_1.*",
     "vision/merge_out/*": "multi_modal_projector.linear_2.*",
     "embed/embedding": "language_model.model.embed_tokens.weight",
-    **_text_layer("first", _FIRST),
-    "first/ffn/gate/*": f"{_FIRST}.mlp.gate_proj.*",
-    "first/ffn/up/*": f"{_FIRST}.mlp.up_proj.*",
-    "first/ffn/down/*": f"{_FIRST}.mlp.down_proj.*",
-    **_text_layer("blocks", _REST),
-    "blocks/ffn/router/kernel": f"{_REST}.mlp.gate.weight",
-    "blocks/ffn/router/bias": f"{_REST}.mlp.gate.e_score_correction_bias",
-    "blocks/ffn/expert_gate/*": f"{_REST}.mlp.experts.{{e}}.gate_proj.*",
-    "blocks/ffn/expert_up/*": f"{_REST}.mlp.experts.{{e}}.up_proj.*",
-    "blocks/ffn/expert_down/*": f"{_REST}.mlp.experts.{{e}}.down_proj.*",
-    "blocks/ffn/shared/gate/*": f"{_REST}.mlp.shared_experts.gate_proj.*",
-    "blocks/ffn/shared/up/*": f"{_REST}.mlp.shared_experts.up_proj.*",
-    "blocks/ffn/shared/down/*": f"{_REST}.mlp.shared_experts.down_proj.*",
+    **moonlight.NAMES,
     "norm/scale": "language_model.model.norm.weight",
     "head/embedding": "language_model.lm_head.weight",
 }
 """Ours to theirs. `{}` is the layer (ours are stacked), `{+1}` the layer of a stack that begins at
 their layer 1, `{e}` the expert (ours on the next axis), `*` is kernel and weight or bias and bias,
 `[i/n]` the i-th of n equal parts of the rows of theirs. Kernels are transposed weights."""
-
-
-class Block(nnx.Module):
-    """Pre-norm latent attention, then a dense gated layer or experts, both residual."""
-
-    def __init__(self, text: Text, *, dense: bool, stack: int, compute: Compute, rngs: nnx.Rngs):
-        """Draws a stack of `stack` blocks."""
-        std, width = text.initializer_range, text.hidden_size
-
-        def norm() -> RMSNorm:
-            eps, dtype = text.rms_norm_eps, compute.param_dtype
-            return RMSNorm(width, eps=eps, stack=stack, dtype=dtype)
-
-        self.norm_attention, self.norm_ffn = norm(), norm()
-        attention = latent_attention.Shape(
-            width=width,
-            heads=text.num_attention_heads,
-            rank=text.kv_lora_rank,
-            plain=text.qk_nope_head_dim,
-            rotary=text.qk_rope_head_dim,
-            value=text.v_head_dim,
-            std=std,
-        )
-        self.attention = latent_attention.Attention(
-            attention, stack=stack, compute=compute, rngs=rngs
-        )
-        if dense:
-            ffn = text.intermediate_size
-            self.ffn = experts.Gated(width, ffn, std=std, stack=stack, compute=compute, rngs=rngs)
-            return
-        shape = experts.Shape(
-            width=width,
-            ffn=text.moe_intermediate_size,
-            experts=text.n_routed_experts,
-            visits=text.num_experts_per_tok,
-            shared=text.n_shared_experts,
-            scale=text.routed_scaling_factor,
-            normalised=text.norm_topk_prob,
-            groups=text.n_group,
-            visited_groups=text.topk_group,
-            std=std,
-        )
-        self.ffn = experts.Mixture(shape, stack=stack, compute=compute, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "*n D"], turn: Rotary, mix: Any
-    ) -> tuple[Float[Array, "*n D"], Any]:
-        """Returns the block's output and what mix(attention, q, latents) returned beside it."""
-        q, latents = self.attention.read(self.norm_attention(x), turn)
-        out, extra = mix(self.attention, q, latents)
-        x = x + out
-        return sharding.rows(x + self.ffn(self.norm_ffn(x))), extra
 
 
 class KimiVL(nnx.Module):
@@ -309,9 +142,9 @@ class KimiVL(nnx.Module):
             config.vision, out=text.hidden_size, compute=compute, rngs=rngs
         )
         self.embed = Embedding(size, std=std, dtype=dtype, rngs=rngs)
-        self.first = Block(text, dense=True, stack=1, compute=compute, rngs=rngs)
+        self.first = moonlight.Block(text, dense=True, stack=1, compute=compute, rngs=rngs)
         rest = text.num_hidden_layers - 1
-        self.blocks = Block(text, dense=False, stack=rest, compute=compute, rngs=rngs)
+        self.blocks = moonlight.Block(text, dense=False, stack=rest, compute=compute, rngs=rngs)
         self.norm = RMSNorm(text.hidden_size, eps=text.rms_norm_eps, stack=0, dtype=dtype)
         self.head = (
             None if config.tie_word_embeddings else Embedding(size, std=std, dtype=dtype, rngs=rngs)
@@ -327,7 +160,7 @@ class KimiVL(nnx.Module):
         def mix(attention, q, latents):
             return attention.attend(q, latents, tokens.segments), None
 
-        turn = self._turn(_counted(tokens.segments))
+        turn = self._turn(moonlight.count_tokens(tokens.segments))
         return self._through(self._inputs(tokens, images), turn, mix, each=(None, None))[0]
 
     def prefill(self, tokens: Tokens, images: Images | None) -> protocol.Prefix:
@@ -336,7 +169,7 @@ class KimiVL(nnx.Module):
         def mix(attention, q, latents):
             return attention.attend(q, latents, tokens.segments), latents
 
-        place = _counted(tokens.segments)
+        place = moonlight.count_tokens(tokens.segments)
         turn = self._turn(place)
         x = self._inputs(tokens, images)
         hidden, cache = self._through(x, turn, mix, each=(None, None))
@@ -412,17 +245,6 @@ class KimiVL(nnx.Module):
         return rotary.from_angles(positions[..., None].astype(jnp.float32) * spin)
 
 
-def _counted(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Returns how many tokens of its conversation stand before each token, visual tokens included.
-
-    They are its rotary position: unlike Qwen's models this one knows no rows and columns there.
-    """
-    columns = jnp.arange(segments.shape[1])
-    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    begin = jax.lax.cummax(jnp.where(segments != before, columns, 0), axis=1)
-    return columns - begin
-
-
 class Decoder:
     """Kimi-VL laid out for decoding: layers apart, weights in the compute dtype."""
 
@@ -485,10 +307,41 @@ class Decoder:
         return self.model.logits(hidden)
 
 
-def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that are fields of a config class; of several end tokens the first."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    found = {name: values[name] for name in names if name in values}
-    if isinstance(found.get("eos_token_id"), list):
-        found["eos_token_id"] = found["eos_token_id"][0]
-    return found
+def with_tokens(config: Config, tokenizer: SpecialTokens) -> Config:
+    """Returns a config with the special tokens of a tokenizer."""
+    ends = {"bos_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    text = dataclasses.replace(config.text, **ends)
+    return dataclasses.replace(config, text=text, media_placeholder_token_id=tokenizer.image_id)
+
+
+def count_products(config: Config) -> Arithmetic:
+    """Returns what a model computes for a token and for a patch."""
+    vision = config.vision
+    return arithmetic.of_model(
+        config,
+        decoder=moonlight.count_products(config.text),
+        tower=[arithmetic.of_tower(vision, depth=vision.num_hidden_layers, products=2)],
+    )
+
+
+def patch_kernel(config: Config) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the hub's kernel of patches: channel, row, column."""
+    side = config.vision.patch_size
+    return {"vision/patch/kernel": (3, side, side)}
+
+
+FAMILY = Family(
+    model_type="kimi_vl",
+    config=Config,
+    model=KimiVL,
+    names=NAMES,
+    convolutions=patch_kernel,
+    repeated=lambda config: (NAMES["head/embedding"],) if config.tie_word_embeddings else (),
+    with_preprocessor=hub_config.with_pixel_statistics,
+    vlm=VLM(
+        tokenizer="moonshot",
+        with_tokens=with_tokens,
+        image_layout=image_layout.native,
+        arithmetic=count_products,
+    ),
+)

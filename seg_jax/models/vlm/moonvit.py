@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from seg_jax.models.facts import hub_config
 from seg_jax.models.nn import attention, blocks, layer_stack, patches, rotary
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.nn.linear import Linear
 from seg_jax.models.nn.norms import LayerNorm
-from seg_jax.models.vlm import protocol
 from seg_jax.records import Array, Images
 
 EPS = 1e-5
@@ -26,6 +26,10 @@ THETA = 10_000.0
 STD = 0.02
 CUBIC = -0.75
 """The free coefficient of the cubic kernel, as torch has it."""
+
+
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+"""Sizes that a `vision_config` must give."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Vision:
     """Not of `config.json` but of `preprocessor_config.json`."""
 
     def __post_init__(self):
-        protocol.check_sizes(self, "vision")
+        hub_config.check_sizes(self, "vision")
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 "vision: expected a width that is four times a multiple of the heads, got "

@@ -5,8 +5,6 @@ Axes here: `P` prompt tokens.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -111,17 +109,3 @@ class Decoder(Protocol):
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
         ...
-
-
-def check_sizes(config: Any, room: str) -> None:
-    """Raises ValueError where a number of a model's configuration is not positive.
-
-    Args:
-      config: a dataclass; ids of tokens in it may be 0.
-      room: where it stands in the configuration of the model, for the message.
-    """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        is_size = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_size and not field.name.endswith("token_id") and not 0 < value < math.inf:
-            raise ValueError(f"{room}.{field.name}: expected a positive number, got {value}")

@@ -15,11 +15,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from seg_jax.models.facts import arithmetic, hub_config, image_layout
+from seg_jax.models.facts.arithmetic import Arithmetic
+from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.nn import attention, blocks, layer_stack, rotary, xla_attention
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.nn.linear import Linear
 from seg_jax.models.nn.norms import RMSNorm
-from seg_jax.models.vlm import protocol, qwen_decoder
+from seg_jax.models.vlm import qwen_decoder
 from seg_jax.records import Array, Images
 
 VISION_EPS = 1e-6
@@ -37,7 +40,7 @@ _SIZES = (
     ),
     ("depth", "hidden_size", "intermediate_size", "num_heads"),
 )
-"""What a `config.json` must say of text and vision: a default would be another model's."""
+"""Sizes that a `config.json` must give for text and vision."""
 
 
 def _head(width: int, heads: int, where: str) -> int:
@@ -66,7 +69,7 @@ class Text:
     eos_token_id: int | None = 151_645
 
     def __post_init__(self):
-        protocol.check_sizes(self, "text")
+        hub_config.check_sizes(self, "text")
         head = _head(self.hidden_size, self.num_attention_heads, "text")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -105,7 +108,7 @@ class Vision:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
-        protocol.check_sizes(self, "vision")
+        hub_config.check_sizes(self, "vision")
         if _head(self.hidden_size, self.num_heads, "vision") % 4:
             raise ValueError(
                 f"vision: expected a head width that four divides, got "
@@ -143,34 +146,34 @@ class Config:
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> Config:
         """Returns the config that a `config.json` describes, flat (hub) or nested."""
-        if hf.get("model_type", "qwen2_5_vl") != "qwen2_5_vl":
-            raise ValueError(f"model_type: expected 'qwen2_5_vl', got {hf['model_type']!r}")
+        hub_config.check_model_type(hf, "qwen2_5_vl")
         nested = hf.get("text_config") or hf
-        rope = nested.get("rope_parameters") or nested.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        rope, kind = hub_config.rotary(nested)
         if kind not in ("default", "mrope"):
             raise ValueError(f"rope_scaling: expected type 'mrope' or 'default', got {kind!r}")
         if nested.get("use_sliding_window"):
             raise ValueError("use_sliding_window: expected false, got true: not supported")
         vision = hf.get("vision_config") or {}
-        if lost := [name for name in _SIZES[0] if name not in nested] + [
-            f"vision_config.{name}" for name in _SIZES[1] if name not in vision
-        ]:
-            raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
+        hub_config.check_present({"": (nested, _SIZES[0]), "vision_config.": (vision, _SIZES[1])})
         if vision.get("in_channels", 3) != 3:
             raise ValueError(f"vision_config.in_channels: expected 3, got {vision['in_channels']}")
         for where, part in (("text_config", nested), ("vision_config", vision)):
             if part.get("hidden_act", "silu") != "silu":
                 raise ValueError(f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}")
-        text = _pick(Text, nested)
+        text = hub_config.pick_fields(Text, nested)
         text["rope_theta"] = float(rope.get("rope_theta", nested.get("rope_theta", 1e6)))
-        text["mrope_section"] = tuple(rope.get("mrope_section", (16, 24, 24)))
+        if "mrope_section" not in rope:  # Read as if it had three axes it would answer, wrongly.
+            raise ValueError(
+                "rope_scaling: expected the mrope_section of Qwen2.5-VL, got none: 1-D rotary "
+                "positions (as OpenCUA has them) are not supported; do: give a model with M-RoPE"
+            )
+        text["mrope_section"] = tuple(rope["mrope_section"])
         # The class default of transformers; checkpoints say 1e-6.
         text.setdefault("rms_norm_eps", 1e-5)
-        vision = _pick(Vision, vision)
+        vision = hub_config.pick_fields(Vision, vision)
         if "fullatt_block_indexes" in vision:
             vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
-        ids = {name: hf[name] for name in hf if name in _names(cls) and name.endswith("_id")}
+        ids = {name: hf[name] for name in qwen_decoder.TOKEN_IDS if name in hf}
         tie = hf.get("tie_word_embeddings") or nested.get("tie_word_embeddings") or False
         return cls(text=Text(**text), vision=Vision(**vision), tie_word_embeddings=tie, **ids)
 
@@ -186,8 +189,9 @@ class Config:
         vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
         vision |= {"out_hidden_size": self.text.hidden_size, "in_channels": 3}
         vision |= {"model_type": "qwen2_5_vl_vision", "hidden_act": "silu"}
-        rest = {name: getattr(self, name) for name in _names(Config) - {"text", "vision"}}
+        rest = {name: getattr(self, name) for name in qwen_decoder.TOKEN_IDS}
         return rest | {
+            "tie_word_embeddings": self.tie_word_embeddings,
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "model_type": "qwen2_5_vl",
             "text_config": text,
@@ -339,13 +343,33 @@ class Qwen25VL(qwen_decoder.Dense):
         super().__init__(config, shape, vision=vision, compute=compute, rngs=rngs)
 
 
-def _names(kind: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+def count_products(config: Config) -> Arithmetic:
+    """Returns what a model computes for a token and for a patch."""
+    text, vision = config.text, config.vision
+    full = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))
+    whole = arithmetic.of_tower(vision, depth=full, products=3)
+    windowed = whole._replace(count=vision.depth - full, reach=vision.window_patches)
+    head = text.hidden_size // text.num_attention_heads
+    decoder = arithmetic.of_grouped_queries(text, head=head)
+    return arithmetic.of_model(config, decoder=decoder, tower=[whole, windowed])
 
 
-def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that are fields of a config class; of several end tokens the first."""
-    found = {name: values[name] for name in _names(kind) if name in values}
-    if isinstance(found.get("eos_token_id"), list):
-        found["eos_token_id"] = found["eos_token_id"][0]
-    return found
+FAMILY = Family(
+    model_type="qwen2_5_vl",
+    config=Config,
+    model=Qwen25VL,
+    names=NAMES,
+    # Names within transformers and in the files that its version 5 writes, to those of the hub.
+    aliases=(("model.visual.", "visual."), ("model.language_model.", "model.")),
+    relatives={"opencua": "Qwen2.5-VL with 1-D rotary positions and Moonshot's tokenizer"},
+    convolutions=qwen_decoder.video_kernel,
+    repeated=lambda config: (NAMES["head/embedding"],) if config.tie_word_embeddings else (),
+    with_preprocessor=hub_config.with_pixel_statistics,
+    vlm=VLM(
+        tokenizer="qwen",
+        with_tokens=qwen_decoder.with_tokens,
+        image_layout=image_layout.scaled,
+        arithmetic=count_products,
+        window_tokens=lambda config: config.vision.window_tokens,
+    ),
+)

@@ -1,36 +1,25 @@
 """Qwen3-VL (dense) in Flax NNX: a vision tower with DeepStack before a text decoder.
 
-Source: Qwen3-VL technical report, arXiv 2511.21631, section 2; DeepStack, arXiv 2406.04334; config
-names of `transformers` (`Qwen3VLConfig`).
-
-Axes here: `E` width of the decoder, where `D` is that of the vision tower.
+Source: Qwen3-VL technical report, arXiv 2511.21631, section 2; config names of `transformers`
+(`Qwen3VLConfig`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
 
-from seg_jax.models.nn import attention, blocks, layer_stack, patches, rotary
+from seg_jax.models.facts import arithmetic, hub_config, image_layout
+from seg_jax.models.facts.arithmetic import Arithmetic
+from seg_jax.models.facts.family import VLM, Family
+from seg_jax.models.nn import blocks
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.nn.linear import Linear
-from seg_jax.models.nn.norms import LayerNorm
-from seg_jax.models.vlm import protocol, qwen_decoder
-from seg_jax.records import Array, Images
+from seg_jax.models.vlm import qwen3_vit, qwen_decoder
 
-VISION_EPS = 1e-6
-"""Of every norm in the vision tower; no config holds it."""
-VISION_THETA = 10_000.0
-
-_SIZES = (
-    (
+_SIZES = {
+    "text_config": (
         "vocab_size",
         "hidden_size",
         "intermediate_size",
@@ -38,24 +27,24 @@ _SIZES = (
         "num_attention_heads",
         "num_key_value_heads",
     ),
-    ("depth", "hidden_size", "intermediate_size", "num_heads", "deepstack_visual_indexes"),
-)
-"""What a `config.json` must say of text and vision: a default would be another model's."""
+    "vision_config": (
+        "depth",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "deepstack_visual_indexes",
+    ),
+}
+"""Sizes that a `config.json` must give for text and vision."""
 
-_FIXED = (
-    {"hidden_act": "silu", "attention_bias": False},
-    {"hidden_act": "gelu_pytorch_tanh", "in_channels": 3},
-)
-"""What a `config.json` may say no other value of."""
+_FIXED = {
+    "text_config": {"hidden_act": "silu", "attention_bias": False},
+    "vision_config": {"hidden_act": "gelu_pytorch_tanh", "in_channels": 3},
+}
+"""Values that a `config.json` may not change."""
 
-_REST = (
-    "tie_word_embeddings",
-    "image_token_id",
-    "video_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-)
-"""What a `config.json` says outside of its two parts."""
+_REST = ("tie_word_embeddings", *qwen_decoder.TOKEN_IDS)
+"""Fields of a `config.json` outside of its two parts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +68,7 @@ class Text:
     eos_token_id: int | None = 151_645
 
     def __post_init__(self):
-        protocol.check_sizes(self, "text")
+        hub_config.check_sizes(self, "text")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"text.num_key_value_heads: expected a divisor of {self.num_attention_heads} "
@@ -99,56 +88,11 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Vision:
-    """The vision tower (`vision_config`) and the normalisation of its images."""
-
-    depth: int = 27
-    hidden_size: int = 1152
-    intermediate_size: int = 4304
-    num_heads: int = 16
-    patch_size: int = 16
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    num_position_embeddings: int = 2304
-    """Places of the learned grid, a square."""
-    deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
-    """Blocks whose outputs go into the first layers of the decoder."""
-    initializer_range: float = 0.02
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Not of `config.json` but of `preprocessor_config.json`."""
-
-    def __post_init__(self):
-        protocol.check_sizes(self, "vision")
-        if self.hidden_size % (4 * self.num_heads):
-            raise ValueError(
-                "vision: expected a width that is four times a multiple of the heads, got "
-                f"{self.hidden_size} and {self.num_heads}"
-            )
-        if self.grid**2 != self.num_position_embeddings:
-            raise ValueError(
-                "vision.num_position_embeddings: expected a square, got "
-                f"{self.num_position_embeddings}"
-            )
-        deep = self.deepstack_visual_indexes
-        if list(deep) != sorted(set(deep) & set(range(self.depth))):
-            raise ValueError(
-                "vision.deepstack_visual_indexes: expected rising numbers of blocks below "
-                f"{self.depth}, got {deep}"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Side of the learned grid."""
-        return math.isqrt(self.num_position_embeddings)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole model; the defaults are Qwen3-VL-8B."""
 
     text: Text = Text()
-    vision: Vision = Vision()
+    vision: qwen3_vit.Vision = qwen3_vit.Vision()
     tie_word_embeddings: bool = False
     image_token_id: int = 151_655
     video_token_id: int = 151_656
@@ -165,21 +109,16 @@ class Config:
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> Config:
         """Returns the config that a `config.json` of the hub describes."""
-        if hf.get("model_type", "qwen3_vl") != "qwen3_vl":
-            raise ValueError(f"model_type: expected 'qwen3_vl', got {hf['model_type']!r}")
+        hub_config.check_model_type(hf, "qwen3_vl")
         parts = {name: hf.get(name) or {} for name in ("text_config", "vision_config")}
-        lost, wrong = [], []
-        for (where, part), sizes, fixed in zip(parts.items(), _SIZES, _FIXED, strict=True):
-            lost += [f"{where}.{name}" for name in sizes if name not in part]
-            wrong += [(f"{where}.{k}", v, part[k]) for k, v in fixed.items() if part.get(k, v) != v]
-        if lost:
-            raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
-        for name, value, got in wrong:
-            raise ValueError(f"{name}: expected {value!r}, got {got!r}: not supported")
-        text, vision = _pick(Text, parts["text_config"]), _pick(Vision, parts["vision_config"])
-        rope = parts["text_config"].get("rope_parameters")
-        rope = rope or parts["text_config"].get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+        hub_config.check_present(
+            {f"{where}.": (parts[where], sizes) for where, sizes in _SIZES.items()}
+        )
+        for where, fixed in _FIXED.items():
+            hub_config.check_fixed(parts[where], fixed, where=where)
+        text = hub_config.pick_fields(Text, parts["text_config"])
+        vision = hub_config.pick_fields(qwen3_vit.Vision, parts["vision_config"])
+        rope, kind = hub_config.rotary(parts["text_config"])
         if kind not in ("default", "mrope"):
             raise ValueError(f"text_config.rope_scaling: expected type 'default', got {kind!r}")
         # The class default of transformers; checkpoints say five million.
@@ -187,15 +126,18 @@ class Config:
         text["mrope_section"] = tuple(rope.get("mrope_section", (24, 20, 20)))
         vision["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
         rest = {name: hf[name] for name in _REST if name in hf}
-        return cls(text=Text(**text), vision=Vision(**vision), **rest)
+        return cls(text=Text(**text), vision=qwen3_vit.Vision(**vision), **rest)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns a `config.json` that transformers reads."""
-        text = dataclasses.asdict(self.text) | _FIXED[0] | {"model_type": "qwen3_vl_text"}
+        text = (
+            dataclasses.asdict(self.text) | _FIXED["text_config"] | {"model_type": "qwen3_vl_text"}
+        )
         rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
         rope |= {"mrope_interleaved": True, "mrope_section": list(text.pop("mrope_section"))}
         text["rope_parameters"] = rope
-        vision = dataclasses.asdict(self.vision) | _FIXED[1] | {"model_type": "qwen3_vl_vision"}
+        vision = dataclasses.asdict(self.vision) | _FIXED["vision_config"]
+        vision["model_type"] = "qwen3_vl_vision"
         del vision["image_mean"], vision["image_std"]
         vision["deepstack_visual_indexes"] = list(self.vision.deepstack_visual_indexes)
         vision["out_hidden_size"] = self.text.hidden_size
@@ -252,142 +194,6 @@ NAMES: dict[str, str] = {
 `[i/n]` the i-th of n equal parts of the rows of theirs. Kernels are transposed weights."""
 
 
-class Grid(nnx.Module):
-    """A learned vector for every place of a square grid, read for grids of any size."""
-
-    def __init__(self, side: int, width: int, *, std: float, dtype: str, rngs: nnx.Rngs):
-        """Draws side x side vectors, row by row."""
-        self.side = side
-        draw = std * jax.random.normal(rngs.params(), (side * side, width), jnp.dtype(dtype))
-        self.embedding = nnx.Param(draw)
-
-    def __call__(
-        self, place: Int[Array, "B S 2"], size: Int[Array, "B S 2"]
-    ) -> Float[Array, "B S D"]:
-        """Returns the vectors of patches at `place` of images of `size` patches, in float32.
-
-        Places are stretched so that the corners of an image lie on the corners of the grid, and
-        read bilinearly between its points.
-        """
-        table = self.embedding[...].astype(jnp.float32)
-        at = place.astype(jnp.float32) * (self.side - 1) / jnp.maximum(size - 1, 1)
-        low = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, self.side - 1)
-        high = jnp.minimum(low + 1, self.side - 1)
-        far = at - low
-        out = jnp.zeros((*place.shape[:-1], table.shape[-1]), jnp.float32)
-        for row, row_share in ((low[..., 0], 1 - far[..., 0]), (high[..., 0], far[..., 0])):
-            for column, share in ((low[..., 1], 1 - far[..., 1]), (high[..., 1], far[..., 1])):
-                out += table[row * self.side + column] * (row_share * share)[..., None]
-        return out
-
-
-class Merger(nnx.Module):
-    """Turns patches into visual tokens: a norm of either, then two layers with a GELU."""
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        whole: bool,
-        stack: int,
-        compute: Compute,
-        rngs: nnx.Rngs,
-    ):
-        """Draws a stack of `stack` mergers (0: one); `whole`: the norm is of visual tokens."""
-        vision, dtype = config.vision, compute.param_dtype
-        cell = vision.hidden_size * vision.spatial_merge_size**2
-
-        def affine(width: int, out: int) -> Linear:
-            std = vision.initializer_range
-            return Linear((width, out), bias=True, stack=stack, std=std, dtype=dtype, rngs=rngs)
-
-        self.whole, self.cell = whole, cell
-        width = cell if whole else vision.hidden_size
-        self.norm = LayerNorm(width, eps=VISION_EPS, stack=stack, dtype=dtype)
-        self.merge_in = affine(cell, cell)
-        self.merge_out = affine(cell, config.text.hidden_size)
-
-    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B visual_tokens E"]:
-        """Returns one vector per visual token."""
-        shape = (x.shape[0], -1, self.cell)
-        visual_tokens = self.norm(x.reshape(shape)) if self.whole else self.norm(x).reshape(shape)
-        return self.merge_out(jax.nn.gelu(self.merge_in(visual_tokens), approximate=False))
-
-
-class VisionTower(nnx.Module):
-    """Patches to visual tokens, and to what the first layers of the decoder get of them."""
-
-    def __init__(self, config: Config, *, compute: Compute, rngs: nnx.Rngs):
-        self.config, self.compute = config.vision, compute
-        vision, dtype = config.vision, compute.param_dtype
-        std, width = vision.initializer_range, vision.hidden_size
-        # Rows in torch's order: channel, frame, row, column.
-        pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
-        self.patch = Linear((pixels, width), bias=True, stack=0, std=std, dtype=dtype, rngs=rngs)
-        self.grid = Grid(vision.grid, width, std=std, dtype=dtype, rngs=rngs)
-        shape = blocks.Shape(
-            width=width,
-            heads=vision.num_heads,
-            kv_heads=vision.num_heads,
-            ffn=vision.intermediate_size,
-            eps=VISION_EPS,
-            std=std,
-            out_bias=True,
-            ffn_bias=True,
-        )
-        self.blocks = blocks.GeluBlock(
-            shape, pairs=False, stack=vision.depth, compute=compute, rngs=rngs
-        )
-        self.merger = Merger(config, whole=False, stack=0, compute=compute, rngs=rngs)
-        deep = len(vision.deepstack_visual_indexes)
-        self.deep = (
-            Merger(config, whole=True, stack=deep, compute=compute, rngs=rngs) if deep else None
-        )
-
-    def __call__(self, images: Images) -> qwen_decoder.Seen:
-        """Returns one vector per visual token of merge x merge patches, and the deep ones."""
-        indexes = np.array(self.config.deepstack_visual_indexes, int)
-        x, one = self.embed(images), self.step(images)
-
-        def step(block, carry, taken):
-            x, _ = one(block, carry[0], None)
-            return (x, jnp.where(taken[:, None, None, None], x, carry[1])), None
-
-        # Row i of the second carry is the output of the i-th block that is taken.
-        taken = np.arange(self.config.depth)[:, None] == indexes
-        carry = x, jnp.zeros((len(indexes), *x.shape), x.dtype)
-        (x, outputs), _ = layer_stack.apply(
-            self.blocks, carry, step, each=taken, compute=self.compute
-        )
-        if self.deep is None:
-            return qwen_decoder.Seen(self.merger(x))
-        _, deep = layer_stack.apply(
-            self.deep,
-            None,
-            lambda merger, _, x: (None, merger(x)),
-            each=outputs,
-            compute=self.compute,
-        )
-        return qwen_decoder.Seen(self.merger(x), deep)
-
-    def embed(self, images: Images) -> Float[Array, "B S D"]:
-        """Returns what goes into the first block."""
-        x = qwen_decoder.stills(self.patch, self.config, images, dtype=self.compute.dtype)
-        size = patches.image_sizes(images.place, images.image)
-        return x + self.grid(images.place, size).astype(x.dtype)
-
-    def step(self, images: Images) -> layer_stack.Step:
-        """Returns the function that applies one block: patches see all of their image."""
-        head = self.config.hidden_size // self.config.num_heads
-        turn = rotary.planar(images.place, head=head, theta=VISION_THETA)
-
-        def mix(heads):
-            kind = self.compute.attention
-            return attention.attend(heads, images.image, causal=False, kind=kind), None
-
-        return lambda block, x, _: block(x, turn, mix)
-
-
 class Qwen3VL(qwen_decoder.Dense):
     """The model; see `vlm.VLM` for what its methods mean."""
 
@@ -413,14 +219,34 @@ class Qwen3VL(qwen_decoder.Dense):
             head_width=text.head_dim,
             head_norm=True,
         )
-        vision = VisionTower(config, compute=compute, rngs=rngs)
+        out = text.hidden_size
+        vision = qwen3_vit.VisionTower(config.vision, out=out, compute=compute, rngs=rngs)
         super().__init__(config, shape, vision=vision, compute=compute, rngs=rngs)
 
 
-def _pick(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that are fields of a config class; of several end tokens the first."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    found = {name: values[name] for name in names if name in values}
-    if isinstance(found.get("eos_token_id"), list):
-        found["eos_token_id"] = found["eos_token_id"][0]
-    return found
+def count_products(config: Config) -> Arithmetic:
+    """Returns what a model computes for a token and for a patch."""
+    text, vision = config.text, config.vision
+    return arithmetic.of_model(
+        config,
+        decoder=arithmetic.of_grouped_queries(text, head=text.head_dim),
+        tower=[arithmetic.of_tower(vision, depth=vision.depth, products=2)],
+        mergers=1 + len(vision.deepstack_visual_indexes),
+    )
+
+
+FAMILY = Family(
+    model_type="qwen3_vl",
+    config=Config,
+    model=Qwen3VL,
+    names=NAMES,
+    convolutions=qwen_decoder.video_kernel,
+    repeated=lambda config: (NAMES["head/embedding"],) if config.tie_word_embeddings else (),
+    with_preprocessor=hub_config.with_pixel_statistics,
+    vlm=VLM(
+        tokenizer="qwen",
+        with_tokens=qwen_decoder.with_tokens,
+        image_layout=image_layout.scaled,
+        arithmetic=count_products,
+    ),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from seg_jax.models.facts.family import SpecialTokens
 from seg_jax.models.nn import (
     attention,
     batching,
@@ -28,6 +30,9 @@ from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import protocol
 from seg_jax.records import Array, Images, Packing, Tokens
+
+TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+"""Special tokens of images and videos in a `config.json`, outside of its two parts."""
 
 
 class Seen(NamedTuple):
@@ -257,3 +262,23 @@ class Decoder:
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
         return self.model.logits(hidden)
+
+
+def with_tokens(config: Any, tokenizer: SpecialTokens) -> Any:
+    """Returns a config with the special tokens of a tokenizer."""
+    ends = {"bos_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    return dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, **ends),
+        image_token_id=tokenizer.image_id,
+        video_token_id=tokenizer.id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.id("<|vision_end|>"),
+    )
+
+
+def video_kernel(config: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the hub's kernel of patches: channel, frame, row, column."""
+    vision = config.vision
+    sides = (vision.patch_size, vision.patch_size)
+    return {"vision/patch/kernel": (3, vision.temporal_patch_size, *sides)}

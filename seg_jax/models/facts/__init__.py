@@ -1,0 +1,1 @@
+"""What a port says of its family of models, as plain values and functions."""

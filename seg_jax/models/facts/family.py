@@ -1,0 +1,89 @@
+"""The record in which a port says everything that programs need to know of a family of models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from seg_jax.models.facts.arithmetic import Arithmetic
+from seg_jax.models.facts.image_layout import ImageLayout
+
+
+class SpecialTokens(Protocol):
+    """What a port asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """Token that ends a turn."""
+        ...
+
+    @property
+    def image_id(self) -> int:
+        """Token that stands for a visual token."""
+        ...
+
+    def id(self, text: str) -> int:
+        """Returns the number of a special token."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VLM:
+    """What only vision-language models have: a tokenizer, rows of tokens and patches, answers.
+
+    Their configs have `text.vocab_size`, `text.hidden_size`, `vision.patch_size`,
+    `vision.spatial_merge_size` and `image_token_id`.
+    """
+
+    tokenizer: Literal["qwen", "moonshot"]
+    """Maker of the tokenizer that the published checkpoints have."""
+    with_tokens: Callable[[Any, SpecialTokens], Any]
+    """Returns a config with the special tokens of a tokenizer."""
+    image_layout: Callable[..., ImageLayout]
+    """Returns how images are cut: (preprocessor_config.json, visual_tokens=most of a row)."""
+    arithmetic: Callable[[Any], Arithmetic]
+    """Returns what a model of a config computes for a token and for a patch."""
+    window_tokens: Callable[[Any], int] | None = None
+    """Returns the side of an attention window in visual tokens; None: the tower has no windows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """All that programs need to know of a family of models.
+
+    The limits of its meshes are not here: `mesh_limits` reads them off the shapes of the weights.
+    """
+
+    model_type: str
+    """Its name in `config.json`."""
+    config: type[Any]
+    """Class of its configs: a frozen dataclass with `from_hf` and `to_hf`."""
+    model: type[Any]
+    """Class of its models, made by (config, compute=.., rngs=..); they keep both arguments."""
+    names: Mapping[str, str]
+    """Our names of weights to those of the hub, as `io.weights` reads them."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Beginnings of names that some files have, each with that of the hub."""
+    relatives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names of models that are close to this family but not of it, each with what differs."""
+    convolutions: Callable[[Any], Mapping[str, tuple[int, ...]]] = lambda config: {}
+    """Returns the kernels that are no matrices on the hub, by our names, with the sizes of all
+    axes but the first."""
+    repeated: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Returns names of tensors that some files hold beside those of the model: they are passed
+    over."""
+    with_preprocessor: Callable[[Any, Mapping[str, Any]], Any] = lambda config, found: config
+    """Returns a config with what `preprocessor_config.json` says of its images."""
+    vlm: VLM | None = None
+    """What it has as a vision-language model; None: it is none, and has no tokenizer."""

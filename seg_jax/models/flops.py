@@ -1,0 +1,139 @@
+"""Counts the arithmetic of a model from its sizes: one multiplication with one addition is two.
+
+Counted are matrix products as the ports compute them: whole static rows with their padding, every
+pair of tokens in attention, masked or not. Norms, softmax and the like are left out.
+
+Source: a product [m k] [k n] is 2 m k n operations, its gradient twice that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from seg_jax.models import families
+from seg_jax.models.facts.arithmetic import Arithmetic, Blocks
+from seg_jax.models.nn import xla_attention
+from seg_jax.models.nn.compute import Compute
+
+Flops = dict[str, float]
+"""Operations by what they are spent on: vision, text, head; backward, recomputed, ..."""
+
+NEEDED = ("vision", "text", "head", "backward")
+"""What a step cannot do without; a share of the peak (MFU) counts these."""
+
+
+class Part(NamedTuple):
+    """Operations of a pass through one part of a model."""
+
+    name: str
+    forward: float
+    backward: float
+    """Operations of the gradient, where the pass is differentiated."""
+    again: float
+    """Operations that the backward pass then computes a second time."""
+
+
+def forward(parts: Iterable[Part]) -> Flops:
+    """Returns the operations of passes without a gradient."""
+    done: Flops = {}
+    for part in parts:
+        done[part.name] = done.get(part.name, 0.0) + part.forward
+    return done
+
+
+def trained(parts: Iterable[Part]) -> Flops:
+    """Returns the operations of passes and of their gradient."""
+    parts = list(parts)
+    backward, again = sum(p.backward for p in parts), sum(p.again for p in parts)
+    return forward(parts) | {"backward": backward, "recomputed": again}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """Counts the operations of passes through a vision-language model."""
+
+    config: Any
+    """Config of a model of any family that has `vlm` facts."""
+    compute: Compute
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the model computes for a token and for a patch."""
+        return families.vlm_facts(self.config).arithmetic(self.config)
+
+    def read(self, rows: int, tokens: int, patches: int) -> list[Part]:
+        """Returns the operations on prompts of `tokens` tokens, images included."""
+        return [
+            self._images(rows, patches),
+            self._blocks("text", self.arithmetic.decoder, rows=rows, tokens=tokens),
+        ]
+
+    def extend(self, rows: int, answers: int, length: int, *, behind: int) -> Part:
+        """Returns the operations on whole answers that look at prompts of `behind` tokens."""
+        done = again = 0.0
+        for stack in self.arithmetic.decoder:
+            tokens = rows * answers * length
+            scores = stack.pair * tokens * (behind + length) * stack.count
+            spread = stack.spread * rows * behind * stack.count
+            weights = stack.weights * tokens * stack.count
+            done += weights + scores + spread
+            again += self._again(weights + spread, stack.last * tokens * stack.count, scores)
+        return Part("text", done, 2 * done, again)
+
+    def head(self, rows: int, length: int, chunk: int | None) -> Part:
+        """Returns the operations on the scores of the next token at every token of rows."""
+        columns = length if chunk is None else math.ceil(length / chunk) * chunk
+        done = rows * columns * self.arithmetic.head
+        return Part("head", done, 2 * done, 0.0 if chunk is None else done)
+
+    def decode(self, rows: int, answers: int, length: int, *, behind: int) -> list[Part]:
+        """Returns the operations on answers drawn token by token, none ending before `length`."""
+        done, passes = 0.0, length - 1
+        for stack in self.arithmetic.decoder:
+            seen = (stack.cached_pair or stack.pair) * (behind + max(passes, 1))
+            done += stack.count * (stack.weights + seen)
+        done *= rows * answers * passes
+        # The first token of all answers comes of one score of the prompt.
+        head = (rows + rows * answers * passes) * self.arithmetic.head
+        return [Part("text", done, 0.0, 0.0), Part("head", head, 0.0, 0.0)]
+
+    def _images(self, rows: int, patches: int) -> Part:
+        model = self.arithmetic
+        part = self._blocks("vision", model.tower, rows=rows, tokens=patches)
+        embed, merge = model.embed * rows * patches, model.merge * rows * patches
+        # Pixels want no gradient.
+        return Part(
+            "vision",
+            part.forward + embed + merge,
+            part.backward + embed + 2 * merge,
+            part.again,
+        )
+
+    def _blocks(self, name: str, stacks: list[Blocks], *, rows: int, tokens: int) -> Part:
+        done = again = 0.0
+        for stack in stacks:
+            weights = stack.weights * rows * tokens * stack.count
+            pairs, divided = _pairs(tokens, stack.reach)
+            scores = stack.pair * rows * pairs * stack.count
+            done += weights + scores
+            again += self._again(weights, stack.last * rows * tokens * stack.count, scores)
+            again += scores if divided else 0.0
+        return Part(name, done, 2 * done, again)
+
+    def _again(self, weights: float, last: float, scores: float) -> float:
+        """Returns what `Compute.remat` makes the backward pass compute a second time."""
+        whole = weights - last + scores
+        return {"none": 0.0, "dots": scores, "full": whole}[self.compute.remat]
+
+
+def _pairs(tokens: int, reach: int) -> tuple[int, bool]:
+    """Returns queries times keys of attention in a row, and whether it is worked off in parts."""
+    if reach and tokens > max(xla_attention.LONG_ROW, 3 * reach):
+        return math.ceil(tokens / reach) * reach * 3 * reach, False
+    if tokens <= xla_attention.LONG_ROW:
+        return tokens * tokens, False
+    parts = math.ceil(tokens / (xla_attention.LONG_ROW // 2))
+    return parts * math.ceil(tokens / parts) * tokens, True
