@@ -55,6 +55,9 @@ def read(folder: Path) -> Any:
     hub = files.read_json_object(path)
     try:
         family = named(hub.get("model_type"))
+        for name, part in hub.items():
+            if name.endswith("_config") and not isinstance(part, dict | None):
+                raise TypeError(f"{name} {part!r:.40} instead of an object")
         return family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
     except ValueError as error:
         reason = str(error).removeprefix("config.json: ")

@@ -300,14 +300,14 @@ def test_weights_are_read_straight_to_their_devices(kind, tmp_path, monkeypatch)
     model = random(CONFIGS[kind])
     weights.save(model, tmp_path)
     mesh = sharding.mesh({"fsdp": 4, "tensor": 2})
-    held, shares = [], weights._share
+    held, read_share = [], weights._read_share
 
-    def spy(*given):
-        out = shares(*given)
+    def spy(*found, **options):
+        out = read_share(*found, **options)
         held.append(out.nbytes)
         return out
 
-    monkeypatch.setattr(weights, "_share", spy)
+    monkeypatch.setattr(weights, "_read_share", spy)
     spread = weights.load(tmp_path, on=mesh)
     assert same(model, spread)
     places = sharding.shardings(nnx.state(spread), mesh)
@@ -322,7 +322,8 @@ def test_weights_are_read_straight_to_their_devices(kind, tmp_path, monkeypatch)
 MEASURE = """
 import os, pathlib, sys
 import jax
-from seg_jax.models import layers, weights
+from seg_jax.models.io import weights
+from seg_jax.models.nn.compute import Compute
 
 def memory(name):
     status = pathlib.Path("/proc/self/status").read_text()

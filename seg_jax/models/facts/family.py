@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from seg_jax.models.facts.arithmetic import Arithmetic
 from seg_jax.models.facts.image_layout import ImageLayout
 
 
+@runtime_checkable
 class SpecialTokens(Protocol):
     """What a port asks of a tokenizer."""
 

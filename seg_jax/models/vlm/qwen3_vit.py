@@ -172,10 +172,10 @@ class VisionTower(nnx.Module):
         self.blocks = blocks.GeluBlock(
             shape, pairs=False, stack=vision.depth, compute=compute, rngs=rngs
         )
-        self.merger = Merger(vision, out=out, whole=False, stack=0, compute=compute, rngs=rngs)
-        self.deep = None
-        if deep := len(vision.deepstack_visual_indexes):
-            self.deep = Merger(vision, out=out, whole=True, stack=deep, compute=compute, rngs=rngs)
+        deep = len(vision.deepstack_visual_indexes)
+        options = {"out": out, "compute": compute, "rngs": rngs}
+        self.merger = Merger(vision, whole=False, stack=0, **options)
+        self.deep = Merger(vision, whole=True, stack=deep, **options) if deep else None
 
     def __call__(self, images: Images) -> qwen_decoder.Seen:
         """Returns one vector per visual token of merge x merge patches, and the deep ones."""
