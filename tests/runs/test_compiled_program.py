@@ -19,6 +19,7 @@ from seg_jax.cli import arguments, compile, finetune, reinforce
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
+from seg_jax.models import families
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import abstract, datasets, experiments, stage, start
 from seg_jax.training import optimizers, state, steps
@@ -100,7 +101,7 @@ def trained_folder(folder, name):
     run = experiments.load(f"simpleseg/{name}.py").config()
     if "tiny" in name or "nano" in name:
         tokenizer = TRAIN(run.source, run.task, folder)
-        hub = start.with_special_tokens(run.model, tokenizer).to_hf()
+        hub = families.with_tokens(run.model, tokenizer).to_hf()
         (folder / "config.json").write_text(json.dumps(hub))
     else:
         hub_folder(folder, name.removesuffix("_sft").replace("qwen25_vl_", "qwen25-vl-"))
