@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from seg_jax.cli import main as shell
-from seg_jax.cli.benchmarks import harness, policy, raster, torch_peer
-from seg_jax.cli.benchmarks.raster import Case, Config
+from seg_jax.cli.benchmarks import harness, policy, polygon_cases, raster, raster_peers, torch_peer
+from seg_jax.cli.benchmarks.polygon_cases import Case
+from seg_jax.cli.benchmarks.raster import Config
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import experiments
@@ -67,7 +68,7 @@ def test_raster_measures_and_writes_its_numbers(tmp_path, capfd):
     assert found["missing"] == []
     [case] = found["cases"]
     assert (case["kind"], case["points"], case["height"], case["batch"]) == ("blob", 16, 64, 4)
-    assert set(case["ratio"]) == set(raster._PEERS)
+    assert set(case["ratio"]) == set(raster_peers.PEERS)
     assert all(taken > 0 for taken in case["microseconds"].values())
     assert case["agreement"]["pycocotools"] == {
         "pairs": 4,
@@ -98,20 +99,20 @@ def test_the_child_has_one_core():
 
 def test_a_missing_peer_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
-    assert raster._module("shapely") is None
-    assert raster._module("cv2+numpy").__name__ == "cv2"
+    assert raster_peers.find_module("shapely") is None
+    assert raster_peers.find_module("cv2+numpy").__name__ == "cv2"
 
 
 @pytest.mark.parametrize("kind", ["blob", "star", "thin"])
 def test_shapes_lie_on_the_canvas_and_answers_near_them(kind):
-    true, answers = raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    true, answers = polygon_cases.draw(Case(kind, 32, 100, 200, 20), seed=1)
     for rings in (true, answers):
         assert rings.shape == (20, 32, 2)
         assert rings.dtype == np.float32
         assert (rings >= 0).all()
         assert (rings <= [200, 100]).all()
     assert 0 < np.abs(true - answers).mean() < 10
-    again = raster._data(Case(kind, 32, 100, 200, 20), seed=1)
+    again = polygon_cases.draw(Case(kind, 32, 100, 200, 20), seed=1)
     np.testing.assert_array_equal(again[0], true)
 
 
