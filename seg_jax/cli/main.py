@@ -234,6 +234,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import raster as program
         case "benchmark boundary":
             from seg_jax.cli.benchmarks import boundary as program
+        case "benchmark reward":
+            from seg_jax.cli.benchmarks import reward as program
         case "benchmark data":
             from seg_jax.cli.benchmarks import data as program
         case "benchmark decode":

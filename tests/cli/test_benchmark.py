@@ -41,6 +41,7 @@ def test_every_part_can_be_loaded():
         (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
         (["raster", "--rounds", "0"], "expected rounds >= 1"),
         (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
+        (["reward", "--answers", "0"], "expected prompts, answers, columns and rounds >= 1"),
         (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 1024 tokens"),
         (["decode", "--rounds", "0"], "expected rounds >= 1"),
         (["rollout", "--long-share", "1"], "expected 0 < long-share < 1"),
@@ -146,6 +147,16 @@ def run_part(part, tmp_path, *words):
     path = tmp_path / f"{part}.json"
     assert shell.main(["benchmark", part, *words, "--rounds", "1", "--json", str(path)]) == 0
     return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_reward_scores_true_answers(tmp_path, capfd):
+    found = run_part("reward", tmp_path, "--prompts", "2", "--answers", "3")
+    assert found["seconds"] > 0
+    assert found["microseconds_an_answer"] == pytest.approx(1e6 * found["seconds"] / 6)
+    assert 10 < found["mean_tokens"] < 512
+    assert 0.85 < found["mean_iou"] <= 1
+    assert "The reward of 2 x 3 answers" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 PARTS = {
     "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
     "boundary": "boundary IoU and F of masks against OpenCV",
+    "reward": "reading, filling and scoring of sampled answers on this device",
     "decode": "the sampler against generate of transformers (PyTorch)",
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
     "data": "the pipeline with packed rows against a PyTorch DataLoader",
