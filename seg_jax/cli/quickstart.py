@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax import files
-from seg_jax.data import pipeline
+from seg_jax.data import image_files, pipeline
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
@@ -21,7 +21,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Kind, Sample, Verdict
-from seg_jax.report import exhibits, html_page, metrics_log
+from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
     evaluation,
@@ -324,15 +324,16 @@ def _report(
     """Writes the report beside the numbers."""
     over = bootstrap.Interval(**summary["gspo"]["gain_over_control"])
     reward = bootstrap.Interval(**summary["gspo"]["reward_gain"])
+    shown = [_exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))]
+    if shown:
+        image_files.write(config.out / "gallery.png", panels.sheet(shown[:5]))
     html_page.write(
         config.out / "report.html",
         html_page.Report(
             title="seg-jax quickstart",
             summary_rows=rows,
             curves=metrics_log.read(config.out / "metrics.jsonl"),
-            exhibits=[
-                _exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))
-            ],
+            exhibits=shown,
             config={name: summary["config"][name] for name in summary["config"]}
             | {"sft": run_folder.plain(_sft(config)), "gspo": run_folder.plain(_gspo(config))},
             versions=summary["versions"] | {"seed": config.seed},
@@ -351,11 +352,11 @@ def _exhibit(chapters: dict[str, Chapter], index: int) -> exhibits.Exhibit:
     first = chapters["sft"]
     example = first.outcome.examples[index]
     truth = exhibits.Panel("truth", rings_unit(example.mask, first.bundle.task))
-    panels = [truth]
+    shown = [truth]
     for name in ("sft", "start", "gspo"):
         outcome = chapters[name].outcome
         reading = outline.read(outcome.texts[index], Kind.MASK)
-        panels.append(
+        shown.append(
             exhibits.Panel(
                 chapters[name].caption,
                 reading.rings,
@@ -364,4 +365,4 @@ def _exhibit(chapters: dict[str, Chapter], index: int) -> exhibits.Exhibit:
                 text=outcome.texts[index],
             )
         )
-    return exhibits.Exhibit(example.image, example.question, panels)
+    return exhibits.Exhibit(example.image, example.question, shown)

@@ -155,7 +155,7 @@ def save(curves: Sequence[Curve], path: Path) -> None:
             axes.set_title(title, loc="left", size=12, color=LIGHT["ink"])
             drawn = [one for one in axes.get_children() if one.get_gid() in ("line", "area")]
             names = map(printable, series)
-            axes.legend(drawn, names, frameon=False, labelcolor="linecolor", fontsize=10)
+            axes.legend(drawn, names, frameon=False, labelcolor=LIGHT["ink"], fontsize=10)
         figure.tight_layout()
         files.write_text(path, _svg(figure))
 

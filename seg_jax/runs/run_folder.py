@@ -16,8 +16,19 @@ from seg_jax import files
 
 RECORD = "config.json"
 MADE = (
-    *(RECORD, "metrics.jsonl", "summary.json", "report.html"),
-    *("tensorboard", "wandb", "panels", "profile", "tokenizer", "state", "checkpoint", "sft"),
+    RECORD,
+    "metrics.jsonl",
+    "summary.json",
+    "report.html",
+    "gallery.png",
+    "tensorboard",
+    "wandb",
+    "panels",
+    "profile",
+    "tokenizer",
+    "state",
+    "checkpoint",
+    "sft",
 )
 """What programs make in the folder of a run; a folder with anything else is never removed."""
 

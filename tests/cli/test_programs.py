@@ -519,6 +519,7 @@ def test_a_quickstart_that_is_interrupted_in_every_stage_resumes(
     assert len(set(curve)) == len(curve)
     assert {("sft", 3), ("gspo", 3)} <= set(curve)
     assert "<html" in (out / "report.html").read_text()
+    assert image_files.read(out / "gallery.png").shape[0] > 100
     assert json.loads((out / "summary.json").read_text())["gspo"]["giou"] == 0.0
 
 
