@@ -270,7 +270,7 @@ def test_an_answer_is_held_against_the_mask_of_its_own_scene(monkeypatch):
     task = dataclasses.replace(bundle.task, mixture=Mixture(), rule="coco")
     outcome = evaluate(Predictor(bundle), 3, task)
     assert_same(outcome, evaluate(Predictor(bundle), 1, task))
-    drawn = predictor.fill((ring,), 64, 64, rule="coco")
+    drawn = predictor.fill((ring,), height=64, width=64, rule="coco")
     masks = [example.mask for example in outcome.examples]
     assert outcome.intersection.tolist() == [(drawn & mask).sum() for mask in masks]
     assert outcome.union.tolist() == [(drawn | mask).sum() for mask in masks]
