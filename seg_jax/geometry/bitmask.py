@@ -175,7 +175,7 @@ def dilation(
     Args:
       words: packed masks.
       frame: all pixels of the images, as `frame` gives them: nothing grows beyond.
-      radius: in pixels, of all masks or of each.
+      radius: in pixels, one for all masks or one for each.
       shape: "square" reaches |dx| and |dy| up to the radius, "disk" dx^2 + dy^2 up to its square;
         a disk of radius 1 is the cross of a pixel and its four neighbours.
       max_radius: the largest radius, which jit cannot see in a traced one; larger ones count as
@@ -225,7 +225,7 @@ def erosion(
 
 
 def check(*words: Any) -> None:
-    """Does nothing for packed masks of one canvas.
+    """Checks that arrays are packed masks of one canvas.
 
     Raises:
       ValueError: an array is none of uint32 [.., K, W], or has other K and W than the first.
@@ -294,7 +294,9 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
 
 
 def compress(counts: Int[np.ndarray, " n"]) -> bytes:
-    """Returns run lengths as text: from the fourth on as change to the last but one.
+    """Returns the compressed text of run lengths, as COCO's files have it.
+
+    From the fourth on each is written as its difference from the one two places before it.
 
     A number is written in digits of 5 bits, lowest first, in two's complement; a sixth bit says
     that more follow, and 48 makes it printable.

@@ -159,7 +159,7 @@ def _set_element(array: Array, value, place) -> Array:
 
 
 def _lane_values(array: Array, *place) -> Array:
-    """Returns _LANES neighbours; places off the array are pulled into it."""
+    """Returns _LANES neighbours; a place beyond the end of the array is moved back into it."""
     shape = (1,) * (array.ndim - 1) + (_LANES,)
     return lax.dynamic_slice(array, place, shape, allow_negative_indices=False).reshape(-1)
 

@@ -71,7 +71,7 @@ def _round_to_fifths(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np
 
 
 def _round_up_to_power(count: int, least: int) -> int:
-    """Returns the least number from both on that is `least` times a power of four."""
+    """Returns the least number from `count` on that is `least` times a power of four."""
     while least < count:
         least *= 4
     return least

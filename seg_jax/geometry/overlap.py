@@ -18,7 +18,7 @@ from seg_jax.records import Array
 
 
 class Counts(NamedTuple):
-    """Pixels that two masks share and cover: their exact IoU is the quotient."""
+    """Areas of the intersection and the union of two masks: their quotient is the exact IoU."""
 
     intersection: Int32[Array, "*n"]
     union: Int32[Array, "*n"]
@@ -199,7 +199,7 @@ def boundary_iou(
     def at_once(words_a, words_b, size):
         return counts(*(boundary(words, size, ratio=ratio) for words in (words_a, words_b)))
 
-    def by_turns(pairs, size):
+    def pair_by_pair(pairs, size):
         def one(item):
             # Mask by mask, or XLA works each band out for each of the two sums.
             bands = lax.map(lambda words: boundary(words, item[1], ratio=ratio), item[0])
@@ -207,18 +207,18 @@ def boundary_iou(
 
         return lax.map(one, (pairs, size))
 
-    def all_of(words_a, words_b, size):
+    def count_all(words_a, words_b, size):
         lead = words_a.shape[:-2]
         flat = [x.reshape(-1, *x.shape[len(lead) :]) for x in (words_a, words_b, size)]
         # On a CPU one pair at a time stays in the cache.
         found = lax.platform_dependent(
-            *flat, cpu=lambda a, b, size: by_turns(jnp.stack([a, b], 1), size), default=at_once
+            *flat, cpu=lambda a, b, size: pair_by_pair(jnp.stack([a, b], 1), size), default=at_once
         )
         return [total.reshape(lead) for total in found]
 
     words_a, words_b = jnp.broadcast_arrays(words_a, words_b)
     size = jnp.broadcast_to(jnp.asarray(size, jnp.int32), (*words_a.shape[:-2], 2))
-    return _ratio(*vmap_as_leading_axis(all_of)(words_a, words_b, size), empty=1.0)
+    return _ratio(*vmap_as_leading_axis(count_all)(words_a, words_b, size), empty=1.0)
 
 
 def outline(words: UInt32[Array, "*n K W"], size: Int[Array, "*n 2"]) -> UInt32[Array, "*n K W"]:
@@ -324,7 +324,7 @@ def _box_area(low, high):
 
 
 def _box_counts(a, b):
-    """Returns the areas that boxes share and cover."""
+    """Returns the areas of the intersection and the union of boxes."""
     low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     shared = _box_area(low, high)
     return shared, _box_area(a[..., :2], a[..., 2:]) + _box_area(b[..., :2], b[..., 2:]) - shared

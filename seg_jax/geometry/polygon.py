@@ -158,7 +158,7 @@ def simplify_to(ring: Ring, max_points: int) -> _Part:
 def pad(
     shapes: Sequence[Sequence[Any]], *, rings: int | None = None, points: int | None = None
 ) -> tuple[Float32[np.ndarray, "N R P 2"], Bool[np.ndarray, "N R P"]]:
-    """Returns shapes as arrays of one size, with True for what is no padding: see `raster.fill`.
+    """Returns shapes as arrays of one size, and which vertices are no padding: see `raster.fill`.
 
     Args:
       shapes: for each its rings, [P, 2] or flat as in COCO's files (x0, y0, x1, y1, ..).

@@ -102,7 +102,7 @@ def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
 
 
 def _run_ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.ndarray, " n"]:
-    """Returns the run ends of a ring, sorted; where two meet neither is left."""
+    """Returns the run ends of a ring, sorted; two at one place cancel each other."""
     u, v = _walk_edges(points)
     moved = np.flatnonzero(u[1:] != u[:-1])
     before, after = moved, moved + 1

@@ -280,7 +280,7 @@ class _Machine:
                 self.clear()
 
     def act(self, action: int, following: int) -> bool:
-        """Returns False where the list breaks."""
+        """Carries out an action; returns False where it breaks the list."""
         if action == BREAK:
             return False
         if action in (BEGIN, DEEPER):

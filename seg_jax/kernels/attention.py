@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from seg_jax.records import Array
 
-Kind = Literal["auto", "xla", "splash", "cudnn"]
+Kernel = Literal["auto", "xla", "splash", "cudnn"]
 """Which kernel: "auto" is splash on TPUs and XLA's own products elsewhere; "splash" is interpreted,
 slowly, where there is no TPU; "cudnn" is for NVIDIA GPUs only, and XLA's products elsewhere."""
 
@@ -42,7 +42,7 @@ def platform() -> str:
 
 
 def choose_kernel(
-    kind: Kind, query: Float[Array, "B T heads hd"], value: Float[Array, "B S kv vd"]
+    kind: Kernel, query: Float[Array, "B T heads hd"], value: Float[Array, "B S kv vd"]
 ) -> str:
     """Returns which kernel computes attention: splash, interpret, cudnn or xla.
 

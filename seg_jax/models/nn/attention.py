@@ -25,7 +25,7 @@ from seg_jax.records import Array, Packing
 
 
 def attend(
-    heads: Heads, segments: Int[Array, "B T"], *, causal: bool, kind: kernels.Kind
+    heads: Heads, segments: Int[Array, "B T"], *, causal: bool, kind: kernels.Kernel
 ) -> Float[Array, "B T heads vd"]:
     """Returns attention within equal segments, as `xla_attention.attend`.
 
@@ -42,7 +42,7 @@ def attend(
 
 
 def attend_near(
-    heads: Heads, segments: Int[Array, "B T"], *, reach: int, kind: kernels.Kind
+    heads: Heads, segments: Int[Array, "B T"], *, reach: int, kind: kernels.Kernel
 ) -> Float[Array, "B T heads vd"]:
     """Returns attention within equal segments that lie together, as `xla_attention.attend_windows`.
 
@@ -77,7 +77,7 @@ def seen(used: Bool[Array, "B P"], length: int, packing: Packing | None) -> Seen
 
 
 def attend_answers(
-    heads: Heads, prompt: cached_attention.PromptCache, seen: Seen, *, kind: kernels.Kind
+    heads: Heads, prompt: cached_attention.PromptCache, seen: Seen, *, kind: kernels.Kernel
 ) -> Float[Array, "B G Q heads vd"]:
     """Returns causal attention of whole answers to their prompt and to themselves.
 
@@ -110,7 +110,7 @@ def attend_answers(
 
 
 def _kernel(
-    kind: kernels.Kind, query: Array, value: Array, *, rows: int | None = None
+    kind: kernels.Kernel, query: Array, value: Array, *, rows: int | None = None
 ) -> Callable[..., Array] | None:
     """Returns the function (heads, segments, used, ..) of a kernel, or None where XLA attends.
 

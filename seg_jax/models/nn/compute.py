@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from seg_jax.kernels.attention import Kind
+from seg_jax.kernels.attention import Kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Compute:
     fuse: bool = False
     """One product for q, k and v, and for gate and up: a tenth faster on CPU, slower where kernels
     are split over devices."""
-    attention: Kind = "auto"
+    attention: Kernel = "auto"
     """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
     decode_gib: float | None = None
     """Of a device's memory that weights may take to be whole while answers are decoded; None: a
