@@ -230,8 +230,8 @@ def _summary(
 ) -> dict[str, Any]:
     """Returns the numbers of the run as `summary.json` holds them."""
     start, gspo, control = (chapters[name] for name in ("start", "gspo", "control"))
-    gain = bootstrap.paired(start.outcome.iou, gspo.outcome.iou, seed=0)
-    over = bootstrap.paired(control.outcome.iou, gspo.outcome.iou, seed=0)
+    gain = bootstrap.gain_interval(start.outcome.iou, gspo.outcome.iou, seed=0)
+    over = bootstrap.gain_interval(control.outcome.iou, gspo.outcome.iou, seed=0)
     return {
         "seconds": round(seconds["all"], 1),
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -245,7 +245,7 @@ def _summary(
             "gain_over_control": dataclasses.asdict(over),
             "start_reward": round(float(rewards[0].mean()), 4),
             "reward": round(float(rewards[1].mean()), 4),
-            "reward_gain": dataclasses.asdict(bootstrap.paired(*rewards, seed=0)),
+            "reward_gain": dataclasses.asdict(bootstrap.gain_interval(*rewards, seed=0)),
         },
         "start": _numbers(start),
         "control": _numbers(control),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -23,7 +25,7 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(values: Shaped[np.ndarray, " n"], *, seed: int, draws: int = 10_000) -> Interval:
+def mean_interval(values: Shaped[np.ndarray, " n"], *, seed: int, draws: int = 10_000) -> Interval:
     """Returns the mean of the values with its interval.
 
     Args:
@@ -38,11 +40,11 @@ def bootstrap(values: Shaped[np.ndarray, " n"], *, seed: int, draws: int = 10_00
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     column = _checked("values", values)
-    means = _resample(column[:, None], seed=seed, draws=draws)[:, 0]
+    means = _resample((column,), np.mean, seed=seed, draws=draws)
     return _interval(float(column.mean()), means)
 
 
-def bootstrap_ratio(
+def ratio_interval(
     numerators: Shaped[np.ndarray, " n"],
     denominators: Shaped[np.ndarray, " n"],
     *,
@@ -58,19 +60,22 @@ def bootstrap_ratio(
       ValueError: lengths differ, no values, some that are not finite, negative denominators or only
         zeros.
     """
-    table = np.stack([*_pair(numerators, denominators)], axis=1)
-    if (table[:, 1] < 0).any() or not table[:, 1].any():
+    above, below = _pair(numerators, denominators)
+    if (below < 0).any() or not below.any():
         raise ValueError(
-            f"expected denominators >= 0, not all zero, got {table[:, 1].min():g} to"
-            f" {table[:, 1].max():g}, do pass the sizes of unions"
+            f"denominators: expected numbers >= 0, not all zero, got {below.min():g} to "
+            f"{below.max():g}; do: pass the sizes of unions"
         )
-    sums = _resample(table, seed=seed, draws=draws)
-    sums = sums[sums[:, 1] > 0]
-    total = table.sum(0)
-    return _interval(float(total[0] / total[1]), sums[:, 0] / sums[:, 1])
+
+    def ratio(above, below, axis):
+        with np.errstate(invalid="ignore"):  # Zero over zero is left out below.
+            return above.sum(axis) / below.sum(axis)
+
+    ratios = _resample((above, below), ratio, seed=seed, draws=draws)
+    return _interval(float(above.sum() / below.sum()), ratios[np.isfinite(ratios)])
 
 
-def paired(
+def gain_interval(
     before: Shaped[np.ndarray, " n"],
     after: Shaped[np.ndarray, " n"],
     *,
@@ -86,14 +91,14 @@ def paired(
       ValueError: lengths differ, no values, or some that are not finite.
     """
     first, second = _pair(before, after)
-    return bootstrap(second - first, seed=seed, draws=draws)
+    return mean_interval(second - first, seed=seed, draws=draws)
 
 
 def _pair(first, second) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     if len(first) != len(second):
         raise ValueError(
-            f"expected two values per scene, got {len(first)} and {len(second)},"
-            " do evaluate both on the same scenes"
+            f"values: expected two per scene, got {len(first)} and {len(second)}; "
+            "do: evaluate both on the same scenes"
         )
     return _checked("values", first), _checked("values", second)
 
@@ -103,26 +108,40 @@ def _checked(name: str, values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "
     bad = int((~np.isfinite(numbers)).sum())
     if not len(numbers) or bad:
         got = f"{bad} of {len(numbers)} that are not" if bad else "none"
-        raise ValueError(f"expected finite {name}, got {got}, do choose what such scenes count as")
+        raise ValueError(
+            f"{name}: expected finite numbers, got {got}; do: choose what such scenes count as"
+        )
     return numbers
 
 
 def _resample(
-    table: Float[np.ndarray, "n k"], *, seed: int, draws: int
-) -> Float[np.ndarray, "draws k"]:
-    """Returns the column means of tables whose rows are drawn with replacement."""
+    columns: tuple[Float[np.ndarray, " n"], ...],
+    statistic: Callable[..., Float[np.ndarray, " draws"]],
+    *,
+    seed: int,
+    draws: int,
+) -> Float[np.ndarray, " draws"]:
+    """Returns a statistic of columns whose rows are drawn with replacement."""
+    from scipy import stats  # Takes half a second, which only evaluations need to wait.
+
     if draws < 1:
-        raise ValueError(f"expected draws >= 1, got {draws}, do take some 10000")
-    count = len(table)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
-    means = np.empty((draws, table.shape[1]))
-    step = max(1, _CHUNK // count)
-    for start in range(0, draws, step):
-        size = min(step, draws - start)
-        rows = rng.integers(count, size=(size, count), dtype=np.int32)
-        for column, numbers in enumerate(table.T):
-            means[start : start + size, column] = numbers[rows].mean(axis=1)
-    return means
+        raise ValueError(f"draws: expected at least 1, got {draws}; do: take some 10000")
+    if len(columns[0]) == 1:  # scipy takes two or more.
+        return np.atleast_1d(statistic(*columns, axis=0))
+    with warnings.catch_warnings():
+        # It warns of resamples that are no number, which `ratio_interval` leaves out.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        drawn = stats.bootstrap(
+            columns,
+            statistic,
+            n_resamples=draws,
+            batch=max(1, _CHUNK // len(columns[0])),
+            vectorized=True,
+            paired=True,
+            method="percentile",
+            rng=np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))),
+        )
+    return drawn.bootstrap_distribution
 
 
 def _interval(mean: float, drawn: Float[np.ndarray, " draws"]) -> Interval:

@@ -127,5 +127,5 @@ class _Table:
             return None
         images = np.unique(self._images[chosen], return_inverse=True)[1]
         sums = (np.bincount(images, column[chosen]) for column in (numerators, denominators))
-        interval = bootstrap.bootstrap_ratio(*sums, seed=self._seed)
+        interval = bootstrap.ratio_interval(*sums, seed=self._seed)
         return {key: float(value) for key, value in dataclasses.asdict(interval).items()}

@@ -104,30 +104,30 @@ def summarise(outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
     summary: dict[str, Any] = {"questions": len(outcome.examples)}
     if mask.any():
         iou = outcome.iou[mask]
-        summary["giou"] = _interval(bootstrap.bootstrap(iou, seed=seed))
+        summary["giou"] = _interval(bootstrap.mean_interval(iou, seed=seed))
         summary["ciou"] = _interval(
-            bootstrap.bootstrap_ratio(outcome.intersection[mask], outcome.union[mask], seed=seed)
+            bootstrap.ratio_interval(outcome.intersection[mask], outcome.union[mask], seed=seed)
         )
         above = (iou > 0.5).astype(np.float64)
-        summary["p_at_0.5"] = _interval(bootstrap.bootstrap(above, seed=seed))
+        summary["p_at_0.5"] = _interval(bootstrap.mean_interval(above, seed=seed))
     for kind, name in ((Kind.BOX, "box_iou"), (Kind.POINT, "point_in_mask")):
         if (outcome.kinds == kind).any():
             values = outcome.iou[outcome.kinds == kind]
-            summary[name] = _interval(bootstrap.bootstrap(values, seed=seed))
+            summary[name] = _interval(bootstrap.mean_interval(values, seed=seed))
     absent = np.array([not example.mask.any() for example in outcome.examples])
     if absent.any():
         said = _says_nothing(outcome).astype(np.float64)
-        summary["n_acc_said"] = _interval(bootstrap.bootstrap(said[absent], seed=seed))
+        summary["n_acc_said"] = _interval(bootstrap.mean_interval(said[absent], seed=seed))
         if not absent.all():
-            summary["t_acc_said"] = _interval(bootstrap.bootstrap(1 - said[~absent], seed=seed))
+            summary["t_acc_said"] = _interval(bootstrap.mean_interval(1 - said[~absent], seed=seed))
     answered = outcome.centroid_error[np.isfinite(outcome.centroid_error)]
     if answered.size:
-        summary["centroid_error"] = _interval(bootstrap.bootstrap(answered, seed=seed))
+        summary["centroid_error"] = _interval(bootstrap.mean_interval(answered, seed=seed))
     parsed = (outcome.verdicts == Verdict.OK).astype(np.float64)
-    summary["parse_rate"] = _interval(bootstrap.bootstrap(parsed, seed=seed))
+    summary["parse_rate"] = _interval(bootstrap.mean_interval(parsed, seed=seed))
     summary["verdicts"] = {v.name: int((outcome.verdicts == v).sum()) for v in Verdict}
     lengths = outcome.tokens.astype(np.float64)
-    summary["tokens"] = _interval(bootstrap.bootstrap(lengths, seed=seed))
+    summary["tokens"] = _interval(bootstrap.mean_interval(lengths, seed=seed))
     if outcome.computed:
         useful = float(lengths.sum())
         summary["useful_tokens"] = round(useful / outcome.computed, 6)

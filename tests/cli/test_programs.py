@@ -26,6 +26,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
 from seg_jax.report import html_page
+from seg_jax.runs import experiments
 from seg_jax.runs import start as start_of_run
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizers
@@ -486,8 +487,9 @@ def little(monkeypatch):
 
         return config
 
-    for name in ("sft_config", "gspo_config", "control_config"):
-        monkeypatch.setattr(tiny, name, lessened(getattr(tiny, name)))
+    for name in ("simpleseg/tiny_sft.py", "simpleseg/tiny_gspo.py"):
+        experiment = experiments.load(name)
+        monkeypatch.setattr(experiment, "config", lessened(experiment.config))
 
 
 @pytest.mark.slow
