@@ -28,11 +28,10 @@ spared spoken summed taught together told traced trained under united whole wide
 """Participles and prepositions that do not say what a function returns or does."""
 
 # Rooms that are yet to be cleaned; remove them one by one.
-STILL_BARE = {"annotation", "cli", "data", "evaluation", "inference", "models", "report", "runs"}
-STILL_BARE |= {"tasks", "training"}
-STILL_LONG_SIGNATURES = {"cli", "data", "evaluation", "models", "runs", "tasks", "training"}
-STILL_STARRED = {"cli", "data", "evaluation", "runs", "training"}
+STILL_BARE = {"cli", "data", "evaluation", "inference", "models", "report", "runs", "tasks"}
+STILL_LONG_SIGNATURES = {"evaluation", "models", "runs", "tasks", "training"}
 STILL_LONG = {"training"}
+STILL_OTHER_ERRORS = STILL_BARE | {"annotation", "training"}
 
 
 class Function(NamedTuple):
@@ -107,6 +106,29 @@ def test_no_function_is_longer_than_sixty_lines():
                 assert length <= 60, f"{relative(path)}:{node.lineno} {node.name}"
 
 
+WRAPPED = {"seg_jax/grammar/tokenizer/template_sandbox.py"}
+"""Files whose short errors come out inside of another one's message."""
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields line and text of the errors that a file raises, with {} for values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            text = node.exc.args[0]
+            parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+            if isinstance(text, ast.JoinedStr | ast.Constant):
+                values = (p.value if isinstance(p, ast.Constant) else "{}" for p in parts)
+                yield node.lineno, "".join(map(str, values))
+
+
+def test_errors_say_where_what_was_expected_what_came_and_what_to_do():
+    for path in FILES:
+        if room(path) not in STILL_OTHER_ERRORS and relative(path) not in WRAPPED:
+            for line, text in messages(path):
+                good = re.match(r".+?: expected .+ got .+; do: .+", text) or text == "{}: {}"
+                assert good, f"{relative(path)}:{line} {text!r}"
+
+
 def starred_displays(source: str) -> list[int]:
     """Returns the lines with `*(a, b)` or `*[a, b]`, which says no more than the items do."""
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Starred)]
@@ -115,8 +137,7 @@ def starred_displays(source: str) -> list[int]:
 
 def test_lists_are_written_plainly():
     assert starred_displays("f(*[1, 2])\n[*(1, 2), *x]\n{*()}") == [1, 2, 3]
-    paths = [path for path in ALL_FILES if room(path) not in STILL_STARRED]
-    golfed = {relative(path) for path in paths if starred_displays(path.read_text())}
+    golfed = {relative(path) for path in ALL_FILES if starred_displays(path.read_text())}
     assert golfed == set(), "write the items without *( )"
 
 

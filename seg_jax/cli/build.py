@@ -143,8 +143,12 @@ def show(name: str, report: dict[str, Any]) -> None:
     odd = {
         what.replace("_", " "): sum(one.get(what, 0) for one in report["splits"].values())
         for what in (
-            *("objects_without_pixels", "objects_with_broken_outline", "objects_beyond_image"),
-            *("expressions_dropped", "expressions_with_objects_missing", "expressions_repeated"),
+            "objects_without_pixels",
+            "objects_with_broken_outline",
+            "objects_beyond_image",
+            "expressions_dropped",
+            "expressions_with_objects_missing",
+            "expressions_repeated",
         )
     }
     for what, count in odd.items():

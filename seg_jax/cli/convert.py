@@ -29,7 +29,13 @@ from seg_jax.runs import console
 JOURNAL = ".convert.jsonl"
 """In the unfinished folder: what is being done, then each file that is whole."""
 NEEDED = (
-    *("model*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"),
+    "model*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.py",
     "LICENSE*",
 )
 """Files of a model on the hub that are fetched; those in folders are not."""

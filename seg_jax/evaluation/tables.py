@@ -9,9 +9,14 @@ from seg_jax.evaluation.protocols import PROTOCOLS, Name
 from seg_jax.evaluation.scoring import TITLES
 
 SPLITS = (
-    *("refcoco-val", "refcoco-testA", "refcoco-testB"),
-    *("refcoco+-val", "refcoco+-testA", "refcoco+-testB"),
-    *("refcocog-val", "refcocog-test"),
+    "refcoco-val",
+    "refcoco-testA",
+    "refcoco-testB",
+    "refcoco+-val",
+    "refcoco+-testA",
+    "refcoco+-testB",
+    "refcocog-val",
+    "refcocog-test",
 )
 """The sets of the paper's tables; refCOCOg is its umd split."""
 

@@ -174,7 +174,7 @@ def rotary_positions(
     Source: Qwen2-VL, Wang et al. 2024, section 2.1 (multimodal rotary position embedding).
     """
     for gh, gw in grids:
-        _check_multiple(gh, gw, merge, "patches; do: resize the image to whole cells")
+        _check_multiple(gh, gw, merge, unit="patches")
     sides = [(gh // merge, gw // merge) for gh, gw in grids]
     visual_tokens = sum(rows * columns for rows, columns in sides)
     if (seen := np.count_nonzero(is_visual)) != visual_tokens:
@@ -211,7 +211,7 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
       ValueError: a side of the image is no multiple of `patch * merge`.
     """
     height, width, channels = image.shape
-    _check_multiple(height, width, patch * merge, "pixels; do: resize the image first")
+    _check_multiple(height, width, patch * merge, unit="pixels")
     rows, columns = height // (patch * merge), width // (patch * merge)
     # Channels apart first: the second copy then moves whole lines of patches, not single bytes.
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
@@ -222,11 +222,14 @@ def patchify(image: UInt8[np.ndarray, "H W 3"], patch: int, merge: int) -> UInt8
 def _merge_order(values: Int[np.ndarray, "h w"], merge: int) -> Int[np.ndarray, " S"]:
     """Returns the entries of a patch grid in merge-block order."""
     gh, gw = values.shape
-    _check_multiple(gh, gw, merge, "patches; do: resize the image to whole cells")
+    _check_multiple(gh, gw, merge, unit="patches")
     blocks = values.reshape(gh // merge, merge, gw // merge, merge)
     return blocks.transpose(0, 2, 1, 3).reshape(-1)
 
 
-def _check_multiple(height: int, width: int, unit: int, advice: str) -> None:
-    if height % unit or width % unit:
-        raise ValueError(f"grid: expected multiples of {unit}, got {height}x{width} {advice}")
+def _check_multiple(height: int, width: int, divisor: int, *, unit: str) -> None:
+    if height % divisor or width % divisor:
+        raise ValueError(
+            f"grid: expected multiples of {divisor} {unit}, got {height}x{width}; "
+            "do: resize the image to whole cells"
+        )

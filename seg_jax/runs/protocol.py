@@ -19,8 +19,10 @@ from seg_jax.report import gallery, html_page
 from seg_jax.runs import console
 
 ANSWERS, SUMMARY, TABLE, GALLERY = FILES = (
-    *("answers.jsonl", "summary.json"),
-    *("table.md", "gallery.html"),
+    "answers.jsonl",
+    "summary.json",
+    "table.md",
+    "gallery.html",
 )
 """What is written to the folder of an evaluation."""
 

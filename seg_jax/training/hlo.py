@@ -23,9 +23,17 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 _BOOKKEEPING = (
-    *("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "AllocateBuffer"),
-    *("AsyncCollectiveStart", "AsyncCollectiveDone", "ConcatBitcast", "X64Combine"),
-    *("AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "annotate_device_placement"),
+    "Sharding",
+    "SPMDFullToShardShape",
+    "SPMDShardToFullShape",
+    "AllocateBuffer",
+    "AsyncCollectiveStart",
+    "AsyncCollectiveDone",
+    "ConcatBitcast",
+    "X64Combine",
+    "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked",
+    "annotate_device_placement",
 )
 """Custom calls that compute nothing."""
 _BITS = {"pred": 8, "token": 0, "opaque": 0}

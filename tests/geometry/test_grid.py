@@ -108,7 +108,7 @@ def test_places_in_merge_block_order():
         [1, 3],
     ]
     assert grid.patch_positions(2, 2, 1).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    with pytest.raises(ValueError, match="multiples of 2, got 3x4"):
+    with pytest.raises(ValueError, match="multiples of 2 patches, got 3x4"):
         grid.patch_positions(3, 4, 2)
 
 
@@ -120,7 +120,7 @@ def test_patchify_follows_places():
     for patch, (row, column) in zip(patches, places, strict=True):
         part = image[6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
         np.testing.assert_array_equal(patch.reshape(3, 6, 6), part.transpose(2, 0, 1))
-    with pytest.raises(ValueError, match="multiples of 12, got 30x36"):
+    with pytest.raises(ValueError, match="multiples of 12 pixels, got 30x36"):
         grid.patchify(np.zeros((30, 36, 3), np.uint8), 6, 2)
 
 
@@ -216,5 +216,5 @@ def test_positions_refuse_a_wrong_count():
         grid.rotary_positions(np.array([1, 1, 1], bool), [(4, 4)], merge=2)
     with pytest.raises(ValueError, match="without a break"):
         grid.rotary_positions(np.array([1, 1, 0, 1, 1], bool), [(4, 4)], merge=2)
-    with pytest.raises(ValueError, match="multiples of 2, got 3x4"):
+    with pytest.raises(ValueError, match="multiples of 2 patches, got 3x4"):
         grid.rotary_positions(np.array([1, 1], bool), [(3, 4)], merge=2)

@@ -43,8 +43,11 @@ CLAIM = ".claim.json"
 """File of a folder that tells which build it belongs to."""
 PLACES = {
     "coco": (
-        *("images/coco_2014/train2014", "images/mscoco/images/train2014", "images/train2014"),
-        *("coco_train2014", "train2014"),
+        "images/coco_2014/train2014",
+        "images/mscoco/images/train2014",
+        "images/train2014",
+        "coco_train2014",
+        "train2014",
     ),
     "saiapr": ("images/saiapr_tc-12", "saiapr_tc-12"),
 }
