@@ -31,6 +31,7 @@ spared spoken summed taught together told traced trained under united whole wide
 STILL_BARE = {"cli", "data", "evaluation", "inference", "models", "report", "runs", "tasks"}
 STILL_LONG_SIGNATURES = {"evaluation", "models", "runs", "tasks", "training"}
 STILL_LONG = {"training"}
+STILL_FRAGMENTS = {"tasks"}
 STILL_OTHER_ERRORS = STILL_BARE | {"annotation", "training"}
 
 
@@ -127,6 +128,16 @@ def test_errors_say_where_what_was_expected_what_came_and_what_to_do():
             for line, text in messages(path):
                 good = re.match(r".+?: expected .+ got .+; do: .+", text) or text == "{}: {}"
                 assert good, f"{relative(path)}:{line} {text!r}"
+
+
+def test_docstrings_of_attributes_are_not_fragments():
+    """Not "Of the scenes." but "Seed of the scenes."; they are the help of options too."""
+    for path in (path for path in FILES if room(path) not in STILL_FRAGMENTS):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    good = not re.match(r"(Of|By) ", text)
+                    assert good, f"{relative(path)}:{node.lineno} {text.splitlines()[0]}"
 
 
 def starred_displays(source: str) -> list[int]:

@@ -25,7 +25,7 @@ class Config(dataset.Plan):
     """A build; killed at any time, the same command goes on where it was."""
 
     name: Annotated[dataset.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Of the data set, which tells its format; "folder" for your own."""
+    """Name of the data set, which implies its format; "folder" for your own."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that make files."""
     runner: str | None = None

@@ -50,7 +50,7 @@ class Config:
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Folder to make; what an interrupted convert has done is kept beside it until the next."""
     dtype: Literal["bfloat16", "float32"] | None = None
-    """Of the weights; None: as they are."""
+    """Dtype of the weights; None: as they are."""
     to: Literal["hf", "orbax"] = "hf"
     """Format: Hugging Face's safetensors, or an Orbax checkpoint."""
 
@@ -174,7 +174,7 @@ class _Model:
 
     config: Any
     dtype: str
-    """Of most of its tensors, as they are to be written."""
+    """Dtype of most of its tensors, as they are to be written."""
     exact: Compute
     """Keeps every weight as it is."""
     entries: list[safetensors.Entry]

@@ -32,7 +32,7 @@ class Config(Asked):
     scenes: int = 512
     """Held-out scenes, one question each."""
     seed: int = evaluation.HELD_OUT
-    """Of the scenes; training uses others."""
+    """Seed of the scenes; training uses others."""
     source: Scenes = dataclasses.field(default_factory=Scenes)
     """Kind of the scenes; `scenes` and `seed` override count and seed."""
     world: Literal["easy", "tiny", "nano"] | None = None
@@ -42,7 +42,7 @@ class Config(Asked):
     """Data sets that `seg-jax build` made, one after the other, all of a split, instead of scenes:
     of each the folder with dataset_info.json in it."""
     split: str = "val"
-    """Of the data sets."""
+    """Split of the data sets."""
     mixture: Mixture = Mixture()
     """Questions that are asked without a protocol."""
     form: int = 0
@@ -55,10 +55,10 @@ class Config(Asked):
     gallery: int = 4
     """Most images in each part of the gallery."""
     name: str = ""
-    """Of the model in tables; left out: where its checkpoint or its answers lie."""
+    """Name of the model in tables; left out: where its checkpoint or its answers lie."""
     set_name: str = ""
-    """Of the scenes or data in tables; left out: as refcoco-val, refcoco+-testA, refcocog-test,
-    which stand in the paper's."""
+    """Name of the scenes or data in tables; left out: as refcoco-val, refcoco+-testA,
+    refcocog-test, which stand in the paper's."""
     beside: tuple[Path, ...] = ()
     """Folders (--out) of other evaluations, whose numbers stand in the same tables."""
     batch: int = 64

@@ -29,7 +29,7 @@ class Asked:
     grammar: bool = False
     """Hold answers to the grammar, so that each can be read whatever the model knows."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of weights and products; None: as config.json says (float16 as bfloat16)."""
+    """Dtype of weights and products; None: as config.json says (float16 as bfloat16)."""
     visual_tokens: int | None = None
     """Most image tokens of a question; larger images are scaled down. None: as a trained model
     was taught, 1280 for one of Hugging Face's."""

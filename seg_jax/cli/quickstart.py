@@ -56,7 +56,7 @@ class Config:
     scenes: int = 3072
     """Held-out scenes of each evaluation."""
     sampled_scenes: int = 512
-    """Of them, those whose sampled answers tell the mean reward before and after GSPO."""
+    """Scenes whose sampled answers give the mean reward before and after GSPO."""
     gallery: int = 24
     """Held-out scenes shown in the report."""
     sft_steps: int = 1800

@@ -28,11 +28,11 @@ class Row:
     """What came of one question; a line of answers.jsonl."""
 
     key: str
-    """Of the sample."""
+    """Key of the sample."""
     index: int
-    """Of the sample in its source."""
+    """Index of the sample in its source."""
     which: int
-    """Of the sample's masks."""
+    """Which of the sample's masks."""
     given: str
     kind: str
     """What was asked for: "mask" or "box"."""
@@ -41,18 +41,18 @@ class Row:
     text: str
     """The answer."""
     tokens: int
-    """Of the answer, end token included."""
+    """Tokens of the answer, end token included."""
     verdict: str
     says_nothing: bool
     """Whether the answer is that there is no such object."""
     iou: float
-    """Of the masks, 1 where both are empty; of the boxes where a box was asked for."""
+    """IoU of the masks, 1 where both are empty; that of the boxes where a box was requested."""
     intersection: int
     """Pixels of both masks that count; 0 for boxes."""
     union: int
     """Pixels of either mask that count; 0 for boxes."""
     box_iou: float
-    """Of the half-open boxes around the masks, or of the answered box with that of the mask."""
+    """IoU of the half-open boxes around the masks, or of the answered box and that of the mask."""
     answer_px: int
     """Pixels of the answer's mask."""
     truth_px: int

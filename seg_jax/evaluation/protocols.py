@@ -92,9 +92,9 @@ class Question:
 
     sample: Sample
     index: int
-    """Of the sample in its source."""
+    """Index of the sample in its source."""
     which: int
-    """Of the sample's masks."""
+    """Which of the sample's masks."""
     given: str
     """What is told: "text", "point" or "box"."""
     kind: Kind

@@ -38,7 +38,7 @@ class Step:
     arguments: tuple[Any, ...]
     """Shapes with their shardings."""
     work: flops.Flops
-    """Of one call, all devices together."""
+    """Operations of one call, all devices together."""
     beside: Any = None
     """What lies in memory meanwhile without being an argument: shapes with their shardings."""
 
@@ -59,7 +59,7 @@ class Plan:
 
     @functools.cached_property
     def state(self) -> state.State:
-        """Of the training, as it lies on the devices."""
+        """State of the training, as it lies on the devices."""
         transform = optimizers.build(self.run.optimizer)
         offload = self.run.offload
         return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)

@@ -36,7 +36,7 @@ class Data:
     """Shares of the data sets in the images of a run, relative to each other; left out: all
     images have the same chance."""
     split: str = TRAIN
-    """Of the data sets."""
+    """Split of the data sets."""
 
     def __post_init__(self):
         if self.data_weights and len(self.data_weights) != len(self.data):

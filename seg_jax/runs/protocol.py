@@ -38,7 +38,7 @@ class Asking:
     form: int
     """Number of the form of all questions."""
     seed: int
-    """Of the points that are told."""
+    """Seed of the points that questions name."""
 
     def questions(self, indices: Sequence[int] | None = None) -> Iterator[Question]:
         """Yields the questions about some samples, about all if None."""

@@ -51,7 +51,7 @@ class Config(TrainingRun):
     out: Path = Path("runs/reinforce")
     """Folder of the run; its model ends up in OUT/checkpoint."""
     seed: int = 0
-    """Of the sampled answers; `feed.seed` is that of the order of the samples."""
+    """Seed of the sampled answers; `feed.seed` is that of the order of the samples."""
     source: datasets.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     feed: Feed = Feed(batch=32)
     """Prompts of a step."""

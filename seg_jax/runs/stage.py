@@ -31,7 +31,7 @@ class Place(NamedTuple):
     """Where a stage writes."""
 
     folder: Path
-    """Of the run; checkpoints of the stage lie in FOLDER/state/STAGE."""
+    """Folder of the run; checkpoints of the stage lie in FOLDER/state/STAGE."""
     stage: str
     log: Log
 

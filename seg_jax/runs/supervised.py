@@ -31,7 +31,7 @@ class Config(TrainingRun):
     """Folder of the run; its model ends up in OUT/checkpoint."""
     objective: sft.Objective = sft.Objective()
     seed: int = 0
-    """Of random weights; `feed.seed` is that of the order of the samples."""
+    """Seed of random weights; `feed.seed` is that of the order of the samples."""
     ordered_numbers: bool = True
     """Random weights only: number tokens begin close to those of close values."""
 

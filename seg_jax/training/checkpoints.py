@@ -19,7 +19,7 @@ from seg_jax.training import processes
 from seg_jax.training.state import State
 
 _FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Of a disk that the libraries tell in many words."""
+"""Errors of a disk that the libraries report in many words."""
 
 
 class Checkpoints:

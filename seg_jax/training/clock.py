@@ -22,7 +22,7 @@ class Clock:
 
     def __init__(self, every: int):
         self.seconds: dict[str, float] = {}
-        """Of the step that was started last, by part; nothing if it is not timed."""
+        """Seconds of the step that was started last, by part; empty if it is not timed."""
         self._every = every
         self._step: int | None = None
         self._timed = False

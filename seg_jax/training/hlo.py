@@ -46,11 +46,11 @@ class Memory:
     arguments: int
     outputs: int
     aliased: int
-    """Of the outputs, written over donated arguments."""
+    """Bytes of the outputs that are written over donated arguments."""
     temporary: int
     code: int
     donated: int
-    """Of the arguments, offered to be written over."""
+    """Bytes of the arguments that may be written over."""
     host: int = 0
     """Arguments in the memory of the device's host; counted nowhere else."""
 
@@ -236,7 +236,7 @@ class _Reader:
         self.loops: list[Loop] = []
         self.kernels: collections.Counter[str] = collections.Counter()
         self._sent: dict[tuple[str, str], dict[str, list[_Sent]]] = collections.defaultdict(dict)
-        """By channel and loop, and by the computation that they stand in."""
+        """What was sent, by channel and loop, and by the computation that they stand in."""
 
     def walk(self, name: str, runs: int, inside: str) -> None:
         """Counts a computation that runs `runs` times as part of the loop body `inside`."""

@@ -23,7 +23,7 @@ class Board:
     wandb: bool = False
     """Send them to Weights & Biases too; it needs `pip install wandb` and an account."""
     project: str = "seg-jax"
-    """Of Weights & Biases."""
+    """Project of Weights & Biases."""
 
     def check(self) -> None:
         """Raises ValueError if something is asked for that is not installed."""

@@ -52,9 +52,9 @@ class Processes:
     coordinator: str | None = None
     """HOST:PORT, free on the host of process 0, reachable from all."""
     count: int | None = None
-    """Of all processes."""
+    """Number of all processes."""
     index: int | None = None
-    """Of this one, from 0."""
+    """Number of this process, from 0."""
     alone: bool = False
     """Look for no others."""
     timeout_seconds: float = 60.0

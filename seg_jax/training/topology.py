@@ -56,7 +56,7 @@ class Topology:
     devices_per_chip: int = 1
     """Cores that share a chip's memory without being one device."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the compiler, where the devices are not here."""
+    """Options of the compiler, where the devices are not attached."""
 
     @property
     def hbm_bytes(self) -> float | None:

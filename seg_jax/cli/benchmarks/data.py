@@ -49,7 +49,7 @@ class Config:
     """A measurement of the pipeline."""
 
     images: int = 256
-    """Of the data set."""
+    """Images of the data set."""
     rows: int = 4
     """Packed rows of a batch."""
     pack: Pack = Pack()

@@ -27,13 +27,13 @@ class Config:
     """A measurement of the sampler."""
 
     size: torch_peer.Size = "tiny"
-    """Of the model: the quickstart's, or Qwen2.5-VL with random weights in bfloat16 (for GPUs)."""
+    """Model: the quickstart's, or Qwen2.5-VL with random weights in bfloat16 (for GPUs)."""
     rows: int = 64
     """Answers at once; a multiple of 8."""
     groups: tuple[int, ...] = (1, GROUP)
     """Answers that share a prompt; each makes a case."""
     tokens: int = 64
-    """Of each answer."""
+    """Tokens of each answer."""
     peer: bool = True
     """Whether to measure transformers too."""
     rounds: int = 5

@@ -34,11 +34,11 @@ class Config:
     """A measurement of a step."""
 
     prompts: int = 4
-    """Of a step."""
+    """Prompts of a step."""
     answers: int = 8
-    """Of each prompt, G."""
+    """Answers of each prompt, G."""
     tokens: int = 28
-    """Of an answer at most."""
+    """Tokens of an answer at most."""
     rounds: int = 5
     """Steps of each side that are counted."""
     lr: float = 1e-6

@@ -27,11 +27,11 @@ class Config:
 
     prompts: int = 32
     answers: int = 8
-    """Of each prompt, G."""
+    """Answers of each prompt, G."""
     tokens: int = 80
-    """Of the longest answers; all others have a tenth."""
+    """Tokens of the longest answers; all others have a tenth."""
     long_share: float = 0.1
-    """Of answers that are long."""
+    """Share of answers that are long."""
     rows: int = 8
     """Answers decoded at once where rows are refilled."""
     chunk: int = 1

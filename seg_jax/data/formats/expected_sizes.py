@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
-    """Of a split; None where nobody tells."""
+    """Sizes of a split; None where no publication gives one."""
 
     refs: int | None
     images: int | None
@@ -58,7 +58,7 @@ SIZES: dict[str, dict[str, Size]] = {
     },
     "coco_panoptic": {"train2017": Size(None, 118287, None), "val2017": Size(None, 5000, None)},
 }
-"""By data set and split.
+"""Sizes by data set and split.
 
 Source: TFDS's catalogue of ref_coco for references and images; the papers' sentence counts of
 refCOCO, refCOCO+ (unc) and refCOCOg (umd); Liu et al. 2023 (gRefCOCO keeps UNC's images); Lai et

@@ -198,7 +198,7 @@ class HeldOut:
     """Images that no model may have been trained on before it is tested."""
 
     images: dict[int, set[str]]
-    """By number the splits that hold each."""
+    """Splits that hold each image, by its number."""
     names: list[str]
     """Editions that were looked through."""
     missing: list[str]

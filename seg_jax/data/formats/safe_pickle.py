@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 2**28
-"""Of a file: the largest published one has some 40 million, and each makes at most one value."""
+"""Most bytes of a file: the largest published one has 40 million; each makes at most one value."""
 
 _MARK = object()
 _STOP = ord(".")

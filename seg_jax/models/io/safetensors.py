@@ -24,7 +24,7 @@ from seg_jax import files
 SHARD_BYTES = 5 * 10**9
 """Largest file that is written, as on the hub."""
 BLOCK_BYTES = 4 * 2**20
-"""Of a tensor that are looked at together."""
+"""Bytes of a tensor that are compared together."""
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 

@@ -13,7 +13,7 @@ class Compute:
     """How a model computes; changes no architecture and no saved weight."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and matrix products; norms, softmax and logits are always float32."""
+    """Dtype of activations and products; norms, softmax and logits are always float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     """What is recomputed in the backward pass: nothing, all but matrix products, every layer."""
@@ -23,8 +23,8 @@ class Compute:
     """One product for q, k and v, and for gate and up: a tenth faster on CPU, slower where kernels
     are split over devices."""
     attention: Kernel = "auto"
-    """Of whole rows: "auto" takes splash kernels on TPUs, "cudnn" is for NVIDIA GPUs."""
+    """Kernel for whole rows: "auto" takes splash on TPUs, "cudnn" is for NVIDIA GPUs."""
     decode_gib: float | None = None
-    """Of a device's memory that weights may take to be whole while answers are decoded; None: a
+    """Memory of a device that weights may take to be whole while answers are decoded; None: a
     third. Where they take more they are gathered for every token; given a number, Qwen's tokens
     travel to them instead."""

@@ -37,7 +37,7 @@ class Shape:
     shared: int
     """Experts that every token visits."""
     scale: float
-    """Of the routed experts' output."""
+    """Factor on the routed experts' output."""
     normalised: bool
     """Whether a token's weights add up to one before they are scaled."""
     groups: int

@@ -23,7 +23,7 @@ from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.records import Array
 
 LATENT_EPS = 1e-6
-"""Of the norm of what is compressed; no config holds it."""
+"""Epsilon of the norm of what is compressed; no config holds it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def scale(self) -> float:
-        """Of the scores."""
+        """Scale of the scores."""
         return (self.plain + self.rotary) ** -0.5
 
 

@@ -25,9 +25,9 @@ class Chip:
     link: float
     """Bytes a second that leave a chip for its neighbours."""
     axes: int
-    """Of the torus that chips are wired to; 0: all of a host to each other."""
+    """Axes of the torus that chips are wired to; 0: all of a host to each other."""
     kept_gib: float = 0.26
-    """Of the memory, which the runtime keeps to itself (a TPU compiler's own account: 258 MiB)."""
+    """Memory that the runtime keeps to itself (by a TPU compiler's own account: 258 MiB)."""
 
 
 CHIPS: dict[str, Chip] = {

@@ -17,8 +17,8 @@ HOST = "pinned_host"
 """Kind of the memory of a device's host."""
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
-"""Of every mesh: copies of the weights, shards of the weights, shards of the experts, shards of
-long rows, shards of each layer's work. Neighbours on the last axes are the closest devices."""
+"""Axes of every mesh: copies of the weights, shards of the weights, shards of the experts, shards
+of long rows, shards of each layer's work. Neighbours on the last axes are the closest devices."""
 
 MESH: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
@@ -43,7 +43,7 @@ DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL}
 tokens of a step travel to the weights. The tables of the vocabulary are whole all the same."""
 
 SHARE = 1 / 3
-"""Of a device's memory that weights may take to be whole while answers are decoded."""
+"""Share of a device's memory that weights may take to be whole while answers are decoded."""
 
 _INTO, _OUT_OF = ("width", "inner"), ("inner", "width")
 

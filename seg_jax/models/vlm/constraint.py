@@ -40,7 +40,7 @@ class Held(NamedTuple):
     number: Int[Array, "*n"]
     """Digits of the coordinate so far, as a whole number."""
     x: Int[Array, "*n"]
-    """Of the point being written, in steps of the last decimal; so are those that follow."""
+    """x of the point being written, in steps of the last decimal; so are those that follow."""
     first: tuple[Int[Array, "*n"], Int[Array, "*n"]]
     """x and y of the first point of the ring, or the first corner of the box."""
     last: tuple[Int[Array, "*n"], Int[Array, "*n"]]

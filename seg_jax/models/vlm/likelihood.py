@@ -23,7 +23,7 @@ class Likelihood(NamedTuple):
 
     logp: Float[Array, "*n T"]
     entropy: Float[Array, "*n T"]
-    """Of the distribution that the token comes from, in nats."""
+    """Entropy of the distribution that the token comes from, in nats."""
 
 
 def token_logp(

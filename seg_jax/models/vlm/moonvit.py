@@ -21,7 +21,7 @@ from seg_jax.models.nn.norms import LayerNorm
 from seg_jax.records import Array, Images
 
 EPS = 1e-5
-"""Of every norm; no config holds it."""
+"""Epsilon of every norm; no config holds it."""
 THETA = 10_000.0
 STD = 0.02
 CUBIC = -0.75

@@ -26,7 +26,7 @@ from seg_jax.models.vlm import qwen_decoder
 from seg_jax.records import Array, Images
 
 VISION_EPS = 1e-6
-"""Of every norm in the vision tower; no config holds it."""
+"""Epsilon of every norm in the vision tower; no config holds it."""
 VISION_THETA = 10_000.0
 
 _SIZES = (
