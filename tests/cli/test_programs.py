@@ -585,9 +585,7 @@ def test_a_full_disk_while_the_model_is_saved(run, fails, steps, tune, small_dis
 
 def test_a_full_disk_while_the_report_and_numbers_are_written(small_disk):
     folder, fill = small_disk
-    page = html_page.Report(
-        title="t", summary_rows=[], curves=[], exhibits=[], config={}, versions={}
-    )
+    page = html_page.Report("t", config={})
     (folder / "report.html").write_text("before")
     fill()
     with pytest.raises(OSError):
