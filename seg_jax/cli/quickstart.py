@@ -38,7 +38,7 @@ from seg_jax.training import steps as jitted_steps
 from seg_jax.training.log import Log
 
 START = Path(__file__).parent / "quickstart_start"
-"""Weights that GSPO starts from: the tiny model after longer SFT (README says how)."""
+"""Weights that GSPO starts from: the tiny model after longer SFT (configs/simpleseg says how)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
