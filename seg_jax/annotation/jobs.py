@@ -20,7 +20,7 @@ from seg_jax.annotation import annotator
 from seg_jax.annotation.annotator import ImageFile, Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
 from seg_jax.data import workers as processes
-from seg_jax.data.build import dataset, record_files
+from seg_jax.data.build import claims, record_files
 
 DONE, LIST = ".annotated", ".images.jsonl"
 """Folder of finished shards; file that lists the images for every process."""
@@ -133,7 +133,7 @@ def claim_folder(job: Job, *, anew: bool) -> Iterator[None]:
       ValueError: it holds something else, or another process works in it.
       OSError: it cannot be made.
     """
-    with dataset.claim_folder(job.out, {"name": "annotation", **job_identity(job)}, anew=anew):
+    with claims.claim_folder(job.out, {"name": "annotation", **job_identity(job)}, anew=anew):
         yield
 
 

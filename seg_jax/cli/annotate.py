@@ -1,4 +1,4 @@
-"""Makes a data set of images without annotation: detected, segmented, outlined, described."""
+"""Makes a data set from images without annotation: detects, segments, outlines, describes."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ class Config(Choice):
     labels: Path | None = None
     """Text file with what to look for, a name a line."""
     prompts: tuple[str, ...] = ()
-    """What to look for, as "a dog" "a cat"; instead of a file, or beside it."""
+    """Names to look for, as "a dog" "a cat"; instead of a file, or beside it."""
     filters: Filters = Filters()
     contour: Contour = Contour()
     wording: Wording = Wording()
     splits: Splits = Splits()
     records: int = 64
-    """Images a shard: what a kill costs at most, in each process."""
+    """Images in a shard: the most that a kill can cost, in each process."""
     patience: int = 16
-    """Images in a row that models may fail on before the run stops."""
+    """Number of images in succession that models may fail on before the run stops."""
     workers: int = 1
-    """Processes, each with models of its own."""
+    """Number of processes, each with models of its own."""
     runner: str | None = None
     """Engine of Apache Beam that annotates instead, as DirectRunner or DataflowRunner; its workers
     must see OUT, images and models under the same paths."""
     runner_options: tuple[str, ...] = ()
     """The engine's own options without their dashes, as region=europe-west4."""
     retry_failed: bool = False
-    """Annotate those shards again in which a model or the endpoint failed."""
+    """Whether shards in which a model or the endpoint failed are annotated again."""
     anew: bool = False
-    """Replace the annotation in OUT."""
+    """Whether the annotation in OUT is replaced."""
     json: Path | None = None
     """File for the summary, which OUT/summary.json holds too."""
 
@@ -64,7 +64,7 @@ class Config(Choice):
 
 
 def main(config: Config) -> int:
-    """Annotates; says what was dropped and what failed, and prints the folder."""
+    """Annotates; reports what was dropped and what failed, and prints the folder."""
     if config.workers < 1:
         raise ValueError(f"workers: expected at least 1, got {config.workers}")
     settings = Settings(
@@ -109,15 +109,15 @@ def main(config: Config) -> int:
 
 def _labels(config: Config) -> tuple[str, ...]:
     """Returns what to look for, each name once."""
-    told = list(config.prompts)
+    lines = list(config.prompts)
     if config.labels is not None:
         try:
-            told += config.labels.read_text(encoding="utf-8").splitlines()
+            lines += config.labels.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             raise ValueError(
                 f"{config.labels}: expected a text file with a name a line, got other bytes"
             ) from None
-    names = tuple(dict.fromkeys(name for one in told if (name := " ".join(one.split()))))
+    names = tuple(dict.fromkeys(name for one in lines if (name := " ".join(one.split()))))
     if not names:
         raise ValueError(
             "labels: expected what to look for, got nothing; do: --labels FILE with a name a line, "
@@ -137,7 +137,7 @@ def _check_apart(config: Config, images: Sequence[jobs.ImageFile]) -> None:
 
 
 def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
-    """Has the shards made."""
+    """Annotates the shards, here or by Beam."""
     if config.runner is not None:
         from seg_jax.annotation import beam
 
@@ -153,7 +153,7 @@ def _annotate(config: Config, job: Job, every: list[Shard]) -> None:
 
 
 def _builder(config: Config) -> Any:
-    """Returns what makes the files of the data set."""
+    """Returns the function that makes the files of the data set."""
 
     def make(plan: dataset.Plan, tasks: Sequence[record_files.Task]) -> list[dict[str, Any]]:
         if config.runner is not None:
@@ -182,10 +182,10 @@ def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> Non
         if summary[what]:
             console.say(f"{summary[what]} of {summary['images']} images {what}".replace("_", " "))
     if summary["dropped"]:
-        told = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
-        console.say(f"dropped: {told}".replace("_", " "))
+        counts = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
+        console.say(f"dropped: {counts}".replace("_", " "))
     if summary["dead_letters"]:
-        told = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
-        console.say(f"dead letters: {told}; see {config.out / results.LETTERS}")
+        counts = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
+        console.say(f"dead letters: {counts}; see {config.out / results.LETTERS}")
     for one in report["skipped"][:5]:
         console.say(f"skipped {one['image']}: {one['reason']}")

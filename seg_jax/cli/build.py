@@ -25,39 +25,39 @@ class Config(dataset.Plan):
     """A build; killed at any time, the same command goes on where it was."""
 
     name: Annotated[dataset.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Name of the data set, which implies its format; "folder" for your own."""
+    """Name of the data set, which decides its format; "folder" for your own."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that make files."""
+    """Number of processes that make files."""
     runner: str | None = None
     """Engine of Apache Beam that makes them instead, as DirectRunner or DataflowRunner; its workers
     must see SOURCE and OUT under the same paths."""
     runner_options: tuple[str, ...] = ()
     """The engine's own options without their dashes, as region=europe-west4."""
     stats: int = 0
-    """Objects whose outlines are measured, by tolerance: tokens, and what is kept of masks; the
-    numbers go to OUT/stats.json."""
+    """Number of objects whose outlines are measured at several tolerances: their tokens, and how
+    much of the masks they keep; the numbers go to OUT/stats.json."""
     anew: bool = False
-    """Replace the build in OUT."""
+    """Whether the build in OUT is replaced."""
     json: Path | None = None
     """File for the report, which OUT/build.json holds too."""
 
     def plan(self) -> dataset.Plan:
-        """Returns what is to be built, without how."""
+        """Returns what is built, without the options of how."""
         names = [field.name for field in dataclasses.fields(dataset.Plan)]
         return dataset.Plan(**{name: getattr(self, name) for name in names})
 
 
 def main(config: Config) -> int:
-    """Builds; says what is odd about the data, and prints the folder."""
+    """Builds; reports what is odd about the data, and prints the folder."""
     if config.workers < 1:
         raise ValueError(f"workers: expected at least 1, got {config.workers}")
     run_folder.check_json(config.json)
     begin = time.monotonic()
     with dataset.claim_build(config, anew=config.anew):
         console.say(f"{config.name}: reading annotations")
-        cut = dataset.plan_files(config)
-        say_findings(cut.report)
-        report = dataset.finish_build(config, cut, _make_files(config, cut))
+        planned = dataset.plan_files(config)
+        say_findings(planned.report)
+        report = dataset.finish_build(config, planned, _make_files(config, planned))
     show(config.name, report)
     if config.stats:
         _measure_outlines(config, report)
@@ -70,23 +70,23 @@ def main(config: Config) -> int:
     return 0
 
 
-def _make_files(config: Config, cut: dataset.FilePlan) -> list[dict[str, Any]]:
-    """Has the files made, and returns what is known about each."""
+def _make_files(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any]]:
+    """Makes the files, and returns what is known about each."""
     if config.runner is not None:
         from seg_jax.data.build import beam
 
         plan = config.plan()
         options = config.runner_options
-        return beam.make_files(plan, cut.tasks, runner=config.runner, options=options)
-    total = sum(len(task.images) for task in cut.tasks)
+        return beam.make_files(plan, planned.tasks, runner=config.runner, options=options)
+    total = sum(len(task.images) for task in planned.tasks)
     with console.progress(config.name, total) as move:
         return dataset.make_files(
-            cut.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
+            planned.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
         )
 
 
 def say_findings(report: dict[str, Any]) -> None:
-    """Says what reading the annotations has shown."""
+    """Reports what reading the annotations has shown."""
     for warning in report["warnings"]:
         console.say(f"warning: {warning}")
     for what, some in (("faults", report["faults"]), ("keys", report["keys_repeated"])):
@@ -122,14 +122,14 @@ def _measure_outlines(config: Config, report: dict[str, Any]) -> None:
     )
     columns = ("points", "tokens_qwen", "tokens_kimi", "tokens_qwen_p95", "iou", "iou_p5")
     header = ("epsilon", *(column.replace("_", " ") for column in columns))
-    told = [
+    lines = [
         (
             f"{row['epsilon']:g}",
             *(f"{row[c]:.3f}" if "iou" in c else f"{row[c]:.1f}" for c in columns),
         )
         for row in rows
     ]
-    console.table(f"outlines of {rows[0]['objects']} objects of {splits[0]}", header, told)
+    console.table(f"outlines of {rows[0]['objects']} objects of {splits[0]}", header, lines)
 
 
 def show(name: str, report: dict[str, Any]) -> None:

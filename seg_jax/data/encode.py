@@ -245,7 +245,7 @@ class Encoder:
                 f"image: expected at most {layout.max_patches} patches, got {rows * columns} "
                 f"({height} x {width} pixels); do: lower layout.{knob} or raise layout.max_patches"
             )
-        whole = _framed(_resized(image, *scaled), height, width)
+        whole = _frame(_resize(image, *scaled), height, width)
         return PatchedImage(grid.patchify(whole, layout.patch, layout.merge), (rows, columns))
 
     def image_from_patches(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
@@ -340,7 +340,7 @@ def _fit(layout: Layout, height: int, width: int) -> grid.Fit:
     return grid.Fit(whole, whole)
 
 
-def _resized(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
+def _resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     """Returns the image at the size, resampled as the official processors do."""
     if image.shape[:2] == (height, width):
         return image
@@ -351,7 +351,7 @@ def _resized(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     return np.asarray(resized)
 
 
-def _framed(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
+def _frame(image: UInt8[np.ndarray, "H W 3"], height: int, width: int):
     """Returns the image with black right and below it, or its middle, at the size."""
     lost = [max(0, has - side) for has, side in zip(image.shape, (height, width), strict=False)]
     top, left = (round(pixels / 2) for pixels in lost)

@@ -1,4 +1,4 @@
-"""What a built data set stores of an image: flat features, and the files that describe them.
+"""How a built data set stores an image: as flat features, with files that describe them.
 
 | feature | holds |
 |---|---|
@@ -30,19 +30,30 @@ from seg_jax.geometry import bitmask
 FILE_FORMAT = "array_record"
 VERSION = "1.0.0"
 REPORT = "build.json"
-"""File of a data set with what its build has found."""
+"""File of a data set with the report of its build."""
 _ONE, _LIST = False, True
 _FEATURES: dict[str, tuple[str, bool]] = {
-    **{"key": ("text", _ONE), "split": ("text", _ONE), "image": ("image", _ONE)},
-    **{"image/id": ("int64", _ONE), "image/name": ("text", _ONE)},
-    **{"image/height": ("int64", _ONE), "image/width": ("int64", _ONE)},
-    **{"object/id": ("int64", _LIST), "object/name": ("text", _LIST)},
-    **{"object/role": ("int64", _LIST), "object/counts": ("text", _LIST)},
-    **{"object/area": ("int64", _LIST), "object/box": ("box", _LIST)},
-    **{"phrase/id": ("int64", _LIST), "phrase/ref": ("int64", _LIST)},
-    **{"phrase/text": ("text", _LIST), "phrase/sentence": ("int64", _LIST)},
-    **{"phrase/count": ("int64", _LIST), "phrase/objects": ("int64", _LIST)},
+    "key": ("text", _ONE),
+    "split": ("text", _ONE),
+    "image": ("image", _ONE),
+    "image/id": ("int64", _ONE),
+    "image/name": ("text", _ONE),
+    "image/height": ("int64", _ONE),
+    "image/width": ("int64", _ONE),
+    "object/id": ("int64", _LIST),
+    "object/name": ("text", _LIST),
+    "object/role": ("int64", _LIST),
+    "object/counts": ("text", _LIST),
+    "object/area": ("int64", _LIST),
+    "object/box": ("box", _LIST),
+    "phrase/id": ("int64", _LIST),
+    "phrase/ref": ("int64", _LIST),
+    "phrase/text": ("text", _LIST),
+    "phrase/sentence": ("int64", _LIST),
+    "phrase/count": ("int64", _LIST),
+    "phrase/objects": ("int64", _LIST),
 }
+"""Kind of each feature, and whether it is a list."""
 
 
 class Expression(NamedTuple):
@@ -51,7 +62,7 @@ class Expression(NamedTuple):
     id: int
     text: str
     objects: tuple[int, ...]
-    """Places of the objects it means; none: it fits nothing in the image."""
+    """Places of the objects that it means; none: it fits nothing in the image."""
     ref: int = -1
     sentence: bool = False
 
@@ -63,7 +74,7 @@ class Record:
     key: str
     split: str
     image: bytes
-    """Encoded."""
+    """The encoded image, JPEG or PNG."""
     image_id: int
     name: str
     height: int
@@ -74,7 +85,7 @@ class Record:
     counts: tuple[bytes, ...]
     """Compressed COCO run lengths of each object's mask."""
     areas: tuple[int, ...]
-    """Pixels of each mask."""
+    """Number of pixels of each mask."""
     boxes_px: Float[np.ndarray, "M 4"]
     """Annotated boxes, x0 y0 x1 y1."""
     expressions: tuple[Expression, ...]
@@ -92,29 +103,29 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-    """Returns an image as stored."""
-    told = record.expressions
+    """Returns the bytes of a stored image."""
+    expressions = record.expressions
     return tf_example.encode(
         {
             "key": [record.key.encode()],
             "split": [record.split.encode()],
             "image": [record.image],
-            "image/id": _whole([record.image_id]),
+            "image/id": _int64([record.image_id]),
             "image/name": [record.name.encode()],
-            "image/height": _whole([record.height]),
-            "image/width": _whole([record.width]),
-            "object/id": _whole(record.ids),
+            "image/height": _int64([record.height]),
+            "image/width": _int64([record.width]),
+            "object/id": _int64(record.ids),
             "object/name": [name.encode() for name in record.names],
-            "object/role": _whole(record.roles),
+            "object/role": _int64(record.roles),
             "object/counts": list(record.counts),
-            "object/area": _whole(record.areas),
+            "object/area": _int64(record.areas),
             "object/box": record.boxes_px.astype(np.float32).ravel(),
-            "phrase/id": _whole([one.id for one in told]),
-            "phrase/ref": _whole([one.ref for one in told]),
-            "phrase/text": [one.text.encode() for one in told],
-            "phrase/sentence": _whole([one.sentence for one in told]),
-            "phrase/count": _whole([len(one.objects) for one in told]),
-            "phrase/objects": _whole([place for one in told for place in one.objects]),
+            "phrase/id": _int64([one.id for one in expressions]),
+            "phrase/ref": _int64([one.ref for one in expressions]),
+            "phrase/text": [one.text.encode() for one in expressions],
+            "phrase/sentence": _int64([one.sentence for one in expressions]),
+            "phrase/count": _int64([len(one.objects) for one in expressions]),
+            "phrase/objects": _int64([place for one in expressions for place in one.objects]),
         }
     )
 
@@ -125,32 +136,15 @@ def decode(data: bytes) -> Record:
     Raises:
       ValueError: the bytes are of neither.
     """
-    found = tf_example.decode(data)
-    if "objects/mask" in found:
-        return _official(found)
+    features = tf_example.decode(data)
+    if "objects/mask" in features:
+        return _decode_ref_coco(features)
     try:
-        text, whole = _texts(found), _wholes(found)
-        ends = np.cumsum(whole["phrase/count"])
-        starts = ends - whole["phrase/count"]
-        which = whole["phrase/objects"]
-        told = [
-            Expression(
-                int(number), sent, tuple(which[begin:end].tolist()), int(ref), bool(sentence)
-            )
-            for number, sent, begin, end, ref, sentence in zip(
-                whole["phrase/id"],
-                text["phrase/text"],
-                starts,
-                ends,
-                whole["phrase/ref"],
-                whole["phrase/sentence"],
-                strict=True,
-            )
-        ]
+        text, whole = _texts(features), _integers(features)
         return Record(
             key=text["key"][0],
             split=text["split"][0],
-            image=_bytes(found["image"])[0],
+            image=_bytes(features["image"])[0],
             image_id=int(whole["image/id"][0]),
             name=text["image/name"][0],
             height=int(whole["image/height"][0]),
@@ -158,15 +152,34 @@ def decode(data: bytes) -> Record:
             ids=tuple(whole["object/id"].tolist()),
             names=tuple(text["object/name"]),
             roles=tuple(Role(int(role)) for role in whole["object/role"]),
-            counts=tuple(_bytes(found["object/counts"])),
+            counts=tuple(_bytes(features["object/counts"])),
             areas=tuple(whole["object/area"].tolist()),
-            boxes_px=np.asarray(found["object/box"], np.float32).reshape(-1, 4),
-            expressions=tuple(told),
+            boxes_px=np.asarray(features["object/box"], np.float32).reshape(-1, 4),
+            expressions=_decode_expressions(text["phrase/text"], whole),
         )
     except (KeyError, IndexError) as error:
         raise ValueError(
-            f"expected an image that seg-jax build or TFDS ref_coco stored, got none ({error!r})"
+            "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
+            f"({error!r})"
         ) from None
+
+
+def _decode_expressions(
+    texts: list[str], whole: dict[str, Int[np.ndarray, " _"]]
+) -> tuple[Expression, ...]:
+    """Returns the expressions of an image from the features that hold them."""
+    ends = np.cumsum(whole["phrase/count"])
+    places = whole["phrase/objects"]
+    return tuple(
+        Expression(
+            id=int(whole["phrase/id"][number]),
+            text=text,
+            objects=tuple(places[end - whole["phrase/count"][number] : end].tolist()),
+            ref=int(whole["phrase/ref"][number]),
+            sentence=bool(whole["phrase/sentence"][number]),
+        )
+        for number, (text, end) in enumerate(zip(texts, ends, strict=True))
+    )
 
 
 def features_json() -> str:
@@ -184,9 +197,9 @@ def info_json(name: str, description: str, shards: Sequence[tuple[str, list[int]
     """Returns the file `dataset_info.json` that TFDS reads.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       description: a sentence or two.
-      shards: of each split its name, the number of records of each file, and all their bytes.
+      shards: name of each split, numbers of records of its files, and bytes of all its records.
     """
     whole = {
         "description": description,
@@ -208,9 +221,9 @@ def info_json(name: str, description: str, shards: Sequence[tuple[str, list[int]
     return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
-def file_name(name: str, split: str, *, index: int, of: int) -> str:
-    """Returns the name of a file of a split, as TFDS has it."""
-    return f"{name}-{split}.{FILE_FORMAT}-{index:05d}-of-{of:05d}"
+def file_name(name: str, split: str, *, index: int, count: int) -> str:
+    """Returns the name of a file of a split, as TFDS names it."""
+    return f"{name}-{split}.{FILE_FORMAT}-{index:05d}-of-{count:05d}"
 
 
 def _feature_json(kind: str, listed: bool) -> dict[str, Any]:
@@ -226,27 +239,27 @@ def _feature_json(kind: str, listed: bool) -> dict[str, Any]:
     return {"pythonClassName": f"{core}.tensor_feature.Tensor", "tensor": tensor}
 
 
-def _official(found: dict[str, tf_example.Value]) -> Record:
+def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
     """Returns an image of TFDS's ref_coco: each reference with its mask as a PNG."""
     from PIL import Image
 
     masks = []
-    for png in _bytes(found["objects/mask"]):
+    for png in _bytes(features["objects/mask"]):
         with Image.open(io.BytesIO(png)) as mask:
             masks.append(np.asarray(mask.convert("L")) > 0)
-    whole = _wholes(found)
-    numbers = _ragged(found, "objects/refexp/refexp_id")
-    texts = _ragged(found, "objects/refexp/raw")
-    told = [
+    whole = _integers(features)
+    numbers = _ragged(features, "objects/refexp/refexp_id")
+    texts = _ragged(features, "objects/refexp/raw")
+    expressions = [
         Expression(int(number), text.decode(), (place,), int(whole["objects/id"][place]))
         for place, (some, phrases) in enumerate(zip(numbers, texts, strict=True))
         for number, text in zip(some, phrases, strict=True)
     ]
-    image = _bytes(found["image"])[0]
+    image = _bytes(features["image"])[0]
     with Image.open(io.BytesIO(image)) as opened:
         width, height = opened.size
     # TFDS's boxes are ymin, xmin, ymax, xmax as fractions.
-    box = np.asarray(found["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+    box = np.asarray(features["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
     number = int(whole["image/id"][0])
     return Record(
         key=str(number),
@@ -262,36 +275,36 @@ def _official(found: dict[str, tf_example.Value]) -> Record:
         counts=tuple(bitmask.to_rle(mask)["counts"] for mask in masks),
         areas=tuple(int(mask.sum()) for mask in masks),
         boxes_px=box * np.array([width, height] * 2, np.float32),
-        expressions=tuple(told),
+        expressions=tuple(expressions),
     )
 
 
-def _ragged(found: dict[str, tf_example.Value], name: str) -> list[Any]:
+def _ragged(features: dict[str, tf_example.Value], name: str) -> list[Any]:
     """Returns the lists in a list of lists, as TFDS flattens it."""
-    values = found[f"{name}/ragged_flat_values"]
-    lengths = np.asarray(found[f"{name}/ragged_row_lengths_0"], np.int64)
+    values = features[f"{name}/ragged_flat_values"]
+    lengths = np.asarray(features[f"{name}/ragged_row_lengths_0"], np.int64)
     ends = np.cumsum(lengths)
     return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
-def _whole(values: Any) -> Int[np.ndarray, " n"]:
+def _int64(values: Any) -> Int[np.ndarray, " n"]:
     return np.array([int(value) for value in values], np.int64)
 
 
-def _texts(found: dict[str, tf_example.Value]) -> dict[str, list[str]]:
+def _texts(features: dict[str, tf_example.Value]) -> dict[str, list[str]]:
     kinds = ("text",)
     return {
-        name: [one.decode() for one in _bytes(found[name])]
+        name: [one.decode() for one in _bytes(features[name])]
         for name, (kind, _) in _FEATURES.items()
         if kind in kinds and name != "object/counts"
     }
 
 
-def _wholes(found: dict[str, tf_example.Value]) -> dict[str, Int[np.ndarray, " _"]]:
+def _integers(features: dict[str, tf_example.Value]) -> dict[str, Int[np.ndarray, " _"]]:
     """Returns the integers; a list without any has no kind of its own."""
     return {
         name: np.asarray(value, np.int64)
-        for name, value in found.items()
+        for name, value in features.items()
         if not len(value) or (isinstance(value, np.ndarray) and value.dtype == np.int64)
     }
 

@@ -290,7 +290,7 @@ class _Files(NamedTuple):
             )
         lengths = [int(length) for length in splits[split]["shardLengths"]]
         names = [
-            record_schema.file_name(info["name"], split, index=index, of=len(lengths))
+            record_schema.file_name(info["name"], split, index=index, count=len(lengths))
             for index in range(len(lengths))
         ]
         files = [

@@ -17,8 +17,8 @@ from seg_jax.runs import datasets
 from seg_jax.runs.start import Model
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import optimizers, steps
+from seg_jax.training.cluster import Processes
 from seg_jax.training.loop import Loop
-from seg_jax.training.processes import Processes
 
 RunT = TypeVar("RunT", bound="TrainingRun")
 

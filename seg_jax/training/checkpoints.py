@@ -19,13 +19,13 @@ from seg_jax.training import processes
 from seg_jax.training.state import State
 
 _FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Errors of a disk that the libraries report in many words."""
+"""Errors of a disk, which are looked for in the libraries' long messages."""
 
 
 class Checkpoints:
     """The checkpoints of one stage in a folder that all processes share.
 
-    The newest `keep` and the best `keep_best` are held. A checkpoint appears under its step only
+    The newest `keep` and the best `keep_best` are kept. A checkpoint appears under its step only
     when it is complete: a killed save leaves none. Saves run beside the steps that follow.
     """
 
@@ -59,13 +59,13 @@ class Checkpoints:
         """Saves state, position of the iterator and a record of plain values.
 
         Args:
-          state: of all processes.
-          iterator: of the batches; its position is plain values, the same in all processes.
-          record: what else is to be known.
-          score: of this checkpoint among the best; higher is better.
+          state: state of the run, over all processes.
+          iterator: iterator of the batches; its position is JSON values, the same in all processes.
+          record: other JSON values that are needed to resume.
+          score: how good the checkpoint is, for keeping the best; higher is better.
 
         Raises:
-          OSError: the folder cannot be written, for one because the disk is full.
+          OSError: the folder cannot be written, for example because the disk is full.
         """
         step = int(state.step)
         if step == self.latest():
@@ -84,15 +84,15 @@ class Checkpoints:
     def restore(
         self, like: State, iterator: Any, *, warn: Callable[[str], None] = logging.warning
     ) -> tuple[State, dict[str, Any]]:
-        """Returns the newest state that is whole, laid out like the given one, and the record.
+        """Returns the newest whole state, laid out like the given one, and its record.
 
-        The iterator is moved to where it stood. Damaged checkpoints are passed over with a
+        The iterator is moved to its position. Damaged checkpoints are passed over with a
         warning and moved to `damaged-STEP` once an older one was found good.
 
         Args:
           like: a state of the run on any mesh and any number of processes.
-          iterator: of the batches.
-          warn: told of each damaged checkpoint in a line.
+          iterator: iterator of the batches.
+          warn: called with a line about each damaged checkpoint.
 
         Raises:
           ValueError: there is no checkpoint, or none of them fits the state.
@@ -114,7 +114,7 @@ class Checkpoints:
             return found["state"], found["record"]
         if not damaged:
             raise ValueError(
-                f"{self._folder}: expected a checkpoint to resume, got none; do: start anew instead"
+                f"{self._folder}: expected a checkpoint to resume, got none; do: start anew"
             )
         step, reason = next(iter(damaged.items()))
         raise ValueError(
@@ -157,7 +157,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for pending saves and lets go of the folder.
+        """Waits for pending saves and closes the folder.
 
         Raises:
           OSError: a save failed.
@@ -167,7 +167,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turns the libraries' many words for a disk that fails into one OSError."""
+        """Turns the libraries' long errors about a failing disk into one OSError."""
         try:
             yield
         except Exception as error:
@@ -182,7 +182,7 @@ def _score(metrics: Any) -> float:
 
 
 def _failure(error: Exception) -> int | None:
-    """Returns which failure of a disk an error tells of, if it does."""
+    """Returns the errno of a disk's failure that an error is about, or None."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)

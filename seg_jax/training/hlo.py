@@ -1,4 +1,4 @@
-"""Reads a compiled program: its memory, what moves between devices, its loops and kernels."""
+"""Reads a compiled program: its memory, collectives, loops and kernels."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 _BOOKKEEPING = (
-    "Sharding",
+    "AllocateBuffer",
+    "AssumeGatherIndicesInBound",
+    "AsyncCollectiveDone",
+    "AsyncCollectiveStart",
+    "ConcatBitcast",
+    "GatherScatterIndicesBitpacked",
     "SPMDFullToShardShape",
     "SPMDShardToFullShape",
-    "AllocateBuffer",
-    "AsyncCollectiveStart",
-    "AsyncCollectiveDone",
-    "ConcatBitcast",
+    "Sharding",
     "X64Combine",
-    "AssumeGatherIndicesInBound",
-    "GatherScatterIndicesBitpacked",
     "annotate_device_placement",
 )
 """Custom calls that compute nothing."""
@@ -41,7 +41,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, as the compiler laid them out."""
+    """Bytes on one device, as the compiler placed them."""
 
     arguments: int
     outputs: int
@@ -52,21 +52,22 @@ class Memory:
     donated: int
     """Bytes of the arguments that may be written over."""
     host: int = 0
-    """Arguments in the memory of the device's host; counted nowhere else."""
+    """Bytes of arguments in the memory of the device's host; counted nowhere else."""
 
     @property
     def total(self) -> int:
-        """All that the program holds at once, at most."""
+        """The most bytes that the program holds at once."""
         return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind in one run of a program, each loop taken as often as it can run."""
+    """Collectives of one kind in one run of a program; loops count as often as they can run."""
 
     times: int
+    """Number of collectives."""
     payload: int
-    """Bytes of the whole arrays that a device ends up with or, to be scattered, begins with."""
+    """Bytes of the whole arrays that a device gets or, if it scatters them, begins with."""
     sent: int
     """Bytes that a device sends in a ring: (n-1)/n of the payload, twice that to reduce to all."""
 
@@ -77,23 +78,23 @@ class Loop:
 
     name: str
     trips: int | None
-    """Most rounds of each run; None: the text does not tell, and one was counted."""
+    """Most rounds of each run; None: not in the text, one was counted."""
     runs: int
-    """How often the loops around it run it."""
+    """How often the surrounding loops run it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramText:
-    """What the text of a compiled program tells."""
+    """What the text of a compiled program says."""
 
     collectives: dict[str, Traffic]
     loops: list[Loop]
     kernels: dict[str, int]
-    """Custom calls by target and name: how often they run."""
+    """How often each custom call runs, by target and name."""
 
 
 class TooLarge(ValueError):
-    """The compiler found no place for a program: it needs more memory than a device has."""
+    """A program needs more memory than a device has."""
 
     def __init__(self, needed: int, available: int, text: str):
         super().__init__(text)
@@ -106,7 +107,7 @@ def compile(lowered: Any, arguments: Any, options: dict[str, Any] | None = None)
     Args:
       lowered: the program.
       arguments: shapes with their shardings, as lowered.
-      options: of the compiler.
+      options: options of the compiler.
 
     Raises:
       TooLarge: it does not fit the memory of a device.
@@ -129,10 +130,10 @@ def memory(compiled: Any, lowered: Any, arguments: Any) -> Memory:
       arguments: shapes with their shardings, as lowered.
     """
     sizes = compiled.memory_analysis()
-    told = jax.tree.leaves(lowered.args_info, is_leaf=lambda x: hasattr(x, "donated"))
+    infos = jax.tree.leaves(lowered.args_info, is_leaf=lambda x: hasattr(x, "donated"))
     donated = sum(
         device_bytes(leaf)
-        for leaf, info in zip(jax.tree.leaves(arguments), told, strict=True)
+        for leaf, info in zip(jax.tree.leaves(arguments), infos, strict=True)
         if info.donated
     )
     return Memory(
@@ -149,7 +150,7 @@ def memory(compiled: Any, lowered: Any, arguments: Any) -> Memory:
 def device_bytes(tree: Any) -> int:
     """Returns the bytes on one device of shapes with their shardings, without padding.
 
-    What lies in the memory of its host is not on it.
+    What lies in the memory of its host does not count.
     """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -159,9 +160,9 @@ def device_bytes(tree: Any) -> int:
 
 
 def _overflow(text: str, arguments: int) -> tuple[int, int] | None:
-    """Returns needed and available bytes of a compiler's complaint, or None of another one.
+    """Returns needed and available bytes from an error of the compiler, or None from another error.
 
-    It tells all that is needed, or of temporaries alone that they are too large.
+    The error has all that is needed, or the size of temporaries alone.
     """
     size = r"\(?([\d.]+)([KMGT]?)\)?"
     whole = re.search(rf"Used {size} of {size} hbm", text)
@@ -191,7 +192,7 @@ class _Instruction:
 
 
 def read_text(text: str) -> ProgramText:
-    """Returns what the text of a compiled program (`compiled.as_text()`) tells.
+    """Returns what the text of a compiled program (`compiled.as_text()`) says.
 
     A loop whose rounds depend on data is taken at the bound in its condition.
     """
@@ -216,16 +217,16 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             found[name] = []
             entry = name if head.group(1) else entry
             continue
-        told = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line)
-        if told and name:
-            found[name].append(_Instruction(*told.groups()))
+        match = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line)
+        if match and name:
+            found[name].append(_Instruction(*match.groups()))
     if not entry:
-        raise ValueError("expected the text of a compiled program with an ENTRY, got none")
+        raise ValueError("hlo: expected the text of a compiled program with an ENTRY, got none")
     return found, entry
 
 
 _Sent = tuple[str, tuple[int, int, int]]
-"""Kind of a collective; its times, bytes and bytes sent."""
+"""Kind of a collective; how often it runs, its bytes and the bytes it sends."""
 
 
 class _Reader:
@@ -236,7 +237,7 @@ class _Reader:
         self.loops: list[Loop] = []
         self.kernels: collections.Counter[str] = collections.Counter()
         self._sent: dict[tuple[str, str], dict[str, list[_Sent]]] = collections.defaultdict(dict)
-        """What was sent, by channel and loop, and by the computation that they stand in."""
+        """Collectives by channel and loop, and by the computation that they stand in."""
 
     def walk(self, name: str, runs: int, inside: str) -> None:
         """Counts a computation that runs `runs` times as part of the loop body `inside`."""
@@ -346,14 +347,14 @@ def _array_bytes(shape: str) -> list[int]:
 
 def _result_bytes(kind: str, arrays: list[int]) -> int:
     """Returns the bytes of what an asynchronous collective gives, of its (operands, results)."""
-    if kind == "all-reduce":  # Its start is given what it gives.
+    if kind == "all-reduce":  # The operands of its start are its results.
         return sum(arrays)
     real = [size for size in arrays if size > 4] or arrays
     return sum(real[len(real) // 2 :])
 
 
 def _group_size(text: str) -> int | None:
-    """Returns how many devices take part in a collective, if its text tells."""
+    """Returns the number of devices in a collective, or None if it is not in the text."""
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
     if mesh:
         sides = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))

@@ -23,10 +23,10 @@ class Board:
     wandb: bool = False
     """Send them to Weights & Biases too; it needs `pip install wandb` and an account."""
     project: str = "seg-jax"
-    """Project of Weights & Biases."""
+    """Name of the project at Weights & Biases."""
 
     def check(self) -> None:
-        """Raises ValueError if something is asked for that is not installed."""
+        """Raises ValueError if the wanted package is not installed."""
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError(
                 "log.wandb: expected the package wandb, got none; do: pip install wandb, or leave "
@@ -38,7 +38,7 @@ class Log:
     """Appends numbers to `metrics.jsonl` and to TensorBoard files in a folder."""
 
     def __init__(self, folder: Path, board: Board = Board()):
-        # Its SummaryWriter also has a thread, which would print where the disk is full.
+        # Not its SummaryWriter: that has a thread, which prints when the disk is full.
         from tensorboardX.event_file_writer import EventsWriter
 
         board_folder = folder / "tensorboard"
@@ -61,9 +61,9 @@ class Log:
         self._board.write_event(_event(stage, step, numbers))
         self._board.flush()
         if self._wandb is not None:
-            told = {f"{stage}/{name}": value for name, value in numbers.items()}
+            named = {f"{stage}/{name}": value for name, value in numbers.items()}
             self._wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._wandb.log(told | {f"{stage}/step": step})
+            self._wandb.log(named | {f"{stage}/step": step})
 
     def forget_after(self, stage: str, step: int) -> None:
         """Removes a stage's records beyond a step: a resumed run will write them again."""
@@ -77,7 +77,7 @@ class Log:
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        """Flushes and closes the files, each of them also where another finds a full disk."""
+        """Flushes and closes all files, even if one of them finds a full disk."""
         with contextlib.ExitStack() as closing:
             if self._wandb is not None:
                 closing.callback(self._wandb.finish)
@@ -119,7 +119,7 @@ def _event(stage: str, step: int, numbers: Mapping[str, float]) -> Any:
 
 
 def _wandb_run(folder: Path, board: Board) -> Any:
-    """Returns the folder's run at Weights & Biases: a new one, or after a resume the same."""
+    """Returns the folder's run at Weights & Biases: a new one, or the same one after a resume."""
     board.check()
     import wandb  # pyright: ignore[reportMissingImports]
 
@@ -132,7 +132,7 @@ def _wandb_run(folder: Path, board: Board) -> Any:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts a last line without its end, as a killed process leaves it."""
+    """Removes a last line without a line end, as a killed process leaves it."""
     if not path.exists():
         return
     data = path.read_bytes()

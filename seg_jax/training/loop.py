@@ -9,7 +9,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ Body = Callable[[State], tuple[State, Mapping[str, Any]]]
 """Runs one step on the next batch and returns device metrics without waiting for them."""
 
 Progress = Callable[[int, int, str], None]
-"""Told (steps done, steps in all, a short text) after every logged step."""
+"""Called with (steps done, steps in all, a short text) after every logged step."""
 
 
 WATCHED = ("reward", "loss", "grad_norm")
-"""Metrics that end a run when they are not finite, the likelier cause first."""
+"""Metrics that end a run when they are not finite; the likelier cause comes first."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,19 +57,20 @@ class Loop:
     """Wall-clock budget, compilation apart; when the machine is too slow for `steps`, the horizon
     is shortened so that the schedule still ends on time."""
     log_every: int = 10
+    """Steps between two records of the log."""
     save_minutes: float = 2.0
     """Time between checkpoints."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of the newest checkpoints that are kept."""
     keep_best: int = 0
-    """Best checkpoints that are kept beside them, by the mean reward, or else loss, of the steps
-    since the checkpoint before."""
+    """Number of the best checkpoints that are kept beside them, by the mean reward, or else loss,
+    of the steps since the checkpoint before."""
     profile: str = ""
     """START:STOP: a trace of these steps is written to OUT/profile."""
 
     def __post_init__(self):
         read_steps(self.profile)
-        times = self.minutes > 0 and self.save_minutes >= 0  # Neither holds for nan.
+        times = self.minutes > 0 and self.save_minutes >= 0  # Both are false for nan.
         counts = min(self.steps, self.log_every, self.keep) > 0 and self.keep_best >= 0
         if not (counts and times):
             raise ValueError(
@@ -84,8 +85,9 @@ class Pace:
 
     loop: Loop
     start: float = 0.0
-    """When the first call came: by then the step is compiled."""
+    """Time of the first call; by then the step is compiled."""
     begin: int = 0
+    """Step of the first call."""
 
     def horizon(self, step: int, horizon: int, seconds_before: float) -> int:
         """Returns the horizon after `step` steps: unchanged, or moved to where the time ends.
@@ -134,18 +136,16 @@ def run(
         step is logged or saved; weights that are still finite, as steps leave them, are saved.
     """
     step, horizon = int(state.step), int(state.horizon)
-    pace = Pace(loop)
+    pace, recent = Pace(loop), _RecentSteps()
     begin = saved = time.monotonic()
-    watched: list[Mapping[str, Any]] = []
-    scores: list[float] = []
     throughput, trace = Throughput(iterator, best_seconds), Trace(loop.profile, traces)
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - begin
 
     def save(state: State) -> None:
-        score = statistics.fmean(scores) if scores else 0.0
-        checkpoints.save(state, iterator, record | {"seconds": seconds()}, score=score)
+        values = record | {"seconds": seconds()}
+        checkpoints.save(state, iterator, values, score=recent.mean_score())
 
     with Interruption() as interruption, contextlib.closing(trace):
         while step < horizon:
@@ -153,49 +153,83 @@ def run(
             state, metrics = body(state)
             step += 1
             trace.end_step(step, state)
-            watched.append({name: metrics[name] for name in WATCHED if name in metrics})
+            recent.add(metrics)
             due = time.monotonic() - saved > loop.save_minutes * 60
-            asked, due = processes.agree_on_stop(interruption.asked, due=due)
+            stop, due = processes.agree_on_stop(interruption.signal, due=due)
             last = step >= horizon
-            logs, saves = step % loop.log_every == 0 or last, last or asked or due
-            if logs or saves:
-                values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
-                told = jax.device_get(watched)
-                # Before any save: a broken state must not take the place of the last good one.
-                if broken := _first_not_finite(told, step):
-                    where = _save_if_finite(state, save, checkpoints)
-                    raise Diverged(f"{stage}: {broken}; {where}")
-                scores += [_score(one) for one in told]
-                watched.clear()
+            logs, saves = step % loop.log_every == 0 or last, last or stop or due
+            # Before any save: a broken state must not take the place of the last good one.
+            if (logs or saves) and (broken := recent.find_not_finite(step)):
+                raise Diverged(f"{stage}: {broken}; {_save_if_finite(state, save, checkpoints)}")
             if logs:
+                values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
                 log.write(stage, step, values | throughput.step_metrics(step))
                 progress(step, horizon, _short_text(values))
-                sooner = processes.broadcast_from_first(pace.horizon(step, horizon, seconds_before))
-                if sooner != horizon:
-                    horizon = sooner
-                    old: Any = state.horizon
-                    filled = np.full(old.shape, horizon, old.dtype)
-                    state = state._replace(horizon=sharding.place(filled, old.sharding))
+                new = processes.broadcast_from_first(pace.horizon(step, horizon, seconds_before))
+                if new != horizon:
+                    state, horizon = _with_horizon(state, new), new
             if saves:
                 save(state)
                 saved = time.monotonic()
-                scores.clear()
-            if asked:
+                recent.forget_scores()
+            if stop:
                 checkpoints.wait()
-                raise Stopped(asked, f"{stage} stopped after step {step}, which is saved")
+                raise Stopped(stop, f"{stage} stopped after step {step}, which is saved")
     checkpoints.wait()
     return state, seconds()
 
 
-class Interruption:
-    """Holds Ctrl-C and a polite kill back until the running step is done and saved.
+class _RecentSteps:
+    """The watched metrics of steps that were not looked at yet, and the scores since a save."""
 
-    A second one is obeyed at once. A step donates its state: stopping inside it would lose it.
+    def __init__(self):
+        self._watched: list[Mapping[str, Any]] = []
+        self._scores: list[float] = []
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Keeps the watched metrics of a step without waiting for the device."""
+        self._watched.append({name: metrics[name] for name in WATCHED if name in metrics})
+
+    def find_not_finite(self, step: int) -> str:
+        """Returns what is wrong with the first step that is not finite; an empty text if none is.
+
+        It waits for the device, and turns the steps up to `step` into scores.
+        """
+        watched = jax.device_get(self._watched)
+        self._watched.clear()
+        first = step - len(watched) + 1
+        for number, values in enumerate(watched, start=first):
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    return f"expected a finite {name}, got {float(value)} at step {number}"
+        self._scores += [_score(values) for values in watched]
+        return ""
+
+    def mean_score(self) -> float:
+        """Returns the mean score of the steps since the last save; 0 without any."""
+        return statistics.fmean(self._scores) if self._scores else 0.0
+
+    def forget_scores(self) -> None:
+        """Begins anew with scores, after a save."""
+        self._scores.clear()
+
+
+def _with_horizon(state: State, horizon: int) -> State:
+    """Returns the state with another horizon, laid out like the old one."""
+    old: Any = state.horizon
+    filled = np.full(old.shape, horizon, old.dtype)
+    return state._replace(horizon=sharding.place(filled, old.sharding))
+
+
+class Interruption:
+    """Holds Ctrl-C and SIGTERM back until the running step is done and saved.
+
+    A second signal is obeyed at once. A step donates its state: stopping inside it would lose it.
     """
 
     def __init__(self):
-        self.asked = 0
-        """The signal that came; 0 if none."""
+        self.signal = 0
+        """Number of the signal that came; 0 if none."""
 
     def __enter__(self) -> Interruption:
         self._main = threading.current_thread() is threading.main_thread()
@@ -210,23 +244,13 @@ class Interruption:
                 signal.signal(number, handler)
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.signal:
             raise KeyboardInterrupt
-        self.asked = number
-
-
-def _first_not_finite(watched: Sequence[Mapping[str, Any]], step: int) -> str:
-    """Returns what is wrong with the first step that is not finite; nothing if all are."""
-    for back, values in enumerate(watched):
-        number = step - len(watched) + 1 + back
-        for name, value in values.items():
-            if not math.isfinite(value):
-                return f"expected a finite {name}, got {float(value)} at step {number}"
-    return ""
+        self.signal = number
 
 
 def _score(watched: Mapping[str, Any]) -> float:
-    """Returns how good a step was: its reward, or less its loss."""
+    """Returns how good a step was: its reward, or else its negative loss."""
     return float(watched["reward"]) if "reward" in watched else -float(watched.get("loss", 0.0))
 
 

@@ -1,32 +1,31 @@
-"""Joins the processes of a run, lets the first decide for all, ends all when one is lost.
+"""Joins the processes of a run: they share decisions, and all end when one is lost.
 
 A run of several processes is one program: every process holds some of the devices and reads the
-rows that lie there. They find each other by flags, SLURM, Open MPI or the TPU's environment. Every
-process is heard of ten times within `timeout_seconds`; whoever is silent for so long counts as
-lost, and all others end with one line and the status `LOST`, whatever they are waiting for. JAX's
-own heartbeats come second, at twice that time.
+rows that lie there. They find each other as `cluster` says. Every process sends ten heartbeats
+within `timeout_seconds`; one that is silent for so long counts as lost, and all others end with
+one line and the status `LOST`, whatever they are waiting for. JAX's own heartbeats come second, at
+twice that time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax._src import distributed
+
+from seg_jax.training import coordination_service
+from seg_jax.training.cluster import Processes, find_place
 
 Value = TypeVar("Value")
 
@@ -34,135 +33,19 @@ LOST = 75
 """Exit status where another process of the run was lost or has failed: try again with --resume."""
 
 _BEATS = 10
-"""Signs of life within the timeout."""
-_GOODBYE = 2.0
-"""Seconds that the service stays after a good end."""
+"""Number of heartbeats within the timeout."""
 _KEPT = 1000
-"""Decisions of the first process that stay readable for slower ones."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Processes:
-    """The processes of a run; what is not given is found in the environment.
-
-    Known are SLURM (`srun`), Open MPI (`mpirun`) and machines with TPUs. Without any of them, or
-    with `alone`, the process is the only one.
-    """
-
-    coordinator: str | None = None
-    """HOST:PORT, free on the host of process 0, reachable from all."""
-    count: int | None = None
-    """Number of all processes."""
-    index: int | None = None
-    """Number of this process, from 0."""
-    alone: bool = False
-    """Look for no others."""
-    timeout_seconds: float = 60.0
-    """Silence after which a process counts as lost and all others end."""
-    start_seconds: int = 300
-    """Time for all processes to come."""
-
-    def __post_init__(self):
-        count = 1 if self.count is None else self.count
-        index = 0 if self.index is None else self.index
-        if not (self.timeout_seconds >= 1 and self.start_seconds >= 1 and count >= 1):
-            raise ValueError(f"processes: expected times of a second or more, got {self}")
-        if index < 0 or (self.count is not None and index >= count):
-            raise ValueError(f"processes.index: expected 0..{count - 1}, got {index}")
-        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise ValueError(f"processes.coordinator: expected HOST:PORT, got {self.coordinator!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a process stands among the others."""
-
-    coordinator: str
-    count: int
-    index: int
-    devices: list[int] | None = None
-    """GPUs of this machine that are this process's; None: all that it sees."""
-
-
-def find_place(wanted: Processes, environment: Mapping[str, str]) -> Place | None:
-    """Returns the place of this process, or None if it is the only one.
-
-    Args:
-      wanted: what was asked for; it goes before the environment.
-      environment: of the process.
-
-    Raises:
-      ValueError: there are other processes, but not all is known of them.
-    """
-    if wanted.alone:
-        return None
-    count, index, coordinator, local = _place_in_environment(environment)
-    count = count if wanted.count is None else wanted.count
-    index = index if wanted.index is None else wanted.index
-    coordinator = wanted.coordinator or coordinator
-    given = (wanted.coordinator, wanted.count, wanted.index)
-    if count in (None, 1) and all(value is None for value in given):
-        return None
-    if count is None or index is None or coordinator is None:
-        raise ValueError(
-            "processes: expected coordinator, count and index, got "
-            f"{coordinator}, {count} and {index}; do: --processes.coordinator HOST:PORT "
-            "--processes.count N --processes.index I, or start by srun or mpirun"
-        )
-    return Place(coordinator, count, index, local)
-
-
-def _place_in_environment(
-    environment: Mapping[str, str],
-) -> tuple[int | None, int | None, str | None, Any]:
-    """Returns count, index, coordinator and own GPUs as SLURM or Open MPI say."""
-    gpus = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1
-    several = "CUDA_VISIBLE_DEVICES" not in environment or gpus > 1
-
-    def own(local: str, beside: str) -> list[int] | None:
-        return [int(local)] if several and int(beside) > 1 else None
-
-    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(name in environment for name in names):
-        job, nodes, count, index, local = (environment[name] for name in names)
-        beside = environment.get("SLURM_STEP_TASKS_PER_NODE", count)
-        # "2(x3),1": as many tasks on the first nodes; one on each is one everywhere.
-        most = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", beside))
-        # Another port for the next step of a job, and for the same one started again.
-        again = environment.get("SLURM_RESTART_COUNT", "0"), environment.get("SLURM_STEP_ID", "0")
-        port = 61440 + (int(job) + 7 * sum(map(int, again))) % 4096
-        return int(count), int(index), f"{_first_node(nodes)}:{port}", own(local, str(most))
-    if "OMPI_COMM_WORLD_SIZE" in environment:
-        size, rank = environment["OMPI_COMM_WORLD_SIZE"], environment["OMPI_COMM_WORLD_RANK"]
-        local = environment.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
-        beside = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", size)
-        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
-        host = re.search(r"tcp://([^,:]+)", uri)
-        job = re.match(r"(\d+)\.", uri)
-        known = (
-            f"{host.group(1)}:{61440 + int(job.group(1)) // 4096 % 4096}" if host and job else None
-        )
-        return int(size), int(rank), known, own(local, beside)
-    return None, None, None, None
-
-
-def _first_node(nodes: str) -> str:
-    """Returns the first of SLURM's nodes, as node001 of node[001-015],host2."""
-    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    if found is None:
-        raise ValueError(f"SLURM_STEP_NODELIST: expected names of nodes, got {nodes!r}")
-    return found.group(1) + (found.group(2) or "")
+"""Number of broadcasts that stay readable for slower processes."""
 
 
 @contextlib.contextmanager
 def join(wanted: Processes) -> Iterator[None]:
-    """Joins the other processes for the time of a program; alone it does nothing.
+    """Joins the other processes while the block runs; alone it does nothing.
 
-    To be entered before anything asks JAX for devices. When this process fails the others are
-    told and end too.
+    It is entered before anything asks JAX for devices. When this process fails, the others end too.
 
     Raises:
-      ValueError: the place of this process is not known, or the others did not come.
+      ValueError: the place of this process is not known, or the others did not join.
     """
     if not _connect(wanted):
         yield
@@ -182,16 +65,16 @@ def join(wanted: Processes) -> Iterator[None]:
 
 
 _joined: list[int] = []
-"""Count and index of a process that has joined others."""
+"""Count and index of this process if it has joined others, else empty."""
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that writes and decides; alone, it is."""
+    """Returns whether this is the process that writes and decides; alone it always is."""
     return not _joined or _joined[1] == 0
 
 
 def leave(status: int) -> None:
-    """Ends a failed process of several at once; alone it does nothing.
+    """Ends a failed process of several immediately; alone it does nothing.
 
     JAX would wait for the others, which wait for this one.
     """
@@ -205,9 +88,9 @@ _numbers = itertools.count()
 
 
 def broadcast_from_first(value: Value) -> Value:
-    """Returns the value (of JSON) that the first process has, in all processes.
+    """Returns the JSON value of the first process, in all processes.
 
-    All call it in the same order. It waits for the first only: neither for others nor a device.
+    All call it in the same order. It waits for the first process only, and for no device.
     """
     if not _joined:
         return value
@@ -221,7 +104,7 @@ def broadcast_from_first(value: Value) -> Value:
 
 
 def gather_from_all(value: Value) -> list[Value]:
-    """Returns the values (of JSON) of all processes by their index; it waits for all."""
+    """Returns the JSON values of all processes by their index; it waits for all."""
     if not _joined:
         return [value]
     number = next(_numbers)
@@ -231,12 +114,12 @@ def gather_from_all(value: Value) -> list[Value]:
 
 
 def run_on_first(do: Callable[[], Value]) -> Value | None:
-    """Runs something in the first process alone; the others wait and share its errors.
+    """Calls a function in the first process alone; the others wait and share its errors.
 
-    Returns what it gave, None in the others.
+    Returns its result; None in the others.
 
     Raises:
-      ValueError: in the others, where the first one raised this or OSError.
+      ValueError: in the others, if the first process raised ValueError or OSError.
     """
     if not _joined:
         return do()
@@ -254,25 +137,25 @@ def run_on_first(do: Callable[[], Value]) -> Value | None:
 
 
 def run_first_then_others(do: Callable[[], Value]) -> Value:
-    """Returns what something gives in each process, which the first runs before all others."""
+    """Returns the result of a function in each process; the first calls it before all others."""
     mine = run_on_first(do)
     return do() if mine is None else mine
 
 
-def agree_on_stop(asked: int, *, due: bool) -> tuple[int, bool]:
-    """Returns which signal asks all processes to stop, and whether a save is due by the first.
+def agree_on_stop(stop: int, *, due: bool) -> tuple[int, bool]:
+    """Returns the signal that stops all processes, and whether the first process wants to save.
 
     Args:
-      asked: the signal that came to this process, 0 if none.
+      stop: number of the signal that came to this process, 0 if none.
       due: whether this process would save now.
     """
     if not _joined:
-        return asked, due
-    if asked and not is_first():
-        _client().key_value_set("seg_jax/asked", str(asked), allow_overwrite=True)
-    if is_first() and not asked:
-        asked = int(_try_read("seg_jax/asked") or 0)
-    number, save = broadcast_from_first((asked, due))
+        return stop, due
+    if stop and not is_first():
+        _client().key_value_set("seg_jax/stop", str(stop), allow_overwrite=True)
+    if is_first() and not stop:
+        stop = int(_try_read("seg_jax/stop") or 0)
+    number, save = broadcast_from_first((stop, due))
     return number, save
 
 
@@ -297,9 +180,9 @@ def _connect(wanted: Processes) -> bool:
             "cluster_detection_method": "deactivate",  # It would ask a cloud for its metadata.
         }
     try:
-        with _separate_service(1.3 * wanted.timeout_seconds):
+        with coordination_service.separate_service(1.3 * wanted.timeout_seconds):
             jax.distributed.initialize(**options)
-        jax.devices()  # All tell each other of theirs; later one could wait for another in vain.
+        jax.devices()  # All exchange their devices; later one could wait for another in vain.
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"processes: expected all of them within {wanted.start_seconds} s, got "
@@ -311,67 +194,14 @@ def _connect(wanted: Processes) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _separate_service(grace: float) -> Iterator[None]:
-    """Makes JAX start its coordination service as a `_Service`."""
-    library, name = distributed._jax, "get_distributed_runtime_service"
-    before = getattr(library, name)
-    setattr(library, name, functools.partial(_Service, grace=grace))
-    try:
-        yield
-    finally:
-        setattr(library, name, before)
-
-
 def _has_tpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
     devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
     return "tpu" in platforms and bool(devices)
 
 
-class _Service:
-    """JAX's coordination service in a process of its own, which outlives that of process 0.
-
-    JAX's clients abort with pages of text when their service vanishes; so there is time for one
-    line about who was lost.
-    """
-
-    def __init__(self, address: str, count: int, *, grace: float, **options: Any):
-        told = json.dumps([address, count, os.getpid(), grace, options])
-        code = (
-            "import json, sys; from seg_jax.training import processes; "
-            "processes.serve(*json.loads(sys.argv[1]))"
-        )
-        # In a session of its own: Ctrl-C is for the programs, which save before they end.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, told], start_new_session=True, stdout=subprocess.PIPE
-        )
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
-            raise ValueError(f"no service on {address}, which may be in use")
-
-    def shutdown(self) -> None:
-        """Lets the service end, a little later: the others may still be saying goodbye."""
-        self._process.terminate()
-
-
-def serve(address: str, count: int, parent: int, grace: float, options: dict[str, Any]) -> None:
-    """Runs JAX's coordination service until its parent has been gone for the grace (seconds)."""
-    service = distributed._jax.get_distributed_runtime_service(address, count, **options)
-    print("ready", flush=True)
-    # What it logs of lost clients, these tell in a line.
-    with Path(os.devnull).open("w", encoding="utf-8") as nothing:
-        os.dup2(nothing.fileno(), sys.stderr.fileno())
-    done = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: done.set())
-    while os.getppid() == parent and not done.is_set():
-        time.sleep(0.2)
-    time.sleep(_GOODBYE if done.is_set() else grace)
-    service.shutdown()
-
-
 class _Watch:
-    """A thread that tells of this process, listens for the others and ends it if one is lost."""
+    """A thread that sends heartbeats and ends this process if another one is lost."""
 
     def __init__(self, timeout: float):
         self._timeout = timeout
@@ -382,12 +212,12 @@ class _Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the watch, and with it nothing else."""
+        """Ends the watch alone."""
         self._done.set()
         self._thread.join()
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others that this process has failed, and why."""
+        """Lets the others know that this process has failed, and why."""
         self._done.set()
         line = " ".join(str(error).split())[:500] or type(error).__name__
         with contextlib.suppress(Exception):
@@ -413,7 +243,7 @@ class _Watch:
             self._close(reason)
         for key, line in client.key_value_dir_get("seg_jax/failed/"):
             self._close(f"process {key.rsplit('/', 1)[-1]} of {count} has failed: {line}")
-        # The first listens to all and tells the verdict, the others listen to the first.
+        # The first process listens to all and gives the verdict; the others listen to the first.
         beats = dict(client.key_value_dir_get("seg_jax/beat/")) if index == 0 else {}
         if index and (first := _try_read("seg_jax/beat/0")) is not None:
             beats["seg_jax/beat/0"] = first
@@ -437,7 +267,7 @@ class _Watch:
 
 
 def _end_process(reason: str) -> NoReturn:
-    """Ends this process from any thread: the main one may wait for a lost one forever."""
+    """Ends this process from any thread: the main thread may wait for a lost process forever."""
     mine = "{1} of {0}".format(*_joined)
     line = f"seg-jax: {reason}; process {mine} ends too: start all again with --resume\n"
     sys.stderr.write(line)
@@ -446,7 +276,7 @@ def _end_process(reason: str) -> NoReturn:
 
 
 def _is_of_lost_peer(error: BaseException) -> bool:
-    """Returns whether an error may be of a collective whose other end is lost."""
+    """Returns whether an error may come from a collective whose other end is lost."""
     names = r"gloo|nccl|coordination|barrier|peer|socket|connection|deadline"
     return isinstance(error, Exception) and bool(re.search(names, str(error), re.IGNORECASE))
 

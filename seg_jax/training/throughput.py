@@ -1,4 +1,4 @@
-"""Measures a run: seconds of a step, shares of data and of the devices' peak, a trace (host)."""
+"""Measures the speed of a run: seconds of a step, waiting for data, MFU, a trace (host)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from seg_jax.models.parallel import chips
 
 
 def best_seconds(operations: float) -> float | None:
-    """Returns how long all devices at their peak would take, or None where that is not known."""
+    """Returns the seconds that all devices take at their peak, or None where it is not known."""
     devices = jax.devices()
     chip = chips.of_kind(devices[0].device_kind)
     return None if chip is None else operations / (chip.flops * len(devices))
 
 
 class Throughput:
-    """Tells the mean times of the steps since it was asked before."""
+    """Measures the mean time of steps between two records of the log."""
 
     def __init__(self, batches: Any, best: float | None = None):
-        """Begins.
+        """Begins to measure.
 
         Args:
-          batches: their `waited`, if they have it, is the seconds that drawing them took.
-          best: seconds of a step whose devices do at their peak what a model cannot do without.
+          batches: iterator of the batches; its `waited`, if any, is the seconds spent on drawing.
+          best: seconds of a step whose devices do the necessary arithmetic at their peak.
         """
         self._batches, self._best = batches, best
         self._before: tuple[int, float, float] | None = None
@@ -35,8 +35,8 @@ class Throughput:
     def step_metrics(self, step: int) -> dict[str, float]:
         """Returns seconds of a step, the share in which it waited for data, and MFU if known.
 
-        To be called when the devices have done the step. The first call, before which programs
-        were compiled, tells nothing.
+        It is called when the devices have finished the step. The first call returns nothing,
+        because programs were compiled before it.
         """
         now = time.monotonic()
         waited = getattr(self._batches, "waited", 0.0)
@@ -44,8 +44,8 @@ class Throughput:
         if before is None or step == before[0] or now <= before[1]:
             return {}
         seconds = (now - before[1]) / (step - before[0])
-        told = {"seconds/step": seconds, "data_wait": (waited - before[2]) / (now - before[1])}
-        return told if self._best is None else told | {"mfu": self._best / seconds}
+        metrics = {"seconds/step": seconds, "data_wait": (waited - before[2]) / (now - before[1])}
+        return metrics if self._best is None else metrics | {"mfu": self._best / seconds}
 
 
 class Trace:
@@ -56,7 +56,7 @@ class Trace:
 
         Args:
           steps: START:STOP, the first step and the last one; empty for none.
-          folder: that the trace is written to.
+          folder: folder that the trace is written to.
         """
         self._first, self._last = read_steps(steps)
         self._folder, self._running = folder, False
@@ -82,16 +82,17 @@ class Trace:
 
 
 def read_steps(text: str) -> tuple[int, int]:
-    """Returns the first and the last step of START:STOP; (0, 0) of nothing.
+    """Returns the first and the last step of START:STOP; (0, 0) for an empty text.
 
     Raises:
-      ValueError: it is not so.
+      ValueError: the text is anything else.
     """
     found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
     if found is None or int(found.group(1)) > int(found.group(2)):
         if not text:
             return 0, 0
         raise ValueError(
-            f"profile: expected START:STOP, the first and the last step, got {text!r}; do: as 10:12"
+            f"profile: expected START:STOP, the first and the last step, got {text!r}; do: give "
+            "numbers as 10:12"
         )
     return int(found.group(1)), int(found.group(2))

@@ -1,4 +1,4 @@
-"""Names accelerators that need not be here: devices to compile for."""
+"""Describes accelerators that need not be here, to compile programs for them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from seg_jax.models.parallel.chips import CHIPS, Chip
 GIB = 2**30
 
 HOST_GPUS = 8
-"""GPUs of a host, wired to each other by NVLink."""
+"""Number of GPUs of a host, connected by NVLink."""
 NETWORK = 50e9
-"""Bytes a second that leave a GPU for another host: 400 Gbit/s (NVIDIA DGX H100 user guide)."""
+"""Bytes a second from a GPU to another host: 400 Gbit/s (NVIDIA DGX H100 user guide)."""
 
 _GPU = {
     "h100": ("NVIDIA H100 80GB HBM3", 3_352_320_000_000, 84_942_979_072),
     "h200": ("NVIDIA H200 141GB HBM3e", 4_800_000_000_000, 151_397_597_184),
 }
-"""Name, bytes a second and bytes of the memory of a GPU."""
+"""Name of a GPU, and of its memory the bytes a second and the bytes."""
 _HOPPER = """
 gpu_device_info {{
   cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
@@ -42,7 +42,7 @@ runtime_version {{ major: 12 minor: 8 }}
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{name}"
 """
-"""What XLA's compiler asks of a GPU (`GpuTargetConfigProto`), as CUDA tells it of a Hopper."""
+"""What XLA's compiler needs to know of a GPU (`GpuTargetConfigProto`), for a Hopper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Topology:
     chip: Chip | None
     """None: nothing is known of the machine, as of virtual CPU devices."""
     devices_per_chip: int = 1
-    """Cores that share a chip's memory without being one device."""
+    """Number of cores that share a chip's memory without being one device."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of the compiler, where the devices are not attached."""
+    """Options of the compiler, where the devices are not here."""
 
     @property
     def hbm_bytes(self) -> float | None:
@@ -71,7 +71,7 @@ def from_name(name: str) -> Topology:
     CUDA make on any machine.
 
     Raises:
-      ValueError: no such topology, no compiler for it, or fewer CPU devices than asked for.
+      ValueError: no such topology, no compiler for it, or there are fewer CPU devices.
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", shape):
@@ -123,12 +123,12 @@ def _gpu_descriptions(name: str, kind: str, count: int) -> tuple[list[Any], int]
         )
     from jax.experimental import topologies
 
-    told = dict(zip(("name", "bandwidth", "memory"), _GPU[kind], strict=True))
+    facts = dict(zip(("name", "bandwidth", "memory"), _GPU[kind], strict=True))
     found = topologies.get_topology_desc(
         topology_name=name,
         platform="cuda",
         topology=f"1x{hosts}x{count // hosts}",
-        target_config=_HOPPER.format(**told),
+        target_config=_HOPPER.format(**facts),
     )
     return list(found.devices), hosts
 
@@ -141,7 +141,7 @@ def _tpu_descriptions(name: str, sides: list[int]) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    # No TPU is here: nothing is to be asked of a cloud machine, nor locked for the one user.
+    # No TPU is here: libtpu must query no cloud machine, and lock nothing.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -149,7 +149,8 @@ def _tpu_descriptions(name: str, sides: list[int]) -> list[Any]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(variable, value)
-    host = (*(2 if side % 2 == 0 else 1 for side in sides[:2]), 1)
+    even = [2 if side % 2 == 0 else 1 for side in sides[:2]]
+    host = (*even, 1)
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=name, chips_per_host_bounds=host

@@ -9,7 +9,6 @@ import pytest
 from test_annotating import annotate, tree
 
 from seg_jax.annotation import jobs, results
-from seg_jax.data.build import dataset
 
 
 class Collection(list):
@@ -138,4 +137,4 @@ def test_shards_that_nobody_made_are_told(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "is_whole", lambda shard, job: False)
     with pytest.raises(ValueError, match="do: check that its workers see this folder"):
         beam.annotate_shards(jobs.cut_into_shards(found, 2), job, runner="DirectRunner")
-    assert dataset.CLAIM not in {path.name for path in job.out.iterdir()}
+    assert claims.CLAIM not in {path.name for path in job.out.iterdir()}

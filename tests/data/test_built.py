@@ -206,7 +206,7 @@ def official(folder, *, images=2):
     folder.mkdir()
     truth = []
     writer = ArrayRecordWriter(
-        str(folder / record_schema.file_name("ref_coco", "validation", index=0, of=1)),
+        str(folder / record_schema.file_name("ref_coco", "validation", index=0, count=1)),
         "group_size:1",
     )
     for number in range(images):

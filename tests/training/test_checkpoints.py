@@ -186,19 +186,19 @@ def run(code, folder):
 FORBIDDEN = """
 import os, sys
 from pathlib import Path
-import test_checkpoint
+import test_checkpoints
 from seg_jax.training.checkpoints import Checkpoints
 
 folder = Path(sys.argv[1])
 checkpoints = Checkpoints(folder)
-checkpoints.save(test_checkpoint.first(1), test_checkpoint.numbers(), {})
+checkpoints.save(test_checkpoints.first(1), test_checkpoints.numbers(), {})
 checkpoints.wait()
 folder.chmod(0o555)
 if os.getuid() == 0:
     os.chown(folder, 0, 0)
     os.setuid(65534)
 try:
-    checkpoints.save(test_checkpoint.first(2), test_checkpoint.numbers(), {})
+    checkpoints.save(test_checkpoints.first(2), test_checkpoints.numbers(), {})
     checkpoints.wait()
 except OSError as error:
     print(error.strerror, error.filename)
@@ -236,17 +236,17 @@ def test_nothing_to_resume_is_told(checkpoints):
 KILLED = """
 import os, sys
 from pathlib import Path
-import test_checkpoint
+import test_checkpoints
 from orbax.checkpoint._src.path import async_path
 from seg_jax.training.checkpoints import Checkpoints
 
 checkpoints = Checkpoints(Path(sys.argv[1]))
-checkpoints.save(test_checkpoint.first(1), test_checkpoint.numbers(), {})
+checkpoints.save(test_checkpoints.first(1), test_checkpoints.numbers(), {})
 checkpoints.wait()
 async def die(*_):
     os._exit(9)
 async_path.rename = die
-checkpoints.save(test_checkpoint.first(2), test_checkpoint.numbers(), {})
+checkpoints.save(test_checkpoints.first(2), test_checkpoints.numbers(), {})
 checkpoints.wait()
 """
 

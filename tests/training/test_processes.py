@@ -13,7 +13,7 @@ import safetensors.numpy
 from lives import Group
 
 from seg_jax.training import processes
-from seg_jax.training.processes import Place, Processes, find_place
+from seg_jax.training.cluster import Place, Processes, find_place
 
 SLOW = [(0, "kill"), (0, "hang")]
 SLURM = {

@@ -16,7 +16,7 @@ import tyro
 
 from seg_jax.data import pipeline
 from seg_jax.models.parallel import sharding
-from seg_jax.training import loop, processes, state
+from seg_jax.training import cluster, loop, processes, state
 from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log, SilentLog
 
@@ -28,7 +28,7 @@ class Config:
     """What a test asks of it."""
 
     out: Path
-    processes: processes.Processes = processes.Processes()
+    processes: cluster.Processes = cluster.Processes()
     loop: loop.Loop = loop.Loop(steps=12, log_every=1, save_minutes=1e-9)
     seconds: float = 0.0
     """Of each step, at least."""

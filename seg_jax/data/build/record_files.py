@@ -43,7 +43,7 @@ class Task:
     def file_path(self) -> Path:
         """Path of the file."""
         return self.out / record_schema.file_name(
-            self.name, self.split, index=self.index, of=self.files
+            self.name, self.split, index=self.index, count=self.files
         )
 
     @property
