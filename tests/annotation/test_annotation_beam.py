@@ -9,6 +9,7 @@ import pytest
 from test_annotating import annotate, tree
 
 from seg_jax.annotation import jobs, results
+from seg_jax.data.build import claims
 
 
 class Collection(list):
