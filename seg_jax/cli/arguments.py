@@ -75,6 +75,13 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
             # A wrong name says more than what misses for want of the right one.
             _check_names(options, _names(kind, default))
             raise UsageError(_sentence(printed.getvalue(), program)) from None
+    for name, replaced in getattr(kind, "REPLACES", {}).items():
+        given = [option for option in options if option.startswith(f"--{replaced}.")]
+        if given and any(option.partition("=")[0] == f"--{name}" for option in options):
+            raise UsageError(
+                f"expected no {given[0]} beside --{name}, which takes the place of {replaced}, got "
+                "both; leave one out"
+            )
     if unknown:
         _check_names(options, _names(kind, default))
         first = "the arguments" if _has_positional(kind) else "the configuration file"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import subcommand
 
@@ -28,6 +28,9 @@ several of these by weights."""
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Data sets in the place of a run's source."""
+
+    REPLACES: ClassVar[dict[str, str]] = {"data": "source"}
+    """Options that take the place of others, which are not given beside them."""
 
     data: tuple[Path, ...] = ()
     """Data sets that `seg-jax build` made, in place of `source`: of each the folder with

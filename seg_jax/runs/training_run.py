@@ -76,6 +76,7 @@ class TrainingRun(datasets.Data):
             task = self.task or self.default_task(None)
             run = dataclasses.replace(self, task=task, layout=self.layout or Layout())
             if run.model is not None:
+                _check_token_ids(run.model, type(run.model)(), of_checkpoint=False)
                 _check_layout(run.layout, run.model, where="the model")
             return run
         layout, task = bundles.describe(folder)
@@ -88,6 +89,7 @@ class TrainingRun(datasets.Data):
             model=self.model or sizes,
         )
         _check_model(run.model, sizes, folder)
+        _check_token_ids(run.model, sizes, of_checkpoint=True)
         _check_layout(run.layout, sizes, where=str(folder))
         if (run.layout.native is None) != (layout.native is None):
             raise ValueError(
@@ -126,6 +128,34 @@ def _check_model(model: Any, sizes: Any, folder: Path) -> None:
             f"{name}: expected {theirs}, as {folder} has it, got {ours}; do: leave it out, or "
             "train a model of this size from random weights, without --checkpoint"
         )
+
+
+def _check_token_ids(model: Any, sizes: Any, *, of_checkpoint: bool) -> None:
+    """Raises ValueError for a special token that is neither a default nor the checkpoint's.
+
+    The tokenizer decides on them, and statistics of images are those of the checkpoint.
+    """
+    defaults = dict(_leaves(type(model)(), "model"))
+    known = dict(_leaves(sizes, "model"))
+    for name, value in _leaves(model, "model"):
+        statistic = of_checkpoint and name.endswith(("image_mean", "image_std"))
+        if not (name.endswith("_token_id") or statistic):
+            continue
+        if value not in (defaults[name], known[name]):
+            raise ValueError(
+                f"{name}: expected {known[name]}, which the files beside the weights or the "
+                f"tokenizer decide, got {value}; do: leave it out"
+            )
+
+
+def _leaves(config: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yields name and value of every field of a configuration that is no configuration."""
+    for field in dataclasses.fields(config):
+        value, inner = getattr(config, field.name), f"{name}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, inner)
+        else:
+            yield inner, value
 
 
 def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
