@@ -166,7 +166,7 @@ def _stand_ins(patch, note):
     patch.setattr(bundles, "save", lambda bundle, folder: note("save", bundle.task, bundle.layout))
     patch.setattr(tokens, "train", tokenizer)
     patch.setattr(weights, "blank", model)
-    patch.setattr(start, "with_special_tokens", lambda model, tokenizer: model)
+    patch.setattr(families, "with_tokens", lambda model, tokenizer: model)
     patch.setattr(start, "weight_initializer", _noted_initializer(note, blank))
     patch.setattr(pipeline, "batches", batches)
     patch.setattr(loop, "run", run)

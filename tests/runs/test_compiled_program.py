@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import re
 import shlex
@@ -162,13 +163,14 @@ def test_the_documented_command_runs_what_is_compiled(path, tmp_path, monkeypatc
     transform = optimizers.build(run.optimizer)
     like = state.shapes(bundle.params, transform, run.mesh.build(), offload=run.offload)
     assert shapes(plan.state) == shapes(like)
-    ((source, task, encoder, feed), more) = made["batches"]
+    given = inspect.signature(batches).bind(*made["batches"][0], **made["batches"][1]).arguments
+    encoder, feed, rows = (given[name] for name in ("encoder", "feed", "rows"))
     # All rows of a batch are alike, and of the lengths of prompts the longest is compiled.
     encoder = dataclasses.replace(encoder, layout=dataclasses.replace(encoder.layout, buckets=1))
     one = dataclasses.replace(feed, batch=1, workers=0)
-    row = next(batches(source, task, encoder, one, rows=more["rows"]))
-    assert more["rows"] == ("sft" if name == "finetune" else "prompts")
-    assert shapes(plan.rows(more["rows"])) == [
+    row = next(batches(given["source"], given["task"], encoder, feed=one, rows=rows))
+    assert rows == ("sft" if name == "finetune" else "prompts")
+    assert shapes(plan.rows(rows)) == [
         ((feed.batch, *shape[1:]), dtype) for shape, dtype in shapes(row)
     ]
     # What else a step is compiled from.
