@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes
 
 
 def drawn(shapes: Any, spread: float = 0.1, *, router: float | None = None) -> Any:
@@ -21,7 +21,7 @@ def drawn(shapes: Any, spread: float = 0.1, *, router: float | None = None) -> A
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        names = sharding.names_of(path)
+        names = mesh_axes.names_of(path)
         routes = router is not None and "router" in names
         if names[-1] in ("scale", "bias") and not routes:
             return np.full(leaf.shape, float(names[-1] == "scale"), leaf.dtype)

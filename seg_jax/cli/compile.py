@@ -15,7 +15,7 @@ from tyro.conf import arg
 from seg_jax import files
 from seg_jax.cli import arguments
 from seg_jax.models import flops
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes
 from seg_jax.runs import abstract, console, reinforcement, run_folder, supervised
 from seg_jax.training import hlo, topology
 
@@ -195,7 +195,7 @@ def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[st
         if run.compute.dtype == "float32":
             ways.append("--compute.dtype bfloat16")
     rows = run.feed.batch
-    parts = math.prod(plan.mesh.shape[axis] for axis in sharding.MESH["batch"])
+    parts = math.prod(plan.mesh.shape[axis] for axis in mesh_axes.MESH["batch"])
     if isinstance(run, reinforcement.Config) and step.name == "update":
         pieces = 2 * run.policy.minibatches
         if rows % pieces == 0 and rows // pieces >= parts:

@@ -71,7 +71,7 @@ def main(config: Config) -> int:
         dtype = model.exact.param_dtype if config.to == "orbax" else model.dtype
         _finish(source, partial.folder, dtype)
         partial.publish()
-    family = families.of(model.config).model_type
+    family = families.family_of(model.config).model_type
     made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
     print(json.dumps(made | {"bytes": model.nbytes, "dtype": dtype, "format": config.to}))
     return 0
@@ -83,7 +83,7 @@ def departures(source: Path, config: Any) -> list[str]:
     The released SimpleSeg-Qwen2.5-VL is said to come with OpenCUA's tokenizer, which is
     Moonshot's; rotary positions of one axis are refused where the config is read.
     """
-    family = families.of(config)
+    family = families.family_of(config)
     if family.vlm is None:
         return []
     found = []

@@ -164,7 +164,7 @@ class Predictor:
             kinds=prompts.truth.kind,
             refill=self._refill,
         )
-        judge_rows = sharding.by_rows(functools.partial(judge, bundle.task, self._table))
+        judge_rows = sharding.map_rows(functools.partial(judge, bundle.task, self._table))
         judged, verdict = judge_rows(rollout, prompts.truth)
         return rollout, judged, verdict
 

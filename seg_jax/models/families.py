@@ -23,7 +23,7 @@ FAMILIES: dict[str, Family] = {
 """Every family by its `model_type`."""
 
 
-def of(config: Any) -> Family:
+def family_of(config: Any) -> Family:
     """Returns the family of one of our configs."""
     return next(family for family in FAMILIES.values() if type(config) is family.config)
 
@@ -34,7 +34,7 @@ def vlm_facts(config: Any) -> VLM:
     Raises:
       ValueError: it is none.
     """
-    family = of(config)
+    family = family_of(config)
     if family.vlm is None:
         raise ValueError(
             f"model_type: expected a vision-language model, got {family.model_type!r}, which gives "
@@ -54,7 +54,7 @@ def read(folder: Path) -> Any:
     path = folder / "config.json"
     hub = files.read_json_object(path)
     try:
-        family = named(hub.get("model_type"))
+        family = find(hub.get("model_type"))
         for name, part in hub.items():
             if name.endswith("_config") and not isinstance(part, dict | None):
                 raise TypeError(f"{name} {part!r:.40} instead of an object")
@@ -70,7 +70,7 @@ def read(folder: Path) -> Any:
         ) from error
 
 
-def named(model_type: object) -> Family:
+def find(model_type: object) -> Family:
     """Returns the family of a `model_type`.
 
     Raises:

@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """Operations that the backward pass then computes a second time."""
 
 
-def forward(parts: Iterable[Part]) -> Flops:
+def without_gradient(parts: Iterable[Part]) -> Flops:
     """Returns the operations of passes without a gradient."""
     done: Flops = {}
     for part in parts:
@@ -44,11 +44,11 @@ def forward(parts: Iterable[Part]) -> Flops:
     return done
 
 
-def trained(parts: Iterable[Part]) -> Flops:
+def with_gradient(parts: Iterable[Part]) -> Flops:
     """Returns the operations of passes and of their gradient."""
     parts = list(parts)
     backward, again = sum(p.backward for p in parts), sum(p.again for p in parts)
-    return forward(parts) | {"backward": backward, "recomputed": again}
+    return without_gradient(parts) | {"backward": backward, "recomputed": again}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Counter:
             spread = stack.spread * rows * behind * stack.count
             weights = stack.weights * tokens * stack.count
             done += weights + scores + spread
-            again += self._again(weights + spread, stack.last * tokens * stack.count, scores)
+            again += self._recomputed(weights + spread, stack.last * tokens * stack.count, scores)
         return Part("text", done, 2 * done, again)
 
     def head(self, rows: int, length: int, chunk: int | None) -> Part:
@@ -119,11 +119,11 @@ class Counter:
             pairs, divided = _pairs(tokens, stack.reach)
             scores = stack.pair * rows * pairs * stack.count
             done += weights + scores
-            again += self._again(weights, stack.last * rows * tokens * stack.count, scores)
+            again += self._recomputed(weights, stack.last * rows * tokens * stack.count, scores)
             again += scores if divided else 0.0
         return Part(name, done, 2 * done, again)
 
-    def _again(self, weights: float, last: float, scores: float) -> float:
+    def _recomputed(self, weights: float, last: float, scores: float) -> float:
         """Returns what `Compute.remat` makes the backward pass compute a second time."""
         whole = weights - last + scores
         return {"none": 0.0, "dots": scores, "full": whole}[self.compute.remat]

@@ -133,7 +133,7 @@ def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
 def _sft(plan: Plan, run: supervised.Config) -> Step:
     batch: Batch | PackedBatch = plan.rows("sft")
     parts = supervised.passes_of_step(run, plan.config, batch, rows=batch.weights.shape[0])
-    done = flops.trained(parts) | _update_work(plan)
+    done = flops.with_gradient(parts) | _update_work(plan)
     function = jitted_steps.supervised_step(plan.actor, run.objective, run.optimizer)
     return Step("sft", function, (plan.state, batch), done)
 
@@ -175,10 +175,10 @@ def _update(plan: Plan, run: reinforcement.Config) -> Step:
         counter.extend(rows, answers, length - 1, behind=read),
         counter.head(rows * answers, length, run.loss_chunk),
     ]
-    done = flops.trained(parts)
+    done = flops.with_gradient(parts)
     done |= _update_work(plan, run.policy.minibatches)
     if reference is not None:
-        done |= {"reference": sum(flops.forward(parts).values())}
+        done |= {"reference": sum(flops.without_gradient(parts).values())}
     return Step("update", function, arguments, done)
 
 
@@ -193,7 +193,7 @@ def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.
     """Returns the work of answers of the full length; most end sooner."""
     rows, read = prompts.tokens.ids.shape
     counter = flops.Counter(plan.config, plan.run.compute)
-    return flops.forward(
+    return flops.without_gradient(
         [
             *counter.read(rows, read, prompts.images.patches.shape[1]),
             *counter.decode(rows, answers, length, behind=read),
@@ -218,4 +218,4 @@ def _update_work(plan: Plan, updates: int = 1) -> flops.Flops:
 
 
 def _scalar(plan: Plan) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(plan.mesh))
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated_sharding(plan.mesh))

@@ -117,7 +117,7 @@ def weight_initializer(run: Any, bundle: Bundle, on: jax.sharding.Mesh) -> Any:
     values, _ = tokens.number_table(bundle.tokenizer)
 
     def draw() -> Any:
-        kind = families.of(sizes).model
+        kind = families.family_of(sizes).model
         model = kind(sizes, compute=run.compute, rngs=nnx.Rngs(run.seed))
         if run.ordered_numbers:
             key = jax.random.key(run.seed)

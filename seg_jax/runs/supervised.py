@@ -102,5 +102,5 @@ def _seconds_at_peak(run: Config, bundle: Bundle, encoder: Encoder) -> float | N
     feed = dataclasses.replace(run.feed, batch=1, threads=0, prefetch=0, workers=0)
     batch = next(pipeline.batches(run.source, bundle.task, encoder, feed=feed, rows="sft"))
     sizes = nnx.merge(bundle.graph, bundle.params).config
-    done = flops.trained(passes_of_step(run, sizes, batch, rows=run.feed.batch))
+    done = flops.with_gradient(passes_of_step(run, sizes, batch, rows=run.feed.batch))
     return throughput.best_seconds(sum(done.get(name, 0.0) for name in flops.NEEDED))

@@ -119,7 +119,7 @@ _OF_THE_TOKENIZER = ("_token_id", "image_mean", "image_std")
 def _check_model(model: Any, sizes: Any, folder: Path) -> None:
     """Raises ValueError if a configured model is not the one of a folder."""
     if type(model) is not type(sizes):
-        got, expected = (families.of(one).model_type for one in (model, sizes))
+        got, expected = (families.family_of(one).model_type for one in (model, sizes))
         raise ValueError(
             f"model: expected a {expected}, as {folder} holds, got a {got}; do: leave it out"
         )

@@ -257,7 +257,7 @@ def _score(watched: Mapping[str, Any]) -> float:
 def _save_if_finite(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
     """Saves a state whose numbers are finite; returns where the run can go on."""
     leaves = jax.tree.leaves((state.params, state.moments))
-    finite = [jnp.isfinite(sharding.near(leaf)).all() for leaf in leaves]
+    finite = [jnp.isfinite(sharding.to_device_memory(leaf)).all() for leaf in leaves]
     if all(jax.device_get(finite)):
         save(state)
         checkpoints.wait()

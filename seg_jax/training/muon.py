@@ -20,7 +20,7 @@ import optax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes
 from seg_jax.records import Array
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -94,11 +94,11 @@ def apply_to_whole_matrices(function: Callable[[Array], Array], tree: Any, dtype
       dtype: that the matrices travel in.
     """
     on = jax.sharding.get_abstract_mesh()
-    if on.empty or on.size == 1 or not set(sharding.AXES) <= set(on.axis_names):
+    if on.empty or on.size == 1 or not set(mesh_axes.AXES) <= set(on.axis_names):
         return jax.tree.map(function, tree)
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [leaf for _, leaf in found]
-    specs = tuple(sharding.partition(sharding.names_of(path), leaf.shape) for path, leaf in found)
+    specs = tuple(mesh_axes.partition(mesh_axes.names_of(path), leaf.shape) for path, leaf in found)
     turned, parties = _groups(leaves, specs, on)
 
     def mine(*parts: Array) -> tuple[Array, ...]:
@@ -170,7 +170,7 @@ def _axes(axes: Any, on: AbstractMesh) -> tuple[str, ...]:
 
 
 def _order(axes: tuple[str, ...]) -> list[int]:
-    return [sharding.AXES.index(axis) for axis in axes]
+    return [mesh_axes.AXES.index(axis) for axis in axes]
 
 
 def _transpose_if(x: Array, turned: bool) -> Array:

@@ -58,7 +58,7 @@ def shapes(
 ) -> State:
     """Returns the shapes of a run's state as it lies on a mesh; the weights may be shapes too."""
     made = jax.eval_shape(lambda params: fresh(params, transform, horizon=1), params)
-    return sharding.laid(made, _places(made, on, offload))
+    return sharding.with_shardings(made, _places(made, on, offload))
 
 
 def _places(made: State, on: Mesh, offload: bool) -> State:
@@ -87,7 +87,7 @@ def advance(
     later, and saved, without a copy of every state. Moments that lie in the memory of the hosts
     come to the devices for the update and go back.
     """
-    before = jax.tree.map(sharding.near, state.moments)
+    before = jax.tree.map(sharding.to_device_memory, state.moments)
     direction, moments = transform.update(grads, before, state.params)
     rate = optimizer.schedule.rate(optimizer.lr, state.step, state.horizon)
     params = jax.tree.map(
@@ -99,7 +99,7 @@ def advance(
             (params, moments),
             (state.params, before),
         )
-    moments = jax.tree.map(sharding.back, moments, state.moments)
+    moments = jax.tree.map(sharding.to_memory_of, moments, state.moments)
     return State(state.step + 1, state.horizon, params, moments), rate
 
 

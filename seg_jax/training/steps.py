@@ -119,7 +119,7 @@ def supervised_step(actor: Actor, objective: sft.Objective, optimizer: optimizer
         if isinstance(batch, PackedBatch):
             metrics["useful_tokens"] = jnp.mean(batch.tokens.segments > 0)
             metrics["useful_patches"] = jnp.mean(batch.images.image >= 0)
-        return sharding.kept(state), metrics
+        return sharding.constrain_weights(state), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -254,7 +254,7 @@ def reinforcing_step(
         metrics["reward_spread"] = reward.std(1).mean()
         metrics["groups_that_differ"] = policies.differ(reward).mean()
         metrics |= _lengths(rollout, actor.end_ids)
-        return sharding.kept(state), metrics
+        return sharding.constrain_weights(state), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -278,7 +278,7 @@ def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:
 def _judge(actor: Actor, task: Task) -> Any:
     """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
     table = reader.table(actor.tokenizer.pieces)
-    return sharding.by_rows(lambda rollout, truth: judge(task, table, rollout, truth))
+    return sharding.map_rows(lambda rollout, truth: judge(task, table, rollout, truth))
 
 
 def _grammar(actor: Actor, sampling: Sampling, task: Task | None) -> Automaton | None:

@@ -9,7 +9,7 @@ import pytest
 import small_run
 
 from seg_jax.inference import bundle as bundles
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Rollout
 from seg_jax.runs import reinforcement, supervised
 from seg_jax.runs import start as start_of_run
@@ -32,7 +32,7 @@ def start():
     given = small_run.bundle()
     mesh = SHAPE.build()
     blank = dataclasses.replace(
-        given, params=sharding.laid(given.params, sharding.shardings(given.params, mesh))
+        given, params=sharding.with_shardings(given.params, sharding.shardings(given.params, mesh))
     )
     return start_of_run.Start(
         blank, start_of_run.weight_initializer(small_run.sft_config(), blank, mesh)
@@ -59,7 +59,7 @@ def test_random_weights_do_not_depend_on_the_mesh(start):
     )
     for (path, leaf), alone in one_by_one:
         # Rows of numbers are as long as all rows in the mean: round-off depends on the mesh.
-        table = sharding.names_of(path) == ("embed", "embedding")
+        table = mesh_axes.names_of(path) == ("embed", "embedding")
         np.testing.assert_allclose(leaf, alone, rtol=0, atol=1e-7 if table else 0)
     assert np.std(np.asarray(found["embed"]["embedding"][...])) > 1e-3
 
@@ -71,7 +71,7 @@ def test_no_tpu_draws_more_than_its_shards(start):
     drawing = start_of_run.weight_initializer(small_run.sft_config(), start.bundle, on)
     sizes = drawing.lower().compile().memory_analysis()
     params = start.bundle.params
-    weights = hlo.device_bytes(sharding.laid(params, sharding.shardings(params, on)))
+    weights = hlo.device_bytes(sharding.with_shardings(params, sharding.shardings(params, on)))
     assert weights <= sizes.output_size_in_bytes
     assert sizes.temp_size_in_bytes < weights
 

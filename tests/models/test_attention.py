@@ -105,7 +105,7 @@ def test_a_kernel_sees_windows_as_xla_does():
     window = np.concatenate([np.repeat(np.arange(8), [9, 16, 3, 16, 12, 8, 6, 12]), [-1] * 8])
     segments = jnp.asarray(np.stack([window, window]), jnp.int32)
     want, got = (
-        attention.attend_near(heads, segments, reach=16, kind=kind) for kind in ("xla", "splash")
+        attention.attend_windows(heads, segments, reach=16, kind=kind) for kind in ("xla", "splash")
     )
     real = slice(82)
     np.testing.assert_allclose(got[:, real], want[:, real], rtol=1e-5, atol=1e-5)

@@ -89,12 +89,12 @@ def walking(held_to, kinds, key, scale, *, size, budget, noisy):
     def step(held, column):
         noise = jax.random.gumbel(jax.random.fold_in(key, column), (lanes, 1, size))
         given = constraint.permit(held_to, held, budget - column)
-        logits = constraint.masked(held_to, given, liking + noisy * noise)
+        logits = constraint.mask_logits(held_to, given, liking + noisy * noise)
         ids = jnp.argmax(logits, -1)
-        after = constraint.after(held_to, held, ids)
+        after = constraint.advance(held_to, held, ids)
         return after, (ids[:, 0], held.state[:, 0] > 0, jnp.max(logits, -1)[:, 0] < -1e29)
 
-    _, out = jax.lax.scan(step, constraint.begin(held_to, kinds, 1), jnp.arange(budget))
+    _, out = jax.lax.scan(step, constraint.initial_progress(held_to, kinds, 1), jnp.arange(budget))
     return [leaf.T for leaf in out]
 
 
@@ -223,8 +223,8 @@ def test_an_answer_is_permitted_if_and_only_if_its_numbers_keep_the_rules(cut):
 
     @jax.jit
     def permitted(ids, kinds):
-        given = constraint.permits(held_to, kinds, ids)
-        may = constraint.allowed(held_to, given, END + 1)
+        given = constraint.permits_along(held_to, kinds, ids)
+        may = constraint.allowed_tokens(held_to, given, END + 1)
         return jnp.take_along_axis(may, ids[..., None], -1)[..., 0].all(-1)
 
     got = np.asarray(permitted(ids, np.array(kinds, np.int32)))[:, 0]
@@ -320,7 +320,7 @@ def test_likelihoods_are_those_of_the_tokens_that_may_come():
     ids = np.array([PIECES.index(b) for b in (b"[", b"0", b".", b"1", b"2", b",")], np.int32)
     held_to = grammar(2)
     kinds = np.array([Kind.POINT], np.int32)
-    given = jax.jit(constraint.permits)(held_to, kinds, np.pad(ids, (0, 40))[None, None])
+    given = jax.jit(constraint.permits_along)(held_to, kinds, np.pad(ids, (0, 40))[None, None])
     given = jax.tree.map(lambda leaf: leaf[0, 0, : len(ids)], given)
     logits = hidden.astype(np.float64) @ unembed.T.astype(np.float64) / 0.7
     may = [[b"["], [b"0", b"1", b"0."], [b"."], [*DIGITS, b"37"], DIGITS, [b",", b", 0"]]
@@ -343,10 +343,10 @@ DIGITS = [b"%d" % digit for digit in range(10)]
 def test_an_answer_off_the_grammar_is_impossible_and_then_free():
     held_to = grammar(2)
     ids = np.array([[[PIECES.index(b"x"), PIECES.index(b"y")]]], np.int32)
-    given = jax.jit(constraint.permits)(
+    given = jax.jit(constraint.permits_along)(
         held_to, np.array([Kind.MASK], np.int32), np.pad(ids, ((0, 0),) * 2 + ((0, 50),))
     )
-    may = np.asarray(constraint.allowed(held_to, given, END + 20))[0, 0]
+    may = np.asarray(constraint.allowed_tokens(held_to, given, END + 20))[0, 0]
     assert not may[0, ids[0, 0, 0]]
     assert may[1].all()
     assert not may[0, END:].any()  # Rows of a model's table beyond its tokenizer.
@@ -369,9 +369,11 @@ def test_every_number_as_a_token_changes_no_verdict():
 
 def test_a_model_with_fewer_tokens_than_the_grammar_is_refused():
     held_to = grammar(2)
-    given = constraint.permit(held_to, constraint.begin(held_to, np.zeros(1, np.int32), 1), 40)
+    given = constraint.permit(
+        held_to, constraint.initial_progress(held_to, np.zeros(1, np.int32), 1), 40
+    )
     with pytest.raises(ValueError, match="compile it for the model's own tokenizer"):
-        constraint.allowed(held_to, given, 100)
+        constraint.allowed_tokens(held_to, given, 100)
 
 
 def test_decoding_without_kinds_is_refused(setting):
@@ -382,10 +384,10 @@ def test_decoding_without_kinds_is_refused(setting):
 
 def test_nothing_is_gathered_along_the_vocabulary():
     held_to = grammar(2)
-    held = constraint.begin(held_to, np.zeros(8, np.int32), 1)
+    held = constraint.initial_progress(held_to, np.zeros(8, np.int32), 1)
 
     def mask(held, logits):
-        return constraint.masked(held_to, constraint.permit(held_to, held, 40), logits)
+        return constraint.mask_logits(held_to, constraint.permit(held_to, held, 40), logits)
 
     text = jax.jit(mask).lower(held, jnp.zeros((8, 1, END + 1))).as_text()
     gathers = [line for line in text.splitlines() if "stablehlo.gather" in line]

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from seg_jax.models.nn import experts
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 
 N, D, F, E, K = 24, 6, 10, 8, 3
 
@@ -39,13 +39,14 @@ def one_by_one(x, chosen, weights, gate, up, down):
 
 
 def loss(x, weights, gate, up, down, chosen, target):
-    return ((experts.visit(x, chosen, weights, gate, up, down) - target) ** 2).sum()
+    return ((experts.visit(x, chosen, weights, gate=gate, up=up, down=down) - target) ** 2).sum()
 
 
 def test_grouped_products_equal_a_loop_over_experts():
     x, chosen, weights, *kernels = drawn(np.random.default_rng(0))
     with jax.default_matmul_precision("highest"):
-        got = jax.jit(experts.visit)(x, chosen, weights, *kernels)
+        named = dict(zip(("gate", "up", "down"), kernels, strict=True))
+        got = jax.jit(experts.visit)(x, chosen, weights, **named)
     np.testing.assert_allclose(got, one_by_one(x, chosen, weights, *kernels), rtol=0, atol=1e-4)
 
 
@@ -89,7 +90,7 @@ def test_experts_on_many_devices_are_the_same_experts(sizes):
     mesh = sharding.mesh(sizes)
     names = ("expert_gate", "expert_up", "expert_down")
     places = [
-        jax.NamedSharding(mesh, sharding.partition((name, "kernel"), (E, D, F))) for name in names
+        jax.NamedSharding(mesh, mesh_axes.partition((name, "kernel"), (E, D, F))) for name in names
     ]
     if sizes != {"data": 2, "fsdp": 2, "tensor": 2}:  # 6 and 10 are not widths for 8
         places = [jax.NamedSharding(mesh, PartitionSpec(place.spec[0])) for place in places]

@@ -72,7 +72,7 @@ def test_a_new_family_is_loaded_laid_out_counted_and_saved(renamed, tmp_path):
     known, bundle = bundles.load(old), bundles.load(new)
     config = nnx.merge(bundle.graph, bundle.params).config
     assert type(config) is Renamed
-    assert families.of(config) is renamed
+    assert families.family_of(config) is renamed
     assert bundle.layout == known.layout
     same = nnx.merge(known.graph, known.params).config
     counts = [flops.Counter(c, Compute()).read(2, 24, 32) for c in (config, same)]

@@ -31,7 +31,7 @@ def ints(*shape):
 
 
 def blank(config, compute):
-    kind = families.of(config).model
+    kind = families.family_of(config).model
     return nnx.split(nnx.eval_shape(lambda: kind(config, compute=compute, rngs=nnx.Rngs(0))))
 
 
@@ -122,7 +122,7 @@ def test_the_7b_costs_six_operations_a_weight_and_token():
     tokens = 512
     text = counter.extend(1, 1, tokens, behind=0)
     head = counter.head(1, tokens, None)
-    done = flops.trained([text, head])
+    done = flops.with_gradient([text, head])
     weights = 7_615_616_512 - 152_064 * 3584  # of the decoder; a look-up is no product
     least = 6 * weights * tokens
     assert least < sum(done.values()) < 1.02 * least  # attention on top
@@ -151,10 +151,12 @@ def test_every_product_of_a_training_step_is_counted(name, remat):
         counter.extend(B, G, L, behind=T),
         counter.head(B * G, L, chunk),
     ]
-    assert traced(loss, *shapes) == pytest.approx(sum(flops.forward(parts).values()), rel=1e-9)
+    assert traced(loss, *shapes) == pytest.approx(
+        sum(flops.without_gradient(parts).values()), rel=1e-9
+    )
     # Gradients of a few small products are saved or made again as JAX sees fit.
     done = traced(jax.value_and_grad(loss), *shapes)
-    assert done == pytest.approx(sum(flops.trained(parts).values()), rel=0.02)
+    assert done == pytest.approx(sum(flops.with_gradient(parts).values()), rel=0.02)
 
 
 @pytest.mark.parametrize("tokens", [1200, 2050])
@@ -167,7 +169,7 @@ def test_long_rows_are_counted_in_the_parts_that_they_are_worked_off_in(tokens):
 
     parts = flops.Counter(config, Compute()).read(B, tokens, 4 * tokens)
     done = traced(hidden, params, *rows(config, tokens, 4 * tokens))
-    total = sum(flops.forward(parts).values())
+    total = sum(flops.without_gradient(parts).values())
     # Every block of the tower holds both ways to look; the trace takes the longer for each.
     blocks = families.vlm_facts(config).arithmetic(config).tower
     whole = 4.0 * config.vision.hidden_size * B * flops._pairs(4 * tokens, 0)[0]
@@ -212,5 +214,5 @@ def test_xla_counts_as_much(name):
     parts = [*counter.read(B, T, S), counter.head(B, T, None)]
     told = jax.jit(jax.grad(loss)).lower(params, *rows(config)).compile().cost_analysis()
     # What is not a product is counted there as well; in models this small it is a tenth.
-    counted = sum(flops.trained(parts).values())
+    counted = sum(flops.with_gradient(parts).values())
     assert counted < told["flops"] < 1.2 * counted

@@ -18,7 +18,7 @@ import tiny_vlm
 from flax import nnx
 from tiny_vlm import IMAGE
 
-from seg_jax.models.nn import layer_stack
+from seg_jax.models.nn import blocks, layer_stack
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import kimi_vl, likelihood, moonvit, sampler
 
@@ -282,7 +282,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
         assert loud() > 1e-3
     with monkeypatch.context() as patch:
         exact = functools.partial(jax.nn.gelu)
-        patch.setattr(layers.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
+        patch.setattr(blocks.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
         assert loud() > 2 * TOLERANCE
     _logits.clear_cache()
 

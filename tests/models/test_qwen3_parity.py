@@ -11,7 +11,7 @@ import tiny_qwen3
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.models.nn import patches, xla_attention
+from seg_jax.models.nn import blocks, patches, xla_attention
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import protocol, qwen3_vit, qwen3_vl
 
@@ -123,7 +123,7 @@ def test_mistakes_are_loud(pair, monkeypatch):
         assert loud() > 1e-3
     with monkeypatch.context() as patch:
         exact = jax.nn.gelu
-        patch.setattr(layers.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
+        patch.setattr(blocks.jax.nn, "gelu", lambda x, approximate: exact(x, approximate=False))
         assert loud() > 2 * proofs.TOLERANCE
     proofs.traced_anew()
 

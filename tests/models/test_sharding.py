@@ -15,7 +15,7 @@ from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.nn import xla_attention
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.models.vlm import likelihood
 from seg_jax.models.vlm import sampler as samplers
 
@@ -115,7 +115,7 @@ def test_weights_lie_whole_while_answers_are_decoded_where_there_is_room(setting
     assert lies(size / 4) == [8, 8]
     assert lies(size / 4, divides=False) == lies(0.0, divides=False) == [8, 8]  # As it was.
     q = params["blocks"]["q"]["kernel"][...]
-    assert sharding.partition(("q", "kernel"), q.shape, sharding.DIVIDED) == (
+    assert mesh_axes.partition(("q", "kernel"), q.shape, mesh_axes.DIVIDED) == (
         PartitionSpec(None, None, ("tensor", "fsdp", "expert", "context", "data"))
     )
 
@@ -131,7 +131,7 @@ def test_every_matrix_is_divided_and_moments_lie_as_their_weights(setting):
 
 
 def test_by_rows_gives_each_device_its_own_rows():
-    counted = jax.jit(sharding.by_rows(lambda x, y: {"rows": x + y.shape[0]}))
+    counted = jax.jit(sharding.map_rows(lambda x, y: {"rows": x + y.shape[0]}))
     zeros = np.zeros((16, 3), np.float32)
     assert (counted(zeros, zeros)["rows"] == 16).all()
     on = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -144,7 +144,7 @@ def test_by_rows_gives_each_device_its_own_rows():
 
 def test_one_device_and_default_mesh():
     alone = sharding.mesh(devices=jax.devices()[:1])
-    assert dict(alone.shape) == dict.fromkeys(sharding.AXES, 1)
+    assert dict(alone.shape) == dict.fromkeys(mesh_axes.AXES, 1)
     assert dict(sharding.mesh().shape)["fsdp"] == 8
     assert dict(sharding.mesh({"data": 2, "fsdp": -1}).shape)["fsdp"] == 4
 

@@ -15,7 +15,7 @@ import small_run
 import torch
 
 from seg_jax.models.io import weights
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.training import muon, optimizers, state
 
 many = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
@@ -71,7 +71,7 @@ def learner(config):
     transform = optimizers.build(config)
 
     def step(current, grads):
-        return sharding.kept(
+        return sharding.constrain_weights(
             state.advance(current, grads, optimizer=config, transform=transform)[0]
         )
 
@@ -174,7 +174,7 @@ def test_every_matrix_of_the_hub_gets_torchs_update_of_its_own(make, monkeypatch
             got[slot.path][slot.at], weight.detach().numpy(), rtol=0, atol=3e-5 * CONFIG.lr
         )
     matrices = {
-        tuple(sharding.names_of(path))
+        tuple(mesh_axes.names_of(path))
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
         if optimizers.is_matrix(path)
     }

@@ -41,7 +41,7 @@ def learner(config):
             sound = jnp.isfinite(grads["norm"]["scale"]).all()
             return state.advance(current, grads, optimizer=config, transform=transform, sound=sound)
 
-        return sharding.kept(jax.lax.scan(one, current, grads)[0])
+        return sharding.constrain_weights(jax.lax.scan(one, current, grads)[0])
 
     return jax.jit(learn, donate_argnums=0)
 

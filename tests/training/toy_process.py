@@ -95,7 +95,9 @@ def _step(current: state.State, batch: jax.Array) -> tuple[state.State, dict[str
     metrics = {"loss": sum(jnp.abs(w).sum() for w in jax.tree.leaves(params))}
     # Weights tell which samples came, and in which order.
     metrics |= {f"row{i}": batch[i, 0] for i in range(BATCH)}
-    after = sharding.kept(current._replace(step=current.step + 1, params=params, moments=moments))
+    after = sharding.constrain_weights(
+        current._replace(step=current.step + 1, params=params, moments=moments)
+    )
     return after, metrics
 
 

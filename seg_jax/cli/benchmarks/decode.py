@@ -196,7 +196,7 @@ def _utilisation(
         seconds = case["seconds"]["ours"] - case["seconds"]["first token"]
         reach = case["prompts"] * behind + config.rows * config.tokens / 2  # On the average.
         size = (config.tokens - 1) * (weights + entry * reach)
-        done = sum(flops.forward(parts).values())
+        done = sum(flops.without_gradient(parts).values())
         rows.append(
             {
                 "operations": done,

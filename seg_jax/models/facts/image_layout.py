@@ -31,7 +31,7 @@ class ImageLayout(NamedTuple):
     """Whether black fills the frame of an image that keeps its size; else its edges are cut off."""
 
 
-def scaled(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayout:
+def scaled_layout(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayout:
     """Returns how Qwen's images are cut: scaled to an area, which is written in either of two ways.
 
     Args:
@@ -61,7 +61,7 @@ def scaled(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayout:
     )
 
 
-def native(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayout:
+def native_layout(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayout:
     """Returns how Kimi's images are cut: kept at their size, up to a number of patches.
 
     Args:

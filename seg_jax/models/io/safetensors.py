@@ -96,7 +96,7 @@ class Files(Arrays):
         """Yields rows begin..end of a tensor (all of a scalar) in pieces, each with its first."""
         place = self._places[name]
         if not math.prod(place.shape) or not place.shape:
-            yield begin, _mapped(place, place.offset, place.shape)
+            yield begin, _map_block(place, place.offset, place.shape)
             return
         end = place.shape[0] if end is None else end
         row = math.prod(place.shape[1:]) * place.dtype.itemsize
@@ -104,10 +104,10 @@ class Files(Arrays):
         for first in range(begin, end, step):
             rows = min(step, end - first)
             offset = place.offset + first * row
-            yield first, _mapped(place, offset, (rows, *place.shape[1:]))
+            yield first, _map_block(place, offset, (rows, *place.shape[1:]))
 
 
-def _mapped(place: Place, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+def _map_block(place: Place, offset: int, shape: tuple[int, ...]) -> np.ndarray:
     if not math.prod(shape):
         return np.zeros(shape, place.dtype)
     return np.memmap(place.path, place.dtype, "r", offset, shape)

@@ -137,7 +137,7 @@ class HubTensors:
         Raises:
           ValueError: tensors are missing, surplus or misshapen.
         """
-        family = families.of(config)
+        family = families.family_of(config)
         self.source = source
         self.parts = tensor_parts(config)
         self.entries: dict[str, safetensors.Entry] = {}
@@ -168,7 +168,7 @@ class HubTensors:
 def tensor_parts(config: Any) -> tuple[TensorPart, ...]:
     """Returns every array of a model, layer by layer, with its place in their files."""
     found: list[TensorPart] = []
-    family = families.of(config)
+    family = families.family_of(config)
     convolutions = family.convolutions(config)
     rough = Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
     dtypes = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
@@ -197,7 +197,7 @@ def blank(config: Any, compute: Compute) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(config: Any, compute: Compute) -> tuple[nnx.GraphDef, Any]:
-    family = families.of(config)
+    family = families.family_of(config)
     model = nnx.eval_shape(lambda: family.model(config, compute=compute, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     # Shapes that are made under a mesh are laid over it; another may ask for them next.
@@ -239,7 +239,7 @@ def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, *, on: 
         def share(index: tuple[slice, ...]) -> np.ndarray:
             return _read_share(theirs, grouped[_path(path)], index, dtype=leaf.dtype)
 
-        return _placed(leaf.shape, place, share)
+        return _place_shares(leaf.shape, place, share)
 
     trees = (state,) if places is None else (state, places)
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, *trees))
@@ -253,10 +253,10 @@ def _restore(config: Any, compute: Compute, folder: Path, *, on: Mesh | None) ->
         places = jax.tree.map(lambda _: here, state)
     else:
         places = sharding.shardings(state, on)
-    return nnx.merge(graph, orbax_params.read(folder, sharding.laid(state, places)))
+    return nnx.merge(graph, orbax_params.read(folder, sharding.with_shardings(state, places)))
 
 
-def _placed(
+def _place_shares(
     shape: tuple[int, ...], place: Any, share: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
     """Returns an array with a sharding; one share of it at a time is on the host."""

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from seg_jax.kernels import attention as kernels
 from seg_jax.models.nn import cached_attention, xla_attention
 from seg_jax.models.nn.xla_attention import Heads
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Array, Packing
 
 
@@ -41,7 +41,7 @@ def attend(
     return kernel(heads, segments, None, causal=causal)
 
 
-def attend_near(
+def attend_windows(
     heads: Heads, segments: Int[Array, "B T"], *, reach: int, kind: kernels.Kernel
 ) -> Float[Array, "B T heads vd"]:
     """Returns attention within equal segments that lie together, as `xla_attention.attend_windows`.
@@ -55,7 +55,7 @@ def attend_near(
     return kernel(heads, segments, None, causal=False, reach=reach)
 
 
-class Seen(NamedTuple):
+class Visibility(NamedTuple):
     """What tokens of whole answers see, worked out once for all layers."""
 
     used: Bool[Array, "B P"]
@@ -66,18 +66,18 @@ class Seen(NamedTuple):
     """Conversations of an answer, which do not see each other; None: one."""
 
 
-def seen(used: Bool[Array, "B P"], length: int, packing: Packing | None) -> Seen:
+def visibility(used: Bool[Array, "B P"], length: int, packing: Packing | None) -> Visibility:
     """Returns what tokens of answers of `length` tokens see: the prompt, and none that is later."""
     columns = jnp.arange(length)
     own = columns[:, None] >= columns
     if packing is None:
-        return Seen(used, own, None)
+        return Visibility(used, own, None)
     segments = packing.segments
-    return Seen(used, own & (segments[..., :, None] == segments[..., None, :]), segments)
+    return Visibility(used, own & (segments[..., :, None] == segments[..., None, :]), segments)
 
 
 def attend_answers(
-    heads: Heads, prompt: cached_attention.PromptCache, seen: Seen, *, kind: kernels.Kernel
+    heads: Heads, prompt: cached_attention.PromptCache, seen: Visibility, *, kind: kernels.Kernel
 ) -> Float[Array, "B G Q heads vd"]:
     """Returns causal attention of whole answers to their prompt and to themselves.
 
@@ -124,7 +124,7 @@ def _kernel(
       rows: of the batch; None: B.
     """
     which = kernels.choose_kernel(kind, query, value)
-    on = sharding.current()
+    on = sharding.current_mesh()
     whole = on is None or (rows or query.shape[0]) % sharding.row_parts(on) == 0
     if which == "xla" or not whole or sharding.along_rows() > 1:
         return None
@@ -142,7 +142,7 @@ def _kernel(
         if on is None:
             return mine(heads, (segments, used))
         heads, inner = _divisible(heads, on)
-        batch = sharding.MESH["batch"]
+        batch = mesh_axes.MESH["batch"]
         place = PartitionSpec(batch, None, inner)
         return jax.shard_map(
             mine, in_specs=(place, PartitionSpec(batch)), out_specs=place, check_vma=False
@@ -156,8 +156,8 @@ def _divisible(heads: Heads, on: Any) -> tuple[Heads, tuple[str, ...] | None]:
 
     Keys that are too few are repeated for the queries that share them.
     """
-    axes, count, kv = sharding.MESH["inner"], heads.q.shape[2], heads.k.shape[2]
-    parts = sharding.parts_of(axes, on)
+    axes, count, kv = mesh_axes.MESH["inner"], heads.q.shape[2], heads.k.shape[2]
+    parts = mesh_axes.parts_of(axes, on)
     if count % parts:
         return heads, None
     if kv % parts:

@@ -81,7 +81,7 @@ class Block(nnx.Module):
         """Returns the block's output and what `mix` returned beside the attention output."""
         # Told where a product lies, the compiler does not fetch its weights instead.
         whole, home, apart = (
-            (sharding.gathered, sharding.rows, sharding.by_channels)
+            (sharding.constrain_whole, sharding.constrain_rows, sharding.constrain_channels)
             if self.travel
             else (lambda x: x,) * 3
         )
@@ -96,7 +96,7 @@ class Block(nnx.Module):
         x = x + home(self.o(apart(out.reshape(*lead, -1))))
         found = linear.project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
         gate, up = map(apart, found)
-        return sharding.rows(x + home(self.down(jax.nn.silu(gate) * up))), extra
+        return sharding.constrain_rows(x + home(self.down(jax.nn.silu(gate) * up))), extra
 
 
 class GeluBlock(nnx.Module):
@@ -131,6 +131,6 @@ class GeluBlock(nnx.Module):
         rotate = rotary.rotate_pairs if self.pairs else rotary.rotate
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
         x = x + self.o(out.reshape(*lead, -1))
-        return sharding.rows(
+        return sharding.constrain_rows(
             x + self.down(jax.nn.gelu(self.up(self.norm_ffn(x)), approximate=True))
         ), extra

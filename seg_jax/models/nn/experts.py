@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from seg_jax.models.nn import linear
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.nn.linear import Linear
-from seg_jax.models.parallel import sharding
+from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Array
 
 
@@ -146,17 +146,18 @@ class Mixture(nnx.Module):
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         """Returns the output in the dtype of x."""
         chosen, weights = self.router(x)
-        kernels = [
+        gate, up, down = (
             part.kernel[...].astype(x.dtype)
             for part in (self.expert_gate, self.expert_up, self.expert_down)
-        ]
-        return visit(x, chosen, weights, *kernels) + self.shared(x)
+        )
+        return visit(x, chosen, weights, gate=gate, up=up, down=down) + self.shared(x)
 
 
 def visit(
     x: Float[Array, "*n D"],
     chosen: Int[Array, "*n visits"],
     weights: Float[Array, "*n visits"],
+    *,
     gate: Float[Array, "E D F"],
     up: Float[Array, "E D F"],
     down: Float[Array, "E F D"],
@@ -167,10 +168,10 @@ def visit(
     outputs are added up. Devices of the mesh's `expert` axis have rows of their own: they show
     each other all of them before, and keep the sums of their own after.
     """
-    on = sharding.current()
+    on = sharding.current_mesh()
     if on is None:
-        return _visit(x, chosen, weights, (gate, up, down), first=0)
-    axes, rows = sharding.MESH["expert"], sharding.tokens(x)
+        return _visit(x, chosen, weights, kernels=(gate, up, down), first=0)
+    axes, rows = mesh_axes.MESH["expert"], sharding.tokens(x)
     split = "expert" in (rows[0] or ()) and on.shape["expert"] > 1
 
     def mine(x, chosen, weights, *kernels):
@@ -179,7 +180,7 @@ def visit(
                 jax.lax.all_gather(part, "expert", tiled=True) for part in (x, chosen, weights)
             )
         first = jax.lax.axis_index(axes) * kernels[0].shape[0]
-        out = _visit(x, chosen, weights, kernels, first=first)
+        out = _visit(x, chosen, weights, kernels=kernels, first=first)
         if split:
             out = jax.lax.psum_scatter(out, "expert", tiled=True)
             return jax.lax.psum(out, [axis for axis in axes if axis != "expert"])
@@ -191,7 +192,7 @@ def visit(
     )(x, chosen, weights, gate, up, down)
 
 
-def _visit(x, chosen, weights, kernels, *, first):
+def _visit(x, chosen, weights, *, kernels, first):
     """Returns what the experts from number `first` on add to the tokens' outputs.
 
     Visits are sorted by expert, so that one grouped product serves all experts; visits to experts

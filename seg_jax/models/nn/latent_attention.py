@@ -112,7 +112,8 @@ class Attention(nnx.Module):
         q: Float[Array, "B G Q heads hd"],
         prompt: Float[Array, "B P R"],
         own: Float[Array, "B G Q R"],
-        seen: attention.Seen,
+        *,
+        seen: attention.Visibility,
     ) -> Float[Array, "B G Q D"]:
         """Returns causal attention of whole answers, output layer included."""
         k, v = self.spread(prompt)

@@ -59,7 +59,7 @@ def attend(
     size += -size % sharding.along_rows()
     tail = (0, parts * size - length)
     q = jnp.pad(heads.q, ((0, 0), tail, (0, 0), (0, 0)))
-    q = sharding.parts(q.reshape(batch, parts, size, *q.shape[2:]).swapaxes(0, 1), 2)
+    q = sharding.constrain_parts(q.reshape(batch, parts, size, *q.shape[2:]).swapaxes(0, 1), 2)
     wanted = jnp.pad(segments, ((0, 0), tail)).reshape(batch, parts, size).swapaxes(0, 1)
     at = jnp.arange(parts * size).reshape(parts, size)
     # The backward pass makes the scores of a part again rather than keep all of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,59 +11,23 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seg_jax.models.parallel import chips
+from seg_jax.models.parallel import chips, mesh_limits
+from seg_jax.models.parallel.mesh_axes import (
+    ALL,
+    AXES,
+    DIVIDED,
+    MESH,
+    WHOLE,
+    names_of,
+    partition,
+    parts_of,
+)
 
 HOST = "pinned_host"
 """Kind of the memory of a device's host."""
 
-AXES = ("data", "fsdp", "expert", "context", "tensor")
-"""Axes of every mesh: copies of the weights, shards of the weights, shards of the experts, shards
-of long rows, shards of each layer's work. Neighbours on the last axes are the closest devices."""
-
-MESH: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp", "expert"),
-    "sequence": ("context",),
-    "width": ("fsdp", "expert", "context"),
-    "inner": ("tensor",),
-    "vocabulary": ("tensor",),
-    "expert": ("expert", "tensor"),
-    "expert_width": ("fsdp", "context"),
-    "whole": (),
-}
-"""What each logical axis is divided among. Beside the experts `expert` works as more of `fsdp`, and
-so does `context` for weights: no device holds what another one holds, but for `data`."""
-
-WHOLE: dict[str, tuple[str, ...]] = MESH | {"width": (), "expert_width": ()}
-"""The same while answers are decoded and there is room: every device holds all that `tensor` (and
-`expert`) leave to it, gathered once a rollout instead of once a token."""
-
-ALL = ("tensor", "fsdp", "expert", "context", "data")
-DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL}
-"""The same where there is no room: every device holds its channels of each layer, and the few
-tokens of a step travel to the weights. The tables of the vocabulary are whole all the same."""
-
 SHARE = 1 / 3
 """Share of a device's memory that weights may take to be whole while answers are decoded."""
-
-_INTO, _OUT_OF = ("width", "inner"), ("inner", "width")
-
-WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
-    **{(name, "kernel"): _INTO for name in ("q", "k", "v", "gate", "up", "merge_in")},
-    **{(name, "bias"): ("inner",) for name in ("q", "k", "v", "gate", "up", "merge_in")},
-    **{(name, "kernel"): _OUT_OF for name in ("o", "down", "merge_out")},
-    **{(name, "bias"): ("whole",) for name in ("o", "down", "merge_out")},
-    ("embed", "embedding"): ("vocabulary", "width"),
-    ("head", "embedding"): ("vocabulary", "width"),
-    ("patch", "kernel"): ("whole", "width"),
-    ("kv_in", "kernel"): ("width", "whole"),
-    ("kv_out", "kernel"): _INTO,
-    ("router", "kernel"): ("width", "whole"),
-    ("expert_gate", "kernel"): ("expert", "expert_width", "whole"),
-    ("expert_up", "kernel"): ("expert", "expert_width", "whole"),
-    ("expert_down", "kernel"): ("expert", "whole", "expert_width"),
-}
-"""Logical axes of the last axes of weights, by layer and kind. Axes before them (layers of a
-stack) and all other arrays (norms, counters) are whole on every device."""
 
 
 def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = None) -> Mesh:
@@ -95,7 +59,7 @@ def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = Non
         raise ValueError(
             f"mesh: expected sizes that multiply to {len(devices)} devices (one may be -1), "
             f"got {dict(zip(AXES, sizes, strict=True))}: "
-            f"do: take sizes of {_listed(_divisors(len(devices)))}"
+            f"do: take sizes of {mesh_limits.in_words(mesh_limits.divisors(len(devices)))}"
         )
     if sizes[0] % slices:
         raise ValueError(
@@ -138,83 +102,26 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
         spec = partition(names, leaf.shape)
         for size, axes in zip(leaf.shape, spec, strict=False):
             if size % (parts := parts_of(axes, on)):
-                wrong.append(
-                    f"{'/'.join(names)} {leaf.shape}: {size} by {parts} ({_product(axes)})"
-                )
+                by = f"{parts} ({mesh_limits.product(axes)})"
+                wrong.append(f"{'/'.join(names)} {leaf.shape}: {size} by {by}")
         return NamedSharding(on, spec)
 
     placed = jax.tree_util.tree_map_with_path(one, tree)
     if wrong:
         raise ValueError(
             f"mesh {dict(on.shape)}: expected sizes that divide every weight, got "
-            f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: {_advice(tree, on)}"
+            f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: {mesh_limits.advice(tree, on)}"
         )
     return placed
 
 
-def laid(tree: Any, places: Any) -> Any:
+def with_shardings(tree: Any, places: Any) -> Any:
     """Returns the shapes of a tree with the shardings of another; no array is made."""
 
     def one(leaf, place):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     return jax.tree.map(one, tree, places)
-
-
-def _advice(tree: Any, on: Mesh | AbstractMesh) -> str:
-    """Returns the sizes that divide every weight, and the mesh of as many devices closest to `on`.
-
-    Close is a mesh whose sizes are few doublings away.
-    """
-    limits: dict[tuple[str, ...], int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        for size, axes in zip(leaf.shape, partition(names_of(path), leaf.shape), strict=False):
-            axes = (axes,) if isinstance(axes, str) else axes
-            if axes:
-                limits[axes] = math.gcd(limits.get(axes, 0), size)
-    told = [
-        f"{_product(axes)} of {_listed(_divisors(math.gcd(limit, on.size)))}"
-        for axes, limit in limits.items()
-        if limit % parts_of(axes, on)
-    ]
-
-    def shapes(axes: tuple[str, ...], left: int) -> Iterator[dict[str, int]]:
-        if len(axes) == 1:
-            yield {axes[0]: left}
-            return
-        for size in _divisors(left):
-            yield from ({axes[0]: size} | rest for rest in shapes(axes[1:], left // size))
-
-    def away(shape: dict[str, int]) -> tuple[float, int]:
-        steps = sum(abs(math.log2(shape[axis] / on.shape[axis])) for axis in AXES)
-        return round(steps, 6), -shape["fsdp"]
-
-    def fits(shape: dict[str, int]) -> bool:
-        divided = (limit % math.prod(shape[a] for a in axes) for axes, limit in limits.items())
-        return not any(divided)
-
-    # All on data always fits: every device then holds all weights.
-    best = min(filter(fits, shapes(AXES, on.size)), key=away)
-    near = " ".join(f"--mesh.{axis} {size}" for axis, size in best.items() if size > 1)
-    return f"take {', '.join(told)}; closest is {near}"
-
-
-def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Returns the names on a key path that `partition` knows arrays by."""
-    return tuple(str(key.key) for key in path if hasattr(key, "key"))
-
-
-def partition(
-    names: tuple[str, ...],
-    shape: tuple[int, ...],
-    rules: Mapping[str, tuple[str, ...]] = MESH,
-) -> PartitionSpec:
-    """Returns how the array at a path is divided among the axes of a mesh."""
-    logical = WEIGHTS.get((names[-2], names[-1]), ()) if len(names) >= 2 else ()
-    if len(logical) > len(shape):  # A moment that keeps no such axes, such as a scalar.
-        logical = ()
-    lead = (None,) * (len(shape) - len(logical))
-    return PartitionSpec(*lead, *(rules[name] or None for name in logical))
 
 
 def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
@@ -230,10 +137,11 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
     parts = parts_of(MESH["batch"], on)
     if rows is not None and rows % parts:
         near = sorted({max(parts, rows // parts * parts), -(-rows // parts) * parts})
-        axes = _product(MESH["batch"])
+        axes = mesh_limits.product(MESH["batch"])
+        sizes = mesh_limits.in_words(mesh_limits.divisors(rows))
         raise ValueError(
             f"batch: expected rows that {axes} = {parts} divides, got {rows}: do: take "
-            f"{_listed(near)} rows, or a mesh with {axes} of {_listed(_divisors(rows))}"
+            f"{mesh_limits.in_words(near)} rows, or a mesh with {axes} of {sizes}"
         )
     return NamedSharding(on, PartitionSpec(MESH["batch"]))
 
@@ -276,24 +184,24 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def replicated(on: Mesh) -> NamedSharding:
+def replicated_sharding(on: Mesh) -> NamedSharding:
     """Returns the sharding of what every device holds whole."""
     return NamedSharding(on, PartitionSpec())
 
 
-def current() -> AbstractMesh | None:
+def current_mesh() -> AbstractMesh | None:
     """Returns the mesh with all `AXES` that `jax.set_mesh` has set, or None."""
     on = jax.sharding.get_abstract_mesh()
     return on if not on.empty and set(AXES) <= set(on.axis_names) else None
 
 
-def rows(x: Any) -> Any:
+def constrain_rows(x: Any) -> Any:
     """Returns x [B .. T D] kept divided by rows between the layers, inside `jax.set_mesh` only.
 
     Long rows are divided among `context` too. Without it the compiler may divide activations as
     it divides the weights, by width.
     """
-    on = current()
+    on = current_mesh()
     if on is None:
         return x
     if x.shape[0] % parts_of(MESH["batch"], on):
@@ -319,7 +227,7 @@ def tokens(x: Any) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
-def parts(x: Any, axis: int) -> Any:
+def constrain_parts(x: Any, axis: int) -> Any:
     """Returns parts of rows [parts B .. T ..] for a loop over them, each divided as whole rows are.
 
     Long rows lie in one piece after another along `context`: of parts cut from them as they lie,
@@ -341,17 +249,17 @@ def parts(x: Any, axis: int) -> Any:
 
 def along_rows() -> int:
     """Returns how many devices share a long row; 1 outside `jax.set_mesh`."""
-    on = current()
+    on = current_mesh()
     return 1 if on is None else parts_of(MESH["sequence"], on)
 
 
 def queues(rows: int) -> int:
     """Returns how many parts devices hold of a batch of rows: 1 outside `jax.set_mesh`."""
-    on = current()
+    on = current_mesh()
     return 1 if on is None or rows % row_parts(on) else row_parts(on)
 
 
-def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of trees [B ..] that every device runs on its own rows alone.
 
     For what the compiler cannot divide by itself: sorts, loops of run-time length, own kernels.
@@ -359,7 +267,7 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def divided(*values):
-        on = current()
+        on = current_mesh()
         if on is None or any(x.shape[0] % row_parts(on) for x in jax.tree.leaves(values)):
             return function(*values)
         spec = PartitionSpec(MESH["batch"])
@@ -368,17 +276,17 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return divided
 
 
-def kept(tree: Any) -> Any:
+def constrain_weights(tree: Any) -> Any:
     """Returns the tree of weights held where `shardings` lays it, inside `jax.set_mesh` only.
 
     Without it the compiler may leave a step's new weights whole on every device.
     """
-    on = current()
+    on = current_mesh()
     if on is None:
         return tree
 
     def one(leaf: Any, place: NamedSharding) -> NamedSharding:
-        return place.with_memory_kind(HOST) if _away(leaf) else place
+        return place.with_memory_kind(HOST) if _on_host(leaf) else place
 
     places = jax.tree.map(one, tree, shardings(tree, on))
     return jax.lax.with_sharding_constraint(tree, places)
@@ -392,7 +300,7 @@ class Decoding(NamedTuple):
     """`WHOLE` or `DIVIDED`."""
 
     @property
-    def divided(self) -> bool:
+    def tokens_travel(self) -> bool:
         """Whether tokens travel to the weights."""
         return self.rules is DIVIDED
 
@@ -420,7 +328,7 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
         where that is not known. Tokens travel only where a number is given.
       divides: whether the model's layers let tokens travel where weights are not whole.
     """
-    on = current()
+    on = current_mesh()
     if on is None or on.size == 1:
         return None
     asked = gib is not None
@@ -438,49 +346,30 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
     return Decoding(on, DIVIDED) if divides and asked else None
 
 
-def gathered(x: Any) -> Any:
+def constrain_whole(x: Any) -> Any:
     """Returns x whole on every device."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def by_channels(x: Any) -> Any:
+def constrain_channels(x: Any) -> Any:
     """Returns x [.. C] with its channels divided as `DIVIDED` divides them, if they divide."""
-    on = current()
+    on = current_mesh()
     if on is None or x.shape[-1] % parts_of(ALL, on):
         return x
     spec = PartitionSpec(*(None,) * (x.ndim - 1), ALL)
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def near(x: Any) -> Any:
+def to_device_memory(x: Any) -> Any:
     """Returns x in the memory of its devices, wherever it was."""
-    return jax.device_put(x, jax.memory.Space.Device) if _away(x) else x
+    return jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x
 
 
-def back(x: Any, like: Any) -> Any:
+def to_memory_of(x: Any, like: Any) -> Any:
     """Returns x in the memory that another array lies in."""
-    return jax.device_put(x, jax.memory.Space.Host) if _away(like) else x
+    return jax.device_put(x, jax.memory.Space.Host) if _on_host(like) else x
 
 
-def _away(x: Any) -> bool:
+def _on_host(x: Any) -> bool:
     """Returns whether an array lies in the memory of its host."""
     return jax.typeof(x).memory_space == jax.memory.Space.Host
-
-
-def parts_of(axes: Any, on: Mesh | AbstractMesh) -> int:
-    """Returns how many parts something is divided into along an axis of a mesh, or several."""
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(on.shape[axis] for axis in axes)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _listed(numbers: list[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def _product(axes: Any) -> str:
-    return axes if isinstance(axes, str) else " x ".join(axes)

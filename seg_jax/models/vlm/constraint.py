@@ -33,7 +33,7 @@ _NOWHERE = np.int32(2**30)
 _TENS = tuple(10**power for power in range(9))
 
 
-class Held(NamedTuple):
+class Progress(NamedTuple):
     """Where answers stand."""
 
     state: Int[Array, "*n"]
@@ -58,16 +58,18 @@ class Permit(NamedTuple):
     """Keys in each gap."""
 
 
-def begin(automaton: Automaton, kinds: Int[Array, " B"] | None, answers: int) -> Held:
+def initial_progress(
+    automaton: Automaton, kinds: Int[Array, " B"] | None, answers: int
+) -> Progress:
     """Returns where `answers` answers to prompts that ask for the kinds begin, each [B G]."""
     if kinds is None:
         raise ValueError("kinds: expected the kind of every answer with a grammar, got none")
     state = jnp.broadcast_to(jnp.asarray(automaton.start)[kinds][:, None], (len(kinds), answers))
     zero = jnp.zeros_like(state)
-    return Held(state, zero, zero, (zero, zero), (zero, zero))
+    return Progress(state, zero, zero, (zero, zero), (zero, zero))
 
 
-def permit(automaton: Automaton, held: Held, left: Int[Array, "*left"] | int) -> Permit:
+def permit(automaton: Automaton, held: Progress, left: Int[Array, "*left"] | int) -> Permit:
     """Returns what may come next such that the answer can end with the `left`-th token from here.
 
     `left` is one number or each answer's own.
@@ -86,7 +88,7 @@ def permit(automaton: Automaton, held: Held, left: Int[Array, "*left"] | int) ->
     return Permit(words, low, jnp.maximum(high - low, 0).astype(jnp.uint32))
 
 
-def _gaps(automaton: Automaton, held: Held) -> list[tuple[Array, Array]]:
+def _gaps(automaton: Automaton, held: Progress) -> list[tuple[Array, Array]]:
     """Returns two ranges of keys that may not come next, each from its low up to below its high."""
     written, left, place, points = _spot(automaton, held.state)
     step, rest = _tens(written), _tens(left)
@@ -113,7 +115,9 @@ def _gaps(automaton: Automaton, held: Held) -> list[tuple[Array, Array]]:
     return ranges
 
 
-def allowed(automaton: Automaton, given: Permit, vocabulary: int) -> Bool[Array, "*n {vocabulary}"]:
+def allowed_tokens(
+    automaton: Automaton, given: Permit, vocabulary: int
+) -> Bool[Array, "*n {vocabulary}"]:
     """Returns which tokens may come next."""
     spare = vocabulary - len(automaton.classes)
     if spare < 0:
@@ -134,7 +138,7 @@ def allowed(automaton: Automaton, given: Permit, vocabulary: int) -> Bool[Array,
     return may
 
 
-def masked(
+def mask_logits(
     automaton: Automaton, given: Permit, logits: Float[Array, "*m V"]
 ) -> Float[Array, "*n V"]:
     """Returns the logits with `xla_attention.MASKED_SCORE` for tokens that may not come next.
@@ -142,11 +146,11 @@ def masked(
     It is finite, so that such a token adds 0 to the entropy, and no NaN.
     """
     return jnp.where(
-        allowed(automaton, given, logits.shape[-1]), logits, xla_attention.MASKED_SCORE
+        allowed_tokens(automaton, given, logits.shape[-1]), logits, xla_attention.MASKED_SCORE
     )
 
 
-def after(automaton: Automaton, held: Held, ids: Int[Array, "*n"]) -> Held:
+def advance(automaton: Automaton, held: Progress, ids: Int[Array, "*n"]) -> Progress:
     """Returns where answers stand after one more token each.
 
     After a token that was not allowed nothing is held to the grammar any more.
@@ -164,7 +168,7 @@ def after(automaton: Automaton, held: Held, ids: Int[Array, "*n"]) -> Held:
         return jnp.where(when, held.x, point[0]), jnp.where(when, number, point[1])
 
     y = ends & (place == 1)
-    return Held(
+    return Progress(
         state=jnp.asarray(automaton.following)[held.state, klass].astype(jnp.int32),
         number=jnp.where(ends, 0, number),
         x=jnp.where(ends & (place == 0), number, held.x),
@@ -173,18 +177,18 @@ def after(automaton: Automaton, held: Held, ids: Int[Array, "*n"]) -> Held:
     )
 
 
-def permits(
+def permits_along(
     automaton: Automaton, kinds: Int[Array, " B"] | None, ids: Int[Array, "B G L"]
 ) -> Permit:
     """Returns what was permitted at every token of answers that had L tokens to end in."""
     length = ids.shape[-1]
 
-    def step(held: Held, column):
+    def step(held: Progress, column):
         tokens, left = column
-        return after(automaton, held, tokens), permit(automaton, held, left)
+        return advance(automaton, held, tokens), permit(automaton, held, left)
 
     columns = jnp.moveaxis(ids, -1, 0), length - jnp.arange(length)
-    _, given = jax.lax.scan(step, begin(automaton, kinds, ids.shape[1]), columns)
+    _, given = jax.lax.scan(step, initial_progress(automaton, kinds, ids.shape[1]), columns)
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), given)
 
 

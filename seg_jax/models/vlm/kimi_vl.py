@@ -182,10 +182,10 @@ class KimiVL(nnx.Module):
     ) -> Float[Array, "B G Q D"]:
         """Returns the outputs at whole answers."""
         columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
-        seen = attention.seen(prefix.used, ids.shape[-1], packing)
+        seen = attention.visibility(prefix.used, ids.shape[-1], packing)
 
         def mix(layer, q, latents, prompt):
-            return layer.attend_spread(q, prompt, latents, seen), None
+            return layer.attend_spread(q, prompt, latents, seen=seen), None
 
         turn = self._turn(prefix.following[:, None, None] + columns)
         return self._through(self._words(ids), turn, mix, each=prefix.cache)[0]
@@ -225,7 +225,7 @@ class KimiVL(nnx.Module):
         return self.norm(x), tuple(kept)
 
     def _words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
-        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
+        return sharding.constrain_rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
 
     def _inputs(self, tokens: Tokens, images: Images | None) -> Float[Array, "B T D"]:
         """Returns token embeddings with the visual tokens of images in their places."""
@@ -341,7 +341,7 @@ FAMILY = Family(
     vlm=VLM(
         tokenizer="moonshot",
         with_tokens=with_tokens,
-        image_layout=image_layout.native,
+        image_layout=image_layout.native_layout,
         arithmetic=count_products,
     ),
 )

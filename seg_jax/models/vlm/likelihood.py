@@ -74,7 +74,7 @@ def token_likelihood(
     def piece(hidden, targets, given=None):
         logits = linear.logits(hidden, unembed) / temperature
         if grammar is not None and given is not None:
-            logits = constraint.masked(grammar, given, logits)
+            logits = constraint.mask_logits(grammar, given, logits)
         total = jax.nn.logsumexp(logits, -1)
         # A comparison instead of a gather: its gradient is no scatter, and V may be sharded.
         hit = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -132,7 +132,7 @@ def answer_likelihood(
     `max_tokens`. Columns after the end token hold numbers without meaning: mask them with
     `Rollout.used`.
     """
-    given = None if grammar is None else constraint.permits(grammar, kinds, ids)
+    given = None if grammar is None else constraint.permits_along(grammar, kinds, ids)
     prefix = model.prefill(tokens, images)
     first = jnp.broadcast_to(
         prefix.hidden[:, None, None], (*ids.shape[:2], 1, prefix.hidden.shape[-1])
@@ -166,7 +166,7 @@ def _chunked(
         pad = [(0, 0)] * x.ndim
         pad[axis] = (0, count * chunk - length)
         x = jnp.pad(x, pad).reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
-        return sharding.parts(jnp.moveaxis(x, axis, 0), axis + 1)
+        return sharding.constrain_parts(jnp.moveaxis(x, axis, 0), axis + 1)
 
     def join(y):
         y = jnp.moveaxis(y, 0, axis)

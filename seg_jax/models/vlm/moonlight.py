@@ -187,7 +187,7 @@ class Block(nnx.Module):
         q, latents = self.attention.read(self.norm_attention(x), turn)
         out, extra = mix(self.attention, q, latents)
         x = x + out
-        return sharding.rows(x + self.ffn(self.norm_ffn(x))), extra
+        return sharding.constrain_rows(x + self.ffn(self.norm_ffn(x))), extra
 
 
 def count_tokens(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:

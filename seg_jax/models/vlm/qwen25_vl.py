@@ -264,7 +264,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: Images) -> qwen_decoder.Seen:
         """Returns one vector per visual token of merge x merge patches."""
-        if not self._near(images):
+        if not self._looks_in_windows(images):
             return qwen_decoder.Seen(self._cells(images))
         # Patches of a window together; the visual tokens go back to where they were.
         order = jnp.argsort(images.window, axis=1, stable=True)
@@ -293,17 +293,17 @@ class VisionTower(nnx.Module):
 
         def in_window(heads):
             reach = vision.window_patches
-            return attention.attend_near(heads, images.window, reach=reach, kind=kind)
+            return attention.attend_windows(heads, images.window, reach=reach, kind=kind)
 
         def mix(heads, full):
-            if self._near(images):
+            if self._looks_in_windows(images):
                 return jax.lax.cond(full, everywhere, in_window, heads), None
             segments = jnp.where(full, images.image, images.window)
             return attention.attend(heads, segments, causal=False, kind=kind), None
 
         return lambda block, x, full: block(x, turn, lambda heads: mix(heads, full))
 
-    def _near(self, images: Images) -> bool:
+    def _looks_in_windows(self, images: Images) -> bool:
         """Returns whether windows are looked at block by block: rows long, windows small."""
         patches = images.window.shape[1]
         return patches > max(xla_attention.LONG_ROW, 3 * self.config.window_patches)
@@ -368,7 +368,7 @@ FAMILY = Family(
     vlm=VLM(
         tokenizer="qwen",
         with_tokens=qwen_decoder.with_tokens,
-        image_layout=image_layout.scaled,
+        image_layout=image_layout.scaled_layout,
         arithmetic=count_products,
         window_tokens=lambda config: config.vision.window_tokens,
     ),

@@ -246,7 +246,7 @@ FAMILY = Family(
     vlm=VLM(
         tokenizer="qwen",
         with_tokens=qwen_decoder.with_tokens,
-        image_layout=image_layout.scaled,
+        image_layout=image_layout.scaled_layout,
         arithmetic=count_products,
     ),
 )

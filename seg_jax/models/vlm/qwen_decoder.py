@@ -124,7 +124,10 @@ class Dense(nnx.Module):
         """Returns the outputs at whole answers."""
         columns = jnp.arange(ids.shape[-1]) if packing is None else packing.columns
         turn = self.answer_turn(prefix.following[:, None, None] + columns)
-        seen, kind = attention.seen(prefix.used, ids.shape[-1], packing), self.compute.attention
+        seen, kind = (
+            attention.visibility(prefix.used, ids.shape[-1], packing),
+            self.compute.attention,
+        )
 
         def step(block, x, prompt):
             def mix(heads):
@@ -151,7 +154,7 @@ class Dense(nnx.Module):
 
     def words(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
         """Returns the embeddings of tokens."""
-        return sharding.rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
+        return sharding.constrain_rows(self.embed.embedding[...][ids].astype(self.compute.dtype))
 
     def turn(self, positions: Int[Array, "B 3 T"]) -> Rotary:
         """Returns the rotation of every token: each pair of channels turns with one axis."""
@@ -213,7 +216,7 @@ class Decoder:
         self.blocks = layer_stack.unstack(nnx.merge(graph, params).blocks, lies)
         if lies is not None:
             for block in self.blocks:
-                block.travel = lies.divided
+                block.travel = lies.tokens_travel
             rest = nnx.State({name: part for name, part in read.items() if name != "blocks"})
             params = nnx.State({**params, **lies(rest)})
         self.model = nnx.merge(graph, params)

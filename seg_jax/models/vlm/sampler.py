@@ -78,7 +78,7 @@ class _Answers(NamedTuple):
 
     rollout: Rollout
     done: Bool[Array, "B G"]
-    held: constraint.Held | None
+    held: constraint.Progress | None
     keys: Array
     most: Int[Array, "B G"]
     """Tokens that each answer may have."""
@@ -133,13 +133,13 @@ def generate(
         raise ValueError("limits: expected none with a grammar, got some: do: choose one of both")
     prefix = model.prefill(tokens, images)
     decoding = _Decoding(model.decoder(), prefix, max_tokens, sampler, end_ids, pad_id, grammar)
-    begun = decoding.begin(key, rows, answers, kinds, limits)
+    begun = decoding.begin(key, answers, rows=rows, kinds=kinds, limits=limits)
     if max_tokens == 1:  # No loop in the program, so that its operations can be counted.
         return begun.rollout
     every = prefix.used.shape[0] * answers
     if refill is None or refill.rows >= every:
-        return decoding.together(begun)
-    return decoding.by_turns(begun, refill)
+        return decoding.decode_all(begun)
+    return decoding.decode_in_slots(begun, refill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +154,12 @@ class _Decoding:
     pad_id: int
     grammar: Automaton | None
 
-    def choose(self, hidden: Float[Array, "B _ D"], held, keys: Array, column) -> _Draw:
+    def choose(self, hidden: Float[Array, "B _ D"], held, *, keys: Array, column) -> _Draw:
         """Returns the tokens at a column, one for all answers or each answer's own."""
         logits = self.decoder.logits(hidden)
         if self.grammar is not None and held is not None:
             given = constraint.permit(self.grammar, held, self.max_tokens - column)
-            logits = constraint.masked(self.grammar, given, logits)
+            logits = constraint.mask_logits(self.grammar, given, logits)
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(keys, jnp.broadcast_to(column, keys.shape))
         return _Draw(*draw(self.sampler, logits, keys))
 
@@ -171,9 +171,9 @@ class _Decoding:
         """Returns where answers stand in the grammar after these tokens."""
         if self.grammar is None or held is None:
             return held
-        return constraint.after(self.grammar, held, ids)
+        return constraint.advance(self.grammar, held, ids)
 
-    def begin(self, key: Array, rows, answers: int, kinds, limits) -> _Answers:
+    def begin(self, key: Array, answers: int, *, rows, kinds, limits) -> _Answers:
         """Returns all answers with their first token, which their prompts predict."""
         batch = self.prefix.used.shape[0]
         shape = (batch, answers, self.max_tokens)
@@ -183,15 +183,19 @@ class _Decoding:
             jnp.zeros(shape, jnp.float32),
             jnp.ones(shape[:2], jnp.int32),
         )
-        held = None if self.grammar is None else constraint.begin(self.grammar, kinds, answers)
+        held = (
+            None
+            if self.grammar is None
+            else constraint.initial_progress(self.grammar, kinds, answers)
+        )
         most = jnp.full(shape[:2], self.max_tokens) if limits is None else limits
         keys = _keys(key, jnp.arange(batch) if rows is None else rows, answers)
         begun = _Answers(blank, jnp.zeros(shape[:2], bool), held, keys, most)
         alike = jax.tree.map(lambda leaf: leaf[:, :1], held)  # Answers to a prompt begin alike.
-        first = self.choose(self.prefix.hidden[:, None], alike, keys, 0)
-        return self.put(begun, first, jnp.int32(0))
+        first = self.choose(self.prefix.hidden[:, None], alike, keys=keys, column=0)
+        return self.write(begun, first, jnp.int32(0))
 
-    def put(self, answers: _Answers, drawn: _Draw, column) -> _Answers:
+    def write(self, answers: _Answers, drawn: _Draw, column) -> _Answers:
         """Returns the answers with a token more, all at the same column."""
         live = ~answers.done
         new = jnp.where(live, drawn.ids, self.pad_id), live, jnp.where(live, drawn.logp, 0.0)
@@ -205,7 +209,7 @@ class _Decoding:
             held=self.after(answers.held, new[0]),
         )
 
-    def together(self, begun: _Answers) -> Rollout:
+    def decode_all(self, begun: _Answers) -> Rollout:
         """Returns the answers decoded all at once."""
         answers = begun.done.shape[1]
         length = self.max_tokens - 1
@@ -215,8 +219,8 @@ class _Decoding:
             column, now, suffix = carry
             last = jax.lax.dynamic_slice_in_dim(now.rollout.ids, column - 1, 1, 2)
             hidden, suffix = self.decoder.extend(last, self.prefix, suffix)
-            drawn = self.choose(hidden[:, :, 0], now.held, now.keys, column)
-            return column + 1, self.put(now, drawn, column), suffix
+            drawn = self.choose(hidden[:, :, 0], now.held, keys=now.keys, column=column)
+            return column + 1, self.write(now, drawn, column), suffix
 
         def going(carry):
             column, now, _ = carry
@@ -225,7 +229,7 @@ class _Decoding:
         columns, now, _ = jax.lax.while_loop(going, body, (jnp.int32(1), begun, suffix))
         return now.rollout._replace(computed=columns * now.rollout.computed)
 
-    def by_turns(self, begun: _Answers, refill: Refill) -> Rollout:
+    def decode_in_slots(self, begun: _Answers, refill: Refill) -> Rollout:
         """Returns the answers decoded in fewer rows than there are answers."""
         batch, answers = begun.done.shape
         queues = sharding.queues(batch)
@@ -246,7 +250,7 @@ class _Decoding:
             return jnp.any(turn.live) | jnp.any(turn.queue.served < turn.queue.count)
 
         def body(turn: _Turn):
-            turn = self._seat(waiting, turn)
+            turn = self._fill_slots(waiting, turn)
             return jax.lax.fori_loop(
                 0, refill.chunk, lambda _, turn: self._step(waiting, turn), turn
             )
@@ -254,7 +258,7 @@ class _Decoding:
         rollout = jax.lax.while_loop(going, body, turn).rollout
         return jax.tree.map(lambda leaf: leaf.reshape(batch, answers, *leaf.shape[2:]), rollout)
 
-    def _seat(self, waiting: _Answers, turn: _Turn) -> _Turn:
+    def _fill_slots(self, waiting: _Answers, turn: _Turn) -> _Turn:
         """Returns the turn with the next answers in free rows."""
         queue, slots, new = batching.fill_slots(turn.queue, turn.slots, turn.live)
         fresh = batching.take_entries((waiting.held, waiting.rollout.ids[..., 0]), slots.answer)
@@ -269,7 +273,7 @@ class _Decoding:
         hidden, suffix = self.decoder.extend(turn.last[..., None], self.prefix, suffix)
         keys, most = batching.take_entries((waiting.keys, waiting.most), slots.answer)
         column, live = slots.column + 1, turn.live
-        drawn = self.choose(hidden[:, :, 0], turn.held, keys, column)
+        drawn = self.choose(hidden[:, :, 0], turn.held, keys=keys, column=column)
         ids = jnp.where(live, drawn.ids, self.pad_id)
         at = slots.answer, jnp.where(live, column, self.max_tokens)  # The latter is nowhere.
         write = jax.vmap(lambda to, row, column, x: to.at[row, column].set(x, mode="drop"))
@@ -300,7 +304,7 @@ class _Turn(NamedTuple):
     slots: batching.Slots
     live: Bool[Array, "S R"]
     """True where a row has an answer that is not over."""
-    held: constraint.Held | None
+    held: constraint.Progress | None
     last: Int[Array, "S R"]
     """Token that each row reads next."""
     suffix: protocol.Suffix
