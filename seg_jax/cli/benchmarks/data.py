@@ -31,7 +31,6 @@ from seg_jax.data.sources import Built
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.runs import console, experiments, run_folder
-from seg_jax.tasks.referring import Referring
 
 SIZES = {(480, 640): 0.45, (427, 640): 0.2, (640, 480): 0.2, (640, 427): 0.05, (375, 500): 0.1}
 """Height and width of images with their shares, about as in COCO."""
@@ -156,7 +155,7 @@ class _Ours:
                 watch(
                     "join", lambda four=four: packing.pack_row(encoder, four, config.pack), share=4
                 )
-        found = watch.told()
+        found = watch.median_milliseconds()
         return found | {"join": found.get("join", float("nan"))}
 
     def close(self) -> None:
@@ -191,14 +190,16 @@ class _Theirs:
         rows = []
         for index in range(min(self._config.images, 64)):
             record = watch("read", lambda index=index: samples.source.record(index))
-            image = watch("decode", lambda record=record: torch_loader.decoded(record))
-            seen = watch("scale, normalise and cut", lambda image=image: samples.processed(image))
-            tell = functools.partial(samples.told, record, seen, index)
+            image = watch("decode", lambda record=record: torch_loader.decode_image(record))
+            seen = watch(
+                "scale, normalise and cut", lambda image=image: samples.process_image(image)
+            )
+            tell = functools.partial(samples.row_of_record, record, seen, index)
             rows.append(watch("masks, outline and tokens", tell))
         for start in range(0, len(rows), self._config.batch):
             some = rows[start : start + self._config.batch]
-            watch("collate", lambda some=some: samples.collated(some), share=len(some))
-        return watch.told()
+            watch("collate", lambda some=some: samples.collate(some), share=len(some))
+        return watch.median_milliseconds()
 
     def close(self) -> None:
         """Ends the workers."""
@@ -217,7 +218,7 @@ class _Watch:
         self._taken.setdefault(name, []).append((time.perf_counter() - begin) / share)
         return value
 
-    def told(self) -> dict[str, float]:
+    def median_milliseconds(self) -> dict[str, float]:
         """Returns the median milliseconds of each."""
         return {name: 1e3 * statistics.median(some) for name, some in self._taken.items()}
 
@@ -253,7 +254,7 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
 
 def _sizes(source: Built, encoder: Encoder, seed: int) -> Iterator[packing.Size]:
     """Yields what samples take, one question about each image."""
-    task: Referring = dataclasses.field(default_factory=lambda: _full_size().TASK)
+    task = _full_size().TASK
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
         example = task.example(source[index], np.random.default_rng([seed, index]))
         yield packing.encode_item(encoder, [example]).size
@@ -267,7 +268,7 @@ def data_set(config: Config, folder: Path) -> Built:
     lines = []
     with console.progress("images", config.images) as move:
         for number in range(config.images):
-            lines.append(json.dumps(_drawn(rng, raw, f"images/{number}.jpg")))
+            lines.append(json.dumps(_draw_image(rng, raw, f"images/{number}.jpg")))
             move(number + 1, config.images, "")
     (raw / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     asked = dataset.Plan(name="folder", source=raw, out=out)
@@ -278,20 +279,20 @@ def data_set(config: Config, folder: Path) -> Built:
     return Built(folders=(out,))
 
 
-def _drawn(rng: np.random.Generator, folder: Path, name: str) -> dict[str, Any]:
+def _draw_image(rng: np.random.Generator, folder: Path, name: str) -> dict[str, Any]:
     """Draws an image with objects, and returns its line of a data set."""
     from PIL import Image
 
     which = rng.choice(len(SIZES), p=list(SIZES.values()))
     height, width = [*SIZES][which]
     image = _texture(rng, height, width)
-    objects, told = [], []
+    objects, phrases = [], []
     for number in range(int(rng.integers(2, 6))):
         outline = _blob(rng, height, width)
         objects.append({"segmentation": [outline.ravel().round(2).tolist()], "name": "thing"})
-        told += [{"text": _phrase(rng), "objects": [number]} for _ in range(rng.integers(2, 4))]
+        phrases += [{"text": _phrase(rng), "objects": [number]} for _ in range(rng.integers(2, 4))]
     Image.fromarray(image).save(folder / name, "JPEG", quality=90)
-    return {"image": name, "objects": objects, "phrases": told}
+    return {"image": name, "objects": objects, "phrases": phrases}
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -46,21 +46,25 @@ class Samples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns ids, labels, pixels and grid of an image."""
         record = self.source.record(index)
-        return self.told(record, self.processed(decoded(record)), index)
+        return self.row_of_record(record, self.process_image(decode_image(record)), index)
 
-    def told(self, record: record_schema.Record, seen: Any, index: int) -> dict[str, np.ndarray]:
+    def row_of_record(
+        self, record: record_schema.Record, seen: Any, index: int
+    ) -> dict[str, np.ndarray]:
         """Returns the same of an image that has been processed."""
         rng = np.random.default_rng([self.seed, index])
-        told = record.expressions[int(rng.integers(len(record.expressions)))]
-        question = chat.question(Kind.MASK, told.text, rng=rng)
-        text = outline.write_mask(self._rings(_mask(record, told.objects)), digits=self.task.digits)
+        phrase = record.expressions[int(rng.integers(len(record.expressions)))]
+        question = chat.question(Kind.MASK, phrase.text, rng=rng)
+        text = outline.write_mask(
+            self._rings(_mask(record, phrase.objects)), digits=self.task.digits
+        )
         answer = chat.answer(text, Kind.MASK, rng=rng)
         visual_tokens = int(seen["image_grid_thw"].prod()) // self.layout.merge**2
         ids, labels = self._tokens(question, answer, visual_tokens)
         pixels, grid = seen["pixel_values"], seen["image_grid_thw"]
         return {"input_ids": ids, "labels": labels, "pixel_values": pixels, "image_grid_thw": grid}
 
-    def collated(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    def collate(self, rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Returns rows as tensors, padded to the longest; pixels of all images run together."""
         import torch
 
@@ -78,7 +82,7 @@ class Samples:
             batch[name] = torch.from_numpy(np.concatenate([row[name] for row in rows]))
         return batch
 
-    def processed(self, image: Any) -> Any:
+    def process_image(self, image: Any) -> Any:
         """Returns the pixels of an image, scaled, normalised and cut, and its grid."""
         return self._processor(images=image, return_tensors="np")
 
@@ -140,7 +144,7 @@ class Samples:
         self.__dict__.update(state)
 
 
-def decoded(record: record_schema.Record) -> Any:
+def decode_image(record: record_schema.Record) -> Any:
     """Returns the image of a record."""
     from PIL import Image
 
@@ -166,7 +170,7 @@ def loader(samples: Samples, *, batch: int, workers: int) -> Any:
         batch_size=batch,
         shuffle=True,
         num_workers=workers,
-        collate_fn=samples.collated,
+        collate_fn=samples.collate,
         generator=generator,
         **several,
     )
