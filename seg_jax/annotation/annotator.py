@@ -37,7 +37,9 @@ class Contour:
 
     def __post_init__(self):
         if not self.epsilon_px >= 0 or self.min_area_px < 0:
-            raise ValueError(f"contour: expected numbers of 0 or more, got {self}")
+            raise ValueError(
+                f"contour: expected numbers of 0 or more, got {self}; do: raise the negative one"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

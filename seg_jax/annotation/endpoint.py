@@ -53,11 +53,13 @@ class Settings:
             raise ValueError(
                 "endpoint: expected max_tokens, requests and tries of at least 1, got "
                 f"{self.max_tokens}, {self.requests} and {self.tries}"
+                "; do: raise the smallest"
             )
         if not self.timeout_seconds > 0 or not 0 <= self.wait_seconds <= self.most_wait_seconds:
             raise ValueError(
                 "endpoint: expected a timeout above 0 and waits of 0 or more, the longest last, got"
                 f" {self.timeout_seconds}, {self.wait_seconds} and {self.most_wait_seconds}"
+                "; do: change them"
             )
 
 
@@ -69,7 +71,10 @@ def clean_address(url: str) -> str:
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"describer: expected an address as http://HOST:8000/v1, got {url!r}")
+        raise ValueError(
+            f"describer: expected an address as http://HOST:8000/v1, got {url!r}"
+            "; do: correct --describer"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "describer: expected an address without user, password and query, got one with them; "
@@ -248,7 +253,10 @@ def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         # Not shown here: an error about the header would show it later.
-        raise ValueError(f"{variable}: expected a key of printable ASCII, got other characters")
+        raise ValueError(
+            f"{variable}: expected a key of printable ASCII, got other characters"
+            "; do: set it to the key alone"
+        )
     return key
 
 

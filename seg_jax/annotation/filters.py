@@ -47,12 +47,17 @@ class Filters:
             value = getattr(self, field.name)
             if field.type == "int":
                 if value < 1:
-                    raise ValueError(f"filters.{field.name}: expected at least 1, got {value}")
+                    raise ValueError(
+                        f"filters.{field.name}: expected at least 1, got {value}; do: raise it"
+                    )
             elif not 0 <= value <= 1:
-                raise ValueError(f"filters.{field.name}: expected 0 to 1, got {value}")
+                raise ValueError(
+                    f"filters.{field.name}: expected 0 to 1, got {value}; do: give a share"
+                )
         if self.min_box > self.max_box:
             raise ValueError(
                 f"filters.min_box: expected at most max_box, {self.max_box}, got {self.min_box}"
+                "; do: lower it"
             )
 
 

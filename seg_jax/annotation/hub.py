@@ -112,6 +112,7 @@ def load_context(folder: Path, stage: str) -> Iterator[tuple[Any, Any]]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise Unusable(
             f"{folder}: {stage}: expected a whole model in safetensors, got {reason}"
+            "; do: fetch the model again"
         ) from error
 
 

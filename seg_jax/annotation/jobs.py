@@ -51,6 +51,7 @@ class Job:
             raise ValueError(
                 "annotate: expected records and patience of at least 1, got "
                 f"{self.records} and {self.patience}"
+                "; do: raise them"
             )
 
 
@@ -109,6 +110,7 @@ def _read_list_file(path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError(
             f"{path}: expected a text file with the path of an image a line, got other bytes"
+            "; do: save it in UTF-8"
         ) from None
 
 

@@ -43,9 +43,12 @@ class Splits:
             raise ValueError(
                 f"splits: expected two names of letters, digits and _, got {self.train!r} and "
                 f"{self.val!r}"
+                "; do: rename them"
             )
         if not 0 <= self.share < 1:
-            raise ValueError(f"splits.share: expected 0 to 1, less than 1, got {self.share}")
+            raise ValueError(
+                f"splits.share: expected 0 to 1, less than 1, got {self.share}; do: change it"
+            )
 
     def choose(self, sha256: str) -> str:
         """Returns the split of an image by the digest of its bytes."""

@@ -66,7 +66,7 @@ class Config(Choice):
 def main(config: Config) -> int:
     """Annotates; reports what was dropped and what failed, and prints the folder."""
     if config.workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {config.workers}")
+        raise ValueError(f"workers: expected at least 1, got {config.workers}; do: raise --workers")
     settings = Settings(
         labels=_labels(config),
         filters=config.filters,
@@ -116,6 +116,7 @@ def _labels(config: Config) -> tuple[str, ...]:
         except UnicodeDecodeError:
             raise ValueError(
                 f"{config.labels}: expected a text file with a name a line, got other bytes"
+                "; do: save it in UTF-8"
             ) from None
     names = tuple(dict.fromkeys(name for one in lines if (name := " ".join(one.split()))))
     if not names:

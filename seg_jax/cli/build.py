@@ -50,7 +50,7 @@ class Config(dataset.Plan):
 def main(config: Config) -> int:
     """Builds; reports what is odd about the data, and prints the folder."""
     if config.workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {config.workers}")
+        raise ValueError(f"workers: expected at least 1, got {config.workers}; do: raise --workers")
     run_folder.check_json(config.json)
     begin = time.monotonic()
     with dataset.claim_build(config, anew=config.anew):

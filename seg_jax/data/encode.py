@@ -70,10 +70,12 @@ class Layout:
             raise ValueError(
                 f"layout.max_patches: expected a multiple of {self.merge**2}, "
                 f"got {self.max_patches}"
+                "; do: round it up"
             )
         if self.canvas[0] % 32 or min(self.canvas) < 1:
             raise ValueError(
                 f"layout.canvas: expected a height in 32s and a width, got {self.canvas}"
+                "; do: round it up"
             )
 
 
@@ -138,6 +140,7 @@ class Encoder:
             raise ValueError(
                 "tokenizer: expected a chat template with the image before the question, got "
                 "another"
+                "; do: use another template"
             )
         length = length or self.layout.max_question + self.layout.max_answer
         packed = self._packed(turns, len(head), rows=rows or len(turns), length=length)
@@ -190,6 +193,7 @@ class Encoder:
             raise ValueError(
                 f"sample {example.key}: expected a question whose answer is judged, "
                 f"got {example.question!r}"
+                "; do: ask another question"
             )
         tokens, images = self.question(example.image, example.question)
         truth = Truth(

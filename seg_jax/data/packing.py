@@ -29,7 +29,9 @@ class Pack:
 
     def __post_init__(self):
         if min(self.tokens, self.patches, self.ahead) < 1:
-            raise ValueError(f"feed.pack: expected whole numbers >= 1, got {self}")
+            raise ValueError(
+                f"feed.pack: expected whole numbers >= 1, got {self}; do: raise the smallest"
+            )
 
 
 SUBSET_ITEMS = 12

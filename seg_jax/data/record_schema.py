@@ -161,6 +161,7 @@ def decode(data: bytes) -> Record:
         raise ValueError(
             "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
             f"({error!r})"
+            "; do: build the data set anew"
         ) from None
 
 

@@ -46,7 +46,7 @@ class Scenes:
 
     def __post_init__(self):
         if self.count < 1:
-            raise ValueError(f"scenes: expected a count >= 1, got {self.count}")
+            raise ValueError(f"scenes: expected a count >= 1, got {self.count}; do: raise it")
 
     def __len__(self) -> int:
         return self.count
@@ -58,7 +58,10 @@ class Scenes:
           IndexError: the index is not in 0..count - 1.
         """
         if not 0 <= index < self.count:
-            raise IndexError(f"scenes: expected an index in 0..{self.count - 1}, got {index}")
+            raise IndexError(
+                f"scenes: expected an index in 0..{self.count - 1}, got {index}"
+                "; do: stay below the length"
+            )
         made = world.make(self.world, scene_seed(self.seed, index))
         image, masks = draw.render(made)
         sample = Sample(
@@ -114,7 +117,9 @@ class Built:
 
     def __post_init__(self):
         if not self.folders:
-            raise ValueError("source.folders: expected the folder of a built data set, got none")
+            raise ValueError(
+                "source.folders: expected the folder of a built data set, got none; do: give one"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -193,7 +198,10 @@ class Built:
     def _place(self, index: int) -> tuple[int, int]:
         """Returns which folder an image is in, and which of its images it is."""
         if not 0 <= index < len(self):
-            raise IndexError(f"built: expected an index in 0..{len(self) - 1}, got {index}")
+            raise IndexError(
+                f"built: expected an index in 0..{len(self) - 1}, got {index}"
+                "; do: stay below the length"
+            )
         place = int(np.searchsorted(self._ends, index, side="right"))
         return place, index - (self._ends[place - 1] if place else 0)
 
@@ -251,7 +259,10 @@ class Mixed:
             if 0 <= within < len(part):
                 return part[within]
             within -= len(part)
-        raise IndexError(f"mixed: expected an index in 0..{len(self) - 1}, got {index}")
+        raise IndexError(
+            f"mixed: expected an index in 0..{len(self) - 1}, got {index}"
+            "; do: stay below the length"
+        )
 
 
 class _File(NamedTuple):
@@ -287,6 +298,7 @@ class _Files(NamedTuple):
         if split not in splits:
             raise ValueError(
                 f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
+                "; do: choose one of them"
             )
         lengths = [int(length) for length in splits[split]["shardLengths"]]
         names = [

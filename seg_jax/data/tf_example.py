@@ -58,6 +58,7 @@ def _feature(name: str, value: Value) -> bytes:
         return _length_delimited(_INTEGERS, _length_delimited(1, packed) if packed else b"")
     raise ValueError(
         f"{name}: expected a list of float32 or int64, got {value.dtype}{[*value.shape]}"
+        "; do: convert it"
     )
 
 

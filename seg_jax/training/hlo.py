@@ -221,7 +221,10 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
         if match and name:
             found[name].append(_Instruction(*match.groups()))
     if not entry:
-        raise ValueError("hlo: expected the text of a compiled program with an ENTRY, got none")
+        raise ValueError(
+            "hlo: expected the text of a compiled program with an ENTRY, got none"
+            "; do: pass compiled.as_text()"
+        )
     return found, entry
 
 

@@ -76,6 +76,7 @@ class Loop:
             raise ValueError(
                 "loop: expected steps, log_every and minutes > 0, keep > 0, save_minutes and "
                 f"keep_best >= 0, got {self}"
+                "; do: change them"
             )
 
 

@@ -90,6 +90,7 @@ def from_name(name: str) -> Topology:
         raise ValueError(
             "topology: expected cpu:8, v5e:16x16, v6e:8x8, v5p:4x4x4, h100:8, h200:32 or the like, "
             f"got {name!r}"
+            "; do: name one of these kinds"
         )
     sides = [int(side) for side in shape.split("x")]
     devices = _tpu_descriptions(name, sides)
@@ -158,5 +159,6 @@ def _tpu_descriptions(name: str, sides: list[int]) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"topology: expected one that exists, got {name!r}: {' '.join(str(error).split())}"
+            "; do: choose other sides"
         ) from error
     return list(found.devices)

@@ -87,7 +87,9 @@ def plan_files(plan: Plan) -> FilePlan:
       OSError: a file cannot be read.
     """
     if plan.records < 1:
-        raise ValueError(f"records: expected at least 1 image a file, got {plan.records}")
+        raise ValueError(
+            f"records: expected at least 1 image a file, got {plan.records}; do: raise --records"
+        )
     read = _read_annotations(plan)
     every = annotations.images_by_split(read.images)
     _check_splits(plan, every)
@@ -148,7 +150,10 @@ def _read_annotations(plan: Plan) -> Annotations:
     whole = Annotations([])
     known = [file.stem.removeprefix(f"{prefix}_") for file in sheets]
     if unknown := sorted({*plan.splits} - {*known}):
-        raise ValueError(f"splits: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"splits: expected some of {', '.join(known)}, got {', '.join(unknown)}"
+            "; do: choose --splits among them"
+        )
     for file in sheets:
         split = file.stem.removeprefix(f"{prefix}_")
         if plan.splits and split not in plan.splits:
@@ -188,6 +193,7 @@ def _check_splits(plan: Plan, every: dict[str, list[AnnotatedImage]]) -> None:
     if unknown := sorted({*plan.splits} - {*every}):
         raise ValueError(
             f"splits: expected some of {', '.join(sorted(every))}, got {', '.join(unknown)}"
+            "; do: choose --splits among them"
         )
 
 
@@ -297,6 +303,7 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         raise ValueError(
             f"{plan.source}: expected images in {', '.join(empty)}, got none that can be read: "
             f"{skipped[0][1]} is {skipped[0][2]}"
+            "; do: check --images"
         )
     lengths = [
         (split, [part["records"] for part in some], splits[split]["bytes"])

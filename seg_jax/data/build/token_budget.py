@@ -68,7 +68,7 @@ def measure(
             found[epsilon].append(_measure_mask(mask, dataclasses.replace(task, epsilon=epsilon)))
         progress(done + 1)
     if not found[epsilons[0]]:
-        raise ValueError("stats: expected objects with masks, got none")
+        raise ValueError("stats: expected objects with masks, got none; do: leave out --stats")
     return [_table_row(epsilon, np.array(rows)) for epsilon, rows in found.items()]
 
 

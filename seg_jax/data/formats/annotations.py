@@ -73,6 +73,7 @@ class PngSegment:
             raise ValueError(
                 f"{self.file}: expected {height}x{width} pixels as the image, got "
                 f"{numbers.shape[0]}x{numbers.shape[1]}"
+                "; do: get the file anew"
             )
         return bitmask.to_rle(numbers == self.number)
 
@@ -176,7 +177,10 @@ def field(record: Any, name: str, kind: type | tuple[type, ...], *, where: str) 
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(f"{where}: expected {name!r} to be {wanted}, got {_short_repr(value)}")
+        raise ValueError(
+            f"{where}: expected {name!r} to be {wanted}, got {_short_repr(value)}"
+            "; do: correct the annotation"
+        )
     return value
 
 

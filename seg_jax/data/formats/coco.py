@@ -140,6 +140,7 @@ def read_outline(value: Any, where: str) -> Outline:
         return Polygons(tuple(tuple(float(n) for n in ring) for ring in value))
     raise ValueError(
         f"{where}: expected a segmentation of polygons or run lengths, got {type(value).__name__}"
+        "; do: correct the annotation"
     )
 
 

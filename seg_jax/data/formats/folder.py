@@ -61,7 +61,9 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                 try:
                     yield where, json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"{where}: expected JSON, got {error}") from None
+                    raise ValueError(
+                        f"{where}: expected JSON, got {error}; do: correct it"
+                    ) from None
 
 
 def _annotated_image(file: Path, *, place: int, where: str, line: Any) -> AnnotatedImage:
@@ -79,6 +81,7 @@ def _annotated_image(file: Path, *, place: int, where: str, line: Any) -> Annota
         if not all(type(n) is int and 0 <= n < len(things) for n in which):
             raise ValueError(
                 f"{where}, phrase {number}: expected places of {len(things)} objects, got {which}"
+                "; do: correct the line"
             )
         text = annotations.field(one, "text", str, where=f"{where}, phrase {number}")
         told.append(Expression(number, text, tuple(which), sentence=bool(one.get("sentence"))))

@@ -81,5 +81,7 @@ def _read_annotation(path: Path) -> Any:
         except UnicodeDecodeError:
             continue
         except ValueError as error:
-            raise ValueError(f"{path}: expected JSON, got {error}") from None
-    raise ValueError(f"{path}: expected JSON in UTF-8 or Windows-1252, got other bytes")
+            raise ValueError(f"{path}: expected JSON, got {error}; do: correct it") from None
+    raise ValueError(
+        f"{path}: expected JSON in UTF-8 or Windows-1252, got other bytes; do: save it in UTF-8"
+    )

@@ -66,7 +66,10 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
         else safe_pickle.load(path)
     )
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"{path}: expected a list of references, got {type(found).__name__}")
+        raise ValueError(
+            f"{path}: expected a list of references, got {type(found).__name__}"
+            "; do: get the file anew"
+        )
     return found
 
 

@@ -38,7 +38,10 @@ def load(path: Path) -> Any:
     """
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise ValueError(f"{path}: expected a pickle of at most {MOST_BYTES} bytes, got {size}")
+        raise ValueError(
+            f"{path}: expected a pickle of at most {MOST_BYTES} bytes, got {size}"
+            "; do: get the file anew"
+        )
     try:
         return loads(path.read_bytes())
     except ValueError as error:
