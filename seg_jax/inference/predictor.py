@@ -136,7 +136,7 @@ class Predictor:
         rings = _rings(reading)
         mask = np.zeros(image.shape[:2], bool)
         if kind == Kind.MASK and rings:
-            mask = fill(rings, image.shape[0], image.shape[1], rule=task.rule)
+            mask = fill(rings, height=image.shape[0], width=image.shape[1], rule=task.rule)
         return Prediction(
             question=question,
             text=text,
