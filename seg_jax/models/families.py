@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seg_jax import files
-from seg_jax.models.facts.family import VLM, Family, SpecialTokens
+from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
 
@@ -89,8 +89,12 @@ def find(model_type: object) -> Family:
     )
 
 
-def with_tokens(config: Any, tokenizer: SpecialTokens) -> Any:
+def with_tokens(config: Any, tokenizer: Any) -> Any:
     """Returns a config of a vision-language model with the special tokens of a tokenizer.
+
+    Args:
+      config: of the model.
+      tokenizer: has what `facts.family.SpecialTokens` names.
 
     Raises:
       ValueError: the model's table is too small for the tokenizer.

@@ -34,7 +34,7 @@ class SpecialTokens(Protocol):
         """Token that stands for a visual token."""
         ...
 
-    def id(self, text: str) -> int:
+    def id(self, text: str, /) -> int:
         """Returns the number of a special token."""
         ...
 
