@@ -8,14 +8,14 @@ seg-jax finetune configs/simpleseg/kimi_vl_a3b_sft.py --checkpoint models/kimi-v
 import dataclasses
 from pathlib import Path
 
-from seg_jax.data.encode import Native
+from seg_jax.data.encode import Layout, Native
 from seg_jax.models.vlm import kimi_vl
 from seg_jax.runs import experiments, supervised
 from seg_jax.training import steps
 
 QWEN = experiments.sibling(__file__, "qwen25_vl_7b_sft.py")
 MODEL = kimi_vl.Config()
-LAYOUT = dataclasses.replace(QWEN.LAYOUT, native=Native(limit=1780))
+LAYOUT = dataclasses.replace(QWEN.LAYOUT, native=Native(limit=1780), max_pixels=Layout.max_pixels)
 """Images at their own size, as Kimi reads them; framed, whatever their shape, these patches fit."""
 
 

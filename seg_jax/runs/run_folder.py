@@ -173,12 +173,30 @@ def _check_same(record: Path, wanted: dict[str, Any]) -> None:
             f"{record.parent}: expected a run to resume, got a folder without {RECORD}; "
             "choose another --out"
         )
+    found = _renamed(found)
     differing = sorted(_differences(found, wanted))
+    if strange := sorted((found.keys() ^ wanted.keys()) - set(_FREE)):
+        raise ValueError(
+            f"{record.parent}: expected a run of this version of seg-jax, got one with other "
+            f"options ({', '.join(strange[:4])}); do: finish it with the version that began it, "
+            "train on from its checkpoint in a new --out, or start --anew"
+        )
     if differing:
         raise ValueError(
             f"{record.parent}: expected the configuration that the run began with, got another "
             f"{', '.join(differing[:4])}; resume with the same options or start --anew"
         )
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of a run with the options of earlier versions by their names of today."""
+    layout, task = dict(record.get("layout") or {}), dict(record.get("task") or {})
+    if "window_cells" in layout:
+        layout["window_tokens"] = layout.pop("window_cells")
+    renamed = {**record, "layout": layout, "task": task}
+    if "mixture" in renamed:  # The questions of reinforcement stood beside the task.
+        task["mixture"] = renamed.pop("mixture")
+    return renamed if layout and task else record
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:

@@ -43,6 +43,11 @@ class Correction:
     def __post_init__(self):
         if not self.cap > 0:
             raise ValueError(f"policy.correction.cap: expected > 0, got {self.cap}")
+        if self.level == "off" and self.cap != 2.0:
+            raise ValueError(
+                f"policy.correction.cap: expected a policy.correction.level beside it, got "
+                f"{self.cap} alone; do: give the level too"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

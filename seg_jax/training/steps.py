@@ -152,6 +152,11 @@ class Sampling:
 
     def __post_init__(self):
         check_least(self, "sampling", answers=1, max_tokens=1, rows=0, chunk=1)
+        if self.chunk != 1 and not self.rows:
+            raise ValueError(
+                f"sampling.chunk: expected sampling.rows beside it, got {self.chunk} alone; "
+                "do: give --sampling.rows"
+            )
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"sampling.temperature: expected > 0, got {self.temperature}")
 

@@ -26,7 +26,7 @@ from flax import nnx
 from seg_jax.cli import finetune, main, reinforce
 from seg_jax.cli.benchmarks import harness
 from seg_jax.data import pipeline
-from seg_jax.data.encode import Native
+from seg_jax.data.encode import Layout, Native
 from seg_jax.data.packing import Pack
 from seg_jax.data.sources import Built, Mixed
 from seg_jax.grammar.tokenizer import tokens
@@ -291,7 +291,7 @@ FINETUNE = {
         dataclasses.replace(
             SMALL,
             model=kimi_vl.Config(),
-            layout=dataclasses.replace(SMALL.layout, patch=14, merge=2, native=Native()),
+            layout=Layout(native=Native()),
         ),
         ("model", "layout"),
     ),

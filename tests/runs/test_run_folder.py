@@ -1,9 +1,11 @@
 """Claims folders of runs in which other people keep their files."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
+import small_run
 
 from seg_jax.runs import run_folder
 
@@ -54,3 +56,22 @@ def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
     (tmp_path / "run" / "notes.txt").unlink()
     run_folder.claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RECORD]
+
+
+def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):
+    run = small_run.gspo_config()
+    run_folder.claim(tmp_path, run, resume=False, anew=False)
+    record = json.loads((tmp_path / run_folder.RECORD).read_text())
+    # As the versions before wrote it.
+    record["layout"]["window_cells"] = record["layout"].pop("window_tokens")
+    record["mixture"] = record["task"]["mixture"]
+    record["task"]["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
+    (tmp_path / run_folder.RECORD).write_text(json.dumps(record))
+    run_folder.claim(tmp_path, run, resume=True, anew=False)
+    record["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
+    (tmp_path / run_folder.RECORD).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="got another task.mixture.box_mask"):
+        run_folder.claim(tmp_path, run, resume=True, anew=False)
+    (tmp_path / run_folder.RECORD).write_text(json.dumps(record | {"lessons": 3}))
+    with pytest.raises(ValueError, match=r"with other options \(lessons\); do: finish it with"):
+        run_folder.claim(tmp_path, run, resume=True, anew=False)

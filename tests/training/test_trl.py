@@ -82,7 +82,7 @@ def test_loss_gradient_and_clip_fraction_are_those_of_trl(
         clip_low=0.02,
         clip_high=0.03,
         kl=kl,
-        correction=Correction(level=correction, cap=1.1),
+        correction=Correction() if correction == "off" else Correction(level=correction, cap=1.1),
     )
     weights = None
     if correction != "off":
