@@ -205,7 +205,7 @@ def _noted_initializer(note, blank):
 
     def initializer(run, bundle, on):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(families, "of", lambda sizes: types.SimpleNamespace(model=Model))
+            patch.setattr(families, "family_of", lambda sizes: types.SimpleNamespace(model=Model))
             patch.setattr(nnx, "Rngs", lambda seed: seed)
             patch.setattr(nnx, "state", lambda model: blank)
             patch.setattr(jax.random, "key", lambda seed: seed)
