@@ -26,11 +26,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Bool, Float, Int, UInt8
 
 # A device array, or its abstract or numpy stand-in: steps are lowered from shapes alone.
 if TYPE_CHECKING:
@@ -175,17 +175,6 @@ class PackedBatch(NamedTuple):
     """Weight of each target in the loss: 0 outside answers."""
 
 
-class Truth(NamedTuple):
-    """What an answer is judged by (device)."""
-
-    words: UInt32[Array, "*n K W"]
-    """The true mask, packed: bit j of word k is row 32 k + j; empty where nothing is meant."""
-    size: Int[Array, "*n 2"]
-    """Height and width of the image in pixels, at most 32 K and W."""
-    kind: Int[Array, "*n"]
-    """The `Kind` of answer that was asked for."""
-
-
 class Prompts(NamedTuple):
     """Questions with their images and truth: what is sampled from and judged (device).
 
@@ -194,7 +183,8 @@ class Prompts(NamedTuple):
 
     tokens: Tokens
     images: Images
-    truth: Truth
+    truth: Any
+    """What answers are judged by: the record of the task that asks, a tree of arrays [B ..]."""
 
 
 class Rollout(NamedTuple):
@@ -233,7 +223,7 @@ class Automaton(NamedTuple):
     come; its place, 0 for x, 1 for y, 2 and 3 for the second x and y of a box; complete points of
     the ring before it, 3 for more."""
     start: Int[Array, " kinds"]
-    """State before the first token, by `Kind`."""
+    """State before the first token, by the kind of answer that is asked for."""
 
 
 def check_least(config: object, room: str, **least: int) -> None:

@@ -45,7 +45,7 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
         feed = dataclasses.replace(config.feed, threads=0, prefetch=0)
         task = bundle.task
         if rows == "prompts":
-            task = dataclasses.replace(task, mixture=config.mixture)
+            task = dataclasses.replace(task, mixture=config.task.mixture)
         batches = pipeline.batches(config.source, task, bundle.encoder, feed=feed, rows=rows)
         transform = optimizers.build(config.optimizer)
         begin = state.shapes(bundle.params, transform, small_run.alone())

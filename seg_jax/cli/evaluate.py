@@ -139,14 +139,16 @@ def main(config: Config) -> int:
     refill = sampler.Refill(rows=config.rows) if config.rows else None
     nothing = True if config.mixture.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
-    asked = {"title": "evaluate", "mixture": config.mixture, "batch": config.batch, "mesh": mesh}
+    task = evaluation.with_mixture(predictor.bundle.task, config.mixture)
     try:
-        outcome = evaluation.answer_greedily(predictor, source, **asked)
+        outcome = evaluation.answer_greedily(
+            predictor, source, title="evaluate", task=task, batch=config.batch, mesh=mesh
+        )
     except TooLong as error:
         raise ValueError(
             f"{error}; or name a --protocol, for which images and questions of any size count"
         ) from None
-    summary = task_metrics.summarise(outcome)
+    summary = task_metrics.summarise(task, outcome)
     summary |= {
         "checkpoint": str(config.folder),
         "set": _set_name(config),
@@ -212,12 +214,12 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     others = [protocol.read(folder) for folder in config.beside]
     saved = None if config.answers is None else Saved(config.answers)
     source, set_name = held_out(config), _set_name(config)
-    mesh, digits = None, Referring.digits
+    mesh, task = None, Referring()
     if saved is not None and config.checkpoint is None:
         answered = saved
     else:
         mesh = config.mesh.build()
-        answered, digits = answering(config, mesh, saved)
+        answered, task = answering(config, mesh, saved)
     if name == "text4seg" and config.data:
         console.say(
             "text4seg: data sets hold masks, not polygons: holes where polygons of one object "
@@ -228,7 +230,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     asking = protocol.Asking(
         protocol=protocols.PROTOCOLS[name],
         source=source,
-        digits=digits,
+        task=task,
         form=config.form,
         seed=config.seed,
     )
@@ -254,8 +256,8 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     return 0
 
 
-def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[Model, int]:
-    """Returns the model of a configuration, ready to be asked, and the decimals it is used to.
+def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[Model, Referring]:
+    """Returns the model of a configuration, ready to be asked, and its task.
 
     Args:
       config: of the evaluation.
@@ -268,8 +270,14 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     count, bundle = evaluation.whole_rows(config.batch, mesh), predictor.bundle
     answer = evaluation.answer_on(predictor, count, mesh=mesh)
-    model = Model(lambda p: answer(p)[0], bundle.encoder, batch=count, saved=saved)
-    return model, bundle.task.digits
+    task = bundle.task
+    if not isinstance(task, Referring):
+        raise ValueError(
+            f"protocol {config.protocol}: expected a model of the task 'referring', got one of "
+            f"{task.name!r}; do: leave --protocol out"
+        )
+    model = Model(lambda p: answer(p)[0], bundle.encoder, task, batch=count, saved=saved)
+    return model, task
 
 
 def lines(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

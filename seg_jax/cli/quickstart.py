@@ -204,16 +204,17 @@ def _chapter(
     config: Config, held_out: list[Sample], caption: str, asked: Predictor, params: Any
 ) -> Chapter:
     bundle = dataclasses.replace(asked.bundle, params=params)
+    task = evaluation.with_mixture(bundle.task, Mixture())
     outcome = evaluation.answer_greedily(
         asked,
         held_out,
         title=f"  {caption}",
-        mixture=Mixture(),
+        task=task,
         batch=128,
         params=params,
         mesh=config.mesh.build(),
     )
-    return Chapter(caption, bundle, outcome, task_metrics.summarise(outcome))
+    return Chapter(caption, bundle, outcome, task_metrics.summarise(task, outcome))
 
 
 def _held_out(config: Config) -> list[Sample]:
@@ -230,8 +231,10 @@ def _summary(
 ) -> dict[str, Any]:
     """Returns the numbers of the run as `summary.json` holds them."""
     start, gspo, control = (chapters[name] for name in ("start", "gspo", "control"))
-    gain = bootstrap.gain_interval(start.outcome.iou, gspo.outcome.iou, seed=0)
-    over = bootstrap.gain_interval(control.outcome.iou, gspo.outcome.iou, seed=0)
+    gain = bootstrap.gain_interval(start.outcome.scores["iou"], gspo.outcome.scores["iou"], seed=0)
+    over = bootstrap.gain_interval(
+        control.outcome.scores["iou"], gspo.outcome.scores["iou"], seed=0
+    )
     return {
         "seconds": round(seconds["all"], 1),
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -360,7 +363,7 @@ def _exhibit(chapters: dict[str, Chapter], index: int) -> exhibits.Exhibit:
             exhibits.Panel(
                 chapters[name].caption,
                 reading.rings,
-                iou=float(outcome.iou[index]),
+                iou=float(outcome.scores["iou"][index]),
                 verdict=Verdict(int(outcome.verdicts[index])),
                 text=outcome.texts[index],
             )

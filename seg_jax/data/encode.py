@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8, UInt32
+from jaxtyping import UInt8
 
 from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models.facts.image_layout import ImageLayout
-from seg_jax.records import Batch, Images, Kind, Packing, Prompts, Tokens, Truth, check_least
-from seg_jax.tasks.task import Example
+from seg_jax.records import Batch, Images, Packing, Prompts, Tokens, check_least
+from seg_jax.tasks.task import Example, Task, TooLong
 
 VISUAL_TOKENS = 1280
 """Most visual tokens of a row for a published checkpoint's images, where nothing else is set."""
@@ -94,10 +94,6 @@ class PatchedImage(NamedTuple):
 
     patches: UInt8[np.ndarray, "S C"]
     grid: PatchGrid
-
-
-class TooLong(ValueError):
-    """An example does not fit its row."""
 
 
 class Turn(NamedTuple):
@@ -189,31 +185,16 @@ class Encoder:
             packing.columns[row, begin:end] = np.arange(len(row_ids))
         return ids, targets, weights, packing
 
-    def prompt_row(self, example: Example) -> Prompts:
-        """Returns a prompt (no batch axis), right-aligned, with the truth.
+    def prompt_row(self, task: Task, example: Example) -> Prompts:
+        """Returns a prompt (no batch axis), right-aligned, with the task's truth record.
 
         Raises:
-          TooLong: prompt or image exceeds the layout.
+          TooLong: prompt, image or truth exceeds the layout.
+          ValueError: nothing judges the answer.
         """
-        if example.kind is None:
-            raise ValueError(
-                f"sample {example.key}: expected a question whose answer is judged, "
-                f"got {example.question!r}"
-                "; do: ask another question"
-            )
+        truth = task.truth(example, canvas=self.layout.canvas)
         tokens, images = self.question(example.image, example.question)
-        truth = Truth(
-            words=pack(example.mask, self.layout.canvas),
-            size=np.array(example.mask.shape, np.int32),
-            kind=np.array(example.kind, np.int32),
-        )
         return Prompts(tokens, images, truth)
-
-    def blank_truth(self, kind: Kind) -> Truth:
-        """Returns an empty truth for questions whose answer is not known (no batch axis)."""
-        height, width = self.layout.canvas
-        words = np.zeros((height // 32, width), np.uint32)
-        return Truth(words, np.array([height, width], np.int32), np.array(kind, np.int32))
 
     def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Images]:
         """Returns the prompt for a question about an image, right-aligned (no batch axis)."""
@@ -305,27 +286,6 @@ class Encoder:
         placed = grid.rotary_positions(is_visual, [patches], merge=self.layout.merge)
         positions[:, start : start + len(ids)] = placed.positions
         return Tokens(row, segments, positions, where)
-
-
-def pack(
-    mask: Bool[np.ndarray, "H W"], canvas: tuple[int, int]
-) -> UInt32[np.ndarray, "K canvas_width"]:
-    """Returns the mask packed on a canvas, without a device.
-
-    Raises:
-      TooLong: the mask is larger than the canvas.
-    """
-    height, width = canvas
-    if mask.shape[0] > height or mask.shape[1] > width:
-        raise TooLong(
-            f"mask: expected one within {canvas}, got {mask.shape}; do: raise layout.canvas or "
-            "resize the image"
-        )
-    full = np.zeros((height // 32, 4, 8, width), np.uint8)
-    full.reshape(height, width)[: mask.shape[0], : mask.shape[1]] = mask
-    octets = np.packbits(full, axis=2, bitorder="little")[:, :, 0].astype(np.uint32)
-    shifts = np.arange(4, dtype=np.uint32)[:, None] * 8
-    return np.bitwise_or.reduce(octets << shifts, axis=1)
 
 
 def _fit(layout: Layout, height: int, width: int) -> grid.Fit:

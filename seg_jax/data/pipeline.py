@@ -134,7 +134,7 @@ def batches(
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
-    dataset = dataset.map(_Encode(encoder, rows, feed))
+    dataset = dataset.map(_Encode(task, encoder, rows, feed))
     if local_rows is None:
         local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
@@ -197,6 +197,7 @@ class _Ask(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _Encode(grain.transforms.Map):
+    task: Task
     encoder: Encoder
     rows: Literal["sft", "prompts"]
     feed: Feed
@@ -207,7 +208,7 @@ class _Encode(grain.transforms.Map):
             return packing.encode_item(self.encoder, element)
         if self.rows == "sft":
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
-        return self.encoder.prompt_row(element[0])
+        return self.encoder.prompt_row(self.task, element[0])
 
 
 def batches_in_order(
@@ -225,7 +226,7 @@ def batches_in_order(
     for start in range(0, len(source), batch):
         indices = range(start, min(start + batch, len(source)))
         examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
-        prompts = [encoder.prompt_row(example) for example in examples]
+        prompts = [encoder.prompt_row(task, example) for example in examples]
         prompts += [prompts[-1]] * (batch - len(prompts))
         yield examples, buckets.batch_of_rows(prompts, encoder.layout)
 

@@ -13,6 +13,7 @@ from seg_jax.data import buckets
 from seg_jax.data.encode import Encoder, TooLong
 from seg_jax.evaluation.protocols import Question
 from seg_jax.records import Prompts, Rollout
+from seg_jax.tasks.task import Task
 
 Answered = tuple[Question, str, int]
 """A question, its answer and the tokens of that, end token included."""
@@ -81,6 +82,7 @@ class Model:
         self,
         ask: Callable[[Prompts], Rollout],
         encoder: Encoder,
+        task: Task,
         *,
         batch: int,
         saved: Saved | None = None,
@@ -90,10 +92,12 @@ class Model:
         Args:
           ask: prompts on the host, always `batch` of them, to one greedy answer each.
           encoder: of the model.
+          task: of the model, which asks.
           batch: questions at once.
           saved: answers that are known and not asked for again.
         """
-        self._ask, self._encoder, self._batch, self._saved = ask, encoder, batch, saved
+        self._ask, self._encoder, self._task = ask, encoder, task
+        self._batch, self._saved = batch, saved
         self.too_long = 0
         """Questions that did not fit."""
         self._latest: dict[tuple[Any, ...], tuple[str, int]] = {}
@@ -114,11 +118,10 @@ class Model:
 
     def _row(self, question: Question) -> Prompts | tuple[str, int]:
         try:
-            tokens, images = self._encoder.question(question.sample.image, question.text)
+            return self._encoder.prompt_row(self._task, question.example)
         except TooLong:
             self.too_long += 1
             return "", 0
-        return Prompts(tokens, images, self._encoder.blank_truth(question.kind))
 
     def _answered(self, group: list) -> Iterator[Answered]:
         new = iter(self._answers([told for _, told in group if isinstance(told, Prompts)]))

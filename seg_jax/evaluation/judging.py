@@ -6,16 +6,17 @@ What the answer says is read by `outline.read`, all of it: rings and points are 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
 from seg_jax.evaluation import text4seg
 from seg_jax.evaluation.protocols import Protocol, Question
-from seg_jax.geometry import boxes, contour, host_raster
+from seg_jax.geometry import boxes, contour
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Verdict
+from seg_jax.tasks.referring import Drawn, draw
 
 Fault = Literal["none", "format", "semantic", "geometric"]
 FAULTS: tuple[Fault, ...] = ("none", "format", "semantic", "geometric")
@@ -63,34 +64,6 @@ class Row:
     """What is wrong with the answer: see `fault_of`."""
 
 
-class Drawn(NamedTuple):
-    """An answer as pixels."""
-
-    mask: Bool[np.ndarray, "H W"]
-    """Empty for a box."""
-    box_px: Shaped[np.ndarray, " 4"]
-    """The box that was answered, or the one around the mask; zeros for nothing."""
-    rings_unit: host_raster.Outlines
-    """What was read: rings, or the two corners of a box."""
-    verdict: Verdict
-    says_nothing: bool
-    """Whether the answer is that there is no such object."""
-
-
-def draw(
-    text: str, kind: Kind, height: int, width: int, *, rule: Literal["coco", "center"] = "coco"
-) -> Drawn:
-    """Returns an answer as pixels of its image, whatever it says."""
-    reading = outline.read(text, kind)
-    mask = host_raster.fill(reading.rings, height=height, width=width, rule=rule)
-    if reading.box is None:
-        return Drawn(
-            mask, contour.box_px(mask), reading.rings, reading.verdict, reading.says_nothing
-        )
-    box_px = reading.box * np.tile([width, height], 2)
-    return Drawn(mask, box_px, (reading.box.reshape(2, 2),), reading.verdict, says_nothing=False)
-
-
 def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
     """Returns what an answer to a question is worth.
 
@@ -109,7 +82,7 @@ def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
         verdict = Verdict.OK if rings or nothing else Verdict.EMPTY
         drawn = Drawn(mask, contour.box_px(mask), rings, verdict, nothing)
     else:
-        drawn = draw(text, asked.kind, height, width)
+        drawn = draw(text, asked.kind, (height, width))
     shared, union = drawn.mask & truth, drawn.mask | truth
     if sample.ignored is not None and not protocol.released:
         shared, union = (pixels & ~sample.ignored[asked.which] for pixels in (shared, union))

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from seg_jax.data.sources import Source
 from seg_jax.grammar import chat
 from seg_jax.records import Kind, Sample
-from seg_jax.tasks.referring import box_unit, interior_point_unit
+from seg_jax.tasks.referring import Referring, RegionExample, box_unit, interior_point_unit
 
 Name = Literal["res", "rec", "gres", "reasonseg", "point_mask", "box_mask", "text4seg"]
 
@@ -105,6 +105,18 @@ class Question:
     """The question as it is asked."""
 
     @property
+    def example(self) -> RegionExample:
+        """The question as the task has it, judged on the host: its truth on devices is blank."""
+        return RegionExample(
+            key=self.sample.key,
+            image=self.sample.image,
+            question=self.text,
+            answer="",
+            kind=self.kind,
+            mask=None,
+        )
+
+    @property
     def truth(self) -> Bool[np.ndarray, "H W"]:
         """The true mask."""
         return self.sample.masks[self.which]
@@ -114,7 +126,7 @@ def questions(
     protocol: Protocol,
     source: Source,
     *,
-    digits: int,
+    task: Referring,
     form: int = 0,
     seed: int = 0,
     indices: Iterable[int] | None = None,
@@ -128,7 +140,7 @@ def questions(
     Args:
       protocol: of the questions.
       source: of the samples.
-      digits: decimals of a point or box in a question.
+      task: whose words and decimals the questions have.
       form: number of the form of all questions, as in `chat.question`.
       seed: of the points.
       indices: of the samples; all if None.
@@ -141,7 +153,7 @@ def questions(
         _check(sample)
         for which, (given, kind) in itertools.product(range(len(sample.masks)), protocol.asks):
             for phrase, clue in _clues(protocol, sample, which, given, (seed, index)):
-                text = chat.question(kind, clue, index=form, digits=digits)
+                text = task.question(clue, kind, form=form)
                 yield Question(sample, index, which, given, kind, phrase, clue, text)
 
 

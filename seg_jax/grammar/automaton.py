@@ -303,12 +303,28 @@ def table(
     )
 
 
-def check_max_tokens(automaton: Automaton, max_tokens: int, kinds: Iterable[Kind] = Kind) -> None:
-    """Raises ValueError if the shortest answer of a kind takes more than `max_tokens` tokens."""
+KIND_NAMES = tuple(kind.name.lower() for kind in Kind)
+
+
+def check_max_tokens(
+    automaton: Automaton,
+    max_tokens: int,
+    kinds: Iterable[int] = Kind,
+    *,
+    names: Sequence[str] = KIND_NAMES,
+) -> None:
+    """Raises ValueError if the shortest answer of a kind takes more than `max_tokens` tokens.
+
+    Args:
+      automaton: the grammar.
+      max_tokens: of an answer.
+      kinds: of answers that are drawn, as numbers of the automaton's starts.
+      names: of all kinds, for the message.
+    """
     for kind in kinds:
         least = int(np.asarray(automaton.need)[int(automaton.start[kind])].min())
         if least > max_tokens:
             raise ValueError(
-                f"max_tokens: expected at least {least}, the shortest {Kind(kind).name.lower()} of "
+                f"max_tokens: expected at least {least}, the shortest {names[kind]} of "
                 f"the grammar, got {max_tokens}; do: raise it or switch the grammar off"
             )

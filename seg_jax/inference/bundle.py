@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models import families
 from seg_jax.models.io import model_folder, weights
 from seg_jax.models.nn.compute import Compute
-from seg_jax.tasks.referring import Mixture, Referring
+from seg_jax.tasks import table
+from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 
 MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
@@ -39,7 +40,7 @@ class Bundle:
     tokenizer_folder: Path
     """Where the tokenizer's files lie; they travel with the model."""
     layout: Layout
-    task: Referring
+    task: Task
     more_ends: tuple[int, ...] = ()
     """Tokens that end an answer beside the tokenizer's own two (`generation_config.json`)."""
 
@@ -72,9 +73,9 @@ def save(bundle: Bundle, folder: Path) -> None:
         write_manifest(temporary, bundle.layout, bundle.task)
 
 
-def write_manifest(folder: Path, layout: Layout, task: Referring) -> None:
+def write_manifest(folder: Path, layout: Layout, task: Task) -> None:
     """Writes what Hugging Face's files do not say."""
-    manifest = {"layout": dataclasses.asdict(layout), "task": dataclasses.asdict(task)}
+    manifest = {"layout": dataclasses.asdict(layout), "task": table.as_json(task)}
     files.write_json(folder / MANIFEST, manifest)
 
 
@@ -84,6 +85,7 @@ def load(
     compute: Compute | None = None,
     on: Mesh | None = None,
     visual_tokens: int | None = None,
+    task_kind: type[Task] | None = None,
 ) -> Bundle:
     """Returns the model of a folder that `save` wrote, or of a plain one of Hugging Face's.
 
@@ -95,18 +97,23 @@ def load(
       compute: how it is to compute; float32 if None.
       on: the mesh to lay the parameters over; None: the default device.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
+      task_kind: class of the task that the folder stores, if it is none of the package's.
 
     Raises:
       ValueError: the folder is not such a one, a file in it is broken, or `visual_tokens` are
         given for a model that was trained with others.
     """
-    bundle = blank(folder, compute=compute, visual_tokens=visual_tokens)
+    bundle = blank(folder, compute=compute, visual_tokens=visual_tokens, task_kind=task_kind)
     _, params = nnx.split(weights.load(folder, compute=compute, on=on))
     return dataclasses.replace(bundle, params=params)
 
 
 def blank(
-    folder: Path, *, compute: Compute | None = None, visual_tokens: int | None = None
+    folder: Path,
+    *,
+    compute: Compute | None = None,
+    visual_tokens: int | None = None,
+    task_kind: type[Task] | None = None,
 ) -> Bundle:
     """Returns the model of a folder with shapes for weights: only its small files are read.
 
@@ -114,12 +121,13 @@ def blank(
       folder: of the model.
       compute: how it is to compute; float32 if None.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
+      task_kind: as in `load`.
 
     Raises:
       ValueError: as `load`, of these files.
     """
     _check_folder(folder)
-    layout, task = describe(folder, visual_tokens=visual_tokens)
+    layout, task = describe(folder, visual_tokens=visual_tokens, task_kind=task_kind)
     tokenizer, config = Tokenizer.load(folder), families.read(folder)
     _check_fit(config, tokenizer, layout, folder)
     graph, shapes = nnx.split(weights.blank(config, compute or Compute()))
@@ -127,15 +135,19 @@ def blank(
     return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
 
 
-def own_task(folder: Path) -> Referring | None:
+def own_task(folder: Path, task_kind: type[Task] | None = None) -> Task | None:
     """Returns the task that the model of a folder was taught here, None of one of Hugging Face's.
+
+    Args:
+      folder: of the model.
+      task_kind: as in `load`.
 
     Raises:
       ValueError: it is no folder, or its manifest is broken.
     """
     _check_folder(folder)
     path = folder / MANIFEST
-    return _manifest(path)[1] if path.exists() else None
+    return _manifest(path, task_kind)[1] if path.exists() else None
 
 
 def _check_folder(folder: Path) -> None:
@@ -147,12 +159,15 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def describe(folder: Path, *, visual_tokens: int | None = None) -> tuple[Layout, Referring]:
+def describe(
+    folder: Path, *, visual_tokens: int | None = None, task_kind: type[Task] | None = None
+) -> tuple[Layout, Task]:
     """Returns layout and task of a model's folder.
 
     Args:
       folder: of the model.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
+      task_kind: as in `load`; the task of a plain folder is the default one.
 
     Raises:
       ValueError: the manifest is broken or says how many visual tokens there are, or there is
@@ -160,7 +175,7 @@ def describe(folder: Path, *, visual_tokens: int | None = None) -> tuple[Layout,
     """
     path = folder / MANIFEST
     if path.exists():
-        layout, task = _manifest(path)
+        layout, task = _manifest(path, task_kind)
         if visual_tokens is not None and visual_tokens != (
             taught := layout.max_patches // layout.merge**2
         ):
@@ -235,7 +250,7 @@ def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) 
             )
 
 
-def _manifest(path: Path) -> tuple[Layout, Referring]:
+def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         layout = dict(found["layout"])
@@ -255,11 +270,7 @@ def _manifest(path: Path) -> tuple[Layout, Referring]:
         for field in dataclasses.fields(Layout):
             if type(layout.get(field.name, field.default)) is not type(field.default):
                 raise ValueError(f"{field.name} {layout[field.name]!r} in a layout")
-        for kind, values in ((Referring, task), (Mixture, dict(task["mixture"]))):
-            for field in dataclasses.fields(kind):
-                _check_kind(field.name, values.get(field.name, field.default), field.default)
-        task["mixture"] = Mixture(**task["mixture"])
-        return Layout(native=_native(native), **layout), Referring(**task)
+        return Layout(native=_native(native), **layout), table.from_json(task, task_kind)
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the layout and task that seg-jax saves beside its weights, "
@@ -276,26 +287,3 @@ def _native(found: Any) -> Native | None:
         if type(value) is not kind or (kind is int and value < 1):
             raise ValueError(f"{name} {value!r} in how images are kept at their size")
     return Native(**found)
-
-
-_WORDS = {
-    "rule": ("coco", "center"),
-    "wordings": ("one", "many", "more"),
-    "tracing": ("exact", "released"),
-    "order": ("clockwise", "counterclockwise"),
-    "start": ("first", "random"),
-}
-
-
-def _check_kind(name: str, value: Any, default: Any) -> None:
-    """Raises unless a field of a task is of its default's kind."""
-    if name in _WORDS and value not in _WORDS[name]:
-        raise ValueError(f"{name} {value!r} instead of one of {_WORDS[name]}")
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} {value!r} instead of true or false")
-    elif isinstance(default, int | float):
-        whole = isinstance(default, int)
-        kinds = int if whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-            raise ValueError(f"{name} {value!r} instead of a number")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from seg_jax.evaluation import judging, text4seg
+from seg_jax.evaluation import text4seg
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.evaluation.judging import Row
 from seg_jax.evaluation.protocols import Protocol, Question
@@ -17,6 +17,7 @@ from seg_jax.geometry import boxes, contour, polygon
 from seg_jax.records import Kind, Verdict
 from seg_jax.report.exhibits import Exhibit, Panel
 from seg_jax.report.html_page import Cell
+from seg_jax.tasks.referring import draw
 
 _STAIRS_PX = 0.75  # stairs of one pixel are half a diagonal off their line
 FAULTS = {
@@ -74,7 +75,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     if protocol.released:
         truth, rings = text4seg.truth(asked.sample, row.which), text4seg.polygons(row.text)
     else:
-        truth, rings = asked.truth, judging.draw(row.text, kind, height, width).rings_unit
+        truth, rings = asked.truth, draw(row.text, kind, (height, width)).rings_unit
     outlines = _traced(truth)
     if kind == Kind.BOX:
         size = np.array([width, height])

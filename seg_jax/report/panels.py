@@ -11,15 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seg_jax.geometry import boxes
-from seg_jax.grammar import outline, reader
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
-from seg_jax.records import Kind, Prompts, Rollout, Verdict
+from seg_jax.records import Prompts, Rollout, Verdict
 from seg_jax.report import overlay
 from seg_jax.report.exhibits import Exhibit, Panel
-from seg_jax.tasks.referring import Referring, box_unit, central_point_unit, rings_unit
-from seg_jax.tasks.task import judge
+from seg_jax.tasks.task import Task, judge
 
 _TILE_PX, _GAP_PX, _LINE_PX = 224, 10, 18
 _TRUTH, _ANSWER = (0, 190, 140), (255, 160, 0)
@@ -28,11 +25,11 @@ _TRUTH, _ANSWER = (0, 190, 140), (255, 160, 0)
 class Viewer:
     """Shows rows of prompts with a few of their sampled answers, judged as in training."""
 
-    def __init__(self, bundle: Bundle, task: Referring, *, scenes: int = 4, answers: int = 4):
+    def __init__(self, bundle: Bundle, task: Task, *, scenes: int = 4, answers: int = 4):
         self._bundle, self._task = bundle, task
         self._scenes, self._answers = scenes, answers
-        table = reader.table(bundle.tokenizer.pieces)
-        self._judge = jax.jit(functools.partial(judge, task, table))
+        reader = task.reader(bundle.tokenizer.pieces)
+        self._judge = jax.jit(functools.partial(judge, task, reader=reader))
 
     def exhibits(self, prompts: Prompts, rollout: Rollout) -> tuple[Exhibit, ...]:
         """Returns the first prompts that this process holds, each with its first answers.
@@ -45,24 +42,24 @@ class Viewer:
         rollout = jax.tree.map(lambda leaf: _own(leaf)[: self._scenes, : self._answers], rollout)
         # By this process alone, whatever mesh the program works on.
         with jax.set_mesh(sharding.mesh(devices=jax.local_devices()[:1])):
-            judged, verdicts = jax.device_get(self._judge(rollout, prompts.truth))
-        rows = prompts, rollout, judged.scores["iou"], verdicts
+            judged = jax.device_get(self._judge(rollout, prompts.truth))
+        score = judged.scores[next(iter(self._task.reward_weights))]
+        rows = prompts, rollout, score, judged.verdict
         return tuple(
             self._exhibit(*jax.tree.map(operator.itemgetter(row), rows))
             for row in range(len(rollout.ids))
         )
 
-    def _exhibit(self, prompt: Prompts, rollout: Rollout, iou, verdicts) -> Exhibit:
+    def _exhibit(self, prompt: Prompts, rollout: Rollout, score, verdicts) -> Exhibit:
         task, tokenizer = self._task, self._bundle.tokenizer
-        kind = Kind(int(prompt.truth.kind))
-        panels = [Panel("truth", self._truth(prompt))]
+        panels = [Panel("truth", task.truth_rings(prompt.truth))]
         for number, (ids, used) in enumerate(zip(rollout.ids, rollout.used, strict=True)):
             text = tokenizer.decode(np.asarray(ids)[used])
             panels.append(
                 Panel(
                     f"answer {number + 1}",
-                    _drawn(outline.read(text, kind, rings=task.max_rings, points=task.max_points)),
-                    iou=float(iou[number]),
+                    task.answer_rings(text, prompt.truth),
+                    iou=float(score[number]),
                     verdict=Verdict(int(verdicts[number])),
                     text=text,
                 )
@@ -76,20 +73,6 @@ class Viewer:
         after = ids[np.flatnonzero(prompt.tokens.visual_tokens >= 0)[-1] + 1 :]
         ends = np.flatnonzero(after == tokenizer.end_id)
         return tokenizer.decode(after[: ends[0]] if len(ends) else after).strip()
-
-    def _truth(self, prompt: Prompts) -> list[np.ndarray]:
-        height, width = (int(side) for side in prompt.truth.size)
-        words, shifts = np.asarray(prompt.truth.words), np.arange(32, dtype=np.uint32)
-        bits = (words[:, None] >> shifts[:, None]) & 1
-        mask = bits.reshape(-1, words.shape[1])[:height, :width].astype(bool)
-        if not mask.any():  # What is asked for is not there.
-            return []
-        kind = Kind(int(prompt.truth.kind))
-        if kind == Kind.POINT:
-            return [np.array([central_point_unit(mask)])]
-        if kind == Kind.BOX:
-            return [boxes.corners(np.array(box_unit(mask)))]
-        return rings_unit(mask, self._task)
 
 
 def sheet(exhibits: Sequence[Exhibit]) -> UInt8[np.ndarray, "h w 3"]:
@@ -109,15 +92,6 @@ def _own(leaf) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = min(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0).data
     return np.asarray(leaf)
-
-
-def _drawn(reading: outline.Reading) -> list[np.ndarray]:
-    """Returns what was read as rings: a point is one vertex, a box its four corners."""
-    if reading.point is not None:
-        return [np.asarray(reading.point, np.float64)[None]]
-    if reading.box is not None:
-        return [boxes.corners(np.asarray(reading.box, np.float64))]
-    return [np.asarray(ring, np.float64) for ring in reading.rings]
 
 
 def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:

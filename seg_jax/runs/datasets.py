@@ -102,7 +102,7 @@ def _with_absent(source: Scenes | Built) -> Scenes | Built:
 
 def _named(config: Data, mixture: Mixture) -> Built | Mixed:
     """Returns the data sets of the command line as a source."""
-    singly = not any(mixture.told)
+    singly = not any(mixture.text_shares)
     sets = [Built(folders=(path,), split=config.split, singly=singly) for path in config.data]
     if not config.data_weights:
         return dataclasses.replace(sets[0], folders=config.data)

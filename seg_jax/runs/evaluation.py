@@ -17,7 +17,8 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Sample
 from seg_jax.runs import console
-from seg_jax.tasks.referring import Mixture
+from seg_jax.tasks.referring import Mixture, Referring
+from seg_jax.tasks.task import Task
 
 HELD_OUT = 7
 """Seed of the held-out scenes; training refuses it nowhere, so choose others there."""
@@ -28,7 +29,7 @@ def answer_greedily(
     source: Source | Sequence[Sample],
     *,
     title: str,
-    mixture: Mixture,
+    task: Task,
     batch: int,
     params: Any = None,
     mesh: Mesh | None = None,
@@ -39,13 +40,12 @@ def answer_greedily(
       predictor: the model.
       source: of the questions.
       title: of the progress bar.
-      mixture: questions that are asked.
+      task: of the model, with the questions that are asked.
       batch: questions at once; as many more as the devices of the mesh need.
       params: other weights of the same model.
       mesh: that the weights lie on; None: the default device.
     """
     bundle = predictor.bundle
-    task = dataclasses.replace(bundle.task, mixture=mixture)
     count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
     with console.progress(title, len(source)) as move:
@@ -53,8 +53,23 @@ def answer_greedily(
             answer_on(predictor, count, mesh=mesh, params=params),
             prompts,
             bundle.tokenizer.decode,
-            lambda done: move(done, len(source), ""),
+            progress=lambda done: move(done, len(source), ""),
         )
+
+
+def with_mixture(task: Task, mixture: Mixture) -> Task:
+    """Returns a task that asks the questions of a mixture, if it is one that has mixtures.
+
+    Raises:
+      ValueError: it has none, and the mixture is not the default one.
+    """
+    if isinstance(task, Referring):
+        return dataclasses.replace(task, mixture=mixture)
+    if mixture != Mixture():
+        raise ValueError(
+            f"mixture: expected none for the task {task.name!r}, got {mixture}; do: leave it out"
+        )
+    return task
 
 
 def whole_rows(batch: int, mesh: Mesh | None) -> int:

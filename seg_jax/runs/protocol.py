@@ -17,6 +17,7 @@ from seg_jax.evaluation.judging import Row
 from seg_jax.evaluation.protocols import Protocol, Question
 from seg_jax.report import gallery, html_page
 from seg_jax.runs import console
+from seg_jax.tasks.referring import Referring
 
 ANSWERS, SUMMARY, TABLE, GALLERY = FILES = (
     "answers.jsonl",
@@ -33,8 +34,8 @@ class Asking:
 
     protocol: Protocol
     source: Source
-    digits: int
-    """Decimals of a point or box in a question."""
+    task: Referring
+    """Whose words and decimals the questions have."""
     form: int
     """Number of the form of all questions."""
     seed: int
@@ -45,7 +46,7 @@ class Asking:
         return protocols.questions(
             self.protocol,
             self.source,
-            digits=self.digits,
+            task=self.task,
             form=self.form,
             seed=self.seed,
             indices=indices,

@@ -14,7 +14,6 @@ from flax import nnx
 from tyro.conf import subcommand
 
 from seg_jax.data import sources
-from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -23,7 +22,7 @@ from seg_jax.models.io import weights
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import number_embedding
 from seg_jax.runs.datasets import Source
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 
 if TYPE_CHECKING:
     Model = Any
@@ -127,12 +126,12 @@ def weight_initializer(run: Any, bundle: Bundle, on: jax.sharding.Mesh) -> Any:
     return jax.jit(draw, out_shardings=sharding.shardings(bundle.params, on))
 
 
-def make_tokenizer(source: Source, task: Referring, folder: Path) -> tokens.Tokenizer:
+def make_tokenizer(source: Source, task: Task, folder: Path) -> tokens.Tokenizer:
     """Returns a small tokenizer of the source's phrases and the task's numbers; made once."""
     if (folder / "tokenizer.json").exists():
         return tokens.Tokenizer.load(folder)
     phrases = sources.corpus(source)
     if isinstance(source, sources.Scenes):
         phrases += sources.corpus(sources.Scenes())  # `evaluate` asks about these by itself.
-    sentences = chat.sentences(phrases, denials=task.nothing)
-    return tokens.train(sentences, folder=folder, numbers="whole", digits=task.digits)
+    sentences = task.sentences(phrases)
+    return tokens.train(sentences, folder=folder, numbers="whole", digits=task.decimals)

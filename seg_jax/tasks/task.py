@@ -1,135 +1,269 @@
-"""A task asks about a sample, writes the true answer and judges what a model answers."""
+"""A task asks about a sample, says what is true, and reads and judges what a model answers."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from seg_jax.grammar import automaton, reader
-from seg_jax.records import Array, Automaton, Kind, Polygons, Rollout, Sample, Truth
+from seg_jax.grammar.chat import Clue
+from seg_jax.records import Array, Automaton, Ring, Rollout, Sample, Verdict
 
 
-@dataclasses.dataclass(frozen=True)
+class TooLong(ValueError):
+    """An example does not fit its row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about an image with its true answer (host)."""
+    """One question about an image with its true answer (host).
+
+    A task adds what its truth record is made of.
+    """
 
     key: str
     """Key of the sample that the question is about."""
     image: UInt8[np.ndarray, "H W 3"]
     question: str
     answer: str
-    kind: Kind | None
-    """What the answer is: a point, a box or a mask; None: words, which nothing judges."""
-    mask: Bool[np.ndarray, "H W"]
-    """The true region, whatever the kind of answer; empty where nothing is meant."""
+    """The true answer; empty where a user asks and nobody knows it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """An answer to one question as a user gets it (host); a task adds what it read."""
+
+    question: str
+    text: str
+    """What the model wrote."""
+    verdict: Verdict
+    rings_unit: tuple[Ring, ...] = ()
+    """What can be drawn on the image."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {"question": self.question, "text": self.text, "verdict": self.verdict.name}
 
 
 class Judgement(NamedTuple):
     """How good answers are, each entry `[*n]` (device)."""
 
     scores: Mapping[str, Float[Array, "*n"]]
-    """Named scores in 0..1, higher is better."""
-    intersection: Int[Array, "*n"]
-    """Pixels of the answer's mask that are true; 0 for answers that are no mask."""
-    union: Int[Array, "*n"]
-    """Pixels in the answer's mask, the true one or both."""
-    centroid_error: Float[Array, "*n"]
-    """Distance of the centroids in units of the image's sides; nan without an answer."""
+    """Named scores in 0..1, higher is better; a reward is their weighted sum."""
+    measures: Mapping[str, Array]
+    """What the metrics of many answers need of each beside its scores, as pixels of a union."""
+    verdict: Int[Array, "*n"]
+    """The `Verdict` of the reader."""
 
 
-@runtime_checkable
-class Task(Protocol):
-    """What training, evaluation and serving share: there is no second way to ask or judge."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of many questions, in the order of the source (host)."""
+
+    examples: Sequence[Example]
+    texts: Sequence[str]
+    scores: Mapping[str, Float[np.ndarray, " n"]]
+    measures: Mapping[str, np.ndarray]
+    """As in `Judgement`, [n] each."""
+    verdicts: Int[np.ndarray, " n"]
+
+
+class Metric(NamedTuple):
+    """A number of many answers (host): a mean, or with weights a ratio of two sums."""
+
+    name: str
+    values: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"] | None = None
+    """What the sum of the values is divided by the sum of; None: the mean of the values."""
+
+
+Reader = Callable[[Int[Array, "*n L"], Bool[Array, "*n L"], Any], tuple[Any, Int[Array, "*n"]]]
+"""(ids, used tokens, truth) -> (what the answers say, a tree [*n ..], and their verdicts)."""
+
+Segment = Callable[[Any, Any], Any]
+"""(truth [B ..], what the answers say [B G ..]) -> masks [B G ..] of what they point at.
+
+A model that draws, handed to a task that prompts one: it sees each image once with all answers.
+"""
+
+
+class Task(abc.ABC):
+    """What training, evaluation and serving share: there is no second way to ask or judge.
+
+    A task is a frozen dataclass of its options, which is stored with a model under its name. Its
+    truth record is a tree of arrays that belongs to it alone: whoever carries prompts stacks it,
+    spreads it over devices and hands it back.
+    """
+
+    name: ClassVar[str]
+    """Names the task where a model is stored."""
+    kind_names: ClassVar[tuple[str, ...]] = ("answer",)
+    """The kinds of its answers; their numbers are those of the grammar's starts."""
+    reward_weights: ClassVar[Mapping[str, float]]
+    """The names of its scores with their usual weights in a reward; the first is the main one."""
 
     @property
-    def digits(self) -> int:
-        """Decimals of a coordinate."""
-        ...
+    def kinds(self) -> tuple[int, ...]:
+        """The numbers of the kinds of answers that are asked for and judged."""
+        return tuple(range(len(self.kind_names)))
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """What kinds of answers are asked for, names aside."""
-        ...
+    def decimals(self) -> int:
+        """The decimals of numbers for which a tokenizer of our own has tokens."""
+        return 3
 
-    @property
-    def nothing(self) -> bool:
-        """Whether an answer may say that there is nothing."""
-        ...
+    # What is asked (host).
 
-    @property
-    def max_rings(self) -> int:
-        """Rings of an answer that are read."""
-        ...
-
-    @property
-    def max_points(self) -> int:
-        """Points of a ring that are read."""
-        ...
-
+    @abc.abstractmethod
     def example(self, sample: Sample, rng: np.random.Generator) -> Example:
         """Returns a question about the sample and its true answer."""
-        ...
 
-    def judge(self, answer: Polygons, verdict: Int[Array, "*n"], truth: Truth) -> Judgement:
-        """Returns the scores of parsed answers against the truth, on the device."""
-        ...
+    @abc.abstractmethod
+    def ask(
+        self, image: UInt8[np.ndarray, "H W 3"], clue: Clue, kind: int | None = None
+    ) -> Example:
+        """Returns the question of a user, without an answer.
 
+        Args:
+          image: that is asked about.
+          clue: an expression, a point (x, y) or a box (x0, y0, x1, y1), unit.
+          kind: number of the kind of answer that is wanted; None: the usual one.
 
-def grammar(
-    task: Task,
-    pieces: Sequence[bytes | None],
-    ends: Sequence[int],
-    *,
-    nothing: bool | None = None,
-) -> Automaton:
-    """Returns what answers to a task can be held to.
+        Raises:
+          ValueError: the task has no such question.
+        """
 
-    Args:
-      task: whose decimals and limits are the grammar's.
-      pieces: bytes of each token, as in `automaton.table`.
-      ends: tokens that end an answer.
-      nothing: whether an answer may say that there is nothing; None: as the task has it.
+    @abc.abstractmethod
+    def truth(self, example: Example, *, canvas: tuple[int, int]) -> Any:
+        """Returns the truth record of an example: arrays whose shapes do not depend on it.
 
-    Raises:
-      ValueError: as `automaton.table`.
-    """
-    return automaton.table(
-        pieces,
-        ends=ends,
-        digits=task.digits,
-        rings=task.max_rings,
-        points=task.max_points,
-        nothing=task.nothing if nothing is None else nothing,
-    )
+        Args:
+          example: made by this task; of a user's question the record is blank.
+          canvas: height and width that true masks are packed on.
+
+        Raises:
+          TooLong: it does not fit the canvas.
+          ValueError: nothing judges the answer to this question.
+        """
+
+    def sentences(self, expressions: Iterable[str]) -> Iterator[str]:
+        """Yields the words that a tokenizer should know to ask about expressions and answer."""
+        yield from expressions
+
+    # How an answer is read and judged (device).
+
+    @abc.abstractmethod
+    def reader(self, pieces: Sequence[bytes | None]) -> Reader:
+        """Returns what reads answers on the device.
+
+        Args:
+          pieces: bytes of each token (`Tokenizer.pieces`); None for tokens without text.
+        """
+
+    @abc.abstractmethod
+    def judge(
+        self, answer: Any, verdict: Int[Array, "*n"], truth: Any, *, masks: Any = None
+    ) -> Judgement:
+        """Returns what answers are worth.
+
+        Args:
+          answer: what the reader read, a tree [*n ..].
+          verdict: the reader's.
+          truth: one record for each answer, a tree [*n ..].
+          masks: what a `Segment` made of the answers, if one was handed over.
+        """
+
+    def grammar(
+        self, pieces: Sequence[bytes | None], ends: Sequence[int], *, nothing: bool | None = None
+    ) -> Automaton:
+        """Returns what answers can be held to while they are drawn.
+
+        Args:
+          pieces: bytes of each token, as in `automaton.table`.
+          ends: tokens that end an answer.
+          nothing: whether an answer may say that there is nothing; None: as the task has it.
+
+        Raises:
+          ValueError: the task has no grammar, or as `automaton.table`.
+        """
+        del pieces, ends, nothing
+        raise ValueError(
+            f"grammar: expected a task with a grammar, got {self.name!r}, whose answers cannot be "
+            "held to one; do: switch it off"
+        )
+
+    def grammar_start(self, truth: Any) -> Int[Array, " B"]:
+        """Returns the kind of answer that each prompt asks for, where the grammar starts."""
+        return jnp.zeros(jax.tree.leaves(truth)[0].shape[:1], jnp.int32)
+
+    # What is shown of it (host).
+
+    @abc.abstractmethod
+    def predict(self, example: Example, text: str) -> Prediction:
+        """Returns what the answer to a question says."""
+
+    @abc.abstractmethod
+    def metrics(self, outcome: Outcome) -> list[Metric]:
+        """Returns the numbers that tell how good many answers are."""
+
+    def answer_rings(self, text: str, truth: Any) -> list[np.ndarray]:
+        """Returns what an answer draws on the image, in unit coordinates.
+
+        Args:
+          text: of the answer.
+          truth: record of its prompt, without an axis of prompts.
+        """
+        del text, truth
+        return []
+
+    def truth_rings(self, truth: Any) -> list[np.ndarray]:
+        """Returns what the true answer draws on the image, in unit coordinates."""
+        del truth
+        return []
 
 
 def judge(
-    task: Task, table: reader.Table, rollout: Rollout, truth: Truth
-) -> tuple[Judgement, Int[Array, "B G"]]:
-    """Returns what sampled answers are worth and their verdicts: tokens to scores on the device.
+    task: Task,
+    rollout: Rollout,
+    truth: Any,
+    *,
+    reader: Reader,
+    segment: Segment | None = None,
+    by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+) -> Judgement:
+    """Returns what sampled answers [B G ..] are worth: tokens to scores on the device.
 
     Args:
-      task: reads and judges.
-      table: of the tokenizer that the answers are written in.
+      task: that judges.
       rollout: G answers per prompt.
-      truth: one per prompt.
+      truth: one record per prompt.
+      reader: of the task, for the tokenizer that the answers are written in.
+      segment: draws what the answers point at, where the task needs that.
+      by_rows: makes every device read and judge its own prompts alone.
     """
-    shape = rollout.ids.shape[:2]
-    spread = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf[:, None], (*shape, *leaf.shape[1:])), truth
+
+    def read(rollout: Rollout, truth: Any) -> tuple[Any, Int[Array, "B G"]]:
+        return reader(rollout.ids, rollout.used, _repeat(truth, rollout.ids.shape[1]))
+
+    def score(answer: Any, verdict: Int[Array, "B G"], truth: Any, masks: Any) -> Judgement:
+        return task.judge(answer, verdict, _repeat(truth, verdict.shape[1]), masks=masks)
+
+    if segment is None:
+        read_and_score = by_rows(lambda rollout, truth: score(*read(rollout, truth), truth, None))
+        return read_and_score(rollout, truth)
+    answer, verdict = by_rows(read)(rollout, truth)
+    return by_rows(score)(answer, verdict, truth, segment(truth, answer))
+
+
+def _repeat(tree: Any, answers: int) -> Any:
+    """Returns a tree [B ..] as [B G ..]: every answer has its prompt's."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf[:, None], (leaf.shape[0], answers, *leaf.shape[1:])),
+        tree,
     )
-    polygons, verdict = reader.read(
-        rollout.ids,
-        rollout.used,
-        table,
-        kind=spread.kind,
-        rings=task.max_rings,
-        points=task.max_points,
-    )
-    return task.judge(polygons, verdict, spread), verdict

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seg_jax.grammar import automaton, reader
+from seg_jax.grammar import automaton
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models.parallel import sharding
@@ -28,8 +29,7 @@ from seg_jax.records import (
     Verdict,
     check_least,
 )
-from seg_jax.tasks import task as tasks
-from seg_jax.tasks.task import Task, judge
+from seg_jax.tasks.task import Judgement, Task, judge
 from seg_jax.training import optimizers, sft
 from seg_jax.training import policy as policies
 from seg_jax.training.state import State, step_key
@@ -185,7 +185,7 @@ def sampler(actor: Actor, sampling: Sampling, *, seed: int, task: Task | None = 
             pad_id=actor.tokenizer.pad_id,
             key=step_key(seed, step),
             grammar=grammar,
-            kinds=prompts.truth.kind,
+            kinds=None if task is None or grammar is None else task.grammar_start(prompts.truth),
             refill=sampling.refill,
         )
 
@@ -199,13 +199,19 @@ def rollout_rewards(
     *,
     weights: Mapping[str, float],
     seed: int,
+    segment: Segment | None = None,
 ) -> Any:
-    """Returns the jitted (params, prompts, step) -> rewards [B G] of sampled answers."""
-    draw = sampler(actor, sampling, seed=seed, task=task)
-    judged_rows = _judge(actor, task)
+    """Returns the jitted (params, prompts, step, segmenter) -> rewards [B G] of sampled answers.
 
-    def rewards(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Float[Array, "B G"]:
-        judged, _ = judged_rows(draw(params, prompts, step), prompts.truth)
+    The segmenter, the weights of `segment`, is left out where there is none.
+    """
+    draw = sampler(actor, sampling, seed=seed, task=task)
+    judge_rows = _judge(actor, task, segment)
+
+    def rewards(
+        params: Any, prompts: Prompts, step: Int[Array, ""], segmenter: Any = None
+    ) -> Float[Array, "B G"]:
+        judged = judge_rows(draw(params, prompts, step), prompts.truth, segmenter)
         return policies.reward(judged.scores, weights)
 
     return jax.jit(rewards)
@@ -219,13 +225,24 @@ def reinforcing_step(
     weights: Mapping[str, float],
     optimizer: optimizers.Optimizer,
     sampling: Sampling,
+    segment: Segment | None = None,
 ) -> Any:
-    """Returns the jitted (state, prompts, rollout, reference) -> (state, metrics); state donated.
+    """Returns the jitted (state, prompts, rollout, reference, segmenter) -> (state, metrics).
 
-    It reads, judges and learns without returning to the host.
+    It reads, judges and learns without returning to the host; the state is donated.
+
+    Args:
+      actor: that learns.
+      task: that judges.
+      policy: the objective.
+      weights: of the task's scores in the reward.
+      optimizer: of the updates.
+      sampling: how the answers were drawn.
+      segment: draws what answers point at, for a task that prompts a model for masks; its weights
+        are the step's last argument, which is left out where there is none.
     """
     transform = optimizers.build(optimizer)
-    judged_rows = _judge(actor, task)
+    judge_rows = _judge(actor, task, segment)
     grammar = _grammar(actor, sampling, task)
 
     def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
@@ -237,11 +254,13 @@ def reinforcing_step(
             chunk=actor.chunk,
             temperature=sampling.temperature,
             grammar=grammar,
-            kinds=prompts.truth.kind,
+            kinds=None if grammar is None else task.grammar_start(prompts.truth),
         )
 
-    def step(state: State, prompts: Prompts, rollout: Rollout, reference: Any):
-        judged, verdict = judged_rows(rollout, prompts.truth)
+    def step(
+        state: State, prompts: Prompts, rollout: Rollout, reference: Any, segmenter: Any = None
+    ):
+        judged = judge_rows(rollout, prompts.truth, segmenter)
         reward = policies.reward(judged.scores, weights)
         experience = policies.experience(policy, prompts, rollout, rewards=reward)
         state, metrics = policies.update(
@@ -254,7 +273,7 @@ def reinforcing_step(
             reference=reference,
         )
         metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
-        metrics |= {f"verdicts/{v.name}": (verdict == v).mean() for v in Verdict}
+        metrics |= {f"verdicts/{v.name}": (judged.verdict == v).mean() for v in Verdict}
         metrics["reward"] = reward.mean()
         metrics["reward_spread"] = reward.std(1).mean()
         metrics["groups_that_differ"] = policies.differ(reward).mean()
@@ -280,10 +299,19 @@ def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:
     }
 
 
-def _judge(actor: Actor, task: Task) -> Any:
-    """Returns the function (rollout, truth) -> (judgement, verdicts); devices judge their rows."""
-    table = reader.table(actor.tokenizer.pieces)
-    return sharding.map_rows(lambda rollout, truth: judge(task, table, rollout, truth))
+Segment = Callable[[Any, Any, Any], Any]
+"""(weights, truth [B ..], what the answers say [B G ..]) -> masks [B G ..]: see `tasks.Segment`."""
+
+
+def _judge(actor: Actor, task: Task, segment: Segment | None = None) -> Any:
+    """Returns the function (rollout, truth, segmenter) -> judgement; devices judge their rows."""
+    reader = task.reader(actor.tokenizer.pieces)
+
+    def judge_rows(rollout: Rollout, truth: Any, segmenter: Any = None) -> Judgement:
+        bound = None if segment is None else functools.partial(segment, segmenter)
+        return judge(task, rollout, truth, reader=reader, segment=bound, by_rows=sharding.map_rows)
+
+    return judge_rows
 
 
 def _grammar(actor: Actor, sampling: Sampling, task: Task | None) -> Automaton | None:
@@ -295,6 +323,6 @@ def _grammar(actor: Actor, sampling: Sampling, task: Task | None) -> Automaton |
             "sampling.grammar: expected the task whose answers are drawn, got none: "
             "pass task=, or switch the grammar off"
         )
-    held = tasks.grammar(task, actor.tokenizer.pieces, actor.end_ids)
-    automaton.check_max_tokens(held, sampling.max_tokens, task.kinds)
+    held = task.grammar(actor.tokenizer.pieces, actor.end_ids)
+    automaton.check_max_tokens(held, sampling.max_tokens, task.kinds, names=task.kind_names)
     return held

@@ -13,7 +13,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Kind, Rollout
 from seg_jax.runs import protocol as program
-from seg_jax.tasks import task as tasks
+from seg_jax.tasks.referring import Referring
 from seg_jax.tasks.task import Judgement
 
 SCENES = ("--scenes", 2)
@@ -49,7 +49,7 @@ def model(monkeypatch):
             told = tokenizer.encode("prose" if x > 0.45 else text)
             ids[row, 0, : len(told)], used[row, 0, : len(told)] = told, True
         none = np.zeros((len(kinds), 1), np.int32)
-        return Rollout(ids, used, np.zeros(ids.shape)), Judgement({}, none, none, none), none
+        return Rollout(ids, used, np.zeros(ids.shape)), Judgement({}, {}, none)
 
     asked_until = [0]
     monkeypatch.setattr(Predictor, "answer", answer)
@@ -153,13 +153,13 @@ def test_tables_hold_other_evaluations(run, given, model, tmp_path):
 
 
 def test_a_grammar_allows_for_nothing_where_that_is_asked_about(run, given, model, monkeypatch):
-    made, real = [], tasks.grammar
+    made, real = [], Referring.grammar
 
     def spy(*args, nothing=None):
         made.append(nothing)
         return real(*args, nothing=nothing)
 
-    monkeypatch.setattr(tasks, "grammar", spy)
+    monkeypatch.setattr(Referring, "grammar", spy)
     for name in ("gres", "res"):
         assert run("--checkpoint", given, "--grammar", "--protocol", name, *ASKED)[0] == 0
     assert made == [True, None]
@@ -236,7 +236,9 @@ def test_a_mistake_is_one_line(run, tmp_path, words, wanted):
 def test_a_question_too_long_for_the_rows_counts_as_unanswered():
     bundle = small_run.bundle()
     source = small_run.sft_config().source
-    (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], source, digits=2, indices=[0])
+    (first, *_) = protocols.questions(
+        protocols.PROTOCOLS["res"], source, task=Referring(digits=2), indices=[0]
+    )
     words = "the red star " * 100
     long = protocols.dataclasses.replace(first, phrase=words, text=words)
 
@@ -255,7 +257,11 @@ def test_the_same_question_twice_has_one_answer():
     bundle, calls = small_run.bundle(), []
     source = small_run.sft_config().source
     first, other = (
-        next(protocols.questions(protocols.PROTOCOLS["res"], source, digits=2, indices=[index]))
+        next(
+            protocols.questions(
+                protocols.PROTOCOLS["res"], source, task=Referring(digits=2), indices=[index]
+            )
+        )
         for index in (0, 1)
     )
 

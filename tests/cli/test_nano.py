@@ -43,14 +43,10 @@ def test_it_is_the_model_of_its_configuration():
 @pytest.mark.slow
 def test_it_outlines_scenes_that_it_has_not_seen():
     scenes = dataclasses.replace(NANO.scenes(seed=evaluation.HELD_OUT), count=64)
-    outcome = evaluation.answer_greedily(
-        model_options.Asked(dtype="float32").predictor(),
-        scenes,
-        title="nano",
-        mixture=Mixture(),
-        batch=64,
-    )
-    summary = task_metrics.summarise(outcome)
+    predictor = model_options.Asked(dtype="float32").predictor()
+    task = evaluation.with_mixture(predictor.bundle.task, Mixture())
+    outcome = evaluation.answer_greedily(predictor, scenes, title="nano", task=task, batch=64)
+    summary = task_metrics.summarise(task, outcome)
     assert summary["giou"]["mean"] > 0.7
     assert summary["parse_rate"]["mean"] == 1
 

@@ -195,10 +195,13 @@ def answers(monkeypatch):
         ids = np.full((*rows, 1), self.bundle.tokenizer.end_id, np.int32)
         rollout = Rollout(ids, np.ones_like(ids, bool), np.zeros(ids.shape, np.float32))
         none = np.zeros(rows, np.int32)
-        union = np.ones(rows, np.int32)
         scores = dict.fromkeys(("iou", "distance", "format"), np.zeros(rows, np.float32))
-        nowhere = np.full(rows, np.nan, np.float32)
-        return rollout, Judgement(scores, none, union, nowhere), none + Verdict.EMPTY
+        measures = {
+            "intersection": none,
+            "union": np.ones(rows, np.int32),
+            "centroid_error": np.full(rows, np.nan, np.float32),
+        }
+        return rollout, Judgement(scores, measures, none + Verdict.EMPTY)
 
     monkeypatch.setattr(Predictor, "answer", answer)
     return events
@@ -309,7 +312,7 @@ def test_predict_on_a_full_disk_leaves_no_half_overlay(
     fill()
     nothing = np.zeros((1, 1, 4), np.int32), np.zeros((1, 1, 4), bool)
     rollout = type("Rollout", (), {"ids": nothing[0], "used": nothing[1]})
-    monkeypatch.setattr(Predictor, "answer", lambda *_: (rollout, None, None))
+    monkeypatch.setattr(Predictor, "answer", lambda *_: (rollout, None))
     line = fails("predict", "--checkpoint", given, "--image", image, *WORDS, "--out", folder)
     assert line.startswith("disk full")
     assert [path.name for path in folder.iterdir()] == ["filler"]

@@ -13,6 +13,7 @@ from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.records import Kind
 from seg_jax.scenes import phrases
+from seg_jax.tasks import masks
 from seg_jax.tasks.referring import Mixture, Referring
 
 TASK = Referring(digits=2, epsilon=0.02, max_points=12, wordings="one")
@@ -65,7 +66,7 @@ def test_names_are_taught_but_never_prompted_for(encoder):
     assert encoder.tokenizer.decode(weighted) == asked.answer
     assert len(weighted) == 4  # Words are tokens: colour, kind, stop and end.
     with pytest.raises(ValueError, match="scene-0-1: expected a question whose answer is judged"):
-        encoder.prompt_row(asked)
+        encoder.prompt_row(TASK, asked)
 
 
 def test_rows_and_prompts_say_the_same(encoder):
@@ -74,7 +75,7 @@ def test_rows_and_prompts_say_the_same(encoder):
     row = encoder.batch_row(asked)
     head = row.tokens.ids[row.tokens.segments > 0].tolist()
     for index, one in enumerate(asked):
-        prompt = encoder.prompt_row(one)
+        prompt = encoder.prompt_row(TASK, one)
         used = prompt.tokens.segments > 0
         whole = prompt.tokens.ids[used].tolist()
         begin = int(row.weights[index].nonzero()[0][0]) + 1
@@ -128,7 +129,7 @@ def test_questions_about_different_images_do_not_share_a_row(encoder):
 
 def test_truth_is_the_mask(encoder):
     asked = example(2)
-    truth = encoder.prompt_row(asked).truth
+    truth = encoder.prompt_row(TASK, asked).truth
     np.testing.assert_array_equal(np.asarray(bitmask.unpack(truth.words, height=64)), asked.mask)
     assert tuple(truth.size) == (64, 64)
     assert truth.kind == Kind.MASK
@@ -136,7 +137,7 @@ def test_truth_is_the_mask(encoder):
 
 def test_masks_smaller_than_the_canvas_lie_in_its_corner():
     mask = np.random.default_rng(0).random((37, 21)) < 0.5
-    words = encode.pack(mask, (64, 32))
+    words = masks.pack(mask, (64, 32))
     full = np.asarray(bitmask.unpack(words, height=64))
     np.testing.assert_array_equal(full[:37, :21], mask)
     assert full.sum() == mask.sum()
@@ -173,15 +174,15 @@ def test_what_does_not_fit_is_refused_with_the_knob_to_turn(encoder):
         encode.Encoder(encoder.tokenizer, tight).batch_row([example()])
     tight = dataclasses.replace(LAYOUT, max_prompt=20)
     with pytest.raises(encode.TooLong, match=r"layout\.max_prompt"):
-        encode.Encoder(encoder.tokenizer, tight).prompt_row(example())
+        encode.Encoder(encoder.tokenizer, tight).prompt_row(TASK, example())
     tight = dataclasses.replace(LAYOUT, max_question=3)
     with pytest.raises(encode.TooLong, match=r"layout\.max_question"):
         encode.Encoder(encoder.tokenizer, tight).batch_row([example()])
     tight = dataclasses.replace(LAYOUT, max_patches=16)
     with pytest.raises(encode.TooLong, match=r"layout\.max_patches"):
-        encode.Encoder(encoder.tokenizer, tight).prompt_row(example())
+        encode.Encoder(encoder.tokenizer, tight).prompt_row(TASK, example())
     with pytest.raises(encode.TooLong, match=r"layout\.canvas"):
-        encode.pack(np.ones((65, 64), bool), (64, 64))
+        masks.pack(np.ones((65, 64), bool), (64, 64))
 
 
 def test_a_question_cannot_smuggle_in_an_image_or_end_its_turn(encoder):

@@ -11,6 +11,7 @@ import pycocotools.mask as coco
 from seg_jax.evaluation import judging, protocols
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Sample
+from seg_jax.tasks.referring import Referring
 
 HEIGHT, WIDTH = 40, 50
 
@@ -36,7 +37,7 @@ def sample(key, masks, phrases=None, **more):
 def rows(name, samples, answers):
     """Returns the judged answers: one text for each question in order, or a function of it."""
     protocol = protocols.PROTOCOLS[name]
-    asked = list(protocols.questions(protocol, samples, digits=3))
+    asked = list(protocols.questions(protocol, samples, task=Referring(digits=3)))
     if callable(answers):
         answers = [answers(question) for question in asked]
     assert len(asked) == len(answers)

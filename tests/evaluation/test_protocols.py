@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from benchmark import Listed, rectangle, sample
 
-from seg_jax.evaluation import judging, protocols, scoring
+from seg_jax.evaluation import protocols, scoring
 from seg_jax.records import Kind
+from seg_jax.tasks.referring import Referring, draw
 
 EXACT = 1e-9
 PRECISIONS = [f"p_at_0.{tenth}" for tenth in range(5, 10)]
@@ -148,7 +149,9 @@ def test_ignored_pixels_count_for_nothing():
 def test_places_are_told_of_each_mask_and_always_the_same(name):
     images = Listed([sample("a", [TRUE, NOTHING, rectangle(0, 0, 1, 1)], ((), (), ()))])
     protocol = protocols.PROTOCOLS[name]
-    asked, again = (list(protocols.questions(protocol, images, digits=3)) for _ in range(2))
+    asked, again = (
+        list(protocols.questions(protocol, images, task=Referring(digits=3))) for _ in range(2)
+    )
     assert [question.which for question in asked] == [0, 2]
     assert [question.text for question in asked] == [question.text for question in again]
     if name == "box_mask":
@@ -156,7 +159,7 @@ def test_places_are_told_of_each_mask_and_always_the_same(name):
     else:
         x, y = asked[0].clue * [50, 40]
         assert TRUE[int(y), int(x)]
-        others = protocols.questions(protocol, images, digits=3, seed=1)
+        others = protocols.questions(protocol, images, task=Referring(digits=3), seed=1)
         assert next(others).text != asked[0].text
     rows = benchmark.rows(name, images, [SQUARE, SQUARE])
     assert [row.iou for row in rows] == [1.0, 0.0]
@@ -164,11 +167,13 @@ def test_places_are_told_of_each_mask_and_always_the_same(name):
 
 def test_every_expression_is_asked_about_once_in_one_form():
     images = Listed([sample("a", [TRUE, NOTHING], ((" a", "b"), ("c",)))])
-    asked = list(protocols.questions(protocols.PROTOCOLS["res"], images, digits=3))
+    asked = list(protocols.questions(protocols.PROTOCOLS["res"], images, task=Referring(digits=3)))
     assert [q.text for q in asked] == ['"a"\'s polygon', '"b"\'s polygon', '"c"\'s polygon']
-    (first, *_) = protocols.questions(protocols.PROTOCOLS["res"], images, digits=3, form=2)
+    (first, *_) = protocols.questions(
+        protocols.PROTOCOLS["res"], images, task=Referring(digits=3), form=2
+    )
     assert first.text == "Output the polygon coordinates of a in the image."
-    both = protocols.questions(protocols.PROTOCOLS["rec"], images, digits=3)
+    both = protocols.questions(protocols.PROTOCOLS["rec"], images, task=Referring(digits=3))
     assert [q.kind for q in both] == [Kind.MASK] * 2 + [Kind.BOX] * 2 + [Kind.MASK, Kind.BOX]
 
 
@@ -186,7 +191,11 @@ def test_samples_that_contradict_themselves_are_named(changes, words):
     for field in dataclasses.fields(good):
         object.__setattr__(broken, field.name, changes.get(field.name, getattr(good, field.name)))
     with pytest.raises(ValueError, match=f"sample a: expected {words}"):
-        next(protocols.questions(protocols.PROTOCOLS["res"], Listed([broken]), digits=3))
+        next(
+            protocols.questions(
+                protocols.PROTOCOLS["res"], Listed([broken]), task=Referring(digits=3)
+            )
+        )
 
 
 def test_faults_tell_the_object_from_its_outline():
@@ -252,4 +261,4 @@ def test_nothing_to_evaluate_is_an_error():
 
 def test_an_image_beyond_the_canvas_is_an_error_of_one_line():
     with pytest.raises(ValueError, match="expected an image of 1x1 to 4096x4096, got 40x5000"):
-        judging.draw(SQUARE, Kind.MASK, 40, 5000)
+        draw(SQUARE, Kind.MASK, (40, 5000))

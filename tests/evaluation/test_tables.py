@@ -11,6 +11,7 @@ from seg_jax.evaluation import protocols, scoring, tables
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
 from seg_jax.report import gallery
+from seg_jax.tasks.referring import Referring
 
 SQUARE = "[[[0.200, 0.250], [0.600, 0.250], [0.600, 0.750], [0.200, 0.750]]]"
 TRUE = rectangle(10, 10, 30, 30)
@@ -72,7 +73,7 @@ def test_an_exhibit_shows_truth_answer_clue_and_what_is_ignored():
     one = dataclasses.replace(sample("k", [TRUE]), ignored=ignored)
     for name, places in (("point_mask", (1, 0)), ("box_mask", (0, 1)), ("res", (0, 0))):
         protocol = protocols.PROTOCOLS[name]
-        (asked,) = protocols.questions(protocol, Listed([one]), digits=3)
+        (asked,) = protocols.questions(protocol, Listed([one]), task=Referring(digits=3))
         (row,) = benchmark.rows(name, Listed([one]), [SQUARE])
         (shown,) = gallery.exhibits({"Best": [row]}, protocol, lambda _, asked=asked: asked)
         assert (len(shown.points_unit), len(shown.boxes_unit)) == places
@@ -87,7 +88,7 @@ def test_an_exhibit_shows_truth_answer_clue_and_what_is_ignored():
 
 def test_a_box_is_shown_by_its_corners():
     protocol, source = protocols.PROTOCOLS["rec"], Listed([sample("k", [TRUE])])
-    _, asked = protocols.questions(protocol, source, digits=3)
+    _, asked = protocols.questions(protocol, source, task=Referring(digits=3))
     _, row = benchmark.rows("rec", source, ["", "[0.2, 0.25, 0.6, 0.7]"])
     (shown,) = gallery.exhibits({"Best": [row]}, protocol, lambda _: asked)
     truth, answer = (np.array(panel.rings_unit) for panel in shown.panels)

@@ -11,16 +11,17 @@ import small_run
 
 from seg_jax.data import pipeline
 from seg_jax.evaluation import task_metrics
-from seg_jax.inference import predictor
+from seg_jax.geometry import host_raster
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Kind, Rollout, Verdict
 from seg_jax.runs import evaluation
-from seg_jax.tasks.referring import Mixture
-from seg_jax.tasks.task import Example, Judgement
+from seg_jax.tasks.referring import Mixture, Referring, RegionExample
+from seg_jax.tasks.task import Judgement
 
 NAN = float("nan")
+TASK = Referring()
 FIRST = [
     # kind, iou, intersection, union, centroid error, verdict, tokens
     (Kind.MASK, 0.8, 40, 50, 0.1, Verdict.OK, 4),
@@ -36,7 +37,7 @@ MOST = 6
 
 
 def example(number, kind):
-    return Example(
+    return RegionExample(
         key=str(number),
         image=np.zeros((2, 2, 3), np.uint8),
         question="q",
@@ -60,16 +61,19 @@ def answer(rows):
     used = np.arange(MOST) < tokens[:, None]
     ids = np.where(used, 10 + np.arange(MOST), 0)
     rollout = Rollout(ids[:, None], used[:, None], np.zeros((len(rows), 1, MOST), np.float32))
-    judged = Judgement({"iou": iou, "format": 1 - iou}, intersection, union, error)
-    judged, verdict = jax.tree.map(lambda column: column[:, None], (judged, verdict))
-    return rollout, judged, verdict
+    judged = Judgement(
+        scores={"iou": iou, "format": 1 - iou},
+        measures={"intersection": intersection, "union": union, "centroid_error": error},
+        verdict=verdict,
+    )
+    return rollout, jax.tree.map(lambda column: column[:, None], judged)
 
 
 def run(*groups, padding=(), progress=lambda done: None):
     def spell(ids):
         return " ".join(map(str, ids))
 
-    return task_metrics.run(answer, batches(*groups, padding=padding), spell, progress)
+    return task_metrics.run(answer, batches(*groups, padding=padding), spell, progress=progress)
 
 
 def means(summary):
@@ -80,12 +84,13 @@ def assert_same(one, other):
     """Asserts that two outcomes are equal in all that came of the questions."""
     for field in dataclasses.fields(task_metrics.Outcome):
         if field.name not in ("examples", "computed", "together"):
-            a, b = (np.asarray(getattr(each, field.name)) for each in (one, other))
-            np.testing.assert_array_equal(a, b, err_msg=field.name)
+            jax.tree.map(
+                np.testing.assert_array_equal, getattr(one, field.name), getattr(other, field.name)
+            )
 
 
 def test_the_numbers_are_those_by_hand():
-    summary = task_metrics.summarise(run(FIRST, SECOND))
+    summary = task_metrics.summarise(TASK, run(FIRST, SECOND))
     assert summary["questions"] == 5
     assert means(summary) == pytest.approx(
         {
@@ -125,7 +130,7 @@ def test_the_next_batch_is_asked_before_the_answers_of_one_are_awaited():
         events.append("ask")
         return answer(rows)
 
-    task_metrics.run(asked, drawn(), str, lambda done: events.append(f"done {done}"))
+    task_metrics.run(asked, drawn(), str, progress=lambda done: events.append(f"done {done}"))
     assert events == [
         "draw 0",
         "ask",
@@ -143,25 +148,37 @@ def test_the_outcome_keeps_the_order_of_the_questions():
     done = []
     outcome = run(FIRST, SECOND, progress=done.append)
     assert done == [3, 5]
-    assert outcome.kinds.tolist() == [Kind.MASK, Kind.MASK, Kind.BOX, Kind.MASK, Kind.POINT]
-    assert outcome.iou.tolist() == pytest.approx([0.8, 0.5, 0.25, 0.0, 1.0])
+    assert [example.kind for example in outcome.examples] == [
+        Kind.MASK,
+        Kind.MASK,
+        Kind.BOX,
+        Kind.MASK,
+        Kind.POINT,
+    ]
+    assert outcome.scores["iou"].tolist() == pytest.approx([0.8, 0.5, 0.25, 0.0, 1.0])
     assert outcome.tokens.tolist() == [4, 2, 5, 1, 3]
     assert outcome.texts == ["10 11 12 13", "10 11", "10 11 12 13 14", "10", "10 11 12"]
-    assert np.isnan(outcome.centroid_error).tolist() == [False, False, False, True, False]
+    assert np.isnan(outcome.measures["centroid_error"]).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_padding_of_the_last_batch_counts_for_nothing():
     padded = run(FIRST, SECOND, padding=PADDING)
     assert_same(padded, run(FIRST, SECOND))
     assert len(padded.examples) == 5
-    assert task_metrics.summarise(padded) == task_metrics.summarise(run(FIRST, SECOND))
+    assert task_metrics.summarise(TASK, padded) == task_metrics.summarise(TASK, run(FIRST, SECOND))
 
 
 def test_questions_that_were_not_asked_have_no_line():
-    summary = task_metrics.summarise(run(SECOND[1:]))
+    summary = task_metrics.summarise(TASK, run(SECOND[1:]))
     assert "point_in_mask" in summary
     assert not {"giou", "ciou", "p_at_0.5", "box_iou"} & set(summary)
-    nothing = task_metrics.summarise(run(SECOND[:1]))
+    nothing = task_metrics.summarise(TASK, run(SECOND[:1]))
     assert not {"centroid_error", "box_iou", "point_in_mask"} & set(nothing)
     assert nothing["giou"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     json.dumps([summary, nothing], allow_nan=False)
@@ -169,8 +186,12 @@ def test_questions_that_were_not_asked_have_no_line():
 
 def test_the_seed_chooses_the_resamples():
     outcome = run(FIRST, SECOND, FIRST, FIRST)
-    assert task_metrics.summarise(outcome, seed=1) == task_metrics.summarise(outcome, seed=1)
-    assert means(task_metrics.summarise(outcome, seed=2)) == means(task_metrics.summarise(outcome))
+    assert task_metrics.summarise(TASK, outcome, seed=1) == task_metrics.summarise(
+        TASK, outcome, seed=1
+    )
+    assert means(task_metrics.summarise(TASK, outcome, seed=2)) == means(
+        task_metrics.summarise(TASK, outcome)
+    )
 
 
 def test_nothing_to_evaluate_is_an_error():
@@ -197,7 +218,9 @@ def test_batches_answer_as_one_question_at_a_time():
     task = small_run.task("prompts")
     batched, alone = evaluate(asked, 3, task), evaluate(asked, 1, task)
     assert_same(batched, alone)
-    assert task_metrics.summarise(batched)["parse_rate"]["mean"] == 0.0  # No grammar holds them.
+    assert (
+        task_metrics.summarise(TASK, batched)["parse_rate"]["mean"] == 0.0
+    )  # No grammar holds them.
     assert len(set(batched.texts)) == 5
     assert [example.question for example in batched.examples] == [
         example.question for example in alone.examples
@@ -213,7 +236,7 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
         lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), bundle.params
     )
     source = dataclasses.replace(small_run.sft_config().source, count=18, seed=5)
-    mixture = Mixture(text_point=1.0, text_box=1.0)
+    task = dataclasses.replace(bundle.task, mixture=Mixture(text_point=1.0, text_box=1.0))
     outcomes = []
     # Eight devices without fewer rows: test_constrained. Fewer rows on one device: test_refill.
     for devices, rows in ((1, 0), (8, 8)):
@@ -224,18 +247,16 @@ def test_with_the_grammar_all_is_read_and_the_same_on_eight_devices_and_in_fewer
         refill = sampler.Refill(rows=rows) if rows else None
         asked = Predictor(dataclasses.replace(bundle, params=spread), grammar=True, refill=refill)
         outcomes.append(
-            evaluation.answer_greedily(
-                asked, source, title="", mixture=mixture, batch=15, mesh=mesh
-            )
+            evaluation.answer_greedily(asked, source, title="", task=task, batch=15, mesh=mesh)
         )
-    assert set(outcomes[0].kinds.tolist()) == set(Kind)
+    assert {example.kind for example in outcomes[0].examples} == set(Kind)
     lengths = outcomes[0].tokens
     assert lengths.min() < lengths.max()
     assert outcomes[1].computed < outcomes[0].computed == outcomes[0].together
-    first = task_metrics.summarise(outcomes[0])
+    first = task_metrics.summarise(TASK, outcomes[0])
     assert first["parse_rate"]["mean"] == 1.0
     assert outcomes[1].texts == outcomes[0].texts
-    other = task_metrics.summarise(outcomes[1])
+    other = task_metrics.summarise(TASK, outcomes[1])
     for name in set(first) - {"useful_tokens", "useful_tokens_unfilled"}:
         assert other[name] == first[name], name
 
@@ -270,11 +291,15 @@ def test_an_answer_is_held_against_the_mask_of_its_own_scene(monkeypatch):
     task = dataclasses.replace(bundle.task, mixture=Mixture(), rule="coco")
     outcome = evaluate(Predictor(bundle), 3, task)
     assert_same(outcome, evaluate(Predictor(bundle), 1, task))
-    drawn = predictor.fill((ring,), height=64, width=64, rule="coco")
+    drawn = host_raster.fill((ring,), height=64, width=64, rule="coco")
     masks = [example.mask for example in outcome.examples]
-    assert outcome.intersection.tolist() == [(drawn & mask).sum() for mask in masks]
-    assert outcome.union.tolist() == [(drawn | mask).sum() for mask in masks]
-    np.testing.assert_allclose(outcome.iou, outcome.intersection / outcome.union, rtol=1e-6)
-    assert len(set(outcome.iou.tolist())) == 5
+    assert outcome.measures["intersection"].tolist() == [(drawn & mask).sum() for mask in masks]
+    assert outcome.measures["union"].tolist() == [(drawn | mask).sum() for mask in masks]
+    np.testing.assert_allclose(
+        outcome.scores["iou"],
+        outcome.measures["intersection"] / outcome.measures["union"],
+        rtol=1e-6,
+    )
+    assert len(set(outcome.scores["iou"].tolist())) == 5
     assert (outcome.verdicts == Verdict.OK).all()
     assert (outcome.tokens == len(ids)).all()

@@ -9,6 +9,7 @@ import pytest
 from benchmark import Listed, rectangle, sample
 
 from seg_jax.evaluation import protocols, scoring, text4seg
+from seg_jax.tasks.referring import Referring
 
 TRUE = rectangle(10, 10, 30, 30)
 SQUARE = "[[[0.200, 0.250], [0.600, 0.250], [0.600, 0.750], [0.200, 0.750]]]"
@@ -39,7 +40,9 @@ def test_answers_are_those_of_the_snippet():
     answers += [SQUARE.replace("0.750", "00.75"), "[[[0, 0], [1, 1]]]", "[[[0, 0], [1, 0], [1, 1]]"]
     failed = 0
     for each in samples:
-        for question in protocols.questions(protocols.PROTOCOLS["text4seg"], [each], digits=3):
+        for question in protocols.questions(
+            protocols.PROTOCOLS["text4seg"], [each], task=Referring(digits=3)
+        ):
             answers.append(benchmark.random_answer(rng)(question))
     for text in answers:
         try:

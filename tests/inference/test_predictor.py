@@ -8,10 +8,11 @@ import pytest
 import small_run
 from pycocotools import mask as coco
 
+from seg_jax.geometry import host_raster
 from seg_jax.grammar import outline
-from seg_jax.inference import predictor
-from seg_jax.inference.predictor import Prediction, Predictor
+from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Kind, Verdict
+from seg_jax.tasks.referring import RegionPrediction
 
 HEIGHT, WIDTH = 50, 100
 OUTER = np.array([[0.1, 0.2], [0.9, 0.2], [0.9, 0.8], [0.1, 0.8]])
@@ -31,7 +32,7 @@ def ask(monkeypatch):
         row = np.array([[ids + padding]], np.int32)
         used = np.array([[[True] * len(ids) + [False] * 3]])
         rollout = SimpleNamespace(ids=row, used=used)
-        monkeypatch.setattr(asked, "answer", lambda *_: (rollout, None, None))
+        monkeypatch.setattr(asked, "answer", lambda *_: (rollout, None))
         return asked.predict(np.zeros((*size, 3), np.uint8), "the red star", kind)
 
     return call
@@ -149,7 +150,15 @@ def test_images_of_any_shape_keep_their_own_size(ask):
 def test_a_prediction_may_hold_any_mask():
     mask = np.random.default_rng(0).random((13, 21)) < 0.5
     for each in (mask, mask & False, mask | True):
-        told = Prediction("q", "t", Kind.MASK, Verdict.OK, (OUTER,), (13, 21), each).as_json()
+        told = RegionPrediction(
+            question="q",
+            text="t",
+            kind=Kind.MASK,
+            verdict=Verdict.OK,
+            rings_unit=(OUTER,),
+            size=(13, 21),
+            mask=each,
+        ).as_json()
         assert_strict_json(told)
         np.testing.assert_array_equal(coco.decode(told["rle"]), each)
         assert told["area_px"] == coco.area(told["rle"]) == each.sum()
@@ -160,7 +169,7 @@ def test_a_filled_ring_is_that_of_pycocotools(height, width):
     rng = np.random.default_rng(height)
     for _ in range(40):
         ring = rng.random((7, 2)).round(2)
-        got = predictor.fill((ring,), height, width, rule="coco")
+        got = host_raster.fill((ring,), height=height, width=width, rule="coco")
         np.testing.assert_array_equal(got, drawn([ring], height, width))
 
 
@@ -168,15 +177,17 @@ def test_rings_are_filled_by_even_odd():
     rng = np.random.default_rng(1)
     for _ in range(20):
         rings = rng.random((7, 2)).round(2), rng.random((4, 2)).round(2), rng.random((3, 2))
-        got = predictor.fill(rings, 37, 53, rule="coco")
+        got = host_raster.fill(rings, height=37, width=53, rule="coco")
         np.testing.assert_array_equal(got, drawn(rings, 37, 53))
 
 
 def test_the_center_rule_is_used_where_it_is_asked_for():
     corner = np.array([[0.0, 0.0], [0.95, 0.0], [0.0, 0.95]])
     rows, columns = np.mgrid[:10, :10] + 0.5
-    got = predictor.fill((corner,), 10, 10, rule="center")
+    got = host_raster.fill((corner,), height=10, width=10, rule="center")
     np.testing.assert_array_equal(got, rows + columns < 9.5)
     ring = np.random.default_rng(2).random((7, 2))
-    one, other = (predictor.fill((ring,), 37, 53, rule=rule) for rule in ("center", "coco"))
+    one, other = (
+        host_raster.fill((ring,), height=37, width=53, rule=rule) for rule in ("center", "coco")
+    )
     assert 0 < (one != other).sum() < 37

@@ -31,7 +31,7 @@ def rows():
         )
         for index, kind in enumerate([*ASKED, Kind.MASK])
     ]
-    prompts = [encoder.prompt_row(example) for example in examples]
+    prompts = [encoder.prompt_row(task, example) for example in examples]
     return examples, jax.tree.map(lambda *leaves: np.stack(leaves), *prompts)
 
 

@@ -135,7 +135,11 @@ def started(program, run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(stage, "run_stage", reach)
         patch.setattr(
-            bundles, "load", lambda folder, *, compute, on: bundles.blank(folder, compute=compute)
+            bundles,
+            "load",
+            lambda folder, *, compute, on, task_kind: bundles.blank(
+                folder, compute=compute, task_kind=task_kind
+            ),
         )
         patch.setattr(pipeline, "batches", note)
         with pytest.raises(ReachedError):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seg_jax.data import encode
 from seg_jax.grammar import chat, outline
-from seg_jax.records import Kind, Polygons, Sample, Truth, Verdict
-from seg_jax.tasks.referring import Mixture, Referring
+from seg_jax.records import Kind, Polygons, Sample, Verdict
+from seg_jax.tasks import masks
+from seg_jax.tasks.referring import Mixture, Referring, Truth
 
 LEFT, RIGHT = (np.zeros((64, 64), bool) for _ in range(2))
 LEFT[10:30, 5:25] = True
@@ -126,7 +126,7 @@ def judged(kind, mask, answer):
     unit, used = np.zeros((1, 2, 8, 2), np.float32), np.zeros((1, 2, 8), bool)
     for index, ring in enumerate(rings):
         unit[0, index, : len(ring)], used[0, index, : len(ring)] = ring, True
-    truth = Truth(encode.pack(mask, (64, 64))[None], np.array([[64, 64]]), np.array([kind]))
+    truth = Truth(masks.pack(mask, (64, 64))[None], np.array([[64, 64]]), np.array([kind]))
     answer = Polygons(jnp.asarray(unit), jnp.asarray(used))
     out = Referring().judge(answer, jnp.array([int(verdict)]), truth)
     return {name: float(value[0]) for name, value in out.scores.items()}, out
@@ -146,6 +146,6 @@ def test_scores_of_what_is_said_to_be_absent(kind):
     assert right["distance"] > 0.9
     for answer in ANSWERS:
         _, out = judged(kind, NONE, answer)
-        assert np.isnan(out.centroid_error).all()
-        assert out.intersection.tolist() == [0]
-        assert (out.union[0] > 0) == (kind == Kind.MASK and answer == "shows")
+        assert np.isnan(out.measures["centroid_error"]).all()
+        assert out.measures["intersection"].tolist() == [0]
+        assert (out.measures["union"][0] > 0) == (kind == Kind.MASK and answer == "shows")

@@ -9,18 +9,19 @@ import pytest
 from pycocotools import mask as coco
 
 from seg_jax.cli import evaluate
-from seg_jax.data import encode, sources
+from seg_jax.data import sources
 from seg_jax.grammar import outline
-from seg_jax.records import Kind, Polygons, Truth, Verdict
+from seg_jax.records import Kind, Polygons, Verdict
 from seg_jax.runs import reinforcement
 from seg_jax.scenes import draw, world
-from seg_jax.tasks.referring import Mixture, Referring, box_unit, outline_text, rings_unit
+from seg_jax.tasks import masks
+from seg_jax.tasks.referring import Mixture, Referring, Truth, box_unit, outline_text, rings_unit
 
 SCENES = sources.Scenes(seed=3, count=40)
 
 
 def packed(mask):
-    return encode.pack(mask, (64, 64))
+    return masks.pack(mask, (64, 64))
 
 
 def polygons(rings, points=64, count=4):
@@ -118,8 +119,8 @@ def test_useless_answers_get_nothing():
     mask = np.ones((64, 64), bool)
     result = judged(Referring(), [], mask, verdict=Verdict.EMPTY)
     assert all(value == 0 for value in result.scores.values())
-    assert np.isnan(result.centroid_error)
-    assert result.union == 64 * 64
+    assert np.isnan(result.measures["centroid_error"])
+    assert result.measures["union"] == 64 * 64
 
 
 def test_mixture_decides_what_is_asked():

@@ -107,14 +107,14 @@ def test_to_deny_is_worth_all_where_nothing_is_and_nothing_where_something_is():
     assert 0 < absent.sum() < len(absent)
     answers = [["[].", SHOWN[Kind(kind)], "no", "[["] for kind in prompts.truth.kind.tolist()]
     judge = jax.jit(steps._judge(small_run.actor(), TASK))
-    judged, verdicts = judge(rollout_of(answers, prompts), prompts.truth)
+    judged = judge(rollout_of(answers, prompts), prompts.truth)
     reward = np.asarray(policy.reward(judged.scores, WEIGHTS))
     np.testing.assert_allclose(reward[absent, 0], FULL)
     np.testing.assert_allclose(reward[absent, 1], WEIGHTS["format"])
     np.testing.assert_allclose(reward[~absent, 0], WEIGHTS["format"])
     assert (reward[~absent, 1] > WEIGHTS["format"] + 0.05).all()
     assert (reward[:, 2:] == 0).all()
-    assert np.asarray(verdicts)[:, 0].max() == 0
+    assert np.asarray(judged.verdict)[:, 0].max() == 0
 
 
 QUICK = dataclasses.replace(ADAM, lr=1e-2)

@@ -132,7 +132,7 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
     def step() -> dict[str, float]:
         nonlocal now
         with jax.set_mesh(mesh):
-            rows = [bundle.encoder.prompt_row(example) for example in examples]
+            rows = [bundle.encoder.prompt_row(bundle.task, example) for example in examples]
             prompts = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), place)
             now, metrics = learn(now, prompts, draw(now.params, prompts, now.step), None)
             return {name: float(value) for name, value in metrics.items()}

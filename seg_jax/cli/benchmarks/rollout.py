@@ -154,10 +154,8 @@ def _grammar(config: Config, asked) -> dict[str, float]:
     """
     import jax
 
-    from seg_jax.tasks import task as tasks
-
     bundle = asked.bundle
-    table = tasks.grammar(bundle.task, bundle.tokenizer.pieces, bundle.end_ids)
+    table = bundle.task.grammar(bundle.tokenizer.pieces, bundle.end_ids)
     given = jax.device_put((bundle.params, asked.prompts))
     timed = {}
     for name, grammar in (("free", None), ("held", table)):

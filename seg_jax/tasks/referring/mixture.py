@@ -1,0 +1,71 @@
+"""The shares of the questions that referring asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Shares of the questions relative to each other; a name says the clue before the answer."""
+
+    text_point: float = 0.0
+    text_box: float = 0.0
+    text_mask: float = 1.0
+    point_mask: float = 0.0
+    box_mask: float = 0.0
+    point_name: float = 0.0
+    """The object at a point is to be named. Supervised training only."""
+    box_name: float = 0.0
+    """The object in a box is to be named. Supervised training only."""
+    absent: float = 0.0
+    """Text tells of what is not in the image, and the answer is that there is nothing. An image
+    without such an expression is asked about otherwise, one with nothing else always so."""
+
+    def __post_init__(self):
+        shares = dataclasses.astuple(self)
+        if not (all(share >= 0 for share in shares) and 0 < sum(shares) < math.inf):
+            raise ValueError(
+                f"task.mixture: expected shares >= 0 with a positive sum, got {shares}; "
+                "give at least one question a share"
+            )
+        if self.absent and not any(self.text_shares):
+            raise ValueError(
+                f"task.mixture.absent: expected a share of text_mask, text_box or text_point "
+                f"beside it, got {self.absent} alone; what is not there can be told by text only"
+            )
+
+    @property
+    def text_shares(self) -> tuple[float, float, float]:
+        """The shares of questions whose clue is an expression, by the kind of the answer."""
+        return self.text_point, self.text_box, self.text_mask
+
+    def judged(self) -> Mixture:
+        """Returns the same questions without those for names, which nothing judges.
+
+        Where only names are asked for, expressions are to be outlined instead.
+        """
+        names = dict.fromkeys(("point_name", "box_name"), 0.0)
+        rest = {name: share for name, share in vars(self).items() if name not in names}
+        return Mixture(**names, **(rest if any(rest.values()) else {}))
+
+    def taught_too(self, later: Mixture) -> Mixture:
+        """Returns these questions of a model that was then taught others too.
+
+        What it was taught stays; that there may be nothing is added if the others ask about it.
+        """
+        if self.absent or not later.absent:
+            return self
+        base = self if any(self.text_shares) else later
+        return dataclasses.replace(base, absent=later.absent)
+
+    def check_judged(self) -> None:
+        """Raises ValueError if names are asked for: no score judges such an answer."""
+        shares = dataclasses.asdict(self).items()
+        asked = {name: share for name, share in shares if name.endswith("_name") and share}
+        if asked:
+            raise ValueError(
+                f"mixture: expected points, boxes and outlines, got {asked}, whose answers are "
+                "words that nothing judges; set these shares to 0"
+            )

@@ -1,0 +1,167 @@
+"""True answers for masks: points, boxes and outlines, simplified and written as text (host)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from seg_jax.geometry import boxes, contour, polygon, simpleseg_tracing
+from seg_jax.grammar import outline
+from seg_jax.records import Kind, check_least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutlineStyle:
+    """How true answers are traced, simplified and written."""
+
+    digits: int = 3
+    """Decimals of a coordinate."""
+    epsilon: float = 0.0025
+    """Douglas-Peucker tolerance as a share of the ring's length: 0.99 IoU is kept by it. The
+    paper's best is 0.005, shorter and coarser, and its configurations take that."""
+    max_points: int = 64
+    """Vertex budget of a true answer, all its rings together; the tolerance grows until it fits."""
+    max_rings: int = 4
+    """Rings of an answer that are read; in true answers the largest are kept."""
+    min_area: float = 2.0
+    """Rings enclosing fewer square pixels are left out of true answers."""
+    tracing: Literal["exact", "released"] = "exact"
+    """How true outlines are found: pixel borders, or as the data script does, with its vertices,
+    its order and its losses (`geometry.simpleseg_tracing`), whatever `min_area`, `holes` and
+    `order`."""
+    holes: bool = True
+    """Whether true outlines have rings for their holes."""
+    order: Literal["clockwise", "counterclockwise"] = "clockwise"
+    """Order of the vertices of every ring, as seen on the screen; the data script's is the
+    second."""
+    start: Literal["first", "random"] = "first"
+    """Where a ring begins: at its topmost vertex (the data script's at whatever it found first),
+    or at a random one for every question."""
+
+    def __post_init__(self):
+        check_least(self, "task", digits=1, max_points=3, max_rings=1, epsilon=0, min_area=0)
+
+
+def outline_text(
+    mask: Bool[np.ndarray, "H W"],
+    kind: Kind,
+    style: OutlineStyle,
+    *,
+    rng: np.random.Generator | None = None,
+) -> str:
+    """Returns the true answer of the kind for a mask with pixels, in the grammar's text.
+
+    Args:
+      mask: to be pointed at, boxed or outlined.
+      kind: of the answer.
+      style: how outlines are written.
+      rng: draws where rings start if the style has them start at random; None: they do not.
+    """
+    if kind == Kind.POINT:
+        return outline.write_point(central_point_unit(mask), digits=style.digits)
+    if kind == Kind.BOX:
+        return outline.write_box(box_unit(mask), digits=style.digits)
+    if rng is None or style.start == "first":
+        x0, y0, x1, y1 = contour.box_px(mask).tolist()
+        part = mask[y0:y1, x0:x1]
+        return _mask_text(part.tobytes(), part.shape, (y0, x0), mask.shape, style)
+    rings = rings_unit(mask, style)
+    rolled = [np.roll(ring, -int(rng.integers(len(ring))), axis=0) for ring in rings]
+    return _written(mask, rolled, style)
+
+
+@functools.lru_cache(maxsize=32)
+def _mask_text(
+    part: bytes,
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    shape: tuple[int, int],
+    style: OutlineStyle,
+) -> str:
+    """Returns the outline of a mask; several questions about an image ask for the same one.
+
+    Args:
+      part: its pixels within its box.
+      size: rows and columns of the box.
+      corner: first row and column of the box.
+      shape: of the mask.
+      style: whose budgets hold.
+    """
+    mask = np.zeros(shape, bool)
+    inside = tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
+    mask[inside] = np.frombuffer(part, bool).reshape(size)
+    return _written(mask, rings_unit(mask, style), style)
+
+
+def _written(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], style: OutlineStyle) -> str:
+    """Returns the rings as text; the mask's box where its decimals leave no ring."""
+    text = outline.write_mask(rings, digits=style.digits)
+    if text != outline.NOTHING_THERE:
+        return text
+    box = outline.read(outline.write_box(box_unit(mask), digits=style.digits), Kind.BOX).box
+    assert box is not None
+    return outline.write_mask([boxes.corners(box)], digits=style.digits)
+
+
+def rings_unit(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.ndarray]:
+    """Returns the simplified rings of a mask in unit coordinates, within the style's budgets."""
+    if style.tracing == "released":
+        return _as_released(mask, style)
+    size = np.array([mask.shape[1], mask.shape[0]], np.float64)
+    whole = mask if style.holes else contour.fill_holes(mask)
+    traced = contour.trace(whole, min_area=style.min_area) or contour.trace(whole)
+    traced = traced[: min(style.max_rings, style.max_points // 3)]
+    rings = [polygon.simplify(ring, style.epsilon * polygon.arc_length(ring)) for ring in traced]
+    total = sum(len(ring) for ring in rings)
+    if total > style.max_points:
+        spare = style.max_points - 3 * len(rings)
+        shares = [3 + spare * (len(ring) - 3) // (total - 3 * len(rings)) for ring in rings]
+        rings = [
+            polygon.simplify_to(ring, share) for ring, share in zip(traced, shares, strict=True)
+        ]
+    clockwise = style.order == "clockwise"
+    return [polygon.canonical(ring, clockwise=clockwise) / size for ring in rings]
+
+
+def _as_released(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.ndarray]:
+    """Returns the rings of a mask as the data script traces them, within the style's budgets."""
+    epsilon, most = style.epsilon, min(style.max_rings, style.max_points // 3)
+    while True:
+        found = simpleseg_tracing.trace(mask, epsilon_ratio=epsilon, decimals=style.digits)
+        sound = [ring for ring in found if len(ring) >= 3]
+        largest = sorted(sound, key=lambda ring: -abs(polygon.signed_area(ring)))[:most]
+        kept = [ring for ring in sound if any(ring is one for one in largest)]
+        if sum(len(ring) for ring in kept) <= style.max_points:
+            return kept
+        epsilon = max(1.25 * epsilon, 1e-3)
+
+
+def box_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
+    """Returns the tight half-open box x0 y0 x1 y1 of a mask in unit coordinates."""
+    (height, width), (x0, y0, x1, y1) = mask.shape, contour.box_px(mask)
+    return x0 / width, y0 / height, x1 / width, y1 / height
+
+
+def central_point_unit(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float]:
+    """Returns the centre of the mask's pixel that is nearest to its centroid, unit x and y."""
+    rows, columns = np.nonzero(mask)
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return (columns[nearest] + 0.5) / mask.shape[1], (rows[nearest] + 0.5) / mask.shape[0]
+
+
+def interior_point_unit(
+    mask: Bool[np.ndarray, "H W"], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Returns the centre of a random pixel of the mask, off its border where it can, unit x, y."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    rows, columns = np.nonzero(inner if inner.any() else mask)
+    pick = int(rng.integers(len(rows)))
+    return (columns[pick] + 0.5) / mask.shape[1], (rows[pick] + 0.5) / mask.shape[0]

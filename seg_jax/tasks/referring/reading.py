@@ -1,0 +1,107 @@
+"""Reads the text of one answer to referring at its image's own resolution (host)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from seg_jax.geometry import bitmask, contour
+from seg_jax.geometry.host_raster import Outlines, fill
+from seg_jax.grammar import outline
+from seg_jax.records import Kind, Ring, Verdict
+from seg_jax.tasks.task import Prediction
+
+
+class Drawn(NamedTuple):
+    """An answer as pixels."""
+
+    mask: Bool[np.ndarray, "H W"]
+    """Empty unless the answer is an outline."""
+    box_px: Shaped[np.ndarray, " 4"]
+    """The box that was answered, or the one around the mask; zeros for nothing."""
+    rings_unit: Outlines
+    """What was read: rings, the two corners of a box, or a point as a ring of one vertex."""
+    verdict: Verdict
+    says_nothing: bool
+    """Whether the answer is that there is no such object."""
+
+
+def draw(
+    text: str, kind: Kind, size: tuple[int, int], *, rule: Literal["coco", "center"] = "coco"
+) -> Drawn:
+    """Returns an answer as pixels of its image, whatever it says; all its rings and points count.
+
+    Args:
+      text: the answer.
+      kind: what was asked for.
+      size: height and width of the image.
+      rule: how an outline is filled.
+    """
+    reading = outline.read(text, kind)
+    height, width = size
+    rings = _vertices(reading)
+    if kind == Kind.MASK and rings:
+        mask = fill(rings, height=height, width=width, rule=rule)
+    else:
+        mask = np.zeros(size, bool)
+    box_px = contour.box_px(mask)
+    if reading.box is not None:
+        box_px = reading.box * np.tile([width, height], 2)
+    return Drawn(mask, box_px, rings, reading.verdict, reading.says_nothing)
+
+
+def _vertices(reading: outline.Reading) -> tuple[Ring, ...]:
+    """Returns what was read as rings: a point is one vertex, a box two corners."""
+    if reading.rings:
+        return tuple(np.asarray(ring, np.float64) for ring in reading.rings)
+    if reading.point is not None:
+        return (np.asarray(reading.point, np.float64).reshape(1, 2),)
+    if reading.box is not None:
+        return (np.asarray(reading.box, np.float64).reshape(2, 2),)
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegionPrediction(Prediction):
+    """A point, box or outline that a user asked for (host).
+
+    A point is a ring of one vertex, a box a ring of its two corners.
+    """
+
+    kind: Kind
+    size: tuple[int, int]
+    """Height and width of the image in pixels."""
+    mask: Bool[np.ndarray, "H W"]
+    """Empty unless the answer is an outline."""
+    says_nothing: bool = False
+    """Whether it is that there is no such object."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values: text, verdict, polygons, box and COCO RLE."""
+        height, width = self.size
+        scale = np.array([width, height])
+        rle = bitmask.to_rle(self.mask)
+        rle["counts"] = rle["counts"].decode("ascii")
+        corners = np.concatenate(self.rings_unit) if self.rings_unit else np.zeros((0, 2))
+        box = [*corners.min(0), *corners.max(0)] if len(corners) else None
+        return {
+            "question": self.question,
+            "text": self.text,
+            "kind": self.kind.name.lower(),
+            "verdict": self.verdict.name,
+            "says_nothing": self.says_nothing,
+            "polygons_unit": [_rounded(ring, 6) for ring in self.rings_unit],
+            "polygons_px": [_rounded(ring * scale, 3) for ring in self.rings_unit],
+            "box_unit": None if box is None else _rounded(np.array(box), 6),
+            "box_px": None if box is None else _rounded(np.array(box) * np.tile(scale, 2), 3),
+            "area_px": int(self.mask.sum()),
+            "size": {"height": height, "width": width},
+            "rle": rle,
+        }
+
+
+def _rounded(values: np.ndarray, digits: int) -> list:
+    return np.round(values, digits).tolist()
