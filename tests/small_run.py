@@ -179,7 +179,7 @@ def reinforcing_step() -> Any:
         actor(),
         task("prompts"),
         policy=config.policy,
-        weights=dataclasses.asdict(config.weights),
+        weights=Referring.reward_weights,
         optimizer=config.optimizer,
         sampling=config.sampling,
     )

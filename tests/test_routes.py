@@ -66,7 +66,7 @@ def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
         actor,
         bundle.task,
         policy=reinforced.policy,
-        weights=dataclasses.asdict(reinforced.weights),
+        weights=bundle.task.reward_weights,
         optimizer=reinforced.optimizer,
         sampling=reinforced.sampling,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,7 +176,7 @@ def held_out(config: Config) -> Source:
         if name != "easy":
             source = experiments.load(f"simpleseg/{name}_sft.py").scenes(seed=config.seed)
     source = dataclasses.replace(source, seed=config.seed, count=config.scenes)
-    return datasets.fitting(source, config.mixture) if config.protocol is None else source
+    return datasets.fitting(source, config.mixture.needs) if config.protocol is None else source
 
 
 def _built(config: Config) -> Built:

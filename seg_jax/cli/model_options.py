@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jax.sharding import Mesh
+from tyro.conf import Suppress
 
 from seg_jax.data import encode
 from seg_jax.inference import bundle as bundles
@@ -14,6 +15,7 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models import families
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import sampler
+from seg_jax.tasks.task import Task
 
 NANO = Path(__file__).parent / "nano_model"
 """The model that comes with the package; its README.md says how it was made and what it can."""
@@ -33,6 +35,10 @@ class Asked:
     visual_tokens: int | None = None
     """Most image tokens of a question; larger images are scaled down. None: as a trained model
     was taught, 1280 for one of Hugging Face's."""
+
+    task: Annotated[type[Task] | None, Suppress] = None
+    """The class of the task that the model stores, from a configuration file, if it is none of the
+    package's."""
 
     @property
     def folder(self) -> Path:
@@ -67,5 +73,11 @@ class Asked:
         folder = self.folder
         dtype = self.dtype or families.noted_dtype(folder)
         compute = Compute(dtype=dtype, param_dtype=dtype)
-        bundle = bundles.load(folder, compute=compute, on=on, visual_tokens=self.visual_tokens)
+        bundle = bundles.load(
+            folder,
+            compute=compute,
+            on=on,
+            visual_tokens=self.visual_tokens,
+            task_kind=self.task,
+        )
         return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

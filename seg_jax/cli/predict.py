@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from seg_jax.cli.model_options import Asked
 from seg_jax.data import image_files
-from seg_jax.records import Kind
 from seg_jax.report import overlay
+from seg_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,8 @@ class Config(Asked):
     """A point in the object: x y, fractions of width and height."""
     box: tuple[float, float, float, float] | None = None
     """A box around the object: x0 y0 x1 y1, fractions of width and height."""
-    answer: Literal["mask", "box", "point"] = "mask"
-    """What is asked for."""
+    answer: str | None = None
+    """What is asked for: mask, box or point; left out: a mask, or what the model's task has."""
     out: Path | None = None
     """Folder for the overlay, NAME-overlay.png; none is drawn without it."""
 
@@ -39,7 +38,8 @@ def main(config: Config) -> int:
     image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         config.out.mkdir(parents=True, exist_ok=True)
-    prediction = config.predictor().predict(image, clue, Kind[config.answer.upper()])
+    predictor = config.predictor()
+    prediction = predictor.predict(image, clue, _kind(predictor.bundle.task, config.answer))
     result = prediction.as_json()
     if config.out is not None:
         path = config.out / f"{config.image.stem}-overlay.png"
@@ -47,6 +47,18 @@ def main(config: Config) -> int:
         result["overlay"] = str(path)
     print(json.dumps(result, indent=2))
     return 0
+
+
+def _kind(task: Task, answer: str | None) -> int | None:
+    """Returns the number of the kind of answer of a name."""
+    if answer is None:
+        return None
+    if answer not in task.kind_names:
+        raise ValueError(
+            f"answer: expected one of {', '.join(task.kind_names)}, got {answer!r}; "
+            "do: choose one, or leave it out"
+        )
+    return task.kind_names.index(answer)
 
 
 def _clue(config: Config) -> str | np.ndarray:

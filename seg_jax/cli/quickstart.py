@@ -15,12 +15,11 @@ import numpy as np
 from seg_jax import files
 from seg_jax.data import image_files, pipeline
 from seg_jax.evaluation import bootstrap, task_metrics
-from seg_jax.grammar import outline
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
-from seg_jax.records import Kind, Sample, Verdict
+from seg_jax.records import Sample, Verdict
 from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
@@ -32,7 +31,7 @@ from seg_jax.runs import (
     supervised,
 )
 from seg_jax.runs.stage import Place
-from seg_jax.tasks.referring import Mixture, rings_unit
+from seg_jax.tasks.referring import Mixture
 from seg_jax.training import loop
 from seg_jax.training import steps as jitted_steps
 from seg_jax.training.log import Log
@@ -172,7 +171,7 @@ def _gspo(config: Config) -> reinforcement.Config:
     minutes = config.minutes * GSPO_SHARE
     plan = dataclasses.replace(base.loop, steps=config.gspo_steps, minutes=minutes)
     layout, task = bundles.describe(config.start)
-    task = dataclasses.replace(task, mixture=base.task.mixture)
+    task = evaluation.with_mixture(task, base.task.mixture)
     return dataclasses.replace(
         base, out=config.out, loop=plan, mesh=config.mesh, task=task, layout=layout
     )
@@ -273,12 +272,12 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     GSPO samples.
     """
     gspo, bundle = _gspo(config), models[0]
-    task = dataclasses.replace(bundle.task, mixture=gspo.task.mixture)
+    task = gspo.task or bundle.task
     sampled = jitted_steps.rollout_rewards(
         jitted_steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
         task,
         gspo.sampling,
-        weights=dataclasses.asdict(gspo.weights),
+        weights=gspo.weights or task.reward_weights,
         seed=config.seed,
     )
     mesh = config.mesh.build()
@@ -353,16 +352,15 @@ def _report(
 def _exhibit(chapters: dict[str, Chapter], index: int) -> exhibits.Exhibit:
     """Returns a held-out scene with its truth and the answers of all models."""
     first = chapters["sft"]
-    example = first.outcome.examples[index]
-    truth = exhibits.Panel("truth", rings_unit(example.mask, first.bundle.task))
-    shown = [truth]
+    example, task = first.outcome.examples[index], first.bundle.task
+    truth = task.truth(example, canvas=first.bundle.layout.canvas)
+    shown = [exhibits.Panel("truth", task.truth_rings(truth))]
     for name in ("sft", "start", "gspo"):
         outcome = chapters[name].outcome
-        reading = outline.read(outcome.texts[index], Kind.MASK)
         shown.append(
             exhibits.Panel(
                 chapters[name].caption,
-                reading.rings,
+                task.answer_rings(outcome.texts[index], truth),
                 iou=float(outcome.scores["iou"][index]),
                 verdict=Verdict(int(outcome.verdicts[index])),
                 text=outcome.texts[index],

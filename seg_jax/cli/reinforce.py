@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _report(config: Config, gallery: Gallery) -> None:
         config.out / "report.html",
         html_page.Report(
             title="seg-jax reinforce",
-            summary_rows=_rows(path),
+            summary_rows=_rows(path, config.weights),
             curves=metrics_log.read(path),
             exhibits=gallery.exhibits,
             config=run_folder.plain(config),
@@ -97,11 +98,12 @@ def _report(config: Config, gallery: Gallery) -> None:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, scores: Iterable[str]) -> list[dict[str, Any]]:
     """Returns how the metrics of a log began and ended."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = []
-    for name, words in _REPORTED.items():
+    titles = {f"scores/{name}": f"mean {name}" for name in scores}
+    for name, words in ({"reward": ""} | titles | _REPORTED).items():
         values = [record[name] for record in records if record.get(name) is not None]
         if values:
             tenth = -(-len(values) // 10)

@@ -78,7 +78,7 @@ class Plan:
         feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
         task = bundle.task
         if kind == "prompts":
-            task = dataclasses.replace(task, mixture=task.mixture.judged())
+            task = task.judged()
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
         row = next(pipeline.batches(run.source, task, encoder, feed=feed, rows=kind))
@@ -158,7 +158,7 @@ def _update(plan: Plan, run: reinforcement.Config) -> Step:
         logp=np.zeros(shape, np.float32),
         computed=np.zeros(shape[:2], np.int32),
     )
-    weights = dataclasses.asdict(run.weights)
+    weights = run.weights
     function = jitted_steps.reinforcing_step(
         plan.actor,
         plan.bundle.task,

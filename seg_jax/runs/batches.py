@@ -10,7 +10,7 @@ import jax
 from seg_jax.data import packed_batches, pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.models.parallel import sharding
-from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 from seg_jax.training import processes
 
 
@@ -25,7 +25,7 @@ class ShardedBatches(NamedTuple):
 
 def sharded_batches(
     run: Any,
-    task: Referring,
+    task: Task,
     encoder: Encoder,
     *,
     mesh: jax.sharding.Mesh,

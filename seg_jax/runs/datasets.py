@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import subcommand
 
 from seg_jax.data.sources import Built, Mixed, Scenes
-from seg_jax.tasks.referring import Mixture
+from seg_jax.tasks.task import Need
 
 ConfigT = TypeVar("ConfigT", bound="Data")
 
@@ -63,14 +64,15 @@ def resolved(config: ConfigT) -> ConfigT:
       ValueError: a folder is no data set, weights are not above 0, or there is nothing of what is
         asked about.
     """
-    source, mixture = getattr(config, "source"), getattr(config, "task").mixture  # noqa: B009
+    source, needs = getattr(config, "source"), getattr(config, "task").needs  # noqa: B009
+    absent = "absent" in needs.values()
     if config.data:
-        source = _named(config, mixture)
-    source = fitting(source, mixture)
+        source = _named(config, needs)
+    source = fitting(source, needs)
     parts = source.parts if isinstance(source, Mixed) else (source,)
     built = [part for part in parts if isinstance(part, Built)]
-    offers = [_offers(part, mixture) for part in built]
-    if mixture.absent and len(built) == len(parts) and not any(offers):
+    offers = [_offers(part, needs) for part in built]
+    if absent and len(built) == len(parts) and not any(offers):
         names = ", ".join(str(folder) for part in built for folder in part.folders)
         raise ValueError(
             f"mixture.absent: expected expressions without a target in {built[0].split} of "
@@ -80,12 +82,12 @@ def resolved(config: ConfigT) -> ConfigT:
     return dataclasses.replace(config, **changes)
 
 
-def fitting(source: Scenes | Built | Mixed, mixture: Mixture) -> Scenes | Built | Mixed:
+def fitting(source: Scenes | Built | Mixed, needs: Mapping[str, Need]) -> Scenes | Built | Mixed:
     """Returns the source such that it gives what the questions are about.
 
     Expressions without a target are given if they are asked about, of scenes one at least.
     """
-    if not mixture.absent:
+    if "absent" not in needs.values():
         return source
     if isinstance(source, Mixed):
         return dataclasses.replace(source, parts=tuple(map(_with_absent, source.parts)))
@@ -100,9 +102,9 @@ def _with_absent(source: Scenes | Built) -> Scenes | Built:
     return dataclasses.replace(source, style=style)
 
 
-def _named(config: Data, mixture: Mixture) -> Built | Mixed:
+def _named(config: Data, needs: Mapping[str, Need]) -> Built | Mixed:
     """Returns the data sets of the command line as a source."""
-    singly = not any(mixture.text_shares)
+    singly = bool(needs) and "text" not in needs.values()
     sets = [Built(folders=(path,), split=config.split, singly=singly) for path in config.data]
     if not config.data_weights:
         return dataclasses.replace(sets[0], folders=config.data)
@@ -116,34 +118,28 @@ _WORDS = {
 }
 
 
-def _offers(source: Built, mixture: Mixture) -> bool:
+def _offers(source: Built, needs: Mapping[str, Need]) -> bool:
     """Returns whether data sets have expressions without a target, if these are asked about.
 
     Raises:
       ValueError: one of the data sets has nothing that is asked about.
     """
-    asked = [name for name, share in vars(mixture).items() if share]
-    wanted = {_needed(name) for name in asked}
+    wanted = set(needs.values())
     len(source)  # What is wrong with a folder is told first.
+    if not wanted:
+        return True
     found: set[str] = set()
     for folder in source.folders:
         offered = dataclasses.replace(source, folders=(folder,)).question_kinds(wanted)
         if not wanted & offered:
             needed, there = (_list(names) for names in (wanted, offered))
             raise ValueError(
-                f"{folder}: expected {needed} in {source.split} for {', '.join(asked)}, got "
+                f"{folder}: expected {needed} in {source.split} for {', '.join(needs)}, got "
                 f"{there or 'neither'}; leave the data set out or ask other questions (mixture)"
             )
         found |= offered
-    return "absent" in found or bool(mixture.absent and source.absent_count())
+    return "absent" in found or bool("absent" in wanted and source.absent_count())
 
 
-def _needed(question: str) -> str:
-    """Returns what a question of the mixture needs of a data set."""
-    if question == "absent":
-        return question
-    return "text" if question.startswith("text_") else "place"
-
-
-def _list(needs: set[str]) -> str:
+def _list(needs: Iterable[str]) -> str:
     return " or ".join(_WORDS[name] for name in sorted(needs))

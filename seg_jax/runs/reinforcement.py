@@ -20,25 +20,13 @@ from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
 from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 from seg_jax.training import optimizers, policy, state, steps
 from seg_jax.training.clock import Clock
 from seg_jax.training.log import Board
 
 Show = Callable[[int, Prompts, Rollout], None]
 """Called with (number of the step, this process's prompts on the host, answers) after each step."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Weights of the named scores in the reward."""
-
-    iou: float = 1.0
-    distance: float = 0.2
-    format: float = 0.1
-
-    def __post_init__(self):
-        if not all(map(math.isfinite, vars(self).values())):
-            raise ValueError(f"weights: expected finite numbers, got {self}; do: give others")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +45,8 @@ class Config(TrainingRun):
     """Prompts of a step."""
     sampling: steps.Sampling = steps.Sampling()
     policy: policy.Policy = policy.Policy()
-    weights: Weights = Weights()
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Weights of the task's scores in the reward, by their names; none: the task's usual ones."""
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
         lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
@@ -68,7 +57,11 @@ class Config(TrainingRun):
     def __post_init__(self):
         super().__post_init__()
         if self.task is not None:
-            self.task.mixture.check_judged()
+            self._check_judged(self.task)
+        if not all(map(math.isfinite, self.weights.values())):
+            raise ValueError(
+                f"weights: expected finite numbers, got {self.weights}; do: give others"
+            )
         if self.panel_every < 0:
             raise ValueError(f"panel_every: expected >= 0 steps, got {self.panel_every}; do: 0")
         for name in ("questions", "packed_rows", "packed_tokens", "pack"):
@@ -79,23 +72,41 @@ class Config(TrainingRun):
                     "to an image nor packed; do: leave it out"
                 )
 
-    def default_task(self, taught: Referring | None) -> Referring:
+    def _check_judged(self, task: Task) -> None:
+        """Raises ValueError for questions that nothing judges, or weights of unknown scores."""
+        if isinstance(task, Referring):
+            task.mixture.check_judged()
+        unknown = sorted(self.weights.keys() - task.reward_weights.keys())
+        if unknown:
+            raise ValueError(
+                f"weights: expected scores of the task {task.name!r}, which are "
+                f"{', '.join(task.reward_weights)}, got {unknown[0]}; do: leave it out"
+            )
+
+    def completed(self, checkpoint: Path | None = None) -> Config:
+        """Returns the run as its checkpoint completes it, with the weights of the task's scores.
+
+        Raises:
+          ValueError: the folder is no model's, or the run contradicts it.
+        """
+        run = super().completed(checkpoint)
+        assert run.task is not None
+        return dataclasses.replace(run, weights=run.weights or dict(run.task.reward_weights))
+
+    def default_task(self, taught: Task | None) -> Task:
         """Returns what a model was taught without the questions that nothing judges."""
-        task = taught or Referring()
-        return dataclasses.replace(task, mixture=task.mixture.judged())
+        return (taught or Referring()).judged()
 
 
-def task_to_save(run: Config) -> Referring:
+def task_to_save(run: Config) -> Task:
     """Returns the task that the model of a completed run has learnt in all its life.
 
     It is asked what the run asks, and keeps from its checkpoint the questions that this stage has
     left out.
     """
-    taught = None if run.checkpoint is None else bundles.own_task(run.checkpoint)
     asked = run.task or Referring()
-    if taught is None:
-        return asked
-    return dataclasses.replace(asked, mixture=taught.mixture.taught_too(asked.mixture))
+    taught = None if run.checkpoint is None else bundles.own_task(run.checkpoint, type(asked))
+    return asked if taught is None else asked.taught_after(taught)
 
 
 def train(
@@ -115,7 +126,7 @@ def train(
         actor,
         bundle.task,
         policy=run.policy,
-        weights=dataclasses.asdict(run.weights),
+        weights=run.weights or bundle.task.reward_weights,
         optimizer=run.optimizer,
         sampling=run.sampling,
     )

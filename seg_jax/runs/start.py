@@ -60,7 +60,10 @@ def from_checkpoint(run: Any) -> Start:
     mesh = run.mesh.build()
 
     def read() -> Bundle:
-        return _of_run(run, bundles.load(run.checkpoint, compute=run.compute, on=mesh))
+        return _of_run(
+            run,
+            bundles.load(run.checkpoint, compute=run.compute, on=mesh, task_kind=type(run.task)),
+        )
 
     if run.resume:
         return Start(blank_from_checkpoint(run), lambda: read().params)
@@ -74,16 +77,18 @@ def blank_from_checkpoint(run: Any) -> Bundle:
     Raises:
       ValueError: as `from_checkpoint`.
     """
-    return _of_run(run, bundles.blank(run.checkpoint, compute=run.compute))
+    return _of_run(
+        run, bundles.blank(run.checkpoint, compute=run.compute, task_kind=type(run.task))
+    )
 
 
 def _of_run(run: Any, bundle: Bundle) -> Bundle:
     """Returns a model with the task and layout of a run in the place of its own."""
     decimals = tokens.whole_decimals(bundle.tokenizer)
-    if decimals not in (None, run.task.digits):
+    if None not in (decimals, run.task.decimals) and decimals != run.task.decimals:
         raise ValueError(
             f"task.digits: expected {decimals}, the decimals of the number tokens of "
-            f"{run.checkpoint}, got {run.task.digits}; do: --task.digits {decimals}"
+            f"{run.checkpoint}, got {run.task.decimals}; do: --task.digits {decimals}"
         )
     return dataclasses.replace(bundle, task=run.task, layout=run.layout)
 
@@ -134,4 +139,4 @@ def make_tokenizer(source: Source, task: Task, folder: Path) -> tokens.Tokenizer
     if isinstance(source, sources.Scenes):
         phrases += sources.corpus(sources.Scenes())  # `evaluate` asks about these by itself.
     sentences = task.sentences(phrases)
-    return tokens.train(sentences, folder=folder, numbers="whole", digits=task.decimals)
+    return tokens.train(sentences, folder=folder, numbers="whole", digits=task.decimals or 1)

@@ -16,6 +16,7 @@ from seg_jax.models.nn.compute import Compute
 from seg_jax.runs import datasets
 from seg_jax.runs.start import Model
 from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 from seg_jax.training import optimizers, steps
 from seg_jax.training.cluster import Processes
 from seg_jax.training.loop import Loop
@@ -33,8 +34,9 @@ class TrainingRun(datasets.Data):
     """Model folder to start from: of a training run, or one of Hugging Face's."""
     model: Model | None = None
     """Sizes of a model with random weights; a checkpoint has its own, which these must be."""
-    task: Referring | None = None
-    """What is asked and answered; None: as the checkpoint was taught."""
+    task: Referring | Task | None = None
+    """What is asked and answered; None: as the checkpoint was taught. A configuration file may
+    give a task of its own."""
     layout: Layout | None = None
     """Shapes of a row; None: those of the checkpoint."""
     compute: Compute = Compute()
@@ -79,8 +81,9 @@ class TrainingRun(datasets.Data):
                 _check_token_ids(run.model, type(run.model)(), of_checkpoint=False)
                 _check_layout(run.layout, run.model, where="the model")
             return run
-        layout, task = bundles.describe(folder)
-        taught, sizes = bundles.own_task(folder), families.read(folder)
+        kind = None if self.task is None else type(self.task)
+        layout, task = bundles.describe(folder, task_kind=kind)
+        taught, sizes = bundles.own_task(folder, kind), families.read(folder)
         run = dataclasses.replace(
             self,
             checkpoint=folder,
@@ -96,14 +99,15 @@ class TrainingRun(datasets.Data):
                 f"layout.native: expected {layout.native}, as {folder} has it, got "
                 f"{run.layout.native}; do: give images as this family of models takes them"
             )
-        if taught is not None and run.task.digits != taught.digits:
+        known = None if taught is None else taught.decimals
+        if None not in (known, run.task.decimals) and run.task.decimals != known:
             raise ValueError(
-                f"task.digits: expected {taught.digits}, the decimals that {folder} was taught, "
-                f"got {run.task.digits}; do: leave it out"
+                f"task.digits: expected {known}, the decimals that {folder} was taught, "
+                f"got {run.task.decimals}; do: leave it out"
             )
         return run
 
-    def default_task(self, taught: Referring | None) -> Referring:
+    def default_task(self, taught: Task | None) -> Task:
         """Returns the task of a run that names none.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,10 @@ class Metric(NamedTuple):
     """What the sum of the values is divided by the sum of; None: the mean of the values."""
 
 
+Need = Literal["text", "place", "absent"]
+"""What a question needs of a sample: an expression of an object, an object alone, which a point or
+box can mean, or an expression of what is not there."""
+
 Reader = Callable[[Int[Array, "*n L"], Bool[Array, "*n L"], Any], tuple[Any, Int[Array, "*n"]]]
 """(ids, used tokens, truth) -> (what the answers say, a tree [*n ..], and their verdicts)."""
 
@@ -114,9 +118,29 @@ class Task(abc.ABC):
         return tuple(range(len(self.kind_names)))
 
     @property
-    def decimals(self) -> int:
-        """The decimals of numbers for which a tokenizer of our own has tokens."""
-        return 3
+    def decimals(self) -> int | None:
+        """The decimals of the coordinates that are asked with and answered; None: there are none.
+
+        A tokenizer of our own has tokens for such numbers.
+        """
+        return None
+
+    @property
+    def needs(self) -> Mapping[str, Need]:
+        """The questions that are asked, by their names, with what each needs of a sample.
+
+        A source is made or refused by them; without any, every sample will do.
+        """
+        return {}
+
+    def judged(self) -> Task:
+        """Returns the task without the questions that nothing judges: what can be reinforced."""
+        return self
+
+    def taught_after(self, before: Task) -> Task:
+        """Returns what is stored with a model that was taught this task after another one."""
+        del before
+        return self
 
     # What is asked (host).
 

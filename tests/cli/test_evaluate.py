@@ -247,7 +247,7 @@ def test_a_question_too_long_for_the_rows_counts_as_unanswered():
         ids = np.full(shape, bundle.tokenizer.encode("[")[0], np.int32)
         return Rollout(ids, np.ones(shape, bool), np.zeros(shape))
 
-    model = Model(ask, bundle.encoder, batch=2)
+    model = Model(ask, bundle.encoder, bundle.task, batch=2)
     told = [(text, tokens) for _, text, tokens in model([first, long, first, first])]
     assert told == [("[", 1), ("", 0), ("[", 1), ("[", 1)]
     assert model.too_long == 1
@@ -271,7 +271,7 @@ def test_the_same_question_twice_has_one_answer():
         ids = np.full(shape, calls[-1], np.int32)
         return Rollout(ids, np.ones(shape, bool), np.zeros(shape))
 
-    model = Model(ask, bundle.encoder, batch=1)
+    model = Model(ask, bundle.encoder, bundle.task, batch=1)
     asked = [first, first, other, other, first]
     assert [text for _, text, _ in model(asked)] == ["[", "[", "[", "[", "["]
     assert len(calls) == 5

@@ -319,7 +319,7 @@ def seen(monkeypatch):
             rollout = types.SimpleNamespace(
                 ids=np.full((1, 1, 1), bundle.tokenizer.end_id), used=np.ones((1, 1, 1), bool)
             )
-            self.answer = lambda *_: (rollout, None, None)
+            self.answer = lambda *_: (rollout, None)
 
         def predict(self, image, *words):
             asked.append(image)

@@ -94,7 +94,7 @@ def test_the_source_gives_what_is_asked_about(made):
     singly = Mixed(
         parts=tuple(Built(folders=(f,), singly=True) for f in folders), weights=(1.0, 1.0)
     )
-    assert datasets.fitting(singly, absent) == singly
+    assert datasets.fitting(singly, absent.needs) == singly
     assert resolved(absent).style.absent == 1
     points = Mixture(text_mask=0.0, point_mask=1.0)
     assert resolved(points, data=folders).singly

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from seg_jax.tasks.task import Need
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
@@ -41,6 +43,12 @@ class Mixture:
         """The shares of questions whose clue is an expression, by the kind of the answer."""
         return self.text_point, self.text_box, self.text_mask
 
+    @property
+    def needs(self) -> dict[str, Need]:
+        """The questions that have a share, with what each needs of a sample."""
+        asked = [name for name, share in vars(self).items() if share]
+        return {name: _need(name) for name in asked}
+
     def judged(self) -> Mixture:
         """Returns the same questions without those for names, which nothing judges.
 
@@ -69,3 +77,9 @@ class Mixture:
                 f"mixture: expected points, boxes and outlines, got {asked}, whose answers are "
                 "words that nothing judges; set these shares to 0"
             )
+
+
+def _need(question: str) -> Need:
+    if question == "absent":
+        return "absent"
+    return "text" if question.startswith("text_") else "place"

@@ -66,11 +66,26 @@ class Referring(OutlineStyle, Task):
         return self.digits
 
     @property
+    def needs(self) -> dict[str, task.Need]:
+        """The questions of the mixture, with what each needs of a sample."""
+        return self.mixture.needs
+
+    def judged(self) -> Referring:
+        """Returns the task without the questions for names."""
+        return dataclasses.replace(self, mixture=self.mixture.judged())
+
+    def taught_after(self, before: Task) -> Referring:
+        """Returns the task with the questions that the model was taught before, too."""
+        if not isinstance(before, Referring):
+            return self
+        return dataclasses.replace(self, mixture=before.mixture.taught_too(self.mixture))
+
+    @property
     def nothing(self) -> bool:
         """Whether an answer may say that there is nothing."""
         return self.mixture.absent > 0
 
-    def example(self, sample: Sample, rng: np.random.Generator) -> Example:
+    def example(self, sample: Sample, rng: np.random.Generator) -> task.Example:
         """Returns a random question about a random object of the sample and its true answer.
 
         Of the mixture's questions those are asked that the sample allows for: text tells of masks
