@@ -442,7 +442,7 @@ def interrupt():
 
 def test_interrupted_reinforcement_resumes_as_if_undisturbed(run, reinforcing, given, tmp_path):
     file = tmp_path / "four.py"
-    file.write_text(CONFIG.replace("sft_config", "gspo_config"))
+    file.write_text(CONFIG.replace("tiny_sft", "tiny_gspo"))
     words = "reinforce", file, "--checkpoint", given, "--out"
     assert run(*words, tmp_path / "whole")[0] == 0
     reinforcing[3] = interrupt

@@ -132,10 +132,10 @@ def test_the_share_of_absent_things_in_training(made):
         (("--data", "refcoco_unc", "--data-weights", 0), "expected weights > 0, got (0.0,)"),
         (("--data", "refcoco_unc", "--split", "dev"), "expected one of the splits testA, testB"),
         (("--data", "refcoco_unc", "--task.mixture.absent", 1), "expected expressions without a"),
-        (("--data", "absent"), "expected images with objects in train, got none"),
+        (("--data", "absent"), "expected images with objects in the split train, got none"),
         (
             ("--data", "absent", "--task.mixture.text-mask", 0, "--task.mixture.point-mask", 1),
-            "expected images with objects in train, got none",
+            "expected images with objects in the split train, got none",
         ),
     ],
 )
