@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from seg_jax.grammar import chat, outline
 from seg_jax.records import Automaton, Kind
@@ -92,18 +92,46 @@ def _moves(state: _State, item: str, rings: int | None, points: int | None) -> d
     return {head: state._replace(rest=tail)}
 
 
-class _Machine(NamedTuple):
-    """The grammar over bytes (host)."""
+class Machine(NamedTuple):
+    """A grammar over bytes (host)."""
 
-    states: list[_State]
-    """States by number; the first, `FREE`, has no meaning."""
     edges: Int[np.ndarray, "states_and_one 256"]
-    """The state after each byte; the last state is a trap."""
+    """The state after each byte. State 0, `FREE`, has no meaning; the last one is a trap."""
     start: list[int]
-    """Numbers of the first state of each kind of answer."""
+    """The state before the first byte, by the kind of answer."""
+    final: Bool[np.ndarray, " states"]
+    """Where an answer may end."""
+    coordinates: Int[np.ndarray, "states 4"] | None = None
+    """Of the coordinate that the next digit belongs to, see `Automaton`; None: no numbers are
+    compared with each other."""
+    digits: int = 0
+    """Decimals of such a coordinate."""
 
 
-def _machine(digits: int, rings: int | None, points: int | None, *, nothing: bool) -> _Machine:
+def machine_of_texts(texts: Sequence[Iterable[str]]) -> Machine:
+    """Returns the grammar of answers that are one of a few texts, for each kind of answer."""
+    states: dict[tuple[int, bytes], int] = {}
+    edges: list[tuple[int, int, int]] = []
+    finals = set()
+
+    def state_of(kind: int, text: bytes) -> int:
+        return states.setdefault((kind, text), len(states) + 1)
+
+    start = [state_of(kind, b"") for kind in range(len(texts))]
+    for kind, choices in enumerate(texts):
+        for choice in map(str.encode, choices):
+            for end in range(len(choice)):
+                before, after = (state_of(kind, choice[:at]) for at in (end, end + 1))
+                edges.append((before, choice[end], after))
+            finals.add(state_of(kind, choice))
+    count = len(states) + 1
+    table = np.full((count + 1, 256), count, np.int32)
+    for before, byte, after in edges:
+        table[before, byte] = after
+    return Machine(table, start, np.isin(np.arange(count), sorted(finals)))
+
+
+def _machine(digits: int, rings: int | None, points: int | None, *, nothing: bool) -> Machine:
     scripts = _scripts(digits)
     first = []
     for kind, script in scripts.items():
@@ -126,7 +154,13 @@ def _machine(digits: int, rings: int | None, points: int | None, *, nothing: boo
     edges = np.full((len(number) + 1, 256), len(number), np.int32)
     before, byte, after = np.array(found).T
     edges[before, byte] = after
-    return _Machine(list(number), edges, [number[state] for state in first])
+    return Machine(
+        edges,
+        start=[number[state] for state in first],
+        final=np.array([state.rest == "$" for state in number]),
+        coordinates=np.array([_coordinate_state(state, digits) for state in number], np.int32),
+        digits=digits,
+    )
 
 
 def _coordinate_state(state: _State, digits: int) -> tuple[int, int, int, int]:
@@ -150,9 +184,10 @@ class _Lifted(NamedTuple):
 
 
 def _lift_to_tokens(
-    machine: _Machine, pieces: Sequence[bytes | None], ends: Iterable[int]
+    machine: Machine, pieces: Sequence[bytes | None], ends: Iterable[int]
 ) -> _Lifted:
-    trap = len(machine.states)
+    trap = len(machine.final)
+    compares = machine.coordinates is not None
     signs = [column.tobytes() for column in machine.edges.T]
     alike = bytes(signs.index(sign) for sign in signs)
     useless = bytes(byte for byte in range(256) if (machine.edges[:trap, byte] == trap).all())
@@ -162,7 +197,9 @@ def _lift_to_tokens(
     known: dict[bytes, int] = {}
     classes = np.zeros(len(pieces), np.int16)
     for token, piece in enumerate(pieces):
-        if not piece or len(piece.translate(None, useless)) < len(piece) or _TWO.search(piece):
+        if not piece or len(piece.translate(None, useless)) < len(piece):
+            continue
+        if compares and _TWO.search(piece):
             continue
         text = piece.translate(alike)
         if text not in known:
@@ -175,8 +212,7 @@ def _lift_to_tokens(
         classes[token] = known[text]
     for token in ends:
         classes[token] = len(columns)
-    final = np.array([state.rest == "$" for state in machine.states])
-    following = np.stack([*columns, np.where(final, FREE, trap)], 1)
+    following = np.stack([*columns, np.where(machine.final, FREE, trap)], 1)
     allowed = following != trap
     return _Lifted(classes, np.where(allowed, following, FREE), allowed)
 
@@ -277,14 +313,38 @@ def table(
             f"automaton.table: expected 1 ring of {FEWEST} points or more, got {rings} of "
             f"{points}; do: raise the limits"
         )
+    machine = _machine(digits, rings, points, nothing=nothing)
+    return machine_table(machine, pieces, ends=ends)
+
+
+def machine_table(
+    machine: Machine, pieces: Sequence[bytes | None], *, ends: Sequence[int]
+) -> Automaton:
+    """Returns the automaton of any grammar over the tokens of a tokenizer.
+
+    Args:
+      machine: the grammar over bytes.
+      pieces: the bytes of every token by id (`Tokenizer.pieces`); None for tokens without text.
+      ends: tokens that end an answer.
+
+    Raises:
+      ValueError: the tokenizer cannot write an answer, or has no such end tokens.
+    """
     if not ends or min(ends) < 0 or max(ends) >= len(pieces):
         raise ValueError(
             f"automaton.table: expected end tokens below {len(pieces)}, got {list(ends)}; do: give "
             "ids of the tokenizer"
         )
-    machine = _machine(digits, rings, points, nothing=nothing)
     lifted = _lift_to_tokens(machine, pieces, ends)
-    need = _tokens_to_end(lifted, _complete_classes(pieces, lifted))
+    if machine.coordinates is None:
+        complete = np.ones(lifted.following.shape[1], bool)
+        keys = np.zeros(len(pieces), np.int32)
+        coordinates = np.zeros((len(machine.final), 4), np.int32)
+    else:
+        complete = _complete_classes(pieces, lifted)
+        keys = _digit_keys(pieces, lifted.classes, machine.digits)
+        coordinates = machine.coordinates
+    need = _tokens_to_end(lifted, complete)
     if (need[machine.start].min(1) == LATE).any():
         raise ValueError(
             "automaton.table: expected a tokenizer with every digit, bracket, comma, stop and "
@@ -292,13 +352,12 @@ def table(
             "tokenizer"
         )
     wide = ((0, 0), (0, -need.shape[1] % WORD))
-    spots = np.array([_coordinate_state(state, digits) for state in machine.states], np.int32)
     return Automaton(
         classes=jnp.asarray(lifted.classes, jnp.int16),
-        keys=jnp.asarray(_digit_keys(pieces, lifted.classes, digits)),
+        keys=jnp.asarray(keys),
         following=jnp.asarray(np.pad(lifted.following, wide), jnp.int16),
         need=jnp.asarray(np.pad(need, wide, constant_values=LATE).astype(np.int16)),
-        spots=jnp.asarray(spots),
+        spots=jnp.asarray(coordinates),
         start=jnp.asarray(machine.start, jnp.int32),
     )
 
