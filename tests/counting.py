@@ -1,4 +1,4 @@
-"""A second task in one file: how many things are in an image? Nothing outside knows it."""
+"""A second task in one file, counting, which nothing outside it knows."""
 
 from __future__ import annotations
 

@@ -196,11 +196,7 @@ def answers(monkeypatch):
         rollout = Rollout(ids, np.ones_like(ids, bool), np.zeros(ids.shape, np.float32))
         none = np.zeros(rows, np.int32)
         scores = dict.fromkeys(("iou", "distance", "format"), np.zeros(rows, np.float32))
-        measures = {
-            "intersection": none,
-            "union": np.ones(rows, np.int32),
-            "centroid_error": np.full(rows, np.nan, np.float32),
-        }
+        measures = {"intersection": none, "union": none + 1, "centroid_error": none + np.nan}
         return rollout, Judgement(scores, measures, none + Verdict.EMPTY)
 
     monkeypatch.setattr(Predictor, "answer", answer)
