@@ -70,6 +70,8 @@ def _values(value: Any, kind: Any) -> list[Any]:
         return [] if isinstance(value, kind) else _instances(kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return list(kind)
+    if typing.get_origin(kind) is dict:  # Weights by the names of scores.
+        return [{**value, name: weight + 1.0} for name, weight in value.items()]
     if kind is bool:
         return [True, False]
     if kind is int:
