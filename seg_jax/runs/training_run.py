@@ -76,34 +76,32 @@ class TrainingRun(datasets.Data):
         folder = checkpoint or self.checkpoint
         if folder is None:
             task = self.task or self.default_task(None)
-            run = dataclasses.replace(self, task=task, layout=self.layout or Layout())
+            layout = self.layout or Layout()
+            run = dataclasses.replace(self, task=task, layout=layout)
             if run.model is not None:
                 _check_token_ids(run.model, type(run.model)(), of_checkpoint=False)
-                _check_layout(run.layout, run.model, where="the model")
+                _check_layout(layout, run.model, where="the model")
             return run
         kind = None if self.task is None else type(self.task)
-        layout, task = bundles.describe(folder, task_kind=kind)
+        own_layout, own_task = bundles.describe(folder, task_kind=kind)
         taught, sizes = bundles.own_task(folder, kind), families.read(folder)
+        task, layout = self.task or self.default_task(own_task), self.layout or own_layout
         run = dataclasses.replace(
-            self,
-            checkpoint=folder,
-            task=self.task or self.default_task(task),
-            layout=self.layout or layout,
-            model=self.model or sizes,
+            self, checkpoint=folder, task=task, layout=layout, model=self.model or sizes
         )
         _check_model(run.model, sizes, folder)
         _check_token_ids(run.model, sizes, of_checkpoint=True)
-        _check_layout(run.layout, sizes, where=str(folder))
-        if (run.layout.native is None) != (layout.native is None):
+        _check_layout(layout, sizes, where=str(folder))
+        if (layout.native is None) != (own_layout.native is None):
             raise ValueError(
-                f"layout.native: expected {layout.native}, as {folder} has it, got "
-                f"{run.layout.native}; do: give images as this family of models takes them"
+                f"layout.native: expected {own_layout.native}, as {folder} has it, got "
+                f"{layout.native}; do: give images as this family of models takes them"
             )
         known = None if taught is None else taught.decimals
-        if None not in (known, run.task.decimals) and run.task.decimals != known:
+        if None not in (known, task.decimals) and task.decimals != known:
             raise ValueError(
                 f"task.digits: expected {known}, the decimals that {folder} was taught, "
-                f"got {run.task.decimals}; do: leave it out"
+                f"got {task.decimals}; do: leave it out"
             )
         return run
 
