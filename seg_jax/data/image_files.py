@@ -45,22 +45,22 @@ def read(path: Path | str) -> RgbImage:
             with Image.open(path, formats=FORMATS) as image:
                 _check_size(image.size, name)
                 upright = ImageOps.exif_transpose(image)
-                return np.array(_rgb(upright))
+                return np.array(_rgb(upright, name))
     except Image.DecompressionBombError:
         raise ValueError(str(_too_large("far more", name))) from None
     except Image.UnidentifiedImageError:
         formats = ", ".join(FORMATS)
         raise ValueError(
-            f"expected an image ({formats}), got something else in {name},"
-            " do check the file or convert it"
+            f"{name}: expected an image ({formats}), got something else; "
+            "do: check the file or convert it"
         ) from None
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # a damaged file makes decoders fail in any way they can
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"expected a whole image, got a damaged one in {name} ({reason}),"
-            " do copy or export it again"
+            f"{name}: expected a whole image, got a damaged one ({reason}); "
+            "do: copy or export it again"
         ) from None
 
 
@@ -71,14 +71,14 @@ class _Refused(ValueError):
 def _check_file(path: Path, name: str) -> None:
     """Raises ValueError unless there is a file with something in it that may be read."""
     if not path.exists():
-        raise ValueError(f"expected an image, got no file at {name}, do check the path")
+        raise ValueError(f"{name}: expected an image, got no file; do: check the path")
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
-        raise ValueError(f"expected an image, got {kind} at {name}, do name a file")
+        raise ValueError(f"{name}: expected an image, got {kind}; do: name a file")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"expected an image, got no permission to read {name}, do chmod it")
+        raise ValueError(f"{name}: expected an image, got no permission to read it; do: chmod it")
     if not path.stat().st_size:
-        raise ValueError(f"expected an image, got an empty file at {name}, do copy it again")
+        raise ValueError(f"{name}: expected an image, got an empty file; do: copy it again")
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -86,26 +86,28 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width} x {height}", name)
     if not width * height:
-        raise _Refused(f"expected an image, got one without pixels in {name}, do export it again")
+        raise _Refused(f"{name}: expected an image, got one without pixels; do: export it again")
 
 
 def _too_large(size: str, name: str) -> ValueError:
     return _Refused(
-        f"expected at most {MAX_PIXELS / 1e6:.0f} million pixels, got {size} in {name},"
-        " do make it smaller"
+        f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} million pixels, got {size}; "
+        "do: make it smaller"
     )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, name: str) -> Image.Image:
     """Returns the image in mode RGB."""
     if image.mode.startswith("I"):  # Pillow's own conversion would cut off all above 255
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise _Refused("expected 8 or 16 bits a channel, got 32, do export it with 8 bits")
+            raise _Refused(
+                f"{name}: expected 8 or 16 bits a channel, got 32; do: export it with 8 bits"
+            )
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise _Refused(
-            "expected 8 or 16 bits a channel, got real numbers, do export it with 8 bits"
+            f"{name}: expected 8 or 16 bits a channel, got real numbers; do: export it with 8 bits"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")

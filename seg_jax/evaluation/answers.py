@@ -46,12 +46,12 @@ class Saved:
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected an answer with {', '.join(FIELDS)}, got "
-                    f"{line[:60]!r}; give the answers.jsonl of an evaluation"
+                    f"{line[:60]!r}; do: give the answers.jsonl of an evaluation"
                 ) from error
             if before != told:
                 raise ValueError(
                     f"{path}, line {number}: expected one answer to a question, got another to "
-                    f"{at}; remove one of them"
+                    f"{at}; do: remove one of them"
                 )
 
     def find(self, question: Question) -> tuple[str, int] | None:
@@ -69,7 +69,8 @@ class Saved:
             if found is None:
                 raise ValueError(
                     f"{self._path}: expected an answer to every question, got none to "
-                    f"{_name(question)}; give answers of the same protocol, source and seed, or a "
+                    f"{_name(question)}; do: give answers of the same protocol, source and seed, "
+                    "or a "
                     "--checkpoint that answers the rest"
                 )
             yield question, *found

@@ -39,7 +39,7 @@ def mean_interval(values: Shaped[np.ndarray, " n"], *, seed: int, draws: int = 1
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
-    column = _checked("values", values)
+    column = _check_finite("values", values)
     means = _resample((column,), np.mean, seed=seed, draws=draws)
     return _interval(float(column.mean()), means)
 
@@ -100,10 +100,10 @@ def _pair(first, second) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n
             f"values: expected two per scene, got {len(first)} and {len(second)}; "
             "do: evaluate both on the same scenes"
         )
-    return _checked("values", first), _checked("values", second)
+    return _check_finite("values", first), _check_finite("values", second)
 
 
-def _checked(name: str, values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _check_finite(name: str, values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     numbers = np.asarray(values, np.float64)
     bad = int((~np.isfinite(numbers)).sum())
     if not len(numbers) or bad:

@@ -64,14 +64,14 @@ class Row:
     """What is wrong with the answer: see `fault_of`."""
 
 
-def judge(protocol: Protocol, asked: Question, text: str, tokens: int) -> Row:
+def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row:
     """Returns what an answer to a question is worth.
 
     Masks are filled under the COCO rule. The pixels that a sample ignores count neither in the
     intersection nor in the union; boxes and faults are of the whole masks.
 
     Raises:
-      ValueError: the image is larger than `canvas.fill` takes.
+      ValueError: the image is larger than `host_raster.fill` takes.
     """
     truth, sample = asked.truth, asked.sample
     height, width = truth.shape

@@ -182,10 +182,10 @@ def _check(sample: Sample) -> None:
         if value is not None and value.shape != shape:
             raise ValueError(
                 f"sample {sample.key}: expected {name} of the image's size {shape}, got "
-                f"{value.shape}; do not scale one without the other"
+                f"{value.shape}; do: scale all of them alike"
             )
     if phrases != shape[0]:
         raise ValueError(
             f"sample {sample.key}: expected expressions for each of {shape[0]} masks, got "
-            f"{phrases}; give () to masks that have none"
+            f"{phrases}; do: give () to masks that have none"
         )

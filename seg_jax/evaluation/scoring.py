@@ -50,7 +50,10 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
       ValueError: there are no rows.
     """
     if not rows:
-        raise ValueError("evaluation: expected at least one question, got none")
+        raise ValueError(
+            "evaluation: expected at least one question, got none; do: give a source with "
+            "expressions"
+        )
     table = _Table(rows, protocol, seed)
     summary: dict[str, Any] = {
         "protocol": protocol.name,
@@ -59,14 +62,14 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
         "no_target": sum(not row.truth_px for row in rows),
     }
     summary |= {name: table.number(name) for name in protocol.metrics}
-    summary["parse_rate"] = table.share(np.array([_parsed(row) for row in rows]))
+    summary["parse_rate"] = table.share(np.array([_is_readable(row) for row in rows]))
     summary["tokens"] = table.share(np.array([row.tokens for row in rows]))
     summary["verdicts"] = {v.name: sum(row.verdict == v.name for row in rows) for v in Verdict}
     summary["faults"] = {kind: _faults(rows, kind) for kind in sorted({r.kind for r in rows})}
     return summary
 
 
-def _parsed(row: Row) -> bool:
+def _is_readable(row: Row) -> bool:
     return row.verdict == Verdict.OK.name or row.says_nothing
 
 

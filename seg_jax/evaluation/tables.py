@@ -71,7 +71,7 @@ def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     told = [summary for rows in summaries.values() for summary in rows]
     for title, (rows, names) in PUBLISHED.items():
         if any(s["protocol"] in REPORTED and name in s for s in told for name in names):
-            parts.append(_beside(title, rows, names, summaries))
+            parts.append(_table_beside_paper(title, rows, names, summaries))
     if len(parts) == 1:
         parts.append("The paper reports no numbers for this protocol.\n")
     return "\n".join(parts)
@@ -98,7 +98,7 @@ def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(parts) + "\nIn percent, with 95 % bootstrap intervals over images.\n"
 
 
-def _beside(
+def _table_beside_paper(
     title: str,
     rows: Mapping[str, tuple[float, ...]],
     names: Sequence[str],

@@ -327,7 +327,7 @@ def _draw_lines(
         if marked.any():
             style = {"markersize": 5, "markeredgewidth": 0}
             axes.plot(x[marked], y[marked], "o", color=colour, zorder=front, gid="marks", **style)
-    return _span(steps), _range(*_padded(ends.min(), ends.max()))
+    return _span(steps), _range(*_with_margin(ends.min(), ends.max()))
 
 
 def _alone(values: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
@@ -365,7 +365,7 @@ def _colour(index: int, *, stacked: bool) -> str:
     return "quiet" if stacked and not index else f"c{index % COLOURS}"
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _with_margin(low: float, high: float) -> tuple[float, float]:
     """Returns the range with some room; from zero where zero is near."""
     room = 0.05 * (high - low)
     if 0 <= low < 0.4 * high:

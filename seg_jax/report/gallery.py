@@ -76,7 +76,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
         truth, rings = text4seg.truth(asked.sample, row.which), text4seg.polygons(row.text)
     else:
         truth, rings = asked.truth, draw(row.text, kind, (height, width)).rings_unit
-    outlines = _traced(truth)
+    outlines = _outlines(truth)
     if kind == Kind.BOX:
         size = np.array([width, height])
         rings = [boxes.corners(ring.reshape(-1)[:4]) for ring in rings]
@@ -86,7 +86,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     )
     panels = [Panel("truth", outlines), answer]
     if asked.sample.ignored is not None and asked.sample.ignored[row.which].any():
-        panels.append(Panel("ignored", _traced(asked.sample.ignored[row.which])))
+        panels.append(Panel("ignored", _outlines(asked.sample.ignored[row.which])))
     clue = np.zeros(0) if isinstance(asked.clue, str) else np.asarray(asked.clue)
     places: Any = {clue.size: [tuple(clue.tolist())]}
     return Exhibit(
@@ -100,7 +100,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     )
 
 
-def _traced(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
+def _outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
     """Returns the outline of a mask in unit coordinates, to the pixel but without its stairs."""
     rings = (polygon.simplify(ring, _STAIRS_PX) for ring in contour.trace(mask))
     return [ring / np.array(mask.shape[::-1]) for ring in rings]

@@ -49,7 +49,7 @@ def draw(
     Raises:
       ValueError: if the result would have no pixels or too many.
     """
-    canvas = _resized(image, scale).astype(np.float32)
+    canvas = _resize(image, scale).astype(np.float32)
     height, width = canvas.shape[:2]
     unit_px = np.array([width, height], np.float64)
     rings = [_finite(ring) * unit_px for ring in rings_unit]
@@ -68,7 +68,7 @@ def draw(
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def _resized(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
+def _resize(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image at another size; whole factors repeat pixels, others are smooth."""
     height, width = image.shape[:2]
     longer = max(height, width)
@@ -78,8 +78,8 @@ def _resized(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h
         factor = _LARGE_PX / longer if longer > _LARGE_PX else factor
     if not (0 < factor < MAX_PIXELS and 1 <= height * width * factor**2 <= MAX_PIXELS):
         raise ValueError(
-            f"expected 1 to {MAX_PIXELS} pixels, got {width} x {height} times {factor},"
-            " do change scale"
+            f"scale: expected 1 to {MAX_PIXELS} pixels, got {width} x {height} times {factor}; "
+            "do: change scale"
         )
     if factor == int(factor):
         return image.repeat(int(factor), axis=0).repeat(int(factor), axis=1)

@@ -78,7 +78,7 @@ def judged(
         partial = folder and folder / "answers.partial.jsonl"
         file = partial and stack.enter_context(partial.open("w", encoding="utf-8"))
         for question, text, tokens in answered(asking.questions()):
-            row = judging.judge(asking.protocol, question, text, tokens)
+            row = judging.judge(asking.protocol, question, text, tokens=tokens)
             if file:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
                 file.flush()

@@ -38,9 +38,9 @@ def complaint(path):
         image_files.read(path)
     line = str(caught.value)
     assert type(caught.value) is ValueError
-    assert line.startswith("expected")
+    assert line.startswith(f"{str(path)!r}: expected")
     assert ", got " in line
-    assert ", do " in line
+    assert "; do: " in line
     assert "\n" not in line
     return line
 

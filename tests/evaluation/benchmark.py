@@ -42,7 +42,7 @@ def rows(name, samples, answers):
         answers = [answers(question) for question in asked]
     assert len(asked) == len(answers)
     return [
-        judging.judge(protocol, question, text, len(text))
+        judging.judge(protocol, question, text, tokens=len(text))
         for question, text in zip(asked, answers, strict=True)
     ]
 

@@ -31,7 +31,10 @@ class Config:
 
     def __post_init__(self):
         if not (16 <= self.size <= 4096 and self.batch >= 1 and self.rounds >= 1):
-            raise ValueError(f"expected a size of 16 to 4096, batch and rounds >= 1, got {self}")
+            raise ValueError(
+                f"boundary: expected a size of 16 to 4096, batch and rounds >= 1, got {self}; do: "
+                "choose values in this range"
+            )
 
 
 def main(config: Config) -> int:

@@ -67,10 +67,14 @@ class Config:
     def __post_init__(self):
         for name in ("images", "rows", "questions", "batch", "rounds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"data: expected {name} >= 1, got {getattr(self, name)}; do: choose values in "
+                    "this range"
+                )
         if self.seed < 0 or self.workers < 0:
             raise ValueError(
-                f"expected a seed and workers >= 0, got {self.seed} and {self.workers}"
+                f"data: expected a seed and workers >= 0, got {self.seed} and {self.workers}; do: "
+                "choose values in this range"
             )
 
 

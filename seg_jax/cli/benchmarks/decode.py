@@ -45,16 +45,18 @@ class Config:
     def __post_init__(self):
         if self.rows < GROUP or self.rows % GROUP or not 2 <= self.tokens <= 1024:
             raise ValueError(
-                f"expected rows of a multiple of {GROUP} and 2 to 1024 tokens, got {self.rows} "
-                f"rows and {self.tokens} tokens"
+                f"decode: expected rows of a multiple of {GROUP} and 2 to 1024 tokens, got "
+                f"{self.rows} rows and {self.tokens} tokens; do: choose values in this range"
             )
         if not self.groups or any(group < 1 or self.rows % group for group in self.groups):
             raise ValueError(
-                f"groups: expected divisors of the {self.rows} rows, got {self.groups}"
+                f"groups: expected divisors of the {self.rows} rows, got {self.groups}; do: choose "
+                "values in this range"
             )
         if self.rounds < 1 or self.seed < 0:
             raise ValueError(
-                f"expected rounds >= 1 and a seed >= 0, got {self.rounds} and {self.seed}"
+                f"decode: expected rounds >= 1 and a seed >= 0, got {self.rounds} and {self.seed}; "
+                "do: choose values in this range"
             )
 
 

@@ -49,9 +49,15 @@ class Config:
     def __post_init__(self):
         for name, low in (("prompts", 1), ("answers", 2), ("tokens", 2), ("rounds", 1)):
             if getattr(self, name) < low:
-                raise ValueError(f"expected {name} >= {low}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"policy: expected {name} >= {low}, got {getattr(self, name)}; do: choose "
+                    "values in this range"
+                )
         if self.seed < 0 or self.lr <= 0:
-            raise ValueError(f"expected a seed >= 0 and lr > 0, got {self.seed} and {self.lr}")
+            raise ValueError(
+                f"policy: expected a seed >= 0 and lr > 0, got {self.seed} and {self.lr}; do: "
+                "choose values in this range"
+            )
 
 
 def main(config: Config) -> int:

@@ -51,14 +51,21 @@ class Config:
     def __post_init__(self):
         wrong = set(self.kinds) - {"blob", "star", "thin"}
         if wrong or not self.kinds:
-            raise ValueError(f"expected kinds among blob, star, thin, got {sorted(wrong)}")
+            raise ValueError(
+                f"raster: expected kinds among blob, star, thin, got {sorted(wrong)}; do: choose "
+                "among these"
+            )
         for name, low, high in (("points", 4, 4096), ("sizes", 16, 4096), ("batches", 1, 65536)):
             values = getattr(self, name)
             if not values or not all(low <= value <= high for value in values):
-                raise ValueError(f"expected {name} of {low} to {high}, got {values}")
+                raise ValueError(
+                    f"raster: expected {name} of {low} to {high}, got {values}; do: choose values "
+                    "in this range"
+                )
         if self.rounds < 1 or self.seed < 0:
             raise ValueError(
-                f"expected rounds >= 1 and a seed >= 0, got {self.rounds} and {self.seed}"
+                f"raster: expected rounds >= 1 and a seed >= 0, got {self.rounds} and {self.seed}; "
+                "do: choose values in this range"
             )
 
 

@@ -37,8 +37,9 @@ class Config:
     def __post_init__(self):
         if min(self.prompts, self.answers, self.columns, self.rounds) < 1 or self.seed < 0:
             raise ValueError(
-                "expected prompts, answers, columns and rounds >= 1 and a seed >= 0, got "
-                f"{self.prompts}, {self.answers}, {self.columns}, {self.rounds} and {self.seed}"
+                "reward: expected prompts, answers, columns and rounds >= 1 and a seed >= 0, got "
+                f"{self.prompts}, {self.answers}, {self.columns}, {self.rounds} and {self.seed}; "
+                "do: choose values in this range"
             )
 
 

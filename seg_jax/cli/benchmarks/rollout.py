@@ -45,11 +45,15 @@ class Config:
     def __post_init__(self):
         for name, low in (("prompts", 1), ("answers", 2), ("tokens", 20), ("rounds", 1)):
             if getattr(self, name) < low:
-                raise ValueError(f"expected {name} >= {low}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"rollout: expected {name} >= {low}, got {getattr(self, name)}; do: choose "
+                    "values in this range"
+                )
         if not 0 < self.long_share < 1 or self.seed < 0 or self.rows < 1 or self.chunk < 1:
             raise ValueError(
-                "expected 0 < long-share < 1, rows and chunk >= 1 and a seed >= 0, got "
-                f"{self.long_share}, {self.rows}, {self.chunk} and {self.seed}"
+                "rollout: expected 0 < long-share < 1, rows and chunk >= 1 and a seed >= 0, got "
+                f"{self.long_share}, {self.rows}, {self.chunk} and {self.seed}; do: choose values "
+                "in this range"
             )
 
 

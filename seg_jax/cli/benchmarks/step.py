@@ -36,7 +36,9 @@ class Config:
 
     def __post_init__(self):
         if self.rounds < 1:
-            raise ValueError(f"expected rounds >= 1, got {self.rounds}")
+            raise ValueError(
+                f"step: expected rounds >= 1, got {self.rounds}; do: choose values in this range"
+            )
 
     @classmethod
     def around(cls, run: Any) -> Config:
@@ -47,7 +49,8 @@ class Config:
         """
         if not isinstance(run, supervised.Config):
             raise arguments.UsageError(
-                f"expected a configuration of finetune, got one of {type(run)}"
+                f"step: expected a configuration of finetune, got one of {type(run)}; do: give one "
+                "of finetune"
             )
         fields = [
             ("run", Annotated[supervised.Config, arg(name="")], dataclasses.field(default=run))
@@ -66,7 +69,10 @@ class Config:
 def main(config: Config) -> int:
     """Prints the table; the numbers go to the JSON file, or to standard output without one."""
     if config.run is None:
-        raise arguments.UsageError("expected a configuration file CONFIG.py of finetune, got none")
+        raise arguments.UsageError(
+            "step: expected a configuration file CONFIG.py of finetune, got none; do: name one "
+            "before the options"
+        )
     return harness.report(config, measure, _show)
 
 

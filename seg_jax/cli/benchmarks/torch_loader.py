@@ -51,7 +51,7 @@ class Samples:
     def row_of_record(
         self, record: record_schema.Record, seen: Any, index: int
     ) -> dict[str, np.ndarray]:
-        """Returns the same of an image that has been processed."""
+        """Returns the row of a record whose image has been processed."""
         rng = np.random.default_rng([self.seed, index])
         phrase = record.expressions[int(rng.integers(len(record.expressions)))]
         question = chat.question(Kind.MASK, phrase.text, rng=rng)
