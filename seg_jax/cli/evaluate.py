@@ -251,8 +251,15 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     title = f"{asking.protocol.title}: {set_name}"
     console.table(title, ("", "mean", "95 % interval"), lines(summary))
     if config.out is not None:
-        told = {"others": others, "each": config.gallery, "config": run_folder.plain(config)}
-        protocol.write(config.out, asking, rows, summary, **told)
+        protocol.write(
+            config.out,
+            asking,
+            rows,
+            summary=summary,
+            others=others,
+            each=config.gallery,
+            config=run_folder.plain(config),
+        )
     run_folder.tell_json(summary, config.json)
     return 0
 

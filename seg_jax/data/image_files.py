@@ -47,7 +47,7 @@ def read(path: Path | str) -> RgbImage:
                 upright = ImageOps.exif_transpose(image)
                 return np.array(_rgb(upright, name))
     except Image.DecompressionBombError:
-        raise ValueError(str(_too_large("far more", name))) from None
+        raise ValueError(_too_large("far more", name)) from None
     except Image.UnidentifiedImageError:
         formats = ", ".join(FORMATS)
         raise ValueError(
@@ -84,13 +84,13 @@ def _check_file(path: Path, name: str) -> None:
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise _too_large(f"{width} x {height}", name)
+        raise _Refused(_too_large(f"{width} x {height}", name))
     if not width * height:
         raise _Refused(f"{name}: expected an image, got one without pixels; do: export it again")
 
 
-def _too_large(size: str, name: str) -> ValueError:
-    return _Refused(
+def _too_large(size: str, name: str) -> str:
+    return (
         f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} million pixels, got {size}; "
         "do: make it smaller"
     )

@@ -19,7 +19,7 @@ Answered = tuple[Question, str, int]
 """A question, its answer and the tokens of that, end token included."""
 
 FIELDS = ("key", "which", "given", "kind", "phrase", "text")
-"""What a line of answers must tell."""
+"""Fields that a line of answers must have."""
 
 
 class Saved:
@@ -133,7 +133,7 @@ class Model:
     def _once(self, question: Question, answer: tuple[str, int]) -> tuple[str, int]:
         """Returns the answer that a question about the latest sample had before, else this one.
 
-        Data sets tell some expressions twice; rounding may not tell two answers to them.
+        Data sets hold some expressions twice; rounding must not give two answers to them.
         """
         if self._latest and next(iter(self._latest))[0] != question.sample.key:
             self._latest.clear()

@@ -25,9 +25,9 @@ class Protocol:
     name: Name
     title: str
     asks: tuple[tuple[Literal["text", "point", "box"], Kind], ...] = (("text", Kind.MASK),)
-    """What is told and what is asked, of each expression or, without text, of each mask."""
+    """What names the object and what is asked for, of each expression or, without text, mask."""
     metrics: tuple[str, ...]
-    """Names in `scores`, in the order of the table."""
+    """Names in `scoring`, in the order of the table."""
     absent: bool = False
     """Whether expressions that fit nothing in their image are asked about."""
     released: bool = False
@@ -35,7 +35,7 @@ class Protocol:
 
     @property
     def singly(self) -> bool:
-        """Whether each object is asked about by itself: no question tells an expression."""
+        """Whether each object is asked about by itself: no question has an expression."""
         return all(given != "text" for given, _ in self.asks)
 
 
@@ -96,7 +96,7 @@ class Question:
     which: int
     """Which of the sample's masks."""
     given: str
-    """What is told: "text", "point" or "box"."""
+    """What the question names the object by: "text", "point" or "box"."""
     kind: Kind
     phrase: str
     """The expression; empty where a point or box is told."""
@@ -134,7 +134,7 @@ def questions(
     """Yields every question of a protocol, in the order of the source; always the same ones.
 
     Each expression of each mask is asked about once, also where the mask is empty. Points and
-    boxes are told of each mask of one object; the point is one off the mask's border that seed,
+    boxes stand for each mask of one object; the point is one off the mask's border that seed,
     sample and mask choose.
 
     Args:

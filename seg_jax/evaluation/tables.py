@@ -65,7 +65,7 @@ def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Returns all tables: our numbers, then the paper's with ours below.
 
     Args:
-      summaries: of a model's name what `scores.summarise` returned, with "split" beside it.
+      summaries: by the model's name what `scoring.summarise` returned, with "split" beside it.
     """
     parts = [_ours(summaries)]
     told = [summary for rows in summaries.values() for summary in rows]

@@ -47,7 +47,7 @@ def polygons(text: str) -> list[Float[np.ndarray, "_ 2"]]:
 
 
 def answer(rings_unit: Outlines, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-    """Returns the union of polygons. Beyond `rules.REACH_PX` vertices are pulled to it."""
+    """Returns the union of polygons. Beyond `edge_rules.REACH_PX` vertices are pulled to it."""
     return fill(rings_unit, height=height, width=width, rule="coco", rings="union")
 
 

@@ -52,7 +52,7 @@ class Asking:
             indices=indices,
         )
 
-    def again(self, row: Row) -> Question:
+    def question_of(self, row: Row) -> Question:
         """Returns the question of a row."""
         wanted = (row.which, row.given, row.kind, row.phrase)
         return next(
@@ -92,8 +92,8 @@ def write(
     folder: Path,
     asking: Asking,
     rows: Sequence[Row],
-    summary: dict[str, Any],
     *,
+    summary: dict[str, Any],
     others: Sequence[dict[str, Any]],
     each: int,
     config: object,
@@ -104,7 +104,7 @@ def write(
       folder: of the evaluation.
       asking: which questions were asked.
       rows: what came of them.
-      summary: of `scores.summarise`, with "model", "split" and "versions".
+      summary: of `scoring.summarise`, with "model", "split" and "versions".
       others: the same of other evaluations, which stand in the same tables.
       each: most images in each part of the gallery.
       config: of the run.
@@ -118,7 +118,9 @@ def write(
         title=f"{asking.protocol.title}: {summary['split']}",
         summary_rows=gallery.table(summary, asking.protocol),
         curves=None,
-        exhibits=gallery.exhibits(gallery.groups(rows, each=each), asking.protocol, asking.again),
+        exhibits=gallery.exhibits(
+            gallery.groups(rows, each=each), asking.protocol, asking.question_of
+        ),
         config=config,
         versions=summary["versions"],
         notes=(
@@ -141,13 +143,13 @@ def read(folder: Path) -> dict[str, Any]:
     needed = {"model", "split", "protocol", "questions"}
     if not isinstance(found, dict) or not needed <= found.keys():
         raise ValueError(
-            f"{folder}: expected the folder of an evaluation, got no {SUMMARY} of one; give what "
-            "was --out beside --protocol"
+            f"{folder}: expected the folder of an evaluation, got no {SUMMARY} of one; do: give "
+            "what was --out beside --protocol"
         )
     return found
 
 
 def numbers(rows: Sequence[Row], asking: Asking, **more: Any) -> dict[str, Any]:
-    """Returns what is told of the rows, with more about the run around it."""
+    """Returns the numbers of the rows, with more about the run around them."""
     summary = scoring.summarise(rows, asking.protocol)
     return {"model": more.pop("model"), "split": more.pop("split"), **summary, **more}

@@ -53,17 +53,17 @@ def claim(
     if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
         # As a path it would be a new folder here, and another one on each host of a pod.
         raise ValueError(
-            f"out: expected a folder, got the address {str(folder).replace(':/', '://', 1)}; mount "
-            "the bucket (gcsfuse BUCKET FOLDER) on every host and give a folder in it"
+            f"out: expected a folder, got the address {str(folder).replace(':/', '://', 1)}; "
+            "do: mount the bucket (gcsfuse BUCKET FOLDER) on every host and give a folder in it"
         )
     if resume and anew:
-        raise ValueError("expected one of --resume and --anew, got both")
+        raise ValueError("run: expected one of --resume and --anew, got both; do: give one")
     record = folder / RECORD
     wanted = plain(config)
     if anew and reads is not None and reads.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{folder}: expected a folder that the run does not read from, got --anew, which "
-            f"would remove {reads}; choose another --out"
+            f"would remove {reads}; do: choose another --out"
         )
     if anew and folder.exists():
         _remove(folder)
@@ -71,7 +71,7 @@ def claim(
         if not resume:
             raise ValueError(
                 f"{folder}: expected a new folder, got one with files in it; "
-                "go on with --resume, replace the run with --anew, or choose another --out"
+                "do: go on with --resume, replace the run with --anew, or choose another --out"
             )
         _check_same(record, wanted)
         return
@@ -104,7 +104,9 @@ def check_json(path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise IsADirectoryError(f"{path}: expected a file for --json, got a folder")
+            raise IsADirectoryError(
+                f"{path}: expected a file for --json, got a folder; do: name a file"
+            )
 
 
 def tell_json(value: Any, path: Path | None) -> None:
@@ -171,7 +173,7 @@ def _check_same(record: Path, wanted: dict[str, Any]) -> None:
     if not isinstance(found, dict):
         raise ValueError(
             f"{record.parent}: expected a run to resume, got a folder without {RECORD}; "
-            "choose another --out"
+            "do: choose another --out"
         )
     found = _renamed(found)
     differing = sorted(_differences(found, wanted))
@@ -184,7 +186,7 @@ def _check_same(record: Path, wanted: dict[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"{record.parent}: expected the configuration that the run began with, got another "
-            f"{', '.join(differing[:4])}; resume with the same options or start --anew"
+            f"{', '.join(differing[:4])}; do: resume with the same options or start --anew"
         )
 
 
@@ -223,7 +225,7 @@ def _remove(folder: Path) -> None:
     if foreign:
         raise ValueError(
             f"{folder}: expected the folder of a run, got other files ({', '.join(foreign[:4])}); "
-            "remove it yourself or choose another --out"
+            "do: remove it yourself or choose another --out"
         )
     # The record goes last: what an interrupted removal leaves is still known as a run.
     for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):

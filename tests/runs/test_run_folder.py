@@ -41,7 +41,9 @@ def test_foreign_files_are_never_removed(tmp_path, files):
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
 def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"expected a folder, got the address {address}; mount"):
+    with pytest.raises(
+        ValueError, match=f"expected a folder, got the address {address}; do: mount"
+    ):
         run_folder.claim(pathlib.Path(address), Options(), resume=False, anew=False)
     assert not [*tmp_path.iterdir()]
 
