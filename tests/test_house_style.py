@@ -32,7 +32,7 @@ STILL_BARE = {"cli", "inference", "runs", "tasks"}
 STILL_LONG_SIGNATURES = {"evaluation", "runs", "tasks", "training"}
 STILL_LONG = set()
 STILL_FRAGMENTS = {"tasks"}
-STILL_OTHER_ERRORS = STILL_BARE | {"annotation", "data", "models", "training"}
+STILL_OTHER_ERRORS = STILL_BARE | {"annotation", "data", "evaluation", "models", "training"}
 
 
 class Function(NamedTuple):
