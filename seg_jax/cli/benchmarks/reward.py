@@ -55,7 +55,7 @@ def measure(config: Config) -> dict[str, Any]:
     score, ids, used = _scorer(config)
     run = {"score": lambda: jax.block_until_ready(score(ids, used))}
     seconds = harness.by_turns(run, config.rounds, time.perf_counter)["score"]
-    judged, _ = score(ids, used)
+    judged = score(ids, used)
     return {
         "machine": harness.machine(),
         **run_folder.plain(config),
@@ -72,7 +72,6 @@ def _scorer(config: Config) -> tuple[Any, np.ndarray, np.ndarray]:
 
     from seg_jax.data import pipeline
     from seg_jax.data.encode import Encoder
-    from seg_jax.grammar import reader
     from seg_jax.records import Rollout
     from seg_jax.runs import start
     from seg_jax.tasks.referring import Mixture
@@ -90,11 +89,12 @@ def _scorer(config: Config) -> tuple[Any, np.ndarray, np.ndarray]:
     for row, example in enumerate(examples):
         turn = tokenizer.encode(example.answer)[: config.columns]
         ids[row, :, : len(turn)], used[row, :, : len(turn)] = turn, True
-    table, truth = reader.table(tokenizer.pieces), jax.device_put(prompts.truth)
+    read, truth = task.reader(tokenizer.pieces), jax.device_put(prompts.truth)
 
     @jax.jit
     def score(ids, used):
-        return judge(task, table, Rollout(ids, used, np.zeros(ids.shape, np.float32)), truth)
+        rollout = Rollout(ids, used, np.zeros(ids.shape, np.float32))
+        return judge(task, rollout, truth, reader=read)
 
     return score, ids, used
 
