@@ -67,6 +67,7 @@ _LONGEST = [
     "test_constraint",
     "test_raster",
     "test_kills",
+    "test_packaging",
     "test_kimi",
     "test_fill",
     "test_muon",
