@@ -19,7 +19,7 @@ import runpy
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from seg_jax.runs import experiments
 
@@ -61,11 +61,12 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
     default = None if path is None else load(path, kind)
     kind = kind if default is None else type(default)  # Perhaps with options of its own.
     help_is_wanted = bool({"-h", "--help"} & set(options))
-    if hasattr(kind, "completed"):
+    completed = getattr(kind, "completed", None)
+    if completed is not None:
         # A checkpoint's own values are what options are laid over.
         folder = None if help_is_wanted else option_value(options, "--checkpoint")
         blank = kind() if default is None else default
-        default = blank.completed(None if folder is None else Path(folder))
+        default = cast(ConfigT, completed(blank, None if folder is None else Path(folder)))
     if help_is_wanted:
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:

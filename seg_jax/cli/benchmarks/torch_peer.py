@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from flax import nnx
@@ -21,7 +21,7 @@ from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Prompts
 from seg_jax.runs import console, experiments, start
 from seg_jax.scenes import world
-from seg_jax.tasks.referring import Mixture
+from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.tasks.task import Example
 
 Size = Literal["tiny", "3b", "7b"]
@@ -56,7 +56,7 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
         with tempfile.TemporaryDirectory() as folder:
             begin = start.with_random_weights(run, Path(folder))
         bundle = dataclasses.replace(begin.bundle, params=begin.weights())
-    task = dataclasses.replace(bundle.task, mixture=Mixture())
+    task = dataclasses.replace(cast(Referring, bundle.task), mixture=Mixture())
     source = dataclasses.replace(source, count=count)
     [(examples, prompts)] = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
     config = nnx.merge(bundle.graph, bundle.params).config
