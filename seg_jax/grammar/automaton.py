@@ -102,8 +102,8 @@ class Machine(NamedTuple):
     final: Bool[np.ndarray, " states"]
     """Where an answer may end."""
     coordinates: Int[np.ndarray, "states 4"] | None = None
-    """Of the coordinate that the next digit belongs to, see `Automaton`; None: no numbers are
-    compared with each other."""
+    """What is known of the coordinate that the next digit belongs to, see `Automaton`; None: no
+    numbers are compared with each other."""
     digits: int = 0
     """Decimals of such a coordinate."""
 
