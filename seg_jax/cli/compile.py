@@ -106,7 +106,7 @@ def main(config: Config) -> int:
     results = []
     for name in config.only or makers:
         console.say(f"{name}: compiling for {len(target.devices)} devices of {target.name}")
-        results.append(compiled(makers[name](), plan, target, hbm=config.hbm))
+        results.append(compile_step(makers[name](), plan, target, hbm=config.hbm))
     minutes = (time.monotonic() - begin) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     _show(results, plan, target)
@@ -128,7 +128,7 @@ def main(config: Config) -> int:
     return 0 if all(result.fits is not False for result in results) else 1
 
 
-def compiled(
+def compile_step(
     step: abstract.Step, plan: abstract.Plan, target: topology.Topology, *, hbm: float | None
 ) -> Result:
     """Returns what became of one step of a plan.
@@ -218,7 +218,7 @@ def _count(plan: abstract.Plan) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(plan.bundle.params))
 
 
-def _needed(result: Result) -> float:
+def _needed_operations(result: Result) -> float:
     """Returns the operations of a device that no implementation of the step can do without."""
     return sum(result.operations.get(name, 0.0) for name in flops.NEEDED)
 
@@ -305,7 +305,7 @@ def _column(result: Result, target: topology.Topology) -> dict[str, str]:
         told["donated, reused, GiB"] = f"{_gib(memory.donated)}, {_gib(memory.aliased)}"
     for name, done in result.operations.items():
         told[f"{name}, TFLOP"] = f"{done / 1e12:.4g}"
-    told["needed in all, TFLOP"] = f"{_needed(result) / 1e12:.4g}"
+    told["needed in all, TFLOP"] = f"{_needed_operations(result) / 1e12:.4g}"
     if result.text is not None:
         for name, moved in result.text.collectives.items():
             told[f"{name}, times, GiB sent"] = f"{moved.times}, {moved.sent / GIB:.3g}"

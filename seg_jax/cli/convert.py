@@ -298,7 +298,7 @@ class _Partial:
                 f"{self.dest}: expected to write it alone, got another convert; wait for it to end"
             ) from None
         self._file.seek(0)
-        self._resume([line for text in self._file if (line := _parsed(text)) is not None])
+        self._resume([line for text in self._file if (line := _parse_line(text)) is not None])
         return self
 
     def _resume(self, lines: list[Any]) -> None:
@@ -348,7 +348,8 @@ class _Partial:
         self._file.close()
 
 
-def _parsed(line: str) -> Any:
+def _parse_line(line: str) -> Any:
+    """Returns what a line of the journal holds; None if it was cut off."""
     with contextlib.suppress(ValueError):
         return json.loads(line)
     return None

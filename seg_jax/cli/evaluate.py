@@ -166,7 +166,7 @@ def main(config: Config) -> int:
 def held_out(config: Config) -> Source:
     """Returns the samples of an evaluation."""
     if config.data:
-        return _built(config)
+        return _built_source(config)
     source, name = config.source, config.world
     ours = config.checkpoint is None and config.answers is None
     if name is None and ours and source == Scenes():
@@ -179,7 +179,7 @@ def held_out(config: Config) -> Source:
     return datasets.fitting(source, config.mixture.needs) if config.protocol is None else source
 
 
-def _built(config: Config) -> Built:
+def _built_source(config: Config) -> Built:
     """Returns the data sets of an evaluation.
 
     Raises:

@@ -32,7 +32,7 @@ def main(config: Config) -> int:
     config.log.check()
     config = config.completed()
     with processes.join(config.processes):
-        config = datasets.resolved(config)
+        config = datasets.with_source(config)
         begin = start.from_checkpoint(config)
         stage.claim_folder(config, reads=config.checkpoint)
         gallery = Gallery(config, begin.bundle)

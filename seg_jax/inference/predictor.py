@@ -44,7 +44,7 @@ class Predictor:
         if grammar:
             pieces, ends = bundle.tokenizer.pieces, bundle.end_ids
             self._grammar = bundle.task.grammar(pieces, ends, nothing=nothing)
-        self.judged_answer = jax.jit(self._traced)
+        self.judged_answer = jax.jit(self._generate_and_judge)
         """(weights, prompts) -> (rollout, judgement)."""
         self._params = bundle.params
 
@@ -89,7 +89,8 @@ class Predictor:
         ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
         return task.predict(example, self.bundle.tokenizer.decode(ids))
 
-    def _traced(self, params: Any, prompts: Prompts):
+    def _generate_and_judge(self, params: Any, prompts: Prompts) -> tuple[Rollout, Judgement]:
+        """Returns greedy answers and their judgement, as `jax.jit` traces it."""
         bundle = self.bundle
         rollout = sampler.generate(
             nnx.merge(bundle.graph, params),

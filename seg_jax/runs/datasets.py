@@ -54,7 +54,7 @@ class Data:
             )
 
 
-def resolved(config: ConfigT) -> ConfigT:
+def with_source(config: ConfigT) -> ConfigT:
     """Returns the configuration with the source that its data sets make, fit for the questions.
 
     Args:
@@ -67,7 +67,7 @@ def resolved(config: ConfigT) -> ConfigT:
     source, needs = getattr(config, "source"), getattr(config, "task").needs  # noqa: B009
     absent = "absent" in needs.values()
     if config.data:
-        source = _named(config, needs)
+        source = _command_line_source(config, needs)
     source = fitting(source, needs)
     parts = source.parts if isinstance(source, Mixed) else (source,)
     built = [part for part in parts if isinstance(part, Built)]
@@ -102,7 +102,7 @@ def _with_absent(source: Scenes | Built) -> Scenes | Built:
     return dataclasses.replace(source, style=style)
 
 
-def _named(config: Data, needs: Mapping[str, Need]) -> Built | Mixed:
+def _command_line_source(config: Data, needs: Mapping[str, Need]) -> Built | Mixed:
     """Returns the data sets of the command line as a source."""
     singly = bool(needs) and "text" not in needs.values()
     sets = [Built(folders=(path,), split=config.split, singly=singly) for path in config.data]

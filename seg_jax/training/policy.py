@@ -221,6 +221,7 @@ def importance_weights(
     correction: Correction,
     logp: Float[Array, "*n L"],
     sampler_logp: Float[Array, "*n L"],
+    *,
     used: Bool[Array, "*n L"],
 ) -> Float[Array, "*n L"]:
     """Returns min(trainer / sampler, cap) at each token; within an answer equal for `sequence`."""
@@ -378,7 +379,7 @@ def _loss(config: Policy, logp, experience: Experience, reference_logp=None, tot
     if old is None:
         old = rollout.logp
     else:
-        importance = importance_weights(config.correction, old, rollout.logp, rollout.used)
+        importance = importance_weights(config.correction, old, rollout.logp, used=rollout.used)
     return loss(
         config,
         logp,
@@ -402,7 +403,7 @@ def _metrics(config: Policy, experience: Experience, seen: _Seen, first: int) ->
     metrics["sampler_gap/max"] = jnp.max(jnp.where(used[:first], gap, 0.0))
     if experience.old_logp is not None:
         weights = importance_weights(
-            config.correction, experience.old_logp, experience.rollout.logp, used
+            config.correction, experience.old_logp, experience.rollout.logp, used=used
         )
         metrics["importance"] = jnp.sum(jnp.where(used, weights, 0.0)) / jnp.maximum(used.sum(), 1)
     return metrics

@@ -49,13 +49,13 @@ def eight_devices(monkeypatch):
 @pytest.fixture(autouse=True)
 def built_data(monkeypatch):
     """Puts scenes in the place of data sets, which are not here; shapes are the same."""
-    real = datasets.resolved
+    real = datasets.with_source
 
     def with_scenes(run):
         drawn = isinstance(run.source, Scenes)
         return real(run if drawn else dataclasses.replace(run, source=Scenes()))
 
-    monkeypatch.setattr(datasets, "resolved", with_scenes)
+    monkeypatch.setattr(datasets, "with_source", with_scenes)
 
 
 @pytest.fixture(autouse=True, scope="module")

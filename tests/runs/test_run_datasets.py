@@ -70,7 +70,7 @@ def run(capfd, monkeypatch):
 
 def resolved(mixture=None, kind=supervised.Config, **given):
     task = Referring(mixture=mixture or Mixture())
-    return datasets.resolved(kind(task=task, **given)).source
+    return datasets.with_source(kind(task=task, **given)).source
 
 
 def test_data_sets_take_the_place_of_the_source(made):
@@ -81,9 +81,9 @@ def test_data_sets_take_the_place_of_the_source(made):
     source = resolved(data=(one, other), data_weights=(3.0, 1.0), kind=reinforcement.Config)
     parts = tuple(Built(folders=(path,)) for path in (one, other))
     assert source == Mixed(parts=parts, weights=(3.0, 1.0))
-    config = datasets.resolved(supervised.Config(task=Referring(), data=(one,)))
+    config = datasets.with_source(supervised.Config(task=Referring(), data=(one,)))
     assert (config.data, config.data_weights) == ((), ())
-    assert datasets.resolved(config) == config
+    assert datasets.with_source(config) == config
 
 
 def test_the_source_gives_what_is_asked_about(made):
@@ -159,9 +159,9 @@ def test_a_set_without_what_is_asked_about_is_named(made):
     points = Mixture(text_mask=0.0, point_mask=1.0)
     for mixture, needed in ((Mixture(), "expressions of objects"), (points, "single objects")):
         with pytest.raises(ValueError, match=rf"absent: expected {needed} in train for \w+, got "):
-            datasets.resolved(dataclasses.replace(config, task=Referring(mixture=mixture)))
+            datasets.with_source(dataclasses.replace(config, task=Referring(mixture=mixture)))
     absent = Referring(mixture=Mixture(absent=0.1))
-    assert datasets.resolved(dataclasses.replace(config, task=absent)).source == only
+    assert datasets.with_source(dataclasses.replace(config, task=absent)).source == only
 
 
 @pytest.mark.slow

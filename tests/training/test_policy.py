@@ -270,7 +270,8 @@ def test_importance_weights_by_hand():
 
     def weights(level, cap):
         correction = Correction(level=level, cap=cap)
-        return np.asarray(policy.importance_weights(correction, trainer, trainer - gap, used))
+        made = policy.importance_weights(correction, trainer, trainer - gap, used=used)
+        return np.asarray(made)
 
     np.testing.assert_allclose(weights("token", 2.0)[0], [E(0.1), E(-0.2), 2.0], rtol=1e-6)
     np.testing.assert_allclose(weights("token", 2.0)[1, :2], [E(0.3), E(0.4)], rtol=1e-6)

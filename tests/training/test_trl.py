@@ -86,7 +86,7 @@ def test_loss_gradient_and_clip_fraction_are_those_of_trl(
     )
     weights = None
     if correction != "off":
-        weights = policy.importance_weights(config.correction, old, sampler, used)
+        weights = policy.importance_weights(config.correction, old, sampler, used=used)
 
     def ours(logits):
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), ids[..., None], -1)[..., 0]

@@ -71,7 +71,7 @@ def outline_text(
         return _mask_text(part.tobytes(), part.shape, (y0, x0), mask.shape, style)
     rings = rings_unit(mask, style)
     rolled = [np.roll(ring, -int(rng.integers(len(ring))), axis=0) for ring in rings]
-    return _written(mask, rolled, style)
+    return _rings_text(mask, rolled, style)
 
 
 @functools.lru_cache(maxsize=32)
@@ -94,10 +94,10 @@ def _mask_text(
     mask = np.zeros(shape, bool)
     inside = tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
     mask[inside] = np.frombuffer(part, bool).reshape(size)
-    return _written(mask, rings_unit(mask, style), style)
+    return _rings_text(mask, rings_unit(mask, style), style)
 
 
-def _written(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], style: OutlineStyle) -> str:
+def _rings_text(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], style: OutlineStyle) -> str:
     """Returns the rings as text; the mask's box where its decimals leave no ring."""
     text = outline.write_mask(rings, digits=style.digits)
     if text != outline.NOTHING_THERE:

@@ -93,15 +93,16 @@ class RegionPrediction(Prediction):
             "kind": self.kind.name.lower(),
             "verdict": self.verdict.name,
             "says_nothing": self.says_nothing,
-            "polygons_unit": [_rounded(ring, 6) for ring in self.rings_unit],
-            "polygons_px": [_rounded(ring * scale, 3) for ring in self.rings_unit],
-            "box_unit": None if box is None else _rounded(np.array(box), 6),
-            "box_px": None if box is None else _rounded(np.array(box) * np.tile(scale, 2), 3),
+            "polygons_unit": [_round_to_list(ring, 6) for ring in self.rings_unit],
+            "polygons_px": [_round_to_list(ring * scale, 3) for ring in self.rings_unit],
+            "box_unit": None if box is None else _round_to_list(np.array(box), 6),
+            "box_px": None if box is None else _round_to_list(np.array(box) * np.tile(scale, 2), 3),
             "area_px": int(self.mask.sum()),
             "size": {"height": height, "width": width},
             "rle": rle,
         }
 
 
-def _rounded(values: np.ndarray, digits: int) -> list:
+def _round_to_list(values: np.ndarray, digits: int) -> list:
+    """Returns the values as JSON has them, with so many decimals."""
     return np.round(values, digits).tolist()

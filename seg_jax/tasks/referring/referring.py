@@ -106,13 +106,13 @@ class Referring(OutlineStyle, Task):
                 f"{len(named)} with phrases"
             )
         if absent and rng.random() * (usual + self.mixture.absent) >= usual:
-            kind = Kind(_drawn(dict(enumerate(self.mixture.text_shares)), rng))
-            which, phrase = _picked(sample, absent, rng)
+            kind = Kind(_draw_key(dict(enumerate(self.mixture.text_shares)), rng))
+            which, phrase = _pick_expression(sample, absent, rng)
             return self.region_example(
                 sample, which, clue="text", kind=kind, phrase=phrase, rng=rng
             )
-        which, phrase = _picked(sample, named, rng) if named else (0, "")
-        clue, wanted = _drawn(shares, rng).split("_")
+        which, phrase = _pick_expression(sample, named, rng) if named else (0, "")
+        clue, wanted = _draw_key(shares, rng).split("_")
         if clue != "text" and alone != named:
             which = int(rng.choice(alone))
         if wanted == "name":
@@ -378,13 +378,13 @@ def _says_nothing(texts: Sequence[str], kinds: Int[np.ndarray, " n"]) -> Bool[np
     return np.array([outline.read(text, Kind(kind)).says_nothing for text, kind in pairs])
 
 
-def _drawn(shares: Mapping[Any, float], rng: np.random.Generator) -> Any:
+def _draw_key(shares: Mapping[Any, float], rng: np.random.Generator) -> Any:
     """Returns one of the keys, each with the chance of its share."""
     edges = np.cumsum(list(shares.values()))
     return list(shares)[np.searchsorted(edges, rng.random() * edges[-1], side="right")]
 
 
-def _picked(sample: Sample, masks: list[int], rng: np.random.Generator) -> tuple[int, str]:
+def _pick_expression(sample: Sample, masks: list[int], rng: np.random.Generator) -> tuple[int, str]:
     """Returns one of the masks and one of its expressions."""
     which = int(rng.choice(masks))
     phrases = sample.phrases[which]
