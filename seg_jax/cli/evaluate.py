@@ -13,7 +13,7 @@ from seg_jax.cli.model_options import Asked
 from seg_jax.data import sources
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
-from seg_jax.evaluation import protocols, task_metrics
+from seg_jax.evaluation import bootstrap, protocols, task_metrics
 from seg_jax.evaluation.answers import Model, Saved
 from seg_jax.grammar import chat
 from seg_jax.models.vlm import sampler
@@ -158,7 +158,7 @@ def main(config: Config) -> int:
         "devices": mesh.size,
         "versions": run_folder.versions(),
     }
-    console.table(str(config.folder), ("", "mean", "95 % interval"), lines(summary))
+    console.table(str(config.folder), ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
     run_folder.tell_json(summary, config.json)
     return 0
 
@@ -249,7 +249,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         versions=run_folder.versions(),
     )
     title = f"{asking.protocol.title}: {set_name}"
-    console.table(title, ("", "mean", "95 % interval"), lines(summary))
+    console.table(title, ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
     if config.out is not None:
         protocol.write(
             config.out,

@@ -46,7 +46,7 @@ examples:
   seg-jax quickstart
   seg-jax finetune configs/simpleseg/tiny_sft.py --optimizer.lr 1e-3
   seg-jax reinforce configs/simpleseg/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
-  seg-jax evaluate --checkpoint runs/quickstart/checkpoint --scenes 512 --seed 7
+  seg-jax evaluate --checkpoint runs/quickstart/checkpoint --world tiny --scenes 512
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16

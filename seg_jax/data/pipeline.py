@@ -167,7 +167,7 @@ def _samples(source: Source, seed: int) -> grain.MapDataset:
 
 
 class _LocalRows(grain.MapDataset):
-    """The rows of some places in each batch of a data set."""
+    """A data set of batches, reduced to the rows of each batch that this process reads."""
 
     _MUTATES_ELEMENT_SPEC = False
 

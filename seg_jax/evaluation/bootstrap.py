@@ -9,13 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Shaped
 
-_LEVEL = 0.95
+LEVEL = 0.95
+"""Confidence of every interval; tables and pages print it, see `level`."""
+
 _CHUNK = 1 << 21  # drawn numbers held at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate from a sample with the bounds of its 95 % bootstrap interval."""
+    """An estimate from a sample with the bounds of its bootstrap interval at `LEVEL`."""
 
     mean: float
     low: float
@@ -23,6 +25,11 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def level() -> str:
+    """Returns the confidence of the intervals as text: "95 %"."""
+    return f"{100 * LEVEL:g} %"
 
 
 def mean_interval(values: Shaped[np.ndarray, " n"], *, seed: int, draws: int = 10_000) -> Interval:
@@ -145,5 +152,5 @@ def _resample(
 
 
 def _interval(mean: float, drawn: Float[np.ndarray, " draws"]) -> Interval:
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.protocols import PROTOCOLS, Name
 from seg_jax.evaluation.scoring import TITLES
 
@@ -95,7 +96,8 @@ def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         if rows:
             header = ["model", "set", "questions", *(TITLES[name] for name in protocol.metrics)]
             parts.append(f"### {protocol.title}\n\n{_table(header, rows)}")
-    return "\n".join(parts) + "\nIn percent, with 95 % bootstrap intervals over images.\n"
+    note = f"In percent, with {bootstrap.level()} bootstrap intervals over images.\n"
+    return "\n".join(parts) + f"\n{note}"
 
 
 def _table_beside_paper(

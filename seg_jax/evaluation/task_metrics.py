@@ -86,10 +86,10 @@ def _ahead(
 
 
 def summarise(task: Task, outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
-    """Returns the numbers of an outcome; means carry 95 % bootstrap intervals.
+    """Returns the numbers of an outcome; means carry bootstrap intervals.
 
-    The task says which numbers tell how good answers are; that they can be read, their verdicts
-    and their lengths are told of every task.
+    The task names the numbers that say how good answers are; the share of answers that can be
+    read, their verdicts and their lengths are reported for every task.
     """
     summary: dict[str, Any] = {"questions": len(outcome.examples)}
     parsed = tasks.Metric("parse_rate", (outcome.verdicts == Verdict.OK).astype(np.float64))

@@ -363,7 +363,7 @@ def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
 
 
 def _center_line(x0, y0, x1, y1, width) -> Line:
-    """Returns no edge that is sure: products of both coordinates pass 2**31."""
+    """Returns the columns of edges, none marked as sure: exact products would overflow int32."""
     del y0, y1
     first, end = (jnp.clip(_center_column(x), 0, width) for x in (x0, x1))
     zero = jnp.zeros_like(first)

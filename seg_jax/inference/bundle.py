@@ -279,7 +279,7 @@ def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
 
 
 def _native(found: Any) -> Native | None:
-    """Returns how images are kept at their size, if they are."""
+    """Returns how a manifest keeps images at their own size; None where it scales them."""
     if found is None:
         return None
     for name, value in dict(found).items():

@@ -70,22 +70,22 @@ class _Plan(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Words of a column, up to whole sublanes."""
+        """Words of a column, rounded up to whole sublanes."""
         return _round_up(-(-self.height // 32), _SUBLANES)
 
     @property
     def wide(self) -> int:
-        """Columns, up to whole lanes."""
+        """Columns, rounded up to whole lanes."""
         return _round_up(self.width, _LANES)
 
     @property
     def lanes(self) -> int:
-        """Edges of a group, up to whole lanes."""
+        """Edges of a group, rounded up to whole lanes."""
         return _round_up(self.steps * _EDGES, _LANES)
 
     @property
     def fields(self) -> int:
-        """Numbers of an edge, up to whole sublanes."""
+        """Numbers of an edge, rounded up to whole sublanes."""
         return _round_up(1 + self.lists + self.straight + self.exact, _SUBLANES)
 
     @property

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from PIL import Image, features
 
 from seg_jax import files
+from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
 from seg_jax.report import charts, overlay
@@ -55,14 +56,6 @@ class Report:
 _BYTES = 1_100_000
 _SIDE_PX = 384
 _LONGEST = 4000  # characters of an answer
-_COLOURS = (  # by caption: green, orange, sky blue, pink, yellow, vermilion (Okabe and Ito 2008)
-    (0, 190, 140),
-    (255, 160, 0),
-    (70, 180, 255),
-    (240, 120, 190),
-    (240, 228, 66),
-    (230, 90, 20),
-)
 
 
 def write(path: Path | str, report: Report) -> None:
@@ -85,6 +78,7 @@ def page(report: Report) -> str:
         .render(
             report=report,
             table=_table(report.summary_rows),
+            level=bootstrap.level(),
             groups=_charts(report.curves or ()),
             exhibits=_gallery(report.exhibits),
             config=config,
@@ -192,7 +186,7 @@ def _gallery(exhibits: Sequence[Exhibit]) -> list[tuple[str, list[_ExhibitView]]
     captions = dict.fromkeys(panel.caption for item in exhibits for panel in item.panels)
     if not captions:
         return []
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(captions)}
+    colours = dict(zip(captions, itertools.cycle(overlay.COLOURS), strict=False))
     budget = min(_BYTES // sum(len(item.panels) for item in exhibits), 60_000)
 
     def views() -> Iterator[tuple[str, _ExhibitView]]:

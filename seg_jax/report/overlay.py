@@ -13,6 +13,19 @@ from seg_jax.data.image_files import MAX_PIXELS, RgbImage, Rings
 from seg_jax.geometry import boxes
 from seg_jax.records import Ring
 
+COLOURS = (
+    (0, 190, 140),
+    (255, 160, 0),
+    (70, 180, 255),
+    (240, 120, 190),
+    (240, 228, 66),
+    (230, 90, 20),
+)
+"""Green, orange, sky blue, pink, yellow, vermilion: the truth has the first, answers the others.
+
+Source: Okabe and Ito 2008, "Color Universal Design", brightened.
+"""
+
 _SMALL_PX, _LARGE_PX = 512, 2048
 _DARK = (16, 16, 16)
 
@@ -23,7 +36,7 @@ def draw(
     *,
     points_unit: Shaped[np.ndarray, "n 2"] | Sequence[tuple[float, float]] = (),
     boxes_unit: Shaped[np.ndarray, "m 4"] | Sequence[tuple[float, float, float, float]] = (),
-    colour: tuple[int, int, int] = (0, 158, 115),
+    colour: tuple[int, int, int] = COLOURS[0],
     opacity: float = 0.35,
     scale: float | int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:

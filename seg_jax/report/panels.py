@@ -19,7 +19,7 @@ from seg_jax.report.exhibits import Exhibit, Panel
 from seg_jax.tasks.task import Task, judge
 
 _TILE_PX, _GAP_PX, _LINE_PX = 224, 10, 18
-_TRUTH, _ANSWER = (0, 190, 140), (255, 160, 0)
+_TRUTH, _ANSWER = overlay.COLOURS[:2]
 
 
 class Viewer:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from seg_jax.evaluation import bootstrap
+from seg_jax.evaluation import bootstrap, tables
 from seg_jax.evaluation.bootstrap import Interval
+from seg_jax.report import html_page
 
 RNG = np.random.default_rng(0)
 
@@ -101,3 +102,17 @@ def test_wrong_input_is_named():
 
 def test_reads_well():
     assert str(Interval(0.41234, 0.4, 0.42)) == "0.412 [0.400, 0.420]"
+
+
+def test_another_level_narrows_intervals_and_is_printed(monkeypatch):
+    values = RNG.normal(size=1000)
+    usual = bootstrap.mean_interval(values, seed=0)
+    assert bootstrap.level() == "95 %"
+    monkeypatch.setattr(bootstrap, "LEVEL", 0.8)
+    got = bootstrap.mean_interval(values, seed=0)
+    ratio = (got.high - got.low) / (usual.high - usual.low)
+    assert ratio == pytest.approx(1.2816 / 1.96, rel=0.05)  # Quantiles of a normal variable.
+    assert "with 80 % bootstrap" in tables.markdown({"model": []})
+    page = html_page.page(html_page.Report("page", [{"name": "a", "iou": got}]))
+    assert "80 % bootstrap" in page
+    assert "95 %" not in page

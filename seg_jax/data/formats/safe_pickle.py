@@ -174,12 +174,12 @@ class _Machine:
         self.push(tuple(found))
 
     def frame(self) -> None:
-        """Skips the size of a frame: all is in memory."""
+        """Skips the size of a frame; the whole pickle is in memory already."""
         self.number(_U64)
 
 
 def _integer(text: bytes) -> int | bool:
-    """Returns what a line of protocol 0 says: 00 and 01 are truths."""
+    """Returns the integer on a line of protocol 0; 00 and 01 mean False and True."""
     if text in (b"00", b"01"):
         return text == b"01"
     return int(text.rstrip(b"L"))

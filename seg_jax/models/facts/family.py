@@ -12,7 +12,7 @@ from seg_jax.models.facts.image_layout import ImageLayout
 
 @runtime_checkable
 class SpecialTokens(Protocol):
-    """What a port asks of a tokenizer."""
+    """The special tokens of a tokenizer, as a port needs them."""
 
     @property
     def vocab_size(self) -> int:
