@@ -122,7 +122,7 @@ class Config(Asked):
                 raise ValueError(f"expected {words.format(option, **vars(self))}")
 
     def _check_form(self) -> None:
-        """Raises ValueError for a form or gallery that cannot be."""
+        """Raises ValueError for a number of a form, or a size of the gallery, out of range."""
         forms = len(chat.QUESTIONS)
         if not 0 <= self.form < forms or self.gallery < 0:
             raise ValueError(

@@ -18,7 +18,7 @@ from seg_jax.tasks.task import Example, Judgement, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome(tasks.Outcome):
-    """What came of many questions, and what it took to answer them (host)."""
+    """The judged answers to many questions, and how many tokens they took (host)."""
 
     tokens: Int[np.ndarray, " n"]
     """Tokens of each answer, end token included."""

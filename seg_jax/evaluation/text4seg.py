@@ -52,7 +52,10 @@ def answer(rings_unit: Outlines, height: int, width: int) -> Bool[np.ndarray, "{
 
 
 def truth(sample: Sample, which: int) -> Bool[np.ndarray, "H W"]:
-    """Returns the true mask with the holes of the release, as far as the source counts covers."""
+    """Returns the true mask as the release has it.
+
+    Pixels that several polygons of an object cover become holes, if the source counted covers.
+    """
     if sample.covers is None:
         return sample.masks[which]
     return sample.covers[which] * np.uint8(255) // 255 == 1
@@ -64,7 +67,7 @@ def iou(intersection: int, union: int) -> float:
 
 
 def box_iou(one: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
-    """Returns the IoU of the masks' boxes; 0 where theirs is not a number."""
+    """Returns the IoU of the masks' boxes; 0 where the release divides zero by zero."""
     return boxes.iou(_box(one), _box(other))
 
 

@@ -359,7 +359,10 @@ def _radius_of_ratio(words, size, ratio: float | int, rounded: Callable[[float],
 def _radius_steps(
     ratio: float | int, rounded: Callable[[float], int], most: int, end: int
 ) -> Int[np.ndarray, " most"]:
-    """Returns for 1..most the least integer whose root times ratio rounds to it, or end + 1."""
+    """Returns for each n of 1..most the least square q for which ratio * sqrt(q) rounds to n.
+
+    Where no q up to `end` does, it is end + 1.
+    """
     found = np.empty(most, np.int64)
     low = 0
     for value in range(1, most + 1):

@@ -136,7 +136,7 @@ def blank(
 
 
 def own_task(folder: Path, task_kind: type[Task] | None = None) -> Task | None:
-    """Returns the task that the model of a folder was taught here, None of one of Hugging Face's.
+    """Returns the task that was saved with a model; None for a plain folder of Hugging Face's.
 
     Args:
       folder: of the model.

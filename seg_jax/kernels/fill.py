@@ -248,7 +248,7 @@ def _kernel_inputs(edges: Edges, plan: _Plan):
 
 
 def _visits(first, end, plan: _Plan) -> Int32[Array, "N G L"]:
-    """Returns the list of the visits of each group."""
+    """Returns for each group which of its edges meet which tiles of columns, as one list."""
     on = end > first
     size = plan.steps * _EDGES - first.shape[-1]
     none = 1 << (_TILE_BITS - 1)
@@ -276,7 +276,7 @@ def _tile_columns(tile):
 
 
 def _for_tiles(span, visit, start: Any = 0):
-    """Returns what comes of visiting the tiles of a span."""
+    """Calls `visit` for each tile of a span as `lax.fori_loop` does, and returns its last value."""
     return lax.fori_loop(span & 63, span >> _TILE_BITS & 63, visit, start)
 
 

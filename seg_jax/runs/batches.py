@@ -15,7 +15,7 @@ from seg_jax.training import processes
 
 
 class ShardedBatches(NamedTuple):
-    """Batches on the host and the way to the devices."""
+    """Batches on the host, and the function that puts one onto the devices."""
 
     iterator: pipeline.Batches | packed_batches.PackedBatches
     """Gives the rows that this process reads; it knows its position."""

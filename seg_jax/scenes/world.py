@@ -28,7 +28,7 @@ class Pattern(enum.StrEnum):
 
 
 class HeldOut(enum.StrEnum):
-    """What becomes of the held-out combinations."""
+    """Whether worlds may show the combinations of looks that are held out."""
 
     EXCLUDE = "exclude"
     """No thing bears one: for training."""

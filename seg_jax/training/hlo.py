@@ -349,7 +349,12 @@ def _array_bytes(shape: str) -> list[int]:
 
 
 def _result_bytes(kind: str, arrays: list[int]) -> int:
-    """Returns the bytes of what an asynchronous collective gives, of its (operands, results)."""
+    """Returns the bytes of the results of an asynchronous collective.
+
+    Args:
+      kind: of collective, as "all-gather".
+      arrays: bytes of its operands and of its results, in this order.
+    """
     if kind == "all-reduce":  # The operands of its start are its results.
         return sum(arrays)
     real = [size for size in arrays if size > 4] or arrays

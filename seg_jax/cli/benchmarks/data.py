@@ -116,7 +116,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 class _Ours:
-    """The pipeline."""
+    """Our pipeline, beside the DataLoader."""
 
     def __init__(self, config: Config, source: Built, encoder: Encoder):
         self._config, self._source, self._encoder = config, source, encoder

@@ -50,7 +50,7 @@ def read(folder: Path, like: Any) -> Any:
 def quieten_orbax() -> None:
     """Lets orbax raise its errors and not print them too.
 
-    It tells every save at INFO and an error again with each of its tasks' tracebacks. At the first
+    It logs every save at INFO and an error again with each of its tasks' tracebacks. At the first
     array that fails it closes the event loop of all; each of the others then prints a traceback.
     """
     for name in ("absl", "asyncio"):

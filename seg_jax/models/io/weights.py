@@ -212,7 +212,7 @@ def leaves(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def _pattern(names: Mapping[str, str], path: tuple[str, ...]) -> str:
-    """Returns their name for one of our paths."""
+    """Returns the hub's name, with its placeholders, of the parameter at one of our paths."""
     if exact := names.get("/".join(path)):
         return exact
     theirs = {"kernel": "weight", "bias": "bias"}[path[-1]]

@@ -318,7 +318,7 @@ class Decoding(NamedTuple):
 
 
 def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
-    """Returns how a tree of weights is to lie while answers are decoded, None: as it does.
+    """Returns how weights are laid over devices while answers are decoded; None: as they are.
 
     It is for the beginning of a program that decodes: weights then move once, not once a token.
 
