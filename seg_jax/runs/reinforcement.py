@@ -83,13 +83,13 @@ class Config(TrainingRun):
                 f"{', '.join(task.reward_weights)}, got {unknown[0]}; do: leave it out"
             )
 
-    def completed(self, checkpoint: Path | None = None) -> Config:
+    def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
         """Returns the run as its checkpoint completes it, with the weights of the task's scores.
 
         Raises:
           ValueError: the folder is no model's, or the run contradicts it.
         """
-        run = super().completed(checkpoint)
+        run = super().completed(checkpoint, check=check)
         assert run.task is not None
         return dataclasses.replace(run, weights=run.weights or dict(run.task.reward_weights))
 

@@ -35,7 +35,7 @@ class Config(TrainingRun):
     ordered_numbers: bool = True
     """Random weights only: number tokens begin close to those of close values."""
 
-    def completed(self, checkpoint: Path | None = None) -> Config:
+    def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
         """Returns the run as its checkpoint completes it, see `TrainingRun.completed`.
 
         Raises:
@@ -43,15 +43,15 @@ class Config(TrainingRun):
         """
         if checkpoint is None and self.checkpoint is None:
             run = dataclasses.replace(self, model=self.model or qwen25_vl.Config())
-            return super(Config, run).completed()
+            return super(Config, run).completed(check=check)
         for name in ("seed", "ordered_numbers"):
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if value != default:
+            if check and value != default:
                 raise ValueError(
                     f"{name}: expected none beside a checkpoint, whose weights are not random, "
                     f"got {value}; do: leave it out"
                 )
-        return super().completed(checkpoint)
+        return super().completed(checkpoint, check=check)
 
 
 def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:

@@ -61,7 +61,7 @@ class TrainingRun(datasets.Data):
         if self.loss_chunk is not None and self.loss_chunk < 1:
             raise ValueError(f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}")
 
-    def completed(self: RunT, checkpoint: Path | None = None) -> RunT:
+    def completed(self: RunT, checkpoint: Path | None = None, *, check: bool = True) -> RunT:
         """Returns the run with what its checkpoint says wherever it says nothing itself.
 
         Without a checkpoint the defaults of task and layout take their place. To complete a run
@@ -69,6 +69,8 @@ class TrainingRun(datasets.Data):
 
         Args:
           checkpoint: the folder, if it is another one than the configuration names.
+          check: whether the run may not contradict it. What options are yet to be laid over is
+            not checked: they may be what makes both agree.
 
         Raises:
           ValueError: the folder is no model's, or the run contradicts it.
@@ -78,20 +80,29 @@ class TrainingRun(datasets.Data):
             task = self.task or self.default_task(None)
             layout = self.layout or Layout()
             run = dataclasses.replace(self, task=task, layout=layout)
-            if run.model is not None:
+            if check and run.model is not None:
                 _check_token_ids(run.model, type(run.model)(), of_checkpoint=False)
                 _check_layout(layout, run.model, where="the model")
             return run
         kind = None if self.task is None else type(self.task)
         own_layout, own_task = bundles.describe(folder, task_kind=kind)
-        taught, sizes = bundles.own_task(folder, kind), families.read(folder)
+        sizes = families.read(folder)
         task, layout = self.task or self.default_task(own_task), self.layout or own_layout
         run = dataclasses.replace(
             self, checkpoint=folder, task=task, layout=layout, model=self.model or sizes
         )
-        _check_model(run.model, sizes, folder)
-        _check_token_ids(run.model, sizes, of_checkpoint=True)
+        if check:
+            run._check_against(folder, own_layout, sizes)
+        return run
+
+    def _check_against(self, folder: Path, own_layout: Layout, sizes: Any) -> None:
+        """Raises ValueError if the completed run contradicts the model of a folder."""
+        layout, task = self.layout, self.task
+        assert layout is not None and task is not None
+        _check_model(self.model, sizes, folder)
+        _check_token_ids(self.model, sizes, of_checkpoint=True)
         _check_layout(layout, sizes, where=str(folder))
+        taught = bundles.own_task(folder, type(task))
         if (layout.native is None) != (own_layout.native is None):
             raise ValueError(
                 f"layout.native: expected {own_layout.native}, as {folder} has it, got "
@@ -103,7 +114,6 @@ class TrainingRun(datasets.Data):
                 f"task.digits: expected {known}, the decimals that {folder} was taught, "
                 f"got {task.decimals}; do: leave it out"
             )
-        return run
 
     def default_task(self, taught: Task | None) -> Task:
         """Returns the task of a run that names none.

@@ -59,11 +59,11 @@ class Config:
         kind.__doc__ = cls.__doc__
         return kind()
 
-    def completed(self, checkpoint: Path | None = None) -> Config:
+    def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
         """Returns the configuration with its run as the checkpoint completes it."""
         if self.run is None:
             return self
-        return dataclasses.replace(self, run=self.run.completed(checkpoint))
+        return dataclasses.replace(self, run=self.run.completed(checkpoint, check=check))
 
 
 def main(config: Config) -> int:
