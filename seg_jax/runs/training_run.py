@@ -98,7 +98,8 @@ class TrainingRun(datasets.Data):
     def _check_against(self, folder: Path, own_layout: Layout, sizes: Any) -> None:
         """Raises ValueError if the completed run contradicts the model of a folder."""
         layout, task = self.layout, self.task
-        assert layout is not None and task is not None
+        assert layout is not None
+        assert task is not None
         _check_model(self.model, sizes, folder)
         _check_token_ids(self.model, sizes, of_checkpoint=True)
         _check_layout(layout, sizes, where=str(folder))
