@@ -212,16 +212,16 @@ def _names(kind: type[ConfigT], default: ConfigT | None) -> list[str]:
 def _check_names(options: Sequence[str], names: Sequence[str]) -> None:
     """Raises at the first option that does not exist, naming the nearest one."""
     for option in options:
-        given = option.partition("=")[0]
-        if not given.startswith("--") or given.replace("_", "-") in names or given in names:
+        name = option.partition("=")[0]
+        if not name.startswith("--") or name.replace("_", "-") in names or name in names:
             continue
-        if new_name := _new_name(given, names):
+        if new_name := _new_name(name, names):
             raise UsageError(
-                f"expected {new_name}, as the option is called now, got {given!r}; use the new name"
+                f"expected {new_name}, as the option is called now, got {name!r}; use the new name"
             )
-        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-        guess = f"did you mean {near[0]!r}?" if near else "--help lists them"
-        raise UsageError(f"expected an option of this program, got {given!r}; {guess}")
+        similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        guess = f"did you mean {similar[0]!r}?" if similar else "--help lists them"
+        raise UsageError(f"expected an option of this program, got {name!r}; {guess}")
 
 
 def _new_name(option: str, names: Sequence[str]) -> str | None:

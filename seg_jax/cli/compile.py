@@ -112,7 +112,7 @@ def main(config: Config) -> int:
     _show(results, plan, target)
     console.say(f"{minutes:.1f} minutes, {peak:.1f} GiB of this machine's memory at most")
     if config.json is not None:
-        told = {
+        report = {
             "topology": target.name,
             "mesh": dict(plan.mesh.shape),
             "devices": len(target.devices),
@@ -124,7 +124,7 @@ def main(config: Config) -> int:
             "versions": run_folder.versions(),
             "steps": [_record(result, target) for result in results],
         }
-        files.write_json(config.json, told)
+        files.write_json(config.json, report)
     return 0 if all(result.fits is not False for result in results) else 1
 
 
@@ -150,18 +150,18 @@ def compile_step(
     with jax.set_mesh(plan.mesh):
         lowered = step.function.lower(*step.arguments)
     between = time.monotonic()
-    made, needed, complaint, memory, text = None, 0, "", None, None
+    program, needed, complaint, memory, text = None, 0, "", None, None
     try:
-        made = hlo.compile(lowered, step.arguments, target.options)
+        program = hlo.compile(lowered, step.arguments, target.options)
     except hlo.TooLarge as error:
         needed, complaint = error.needed, str(error)
         available = error.available if hbm is None else available
     seconds = time.monotonic() - between
-    if made is not None:
-        memory = hlo.memory(made, lowered, step.arguments)
-        text, needed = hlo.read_text(made.as_text()), memory.total
+    if program is not None:
+        memory = hlo.memory(program, lowered, step.arguments)
+        text, needed = hlo.read_text(program.as_text()), memory.total
     needed += beside
-    fits = None if available is None else made is not None and needed <= available
+    fits = None if available is None else program is not None and needed <= available
     return Result(
         step.name,
         fits,
@@ -237,10 +237,10 @@ def _least_seconds(result: Result, target: topology.Topology) -> dict[str, float
 
 def _record(result: Result, target: topology.Topology) -> dict[str, Any]:
     """Returns a result as values that JSON knows."""
-    told = dataclasses.asdict(result)
-    told["verdict"] = _verdict(result)
-    told["least_seconds_estimate"] = _least_seconds(result, target)
-    return told
+    record = dataclasses.asdict(result)
+    record["verdict"] = _verdict(result)
+    record["least_seconds_estimate"] = _least_seconds(result, target)
+    return record
 
 
 def _verdict(result: Result) -> str:
@@ -286,38 +286,38 @@ _PLACES = {
 
 
 def _column(result: Result, target: topology.Topology) -> dict[str, str]:
-    """Returns what is told of a step, line by line."""
-    memory, told = result.memory, {}
+    """Returns the lines of a step in the table: their names and values."""
+    memory, lines = result.memory, {}
     if memory is not None:
-        told |= {
+        lines |= {
             "arguments, GiB": _gib(memory.arguments),
             "temporaries, GiB": _gib(memory.temporary),
             "outputs beyond donated, GiB": _gib(memory.outputs - memory.aliased),
             "code, GiB": _gib(memory.code),
         }
         if memory.host:
-            told["on the host, GiB"] = _gib(memory.host)
-    told["held beside it, GiB"] = _gib(result.beside_bytes)
-    told["in all, GiB"] = _gib(result.needed_bytes)
+            lines["on the host, GiB"] = _gib(memory.host)
+    lines["held beside it, GiB"] = _gib(result.beside_bytes)
+    lines["in all, GiB"] = _gib(result.needed_bytes)
     if result.available_bytes is not None:
-        told["the device has, GiB"] = _gib(result.available_bytes)
+        lines["the device has, GiB"] = _gib(result.available_bytes)
     if memory is not None:
-        told["donated, reused, GiB"] = f"{_gib(memory.donated)}, {_gib(memory.aliased)}"
+        lines["donated, reused, GiB"] = f"{_gib(memory.donated)}, {_gib(memory.aliased)}"
     for name, done in result.operations.items():
-        told[f"{name}, TFLOP"] = f"{done / 1e12:.4g}"
-    told["needed in all, TFLOP"] = f"{_needed_operations(result) / 1e12:.4g}"
+        lines[f"{name}, TFLOP"] = f"{done / 1e12:.4g}"
+    lines["needed in all, TFLOP"] = f"{_needed_operations(result) / 1e12:.4g}"
     if result.text is not None:
         for name, moved in result.text.collectives.items():
-            told[f"{name}, times, GiB sent"] = f"{moved.times}, {moved.sent / GIB:.3g}"
+            lines[f"{name}, times, GiB sent"] = f"{moved.times}, {moved.sent / GIB:.3g}"
         kernels = ", ".join(f"{name} x{times}" for name, times in result.text.kernels.items())
-        told["kernels"] = kernels or "none"
+        lines["kernels"] = kernels or "none"
         lost = sum(loop.trips is None for loop in result.text.loops)
-        told["loops, of unknown length"] = f"{len(result.text.loops)}, {lost}"
+        lines["loops, of unknown length"] = f"{len(result.text.loops)}, {lost}"
     for name, seconds in _least_seconds(result, target).items():
-        told[f"least time by {name}*, s"] = f"{seconds:.3g}"
-    told["to lower, to compile, s"] = f"{result.lower_seconds:.0f}, {result.compile_seconds:.0f}"
-    told["verdict"] = _verdict(result)
-    return told
+        lines[f"least time by {name}*, s"] = f"{seconds:.3g}"
+    lines["to lower, to compile, s"] = f"{result.lower_seconds:.0f}, {result.compile_seconds:.0f}"
+    lines["verdict"] = _verdict(result)
+    return lines
 
 
 def _gib(size: int | float) -> str:

@@ -86,9 +86,9 @@ def departures(source: Path, config: Any) -> list[str]:
     family = families.family_of(config)
     if family.vlm is None:
         return []
-    found = []
+    complaints = []
     if family.vlm.tokenizer == "qwen" and _is_moonshots(source):
-        found.append(
+        complaints.append(
             f"{source}: expected Qwen's tokenizer beside {family.model_type}, got Moonshot's (as "
             "OpenCUA has it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a "
             "prediction"
@@ -97,23 +97,23 @@ def departures(source: Path, config: Any) -> list[str]:
         tokenizer = Tokenizer.load(source)
         image, table = tokenizer.image_id, config.text.vocab_size
         if image != config.image_token_id:
-            found.append(
+            complaints.append(
                 f"{source}: expected the tokenizer's image token to be {config.image_token_id} "
                 f"as in config.json, got {image}: do: set image_token_id, or predict will refuse"
             )
         if tokenizer.vocab_size > table:
-            found.append(
+            complaints.append(
                 f"{source}: expected at most {table} tokens, for which there are weights, got "
                 f"{tokenizer.vocab_size}: predict will refuse: do: copy the tokenizer of the model"
             )
     except ValueError as error:
-        found.append(f"{' '.join(str(error).split())}: predict will refuse")
+        complaints.append(f"{' '.join(str(error).split())}: predict will refuse")
     if not (source / bundles.MANIFEST).exists() and not families.preprocessor(source):
-        found.append(
+        complaints.append(
             f"{source}: expected preprocessor_config.json, got none: predict will refuse: do: copy "
             "the one of these weights"
         )
-    return found
+    return complaints
 
 
 def _is_moonshots(source: Path) -> bool:
@@ -228,12 +228,12 @@ def _dtype(name: Any) -> np.dtype:
 
 def _noted_dtype(source: Path) -> Literal["bfloat16", "float32"]:
     """Returns the dtype that the maker of an Orbax checkpoint wrote beside it."""
-    found = files.read_json_object(source / orbax_params.NOTE).get("dtype")
-    if found not in ("bfloat16", "float32"):
+    dtype = files.read_json_object(source / orbax_params.NOTE).get("dtype")
+    if dtype not in ("bfloat16", "float32"):
         raise ValueError(
-            f"{source / orbax_params.NOTE}: expected a dtype, got {found!r}: do: give --dtype"
+            f"{source / orbax_params.NOTE}: expected a dtype, got {dtype!r}: do: give --dtype"
         )
-    return found
+    return dtype
 
 
 # Writing.
@@ -278,7 +278,7 @@ class _Partial:
     def __init__(self, config: Config, source: Path):
         self.dest = config.dest
         self.folder = config.dest.absolute().with_name(config.dest.absolute().name + ".partial")
-        self._asked = _fingerprint(config, source)
+        self._fingerprint = _fingerprint(config, source)
         self._whole: dict[str, safetensors.Written] = {}
 
     def __enter__(self) -> _Partial:
@@ -302,13 +302,13 @@ class _Partial:
         return self
 
     def _resume(self, lines: list[Any]) -> None:
-        if lines[:1] == [self._asked]:
+        if lines[:1] == [self._fingerprint]:
             for line in lines[1:]:
-                found = safetensors.Written(**line)
-                path = self.folder / found.name
-                same = path.exists() and path.stat().st_size == found.nbytes
-                if same and safetensors.checksum(path) == found.sha256:
-                    self._whole[found.name] = found
+                written = safetensors.Written(**line)
+                path = self.folder / written.name
+                same = path.exists() and path.stat().st_size == written.nbytes
+                if same and safetensors.checksum(path) == written.sha256:
+                    self._whole[written.name] = written
             if self._whole:
                 console.say(f"{self.folder}: {len(self._whole)} whole files are kept")
             self._file.write("\n")  # A line that was cut off ends here.
@@ -317,7 +317,7 @@ class _Partial:
             if path.name != JOURNAL:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._file.truncate(0)
-        self._note(self._asked)
+        self._note(self._fingerprint)
 
     def _note(self, value: Any) -> None:
         self._file.write(json.dumps(value) + "\n")
@@ -326,7 +326,7 @@ class _Partial:
 
     def whole_bytes(self) -> int:
         """Returns how many bytes need not be written again."""
-        return sum(found.nbytes for found in self._whole.values())
+        return sum(written.nbytes for written in self._whole.values())
 
     def has(self, name: str) -> bool:
         """Returns whether a file is whole."""
@@ -359,8 +359,8 @@ def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
     """Returns what tells one conversion from another."""
     files = [*source.glob("*.safetensors"), *families.companions(source), source / "config.json"]
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    asked = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
-    return asked | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
+    options = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
+    return options | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
 
 
 def _write_hf(model: _Model, partial: _Partial) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from seg_jax.cli.model_options import Asked
+from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import sources
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
@@ -23,7 +23,7 @@ from seg_jax.training import steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Asked):
+class Config(ModelOptions):
     """An evaluation."""
 
     protocol: protocols.Name | None = None
@@ -185,13 +185,13 @@ def _built_source(config: Config) -> Built:
     Raises:
       ValueError: a folder holds none, or lacks what a protocol asks for.
     """
-    asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
-    absent, singly = (asked.absent, asked.singly) if asked else (config.mixture.absent > 0, False)
+    rules = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    absent, singly = (rules.absent, rules.singly) if rules else (config.mixture.absent > 0, False)
     source = Built(folders=config.data, split=config.split, absent=absent, singly=singly)
     len(source)  # What is wrong with a folder is told before weights are read.
     if absent and not source.absent_count():
         who, else_ = "mixture.absent", "leave it out"
-        if asked:
+        if rules:
             who, else_ = f"protocol {config.protocol}", "ask --protocol res"
         raise ValueError(
             f"{who}: expected expressions without a target in {config.split}, got none; give a "
@@ -273,8 +273,8 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
       saved: answers that are known and not asked for again.
     """
     refill = sampler.Refill(rows=config.rows) if config.rows else None
-    asked = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
-    nothing = True if asked and asked.absent else None
+    rules = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    nothing = True if rules and rules.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     count, bundle = evaluation.whole_rows(config.batch, mesh), predictor.bundle
     answer = evaluation.answer_on(predictor, count, mesh=mesh)
@@ -296,9 +296,9 @@ def lines(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
             interval = f"{value['low']:.3f} to {value['high']:.3f}"
             rows.append((name, f"{value['mean']:.3f}", interval))
     for kind, faults in summary.get("faults", {}).items():
-        for fault, found in faults.items():
-            lost = f"{found['lost']:.3f} of IoU"
-            rows.append((f"{kind} fault {fault}", str(found["count"]), lost))
+        for fault, cost in faults.items():
+            lost = f"{cost['lost']:.3f} of IoU"
+            rows.append((f"{kind} fault {fault}", str(cost["count"]), lost))
     verdicts = summary.get("verdicts", {})
     rows += [(f"verdict {name}", str(count), "") for name, count in verdicts.items() if count]
     return rows

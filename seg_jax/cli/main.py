@@ -137,12 +137,12 @@ def _no_interrupt_lost() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def hook(told: sys.UnraisableHookArgs) -> None:
-        if issubclass(told.exc_type, KeyboardInterrupt):
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
             again = threading.main_thread().ident, signal.SIGINT
             threading.Timer(0.05, signal.pthread_kill, again).start()
         else:
-            before(told)
+            before(unraisable)
 
     sys.unraisablehook = hook
     try:

@@ -22,8 +22,8 @@ NANO = Path(__file__).parent / "nano_model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A model that is asked."""
+class ModelOptions:
+    """Which model a program asks, and how it computes."""
 
     checkpoint: Path | None = None
     """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's; left

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from seg_jax.cli.model_options import Asked
+from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files
 from seg_jax.report import overlay
 from seg_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Asked):
+class Config(ModelOptions):
     """One question about one image; tell the object by exactly one of text, point and box."""
 
     image: Path
@@ -62,25 +62,25 @@ def _kind(task: Task, answer: str | None) -> int | None:
 
 
 def _clue(config: Config) -> str | np.ndarray:
-    given = [x for x in (config.text, config.point, config.box) if x is not None]
-    if len(given) != 1:
+    clues = [x for x in (config.text, config.point, config.box) if x is not None]
+    if len(clues) != 1:
         raise ValueError(
-            f"expected exactly one of --text, --point and --box, got {len(given)}; "
+            f"expected exactly one of --text, --point and --box, got {len(clues)}; "
             'as: --text "the red star"'
         )
-    if isinstance(given[0], str):
-        if not given[0].strip():
+    if isinstance(clues[0], str):
+        if not clues[0].strip():
             raise ValueError('expected an expression, got an empty --text; as: "the red star"')
-        return given[0]
-    numbers = np.array(given[0])
+        return clues[0]
+    numbers = np.array(clues[0])
     if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 1:
         raise ValueError(
-            f"expected fractions of width and height in 0..1, got {tuple(given[0])}; "
+            f"expected fractions of width and height in 0..1, got {tuple(clues[0])}; "
             "divide pixels by the image's size"
         )
     if len(numbers) == 4 and (numbers[:2] >= numbers[2:]).any():
         raise ValueError(
-            f"expected a box x0 y0 x1 y1 with x0 < x1 and y0 < y1, got {tuple(given[0])}; "
+            f"expected a box x0 y0 x1 y1 with x0 < x1 and y0 < y1, got {tuple(clues[0])}; "
             "give the upper left corner first"
         )
     return numbers

@@ -143,19 +143,19 @@ def _chapters(
         bundle = dataclasses.replace(model, task=run.task, layout=run.layout)
         return start.Start(bundle, lambda: jax.tree.map(jnp.copy, model.params))
 
-    asked = Predictor(model)
-    chapters["start"] = tell("GSPO starts here", asked, model.params)
+    predictor = Predictor(model)
+    chapters["start"] = tell("GSPO starts here", predictor, model.params)
     trained, gspo_seconds = reinforcement.train(
         gspo, begin_with(gspo), Place(config.out, "gspo", log)
     )
-    chapters["gspo"] = tell("after GSPO", asked, trained.params)
+    chapters["gspo"] = tell("after GSPO", predictor, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
     control = _control(config, gspo_seconds)
     trained, control_seconds = supervised.train(
         control, begin_with(control), Place(config.out, "control", log)
     )
-    chapters["control"] = tell("control: more SFT", asked, trained.params)
+    chapters["control"] = tell("control: more SFT", predictor, trained.params)
     return chapters, {"sft": sft_seconds, "gspo": gspo_seconds, "control": control_seconds}
 
 
@@ -200,12 +200,12 @@ def _control(config: Config, seconds: float) -> supervised.Config:
 
 
 def _chapter(
-    config: Config, held_out: list[Sample], caption: str, asked: Predictor, params: Any
+    config: Config, held_out: list[Sample], caption: str, predictor: Predictor, params: Any
 ) -> Chapter:
-    bundle = dataclasses.replace(asked.bundle, params=params)
+    bundle = dataclasses.replace(predictor.bundle, params=params)
     task = evaluation.with_mixture(bundle.task, Mixture())
     outcome = evaluation.answer_greedily(
-        asked,
+        predictor,
         held_out,
         title=f"  {caption}",
         task=task,
@@ -283,15 +283,15 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     mesh = config.mesh.build()
     places = sharding.batch(mesh)
     batch = evaluation.whole_rows(min(gspo.feed.batch, len(source)), mesh)
-    told: list[list[jax.Array]] = [[] for _ in models]
+    mean_rewards: list[list[jax.Array]] = [[] for _ in models]
     prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=batch)
     for number, (examples, rows) in enumerate(prompts):
         rows = pipeline.to_device(rows, places, rows=batch)
-        for means, model in zip(told, models, strict=True):
+        for means, model in zip(mean_rewards, models, strict=True):
             with jax.set_mesh(mesh):
                 rewards = sampled(model.params, rows, jnp.int32(number))
             means.append(rewards.mean(1)[: len(examples)])
-    return [np.concatenate(jax.device_get(means)) for means in told]
+    return [np.concatenate(jax.device_get(means)) for means in mean_rewards]
 
 
 def _rows(chapters: dict[str, Chapter], summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -195,14 +195,16 @@ def describe(
         facts = families.vlm_facts(config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    found = families.preprocessor(folder)
-    if not found:
+    preprocessor = families.preprocessor(folder)
+    if not preprocessor:
         raise ValueError(
             f"{folder}: expected {MANIFEST} or preprocessor_config.json, got neither; copy the "
             "one that belongs to the weights"
         )
     try:
-        images = facts.image_layout(found, visual_tokens=visual_tokens or encode.VISUAL_TOKENS)
+        images = facts.image_layout(
+            preprocessor, visual_tokens=visual_tokens or encode.VISUAL_TOKENS
+        )
         if facts.window_tokens is None:
             return encode.layout_of(images), Referring()
         windows = facts.window_tokens(config)
@@ -219,11 +221,11 @@ def _ends(folder: Path, table: int) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.exists():
         return ()
-    found = files.read_json_object(path).get("eos_token_id")
-    ends = () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    eos = files.read_json_object(path).get("eos_token_id")
+    ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     if any(type(end) is not int or not 0 <= end < table for end in ends):
         raise ValueError(
-            f"{path}: eos_token_id: expected numbers of tokens below {table}, got {found!r}; "
+            f"{path}: eos_token_id: expected numbers of tokens below {table}, got {eos!r}; "
             "copy the file that belongs to the weights"
         )
     return ends
@@ -252,9 +254,9 @@ def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) 
 
 def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        layout = dict(found["layout"])
-        task = dict(found["task"])
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        layout = dict(manifest["layout"])
+        task = dict(manifest["task"])
         height, width = layout["canvas"]
         layout["canvas"] = (height, width)
         layout.setdefault("buckets", 1)  # Older folders do not know it.
@@ -278,12 +280,12 @@ def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
         ) from error
 
 
-def _native(found: Any) -> Native | None:
+def _native(values: Any) -> Native | None:
     """Returns how a manifest keeps images at their own size; None where it scales them."""
-    if found is None:
+    if values is None:
         return None
-    for name, value in dict(found).items():
+    for name, value in dict(values).items():
         kind = {"limit": int, "pad": bool}.get(name)
         if type(value) is not kind or (kind is int and value < 1):
             raise ValueError(f"{name} {value!r} in how images are kept at their size")
-    return Native(**found)
+    return Native(**values)

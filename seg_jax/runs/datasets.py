@@ -128,7 +128,7 @@ def _offers(source: Built, needs: Mapping[str, Need]) -> bool:
     len(source)  # What is wrong with a folder is told first.
     if not wanted:
         return True
-    found: set[str] = set()
+    offered_kinds: set[str] = set()
     for folder in source.folders:
         offered = dataclasses.replace(source, folders=(folder,)).question_kinds(wanted)
         if not wanted & offered:
@@ -137,8 +137,8 @@ def _offers(source: Built, needs: Mapping[str, Need]) -> bool:
                 f"{folder}: expected {needed} in {source.split} for {', '.join(needs)}, got "
                 f"{there or 'neither'}; leave the data set out or ask other questions (mixture)"
             )
-        found |= offered
-    return "absent" in found or bool("absent" in wanted and source.absent_count())
+        offered_kinds |= offered
+    return "absent" in offered_kinds or bool("absent" in wanted and source.absent_count())
 
 
 def _list(needs: Iterable[str]) -> str:

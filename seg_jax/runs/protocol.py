@@ -110,10 +110,10 @@ def write(
       config: of the run.
     """
     files.write_json(folder / SUMMARY, summary)
-    told: dict[str, list[dict[str, Any]]] = {}
+    by_model: dict[str, list[dict[str, Any]]] = {}
     for one in [*others, summary]:
-        told.setdefault(one["model"], []).append(one)
-    files.write_text(folder / TABLE, tables.markdown(told))
+        by_model.setdefault(one["model"], []).append(one)
+    files.write_text(folder / TABLE, tables.markdown(by_model))
     page = html_page.Report(
         title=f"{asking.protocol.title}: {summary['split']}",
         summary_rows=gallery.table(summary, asking.protocol),
@@ -139,14 +139,14 @@ def read(folder: Path) -> dict[str, Any]:
       ValueError: the folder holds none of a protocol.
     """
     path = folder / SUMMARY
-    found = files.read_json(path) if path.exists() else None
+    summary = files.read_json(path) if path.exists() else None
     needed = {"model", "split", "protocol", "questions"}
-    if not isinstance(found, dict) or not needed <= found.keys():
+    if not isinstance(summary, dict) or not needed <= summary.keys():
         raise ValueError(
             f"{folder}: expected the folder of an evaluation, got no {SUMMARY} of one; do: give "
             "what was --out beside --protocol"
         )
-    return found
+    return summary
 
 
 def numbers(rows: Sequence[Row], asking: Asking, **more: Any) -> dict[str, Any]:

@@ -104,9 +104,9 @@ def task_to_save(run: Config) -> Task:
     It is asked what the run asks, and keeps from its checkpoint the questions that this stage has
     left out.
     """
-    asked = run.task or Referring()
-    taught = None if run.checkpoint is None else bundles.own_task(run.checkpoint, type(asked))
-    return asked if taught is None else asked.taught_after(taught)
+    task = run.task or Referring()
+    stored = None if run.checkpoint is None else bundles.own_task(run.checkpoint, type(task))
+    return task if stored is None else task.taught_after(stored)
 
 
 def train(

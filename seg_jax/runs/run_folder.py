@@ -146,10 +146,10 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     command += ["--exclude=*", "--abbrev=12"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip()
+    return process.stdout.strip()
 
 
 # Where a run lies, how it was asked for, what is told of it and the machines that it works on do
@@ -169,15 +169,15 @@ _FREE = (
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:
-    found = files.read_json(record, advice="start anew with --anew") if record.exists() else None
-    if not isinstance(found, dict):
+    saved = files.read_json(record, advice="start anew with --anew") if record.exists() else None
+    if not isinstance(saved, dict):
         raise ValueError(
             f"{record.parent}: expected a run to resume, got a folder without {RECORD}; "
             "do: choose another --out"
         )
-    found = _renamed(found)
-    differing = sorted(_differences(found, wanted))
-    if strange := sorted((found.keys() ^ wanted.keys()) - set(_FREE)):
+    saved = _renamed(saved)
+    differing = sorted(_differences(saved, wanted))
+    if strange := sorted((saved.keys() ^ wanted.keys()) - set(_FREE)):
         raise ValueError(
             f"{record.parent}: expected a run of this version of seg-jax, got one with other "
             f"options ({', '.join(strange[:4])}); do: finish it with the version that began it, "
@@ -205,9 +205,11 @@ def _differences(one: Any, other: Any, name: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [key for key in {*one, *other} if key not in _FREE]
         return [
-            found
+            difference
             for key in keys
-            for found in _differences(one.get(key), other.get(key), f"{name}.{key}".lstrip("."))
+            for difference in _differences(
+                one.get(key), other.get(key), f"{name}.{key}".lstrip(".")
+            )
         ]
     return [] if one == other else [name]
 
@@ -247,7 +249,7 @@ def _is_made(name: str) -> bool:
 def _is_run(record: Path) -> bool:
     """Returns whether a file is the record of a run, and not a model's config.json."""
     try:
-        found = files.read_json(record)
+        saved = files.read_json(record)
     except ValueError:
         return False
-    return isinstance(found, dict) and {"class", "out", "resume", "anew"} <= found.keys()
+    return isinstance(saved, dict) and {"class", "out", "resume", "anew"} <= saved.keys()

@@ -20,17 +20,17 @@ def as_json(task: Task) -> dict[str, Any]:
     return {"name": task.name, **dataclasses.asdict(typing.cast(Any, task))}
 
 
-def from_json(found: Mapping[str, Any], own: type[Task] | None = None) -> Task:
+def from_json(saved: Mapping[str, Any], own: type[Task] | None = None) -> Task:
     """Returns the task that `as_json` wrote; an option that is not there has its default.
 
     Args:
-      found: what was written; without a name, as in older folders, it is referring.
+      saved: what was written; without a name, as in older folders, it is referring.
       own: a task that is not one of the package.
 
     Raises:
       ValueError: no such task is known, or an option is none of its.
     """
-    values = dict(found)
+    values = dict(saved)
     name = values.pop("name", Referring.name)
     known = TASKS if own is None else TASKS | {own.name: own}
     if name not in known:

@@ -22,8 +22,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from seg_jax.cli import main
-from seg_jax.cli import model_options as asked_cli
+from seg_jax.cli import main, model_options
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.inference import bundle as bundles
@@ -325,7 +324,7 @@ def seen(monkeypatch):
             asked.append(image)
             return super().predict(image, *words)
 
-    monkeypatch.setattr(asked_cli, "Predictor", Asked)
+    monkeypatch.setattr(model_options, "Predictor", Asked)
     return asked
 
 
@@ -404,7 +403,11 @@ def test_dtype_and_cells_are_asked_for_or_those_of_the_folder(kind, folders, tmp
         (folder, "bfloat16", "bfloat16"),
         (folder, None, "float32"),
     ]:
-        bundle = asked_cli.Asked(checkpoint=given, dtype=dtype, visual_tokens=9).predictor().bundle
+        bundle = (
+            model_options.ModelOptions(checkpoint=given, dtype=dtype, visual_tokens=9)
+            .predictor()
+            .bundle
+        )
         model = nnx.merge(bundle.graph, bundle.params)
         assert (model.compute.dtype, model.compute.param_dtype) == (want, want)
         # Strips may take more than there are in a square, frames are counted in.

@@ -35,7 +35,7 @@ def test_it_is_small_and_says_how_it_was_made():
 
 
 def test_it_is_the_model_of_its_configuration():
-    predictor = model_options.Asked().predictor()
+    predictor = model_options.ModelOptions().predictor()
     assert predictor.bundle.layout == NANO.LAYOUT
     assert predictor.bundle.task == NANO.TASK
 
@@ -43,7 +43,7 @@ def test_it_is_the_model_of_its_configuration():
 @pytest.mark.slow
 def test_it_outlines_scenes_that_it_has_not_seen():
     scenes = dataclasses.replace(NANO.scenes(seed=evaluation.HELD_OUT), count=64)
-    predictor = model_options.Asked(dtype="float32").predictor()
+    predictor = model_options.ModelOptions(dtype="float32").predictor()
     task = evaluation.with_mixture(predictor.bundle.task, Mixture())
     outcome = evaluation.answer_greedily(predictor, scenes, title="nano", task=task, batch=64)
     summary = task_metrics.summarise(task, outcome)

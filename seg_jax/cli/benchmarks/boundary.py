@@ -43,11 +43,11 @@ def main(config: Config) -> int:
     return harness.report(config, alone, _show)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(results: dict[str, Any]) -> None:
     """Prints the table."""
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
     console.table(
-        f"Boundary scores of {found['batch']} pairs of {found['size']} px masks",
+        f"Boundary scores of {results['batch']} pairs of {results['size']} px masks",
         ("score", "ours, us", "OpenCV, us", "ratio", "largest gap"),
         [
             (
@@ -57,7 +57,7 @@ def _show(found: dict[str, Any]) -> None:
                 f"{row['ratio']:.1f}",
                 f"{row['largest_gap']:.1e}",
             )
-            for row in found["scores"]
+            for row in results["scores"]
         ],
     )
 
@@ -100,14 +100,14 @@ def _masks(config: Config) -> list[np.ndarray]:
     """Returns masks of three discs each."""
     rng, side = np.random.default_rng(config.seed), config.size
     y, x = np.mgrid[:side, :side]
-    found = []
+    masks = []
     for _ in range(config.batch):
         mask = np.zeros((side, side), bool)
         for _ in range(3):
             row, column, radius = rng.uniform((0.1, 0.1, 0.04), (0.9, 0.9, 0.3)) * side
             mask |= (x - column) ** 2 + (y - row) ** 2 < radius**2
-        found.append(mask)
-    return found
+        masks.append(mask)
+    return masks
 
 
 def _iou(mask: np.ndarray, other: np.ndarray) -> float:

@@ -97,7 +97,7 @@ def measure(config: Config) -> dict[str, Any]:
         for turn, (name, side) in itertools.product(range(config.rounds), sides.items()):
             console.say(f"turn {turn + 1} of {config.rounds}: {name}")
             taken[name].append(side.turn())
-        found = {
+        results = {
             "machine": harness.machine() | {"cores": str(len(os.sched_getaffinity(0)))},
             **run_folder.plain(config),
             "missing": lost,
@@ -107,12 +107,12 @@ def measure(config: Config) -> dict[str, Any]:
             "milliseconds": {"ours": ours.stations()},
         }
         if theirs is not None:
-            found["milliseconds"]["dataloader"] = theirs.stations()
-            speeds = found["samples_per_second"]
-            found["ratio"] = speeds["ours"] / speeds["dataloader"]
+            results["milliseconds"]["dataloader"] = theirs.stations()
+            speeds = results["samples_per_second"]
+            results["ratio"] = speeds["ours"] / speeds["dataloader"]
         for side in sides.values():
             side.close()
-    return found
+    return results
 
 
 class _Ours:
@@ -149,9 +149,12 @@ class _Ours:
             known = index, record, watch("decode", record.pixels)
             sample = watch("masks", lambda known=known: self._source.sample(*known))
             example = watch("outline", lambda sample=sample: task.example(sample, rng))
-            cut = watch("scale and cut", lambda image=sample.image: encoder.image_patches(image))
+            patches = watch(
+                "scale and cut", lambda image=sample.image: encoder.image_patches(image)
+            )
             made = watch(
-                "tokens", lambda e=example, cut=cut: packing.item_from_patches(encoder, [e], cut)
+                "tokens",
+                lambda e=example, patches=patches: packing.item_from_patches(encoder, [e], patches),
             )
             pieces.append(made)
         for four in zip(*[iter(pieces)] * 4, strict=False):
@@ -159,8 +162,8 @@ class _Ours:
                 watch(
                     "join", lambda four=four: packing.pack_row(encoder, four, config.pack), share=4
                 )
-        found = watch.median_milliseconds()
-        return found | {"join": found.get("join", float("nan"))}
+        medians = watch.median_milliseconds()
+        return medians | {"join": medians.get("join", float("nan"))}
 
     def close(self) -> None:
         """Ends the workers."""
@@ -249,8 +252,8 @@ def useful(config: Config, source: Built, encoder: Encoder) -> dict[str, dict[st
         "tokens": float(sizes[:, 0].mean() / whole),
         "patches": float(sizes[:, 1].mean() / layout.max_patches),
     }
-    cut = sizes[: len(sizes) // config.batch * config.batch or None]
-    groups = cut.reshape(-1, min(config.batch, len(cut)), 2)
+    full_batches = sizes[: len(sizes) // config.batch * config.batch or None]
+    groups = full_batches.reshape(-1, min(config.batch, len(full_batches)), 2)
     longest = (groups / groups.max(1, keepdims=True)).mean((0, 1))
     shares["padded_to_longest"] = {"tokens": float(longest[0]), "patches": float(longest[1])}
     return shares
@@ -275,11 +278,11 @@ def data_set(config: Config, folder: Path) -> Built:
             lines.append(json.dumps(_draw_image(rng, raw, f"images/{number}.jpg")))
             move(number + 1, config.images, "")
     (raw / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    asked = dataset.Plan(name="folder", source=raw, out=out)
-    with dataset.claim_build(asked, anew=False):
-        cut = dataset.plan_files(asked)
-        parts = dataset.make_files(cut.tasks, workers=1, progress=lambda done: None)
-        dataset.finish_build(asked, cut, parts)
+    plan = dataset.Plan(name="folder", source=raw, out=out)
+    with dataset.claim_build(plan, anew=False):
+        file_plan = dataset.plan_files(plan)
+        parts = dataset.make_files(file_plan.tasks, workers=1, progress=lambda done: None)
+        dataset.finish_build(plan, file_plan, parts)
     return Built(folders=(out,))
 
 
@@ -346,28 +349,28 @@ def _corpus() -> list[str]:
     return [*chat.sentences(" ".join(filter(None, one)) for one in itertools.product(*_WORDS))]
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    cores = min(max(1, found["workers"]), int(found["machine"]["cores"]))
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    cores = min(max(1, results["workers"]), int(results["machine"]["cores"]))
     console.table(
-        f"{found['workers']} processes",
+        f"{results['workers']} processes",
         ("", "samples a second", "a core"),
         [
             (name, f"{speed:.1f}", f"{speed / cores:.1f}")
-            for name, speed in found["samples_per_second"].items()
+            for name, speed in results["samples_per_second"].items()
         ],
     )
-    if "ratio" in found:
-        console.say(f"ours is {found['ratio']:.2f} times as fast as the DataLoader")
+    if "ratio" in results:
+        console.say(f"ours is {results['ratio']:.2f} times as fast as the DataLoader")
     console.table(
         "useful share",
         ("", "tokens", "patches"),
         [
             (name.replace("_", " "), f"{share['tokens']:.1%}", f"{share['patches']:.1%}")
-            for name, share in found["useful"].items()
+            for name, share in results["useful"].items()
         ],
     )
-    for name, stations in found["milliseconds"].items():
+    for name, stations in results["milliseconds"].items():
         console.table(
             f"milliseconds of a sample in one process, {name}",
             ("", "ms"),

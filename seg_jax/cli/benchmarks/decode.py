@@ -69,36 +69,36 @@ def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
     lost = torch_peer.missing("torch", "transformers") if config.peer else []
     count = config.rows // min(config.groups)
-    asked = torch_peer.questions(count, config.seed, config.size)
-    peer = torch_peer.model(asked, config.size) if config.peer and not lost else None
-    cases = [_compare(config, asked, peer, group) for group in config.groups]
-    ceilings = _ceilings(config.rounds, asked.compute.dtype)
+    questions = torch_peer.questions(count, config.seed, config.size)
+    peer = torch_peer.model(questions, config.size) if config.peer and not lost else None
+    cases = [_compare(config, questions, peer, group) for group in config.groups]
+    ceilings = _ceilings(config.rounds, questions.compute.dtype)
     return {
         "machine": harness.machine(),
         **run_folder.plain(config),
         "missing": lost,
         "cases": cases,
         "ceilings": ceilings,
-        "utilisation": _utilisation(config, asked, cases, ceilings),
+        "utilisation": _utilisation(config, questions, cases, ceilings),
     }
 
 
-def _compare(config: Config, asked, peer: Any, group: int) -> dict[str, Any]:
+def _compare(config: Config, questions, peer: Any, group: int) -> dict[str, Any]:
     """Returns seconds and agreement of `group` answers to each of rows / group prompts."""
     import jax
 
     count = config.rows // group
-    prompts = jax.tree.map(lambda leaf: leaf[:count], asked.prompts)
+    prompts = jax.tree.map(lambda leaf: leaf[:count], questions.prompts)
     ours = {
-        name: _ours(asked.bundle, prompts, group, length)
+        name: _ours(questions.bundle, prompts, group, length)
         for name, length in (("ours", config.tokens), ("first token", 1))
     }
     timed: dict[str, Any] = dict(ours)
     if peer is not None:
-        timed["transformers"] = _theirs(peer, asked, prompts, group, config.tokens)
+        timed["transformers"] = _theirs(peer, questions, prompts, group, config.tokens)
     taken = harness.by_turns(timed, config.rounds, time.perf_counter)
     made = config.rows * config.tokens
-    found = {
+    results = {
         "prompts": count,
         "answers": group,
         "tokens_per_second": {name: made / taken[name] for name in taken if name != "first token"},
@@ -106,11 +106,11 @@ def _compare(config: Config, asked, peer: Any, group: int) -> dict[str, Any]:
         "seconds": taken,
     }
     if peer is not None:
-        found["ratio"] = taken["transformers"] / taken["ours"]
+        results["ratio"] = taken["transformers"] / taken["ours"]
         if group == 1 and config.size == "tiny":  # Else the weights are not the same.
             same = np.asarray(timed["ours"]().ids)[:, 0] == timed["transformers"]()
-            found["equal_tokens"] = float(same.mean())
-    return found
+            results["equal_tokens"] = float(same.mean())
+    return results
 
 
 def _ours(bundle, prompts, group: int, tokens: int) -> Any:
@@ -139,30 +139,30 @@ def _ours(bundle, prompts, group: int, tokens: int) -> Any:
 
     whole = jax.NamedSharding(mesh, jax.P())
     places = sharding.batch(mesh, len(prompts.tokens.ids))
-    params, given = jax.device_put((bundle.params, prompts), (whole, places))
+    params, inputs = jax.device_put((bundle.params, prompts), (whole, places))
 
     def run():
         with jax.set_mesh(mesh):
-            return jax.block_until_ready(sample(params, given))
+            return jax.block_until_ready(sample(params, inputs))
 
     return run
 
 
-def _theirs(peer: Any, asked, prompts, group: int, tokens: int) -> Any:
+def _theirs(peer: Any, questions, prompts, group: int, tokens: int) -> Any:
     """Returns the run of transformers' `generate`: of every prompt `group` copies, as it has it."""
     import jax
     import torch
 
     copies = jax.tree.map(lambda leaf: np.repeat(leaf, group, 0), prompts)
-    given = torch_peer.inputs(asked, copies)
-    start = given["input_ids"].shape[1]
+    inputs = torch_peer.inputs(questions, copies)
+    start = inputs["input_ids"].shape[1]
     peer.generation_config.eos_token_id = None
-    peer.generation_config.pad_token_id = asked.bundle.tokenizer.pad_id
+    peer.generation_config.pad_token_id = questions.bundle.tokenizer.pad_id
     options = {"do_sample": False} if group == 1 else {"do_sample": True, "top_k": 0}
 
     def run():
         with torch.inference_mode():
-            made = peer.generate(**given, max_new_tokens=tokens, min_new_tokens=tokens, **options)
+            made = peer.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **options)
         return made[:, start:].cpu().numpy()  # Waits for the device too.
 
     return run
@@ -184,14 +184,14 @@ def _ceilings(rounds: int, dtype: str) -> dict[str, float]:
 
 
 def _utilisation(
-    config: Config, asked, cases: list[dict[str, Any]], ceilings: dict[str, float]
+    config: Config, questions, cases: list[dict[str, Any]], ceilings: dict[str, float]
 ) -> list[dict[str, float]]:
     """Returns what the decoding of each case, without its prompts, makes of the machine."""
     from seg_jax.models import flops
 
-    counter = flops.Counter(asked.config, asked.compute)
-    weights, entry = _read_bytes(asked)
-    behind = asked.prompts.tokens.ids.shape[1]
+    counter = flops.Counter(questions.config, questions.compute)
+    weights, entry = _read_bytes(questions)
+    behind = questions.prompts.tokens.ids.shape[1]
     rows = []
     for case in cases:
         parts = counter.decode(case["prompts"], case["answers"], config.tokens, behind=behind)
@@ -210,25 +210,25 @@ def _utilisation(
     return rows
 
 
-def _read_bytes(asked) -> tuple[int, int]:
+def _read_bytes(questions) -> tuple[int, int]:
     """Returns the bytes of all weights that decoding reads, and of a token's keys and values."""
     import jax
     from flax import nnx
 
-    params = nnx.to_pure_dict(asked.bundle.params)
-    tied = asked.config.tie_word_embeddings
+    params = nnx.to_pure_dict(questions.bundle.params)
+    tied = questions.config.tie_word_embeddings
     unread = {"vision"} if tied else {"vision", "embed"}
     read = {name: part for name, part in params.items() if name not in unread}
-    leaves, text = jax.tree.leaves(read), asked.config.text
+    leaves, text = jax.tree.leaves(read), questions.config.text
     entry = 2 * leaves[0].dtype.itemsize * text.num_hidden_layers * text.num_key_value_heads
     entry *= text.hidden_size // text.num_attention_heads
     return sum(leaf.nbytes for leaf in leaves), entry
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
     rows = []
-    for case, used in zip(found["cases"], found["utilisation"], strict=True):
+    for case, used in zip(results["cases"], results["utilisation"], strict=True):
         speed = case["tokens_per_second"]
         peer = speed.get("transformers")
         rows.append(
@@ -243,10 +243,10 @@ def _show(found: dict[str, Any]) -> None:
             )
         )
     console.table(
-        f"Answers of {found['tokens']} tokens; shares of the machine's best",
+        f"Answers of {results['tokens']} tokens; shares of the machine's best",
         ("prompts", "ours, tok/s", "generate", "ratio", "prefill", "operations", "bytes"),
         rows,
     )
     console.say("bytes: against a copy through memory; what fits a cache can be read faster")
-    if "equal_tokens" in found["cases"][0]:
-        console.say(f"equal greedy tokens: {found['cases'][0]['equal_tokens']:.2%}")
+    if "equal_tokens" in results["cases"][0]:
+        console.say(f"equal greedy tokens: {results['cases'][0]['equal_tokens']:.2%}")

@@ -33,9 +33,9 @@ def report(
     from seg_jax.runs import run_folder
 
     run_folder.check_json(config.json)
-    found = measure(config)
-    show(found)
-    run_folder.tell_json(found, config.json)
+    results = measure(config)
+    show(results)
+    run_folder.tell_json(results, config.json)
     return 0
 
 

@@ -70,25 +70,25 @@ def measure(config: Config) -> dict[str, Any]:
     from seg_jax.cli.benchmarks import torch_peer
 
     lost = torch_peer.missing("torch", "transformers", "trl", "PIL", "cv2")
-    asked = torch_peer.questions(config.prompts, config.seed)
-    ours, told = _ours(config, asked)
+    questions = torch_peer.questions(config.prompts, config.seed)
+    ours, logged = _ours(config, questions)
     steps: dict[str, list[dict[str, float]]] = {"ours": []}
 
     def turn() -> None:
         begin = _clocks()
         metrics = ours()
-        steps["ours"].append(_since(begin) | {name: metrics[key] for name, key in told})
+        steps["ours"].append(_since(begin) | {name: metrics[key] for name, key in logged})
 
     if lost:
         for _ in range(_WARM + config.rounds):
             turn()
     else:
-        steps["trl"] = _train(config, asked, turn)
+        steps["trl"] = _train(config, questions, turn)
     counted = {
         side: {name: statistics.median(step[name] for step in made[_WARM:]) for name in made[_WARM]}
         for side, made in steps.items()
     }
-    found = {
+    results = {
         "machine": harness.machine(),
         **run_folder.plain(config),
         "missing": lost,
@@ -98,8 +98,8 @@ def measure(config: Config) -> dict[str, Any]:
     if "trl" in counted:
         for name in ("seconds", "processor_seconds"):
             ratio = counted["trl"][name] / counted["ours"][name]
-            found["ratio" if name == "seconds" else "processor_ratio"] = ratio
-    return found
+            results["ratio" if name == "seconds" else "processor_ratio"] = ratio
+    return results
 
 
 def _clocks() -> tuple[float, float]:
@@ -112,15 +112,15 @@ def _since(begin: tuple[float, float]) -> dict[str, float]:
     return {"seconds": now[0] - begin[0], "processor_seconds": now[1] - begin[1]}
 
 
-def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]:
-    """Returns a step of ours, from images to new weights, and what it tells."""
+def _ours(config: Config, questions) -> tuple[Callable[[], dict[str, float]], tuple]:
+    """Returns a step of ours, from images to new weights, and the names and keys of its metrics."""
     import jax
 
     from seg_jax.models.parallel import sharding
     from seg_jax.training import optimizers, policy, state
     from seg_jax.training import steps as jitted_steps
 
-    bundle, examples = asked.bundle, asked.examples
+    bundle, examples = questions.bundle, questions.examples
     adam = optimizers.AdamW(lr=config.lr, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
     sampling = jitted_steps.Sampling(answers=config.answers, max_tokens=config.tokens)
     rules = policy.Policy(minibatches=1, clip_low=_CLIPS[0], clip_high=_CLIPS[1], spread="sample")
@@ -146,7 +146,7 @@ def _ours(config: Config, asked) -> tuple[Callable[[], dict[str, float]], tuple]
     return step, (("reward", "reward"), ("tokens", "length/mean"))
 
 
-def _train(config: Config, asked, turn: Callable[[], None]) -> list[dict[str, float]]:
+def _train(config: Config, questions, turn: Callable[[], None]) -> list[dict[str, float]]:
     """Returns the steps of TRL's trainer; after each of them ours has its turn."""
     transformers, trl = map(importlib.import_module, ("transformers", "trl"))
     from seg_jax.cli.benchmarks import torch_peer
@@ -163,17 +163,17 @@ def _train(config: Config, asked, turn: Callable[[], None]) -> list[dict[str, fl
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if "reward" in logs:
-                told = {"reward": logs["reward"], "tokens": logs["completions/mean_length"]}
-                made[-1].update(told)
+                made[-1]["reward"] = logs["reward"]
+                made[-1]["tokens"] = logs["completions/mean_length"]
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Of names that newer versions have.
         trainer = trl.GRPOTrainer(
-            torch_peer.model(asked),
-            _reward(asked),
+            torch_peer.model(questions),
+            _reward(questions),
             args=_arguments(config, folder),
-            train_dataset=_dataset(asked),
-            processing_class=torch_peer.processor(asked),
+            train_dataset=_dataset(questions),
+            processing_class=torch_peer.processor(questions),
             callbacks=[Turns()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -181,7 +181,7 @@ def _train(config: Config, asked, turn: Callable[[], None]) -> list[dict[str, fl
     return made
 
 
-def _dataset(asked) -> Any:
+def _dataset(questions) -> Any:
     """Returns the questions as TRL takes them."""
     import datasets
     from PIL import Image
@@ -192,7 +192,7 @@ def _dataset(asked) -> Any:
             "image": Image.fromarray(example.image),
             "number": number,
         }
-        for number, example in enumerate(asked.examples)
+        for number, example in enumerate(questions.examples)
     ]
     return datasets.Dataset.from_list(rows)
 
@@ -227,7 +227,7 @@ def _arguments(config: Config, folder: str) -> Any:
     )
 
 
-def _reward(asked) -> Callable[..., list[float | None]]:
+def _reward(questions) -> Callable[..., list[float | None]]:
     """Returns the reward for TRL: IoU by OpenCV, and whether the answer can be read."""
     import cv2
 
@@ -246,30 +246,30 @@ def _reward(asked) -> Callable[..., list[float | None]]:
 
     def reward(completions: list, number: list[int], **_: Any) -> list[float | None]:
         texts = [completion[0]["content"] for completion in completions]
-        masks = [asked.examples[index].mask for index in number]
+        masks = [questions.examples[index].mask for index in number]
         return [one(text, mask) for text, mask in zip(texts, masks, strict=True)]
 
     return reward
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
     console.table(
-        f"{found['prompts']} images x {found['answers']} answers of up to {found['tokens']}",
+        f"{results['prompts']} images x {results['answers']} answers of up to {results['tokens']}",
         ("", "seconds", "of processors", "reward", "tokens"),
         [
             (
                 side,
-                f"{told['seconds']:.3f}",
-                f"{told['processor_seconds']:.3f}",
-                f"{told['reward']:.3f}",
-                f"{told['tokens']:.1f}",
+                f"{medians['seconds']:.3f}",
+                f"{medians['processor_seconds']:.3f}",
+                f"{medians['reward']:.3f}",
+                f"{medians['tokens']:.1f}",
             )
-            for side, told in found["median"].items()
+            for side, medians in results["median"].items()
         ],
     )
-    if "ratio" in found:
+    if "ratio" in results:
         console.say(
-            f"TRL takes {found['ratio']:.1f} times as long, "
-            f"and {found['processor_ratio']:.1f} times as much of the processors"
+            f"TRL takes {results['ratio']:.1f} times as long, "
+            f"and {results['processor_ratio']:.1f} times as much of the processors"
         )

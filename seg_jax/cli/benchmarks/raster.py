@@ -109,26 +109,26 @@ def measure(config: Config) -> dict[str, Any]:
     if missing := [name for name, module in peers.items() if module is None]:
         console.say(f"not installed: {', '.join(missing)}; do: pip install 'seg-jax[benchmark]'")
     todo = cases(config)
-    found: dict[str, Any] = {"machine": harness.machine(), "cases": [], "accelerator": []}
+    results: dict[str, Any] = {"machine": harness.machine(), "cases": [], "accelerator": []}
     with console.progress("benchmark", len(todo) + 3) as move:
         for number, case in enumerate(todo):
             move(number, len(todo) + 3, f"{case.kind} {case.points} {case.height} {case.batch}")
             data = polygon_cases.draw(case, config.seed)
             with jax.default_device(cpu):
-                found["cases"].append(_compare(case, data, peers, rounds=config.rounds))
+                results["cases"].append(_compare(case, data, peers, rounds=config.rounds))
             if accelerator is not None:
                 with jax.default_device(accelerator):
-                    found["accelerator"].append(_dense(case, data, config.rounds))
+                    results["accelerator"].append(_dense(case, data, config.rounds))
         with jax.default_device(cpu):
             base, options = todo[0], {"rounds": config.rounds, "seed": config.seed}
             move(len(todo), len(todo) + 3, "growth")
-            found["growth"] = raster_costs.growth(base, **options)
+            results["growth"] = raster_costs.growth(base, **options)
             move(len(todo) + 1, len(todo) + 3, "roofline")
-            found["roofline"] = raster_costs.roofline(base, found["cases"][0], **options)
+            results["roofline"] = raster_costs.roofline(base, results["cases"][0], **options)
             move(len(todo) + 2, len(todo) + 3, "reader")
-            found["reader"] = raster_costs.reading(base, **options)
-    found["missing"] = [name for name, module in peers.items() if module is None]
-    return found
+            results["reader"] = raster_costs.reading(base, **options)
+    results["missing"] = [name for name, module in peers.items() if module is None]
+    return results
 
 
 def _compare(
@@ -191,12 +191,12 @@ def _dense(case: Case, data, rounds: int) -> dict[str, Any]:
     return {**dataclasses.asdict(case), "microseconds": 1e6 * taken / case.batch}
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(results: dict[str, Any]) -> None:
     """Prints the tables."""
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    peers = [name for name in raster_peers.PEERS if name not in found["missing"]]
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    peers = [name for name in raster_peers.PEERS if name not in results["missing"]]
     rows, same = [], []
-    for case in found["cases"]:
+    for case in results["cases"]:
         name = f"{case['kind']} {case['points']} {case['height']}px x{case['batch']}"
         cells = [f"{case['ratio'][p]:.1f}" for p in peers]
         rows.append((name, f"{case['microseconds']['ours']:.2f}", *cells))
@@ -225,14 +225,14 @@ def _show(found: dict[str, Any]) -> None:
                 str(g["width"]),
                 f"{g['microseconds']:.2f}",
             )
-            for g in found["growth"]
+            for g in results["growth"]
         ],
     )
-    _show_rest(found)
+    _show_rest(results)
 
 
-def _show_rest(found: dict[str, Any]) -> None:
-    line, read = found["roofline"], found["reader"]
+def _show_rest(results: dict[str, Any]) -> None:
+    line, read = results["roofline"], results["reader"]
     console.table(
         f"Roofline of {line['kind']} {line['points']} on this core",
         ("", "needed", "ceiling a second", "share reached"),
@@ -256,9 +256,9 @@ def _show_rest(found: dict[str, Any]) -> None:
         f"{read['nanoseconds_per_token']:.0f} ns a token, {read['read_over_score']:.1f} times its "
         "score: a token waits for the one before it, edges do not"
     )
-    for case in found["accelerator"]:
+    for case in results["accelerator"]:
         rate = math.inf if not case["microseconds"] else 1 / case["microseconds"]
         console.say(
-            f"{found['machine']['device']}: {case['kind']} {case['points']}, {case['height']} px, "
-            f"{case['batch']}: {rate:.3f} million polygons a second, every edge in every column"
+            f"{results['machine']['device']}: {case['kind']} {case['points']}, "
+            f"{case['height']} px, {case['batch']}: {rate:.3f} million polygons a second, every edge in every column"
         )

@@ -22,11 +22,11 @@ def growth(base: Case, *, rounds: int, seed: int) -> list[dict[str, Any]]:
         changed.append(
             dataclasses.replace(start, height=height, width=width, radius=far / min(height, width))
         )
-    timed, found = {}, []
+    timed, crossed = {}, []
     for case in changed:
         true, answers = polygon_cases.draw(case, seed)
         timed[str(case)] = polygon_cases.scorer(case, true, answers)[0]
-        found.append((case, polygon_cases.crossed_columns(answers)))
+        crossed.append((case, polygon_cases.crossed_columns(answers)))
     medians = harness.by_turns(timed, rounds, harness.process_seconds)
     return [
         {
@@ -34,7 +34,7 @@ def growth(base: Case, *, rounds: int, seed: int) -> list[dict[str, Any]]:
             "columns": columns,
             "microseconds": 1e6 * medians[str(case)] / case.batch,
         }
-        for case, columns in found
+        for case, columns in crossed
     ]
 
 

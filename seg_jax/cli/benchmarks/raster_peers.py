@@ -44,8 +44,8 @@ def _pycocotools(_, pairs: Pairs) -> Score:
     ]
 
     def score(i):
-        found = np.asarray(mask.iou(mask.frPyObjects(flat[i], height, width), truth[i], [0]))
-        return found[0, 0]
+        values = np.asarray(mask.iou(mask.frPyObjects(flat[i], height, width), truth[i], [0]))
+        return values[0, 0]
 
     return score
 

@@ -99,18 +99,18 @@ def _scorer(config: Config) -> tuple[Any, np.ndarray, np.ndarray]:
     return score, ids, used
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
     console.table(
-        f"The reward of {found['prompts']} x {found['answers']} answers",
+        f"The reward of {results['prompts']} x {results['answers']} answers",
         ("columns", "tokens", "IoU", "ms", "us an answer"),
         [
             (
-                str(found["columns"]),
-                f"{found['mean_tokens']:.0f}",
-                f"{found['mean_iou']:.3f}",
-                f"{1e3 * found['seconds']:.1f}",
-                f"{found['microseconds_an_answer']:.0f}",
+                str(results["columns"]),
+                f"{results['mean_tokens']:.0f}",
+                f"{results['mean_iou']:.3f}",
+                f"{1e3 * results['seconds']:.1f}",
+                f"{results['microseconds_an_answer']:.0f}",
             )
         ],
     )

@@ -66,17 +66,17 @@ def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
     from seg_jax.cli.benchmarks import torch_peer
 
-    asked = torch_peer.questions(config.prompts, config.seed)
+    questions = torch_peer.questions(config.prompts, config.seed)
     return {
         "machine": harness.machine(),
         **run_folder.plain(config),
-        "prompt_work": _prompt_work(config, asked),
-        "refill": _refill(config, asked),
-        "grammar": _grammar(config, asked),
+        "prompt_work": _prompt_work(config, questions),
+        "refill": _refill(config, questions),
+        "grammar": _grammar(config, questions),
     }
 
 
-def _program(asked, answers: int, tokens: int, **options: Any) -> Callable[..., Any]:
+def _program(questions, answers: int, tokens: int, **options: Any) -> Callable[..., Any]:
     """Returns the sampler as (params, prompts, limits) -> answers; to be jitted."""
     import jax
     from flax import nnx
@@ -85,7 +85,7 @@ def _program(asked, answers: int, tokens: int, **options: Any) -> Callable[..., 
 
     def sample(params, prompts, limits):
         return sampler.generate(
-            nnx.merge(asked.bundle.graph, params),
+            nnx.merge(questions.bundle.graph, params),
             prompts.tokens,
             prompts.images,
             answers=answers,
@@ -101,25 +101,25 @@ def _program(asked, answers: int, tokens: int, **options: Any) -> Callable[..., 
     return sample
 
 
-def _prompt_work(config: Config, asked) -> dict[str, float]:
+def _prompt_work(config: Config, questions) -> dict[str, float]:
     """Returns compiled operations up to the first token, per answer: shared by G and unshared."""
     import jax
 
-    copies = jax.tree.map(lambda leaf: np.repeat(leaf, config.answers, 0), asked.prompts)
+    copies = jax.tree.map(lambda leaf: np.repeat(leaf, config.answers, 0), questions.prompts)
     per_answer = {}
     for name, answers, prompts in (
-        ("shared", config.answers, asked.prompts),
+        ("shared", config.answers, questions.prompts),
         ("unshared", 1, copies),
     ):
         # Without a loop: the compiler counts every operation once.
-        program = jax.jit(_program(asked, answers, 1))
-        compiled = program.lower(asked.bundle.params, prompts, None).compile()
+        program = jax.jit(_program(questions, answers, 1))
+        compiled = program.lower(questions.bundle.params, prompts, None).compile()
         count = config.prompts * config.answers
         per_answer[name] = harness.operations(compiled) / count
     return per_answer | {"ratio": per_answer["unshared"] / per_answer["shared"]}
 
 
-def _refill(config: Config, asked) -> dict[str, Any]:
+def _refill(config: Config, questions) -> dict[str, Any]:
     """Returns useful tokens and seconds of a length distribution with a tail, both ways."""
     import jax
 
@@ -130,11 +130,11 @@ def _refill(config: Config, asked) -> dict[str, Any]:
     long = rng.random(shape) < config.long_share
     limits = np.where(long, config.tokens, config.tokens // 10).astype(np.int32)
     refill = sampler.Refill(rows=config.rows, chunk=config.chunk)
-    given = jax.device_put((asked.bundle.params, asked.prompts, limits))
+    arguments = jax.device_put((questions.bundle.params, questions.prompts, limits))
     timed, made = {}, {}
     for name, how in (("together", None), ("refilled", refill)):
-        program = jax.jit(_program(asked, config.answers, config.tokens, refill=how))
-        timed[name] = lambda program=program: jax.block_until_ready(program(*given))
+        program = jax.jit(_program(questions, config.answers, config.tokens, refill=how))
+        timed[name] = lambda program=program: jax.block_until_ready(program(*arguments))
         made[name] = jax.tree.map(np.asarray, timed[name]())
     taken = harness.by_turns(timed, config.rounds, time.perf_counter)
     useful = int(limits.sum())
@@ -151,22 +151,22 @@ def _refill(config: Config, asked) -> dict[str, Any]:
     }
 
 
-def _grammar(config: Config, asked) -> dict[str, float]:
+def _grammar(config: Config, questions) -> dict[str, float]:
     """Returns what holding answers to the grammar adds to a step of decoding.
 
     Answers do not end, so that both ways take as many steps.
     """
     import jax
 
-    bundle = asked.bundle
+    bundle = questions.bundle
     table = bundle.task.grammar(bundle.tokenizer.pieces, bundle.end_ids)
-    given = jax.device_put((bundle.params, asked.prompts))
+    arguments = jax.device_put((bundle.params, questions.prompts))
     timed = {}
     for name, grammar in (("free", None), ("held", table)):
         for length in (1, config.tokens):
-            program = jax.jit(_program(asked, config.answers, length, grammar=grammar))
+            program = jax.jit(_program(questions, config.answers, length, grammar=grammar))
             timed[f"{name} {length}"] = lambda program=program: jax.block_until_ready(
-                program(*given, None)
+                program(*arguments, None)
             )
     # What the grammar adds is small: what others take of the processors must not count.
     alone = jax.devices()[0].platform == "cpu"
@@ -184,15 +184,15 @@ def _grammar(config: Config, asked) -> dict[str, float]:
     }
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    work, refill, grammar = found["prompt_work"], found["refill"], found["grammar"]
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    work, refill, grammar = results["prompt_work"], results["refill"], results["grammar"]
     console.table(
         "Work on a prompt for each of its answers",
         ("", "shared", "unshared", "ratio"),
         [
             (
-                f"million operations, {found['answers']} answers",
+                f"million operations, {results['answers']} answers",
                 f"{work['shared'] / 1e6:.2f}",
                 f"{work['unshared'] / 1e6:.2f}",
                 f"{work['ratio']:.2f}",
@@ -200,13 +200,13 @@ def _show(found: dict[str, Any]) -> None:
         ],
     )
     console.table(
-        f"{refill['long']} of {refill['answers']} answers have {found['tokens']} tokens, "
-        f"all others {found['tokens'] // 10}",
+        f"{refill['long']} of {refill['answers']} answers have {results['tokens']} tokens, "
+        f"all others {results['tokens'] // 10}",
         ("", "rows", "useful", "computed", "share", "seconds", "tokens/s"),
         [
             (
                 name,
-                str(found["rows"] if name == "refilled" else refill["answers"]),
+                str(results["rows"] if name == "refilled" else refill["answers"]),
                 str(refill["useful_tokens"]),
                 str(refill["computed_tokens"][name]),
                 f"{refill['useful_share'][name]:.1%}",

@@ -87,10 +87,10 @@ def measure(config: Config) -> dict[str, Any]:
             peer = pool.submit(_theirs, config.run, config.rounds).result()
     ours = _ours(config.run, config.rounds)
     ours["share_of_product"] = ours["needed"] / ours["seconds"] / ours["product_per_second"]
-    found = {"machine": harness.machine(), **run_folder.plain(config), "ours": ours}
+    results = {"machine": harness.machine(), **run_folder.plain(config), "ours": ours}
     if peer is not None:
-        found |= {"transformers": peer, "ratio": peer["seconds"] / ours["seconds"]}
-    return found
+        results |= {"transformers": peer, "ratio": peer["seconds"] / ours["seconds"]}
+    return results
 
 
 def _ours(run: supervised.Config, rounds: int) -> dict[str, Any]:
@@ -174,24 +174,24 @@ def _theirs(run: supervised.Config, rounds: int) -> dict[str, Any] | None:
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
     if run.compute.remat != "none":
         model.gradient_checkpointing_enable()
-    given = _rows(plan, run, batch)
+    inputs = _rows(plan, run, batch)
     model.train()
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device == "cuda")
     taken = []
     try:
         for _ in range(rounds + 1):
             begin = time.perf_counter()
-            loss = model(**given).loss
+            loss = model(**inputs).loss
             loss.backward()
             adamw.step()
             adamw.zero_grad()
-            told = float(loss.detach())  # Waits for the device.
+            last_loss = float(loss.detach())  # Waits for the device.
             taken.append(time.perf_counter() - begin)
     except torch.OutOfMemoryError:
         console.say("transformers: out of memory; give a smaller --feed.batch to compare")
         return None
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    return {"seconds": float(np.median(taken[1:])), "loss": told, "gib": peak}
+    return {"seconds": float(np.median(taken[1:])), "loss": last_loss, "gib": peak}
 
 
 def _rows(plan: abstract.Plan, run: supervised.Config, batch: Any) -> dict[str, Any]:
@@ -200,22 +200,22 @@ def _rows(plan: abstract.Plan, run: supervised.Config, batch: Any) -> dict[str, 
 
     from seg_jax.cli.benchmarks import torch_peer
 
-    asked = torch_peer.Questions(plan.bundle, [], batch, plan.config, run.compute)
-    given = torch_peer.inputs(asked, batch)
-    answers = torch.tensor(np.asarray(batch.ids[:, 0])).long().to(given["input_ids"].device)
+    questions = torch_peer.Questions(plan.bundle, [], batch, plan.config, run.compute)
+    inputs = torch_peer.inputs(questions, batch)
+    answers = torch.tensor(np.asarray(batch.ids[:, 0])).long().to(inputs["input_ids"].device)
     used = torch.tensor(np.asarray(batch.weights[:, 0] > 0)).to(answers.device)
-    ids = torch.cat([given["input_ids"], answers], 1)
-    given["attention_mask"] = torch.cat([given["attention_mask"], used.long()], 1)
-    kinds = given["mm_token_type_ids"]
-    given["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(answers).int()], 1)
+    ids = torch.cat([inputs["input_ids"], answers], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], used.long()], 1)
+    kinds = inputs["mm_token_type_ids"]
+    inputs["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(answers).int()], 1)
     labels = torch.where(used, answers, -100)
-    outside = torch.full_like(given["input_ids"], -100)
-    return given | {"input_ids": ids, "labels": torch.cat([outside, labels], 1)}
+    outside = torch.full_like(inputs["input_ids"], -100)
+    return inputs | {"input_ids": ids, "labels": torch.cat([outside, labels], 1)}
 
 
-def _show(found: dict[str, Any]) -> None:
-    console.say(" ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    ours, peer = found["ours"], found.get("transformers")
+def _show(results: dict[str, Any]) -> None:
+    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    ours, peer = results["ours"], results.get("transformers")
     rows = [
         ("seconds", f"{ours['seconds']:.3f}", "-" if peer is None else f"{peer['seconds']:.3f}"),
         (

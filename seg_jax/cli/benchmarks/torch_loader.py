@@ -91,8 +91,8 @@ class Samples:
         import cv2
 
         task = self.task
-        found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        rings = [ring for ring in found if cv2.contourArea(ring) >= task.min_area] or [*found]
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        rings = [ring for ring in contours if cv2.contourArea(ring) >= task.min_area] or [*contours]
         rings = sorted(rings, key=cv2.contourArea, reverse=True)[: task.max_rings]
         epsilon = task.epsilon
         while True:
@@ -112,9 +112,9 @@ class Samples:
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
         )
         name = self._tokenizer.special_tokens_map.get("image_token", "<|image_pad|>")
-        asked = self._tokenizer(prompt.replace(name, name * visual_tokens))["input_ids"]
-        said = self._tokenizer(f"{answer}{self._tokenizer.eos_token}")["input_ids"]
-        return np.array(asked + said), np.array([IGNORED] * len(asked) + said)
+        prompt_ids = self._tokenizer(prompt.replace(name, name * visual_tokens))["input_ids"]
+        answer_ids = self._tokenizer(f"{answer}{self._tokenizer.eos_token}")["input_ids"]
+        return np.array(prompt_ids + answer_ids), np.array([IGNORED] * len(prompt_ids) + answer_ids)
 
     # Each process has its own.
     @functools.cached_property

@@ -81,7 +81,7 @@ def missing(*names: str) -> list[str]:
     return lost
 
 
-def model(asked: Questions, size: Size = "tiny") -> Any:
+def model(questions: Questions, size: Size = "tiny") -> Any:
     """Returns transformers' Qwen2.5-VL: of the same folder in float32, or random in bfloat16."""
     import torch
 
@@ -96,7 +96,7 @@ def model(asked: Questions, size: Size = "tiny") -> Any:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device()):
-            return kind(transformers.Qwen2_5_VLConfig(**asked.config.to_hf())).eval()
+            return kind(transformers.Qwen2_5_VLConfig(**questions.config.to_hf())).eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -108,12 +108,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def inputs(asked: Questions, prompts: Prompts) -> dict[str, Any]:
+def inputs(questions: Questions, prompts: Prompts) -> dict[str, Any]:
     """Returns prompts as transformers' `generate` takes them: the same tokens, the same pixels."""
     import torch
 
     tokens, images = prompts.tokens, prompts.images
-    vision = asked.config.vision
+    vision = questions.config.vision
     side, real = vision.patch_size, images.image >= 0
     raw = images.patches[real].reshape(-1, 3, 1, side, side).astype(np.float32) / 255
     mean, std = (
@@ -121,19 +121,19 @@ def inputs(asked: Questions, prompts: Prompts) -> dict[str, Any]:
         for values in (vision.image_mean, vision.image_std)
     )
     frames = np.repeat((raw - mean) / std, vision.temporal_patch_size, 2).reshape(len(raw), -1)
-    frames = torch.tensor(frames, dtype=getattr(torch, asked.compute.dtype))
+    frames = torch.tensor(frames, dtype=getattr(torch, questions.compute.dtype))
     sides = [place[own].max(0) + 1 for place, own in zip(images.place, real, strict=True)]
-    found = {
+    tensors = {
         "input_ids": torch.tensor(tokens.ids).long(),
         "attention_mask": torch.tensor(tokens.segments == tokens.segments[:, -1:]).long(),
-        "mm_token_type_ids": torch.tensor(tokens.ids == asked.bundle.tokenizer.image_id).int(),
+        "mm_token_type_ids": torch.tensor(tokens.ids == questions.bundle.tokenizer.image_id).int(),
         "pixel_values": frames,
         "image_grid_thw": torch.tensor([(1, int(height), int(width)) for height, width in sides]),
     }
-    return {name: value.to(device()) for name, value in found.items()}
+    return {name: value.to(device()) for name, value in tensors.items()}
 
 
-def processor(asked: Questions) -> Any:
+def processor(questions: Questions) -> Any:
     """Returns transformers' Qwen2.5-VL processor for these images; it cuts them as ours does.
 
     Without its part for videos, which needs torchvision.
@@ -149,7 +149,7 @@ def processor(asked: Questions) -> Any:
             self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    layout, vision = asked.bundle.layout, asked.config.vision
+    layout, vision = questions.bundle.layout, questions.config.vision
     cutter = images.Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,

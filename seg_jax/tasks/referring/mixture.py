@@ -46,8 +46,8 @@ class Mixture:
     @property
     def needs(self) -> dict[str, Need]:
         """The questions that have a share, with what each needs of a sample."""
-        asked = [name for name, share in vars(self).items() if share]
-        return {name: _need(name) for name in asked}
+        names = [name for name, share in vars(self).items() if share]
+        return {name: _need(name) for name in names}
 
     def judged(self) -> Mixture:
         """Returns the same questions without those for names, which nothing judges.
@@ -71,10 +71,10 @@ class Mixture:
     def check_judged(self) -> None:
         """Raises ValueError if names are asked for: no score judges such an answer."""
         shares = dataclasses.asdict(self).items()
-        asked = {name: share for name, share in shares if name.endswith("_name") and share}
-        if asked:
+        names = {name: share for name, share in shares if name.endswith("_name") and share}
+        if names:
             raise ValueError(
-                f"mixture: expected points, boxes and outlines, got {asked}, whose answers are "
+                f"mixture: expected points, boxes and outlines, got {names}, whose answers are "
                 "words that nothing judges; set these shares to 0"
             )
 

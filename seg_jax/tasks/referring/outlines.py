@@ -131,8 +131,8 @@ def _as_released(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.
     """Returns the rings of a mask as the data script traces them, within the style's budgets."""
     epsilon, most = style.epsilon, min(style.max_rings, style.max_points // 3)
     while True:
-        found = simpleseg_tracing.trace(mask, epsilon_ratio=epsilon, decimals=style.digits)
-        sound = [ring for ring in found if len(ring) >= 3]
+        rings = simpleseg_tracing.trace(mask, epsilon_ratio=epsilon, decimals=style.digits)
+        sound = [ring for ring in rings if len(ring) >= 3]
         largest = sorted(sound, key=lambda ring: -abs(polygon.signed_area(ring)))[:most]
         kept = [ring for ring in sound if any(ring is one for one in largest)]
         if sum(len(ring) for ring in kept) <= style.max_points:

@@ -317,26 +317,26 @@ class Referring(OutlineStyle, Task):
         examples = [_region(example) for example in outcome.examples]
         kinds = np.array([example.kind for example in examples])
         iou, mask = outcome.scores["iou"], kinds == Kind.MASK
-        found = []
+        metrics = []
         if mask.any():
             shared, union = outcome.measures["intersection"], outcome.measures["union"]
-            found = [
+            metrics = [
                 Metric("giou", iou[mask]),
                 Metric("ciou", shared[mask], union[mask]),
                 Metric("p_at_0.5", (iou[mask] > 0.5).astype(np.float64)),
             ]
         for kind, name in ((Kind.BOX, "box_iou"), (Kind.POINT, "point_in_mask")):
             if (kinds == kind).any():
-                found.append(Metric(name, iou[kinds == kind]))
+                metrics.append(Metric(name, iou[kinds == kind]))
         absent = np.array([not np.any(example.mask) for example in examples])
         if absent.any():
             said = _says_nothing(outcome.texts, kinds).astype(np.float64)
-            found.append(Metric("n_acc_said", said[absent]))
+            metrics.append(Metric("n_acc_said", said[absent]))
             if not absent.all():
-                found.append(Metric("t_acc_said", 1 - said[~absent]))
+                metrics.append(Metric("t_acc_said", 1 - said[~absent]))
         error = outcome.measures["centroid_error"]
         error = error[np.isfinite(error)]
-        return [*found, Metric("centroid_error", error)] if error.size else found
+        return [*metrics, Metric("centroid_error", error)] if error.size else metrics
 
     def answer_rings(self, text: str, truth: Truth) -> list[np.ndarray]:
         """Returns the rings that are read: a point is one vertex, a box its four corners."""
