@@ -79,7 +79,7 @@ def made(run, step, name):
     """Returns what became of a step of a run, compiled for a topology."""
     target = topology.from_name(name)
     plan = abstract.plan(run, target.devices)
-    return compile.compiled(abstract.steps(plan)[step](), plan, target, hbm=None), target
+    return compile.compile_step(abstract.steps(plan)[step](), plan, target, hbm=None), target
 
 
 def fails(capsys, *words):
@@ -126,7 +126,7 @@ def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
     monkeypatch.setattr(hlo, "compile", refuse)
     plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
     target = topology.Topology("v5e:2x4", jax.devices()[:8], chips.CHIPS["v5e"])
-    result = compile.compiled(abstract.steps(plan)["sft"](), plan, target, hbm=None)
+    result = compile.compile_step(abstract.steps(plan)["sft"](), plan, target, hbm=None)
     assert result.fits is False
     assert result.memory is None
     assert (result.needed_bytes, result.available_bytes) == (17 * 2**30, 15 * 2**30)
@@ -263,7 +263,7 @@ def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
     target = topology.from_name(f"{kind}:{shape}")
     plan = abstract.plan(run, target.devices)
     for make in abstract.steps(plan).values():
-        result = compile.compiled(make(), plan, target, hbm=None)
+        result = compile.compile_step(make(), plan, target, hbm=None)
         assert result.fits is True, (result.step, result.complaint, result.advice)
 
 

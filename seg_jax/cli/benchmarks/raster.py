@@ -260,5 +260,6 @@ def _show_rest(results: dict[str, Any]) -> None:
         rate = math.inf if not case["microseconds"] else 1 / case["microseconds"]
         console.say(
             f"{results['machine']['device']}: {case['kind']} {case['points']}, "
-            f"{case['height']} px, {case['batch']}: {rate:.3f} million polygons a second, every edge in every column"
+            f"{case['height']} px, {case['batch']}: {rate:.3f} million polygons a second, "
+            "every edge in every column"
         )
