@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program on a GKE cluster by xpk: bash launch/xpk.sh [--dry-run] CLUSTER NAME TYPE PROGRAM ...
 #
-#   bash launch/xpk.sh cluster sft v5litepod-256 finetune configs/simpleseg/qwen25_vl_7b_sft.py --out /runs/sft
+#   PROJECT=p ZONE=us-west4-a bash launch/xpk.sh cluster sft v5litepod-256 finetune configs/simpleseg/qwen25_vl_7b_sft.py --out /runs/sft
 #
 # In the environment: PROJECT and ZONE of the cluster, SLICES (1), IMAGE (an image with Python 3.11
 # or newer, python:3.12 unless told; the repository is laid over it and installed when it starts),
@@ -17,7 +17,8 @@ for_dry_run "${1:-}" && shift
 cluster="$1" name="$2" type="$3"
 shift 3
 [[ -n "${PROJECT:-}" && -n "${ZONE:-}" ]] ||
-    fail "expected PROJECT and ZONE of the cluster in the environment"
+    fail "expected PROJECT and ZONE of the cluster in the environment," \
+        "got '${PROJECT:-}' and '${ZONE:-}', do: PROJECT=p ZONE=z bash launch/xpk.sh .."
 [[ -n "$dry" ]] || command -v xpk >/dev/null || fail "expected xpk, got none, do: pip install xpk"
 
 program="$(printf '%q ' "$@" --resume)"
