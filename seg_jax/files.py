@@ -23,7 +23,12 @@ def read_json(path: Path, *, advice: str = "fetch it again") -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: expected a file, got none; do: {advice}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        reason = f"{error.strerror}".lower()
+        raise ValueError(
+            f"{path}: expected JSON, got what cannot be read ({reason}: {path}); do: {advice}"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}; do: {advice}") from None
 
 

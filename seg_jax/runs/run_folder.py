@@ -198,6 +198,8 @@ def _renamed(record: dict[str, Any]) -> dict[str, Any]:
     renamed = {**record, "layout": layout, "task": task}
     if "mixture" in renamed:  # The questions of reinforcement stood beside the task.
         task["mixture"] = renamed.pop("mixture")
+    if isinstance(weights := renamed.get("weights"), dict):  # They were a class of their own.
+        renamed["weights"] = {name: one for name, one in weights.items() if name != "class"}
     return renamed if layout and task else record
 
 

@@ -68,6 +68,7 @@ def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):
     record["layout"]["window_cells"] = record["layout"].pop("window_tokens")
     record["mixture"] = record["task"]["mixture"]
     record["task"]["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
+    record["weights"] = {"class": "Weights", **record["weights"]}
     (tmp_path / run_folder.RECORD).write_text(json.dumps(record))
     run_folder.claim(tmp_path, run, resume=True, anew=False)
     record["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
