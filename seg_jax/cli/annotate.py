@@ -11,13 +11,14 @@ from typing import Any
 
 import seg_jax
 from seg_jax import files
-from seg_jax.annotation import jobs, results
+from seg_jax.annotation import endpoint, jobs, results
 from seg_jax.annotation.annotator import Contour, Settings
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.jobs import Job, Shard
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.words import Wording
+from seg_jax.data.build import beam as build_beam
 from seg_jax.data.build import dataset, record_files
 from seg_jax.runs import console, run_folder
 
@@ -57,6 +58,23 @@ class Config(Choice):
     json: Path | None = None
     """File for the summary, which OUT/summary.json holds too."""
 
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(
+                f"workers: expected at least 1, got {self.workers}; do: raise --workers"
+            )
+        build_beam.check_options(self.runner, self.runner_options)
+        if self.runner is not None and self.workers != 1:
+            raise ValueError(
+                f"workers: expected none beside --runner {self.runner}, which has its own, got "
+                f"{self.workers}; do: leave it out"
+            )
+        if self.describer is None and self.endpoint != endpoint.Settings():
+            raise ValueError(
+                "endpoint: expected --describer beside --endpoint.*, got none; do: give the "
+                "address of an endpoint, or leave these options out"
+            )
+
     def choice(self) -> Choice:
         """Returns the models alone."""
         names = [field.name for field in dataclasses.fields(Choice)]
@@ -65,8 +83,6 @@ class Config(Choice):
 
 def main(config: Config) -> int:
     """Annotates; reports what was dropped and what failed, and prints the folder."""
-    if config.workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {config.workers}; do: raise --workers")
     settings = Settings(
         labels=_labels(config),
         filters=config.filters,
@@ -158,9 +174,9 @@ def _builder(config: Config) -> Any:
 
     def make(plan: dataset.Plan, tasks: Sequence[record_files.Task]) -> list[dict[str, Any]]:
         if config.runner is not None:
-            from seg_jax.data.build import beam
-
-            return beam.make_files(plan, tasks, runner=config.runner, options=config.runner_options)
+            return build_beam.make_files(
+                plan, tasks, runner=config.runner, options=config.runner_options
+            )
         workers = min(len(tasks), os.cpu_count() or 1)
         total = sum(len(task.images) for task in tasks)
         with console.progress("stored", total) as move:

@@ -12,7 +12,7 @@ import tyro
 
 from seg_jax import files
 from seg_jax.data import sources
-from seg_jax.data.build import dataset, token_budget
+from seg_jax.data.build import beam, dataset, token_budget
 from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
 
@@ -41,6 +41,20 @@ class Config(dataset.Plan):
     json: Path | None = None
     """File for the report, which OUT/build.json holds too."""
 
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(
+                f"workers: expected at least 1, got {self.workers}; do: raise --workers"
+            )
+        beam.check_options(self.runner, self.runner_options)
+        if self.name in ("reasonseg", "folder"):
+            for name in ("paper", "family", "held_out"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"{name}: expected none for {self.name}, whose images belong to no family "
+                        f"of data sets, got {value}; do: leave it out"
+                    )
+
     def plan(self) -> dataset.Plan:
         """Returns what is built, without the options of how."""
         names = [field.name for field in dataclasses.fields(dataset.Plan)]
@@ -49,8 +63,6 @@ class Config(dataset.Plan):
 
 def main(config: Config) -> int:
     """Builds; reports what is odd about the data, and prints the folder."""
-    if config.workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {config.workers}; do: raise --workers")
     run_folder.check_json(config.json)
     begin = time.monotonic()
     with dataset.claim_build(config, anew=config.anew):
@@ -73,8 +85,6 @@ def main(config: Config) -> int:
 def _make_files(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any]]:
     """Makes the files, and returns what is known about each."""
     if config.runner is not None:
-        from seg_jax.data.build import beam
-
         plan = config.plan()
         options = config.runner_options
         return beam.make_files(plan, planned.tasks, runner=config.runner, options=options)

@@ -60,6 +60,8 @@ class TrainingRun(datasets.Data):
         super().__post_init__()
         if self.loss_chunk is not None and self.loss_chunk < 1:
             raise ValueError(f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}")
+        if isinstance(self.task, Referring):
+            self.task.check_tracing()
 
     def completed(self: RunT, checkpoint: Path | None = None, *, check: bool = True) -> RunT:
         """Returns the run with what its checkpoint says wherever it says nothing itself.

@@ -126,6 +126,23 @@ def test_an_error_is_one_line(run, models, tmp_path, monkeypatch, changes, told)
     assert not (tmp_path / "out" / "dataset_info.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--runner-options", "region=x"], "expected none without --runner, got region=x"),
+        (["--runner", "DirectRunner", "--workers", "2"], "workers: expected none beside --runner"),
+        (["--endpoint.tries", "2"], "expected --describer beside --endpoint.*"),
+        (["--workers", "0"], "workers: expected at least 1, got 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run, tmp_path, words, told):
+    places = ["--images", tmp_path, "--out", tmp_path / "out", "--prompts", "a"]
+    models = ["--detector", tmp_path, "--segmenter", tmp_path]
+    status, printed, errors = run("annotate", *places, *models, *words)
+    assert (status, printed) == (2, "")
+    assert told in errors
+
+
 @pytest.fixture
 def made(tmp_path):
     """Returns a data set of known scenes, with their samples."""

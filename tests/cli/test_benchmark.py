@@ -40,6 +40,8 @@ def test_every_part_can_be_loaded():
         (["raster", "--points", "2"], "expected points of 4 to 4096, got (2,)"),
         (["raster", "--sizes", "5000"], "expected sizes of 16 to 4096"),
         (["raster", "--rounds", "0"], "expected rounds >= 1"),
+        (["raster", "--full", "--kinds", "blob"], "expected no --kinds beside --full"),
+        (["raster", "--full", "--sizes", "64"], "expected no --sizes beside --full"),
         (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
         (["reward", "--answers", "0"], "expected prompts, answers, columns and rounds >= 1"),
         (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 1024 tokens"),

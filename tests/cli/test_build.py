@@ -96,6 +96,24 @@ def test_an_error_is_one_line(run, tmp_path, spoil, told):
     assert not (tmp_path / "out" / "dataset_info.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("coco_instances", ["--runner-options", "region=x"], "expected none without --runner"),
+        ("folder", ["--paper"], "paper: expected none for folder"),
+        ("reasonseg", ["--family", "refer_seg"], "family: expected none for reasonseg"),
+        ("folder", ["--held-out", "refcoco_unc"], "held_out: expected none for folder"),
+        ("folder", ["--workers", "0"], "workers: expected at least 1, got 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run, tmp_path, name, words, told):
+    status, printed, errors = run(
+        "build", name, "--source", tmp_path, "--out", tmp_path / "out", *words
+    )
+    assert (status, printed, errors.count("\n")) == (2, "", 1)
+    assert told in errors
+
+
 def test_a_wrong_command_line_is_told(run, tmp_path):
     status, _, errors = run("build", "refcoco", "--source", tmp_path, "--out", tmp_path)
     assert status == 2

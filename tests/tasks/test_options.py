@@ -9,6 +9,7 @@ from seg_jax.data import sources
 from seg_jax.geometry import contour, polygon, simpleseg_tracing
 from seg_jax.grammar import chat, outline
 from seg_jax.records import Kind
+from seg_jax.runs import supervised
 from seg_jax.tasks.referring import Mixture, Referring, box_unit, outline_text, rings_unit
 
 SCENES = sources.Scenes(seed=3, count=40)
@@ -78,6 +79,17 @@ def test_the_release_is_traced_as_its_script_does(mask):
         np.testing.assert_array_equal(one, other)
     few = rings_unit(mask, dataclasses.replace(task, max_points=9))
     assert 3 <= sum(len(ring) for ring in few) <= 9
+
+
+@pytest.mark.parametrize(
+    "unread", [{"min_area": 5.0}, {"holes": False}, {"order": "counterclockwise"}]
+)
+def test_training_refuses_what_the_tracing_of_the_release_does_not_read(unread):
+    (name,) = unread
+    with pytest.raises(ValueError, match=f"task.{name}: expected .* beside task.tracing released"):
+        supervised.Config(task=Referring(tracing="released", **unread))
+    supervised.Config(task=Referring(tracing="exact", **unread))
+    supervised.Config(task=Referring(tracing="released"))
 
 
 @pytest.mark.parametrize("tracing", ["exact", "released"])

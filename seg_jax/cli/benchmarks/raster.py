@@ -49,6 +49,12 @@ class Config:
     """File for the numbers."""
 
     def __post_init__(self):
+        for name in ("kinds", "points", "sizes", "batches") if self.full else ():
+            if getattr(self, name) != Config.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"raster: expected no --{name} beside --full, which measures all, got "
+                    f"{getattr(self, name)}; do: leave one out"
+                )
         wrong = set(self.kinds) - {"blob", "star", "thin"}
         if wrong or not self.kinds:
             raise ValueError(

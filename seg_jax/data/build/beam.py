@@ -13,6 +13,15 @@ from seg_jax.data.build.record_files import Task
 # Beam itself is imported where it is needed: it comes with an extra of its own.
 
 
+def check_options(runner: str | None, options: Sequence[str]) -> None:
+    """Raises ValueError if there are options of an engine without an engine."""
+    if runner is None and options:
+        raise ValueError(
+            f"runner_options: expected none without --runner, got {options[0]}; do: name an engine "
+            "with --runner, or leave them out"
+        )
+
+
 @functools.lru_cache(maxsize=1)
 def _tasks(plan: dataset.Plan) -> list[Task]:
     """Returns the files of a plan, which each worker reads for itself, once.

@@ -31,8 +31,8 @@ class OutlineStyle:
     """Rings enclosing fewer square pixels are left out of true answers."""
     tracing: Literal["exact", "released"] = "exact"
     """How true outlines are found: pixel borders, or as the data script does, with its vertices,
-    its order and its losses (`geometry.simpleseg_tracing`), whatever `min_area`, `holes` and
-    `order`."""
+    its order and its losses (`geometry.simpleseg_tracing`); training refuses `min_area`, `holes`
+    and `order` beside it, which are then not read."""
     holes: bool = True
     """Whether true outlines have rings for their holes."""
     order: Literal["clockwise", "counterclockwise"] = "clockwise"
@@ -44,6 +44,16 @@ class OutlineStyle:
 
     def __post_init__(self):
         check_least(self, "task", digits=1, max_points=3, max_rings=1, epsilon=0, min_area=0)
+
+    def check_tracing(self) -> None:
+        """Raises ValueError for an option that the tracing of the data script does not read."""
+        for name in ("min_area", "holes", "order") if self.tracing == "released" else ():
+            default = OutlineStyle.__dataclass_fields__[name].default
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"task.{name}: expected {default} beside task.tracing released, which does not "
+                    f"read it, got {value}; do: leave it out"
+                )
 
 
 def outline_text(
