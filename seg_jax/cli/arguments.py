@@ -78,10 +78,10 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
             _check_names(options, _names(kind, default))
             raise UsageError(_sentence(printed.getvalue(), program)) from None
     for name, replaced in getattr(kind, "REPLACES", {}).items():
-        given = [option for option in options if option.startswith(f"--{replaced}.")]
-        if given and any(option.partition("=")[0] == f"--{name}" for option in options):
+        inner = [option for option in options if option.startswith(f"--{replaced}.")]
+        if inner and any(option.partition("=")[0] == f"--{name}" for option in options):
             raise UsageError(
-                f"expected no {given[0]} beside --{name}, which takes the place of {replaced}, got "
+                f"expected no {inner[0]} beside --{name}, which takes the place of {replaced}, got "
                 "both; leave one out"
             )
     if unknown:

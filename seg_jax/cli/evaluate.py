@@ -235,7 +235,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         form=config.form,
         seed=config.seed,
     )
-    rows = list(protocol.judged(asking, answered, config.out))
+    rows = list(protocol.answer_and_judge(asking, answered, config.out))
     summary = protocol.numbers(
         rows,
         asking,

@@ -16,7 +16,7 @@ from seg_jax.evaluation.protocols import Protocol, Question
 from seg_jax.geometry import boxes, contour
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Verdict
-from seg_jax.tasks.referring import Drawn, draw
+from seg_jax.tasks.referring import DrawnAnswer, draw
 
 Fault = Literal["none", "format", "semantic", "geometric"]
 FAULTS: tuple[Fault, ...] = ("none", "format", "semantic", "geometric")
@@ -80,7 +80,7 @@ def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row
         mask, truth = text4seg.answer(rings, height, width), text4seg.truth(sample, asked.which)
         nothing = outline.read(text, asked.kind).says_nothing
         verdict = Verdict.OK if rings or nothing else Verdict.EMPTY
-        drawn = Drawn(mask, contour.box_px(mask), rings, verdict, nothing)
+        drawn = DrawnAnswer(mask, contour.box_px(mask), rings, verdict, nothing)
     else:
         drawn = draw(text, asked.kind, (height, width))
     shared, union = drawn.mask & truth, drawn.mask | truth
@@ -119,7 +119,7 @@ def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row
     )
 
 
-def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
+def fault_of(asked: Question, drawn: DrawnAnswer, *, iou: float) -> Fault:
     """Returns what is wrong with an answer, "none" for a hit (an IoU above `HIT`).
 
     - format: nothing can be read, and it is not said that there is nothing; or what was read is
@@ -138,7 +138,7 @@ def fault_of(asked: Question, drawn: Drawn, *, iou: float) -> Fault:
     return "format" if drawn.verdict >= Verdict.DEGENERATE else "geometric"
 
 
-def _elsewhere(asked: Question, drawn: Drawn, iou: float) -> bool:
+def _elsewhere(asked: Question, drawn: DrawnAnswer, iou: float) -> bool:
     """Returns whether an answer is about something else than the true mask."""
     box = contour.box_px(asked.truth)
     x, y = _centre_px(drawn, asked.truth.shape)
@@ -154,7 +154,7 @@ def _elsewhere(asked: Question, drawn: Drawn, iou: float) -> bool:
     return own == 0 or max(overlaps) > own
 
 
-def _centre_px(drawn: Drawn, shape: tuple[int, int]) -> tuple[float, float]:
+def _centre_px(drawn: DrawnAnswer, shape: tuple[int, int]) -> tuple[float, float]:
     """Returns the centroid of an answer; where no pixel is filled, the mean of its points."""
     rows, columns = np.nonzero(drawn.mask)
     if len(rows):

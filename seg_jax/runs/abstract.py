@@ -78,7 +78,7 @@ class Plan:
         feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
         task = bundle.task
         if kind == "prompts":
-            task = task.judged()
+            task = task.without_unjudged()
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
         row = next(pipeline.batches(run.source, task, encoder, feed=feed, rows=kind))

@@ -63,7 +63,7 @@ class Asking:
         )
 
 
-def judged(
+def answer_and_judge(
     asking: Asking,
     answered: Callable[[Iterable[Question]], Iterator[Answered]],
     folder: Path | None = None,

@@ -95,7 +95,7 @@ class Config(TrainingRun):
 
     def default_task(self, taught: Task | None) -> Task:
         """Returns what a model was taught without the questions that nothing judges."""
-        return (taught or Referring()).judged()
+        return (taught or Referring()).without_unjudged()
 
 
 def task_to_save(run: Config) -> Task:
@@ -106,7 +106,7 @@ def task_to_save(run: Config) -> Task:
     """
     task = run.task or Referring()
     stored = None if run.checkpoint is None else bundles.own_task(run.checkpoint, type(task))
-    return task if stored is None else task.taught_after(stored)
+    return task if stored is None else task.with_questions_of(stored)
 
 
 def train(

@@ -57,7 +57,7 @@ class Judgement(NamedTuple):
     scores: Mapping[str, Float[Array, "*n"]]
     """Named scores in 0..1, higher is better; a reward is their weighted sum."""
     measures: Mapping[str, Array]
-    """What the metrics of many answers need of each beside its scores, as pixels of a union."""
+    """What metrics over many answers need of each one beside its scores, such as union pixels."""
     verdict: Int[Array, "*n"]
     """The `Verdict` of the reader."""
 
@@ -70,7 +70,7 @@ class Outcome:
     texts: Sequence[str]
     scores: Mapping[str, Float[np.ndarray, " n"]]
     measures: Mapping[str, np.ndarray]
-    """As in `Judgement`, [n] each."""
+    """The measures of `Judgement`, an array [n] for each name."""
     verdicts: Int[np.ndarray, " n"]
 
 
@@ -80,7 +80,7 @@ class Metric(NamedTuple):
     name: str
     values: Float[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"] | None = None
-    """What the sum of the values is divided by the sum of; None: the mean of the values."""
+    """The metric is sum(values) / sum(weights); None: the mean of the values."""
 
 
 Need = Literal["text", "place", "absent"]
@@ -106,7 +106,7 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    """Names the task where a model is stored."""
+    """Name under which the task is stored with a model."""
     kind_names: ClassVar[tuple[str, ...]] = ("answer",)
     """The kinds of its answers; their numbers are those of the grammar's starts."""
     reward_weights: ClassVar[Mapping[str, float]]
@@ -133,11 +133,11 @@ class Task(abc.ABC):
         """
         return {}
 
-    def judged(self) -> Task:
+    def without_unjudged(self) -> Task:
         """Returns the task without the questions that nothing judges: what can be reinforced."""
         return self
 
-    def taught_after(self, before: Task) -> Task:
+    def with_questions_of(self, before: Task) -> Task:
         """Returns what is stored with a model that was taught this task after another one."""
         del before
         return self

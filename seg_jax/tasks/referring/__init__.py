@@ -9,12 +9,12 @@ from seg_jax.tasks.referring.outlines import (
     outline_text,
     rings_unit,
 )
-from seg_jax.tasks.referring.reading import Drawn, RegionPrediction, draw
+from seg_jax.tasks.referring.reading import DrawnAnswer, RegionPrediction, draw
 from seg_jax.tasks.referring.referring import Referring, RegionExample
 from seg_jax.tasks.referring.scores import Truth
 
 __all__ = [
-    "Drawn",
+    "DrawnAnswer",
     "Mixture",
     "OutlineStyle",
     "Referring",

@@ -13,17 +13,22 @@ class Mixture:
     """Shares of the questions relative to each other; a name says the clue before the answer."""
 
     text_point: float = 0.0
+    """Share of questions that give an expression and ask for a point."""
     text_box: float = 0.0
+    """Share of questions that give an expression and ask for a box."""
     text_mask: float = 1.0
+    """Share of questions that give an expression and ask for an outline."""
     point_mask: float = 0.0
+    """Share of questions that give a point and ask for the outline of the object there."""
     box_mask: float = 0.0
+    """Share of questions that give a box and ask for the outline of the object in it."""
     point_name: float = 0.0
-    """The object at a point is to be named. Supervised training only."""
+    """Share of questions that give a point and ask for a name, in supervised training only."""
     box_name: float = 0.0
-    """The object in a box is to be named. Supervised training only."""
+    """Share of questions that give a box and ask for a name, in supervised training only."""
     absent: float = 0.0
-    """Text tells of what is not in the image, and the answer is that there is nothing. An image
-    without such an expression is asked about otherwise, one with nothing else always so."""
+    """Share of questions about what is not in the image, with the answer that there is nothing. An
+    image without such expressions gets other questions; one with only such gets no others."""
 
     def __post_init__(self):
         shares = dataclasses.astuple(self)
@@ -49,7 +54,7 @@ class Mixture:
         names = [name for name, share in vars(self).items() if share]
         return {name: _need(name) for name in names}
 
-    def judged(self) -> Mixture:
+    def without_names(self) -> Mixture:
         """Returns the same questions without those for names, which nothing judges.
 
         Where only names are asked for, expressions are to be outlined instead.
@@ -58,7 +63,7 @@ class Mixture:
         rest = {name: share for name, share in vars(self).items() if name not in names}
         return Mixture(**names, **(rest if any(rest.values()) else {}))
 
-    def taught_too(self, later: Mixture) -> Mixture:
+    def with_absent_of(self, later: Mixture) -> Mixture:
         """Returns these questions of a model that was then taught others too.
 
         What it was taught stays; that there may be nothing is added if the others ask about it.

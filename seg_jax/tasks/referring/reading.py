@@ -15,11 +15,11 @@ from seg_jax.records import Kind, Ring, Verdict
 from seg_jax.tasks.task import Prediction
 
 
-class Drawn(NamedTuple):
+class DrawnAnswer(NamedTuple):
     """An answer as pixels."""
 
     mask: Bool[np.ndarray, "H W"]
-    """Empty unless the answer is an outline."""
+    """The outlined pixels; empty unless the answer is an outline."""
     box_px: Shaped[np.ndarray, " 4"]
     """The box that was answered, or the one around the mask; zeros for nothing."""
     rings_unit: Outlines
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 def draw(
     text: str, kind: Kind, size: tuple[int, int], *, rule: Literal["coco", "center"] = "coco"
-) -> Drawn:
+) -> DrawnAnswer:
     """Returns an answer as pixels of its image, whatever it says; all its rings and points count.
 
     Args:
@@ -50,7 +50,7 @@ def draw(
     box_px = contour.box_px(mask)
     if reading.box is not None:
         box_px = reading.box * np.tile([width, height], 2)
-    return Drawn(mask, box_px, rings, reading.verdict, reading.says_nothing)
+    return DrawnAnswer(mask, box_px, rings, reading.verdict, reading.says_nothing)
 
 
 def _vertices(reading: outline.Reading) -> tuple[Ring, ...]:
@@ -75,9 +75,9 @@ class RegionPrediction(Prediction):
     size: tuple[int, int]
     """Height and width of the image in pixels."""
     mask: Bool[np.ndarray, "H W"]
-    """Empty unless the answer is an outline."""
+    """The outlined pixels; empty unless the answer is an outline."""
     says_nothing: bool = False
-    """Whether it is that there is no such object."""
+    """Whether the answer is that there is no such object."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns plain values: text, verdict, polygons, box and COCO RLE."""

@@ -70,15 +70,15 @@ class Referring(OutlineStyle, Task):
         """The questions of the mixture, with what each needs of a sample."""
         return self.mixture.needs
 
-    def judged(self) -> Referring:
+    def without_unjudged(self) -> Referring:
         """Returns the task without the questions for names."""
-        return dataclasses.replace(self, mixture=self.mixture.judged())
+        return dataclasses.replace(self, mixture=self.mixture.without_names())
 
-    def taught_after(self, before: Task) -> Referring:
+    def with_questions_of(self, before: Task) -> Referring:
         """Returns the task with the questions that the model was taught before, too."""
         if not isinstance(before, Referring):
             return self
-        return dataclasses.replace(self, mixture=before.mixture.taught_too(self.mixture))
+        return dataclasses.replace(self, mixture=before.mixture.with_absent_of(self.mixture))
 
     @property
     def nothing(self) -> bool:
