@@ -74,6 +74,13 @@ class Config(Choice):
                 "endpoint: expected --describer beside --endpoint.*, got none; do: give the "
                 "address of an endpoint, or leave these options out"
             )
+        # A folder's model is asked here: of an endpoint's options it has the length of answers.
+        alone = endpoint.Settings(max_tokens=self.endpoint.max_tokens)
+        if self.describer is not None and "://" not in self.describer and self.endpoint != alone:
+            raise ValueError(
+                f"endpoint: expected --endpoint.max-tokens alone beside the folder {self.describer}"
+                ", got options of an address; do: leave them out"
+            )
 
     def choice(self) -> Choice:
         """Returns the models alone."""

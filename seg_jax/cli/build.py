@@ -26,8 +26,8 @@ class Config(dataset.Plan):
 
     name: Annotated[dataset.Name, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the data set, which decides its format; "folder" for your own."""
-    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    """Number of processes that make files."""
+    workers: int | None = None
+    """Number of processes that make files; None: one for each processor."""
     runner: str | None = None
     """Engine of Apache Beam that makes them instead, as DirectRunner or DataflowRunner; its workers
     must see SOURCE and OUT under the same paths."""
@@ -42,11 +42,23 @@ class Config(dataset.Plan):
     """File for the report, which OUT/build.json holds too."""
 
     def __post_init__(self):
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise ValueError(
                 f"workers: expected at least 1, got {self.workers}; do: raise --workers"
             )
         beam.check_options(self.runner, self.runner_options)
+        if self.runner is not None and self.workers is not None:
+            raise ValueError(
+                f"workers: expected none beside --runner {self.runner}, which has its own, got "
+                f"{self.workers}; do: leave it out"
+            )
+        if self.name.startswith("coco_") and self.family is None:
+            for name in ("paper", "held_out"):
+                if value := getattr(self, name):
+                    raise ValueError(
+                        f"{name}: expected --family DIR beside it, whose val and test images "
+                        f"it is about, got {value} alone; do: give --family, or leave it out"
+                    )
         if self.name in ("reasonseg", "folder"):
             for name in ("paper", "family", "held_out"):
                 if value := getattr(self, name):
@@ -91,7 +103,9 @@ def _make_files(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any
     total = sum(len(task.images) for task in planned.tasks)
     with console.progress(config.name, total) as move:
         return dataset.make_files(
-            planned.tasks, workers=config.workers, progress=lambda done: move(done, total, "")
+            planned.tasks,
+            workers=config.workers or os.cpu_count() or 1,
+            progress=lambda done: move(done, total, ""),
         )
 
 

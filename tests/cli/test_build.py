@@ -103,6 +103,9 @@ def test_an_error_is_one_line(run, tmp_path, spoil, told):
         ("folder", ["--paper"], "paper: expected none for folder"),
         ("reasonseg", ["--family", "refer_seg"], "family: expected none for reasonseg"),
         ("folder", ["--held-out", "refcoco_unc"], "held_out: expected none for folder"),
+        ("coco_instances", ["--paper"], "paper: expected --family DIR beside it"),
+        ("coco_panoptic", ["--held-out", "refcoco_unc"], "held_out: expected --family DIR"),
+        ("folder", ["--workers", "2", "--runner", "DirectRunner"], "workers: expected none beside"),
         ("folder", ["--workers", "0"], "workers: expected at least 1, got 0"),
     ],
 )
