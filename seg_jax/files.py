@@ -23,6 +23,8 @@ def read_json(path: Path, *, advice: str = "fetch it again") -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: expected a file, got none; do: {advice}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: expected a file, got a folder; do: {advice}") from None
     except OSError as error:
         reason = f"{error.strerror}".lower()
         raise ValueError(

@@ -237,4 +237,7 @@ def check_least(config: object, room: str, **least: int) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"{room}.{name}: expected at least {bound}, got {value}; do: raise it")
+            raise ValueError(
+                f"{room}.{name}: expected at least {bound}, got {value}; do: give a finite number, "
+                f"{bound} or more"
+            )

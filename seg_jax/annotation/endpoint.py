@@ -53,13 +53,14 @@ class Settings:
             raise ValueError(
                 "endpoint: expected max_tokens, requests and tries of at least 1, got "
                 f"{self.max_tokens}, {self.requests} and {self.tries}"
-                "; do: raise the smallest"
+                "; do: give 1 or more of each"
             )
         if not self.timeout_seconds > 0 or not 0 <= self.wait_seconds <= self.most_wait_seconds:
             raise ValueError(
                 "endpoint: expected a timeout above 0 and waits of 0 or more, the longest last, got"
                 f" {self.timeout_seconds}, {self.wait_seconds} and {self.most_wait_seconds}"
-                "; do: change them"
+                "; do: give a timeout_seconds above 0 and a wait_seconds from 0 to "
+                "most_wait_seconds"
             )
 
 
@@ -193,7 +194,7 @@ class Endpoint:
                 pause = max(wait * self._random.uniform(0.5, 1.0), error.seconds)
                 self._sleep(min(longest, pause))
                 wait = min(2 * wait, longest)
-        raise AssertionError("unreachable")
+        raise AssertionError  # The last try returns or raises.
 
     def _request(self, path: str, body: Any) -> Any:
         """Returns the response to one request.

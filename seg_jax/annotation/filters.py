@@ -48,16 +48,18 @@ class Filters:
             if field.type == "int":
                 if value < 1:
                     raise ValueError(
-                        f"filters.{field.name}: expected at least 1, got {value}; do: raise it"
+                        f"filters.{field.name}: expected at least 1, got {value}; do: give 1 or "
+                        "more"
                     )
             elif not 0 <= value <= 1:
                 raise ValueError(
-                    f"filters.{field.name}: expected 0 to 1, got {value}; do: give a share"
+                    f"filters.{field.name}: expected 0 to 1, got {value}; do: give a share in "
+                    "this range"
                 )
         if self.min_box > self.max_box:
             raise ValueError(
                 f"filters.min_box: expected at most max_box, {self.max_box}, got {self.min_box}"
-                "; do: lower it"
+                "; do: give a min_box below max_box"
             )
 
 

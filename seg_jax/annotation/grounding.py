@@ -45,7 +45,9 @@ class GroundingDino:
                 folder, local_files_only=True, trust_remote_code=False
             )
             if not self._tokenizer.is_fast:
-                raise ValueError("a tokenizer without tokenizer.json")
+                raise Unusable(
+                    f"{folder}: expected tokenizer.json, got none; do: fetch the model again"
+                )
         self._most = int(found.get("max_text_len", 256))
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"], labels: Sequence[str]) -> list[Detection]:

@@ -130,6 +130,9 @@ def load_model(kind: Any, folder: Path, target: Any) -> Any:
       kind: class of the model, or an auto class of transformers.
       folder: folder of the model.
       target: device of PyTorch.
+
+    Raises:
+      Unusable: a tensor is missing.
     """
     model, report = kind.from_pretrained(
         folder,
@@ -139,7 +142,11 @@ def load_model(kind: Any, folder: Path, target: Any) -> Any:
         output_loading_info=True,
     )
     if lacking := sorted(report["missing_keys"]):
-        raise ValueError(f"{len(lacking)} tensors fewer, the first one {lacking[0]}")
+        raise Unusable(
+            f"{folder}: expected every tensor of the model, got {len(lacking)} fewer, the first "
+            "one "
+            f"{lacking[0]}; do: fetch the model again"
+        )
     return model.eval().to(target)
 
 

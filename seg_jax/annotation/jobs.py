@@ -51,7 +51,7 @@ class Job:
             raise ValueError(
                 "annotate: expected records and patience of at least 1, got "
                 f"{self.records} and {self.patience}"
-                "; do: raise them"
+                "; do: give 1 or more of each"
             )
 
 
@@ -110,7 +110,7 @@ def _read_list_file(path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError(
             f"{path}: expected a text file with the path of an image a line, got other bytes"
-            "; do: save it in UTF-8"
+            "; do: save the list in UTF-8, or give a folder of images"
         ) from None
 
 

@@ -43,11 +43,12 @@ class Splits:
             raise ValueError(
                 f"splits: expected two names of letters, digits and _, got {self.train!r} and "
                 f"{self.val!r}"
-                "; do: rename them"
+                "; do: give two different names of such characters"
             )
         if not 0 <= self.share < 1:
             raise ValueError(
-                f"splits.share: expected 0 to 1, less than 1, got {self.share}; do: change it"
+                f"splits.share: expected 0 to 1, less than 1, got {self.share}; do: give a share, "
+                "as 0.1"
             )
 
     def choose(self, sha256: str) -> str:
@@ -135,7 +136,7 @@ def _nothing_left(job: Job, summary: dict[str, Any]) -> str:
         why += f", {most[1]} objects were dropped for {most[0]}, see --filters"
     return (
         f"{job.out}: expected images with objects, got none of "
-        f"{summary['images']}{why}; do: remove the cause and run again"
+        f"{summary['images']}{why}; do: give other images, labels or --filters, and run again"
     )
 
 

@@ -33,13 +33,14 @@ class Wording:
     def __post_init__(self):
         if not self.question.strip():
             raise ValueError(
-                "wording.question: expected a question, got none; do: give one, or leave it out"
+                "wording.question: expected a question, got none; do: give one, or leave the "
+                "option out"
             )
         if self.max_characters < 1 or self.view_px < 28:
             raise ValueError(
                 "wording: expected max_characters of at least 1 and view_px of at least 28, got "
                 f"{self.max_characters} and {self.view_px}"
-                "; do: raise them"
+                "; do: give both at least as much"
             )
 
 

@@ -81,14 +81,15 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         inner = [option for option in options if option.startswith(f"--{replaced}.")]
         if inner and any(option.partition("=")[0] == f"--{name}" for option in options):
             raise UsageError(
-                f"expected no {inner[0]} beside --{name}, which takes the place of {replaced}, got "
-                "both; leave one out"
+                f"command line: expected no {inner[0]} beside --{name}, which takes the place of "
+                f"{replaced}, got "
+                "both; do: leave one out"
             )
     if unknown:
         _check_names(options, _names(kind, default))
         first = "the arguments" if _has_positional(kind) else "the configuration file"
         raise UsageError(
-            f"expected {first} before the options, then --option value, "
+            f"command line: expected {first} before the options, then --option value, "
             f"got {unknown[0]!r}; do: {program} --help"
         )
     return config
@@ -121,8 +122,10 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
         path = shipped  # Away from the repository.
     if path.suffix != ".py" or not path.is_file():
         near = _nearest_file(path)
-        guess = f"did you mean {near}?" if near else "do: ls configs"
-        raise UsageError(f"expected a configuration file CONFIG.py, got {str(path)!r}; {guess}")
+        guess = f"correct it, did you mean {near}?" if near else "ls configs"
+        raise UsageError(
+            f"command line: expected a configuration file CONFIG.py, got {str(path)!r}; do: {guess}"
+        )
     try:
         config = runpy.run_path(str(path), run_name=path.stem)["config"]()
     except Exception as error:
@@ -133,7 +136,7 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
     if not isinstance(config, kind):
         raise UsageError(
             f"{path}: expected config() to return {_qualified(kind)}, "
-            f"got {_qualified(type(config))}; is it for another program?"
+            f"got {_qualified(type(config))}; do: give it to the program that it is for"
         )
     return config
 
@@ -217,11 +220,19 @@ def _check_names(options: Sequence[str], names: Sequence[str]) -> None:
             continue
         if new_name := _new_name(name, names):
             raise UsageError(
-                f"expected {new_name}, as the option is called now, got {name!r}; use the new name"
+                f"command line: expected {new_name}, as the option is called now, got {name!r}; "
+                "do: "
+                "use the new name"
             )
         similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        guess = f"did you mean {similar[0]!r}?" if similar else "--help lists them"
-        raise UsageError(f"expected an option of this program, got {name!r}; {guess}")
+        guess = (
+            f"correct it, did you mean {similar[0]!r}?"
+            if similar
+            else "choose one that --help lists"
+        )
+        raise UsageError(
+            f"command line: expected an option of this program, got {name!r}; do: {guess}"
+        )
 
 
 def _new_name(option: str, names: Sequence[str]) -> str | None:

@@ -44,7 +44,10 @@ class Config:
 
     def __post_init__(self):
         if self.hbm is not None and not self.hbm > 0:
-            raise ValueError(f"hbm: expected GiB > 0 of a device, got {self.hbm}")
+            raise ValueError(
+                f"hbm: expected GiB > 0 of a device, got {self.hbm}"
+                "; do: give the GiB of one device, as --hbm 16"
+            )
 
     @classmethod
     def around(cls, run: Any) -> Config:
@@ -55,7 +58,9 @@ class Config:
         """
         if not isinstance(run, abstract.Run):
             raise arguments.UsageError(
-                f"expected a configuration of finetune or reinforce, got one of {type(run)}"
+                f"command line: expected a configuration of finetune or reinforce, got one of "
+                f"{type(run)}"
+                "; do: give such a file, as configs/simpleseg/tiny_sft.py"
             )
         fields = [("run", Annotated[type(run), arg(name="")], dataclasses.field(default=run))]
         kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
@@ -94,7 +99,9 @@ def main(config: Config) -> int:
     """Prints what every step needs on a device; 1 if one does not fit."""
     if config.run is None:
         raise arguments.UsageError(
-            "expected a configuration file CONFIG.py of finetune or reinforce, got none"
+            "command line: expected a configuration file CONFIG.py of finetune or reinforce, got "
+            "none"
+            "; do: give one, as configs/simpleseg/tiny_sft.py"
         )
     run_folder.check_json(config.json)
     begin = time.monotonic()
@@ -102,7 +109,10 @@ def main(config: Config) -> int:
     plan = abstract.plan(config.run, target.devices)
     makers = abstract.steps(plan)
     if unknown := set(config.only) - set(makers):
-        raise ValueError(f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}")
+        raise ValueError(
+            f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
+            "; do: name one of these, or leave --only out"
+        )
     results = []
     for name in config.only or makers:
         console.say(f"{name}: compiling for {len(target.devices)} devices of {target.name}")

@@ -60,7 +60,9 @@ def main(config: Config) -> int:
     _check_free(config.dest)
     source = _folder(config.source, config.dest)
     if config.dest.resolve() == source.resolve():
-        raise ValueError(f"{source}: expected another folder to write, got the source; choose one")
+        raise ValueError(
+            f"{source}: expected another folder to write, got the source; do: choose another DEST"
+        )
     model = _open(source, config)
     for warning in departures(source, model.config):
         console.say(f"warning: {warning}")
@@ -90,7 +92,7 @@ def departures(source: Path, config: Any) -> list[str]:
     if family.vlm.tokenizer == "qwen" and _is_moonshots(source):
         complaints.append(
             f"{source}: expected Qwen's tokenizer beside {family.model_type}, got Moonshot's (as "
-            "OpenCUA has it, and the released SimpleSeg-Qwen2.5-VL); it is kept: do: try a "
+            "OpenCUA has it, and the released SimpleSeg-Qwen2.5-VL); it is kept; do: try a "
             "prediction"
         )
     try:
@@ -99,18 +101,18 @@ def departures(source: Path, config: Any) -> list[str]:
         if image != config.image_token_id:
             complaints.append(
                 f"{source}: expected the tokenizer's image token to be {config.image_token_id} "
-                f"as in config.json, got {image}: do: set image_token_id, or predict will refuse"
+                f"as in config.json, got {image}; do: set image_token_id, or predict will refuse"
             )
         if tokenizer.vocab_size > table:
             complaints.append(
                 f"{source}: expected at most {table} tokens, for which there are weights, got "
-                f"{tokenizer.vocab_size}: predict will refuse: do: copy the tokenizer of the model"
+                f"{tokenizer.vocab_size}: predict will refuse; do: copy the tokenizer of the model"
             )
     except ValueError as error:
         complaints.append(f"{' '.join(str(error).split())}: predict will refuse")
     if not (source / bundles.MANIFEST).exists() and not families.preprocessor(source):
         complaints.append(
-            f"{source}: expected preprocessor_config.json, got none: predict will refuse: do: copy "
+            f"{source}: expected preprocessor_config.json, got none: predict will refuse; do: copy "
             "the one of these weights"
         )
     return complaints
@@ -135,11 +137,12 @@ def _folder(source: str, dest: Path) -> Path:
         return path
     if path.exists():
         raise ValueError(
-            f"{source}: expected a folder or a name on the hub, got a file; give its folder"
+            f"{source}: expected a folder or a name on the hub, got a file; do: give its folder"
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         raise ValueError(
             f"{source}: expected a folder or a name on the hub as org/name, got nothing there"
+            "; do: check the path"
         )
     return _fetched(source, dest)
 
@@ -231,7 +234,7 @@ def _noted_dtype(source: Path) -> Literal["bfloat16", "float32"]:
     dtype = files.read_json_object(source / orbax_params.NOTE).get("dtype")
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(
-            f"{source / orbax_params.NOTE}: expected a dtype, got {dtype!r}: do: give --dtype"
+            f"{source / orbax_params.NOTE}: expected a dtype, got {dtype!r}; do: give --dtype"
         )
     return dtype
 
@@ -248,7 +251,8 @@ def _check_free(dest: Path) -> None:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         kind = "a folder with files in it" if dest.is_dir() else "a file"
         raise ValueError(
-            f"{dest}: expected a new or an empty folder, got {kind}; choose another or remove it"
+            f"{dest}: expected a new or an empty folder, got {kind}; do: choose another or remove "
+            "it"
         )
 
 
@@ -261,7 +265,7 @@ def _check_space(folder: Path, need: int) -> None:
     if free < need:
         raise _NoSpace(
             f"{folder}: expected {need} bytes of free space ({need / 1e9:.1f} GB), got {free} "
-            f"({free / 1e9:.1f} GB): do: free some or choose another disk"
+            f"({free / 1e9:.1f} GB); do: free some or choose another disk"
         )
 
 
@@ -287,6 +291,7 @@ class _Partial:
         if not path.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder}: expected what an interrupted convert has left, got other files; "
+                "do: "
                 "remove the folder or choose another DEST"
             )
         self._file = path.open("a+", encoding="utf-8")
@@ -295,7 +300,8 @@ class _Partial:
         except BlockingIOError:
             self._file.close()
             raise ValueError(
-                f"{self.dest}: expected to write it alone, got another convert; wait for it to end"
+                f"{self.dest}: expected to write it alone, got another convert; do: wait for it "
+                "to end"
             ) from None
         self._file.seek(0)
         self._resume([line for text in self._file if (line := _parse_line(text)) is not None])

@@ -74,11 +74,15 @@ class Config(ModelOptions):
         self.mixture.check_judged()
         if self.scenes < 1 or self.batch < 1 or self.seed < 0 or self.rows < 0:
             raise ValueError(
-                "expected scenes and batch >= 1, a seed and rows >= 0, "
+                "evaluate: expected scenes and batch >= 1, a seed and rows >= 0, "
                 f"got {self.scenes} scenes, batch {self.batch}, seed {self.seed}, rows {self.rows}"
+                "; do: correct the one that is out of range"
             )
         if self.data and self.world is not None:
-            raise ValueError(f"expected data or a world, got both {self.data[0]} and {self.world}")
+            raise ValueError(
+                f"data: expected data or a world, got both {self.data[0]} and {self.world}"
+                "; do: leave out --data or --world"
+            )
         self._check_form()
         self._check_read()
 
@@ -88,29 +92,29 @@ class Config(ModelOptions):
         of_models = ("grammar", "dtype", "visual_tokens", "batch", "rows", "mesh")
         of_scenes = ("scenes", "source", "world")
         if self.protocol is None:
-            self._refuse(of_protocols, "--protocol beside {}, got none; name a protocol")
+            self._refuse(of_protocols, "--protocol", got="none", advice="name a protocol")
             if self.data:
-                self._refuse(("seed",), "--protocol beside --data and {}, got none; leave it out")
+                self._refuse(("seed",), "--protocol", got="--data alone", advice="leave it out")
         else:
-            self._refuse(("mixture",), "no protocol beside {}, got {protocol}; leave one out")
+            self._refuse(("mixture",), "no --protocol", got=self.protocol, advice="leave one out")
         if self.out is None:
-            self._refuse(("beside", "gallery"), "--out beside {}, got none; give a folder")
+            self._refuse(("beside", "gallery"), "--out", got="none", advice="give a folder")
         if self.data:
-            self._refuse(of_scenes, "no --data beside {}, got {data[0]}; leave one out")
+            self._refuse(of_scenes, "no --data", got=self.data[0], advice="leave one out")
         else:
-            self._refuse(("split",), "--data beside {}, got none; give data sets")
+            self._refuse(("split",), "--data", got="none", advice="give data sets")
         if self.world is not None:
-            self._refuse(("source",), "no --world beside {}.*, got {world}; leave one out")
+            self._refuse(("source",), "no --world", got=self.world, advice="leave one out")
         if self.answers is not None and self.checkpoint is None:
-            self._refuse(of_models, "--checkpoint beside {}, got --answers alone; leave it out")
+            self._refuse(of_models, "--checkpoint", got="--answers alone", advice="leave it out")
         for name, instead in (("seed", "seed"), ("count", "scenes")):
             if getattr(self.source, name) != getattr(Scenes(), name):
                 raise ValueError(
                     f"source.{name}: expected --{instead} in its place, got "
-                    f"{getattr(self.source, name)}; give --{instead}"
+                    f"{getattr(self.source, name)}; do: give --{instead}"
                 )
 
-    def _refuse(self, names: Sequence[str], words: str) -> None:
+    def _refuse(self, names: Sequence[str], required: str, *, got: object, advice: str) -> None:
         """Raises ValueError if one of the options has another value than its default."""
         fields = {field.name: field for field in dataclasses.fields(self)}
         for name in names:
@@ -119,15 +123,18 @@ class Config(ModelOptions):
             default = field.default if made is dataclasses.MISSING else made()
             if getattr(self, name) != default:
                 option = "--" + name.replace("_", "-")
-                raise ValueError(f"expected {words.format(option, **vars(self))}")
+                raise ValueError(
+                    f"{option}: expected {required} beside it, got {got}; do: {advice}"
+                )
 
     def _check_form(self) -> None:
         """Raises ValueError for a number of a form, or a size of the gallery, out of range."""
         forms = len(chat.QUESTIONS)
         if not 0 <= self.form < forms or self.gallery < 0:
             raise ValueError(
-                f"expected a form from 0 to {forms - 1} and a gallery >= 0, got form {self.form}, "
-                f"gallery {self.gallery}"
+                f"evaluate: expected a form from 0 to {forms - 1} and a gallery >= 0, got form "
+                f"{self.form}, gallery {self.gallery}"
+                "; do: give a --form and a --gallery in these ranges"
             )
 
 
@@ -194,7 +201,7 @@ def _built_source(config: Config) -> Built:
         if rules:
             who, else_ = f"protocol {config.protocol}", "ask --protocol res"
         raise ValueError(
-            f"{who}: expected expressions without a target in {config.split}, got none; give a "
+            f"{who}: expected expressions without a target in {config.split}, got none; do: give a "
             f"build of grefcoco_unc as --data, or {else_}"
         )
     return source

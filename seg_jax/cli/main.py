@@ -203,8 +203,10 @@ def _benchmark(arguments: Sequence[str]) -> int:
 
 def _unknown(name: str, known: Mapping[str, str], help_command: str) -> command_line.UsageError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"did you mean {nearest[0]!r}?" if nearest else f"do: {help_command}"
-    return command_line.UsageError(f"expected one of {', '.join(known)}, got {name!r}; {guess}")
+    guess = f"correct it, did you mean {nearest[0]!r}?" if nearest else help_command
+    return command_line.UsageError(
+        f"command line: expected one of {', '.join(known)}, got {name!r}; do: {guess}"
+    )
 
 
 def _load(name: str) -> ModuleType:
@@ -247,7 +249,11 @@ def _load(name: str) -> ModuleType:
         case "benchmark step":
             from seg_jax.cli.benchmarks import step as program
         case _:
-            raise AssertionError(f"{name} stands in PROGRAMS but not here")
+            raise AssertionError(
+                f"{name}: expected a program that _load imports, got only its name in PROGRAMS; "
+                "do: add a "
+                "case for it"
+            )
     return program
 
 

@@ -69,6 +69,7 @@ class ModelOptions:
         ):
             raise ValueError(
                 f"visual_tokens: expected 4 to {encode.MAX_VISUAL_TOKENS}, got {self.visual_tokens}"
+                "; do: give a number in this range, or leave --visual-tokens out"
             )
         folder = self.folder
         dtype = self.dtype or families.noted_dtype(folder)

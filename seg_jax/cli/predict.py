@@ -65,22 +65,25 @@ def _clue(config: Config) -> str | np.ndarray:
     clues = [x for x in (config.text, config.point, config.box) if x is not None]
     if len(clues) != 1:
         raise ValueError(
-            f"expected exactly one of --text, --point and --box, got {len(clues)}; "
-            'as: --text "the red star"'
+            f"predict: expected exactly one of --text, --point and --box, got {len(clues)}; "
+            'do: give one, as --text "the red star"'
         )
     if isinstance(clues[0], str):
         if not clues[0].strip():
-            raise ValueError('expected an expression, got an empty --text; as: "the red star"')
+            raise ValueError(
+                "text: expected an expression, got an empty --text; do: describe what to find, as "
+                '"the red star"'
+            )
         return clues[0]
     numbers = np.array(clues[0])
     if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 1:
         raise ValueError(
-            f"expected fractions of width and height in 0..1, got {tuple(clues[0])}; "
-            "divide pixels by the image's size"
+            f"predict: expected fractions of width and height in 0..1, got {tuple(clues[0])}; "
+            "do: divide pixels by the image's size"
         )
     if len(numbers) == 4 and (numbers[:2] >= numbers[2:]).any():
         raise ValueError(
-            f"expected a box x0 y0 x1 y1 with x0 < x1 and y0 < y1, got {tuple(clues[0])}; "
-            "give the upper left corner first"
+            f"box: expected a box x0 y0 x1 y1 with x0 < x1 and y0 < y1, got {tuple(clues[0])}; "
+            "do: give the upper left corner first"
         )
     return numbers

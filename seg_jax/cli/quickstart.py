@@ -72,8 +72,10 @@ class Config:
         # Put so that nan is refused.
         if not (self.minutes > 0 and scenes >= 2 and steps > 0 and self.gallery >= 0):
             raise ValueError(
-                "expected positive minutes and steps, 2 or more scenes, a gallery of 0 or more, "
+                "quickstart: expected positive minutes and steps, 2 or more scenes, a gallery of "
+                "0 or more, "
                 f"got {self}"
+                "; do: correct the one that is out of range"
             )
 
 

@@ -26,8 +26,8 @@ def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
     if config.checkpoint is None:
         raise ValueError(
-            "expected --checkpoint FOLDER to start from, got none; "
-            "train one with: seg-jax finetune configs/simpleseg/tiny_sft.py"
+            "checkpoint: expected --checkpoint FOLDER to start from, got none; "
+            "do: train one with: seg-jax finetune configs/simpleseg/tiny_sft.py"
         )
     config.log.check()
     config = config.completed()

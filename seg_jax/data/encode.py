@@ -76,12 +76,12 @@ class Layout:
             raise ValueError(
                 f"layout.max_patches: expected a multiple of {self.merge**2}, "
                 f"got {self.max_patches}"
-                "; do: round it up"
+                f"; do: take {-(-self.max_patches // self.merge**2) * self.merge**2}"
             )
         if self.canvas[0] % 32 or min(self.canvas) < 1:
             raise ValueError(
                 f"layout.canvas: expected a height in 32s and a width, got {self.canvas}"
-                "; do: round it up"
+                "; do: give a height that 32 divides and a width of 1 or more"
             )
 
 
@@ -129,7 +129,7 @@ class Encoder:
         if any(example.image is not image for example in examples):
             raise ValueError(
                 f"sample {examples[0].key}: expected examples about one image, got several; "
-                "do: encode each alone"
+                "do: encode the examples of each image on their own"
             )
         images, patches = self.image(image)
         turns = [self.turn(e.question, patches, e.answer) for e in examples]
@@ -142,7 +142,7 @@ class Encoder:
             raise ValueError(
                 "tokenizer: expected a chat template with the image before the question, got "
                 "another"
-                "; do: use another template"
+                "; do: take a model whose template has the image first"
             )
         length = length or self.layout.max_question + self.layout.max_answer
         packed = self._packed(turns, len(head), rows=rows or len(turns), length=length)

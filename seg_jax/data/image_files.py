@@ -76,7 +76,10 @@ def _check_file(path: Path, name: str) -> None:
         kind = "a folder" if path.is_dir() else "no regular file"
         raise ValueError(f"{name}: expected an image, got {kind}; do: name a file")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"{name}: expected an image, got no permission to read it; do: chmod it")
+        raise ValueError(
+            f"{name}: expected an image, got no permission to read it; do: make it readable with "
+            "chmod +r"
+        )
     if not path.stat().st_size:
         raise ValueError(f"{name}: expected an image, got an empty file; do: copy it again")
 

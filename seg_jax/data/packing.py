@@ -30,7 +30,7 @@ class Pack:
     def __post_init__(self):
         if min(self.tokens, self.patches, self.ahead) < 1:
             raise ValueError(
-                f"feed.pack: expected whole numbers >= 1, got {self}; do: raise the smallest"
+                f"feed.pack: expected whole numbers >= 1, got {self}; do: give 1 or more of each"
             )
 
 

@@ -46,7 +46,7 @@ class Scenes:
 
     def __post_init__(self):
         if self.count < 1:
-            raise ValueError(f"scenes: expected a count >= 1, got {self.count}; do: raise it")
+            raise ValueError(f"scenes: expected a count >= 1, got {self.count}; do: give 1 or more")
 
     def __len__(self) -> int:
         return self.count
@@ -60,7 +60,7 @@ class Scenes:
         if not 0 <= index < self.count:
             raise IndexError(
                 f"scenes: expected an index in 0..{self.count - 1}, got {index}"
-                "; do: stay below the length"
+                "; do: take an index below the length"
             )
         made = world.make(self.world, scene_seed(self.seed, index))
         image, masks = draw.render(made)
@@ -118,7 +118,8 @@ class Built:
     def __post_init__(self):
         if not self.folders:
             raise ValueError(
-                "source.folders: expected the folder of a built data set, got none; do: give one"
+                "source.folders: expected the folder of a built data set, got none; do: give a "
+                "folder that seg-jax build wrote"
             )
 
     def __len__(self) -> int:
@@ -200,7 +201,7 @@ class Built:
         if not 0 <= index < len(self):
             raise IndexError(
                 f"built: expected an index in 0..{len(self) - 1}, got {index}"
-                "; do: stay below the length"
+                "; do: take an index below the length"
             )
         place = int(np.searchsorted(self._ends, index, side="right"))
         return place, index - (self._ends[place - 1] if place else 0)
@@ -237,7 +238,7 @@ class Mixed:
         if not self.parts or len(self.parts) != len(self.weights):
             raise ValueError(
                 f"source: expected a weight for each of {len(self.parts)} sources, got "
-                f"{len(self.weights)}; do: give as many"
+                f"{len(self.weights)}; do: give one weight for each source"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
             raise ValueError(
@@ -261,7 +262,7 @@ class Mixed:
             within -= len(part)
         raise IndexError(
             f"mixed: expected an index in 0..{len(self) - 1}, got {index}"
-            "; do: stay below the length"
+            "; do: take an index below the length"
         )
 
 
@@ -298,7 +299,7 @@ class _Files(NamedTuple):
         if split not in splits:
             raise ValueError(
                 f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
-                "; do: choose one of them"
+                "; do: set split to one of them"
             )
         lengths = [int(length) for length in splits[split]["shardLengths"]]
         names = [

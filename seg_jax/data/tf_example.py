@@ -44,7 +44,11 @@ def decode(data: bytes) -> dict[str, Value]:
     try:
         return dict(_features(memoryview(data)))
     except (IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected the bytes of an Example, got others ({error!r})") from None
+        raise ValueError(
+            f"record: expected the bytes of an Example, got others ({error!r}); do: build the "
+            "data set "
+            "anew"
+        ) from None
 
 
 def _feature(name: str, value: Value) -> bytes:
@@ -58,7 +62,7 @@ def _feature(name: str, value: Value) -> bytes:
         return _length_delimited(_INTEGERS, _length_delimited(1, packed) if packed else b"")
     raise ValueError(
         f"{name}: expected a list of float32 or int64, got {value.dtype}{[*value.shape]}"
-        "; do: convert it"
+        "; do: convert it to one of these"
     )
 
 

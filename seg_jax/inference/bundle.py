@@ -68,7 +68,7 @@ def save(bundle: Bundle, folder: Path) -> None:
         if not any((temporary / name).exists() for name in TOKENIZERS):
             raise FileNotFoundError(
                 f"{bundle.tokenizer_folder}: expected the tokenizer that the model was loaded "
-                "with, got none; put its folder back"
+                "with, got none; do: put its folder back"
             )
         write_manifest(temporary, bundle.layout, bundle.task)
 
@@ -155,7 +155,7 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(
             f"{folder}: expected a checkpoint folder, got "
             f"{'a file' if folder.exists() else 'nothing there'}; "
-            "give the folder that a training run ended with, as runs/quickstart/checkpoint"
+            "do: give the folder that a training run ended with, as runs/quickstart/checkpoint"
         )
 
 
@@ -181,14 +181,15 @@ def describe(
         ):
             raise ValueError(
                 f"visual_tokens: expected {taught}, with which {folder} was trained, got "
-                f"{visual_tokens}; leave it out"
+                f"{visual_tokens}; do: leave --visual-tokens out"
             )
         return layout, task
     try:
         config = families.read(folder)
     except ValueError as error:
         raise ValueError(
-            f"{path}: expected it or a model of Hugging Face's, got neither ({error}); give the "
+            f"{path}: expected it or a model of Hugging Face's, got neither ({error}); do: give "
+            "the "
             "checkpoint folder of a training run, or what seg-jax convert wrote"
         ) from error
     try:
@@ -198,7 +199,7 @@ def describe(
     preprocessor = families.preprocessor(folder)
     if not preprocessor:
         raise ValueError(
-            f"{folder}: expected {MANIFEST} or preprocessor_config.json, got neither; copy the "
+            f"{folder}: expected {MANIFEST} or preprocessor_config.json, got neither; do: copy the "
             "one that belongs to the weights"
         )
     try:
@@ -212,7 +213,7 @@ def describe(
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: expected how images are cut, got "
-            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
+            f"{type(error).__name__}: {error}; do: copy the file that belongs to the weights"
         ) from error
 
 
@@ -226,7 +227,7 @@ def _ends(folder: Path, table: int) -> tuple[int, ...]:
     if any(type(end) is not int or not 0 <= end < table for end in ends):
         raise ValueError(
             f"{path}: eos_token_id: expected numbers of tokens below {table}, got {eos!r}; "
-            "copy the file that belongs to the weights"
+            "do: copy the file that belongs to the weights"
         )
     return ends
 
@@ -248,7 +249,7 @@ def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) 
         if got != expected:
             raise ValueError(
                 f"{folder}: {name}: expected {expected} as in config.json, got {got}; "
-                "its files do not belong together, copy the whole folder again"
+                "do: copy the whole folder again, its files do not belong together"
             )
 
 
@@ -276,7 +277,7 @@ def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the layout and task that seg-jax saves beside its weights, "
-            f"got {type(error).__name__}: {error}; give the checkpoint folder of a training run"
+            f"got {type(error).__name__}: {error}; do: give the checkpoint folder of a training run"
         ) from error
 
 

@@ -84,7 +84,7 @@ class Predictor:
             prompt = encoder.prompt_row(task, example)
         except TooLong as error:
             reason = str(error).split(";")[0]
-            raise ValueError(f"{example.question!r}: {reason}; ask in fewer words") from error
+            raise ValueError(f"{example.question!r}: {reason}; do: ask in fewer words") from error
         rollout, _ = self.answer(jax.tree.map(lambda leaf: np.asarray(leaf)[None], prompt))
         ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
         return task.predict(example, self.bundle.tokenizer.decode(ids))

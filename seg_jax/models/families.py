@@ -57,16 +57,18 @@ def read(folder: Path) -> Any:
         family = find(hub.get("model_type"))
         for name, part in hub.items():
             if name.endswith("_config") and not isinstance(part, dict | None):
-                raise TypeError(f"{name} {part!r:.40} instead of an object")
+                raise ValueError(
+                    f"{name}: expected an object, got {part!r:.40}; do: copy the file that "
+                    "belongs to the weights"
+                )
         return family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
-    except ValueError as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         reason = str(error).removeprefix("config.json: ")
-        advice = "" if "do:" in reason else ": do: copy the one of these weights"
-        raise ValueError(f"{path}: {reason}{advice}") from error
-    except (AttributeError, KeyError, TypeError, ArithmeticError) as error:
+        if "; do: " in reason:
+            raise ValueError(f"{path}: {reason}") from error
         raise ValueError(
             f"{path}: expected the sizes of a model of type {hub.get('model_type')!r}, got "
-            f"{type(error).__name__}: {error}; copy the file that belongs to the weights"
+            f"{type(error).__name__}: {error}; do: copy the file that belongs to the weights"
         ) from error
 
 
@@ -84,7 +86,7 @@ def find(model_type: object) -> Family:
         if isinstance(model_type, str) and model_type in family.relatives:
             guess = f" ({family.relatives[model_type]})"
     raise ValueError(
-        f"model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}{guess}: "
+        f"model_type: expected one of {', '.join(FAMILIES)}, got {model_type!r}{guess}; "
         "do: give a model of one of these"
     )
 

@@ -111,7 +111,7 @@ def plan(run: Run, devices: list[Any]) -> Plan:
         return Plan(run, start.blank_from_checkpoint(run), mesh)
     if run.model is None:
         raise ValueError(
-            "expected a checkpoint or a model in the configuration, got neither; "
+            "CONFIG.py: expected a checkpoint or a model in the configuration, got neither; "
             "do: give --checkpoint FOLDER"
         )
     with tempfile.TemporaryDirectory() as folder:

@@ -46,11 +46,12 @@ class Data:
         if self.data_weights and len(self.data_weights) != len(self.data):
             raise ValueError(
                 f"data_weights: expected one for each of {len(self.data)} data sets, got "
-                f"{len(self.data_weights)}; give as many --data-weights as --data"
+                f"{len(self.data_weights)}; do: give as many --data-weights as --data"
             )
         if not self.data and self.split != TRAIN:
             raise ValueError(
-                f"split: expected data sets beside it, got {self.split!r} alone; give --data FOLDER"
+                f"split: expected data sets beside it, got {self.split!r} alone; do: give --data "
+                "FOLDER"
             )
 
 
@@ -76,7 +77,7 @@ def with_source(config: ConfigT) -> ConfigT:
         names = ", ".join(str(folder) for part in built for folder in part.folders)
         raise ValueError(
             f"mixture.absent: expected expressions without a target in {built[0].split} of "
-            f"{names}, got none; give a build of grefcoco_unc too, or set this share to 0"
+            f"{names}, got none; do: give a build of grefcoco_unc too, or set this share to 0"
         )
     changes: dict[str, Any] = {"source": source, "data": (), "data_weights": (), "split": TRAIN}
     return dataclasses.replace(config, **changes)
@@ -135,7 +136,7 @@ def _offers(source: Built, needs: Mapping[str, Need]) -> bool:
             needed, there = (_list(names) for names in (wanted, offered))
             raise ValueError(
                 f"{folder}: expected {needed} in {source.split} for {', '.join(needs)}, got "
-                f"{there or 'neither'}; leave the data set out or ask other questions (mixture)"
+                f"{there or 'neither'}; do: leave the data set out or ask other questions (mixture)"
             )
         offered_kinds |= offered
     return "absent" in offered_kinds or bool("absent" in wanted and source.absent_count())

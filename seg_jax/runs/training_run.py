@@ -59,7 +59,10 @@ class TrainingRun(datasets.Data):
     def __post_init__(self):
         super().__post_init__()
         if self.loss_chunk is not None and self.loss_chunk < 1:
-            raise ValueError(f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}")
+            raise ValueError(
+                f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}"
+                "; do: give a number of tokens, or None for all at once"
+            )
         if isinstance(self.task, Referring):
             self.task.check_tracing()
 

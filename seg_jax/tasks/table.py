@@ -35,7 +35,8 @@ def from_json(saved: Mapping[str, Any], own: type[Task] | None = None) -> Task:
     known = TASKS if own is None else TASKS | {own.name: own}
     if name not in known:
         raise ValueError(
-            f"task: expected one of {', '.join(known)}, got {name!r}; give a configuration file "
+            f"task: expected one of {', '.join(known)}, got {name!r}; do: give a configuration "
+            "file "
             "whose configuration has this task"
         )
     return _options(known[name], values)

@@ -114,12 +114,13 @@ class Checkpoints:
             return found["state"], found["record"]
         if not damaged:
             raise ValueError(
-                f"{self._folder}: expected a checkpoint to resume, got none; do: start anew"
+                f"{self._folder}: expected a checkpoint to resume, got none; do: start over with "
+                "--anew"
             )
         step, reason = next(iter(damaged.items()))
         raise ValueError(
             f"{self._folder / str(step)}: expected a whole checkpoint of this run, got a damaged "
-            f"or another one ({reason}), and none before it is whole; do: start anew"
+            f"or another one ({reason}), and none before it is whole; do: start over with --anew"
         )
 
     def _read(self, step: int, abstract: State) -> Any:

@@ -33,11 +33,20 @@ class Processes:
         count = 1 if self.count is None else self.count
         index = 0 if self.index is None else self.index
         if not (self.timeout_seconds >= 1 and self.start_seconds >= 1 and count >= 1):
-            raise ValueError(f"processes: expected times and a count of 1 or more, got {self}")
+            raise ValueError(
+                f"processes: expected times and a count of 1 or more, got {self}"
+                "; do: raise the one that is less"
+            )
         if index < 0 or (self.count is not None and index >= count):
-            raise ValueError(f"processes.index: expected 0..{count - 1}, got {index}")
+            raise ValueError(
+                f"processes.index: expected 0..{count - 1}, got {index}"
+                "; do: number the processes from 0, and give each its own --processes.index"
+            )
         if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise ValueError(f"processes.coordinator: expected HOST:PORT, got {self.coordinator!r}")
+            raise ValueError(
+                f"processes.coordinator: expected HOST:PORT, got {self.coordinator!r}"
+                "; do: give the address of process 0, as node001:1234"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,5 +126,8 @@ def _first_node(nodes: str) -> str:
     """Returns the first of SLURM's nodes, as node001 of node[001-015],host2."""
     found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     if found is None:
-        raise ValueError(f"SLURM_STEP_NODELIST: expected names of nodes, got {nodes!r}")
+        raise ValueError(
+            f"SLURM_STEP_NODELIST: expected names of nodes, got {nodes!r}"
+            "; do: start with srun, or give --processes.coordinator HOST:PORT"
+        )
     return found.group(1) + (found.group(2) or "")

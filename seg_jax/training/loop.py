@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class Loop:
             raise ValueError(
                 "loop: expected steps, log_every and minutes > 0, keep > 0, save_minutes and "
                 f"keep_best >= 0, got {self}"
-                "; do: change them"
+                "; do: correct the one that is out of range"
             )
 
 
@@ -161,7 +161,10 @@ def run(
             logs, saves = step % loop.log_every == 0 or last, last or stop or due
             # Before any save: a broken state must not take the place of the last good one.
             if (logs or saves) and (broken := recent.find_not_finite(step)):
-                raise Diverged(f"{stage}: {broken}; {_save_if_finite(state, save, checkpoints)}")
+                raise Diverged(
+                    f"{stage}: expected a finite {broken.name}, got {broken.value} at step "
+                    f"{broken.step}; do: {_save_if_finite(state, save, checkpoints)}"
+                )
             if logs:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
                 log.write(stage, step, values | throughput.step_metrics(step))
@@ -180,6 +183,14 @@ def run(
     return state, seconds()
 
 
+class _NotFinite(NamedTuple):
+    """A number that broke a run."""
+
+    name: str
+    value: float
+    step: int
+
+
 class _RecentSteps:
     """The watched metrics of steps that were not looked at yet, and the scores since a save."""
 
@@ -191,8 +202,8 @@ class _RecentSteps:
         """Keeps the watched metrics of a step without waiting for the device."""
         self._watched.append({name: metrics[name] for name in WATCHED if name in metrics})
 
-    def find_not_finite(self, step: int) -> str:
-        """Returns what is wrong with the first step that is not finite; an empty text if none is.
+    def find_not_finite(self, step: int) -> _NotFinite | None:
+        """Returns the first number of a step that is not finite, or None if all are.
 
         It waits for the device, and turns the steps up to `step` into scores.
         """
@@ -202,9 +213,9 @@ class _RecentSteps:
         for number, values in enumerate(watched, start=first):
             for name, value in values.items():
                 if not math.isfinite(value):
-                    return f"expected a finite {name}, got {float(value)} at step {number}"
+                    return _NotFinite(name, float(value), number)
         self._scores += [_score(values) for values in watched]
-        return ""
+        return None
 
     def mean_score(self) -> float:
         """Returns the mean score of the steps since the last save; 0 without any."""
@@ -256,7 +267,7 @@ def _score(watched: Mapping[str, Any]) -> float:
 
 
 def _save_if_finite(state: State, save: Callable[[State], None], checkpoints: Checkpoints) -> str:
-    """Saves a state whose numbers are finite; returns where the run can go on."""
+    """Saves a state whose numbers are finite; returns how to go on."""
     leaves = jax.tree.leaves((state.params, state.moments))
     finite = [jnp.isfinite(sharding.to_device_memory(leaf)).all() for leaf in leaves]
     if all(jax.device_get(finite)):
@@ -264,9 +275,9 @@ def _save_if_finite(state: State, save: Callable[[State], None], checkpoints: Ch
         checkpoints.wait()
     latest = checkpoints.latest()
     if latest is None:
-        return "nothing was saved before; start --anew with a lower optimizer.lr"
+        return "start --anew with a lower optimizer.lr, as nothing was saved before"
     return (
-        f"good weights are saved as of step {latest}: go on with --resume, or start --anew with "
+        f"go on with --resume, as good weights are saved as of step {latest}, or start --anew with "
         "a lower optimizer.lr"
     )
 

@@ -35,7 +35,7 @@ class Schedule:
             raise ValueError(
                 "optimizer.schedule: expected 0 <= warmup <= 1 and final >= 0, "
                 f"got {self.warmup} and {self.final}"
-                "; do: change them"
+                "; do: correct the one that is out of range"
             )
 
     def rate(
@@ -91,7 +91,7 @@ class Muon:
             raise ValueError(
                 "optimizer: expected 0 <= momentum < 1 and newton_schulz_steps >= 1, "
                 f"got {self.momentum} and {self.newton_schulz_steps}"
-                "; do: change them"
+                "; do: correct the one that is out of range"
             )
 
 
@@ -104,12 +104,14 @@ def _check(config: Optimizer) -> None:
     for name in ("eps", "clip"):  # No clipping is an infinite one.
         if not getattr(config, name) > 0:
             raise ValueError(
-                f"optimizer: expected {name} > 0, got {getattr(config, name)}; do: raise it"
+                f"optimizer: expected {name} > 0, got {getattr(config, name)}; do: give a number "
+                "above 0"
             )
     for name in ("b1", "b2"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(
-                f"optimizer: expected 0 <= {name} < 1, got {getattr(config, name)}; do: change it"
+                f"optimizer: expected 0 <= {name} < 1, got {getattr(config, name)}; do: give a "
+                "number in this range"
             )
 
 

@@ -42,11 +42,14 @@ class Correction:
 
     def __post_init__(self):
         if not self.cap > 0:
-            raise ValueError(f"policy.correction.cap: expected > 0, got {self.cap}")
+            raise ValueError(
+                f"policy.correction.cap: expected > 0, got {self.cap}"
+                "; do: give a bound above 0, as 2.0"
+            )
         if self.level == "off" and self.cap != 2.0:
             raise ValueError(
                 f"policy.correction.cap: expected a policy.correction.level beside it, got "
-                f"{self.cap} alone; do: give the level too"
+                f"{self.cap} alone; do: choose the level too, or leave the cap out"
             )
 
 
@@ -97,11 +100,13 @@ class Policy:
             raise ValueError(
                 "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and kl >= 0, "
                 f"got {self.clip_low}, {self.clip_high} and {self.kl}"
+                "; do: correct the one that is out of range"
             )
         if self.spread == "none" and self.spread_floor > 0:
             raise ValueError(
                 f"policy.spread_floor: expected 0 where nothing is divided by the spread, "
                 f"got {self.spread_floor}"
+                "; do: set it to 0, or choose another policy.spread"
             )
 
 
@@ -115,7 +120,10 @@ def reward(
     """
     unknown = set(weights) - set(scores)
     if unknown:
-        raise ValueError(f"expected weights for {sorted(scores)}, got {sorted(unknown)}")
+        raise ValueError(
+            f"reward: expected weights for {sorted(scores)}, got {sorted(unknown)}"
+            "; do: correct the names of these weights"
+        )
     return jnp.sum(jnp.stack([weight * scores[name] for name, weight in weights.items()]), 0)
 
 
@@ -182,7 +190,7 @@ def loss(
     if config.ratio == "sequence" and advantage.ndim == used.ndim:
         raise ValueError(
             "advantage: expected one per answer for policy.ratio sequence, got one per token; "
-            "choose sequence_token"
+            "do: choose sequence_token"
         )
     total = normaliser(config, used, kept) if total is None else total
     length = jnp.maximum(used.sum(-1, keepdims=True), 1)
@@ -331,6 +339,7 @@ def update(
         raise ValueError(
             f"policy.minibatches times policy.accumulate: expected a divisor of {rows} prompts, "
             f"got {config.minibatches} times {config.accumulate}"
+            "; do: choose numbers whose product divides the prompts of a step"
         )
     if config.correction.level != "off":
         scored = jax.lax.map(

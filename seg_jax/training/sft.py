@@ -54,6 +54,7 @@ def update(
     if rows % config.accumulate:
         raise ValueError(
             f"objective.accumulate: expected a divisor of {rows} rows, got {config.accumulate}"
+            "; do: choose a number that divides the rows of a batch"
         )
 
     def share(params, piece):

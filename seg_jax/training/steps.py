@@ -158,7 +158,10 @@ class Sampling:
                 "do: give --sampling.rows"
             )
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"sampling.temperature: expected > 0, got {self.temperature}")
+            raise ValueError(
+                f"sampling.temperature: expected > 0, got {self.temperature}"
+                "; do: give a temperature above 0, as 1.0"
+            )
 
     @property
     def refill(self) -> samplers.Refill | None:
@@ -320,8 +323,8 @@ def _grammar(actor: Actor, sampling: Sampling, task: Task | None) -> Automaton |
         return None
     if task is None:
         raise ValueError(
-            "sampling.grammar: expected the task whose answers are drawn, got none: "
-            "pass task=, or switch the grammar off"
+            "sampling.grammar: expected the task whose answers are drawn, got none; "
+            "do: pass task=, or switch the grammar off"
         )
     held = task.grammar(actor.tokenizer.pieces, actor.end_ids)
     automaton.check_max_tokens(held, sampling.max_tokens, task.kinds, names=task.kind_names)

@@ -90,7 +90,7 @@ def from_name(name: str) -> Topology:
         raise ValueError(
             "topology: expected cpu:8, v5e:16x16, v6e:8x8, v5p:4x4x4, h100:8, h200:32 or the like, "
             f"got {name!r}"
-            "; do: name one of these kinds"
+            "; do: name a kind of device and its count or sides like these"
         )
     sides = [int(side) for side in shape.split("x")]
     devices = _tpu_descriptions(name, sides)

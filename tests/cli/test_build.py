@@ -77,7 +77,7 @@ def half_a_file(root):
     ("spoil", "told"),
     [
         (hostile, "could run code; none was run; do: get the file from where it was published"),
-        (a_folder_for_a_file, "is a directory: "),
+        (a_folder_for_a_file, "instances.json: expected a file, got a folder; do: "),
         (half_a_file, "instances.json: expected JSON, got "),
         (lambda root: (root / "refcoco" / "refs(unc).p").unlink(), "got no such file"),
         (lambda root: (root / "images").rename(root / "elsewhere"), "do: --images DIR"),

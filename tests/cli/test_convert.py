@@ -260,9 +260,9 @@ def test_other_files_are_never_removed(sources, fails, run, tmp_path):
         (tmp_path / name / "mine").write_text("x")
     (tmp_path / "file").write_text("x")
     line = fails("convert", source, tmp_path / "full")
-    assert "expected a new or an empty folder, got a folder with files in it; choose" in line
-    assert "got a file; choose" in fails("convert", source, tmp_path / "file")
-    assert "got other files; remove the folder" in fails("convert", source, tmp_path / "new")
+    assert "expected a new or an empty folder, got a folder with files in it; do: choose" in line
+    assert "got a file; do: choose" in fails("convert", source, tmp_path / "file")
+    assert "got other files; do: remove the folder" in fails("convert", source, tmp_path / "new")
     assert "got a folder with files" in fails("convert", source, source)
     assert (tmp_path / "full" / "mine").read_text() == "x"
     assert (tmp_path / "new.partial" / "mine").read_text() == "x"
@@ -284,7 +284,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     line = fails("convert", sources["qwen2_5_vl"], tmp_path / "new" / "dest")
     need = int(re.search(r"expected (\d+) bytes of free space", line)[1])
     assert need > sum(len(data) for *_, data in raw(sources["qwen2_5_vl"]).values())
-    assert "got 123456 (0.0 GB): do: free some" in line
+    assert "got 123456 (0.0 GB); do: free some" in line
     assert not (tmp_path / "new" / "dest").exists()
     assert not (tmp_path / "new" / "dest.partial").exists()
 
@@ -346,7 +346,7 @@ def test_offline_it_says_how_to_supply_a_folder(fails, tmp_path):
 
 def test_sources_that_are_none(fails, tmp_path):
     (tmp_path / "file").write_text("x")
-    assert "got a file; give its folder" in fails("convert", tmp_path / "file", tmp_path / "d")
+    assert "got a file; do: give its folder" in fails("convert", tmp_path / "file", tmp_path / "d")
     line = fails("convert", tmp_path / "nowhere", tmp_path / "d")
     assert "expected a folder or a name on the hub as org/name, got nothing there" in line
     (tmp_path / "empty").mkdir()

@@ -205,7 +205,7 @@ def test_moonshots_tokenizer_beside_qwens_weights(folders, run, tmp_path, monkey
     assert status == 0
     assert "expected Qwen's tokenizer beside qwen2_5_vl, got Moonshot's" in lines[0]
     image_id = tokens.Tokenizer.load(source).id("<|media_placeholder|>")
-    assert f"as in config.json, got {image_id}: do: set image_token_id" in lines[1]
+    assert f"as in config.json, got {image_id}; do: set image_token_id" in lines[1]
     assert len(lines) == 2
     # Told apart from what is wrong with it: with the right number it predicts.
     hub = json.loads((source / "config.json").read_text()) | {"image_token_id": image_id}

@@ -147,8 +147,8 @@ def test_version(capsys):
 def test_an_unknown_program_is_answered_with_the_nearest(capsys):
     status, line = fails(capsys, "finetun", "--steps", "3")
     assert status == 2
-    assert line.startswith("seg-jax: expected one of quickstart, ")
-    assert line.endswith("got 'finetun'; did you mean 'finetune'?")
+    assert line.startswith("seg-jax: command line: expected one of quickstart, ")
+    assert line.endswith("got 'finetun'; do: correct it, did you mean 'finetune'?")
     assert fails(capsys, "xyzzy")[1].endswith("do: seg-jax --help")
 
 
@@ -181,8 +181,8 @@ def test_help_of_a_program(finetune, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--optimizr.lr 3", "got '--optimizr.lr'; did you mean '--optimizer.lr'?"),
-        ("--xyzzyx", "got '--xyzzyx'; --help lists them"),
+        ("--optimizr.lr 3", "got '--optimizr.lr'; do: correct it, did you mean '--optimizer.lr'?"),
+        ("--xyzzyx", "got '--xyzzyx'; do: choose one that --help lists"),
         ("--weight-decay much", "could not convert string to float: 'much'"),
         ("--weight-decay", "Missing value for argument '--weight-decay'"),
         ("--weight-decay -1", "expected a weight decay of 0 or more, got -1.0"),

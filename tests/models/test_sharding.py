@@ -164,7 +164,7 @@ def test_eight_devices_hold_an_eighth_of_every_family(family, sizes):
 
 def test_what_does_not_divide_is_named_with_what_would(setting):
     _, params, _ = setting
-    with pytest.raises(ValueError, match="multiply to 8 devices .*: do: take sizes of 1, 2, 4 or"):
+    with pytest.raises(ValueError, match="multiply to 8 devices .*; do: take sizes of 1, 2, 4 or"):
         sharding.mesh({"data": 3})
     with pytest.raises(ValueError, match="expected axes among"):
         sharding.mesh({"model": 8})
@@ -174,7 +174,7 @@ def test_what_does_not_divide_is_named_with_what_would(setting):
     advice = "do: take tensor of 1, 2 or 4; closest is --mesh.fsdp 2 --mesh.tensor 4"
     assert str(told.value).endswith(advice)
     sharding.shardings(params, sharding.mesh({"fsdp": 2, "tensor": 4}))
-    many = "data x fsdp x expert = 8 divides, got 12: do: take 8 or 16 rows, or .* 1, 2, 3, 4, 6 or"
+    many = "data x fsdp x expert = 8 divides, got 12; do: take 8 or 16 rows, or .* 1, 2, 3, 4, 6 or"
     with pytest.raises(ValueError, match=many):
         sharding.batch(sharding.mesh({"fsdp": 4, "expert": 2}), rows=12)
     sharding.batch(sharding.mesh({"fsdp": 4, "expert": 2}), rows=16)
@@ -197,7 +197,7 @@ def test_only_data_goes_across_slices():
         {i // 2} for i in range(8)
     ]
     assert dict(sharding.mesh(None, chips).shape)["data"] == 4
-    with pytest.raises(ValueError, match="multiple of 4 slices, got 2: do: --mesh.data 4"):
+    with pytest.raises(ValueError, match="multiple of 4 slices, got 2; do: --mesh.data 4"):
         sharding.mesh({"data": 2, "fsdp": -1}, chips)
 
 

@@ -131,8 +131,8 @@ def test_shards_and_their_index(model, tmp_path, monkeypatch):
 
     name = "model.layers.0.input_layernorm.weight"
     other = next(file for file in named.values() if file != named[name])
-    wrong(f"expected {name} in {other}, got it in {named[name]}: do", **{name: other})
-    wrong(f"expected stranger in {other}, got none: do: fetch", stranger=other)
+    wrong(f"expected {name} in {other}, got it in {named[name]}; do", **{name: other})
+    wrong(f"expected stranger in {other}, got none; do: fetch", stranger=other)
     for text in ("[]", "{}", whole[:50], '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         path.write_text(text)
         with pytest.raises(ValueError, match="expected an index with a weight_map, got"):
@@ -363,7 +363,7 @@ def test_tensors_of_other_kinds_are_refused(model, tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"model.norm.weight": np.zeros(64, np.int8)}, path)
-    with pytest.raises(ValueError, match=r"model.norm.weight: expected one of .*, got I8: do"):
+    with pytest.raises(ValueError, match=r"model.norm.weight: expected one of .*, got I8; do"):
         weights.load(tmp_path)
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     save_file(half, path)
@@ -383,9 +383,9 @@ def test_a_config_of_no_known_family_names_the_known_ones(model, tmp_path):
             weights.load(tmp_path)
         assert "\n" not in str(caught.value)
 
-    wrong("expected one of qwen2_5_vl, qwen3_vl, kimi_vl, got 'llava': do", model_type="llava")
-    wrong("got 'qwen2_vl' .near qwen2_5_vl.: do", model_type="qwen2_vl")
-    wrong("got None: do", model_type=None)
+    wrong("expected one of qwen2_5_vl, qwen3_vl, kimi_vl, got 'llava'; do", model_type="llava")
+    wrong("got 'qwen2_vl' .near qwen2_5_vl.; do", model_type="qwen2_vl")
+    wrong("got None; do", model_type=None)
     wrong("got 'opencua' .Qwen2.5-VL with 1-D rotary", model_type="opencua")
     plain = hub["text_config"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     wrong("expected the mrope_section of Qwen2.5-VL, got none: 1-D rotary", text_config=plain)

@@ -87,7 +87,7 @@ def test_an_image_is_asked_what_it_allows_for():
         for example in drawn(Referring(mixture=mixture, wordings="one"), 60, silent)
     }
     assert asked == {"the object at p", "the object in b"}
-    with pytest.raises(ValueError, match=r"for one of text_point, .*; got 3 masks, 0 with phrases"):
+    with pytest.raises(ValueError, match=r"for one of text_point, .*, got 3 masks, 0 with phrases"):
         drawn(Referring(), 1, silent)
 
 

@@ -184,8 +184,8 @@ def breaking(stage, name, at, *, spoil=False):
 def test_a_broken_step_ends_the_run_with_a_saved_state(tmp_path, log_every, name):
     stage = Stage(tmp_path, log_every=log_every, save_minutes=60.0)
     noticed = min(-(-4 // log_every) * log_every, 12)
-    told = f"expected a finite {name}, got nan at step 4; good weights are saved as of step"
-    with pytest.raises(loop.Diverged, match=f"toy: {told} {noticed}: go on with --resume"):
+    told = f"expected a finite {name}, got nan at step 4; do: go on with --resume, as good weights"
+    with pytest.raises(loop.Diverged, match=f"toy: {told} are saved as of step {noticed}, or"):
         stage.run(breaking(stage, name, 4))
     assert stage.latest() == noticed
     # The batch that broke is behind the resumed run, which ends as ever.
@@ -196,14 +196,16 @@ def test_a_broken_step_ends_the_run_with_a_saved_state(tmp_path, log_every, name
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_spoilt_weights_do_not_take_the_place_of_good_ones(tmp_path, log_every):
     stage = Stage(tmp_path, log_every=log_every)
-    with pytest.raises(loop.Diverged, match="at step 4; good weights are saved as of step 3"):
+    with pytest.raises(
+        loop.Diverged, match="at step 4; do: .*as good weights are saved as of step 3,"
+    ):
         stage.run(breaking(stage, "loss", 4, spoil=True))
     assert stage.latest() == 3
 
 
 def test_a_run_that_breaks_at_once_has_nothing_to_go_on_from(tmp_path):
     stage = Stage(tmp_path)
-    with pytest.raises(loop.Diverged, match="nothing was saved before; start --anew"):
+    with pytest.raises(loop.Diverged, match="; do: start --anew .*, as nothing was saved before"):
         stage.run(breaking(stage, "loss", 1, spoil=True))
     assert stage.latest() is None
 

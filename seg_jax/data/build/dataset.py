@@ -112,7 +112,8 @@ def plan_files(plan: Plan) -> FilePlan:
     ]
     if not tasks:
         raise ValueError(
-            f"{plan.source}: expected images with expressions, got none; do: check the annotations"
+            f"{plan.source}: expected images with expressions, got none; do: check --source and "
+            "--splits"
         )
     _check_images_exist(plan, tasks)
     report = {
@@ -188,7 +189,7 @@ def _check_splits(plan: Plan, every: dict[str, list[AnnotatedImage]]) -> None:
         if not re.fullmatch(r"\w+", split):
             raise ValueError(
                 f"{plan.source}: expected splits named by letters, digits and _, got {split!r}; "
-                "do: rename it"
+                "do: rename the split"
             )
     if unknown := sorted({*plan.splits} - {*every}):
         raise ValueError(

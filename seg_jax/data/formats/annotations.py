@@ -73,7 +73,7 @@ class PngSegment:
             raise ValueError(
                 f"{self.file}: expected {height}x{width} pixels as the image, got "
                 f"{numbers.shape[0]}x{numbers.shape[1]}"
-                "; do: get the file anew"
+                "; do: get the file from where it was published"
             )
         return bitmask.to_rle(numbers == self.number)
 

@@ -88,7 +88,7 @@ class CocoFile:
 
     def __init__(self, path: Path):
         self.path = path
-        data = files.read_json(path, advice="get the file anew")
+        data = files.read_json(path, advice="get the file from where it was published")
         self.notes: list[dict] = annotations.field(data, "annotations", list, where=str(path))
         listed = annotations.field(data, "images", list, where=str(path))
         self.images: dict[int, dict] = {

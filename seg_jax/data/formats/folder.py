@@ -62,7 +62,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                     yield where, json.loads(line)
                 except ValueError as error:
                     raise ValueError(
-                        f"{where}: expected JSON, got {error}; do: correct it"
+                        f"{where}: expected JSON, got {error}; do: correct the line"
                     ) from None
 
 

@@ -81,7 +81,10 @@ def _read_annotation(path: Path) -> Any:
         except UnicodeDecodeError:
             continue
         except ValueError as error:
-            raise ValueError(f"{path}: expected JSON, got {error}; do: correct it") from None
+            raise ValueError(
+                f"{path}: expected JSON, got {error}; do: correct the file or get it again"
+            ) from None
     raise ValueError(
-        f"{path}: expected JSON in UTF-8 or Windows-1252, got other bytes; do: save it in UTF-8"
+        f"{path}: expected JSON in UTF-8 or Windows-1252, got other bytes; do: save the file in "
+        "UTF-8"
     )

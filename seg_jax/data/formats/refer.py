@@ -61,14 +61,14 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
             "file; do: give the folder that holds refcoco, refcoco+, .. as --source"
         )
     found = (
-        files.read_json(path, advice="get the file anew")
+        files.read_json(path, advice="get the file from where it was published")
         if path.suffix == ".json"
         else safe_pickle.load(path)
     )
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(
             f"{path}: expected a list of references, got {type(found).__name__}"
-            "; do: get the file anew"
+            "; do: get the file from where it was published"
         )
     return found
 

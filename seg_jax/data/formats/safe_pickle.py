@@ -40,7 +40,7 @@ def load(path: Path) -> Any:
     if size > MOST_BYTES:
         raise ValueError(
             f"{path}: expected a pickle of at most {MOST_BYTES} bytes, got {size}"
-            "; do: get the file anew"
+            "; do: get the file from where it was published"
         )
     try:
         return loads(path.read_bytes())

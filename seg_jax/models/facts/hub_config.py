@@ -11,7 +11,10 @@ from typing import Any
 def check_model_type(hub: Mapping[str, Any], expected: str) -> None:
     """Raises ValueError where a `config.json` is of another model."""
     if (found := hub.get("model_type", expected)) != expected:
-        raise ValueError(f"model_type: expected {expected!r}, got {found!r}")
+        raise ValueError(
+            f"model_type: expected {expected!r}, got {found!r}"
+            "; do: copy the file that belongs to the weights"
+        )
 
 
 def check_present(parts: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]]) -> None:
@@ -27,7 +30,10 @@ def check_present(parts: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]]) 
         if name not in part
     ]
     if lost:
-        raise ValueError(f"config.json: expected all sizes of a model, got no {lost}")
+        raise ValueError(
+            f"config.json: expected all sizes of a model, got no {lost}"
+            "; do: copy the file that belongs to the weights"
+        )
 
 
 def check_fixed(part: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str) -> None:
@@ -40,7 +46,10 @@ def check_fixed(part: Mapping[str, Any], fixed: Mapping[str, Any], *, where: str
     """
     for name, value in fixed.items():
         if (got := part.get(name, value)) != value:
-            raise ValueError(f"{where}.{name}: expected {value!r}, got {got!r}: not supported")
+            raise ValueError(
+                f"{where}.{name}: expected {value!r}, got {got!r}; do: take another model, this "
+                "one is not supported"
+            )
 
 
 def pick_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,11 +89,17 @@ def check_sizes(config: Any, room: str) -> None:
         value = getattr(config, field.name)
         is_size = isinstance(value, int | float) and not isinstance(value, bool)
         if is_size and not field.name.endswith("token_id") and not 0 < value < math.inf:
-            raise ValueError(f"{room}.{field.name}: expected a positive number, got {value}")
+            raise ValueError(
+                f"{room}.{field.name}: expected a positive number, got {value}"
+                "; do: give a size above 0"
+            )
 
 
 def _three(values: Any) -> tuple[float, ...]:
     out = tuple(float(value) for value in values)
     if len(out) != 3:
-        raise ValueError(f"preprocessor_config.json: expected three channels, got {out}")
+        raise ValueError(
+            f"preprocessor_config.json: expected three channels, got {out}"
+            "; do: copy the file that belongs to the weights"
+        )
     return out

@@ -75,7 +75,10 @@ def native_layout(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayou
     _check_filter(found)
     sides = found.get("merge_kernel_size", (2, 2))
     if len(set(sides)) != 1:
-        raise ValueError(f"merge_kernel_size: expected two equal sides, got {sides}")
+        raise ValueError(
+            f"merge_kernel_size: expected two equal sides, got {sides}"
+            "; do: copy the file that belongs to the weights"
+        )
     patch, merge = _number(found, "patch_size", 14), _number({"side": sides[0]}, "side", 2)
     # An image up to 16 times as long as wide has at most `frame` times the root of the limit more
     # patches than the limit once it is padded; within `visual_tokens` there is room for these too.
@@ -94,7 +97,10 @@ def native_layout(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayou
 
 def _check_filter(found: Mapping[str, Any]) -> None:
     if (kernel := found.get("resample") or BICUBIC) != BICUBIC:
-        raise ValueError(f"resample: expected {BICUBIC} (bicubic), got {kernel!r}")
+        raise ValueError(
+            f"resample: expected {BICUBIC} (bicubic), got {kernel!r}"
+            "; do: take a model whose images are resized so"
+        )
 
 
 def _number(found: Mapping[str, Any], name: str, default: int) -> int:
@@ -103,5 +109,8 @@ def _number(found: Mapping[str, Any], name: str, default: int) -> int:
     if value is None:
         return default
     if type(value) is not int or not 0 < value < 2**31:
-        raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
+        raise ValueError(
+            f"{name}: expected a positive whole number, got {value!r}"
+            "; do: copy the file that belongs to the weights"
+        )
     return value

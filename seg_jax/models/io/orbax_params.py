@@ -41,7 +41,7 @@ def read(folder: Path, like: Any) -> Any:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"{folder / FOLDER}: expected the parameters of the model in config.json, got "
-            f"damaged or other ones ({reason}): do: convert the model again"
+            f"damaged or other ones ({reason}); do: convert the model again"
         ) from error
     nnx.replace_by_pure_dict(like, found)
     return like

@@ -130,7 +130,7 @@ def open_folder(folder: Path) -> Files:
             "is opened; do: convert it with transformers' save_pretrained where you trust it, or "
             "fetch a revision with safetensors"
         )
-    raise ValueError(f"{folder}: expected {WHOLE} or its index, got neither: do: fetch the weights")
+    raise ValueError(f"{folder}: expected {WHOLE} or its index, got neither; do: fetch the weights")
 
 
 def _indexed(folder: Path) -> dict[str, Place]:
@@ -140,7 +140,7 @@ def _indexed(folder: Path) -> dict[str, Place]:
         files = sorted({Path(file).name for file in named.values()})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected an index with a weight_map, got {type(error).__name__}: {error}: "
+            f"{path}: expected an index with a weight_map, got {type(error).__name__}: {error}; "
             "do: fetch it again"
         ) from None
     headers = {file: _header(folder / file) for file in files}
@@ -149,12 +149,12 @@ def _indexed(folder: Path) -> dict[str, Place]:
             others = [other for other, header in headers.items() if name in header]
             raise ValueError(
                 f"{path}: expected {name} in {file}, got "
-                f"{f'it in {others[0]}' if others else 'none'}: do: fetch index and files again"
+                f"{f'it in {others[0]}' if others else 'none'}; do: fetch index and files again"
             )
     if surplus := sorted(name for h in headers.values() for name in h if name not in named):
         raise ValueError(
             f"{path}: expected all tensors of its files, got none for {surplus[0]} "
-            f"({len(surplus)} in all): do: fetch index and files again"
+            f"({len(surplus)} in all); do: fetch index and files again"
         )
     return {name: headers[file][name] for name, file in named.items()}
 
@@ -169,11 +169,11 @@ def _header(path: Path) -> dict[str, Place]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: expected a file named by the index, got none: do: fetch it"
+            f"{path}: expected a file named by the index, got none; do: fetch it"
         ) from None
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise ValueError(
-            f"{path}: expected a whole safetensors file, got a broken or truncated one ({error}): "
+            f"{path}: expected a whole safetensors file, got a broken or truncated one ({error}); "
             "do: fetch it again"
         ) from None
     header.pop("__metadata__", None)
@@ -181,7 +181,7 @@ def _header(path: Path) -> dict[str, Place]:
     for name, entry in header.items():
         if entry["dtype"] not in _KINDS:
             raise ValueError(
-                f"{path}: {name}: expected one of {', '.join(_KINDS)}, got {entry['dtype']}: "
+                f"{path}: {name}: expected one of {', '.join(_KINDS)}, got {entry['dtype']}; "
                 "do: fetch weights that are not quantised"
             )
         dtype = np.dtype(jnp.dtype(_KINDS[entry["dtype"]]))

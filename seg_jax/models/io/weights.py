@@ -73,7 +73,9 @@ def load(
     compute = compute or Compute()
     if isinstance(source, Mapping):
         if config is None:
-            raise ValueError("config: expected a Config beside a mapping of arrays, got None")
+            raise ValueError(
+                "config: expected a Config beside a mapping of arrays, got None; do: pass config="
+            )
         return _assemble(config, compute, safetensors.Arrays(source), on=on)
     folder = Path(source)
     config = config or families.read(folder)
@@ -153,7 +155,7 @@ class HubTensors:
             if source.shape(self._names[name]) != shape
         ]
         if wrong:
-            raise ValueError(source.where + _several("shapes", wrong) + ": do: check config.json")
+            raise ValueError(source.where + _several("shapes", wrong) + "; do: check config.json")
         for name, shape in wanted.items():
             self.entries[name] = safetensors.Entry(name, source.dtype(self._names[name]), shape)
 
@@ -332,7 +334,7 @@ def _check_names(wanted: set[str], got: set[str], where: str) -> None:
         raise ValueError(
             f"{where}expected the {len(wanted)} tensors of this config, got "
             + "; ".join(lines)
-            + ": do: check that config.json belongs to these weights"
+            + "; do: check that config.json belongs to these weights"
         )
 
 

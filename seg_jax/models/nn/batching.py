@@ -96,7 +96,10 @@ def visible_columns(length: Int[Array, ""], slots: Slots | None, *, new: int, re
         columns = length + jnp.arange(new)
         return View(length, columns[:, None] >= jnp.arange(reach))
     if new != 1:
-        raise ValueError(f"expected one token at a time with slots, got {new}")
+        raise ValueError(
+            f"view: expected one token at a time with slots, got {new}"
+            "; do: pass the tokens one by one, or leave slots out"
+        )
     at = length % reach
     age = (at - jnp.arange(reach)) % reach
     return View(at, age <= slots.column[..., None, None])

@@ -50,7 +50,10 @@ def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = Non
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else 1
     shape = {"data": slices, "fsdp": -1} if shape is None else dict(shape)
     if unknown := set(shape) - set(AXES):
-        raise ValueError(f"mesh: expected axes among {AXES}, got {sorted(unknown)}")
+        raise ValueError(
+            f"mesh: expected axes among {AXES}, got {sorted(unknown)}"
+            "; do: rename these to one of them"
+        )
     sizes = [shape.get(axis, 1) for axis in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
@@ -58,12 +61,12 @@ def mesh(shape: Mapping[str, int] | None = None, devices: list[Any] | None = Non
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise ValueError(
             f"mesh: expected sizes that multiply to {len(devices)} devices (one may be -1), "
-            f"got {dict(zip(AXES, sizes, strict=True))}: "
+            f"got {dict(zip(AXES, sizes, strict=True))}; "
             f"do: take sizes of {mesh_limits.in_words(mesh_limits.divisors(len(devices)))}"
         )
     if sizes[0] % slices:
         raise ValueError(
-            f"mesh: expected data to be a multiple of {slices} slices, got {sizes[0]}: "
+            f"mesh: expected data to be a multiple of {slices} slices, got {sizes[0]}; "
             f"do: --mesh.data {slices}"
         )
     kinds = (AxisType.Auto,) * len(AXES)
@@ -110,7 +113,7 @@ def shardings(tree: Any, on: Mesh | AbstractMesh) -> Any:
     if wrong:
         raise ValueError(
             f"mesh {dict(on.shape)}: expected sizes that divide every weight, got "
-            f"{'; '.join(wrong[:3])} ({len(wrong)} in all): do: {mesh_limits.advice(tree, on)}"
+            f"{'; '.join(wrong[:3])} ({len(wrong)} in all); do: {mesh_limits.advice(tree, on)}"
         )
     return placed
 
@@ -140,7 +143,7 @@ def batch(on: Mesh, rows: int | None = None) -> NamedSharding:
         axes = mesh_limits.product(MESH["batch"])
         sizes = mesh_limits.in_words(mesh_limits.divisors(rows))
         raise ValueError(
-            f"batch: expected rows that {axes} = {parts} divides, got {rows}: do: take "
+            f"batch: expected rows that {axes} = {parts} divides, got {rows}; do: take "
             f"{mesh_limits.in_words(near)} rows, or a mesh with {axes} of {sizes}"
         )
     return NamedSharding(on, PartitionSpec(MESH["batch"]))

@@ -63,7 +63,9 @@ def initial_progress(
 ) -> Progress:
     """Returns where `answers` answers to prompts that ask for the kinds begin, each [B G]."""
     if kinds is None:
-        raise ValueError("kinds: expected the kind of every answer with a grammar, got none")
+        raise ValueError(
+            "kinds: expected the kind of every answer with a grammar, got none; do: pass kinds="
+        )
     state = jnp.broadcast_to(jnp.asarray(automaton.start)[kinds][:, None], (len(kinds), answers))
     zero = jnp.zeros_like(state)
     return Progress(state, zero, zero, (zero, zero), (zero, zero))
@@ -122,8 +124,9 @@ def allowed_tokens(
     spare = vocabulary - len(automaton.classes)
     if spare < 0:
         raise ValueError(
-            f"expected the tokens of the model, at most {vocabulary}, got an automaton over "
-            f"{len(automaton.classes)}: compile it for the model's own tokenizer"
+            f"grammar: expected the tokens of the model, at most {vocabulary}, got an automaton "
+            "over "
+            f"{len(automaton.classes)}; do: compile it for the model's own tokenizer"
         )
     classes = jnp.pad(jnp.asarray(automaton.classes), (0, spare)).astype(jnp.uint32)
     keys = jnp.pad(jnp.asarray(automaton.keys), (0, spare))

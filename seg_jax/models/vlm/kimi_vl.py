@@ -58,7 +58,10 @@ class Config:
         hub_config.check_fixed(text, moonlight.FIXED, where="text_config")
         rope, kind = hub_config.rotary(text)
         if kind != "default":
-            raise ValueError(f"text_config.rope_scaling: expected none, got {kind!r}")
+            raise ValueError(
+                f"text_config.rope_scaling: expected none, got {kind!r}"
+                "; do: take a model without it, scaled positions are not supported"
+            )
         if "rope_theta" in rope:
             text = text | {"rope_theta": rope["rope_theta"]}
         text = hub_config.pick_fields(moonlight.Text, text)

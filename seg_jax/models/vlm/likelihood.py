@@ -158,7 +158,10 @@ def _chunked(
     if chunk is None:
         return piece(*rows)
     if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1 token or None, got {chunk}")
+        raise ValueError(
+            f"chunk: expected at least 1 token or None, got {chunk}"
+            "; do: pass a number of tokens, or None for all at once"
+        )
     chunk += -chunk % sharding.along_rows()
     count = -(-length // chunk)
 

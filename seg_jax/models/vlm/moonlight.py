@@ -88,20 +88,24 @@ class Text:
             raise ValueError(
                 "text.num_hidden_layers: expected 2 or more (a dense one, then experts), "
                 f"got {self.num_hidden_layers}"
+                "; do: give it more layers"
             )
         if self.qk_rope_head_dim % 2:
             raise ValueError(
                 f"text.qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}"
+                "; do: add 1 to it"
             )
         if self.n_routed_experts % self.n_group or not 1 <= self.topk_group <= self.n_group:
             raise ValueError(
                 f"text.n_group, topk_group: expected groups that divide {self.n_routed_experts} "
                 f"experts, and as many or fewer visited, got {self.n_group}, {self.topk_group}"
+                "; do: take a divisor as n_group, and a topk_group from 1 to n_group"
             )
         reach = self.n_routed_experts // self.n_group * self.topk_group
         if not 1 <= self.num_experts_per_tok <= reach:
             raise ValueError(
                 f"text.num_experts_per_tok: expected 1 to {reach}, got {self.num_experts_per_tok}"
+                "; do: take a number in this range, or raise topk_group"
             )
 
 

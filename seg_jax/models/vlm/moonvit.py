@@ -54,10 +54,12 @@ class Vision:
             raise ValueError(
                 "vision: expected a width that is four times a multiple of the heads, got "
                 f"{self.hidden_size} and {self.num_attention_heads}"
+                "; do: take a hidden_size that 4 x num_attention_heads divides"
             )
         if len(set(self.merge_kernel_size)) != 1 or self.merge_kernel_size[0] < 1:
             raise ValueError(
                 f"vision.merge_kernel_size: expected two equal sides, got {self.merge_kernel_size}"
+                "; do: take square merges, as 2, 2"
             )
 
     @property

@@ -41,8 +41,8 @@ def embed(table: Embedding, values: Float[np.ndarray, " V"], key: Array) -> Floa
     width = rows.shape[-1]
     if features.shape[1] > width:
         raise ValueError(
-            f"expected a table of width {features.shape[1]} or more, got {width}; "
-            "leave number tokens as they are drawn"
+            f"embeddings: expected a table of width {features.shape[1]} or more, got {width}; "
+            "do: leave number tokens as they are drawn"
         )
     basis = jnp.linalg.qr(jax.random.normal(key, (width, features.shape[1])))[0]
     length = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(rows), -1)))

@@ -45,7 +45,10 @@ _SIZES = (
 
 def _head(width: int, heads: int, where: str) -> int:
     if width % heads:
-        raise ValueError(f"{where}: expected heads that divide width {width}, got {heads}")
+        raise ValueError(
+            f"{where}: expected heads that divide width {width}, got {heads}"
+            "; do: take a number of heads that does"
+        )
     return width // heads
 
 
@@ -75,11 +78,13 @@ class Text:
             raise ValueError(
                 f"text.num_key_value_heads: expected a divisor of {self.num_attention_heads} "
                 f"heads, got {self.num_key_value_heads}"
+                "; do: take one that divides num_attention_heads"
             )
         if 2 * sum(self.mrope_section) != head or len(self.mrope_section) != 3:
             raise ValueError(
                 f"text.mrope_section: expected three numbers that add up to {head // 2} (half the "
                 f"head width), got {self.mrope_section}"
+                "; do: divide that sum among time, height and width"
             )
 
     @property
@@ -112,12 +117,14 @@ class Vision:
         if _head(self.hidden_size, self.num_heads, "vision") % 4:
             raise ValueError(
                 f"vision: expected a head width that four divides, got "
-                f"{self.hidden_size // self.num_heads}: height and width turn half of it each"
+                f"{self.hidden_size // self.num_heads}; do: take other num_heads, as height and "
+                "width turn half of it each"
             )
         if self.window_tokens < 1:
             raise ValueError(
                 f"vision.window_size: expected at least {self.patch_size} x "
                 f"{self.spatial_merge_size} pixels, got {self.window_size}"
+                "; do: raise window_size"
             )
 
     @property
@@ -150,16 +157,28 @@ class Config:
         nested = hf.get("text_config") or hf
         rope, kind = hub_config.rotary(nested)
         if kind not in ("default", "mrope"):
-            raise ValueError(f"rope_scaling: expected type 'mrope' or 'default', got {kind!r}")
+            raise ValueError(
+                f"rope_scaling: expected type 'mrope' or 'default', got {kind!r}"
+                "; do: take a model with one of these, others are not supported"
+            )
         if nested.get("use_sliding_window"):
-            raise ValueError("use_sliding_window: expected false, got true: not supported")
+            raise ValueError(
+                "use_sliding_window: expected false, got true; do: take a model without it, "
+                "sliding windows are not supported"
+            )
         vision = hf.get("vision_config") or {}
         hub_config.check_present({"": (nested, _SIZES[0]), "vision_config.": (vision, _SIZES[1])})
         if vision.get("in_channels", 3) != 3:
-            raise ValueError(f"vision_config.in_channels: expected 3, got {vision['in_channels']}")
+            raise ValueError(
+                f"vision_config.in_channels: expected 3, got {vision['in_channels']}"
+                "; do: take a model of images in red, green and blue"
+            )
         for where, part in (("text_config", nested), ("vision_config", vision)):
             if part.get("hidden_act", "silu") != "silu":
-                raise ValueError(f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}")
+                raise ValueError(
+                    f"{where}.hidden_act: expected 'silu', got {part['hidden_act']!r}"
+                    "; do: take a model with it, others are not supported"
+                )
         text = hub_config.pick_fields(Text, nested)
         text["rope_theta"] = float(rope.get("rope_theta", nested.get("rope_theta", 1e6)))
         if "mrope_section" not in rope:  # Read as if it had three axes it would answer, wrongly.

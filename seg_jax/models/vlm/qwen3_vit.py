@@ -56,17 +56,20 @@ class Vision:
             raise ValueError(
                 "vision: expected a width that is four times a multiple of the heads, got "
                 f"{self.hidden_size} and {self.num_heads}"
+                "; do: take a hidden_size that 4 x num_heads divides"
             )
         if self.grid**2 != self.num_position_embeddings:
             raise ValueError(
                 "vision.num_position_embeddings: expected a square, got "
                 f"{self.num_position_embeddings}"
+                "; do: take the square of a grid's side, as 48 x 48 = 2304"
             )
         deep = self.deepstack_visual_indexes
         if list(deep) != sorted(set(deep) & set(range(self.depth))):
             raise ValueError(
                 "vision.deepstack_visual_indexes: expected rising numbers of blocks below "
                 f"{self.depth}, got {deep}"
+                "; do: sort them, and leave out the ones beyond the last block"
             )
 
     @property

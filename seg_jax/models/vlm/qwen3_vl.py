@@ -73,11 +73,13 @@ class Text:
             raise ValueError(
                 f"text.num_key_value_heads: expected a divisor of {self.num_attention_heads} "
                 f"heads, got {self.num_key_value_heads}"
+                "; do: take one that divides num_attention_heads"
             )
         if 2 * sum(self.mrope_section) != self.head_dim or len(self.mrope_section) != 3:
             raise ValueError(
                 f"text.mrope_section: expected three numbers that add up to {self.head_dim // 2} "
                 f"(half of head_dim), got {self.mrope_section}"
+                "; do: divide that sum among time, height and width"
             )
 
     @property
@@ -104,6 +106,7 @@ class Config:
             raise ValueError(
                 "vision.deepstack_visual_indexes: expected at most as many as layers of text "
                 f"({self.text.num_hidden_layers}), got {self.vision.deepstack_visual_indexes}"
+                "; do: leave some out, or take more layers"
             )
 
     @classmethod
@@ -120,7 +123,10 @@ class Config:
         vision = hub_config.pick_fields(qwen3_vit.Vision, parts["vision_config"])
         rope, kind = hub_config.rotary(parts["text_config"])
         if kind not in ("default", "mrope"):
-            raise ValueError(f"text_config.rope_scaling: expected type 'default', got {kind!r}")
+            raise ValueError(
+                f"text_config.rope_scaling: expected type 'default', got {kind!r}"
+                "; do: take a model with it, others are not supported"
+            )
         # The class default of transformers; checkpoints say five million.
         text["rope_theta"] = float(rope.get("rope_theta", text.get("rope_theta", 500_000)))
         text["mrope_section"] = tuple(rope.get("mrope_section", (24, 20, 20)))

@@ -41,7 +41,7 @@ class Sample:
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "sampler: expected temperature > 0, top_k >= 0 and 0 < top_p <= 1, "
-                f"got {self}: for the likeliest token use Greedy()"
+                f"got {self}; do: correct it, or use Greedy() for the likeliest token"
             )
 
 
@@ -65,6 +65,7 @@ class Refill:
         if self.rows < 1 or self.chunk < 1:
             raise ValueError(
                 f"refill: expected rows and chunk of at least 1, got {self.rows} and {self.chunk}"
+                "; do: give both at least 1"
             )
 
 
@@ -126,11 +127,17 @@ def generate(
       refill: how many answers are decoded at once; None: all, until the longest one ends.
     """
     if isinstance(sampler, Greedy) and answers != 1:
-        raise ValueError(f"answers: expected 1 with Greedy(), got {answers}: they would be equal")
+        raise ValueError(
+            f"answers: expected 1 with Greedy(), got {answers}; do: draw them with a Sampler, as "
+            "greedy ones would be equal"
+        )
     if max_tokens < 1:
-        raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+        raise ValueError(
+            f"max_tokens: expected at least 1, got {max_tokens}"
+            "; do: leave room for one token or more"
+        )
     if grammar is not None and limits is not None:
-        raise ValueError("limits: expected none with a grammar, got some: do: choose one of both")
+        raise ValueError("limits: expected none with a grammar, got some; do: choose one of both")
     prefix = model.prefill(tokens, images)
     decoding = _Decoding(model.decoder(), prefix, max_tokens, sampler, end_ids, pad_id, grammar)
     begun = decoding.begin(key, answers, rows=rows, kinds=kinds, limits=limits)

@@ -35,12 +35,13 @@ class Mixture:
         if not (all(share >= 0 for share in shares) and 0 < sum(shares) < math.inf):
             raise ValueError(
                 f"task.mixture: expected shares >= 0 with a positive sum, got {shares}; "
-                "give at least one question a share"
+                "do: give at least one question a share"
             )
         if self.absent and not any(self.text_shares):
             raise ValueError(
                 f"task.mixture.absent: expected a share of text_mask, text_box or text_point "
-                f"beside it, got {self.absent} alone; what is not there can be told by text only"
+                f"beside it, got {self.absent} alone; do: give one of these a share, as only text "
+                "can name what is not there"
             )
 
     @property
@@ -80,7 +81,7 @@ class Mixture:
         if names:
             raise ValueError(
                 f"mixture: expected points, boxes and outlines, got {names}, whose answers are "
-                "words that nothing judges; set these shares to 0"
+                "words that nothing judges; do: set these shares to 0"
             )
 
 

@@ -102,8 +102,9 @@ class Referring(OutlineStyle, Task):
         if not usual and not absent:
             raise ValueError(
                 f"sample {sample.key}: expected an object with a mask and, if told by text, a "
-                f"phrase, for one of {', '.join(shares)}; got {len(objects)} masks, "
+                f"phrase, for one of {', '.join(shares)}, got {len(objects)} masks, "
                 f"{len(named)} with phrases"
+                "; do: leave the sample out, or give other questions a share in task.mixture"
             )
         if absent and rng.random() * (usual + self.mixture.absent) >= usual:
             kind = Kind(_draw_key(dict(enumerate(self.mixture.text_shares)), rng))
@@ -176,7 +177,7 @@ class Referring(OutlineStyle, Task):
         if len(sample.names) != len(sample.masks):
             raise ValueError(
                 f"sample {sample.key}: expected a name for each of {len(sample.masks)} masks, got "
-                f"{len(sample.names)}; set the shares of naming in task.mixture to 0"
+                f"{len(sample.names)}; do: set the shares of naming in task.mixture to 0"
             )
         template_rng = None if self.wordings == "one" else rng
         place = _place(sample.masks[which], clue, rng)
