@@ -62,6 +62,8 @@ def _values(value: Any, kind: Any) -> list[Any]:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is type(None):
         return [None]
+    if origin is type:
+        return list(inner)
     if origin is Literal:
         return list(inner)
     if origin is tuple:
@@ -83,7 +85,7 @@ def _values(value: Any, kind: Any) -> list[Any]:
     if kind is Path:
         return [Path("elsewhere")]
     if kind is str:
-        return ["1:2", "val", "wandb"]
+        return ["1:2", "val", "wandb", "box"]
     return []
 
 
@@ -100,7 +102,10 @@ def _tuples(value: Any, inner: tuple[Any, ...]) -> list[Any]:
     if several:
         more = [(*old, new) for new in other_values(None, inner[0])[:2]]
         return [old[:-1], *more] if old else more
-    given = list(old) or [None] * len(inner)
+    if not old and inner:
+        firsts = [other_values(None, kind) for kind in inner]
+        return [tuple(some[0] for some in firsts)] if all(firsts) else []
+    given = list(old)
     out = []
     for place, kind in enumerate(inner):
         for new in other_values(given[place], kind):

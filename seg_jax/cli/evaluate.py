@@ -89,7 +89,7 @@ class Config(ModelOptions):
     def _check_read(self) -> None:
         """Raises ValueError for an option that this kind of evaluation does not read."""
         of_protocols = ("answers", "out", "beside", "name", "form", "gallery")
-        of_models = ("grammar", "dtype", "visual_tokens", "batch", "rows", "mesh")
+        of_models = ("grammar", "dtype", "visual_tokens", "task", "batch", "rows", "mesh")
         of_scenes = ("scenes", "source", "world")
         if self.protocol is None:
             self._refuse(of_protocols, "--protocol", got="none", advice="name a protocol")
@@ -97,6 +97,14 @@ class Config(ModelOptions):
                 self._refuse(("seed",), "--protocol", got="--data alone", advice="leave it out")
         else:
             self._refuse(("mixture",), "no --protocol", got=self.protocol, advice="leave one out")
+            points = any(given == "point" for given, _ in protocols.PROTOCOLS[self.protocol].asks)
+            if self.data and not points:
+                self._refuse(
+                    ("seed",),
+                    "--protocol point_mask or --scenes",
+                    got=f"{self.protocol} on data",
+                    advice="leave it out",
+                )
         if self.out is None:
             self._refuse(("beside", "gallery"), "--out", got="none", advice="give a folder")
         if self.data:

@@ -21,6 +21,7 @@ import numpy as np
 import option_walk
 import pytest
 import small_run
+from fingerprints import Fingerprint, walk
 from flax import nnx
 
 from seg_jax.cli import finetune, main, reinforce
@@ -38,27 +39,6 @@ from seg_jax.report import html_page, panels
 from seg_jax.runs import reinforcement, run_folder, stage, start, supervised
 from seg_jax.runs.training_run import TrainingRun
 from seg_jax.training import loop, optimizers, policy, processes, state, steps
-
-
-class Fingerprint:
-    """What the builders of a run have received."""
-
-    def __init__(self):
-        self.parts: list[Any] = []
-
-    def note(self, name: str, *values: Any) -> None:
-        self.parts.append((name, *map(plain, values)))
-
-
-def plain(value: Any) -> Any:
-    """Returns plain values to compare; what has no options is left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value).__qualname__, *(plain(v) for v in vars(value).values())
-    if isinstance(value, dict):
-        return tuple((key, plain(one)) for key, one in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return tuple(map(plain, value))
-    return value if isinstance(value, str | int | float | bool | Path | None) else repr(value)
 
 
 @pytest.fixture(scope="module")
@@ -215,50 +195,6 @@ def _noted_initializer(note, blank):
         return lambda: drawn
 
     return initializer
-
-
-def walk(fingerprint, program, base, *, parts=("",)):
-    """Asserts of every option that it changes what the run is built from, or is refused.
-
-    Args:
-      fingerprint: (program, configuration) -> what the run is built from.
-      program: to start.
-      base: the configuration whose options are changed one by one.
-      parts: beginnings of the names of the options.
-    """
-    wanted = fingerprint(program, base)
-    assert wanted == fingerprint(program, base), "the fingerprint must not vary by itself"
-    for leaf in option_walk.leaves(base):
-        if not leaf.name.startswith(tuple(parts)):
-            continue
-        assert leaf.changed, f"{leaf.name}: this test knows no other value of its type"
-        for changed in leaf.changed:
-            if says_the_same(changed, base):
-                continue
-            got = refusal(fingerprint, program, changed)
-            if isinstance(got, str):
-                assert "\n" not in got, f"{leaf.name}: refused in several lines: {got}"
-                continue
-            assert got != wanted, f"{leaf.name}: read and dropped"
-            break
-
-
-def says_the_same(changed, base):
-    """Returns whether a value is another way to say what the run says: None, for a default."""
-    try:
-        return not isinstance(changed, ValueError) and changed.completed() == base.completed()
-    except ValueError:
-        return False
-
-
-def refusal(fingerprint, program, changed):
-    """Returns why a configuration is refused, or the fingerprint of its run."""
-    if isinstance(changed, ValueError):
-        return str(changed)
-    try:
-        return fingerprint(program, changed)
-    except ValueError as error:
-        return str(error)
 
 
 SMALL = small_run.sft_config()

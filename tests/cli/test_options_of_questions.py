@@ -1,0 +1,215 @@
+"""Every option of evaluate and predict acts in each of their modes, or is refused.
+
+Models, data sets and files are stand-ins that note what they receive; what is written is no proof:
+an echo of the options in a summary counts for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import types
+from pathlib import Path
+
+import fingerprints
+import numpy as np
+import pytest
+import small_run
+
+from seg_jax.cli import evaluate, model_options, predict
+from seg_jax.data import image_files, sources
+from seg_jax.data.sources import Built, Scenes
+from seg_jax.evaluation import answers, protocols, task_metrics
+from seg_jax.inference import bundle as bundles
+from seg_jax.inference import predictor
+from seg_jax.models import families
+from seg_jax.report import overlay
+from seg_jax.runs import console, evaluation, protocol, run_folder
+from seg_jax.training import steps
+
+CHECKPOINT, DATA, ANSWERS = Path("checkpoint"), (Path("one"),), Path("answers.jsonl")
+OUT = Path("out")
+
+
+@pytest.fixture
+def prints(monkeypatch, tmp_path):
+    """Returns a function (program, config) -> what the stages of the program receive."""
+    log = [fingerprints.Fingerprint()]
+
+    def note(name, *values):
+        log[0].note(name, *values)
+
+    _stand_for_models(monkeypatch, note)
+    _stand_for_data(monkeypatch, note)
+    _stand_for_answers(monkeypatch, note)
+    _stand_for_files(monkeypatch, note)
+
+    def fingerprint(program, config):
+        log[0] = fingerprints.Fingerprint()
+        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))  # None sees the folders of another.
+        program.main(config)
+        return tuple(log[0].parts)
+
+    return fingerprint
+
+
+def _stand_for_models(patch, note):
+    """Notes how a model is loaded, laid over devices and asked."""
+    given, mesh = small_run.bundle(), small_run.alone()
+
+    class Predictor(predictor.Predictor):
+        def __init__(self, bundle, *, grammar, nothing, refill):
+            note("predictor", grammar, nothing, refill)
+            self.bundle = bundle
+
+        def predict(self, image, clue, kind):
+            note("predict", image, clue if isinstance(clue, str) else clue.tolist(), kind)
+            return types.SimpleNamespace(as_json=dict, rings_unit=[])
+
+    def load(folder, *, compute, on, visual_tokens, task_kind):
+        note("load", folder, compute, on is not None, visual_tokens, task_kind)
+        return given
+
+    def build(self, devices=None):
+        note("mesh", dataclasses.asdict(self))
+        return mesh
+
+    patch.setattr(model_options, "Predictor", Predictor)
+    patch.setattr(bundles, "load", load)
+    patch.setattr(families, "noted_dtype", lambda folder: "bfloat16")
+    patch.setattr(steps.Mesh, "build", build)
+
+
+def _stand_for_data(patch, note):
+    """Stands for two samples in the place of data sets, and of as many scenes as are wanted."""
+    drawn = Scenes(count=2)
+    samples = [drawn[0], drawn[1]]
+
+    def info(folder):
+        note("info", folder)
+        return {"name": "refcoco_unc"}
+
+    for kind in (Built, Scenes):
+        patch.setattr(kind, "__len__", lambda self: 2)
+        patch.setattr(kind, "__getitem__", lambda self, index: samples[index])
+    patch.setattr(Built, "absent_count", lambda self: 1)
+    patch.setattr(sources, "dataset_info", info)
+
+
+def _stand_for_answers(patch, note):
+    """Notes which questions are asked, in which batches, and what is known before."""
+
+    def answer_greedily(predictor, source, *, title, task, batch, mesh):
+        note("greedy", source, task, batch)
+
+    def answer_and_judge(asking, answered, folder):
+        source = asking.source
+        if isinstance(source, Built):  # All drawn samples stand for data sets.
+            source = source.folders, source.split, source.absent, source.singly
+        note("source", asking.protocol, source)
+        for one in asking.questions():
+            clue = one.clue if isinstance(one.clue, str) else np.asarray(one.clue).tolist()
+            note("question", one.index, one.which, one.given, one.phrase, one.text, clue)
+        note("answers", folder)
+        return iter(())
+
+    class Saved(answers.Saved):
+        def __init__(self, path):
+            self.too_long = 0
+            note("saved", path)
+
+    class Model(answers.Model):
+        def __init__(self, answer, encoder, task, *, batch, saved):
+            self.too_long = 0
+            note("model", batch, saved is not None)
+
+    patch.setattr(evaluation, "answer_greedily", answer_greedily)
+    patch.setattr(protocol, "answer_and_judge", answer_and_judge)
+    patch.setattr(evaluate, "Saved", Saved)
+    patch.setattr(evaluate, "Model", Model)
+
+
+def _stand_for_files(patch, note):
+    """Notes what is read, drawn and written, but no echo of options in it."""
+
+    def read(folder):
+        note("beside", folder)
+        return {}
+
+    def write(folder, asking, rows, *, others, each, **_):
+        note("write", folder, len(others), each)
+
+    def tell(summary, path):
+        note("numbers", path, *(summary.get(name) for name in ("model", "split", "set")))
+
+    def draw(image, rings):
+        note("overlay")
+        return np.zeros((2, 2, 3), np.uint8)
+
+    def read_image(path):
+        note("image", path)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    patch.setattr(protocol, "read", read)
+    patch.setattr(protocol, "write", write)
+    patch.setattr(protocol, "numbers", lambda rows, asking, **more: more)
+    patch.setattr(task_metrics, "summarise", lambda task, outcome: {})
+    patch.setattr(run_folder, "tell_json", tell)
+    patch.setattr(run_folder, "versions", dict)
+    patch.setattr(console, "table", lambda *_: None)
+    patch.setattr(console, "progress", lambda *_: contextlib.nullcontext(lambda *_: None))
+    patch.setattr(overlay, "draw", draw)
+    patch.setattr(image_files, "read", read_image)
+    patch.setattr(image_files, "write", lambda path, image: note("write", path))
+
+
+EVALUATE = {
+    "scenes": {"checkpoint": CHECKPOINT},
+    "scenes of the package's model": {},
+    "scenes by name": {"world": "easy"},
+    "refilled rows": {"rows": 8},
+    "data": {"data": DATA},
+    **{f"protocol {name} on scenes": {"protocol": name} for name in protocols.PROTOCOLS},
+    **{
+        f"protocol {name} on data": {"protocol": name, "data": DATA} for name in protocols.PROTOCOLS
+    },
+    "a protocol with files": {"protocol": "res", "out": OUT, "checkpoint": CHECKPOINT},
+    "a protocol on data with files": {"protocol": "text4seg", "out": OUT, "data": DATA},
+    "a protocol's answers": {"protocol": "res", "answers": ANSWERS},
+    "a protocol's answers on data": {"protocol": "gres", "answers": ANSWERS, "data": DATA},
+    "answers to points": {"protocol": "point_mask", "answers": ANSWERS, "data": DATA},
+    "some answers": {"protocol": "res", "answers": ANSWERS, "checkpoint": CHECKPOINT, "out": OUT},
+}
+PREDICT = {
+    "text": {"text": "the red star"},
+    "point": {"point": (0.5, 0.5)},
+    "box": {"box": (0.1, 0.1, 0.5, 0.5)},
+    "an overlay": {"text": "the red star", "out": OUT},
+    "a box as an answer": {"text": "the red star", "answer": "box", "checkpoint": CHECKPOINT},
+}
+"""Modes, by the options that choose them."""
+
+
+@pytest.mark.parametrize("mode", EVALUATE)
+def test_every_option_of_evaluate(mode, prints):
+    base = evaluate.Config(**EVALUATE[mode])
+    fingerprints.walk(prints, evaluate, base, aliases=("world",))
+
+
+@pytest.mark.parametrize("mode", PREDICT)
+def test_every_option_of_predict(mode, prints):
+    fingerprints.walk(prints, predict, predict.Config(image=Path("image.png"), **PREDICT[mode]))
+
+
+@pytest.mark.parametrize("name", ["grammar", "rows", "gallery"])
+def test_an_option_of_evaluate_that_nothing_reads_is_found(name, prints):
+    """The stages of another configuration, with the option's default, stand for a program."""
+
+    def dropping(config):
+        evaluate.main(dataclasses.replace(config, **{name: getattr(evaluate.Config(), name)}))
+
+    program = types.SimpleNamespace(main=dropping)
+    base = evaluate.Config(protocol="res", out=OUT)
+    with pytest.raises(AssertionError, match=f"{name}: read and dropped"):
+        fingerprints.walk(prints, program, base, aliases=("world",))
