@@ -101,7 +101,7 @@ class Config(ModelOptions):
             if self.data and not points:
                 self._refuse(
                     ("seed",),
-                    "--protocol point_mask or --scenes",
+                    "--protocol point_mask",
                     got=f"{self.protocol} on data",
                     advice="leave it out",
                 )
