@@ -431,6 +431,7 @@ def test_cells_of_a_trained_model_are_its_own(folders, tmp_path):
     taught = bundle.layout.max_patches // bundle.layout.merge**2
     assert bundles.load(tmp_path / "trained", visual_tokens=taught).layout == bundle.layout
     with pytest.raises(
-        ValueError, match=f"visual_tokens: expected {taught}, with which .* leave it out"
+        ValueError,
+        match=f"visual_tokens: expected {taught}, with which .* do: leave --visual-tokens out",
     ):
         bundles.load(tmp_path / "trained", visual_tokens=taught - 1)

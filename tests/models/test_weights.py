@@ -389,7 +389,7 @@ def test_a_config_of_no_known_family_names_the_known_ones(model, tmp_path):
     wrong("got 'opencua' .Qwen2.5-VL with 1-D rotary", model_type="opencua")
     plain = hub["text_config"] | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     wrong("expected the mrope_section of Qwen2.5-VL, got none: 1-D rotary", text_config=plain)
-    wrong("expected the sizes of a model of type 'qwen2_5_vl', got", text_config=[1])
+    wrong(r"text_config: expected an object, got \[1\]; do: copy", text_config=[1])
 
 
 def test_pixel_statistics_come_with_the_preprocessor(model, tmp_path):
