@@ -66,12 +66,6 @@ class Layout:
         sizes = ("patch", "merge", "window_tokens", "min_pixels", "max_pixels", "buckets")
         sizes += ("max_patches", "max_prompt", "max_question", "max_answer")
         check_least(self, "layout", **dict.fromkeys(sizes, 1))
-        areas = (self.min_pixels, self.max_pixels)
-        if self.native is not None and areas != (Layout.min_pixels, Layout.max_pixels):
-            raise ValueError(
-                "layout.min_pixels, max_pixels: expected their defaults beside native, which "
-                f"keeps images at their size, got {areas}; do: set layout.native.limit"
-            )
         if self.max_patches % self.merge**2:
             raise ValueError(
                 f"layout.max_patches: expected a multiple of {self.merge**2}, "
@@ -82,6 +76,18 @@ class Layout:
             raise ValueError(
                 f"layout.canvas: expected a height in 32s and a width, got {self.canvas}"
                 "; do: give a height that 32 divides and a width of 1 or more"
+            )
+
+    def check_areas(self) -> None:
+        """Raises ValueError for areas that mean nothing: native images keep their size.
+
+        A run is held to it. A stored layout is not: folders with both are read as they are.
+        """
+        areas = (self.min_pixels, self.max_pixels)
+        if self.native is not None and areas != (Layout.min_pixels, Layout.max_pixels):
+            raise ValueError(
+                "layout.min_pixels, max_pixels: expected their defaults beside native, which "
+                f"keeps images at their size, got {areas}; do: set layout.native.limit"
             )
 
 

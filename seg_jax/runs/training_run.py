@@ -65,6 +65,8 @@ class TrainingRun(datasets.Data):
             )
         if isinstance(self.task, Referring):
             self.task.check_tracing()
+        if self.layout is not None:
+            self.layout.check_areas()
 
     def completed(self: RunT, checkpoint: Path | None = None, *, check: bool = True) -> RunT:
         """Returns the run with what its checkpoint says wherever it says nothing itself.
