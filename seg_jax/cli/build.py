@@ -60,6 +60,11 @@ class Config(dataset.Plan):
                         f"it is about, got {value} alone; do: give --family, or leave it out"
                     )
         if self.name in ("reasonseg", "folder"):
+            if self.images is not None:
+                raise ValueError(
+                    f"images: expected none for {self.name}, whose annotations lie beside or name "
+                    f"their images, got {self.images}; do: leave it out"
+                )
             for name in ("paper", "family", "held_out"):
                 if value := getattr(self, name):
                     raise ValueError(

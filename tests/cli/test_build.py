@@ -101,6 +101,7 @@ def test_an_error_is_one_line(run, tmp_path, spoil, told):
     [
         ("coco_instances", ["--runner-options", "region=x"], "expected none without --runner"),
         ("folder", ["--paper"], "paper: expected none for folder"),
+        ("folder", ["--images", "there"], "images: expected none for folder"),
         ("reasonseg", ["--family", "refer_seg"], "family: expected none for reasonseg"),
         ("folder", ["--held-out", "refcoco_unc"], "held_out: expected none for folder"),
         ("coco_instances", ["--paper"], "paper: expected --family DIR beside it"),
@@ -115,6 +116,33 @@ def test_an_option_without_effect_is_refused(run, tmp_path, name, words, told):
     )
     assert (status, printed, errors.count("\n")) == (2, "", 1)
     assert told in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--held-out", "refcoco"], "held_out: expected some of refcoco_unc, refcoco_google"),
+        (
+            ["--held-out", "refclef_unc"],
+            "got refclef_unc; do: choose editions with the same images",
+        ),
+        (["--splits", "val", "--paper"], "paper: expected a train split, from which images"),
+    ],
+)
+def test_a_leak_filter_that_would_filter_nothing_is_refused(run, tmp_path, words, told):
+    formats.refer(tmp_path, "refcoco_unc", images=1)
+    place = "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, printed, errors = run("build", "refcoco_unc", *place, *words)
+    assert (status, printed) == (1, "")
+    assert told in errors
+
+
+def test_a_family_without_editions_is_refused(run, tmp_path):
+    formats.instances(tmp_path)
+    place = "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, printed, errors = run("build", "coco_instances", *place, "--family", tmp_path)
+    assert (status, printed) == (1, "")
+    assert "expected the references of one of refcoco_unc" in errors
 
 
 def test_a_wrong_command_line_is_told(run, tmp_path):

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +94,7 @@ def plan_files(plan: Plan) -> FilePlan:
     every = annotations.images_by_split(read.images)
     _check_splits(plan, every)
     wanted = {name: images for name, images in every.items() if name in (plan.splits or every)}
+    _check_leak_options(plan, wanted)
     sizes = {split: _split_size(read, split, wanted[split]) for split in sorted(wanted)}
     repeated = _drop_repeated_keys(wanted)
     removed = leaks.remove_leaks(
@@ -196,6 +197,18 @@ def _check_splits(plan: Plan, every: dict[str, list[AnnotatedImage]]) -> None:
             f"splits: expected some of {', '.join(sorted(every))}, got {', '.join(unknown)}"
             "; do: choose --splits among them"
         )
+
+
+def _check_leak_options(plan: Plan, splits: Iterable[str]) -> None:
+    """Raises ValueError for options of the leak filter where no split is filtered."""
+    if any(split.startswith("train") for split in splits):
+        return
+    for name in ("paper", "family", "held_out"):
+        if value := getattr(plan, name):
+            raise ValueError(
+                f"{name}: expected a train split, from which images of val and test splits are "
+                f"removed, got {value} beside {', '.join(sorted(splits))}; do: leave it out"
+            )
 
 
 def _split_size(read: Annotations, split: str, some: list[AnnotatedImage]) -> expected_sizes.Size:

@@ -178,8 +178,15 @@ def held_out_images(source: Path, kind: str, names: tuple[str, ...] | None) -> H
       names: of editions; None: every one whose references are there.
 
     Raises:
-      ValueError: a named edition is missing, or a file is none of this format.
+      ValueError: no edition is there, a named one is missing or none of this kind, or a file is
+        none of this format.
     """
+    known = [name for name, edition in FAMILY.items() if edition.images == kind]
+    if unknown := sorted({*(names or ())} - {*known}):
+        raise ValueError(
+            f"held_out: expected some of {', '.join(known)}, got {', '.join(unknown)}; do: choose "
+            "editions with the same images"
+        )
     found = HeldOut({}, [], [])
     for name, edition in FAMILY.items():
         if edition.images != kind or (names is not None and name not in names):
@@ -193,6 +200,11 @@ def held_out_images(source: Path, kind: str, names: tuple[str, ...] | None) -> H
             if split != "train":
                 number = annotations.field(ref, "image_id", int, where=edition.file)
                 found.images.setdefault(number, set()).add(f"{name}/{split}")
+    if not found.names:
+        raise ValueError(
+            f"{source}: expected the references of one of {', '.join(known)}, got none; do: give "
+            "the folder that holds refcoco, refcoco+, .. as --family"
+        )
     return found
 
 
