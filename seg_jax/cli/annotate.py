@@ -69,10 +69,17 @@ class Config(Choice):
                 f"workers: expected none beside --runner {self.runner}, which has its own, got "
                 f"{self.workers}; do: leave it out"
             )
-        if self.describer is None and self.endpoint != endpoint.Settings():
+        if self.describer is None:
+            for name, default in (("endpoint", endpoint.Settings()), ("wording", Wording())):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}: expected --describer beside --{name}.*, got none; do: give the "
+                        "address of an endpoint or a model's folder, or leave these options out"
+                    )
+        if not self.splits.share and self.splits.val != Splits().val:
             raise ValueError(
-                "endpoint: expected --describer beside --endpoint.*, got none; do: give the "
-                "address of an endpoint, or leave these options out"
+                "splits.val: expected --splits.share above 0 beside it, got 0; do: give a share, "
+                "or leave it out"
             )
         # A folder's model is asked here: of an endpoint's options it has the length of answers.
         alone = endpoint.Settings(max_tokens=self.endpoint.max_tokens)

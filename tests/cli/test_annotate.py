@@ -132,6 +132,8 @@ def test_an_error_is_one_line(run, models, tmp_path, monkeypatch, changes, told)
         (["--runner-options", "region=x"], "expected none without --runner, got region=x"),
         (["--runner", "DirectRunner", "--workers", "2"], "workers: expected none beside --runner"),
         (["--endpoint.tries", "2"], "expected --describer beside --endpoint.*"),
+        (["--wording.view-px", "99"], "expected --describer beside --wording.*"),
+        (["--splits.val", "test"], "splits.val: expected --splits.share above 0 beside it"),
         (["--describer", "models/d", "--endpoint.tries", "2"], "expected --endpoint.max-tokens"),
         (["--workers", "0"], "workers: expected at least 1, got 0"),
     ],
