@@ -63,9 +63,11 @@ def sft_config(**changes: Any) -> supervised.Config:
 
 def gspo_config(**changes: Any) -> reinforcement.Config:
     """Returns GSPO of the same model, with two minibatches a step."""
-    base = TINY_GSPO.config()
+    base, start = TINY_GSPO.config(), sft_config()
     small = dataclasses.replace(
         base,
+        model=start.model,
+        layout=start.layout,
         compute=Compute(),
         feed=dataclasses.replace(base.feed, batch=BATCH),
         sampling=dataclasses.replace(base.sampling, answers=ANSWERS, max_tokens=10),
