@@ -228,7 +228,7 @@ def _opaque_on_cpu(x: Array, axis: str) -> Array:
 def _apply_in_batches(
     function: Callable[[Array], Array], x: Float[Array, "count rows columns"]
 ) -> Float[Array, "count rows columns"]:
-    """Returns the function of the matrices, as many at once as `TOGETHER` allows."""
+    """Returns the function of the matrices, as many at once as `MOST_NUMBERS` allows."""
     count, *size = x.shape
     together = max(1, min(count, MOST_NUMBERS // math.prod(size)))
     while count % together:

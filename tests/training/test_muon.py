@@ -101,7 +101,7 @@ def alone():
     ids=str,
 )
 def test_many_devices_step_as_one(alone, sizes, together, monkeypatch):
-    monkeypatch.setattr(muon, "TOGETHER", together)
+    monkeypatch.setattr(muon, "MOST_NUMBERS", together)
     on = sharding.mesh(sizes)
     step, begin = learner(CONFIG)
     places = sharding.shardings(begin, on)
