@@ -286,7 +286,9 @@ def test_the_walk_reaches_every_leaf():
     assert other[0].changed[0].task.digits == SMALL.task.digits + 1
 
 
-# The other programs: each option is read where the program or its room does its work.
+# The other programs: each option is read where the program or its room does its work. What their
+# stages receive in each mode is walked over in test_options_of_*.py; of benchmark this is the only
+# proof for decode, data, policy and step.
 
 ROOMS = {
     "quickstart": ["cli/quickstart.py"],
