@@ -38,7 +38,7 @@ def test_what_is_no_json_is_named_with_advice(tmp_path, data, got):
 
 
 def test_a_folder_is_no_json(tmp_path):
-    with pytest.raises(ValueError, match="expected JSON, got .*directory.*; do: fetch it again"):
+    with pytest.raises(ValueError, match="expected a file, got a folder; do: fetch it again"):
         files.read_json(tmp_path)
 
 

@@ -1,11 +1,9 @@
 """Both routes end to end: they lower from shapes alone, and a killed run goes on bit by bit."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +13,12 @@ import small_run
 
 from seg_jax.data import pipeline
 from seg_jax.models.parallel import sharding
-from seg_jax.runs import stage
+from seg_jax.runs import experiments, stage
 from seg_jax.runs import start as start_of_run
 from seg_jax.training import optimizers, state, steps
 from seg_jax.training.log import Log
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 ADAM = optimizers.AdamW(lr=3e-3)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.config()
 
 
 def shapes(tree):
@@ -37,7 +27,9 @@ def shapes(tree):
 
 @pytest.mark.slow
 def test_the_steps_of_the_configs_lower_from_shapes_alone(tmp_path):
-    supervised, reinforced = load("tiny_sft"), load("tiny_gspo")
+    supervised, reinforced = (
+        experiments.load(f"simpleseg/tiny_{name}.py").config() for name in ("sft", "gspo")
+    )
     bundle = start_of_run.with_random_weights(supervised, tmp_path / "tokenizer").bundle
     actor = steps.Actor(bundle.graph, bundle.tokenizer)
 
