@@ -66,8 +66,8 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         # A checkpoint's own values are what options are laid over.
         folder = None if help_is_wanted else option_value(options, "--checkpoint")
         blank = kind() if default is None else default
-        path = None if folder is None else Path(folder)
-        default = cast(ConfigT, completed(blank, path, check=False))
+        checkpoint = None if folder is None else Path(folder)
+        default = cast(ConfigT, completed(blank, checkpoint, check=False))
     if help_is_wanted:
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:
