@@ -1,0 +1,86 @@
+"""Checks values from outside (annotations, answers, replies, records) against types with bounds."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+Value = TypeVar("Value")
+
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What names a thing: a 64-bit integer."""
+Coordinate = Annotated[float, Meta(ge=-1e7, le=1e7)]
+"""Pixels; finite, and far beyond any image."""
+Extent = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Height or width of an image in pixels."""
+Text = Annotated[str, Meta(max_length=100_000)]
+"""What a person or a model wrote."""
+FileName = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+"""A path as an annotation gives it."""
+
+MOST_SHOWN = 60
+"""Characters of a value that a message shows."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """An object whose fields are checked; fields that it does not know are left alone."""
+
+
+def check(
+    value: Any, kind: type[Value], *, where: str, advice: str = "correct the annotation"
+) -> Value:
+    """Returns a parsed value as a type whose every level holds.
+
+    Args:
+      value: of dicts, lists, texts, numbers, as `json.loads` returns them.
+      kind: a `Record`, or any type that msgspec knows, with bounds by `Meta`.
+      where: tells the file, the line or the annotation.
+      advice: what to do where it does not hold; it ends the message.
+
+    Raises:
+      ValueError: one line with the path within the value, what was expected and what was got.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        expected, _, path = str(error).partition(" - at ")
+        raise ValueError(_message(expected, path.strip("`"), value, where, advice)) from None
+    except RecursionError:
+        raise ValueError(
+            f"{where}: expected a value of a few levels, got one too deep to read; do: {advice}"
+        ) from None
+
+
+def short_repr(value: Any) -> str:
+    """Returns a value as a message shows it: one line, escaped, cut."""
+    if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:  # More digits than Python prints.
+        return "an integer of more digits than fit"
+    text = ascii(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+def _message(expected: str, path: str, value: Any, where: str, advice: str) -> str:
+    wanted = expected.partition(", got ")[0].replace("`", "")
+    if missing := re.fullmatch(r"Object missing required field (.*)", wanted):
+        wanted, got = f"a field {missing[1]!r}", "none"
+    else:
+        got = short_repr(_value_at(value, path))
+        wanted = wanted.removeprefix("Expected ").replace("Invalid", "a valid")
+    inside = path.removeprefix("$").removeprefix(".")
+    place = f"{where}, {inside}" if inside else where
+    return f"{place}: expected {wanted}, got {got}; do: {advice}"
+
+
+def _value_at(value: Any, path: str) -> Any:
+    """Returns the part of a value that a path of msgspec names, or the last that can be found."""
+    for name, place in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
+        try:
+            value = value[name] if name else value[int(place)]
+        except (KeyError, IndexError, TypeError):
+            break
+    return value
