@@ -8,6 +8,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+MOST_JSON_BYTES = 2**32
+"""Most bytes of a JSON file; the largest published annotations have 2**30."""
+
 
 def read_json(path: Path, *, advice: str = "fetch it again") -> Any:
     """Returns the contents of a JSON file.
@@ -17,21 +20,59 @@ def read_json(path: Path, *, advice: str = "fetch it again") -> Any:
       advice: what to do where the file is missing or broken; it ends the message.
 
     Raises:
-      ValueError: there is no such file, it cannot be read, or it is no JSON.
+      ValueError: there is no such file, it cannot be read, it is too large, or it is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        size = path.stat().st_size
+        if not path.is_file():  # A pipe would be waited for, a device never ends.
+            got = "a folder" if path.is_dir() else "a pipe or a device"
+            raise ValueError(f"{path}: expected a file, got {got}; do: {advice}")
+        if size > MOST_JSON_BYTES:
+            raise ValueError(
+                f"{path}: expected at most {MOST_JSON_BYTES} bytes of JSON, got {size}"
+                f"; do: {advice}"
+            )
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path}: expected a file, got none; do: {advice}") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: expected a file, got a folder; do: {advice}") from None
     except OSError as error:
         reason = f"{error.strerror}".lower()
         raise ValueError(
             f"{path}: expected JSON, got what cannot be read ({reason}: {path}); do: {advice}"
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}; do: {advice}") from None
+    return parse_json(data, where=str(path), advice=advice)
+
+
+def parse_json(data: bytes | str, *, where: str, advice: str) -> Any:
+    """Returns the value of a JSON text: UTF-8, -16 or -32, with a byte order mark or without.
+
+    Numbers beyond what floats and Python's integers hold become infinite, so that whoever checks
+    the value refuses the place where they stand, not the file.
+
+    Args:
+      data: the text.
+      where: names the file or its line.
+      advice: what to do where it is no JSON; it ends the message.
+
+    Raises:
+      ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        try:
+            return json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise
+        except ValueError:  # An integer of thousands of digits.
+            return json.loads(data, parse_int=_integer)
+    except RecursionError:
+        got = "lists or objects nested too deep"
+    except ValueError as error:
+        got = str(error)
+    raise ValueError(f"{where}: expected JSON, got {got}; do: {advice}")
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 1000 else float(digits)
 
 
 def read_json_object(path: Path, *, advice: str = "fetch it again") -> dict[str, Any]:

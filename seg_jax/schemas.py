@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -16,27 +17,42 @@ Coordinate = Annotated[float, Meta(ge=-1e7, le=1e7)]
 """Pixels; finite, and far beyond any image."""
 Extent = Annotated[int, Meta(ge=1, le=1_000_000)]
 """Height or width of an image in pixels."""
-Text = Annotated[str, Meta(max_length=100_000)]
-"""What a person or a model wrote."""
-FileName = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+Text = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\ud800-\udfff]*\Z")]
+"""What a person or a model wrote; lone surrogates, which no file can hold, are refused."""
+FileName = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\ud800-\udfff]+\Z")]
 """A path as an annotation gives it."""
 
 MOST_SHOWN = 60
 """Characters of a value that a message shows."""
+_PHRASES = {
+    r" matching regex .*x00.*": " without the character 0 and lone surrogates",
+    r" matching regex .*ud800.*": " without lone surrogates",
+    r"\barray\b": "list",
+    r"Number out of range": "a number in range",
+    r"Invalid enum value .*": "a value that is known",
+}
+"""What msgspec says, as a pattern, and how a message says it."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """An object whose fields are checked; fields that it does not know are left alone."""
+    """An object whose fields are checked; fields that it does not know are left alone.
+
+    Types of objects are written `class Part(schemas.Record, frozen=True)`.
+    """
 
 
 def check(
-    value: Any, kind: type[Value], *, where: str, advice: str = "correct the annotation"
+    value: Any,
+    kind: type[Value] | types.GenericAlias,
+    *,
+    where: str,
+    advice: str = "correct the annotation",
 ) -> Value:
     """Returns a parsed value as a type whose every level holds.
 
     Args:
       value: of dicts, lists, texts, numbers, as `json.loads` returns them.
-      kind: a `Record`, or any type that msgspec knows, with bounds by `Meta`.
+      kind: a `Record`, or a type of such as `dict[str, Part]`; bounds are set by `Meta`.
       where: tells the file, the line or the annotation.
       advice: what to do where it does not hold; it ends the message.
 
@@ -47,7 +63,8 @@ def check(
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         expected, _, path = str(error).partition(" - at ")
-        raise ValueError(_message(expected, path.strip("`"), value, where, advice)) from None
+        message = _message(expected, path.strip("`"), value=value, where=where, advice=advice)
+        raise ValueError(message) from None
     except RecursionError:
         raise ValueError(
             f"{where}: expected a value of a few levels, got one too deep to read; do: {advice}"
@@ -55,22 +72,30 @@ def check(
 
 
 def short_repr(value: Any) -> str:
-    """Returns a value as a message shows it: one line, escaped, cut."""
+    """Returns a value as a message shows it: one line, escaped, cut; never a long computation."""
     if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:  # More digits than Python prints.
         return "an integer of more digits than fit"
+    if isinstance(value, str | bytes):
+        value = value[: MOST_SHOWN + 1]
+    elif not isinstance(value, int | float | None):
+        return f"a value of type {type(value).__name__}"
     text = ascii(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
-def _message(expected: str, path: str, value: Any, where: str, advice: str) -> str:
-    wanted = expected.partition(", got ")[0].replace("`", "")
+def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -> str:
+    wanted = expected.partition(", got ")[0].replace("`", "").removeprefix("Expected ")
     if missing := re.fullmatch(r"Object missing required field (.*)", wanted):
         wanted, got = f"a field {missing[1]!r}", "none"
+    elif path.startswith("key"):
+        wanted, got = "texts as names of fields", "others"
+        path = path.removeprefix("key` in `")
     else:
         got = short_repr(_value_at(value, path))
-        wanted = wanted.removeprefix("Expected ").replace("Invalid", "a valid")
+        for said, phrase in _PHRASES.items():
+            wanted = re.sub(said, phrase, wanted)
     inside = path.removeprefix("$").removeprefix(".")
     place = f"{where}, {inside}" if inside else where
     return f"{place}: expected {wanted}, got {got}; do: {advice}"
@@ -78,9 +103,9 @@ def _message(expected: str, path: str, value: Any, where: str, advice: str) -> s
 
 def _value_at(value: Any, path: str) -> Any:
     """Returns the part of a value that a path of msgspec names, or the last that can be found."""
-    for name, place in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
+    for name, place in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
         try:
             value = value[name] if name else value[int(place)]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, ValueError):
             break
     return value

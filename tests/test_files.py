@@ -23,6 +23,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
         (b"\xff", "expected JSON, got "),
         (b"[" * 100_000, "expected JSON, got "),
         (b"[1]", "expected a JSON object, got "),
+        (b'{"a": ' + b"[" * 200_000, "expected JSON, got lists or objects nested too deep"),
     ],
 )
 def test_what_is_no_json_is_named_with_advice(tmp_path, data, got):
@@ -40,6 +41,34 @@ def test_what_is_no_json_is_named_with_advice(tmp_path, data, got):
 def test_a_folder_is_no_json(tmp_path):
     with pytest.raises(ValueError, match="expected a file, got a folder; do: fetch it again"):
         files.read_json(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+def test_encodings_of_json_are_read(tmp_path, encoding):
+    """As Windows' editors and PowerShell write it."""
+    (tmp_path / "a.json").write_bytes('{"é": "☕"}'.encode(encoding))
+    assert files.read_json(tmp_path / "a.json") == {"é": "☕"}
+
+
+def test_numbers_beyond_all_bounds_do_not_spoil_the_file(tmp_path):
+    """top-1: they become infinite, and whoever checks the value refuses their place alone."""
+    text = f"[1e999, -{'9' * 5000}, {'9' * 5000}, {2**70}, 7]"
+    (tmp_path / "a.json").write_text(text)
+    inf = float("inf")
+    assert files.read_json(tmp_path / "a.json") == [inf, -inf, inf, 2**70, 7]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="expected a file, got a pipe or a device; do: fetch"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(files.MOST_JSON_BYTES + 1)
+    with pytest.raises(ValueError, match=r"expected at most 4294967296 bytes of JSON, got 429496"):
+        files.read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("aside", [False, True])

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from seg_jax import schemas
 
 MOST_EXAMPLES = 10
 """Examples that are kept of each reason: the first ones."""
+MOST_CHARACTERS = 500
+"""Characters of an example that are kept."""
+
+
+class _Finding(schemas.Record, frozen=True):
+    count: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    examples: Annotated[list[schemas.Text], Meta(max_length=MOST_EXAMPLES)]
 
 
 @dataclasses.dataclass
@@ -23,13 +34,14 @@ class Findings:
 
         Args:
           reason: a fixed phrase without names or numbers; cases are summed by it.
-          example: file, line or annotation, and what was got.
+          example: file, line or annotation, and what was got; kept as one line that can be printed
+            and stored: other characters are escaped, and it is cut.
           count: of cases that the example stands for.
         """
         self.counts[reason] = self.counts.get(reason, 0) + count
         kept = self.examples.setdefault(reason, [])
         if len(kept) < MOST_EXAMPLES:
-            kept.append(example)
+            kept.append(_one_line(example))
 
     def merge(self, other: Findings) -> None:
         """Adds the cases of another: of a later file, split or process."""
@@ -46,16 +58,33 @@ class Findings:
         }
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> Findings:
-        """Returns what `as_json` wrote."""
+    def from_json(value: Any, *, where: str = "findings") -> Findings:
+        """Returns what `as_json` wrote.
+
+        Args:
+          value: as it was read from a file.
+          where: names the file.
+
+        Raises:
+          ValueError: it is something else.
+        """
+        read = schemas.check(value, dict[str, _Finding], where=where, advice="build the data anew")
         return Findings(
-            {reason: one["count"] for reason, one in value.items()},
-            {reason: list(one["examples"]) for reason, one in value.items()},
+            {reason: one.count for reason, one in read.items()},
+            {reason: [*one.examples] for reason, one in read.items()},
         )
 
     def lines(self) -> list[str]:
         """Returns a line a reason for a terminal: the count, the reason and its first example."""
         return [
-            f"{count} x {reason}, first {self.examples[reason][0]}"
+            ", first ".join([f"{count} x {reason}", *self.examples.get(reason, [])[:1]])
             for reason, count in sorted(self.counts.items())
         ]
+
+
+def _one_line(text: str) -> str:
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS - 3]}..."
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -1,0 +1,151 @@
+"""Values from outside: taken where every level holds, else refused in one line that says where."""
+
+import math
+from typing import Annotated, Any
+
+import pytest
+from msgspec import Meta
+
+from seg_jax import schemas
+
+
+class Part(schemas.Record, frozen=True):
+    id: schemas.Id
+    points: tuple[schemas.Coordinate, ...] = ()
+    kinds: dict[str, int] | None = None
+
+
+class Whole(schemas.Record, frozen=True):
+    file: schemas.FileName = "a"
+    text: schemas.Text = ""
+    size: schemas.Extent = 1
+    parts: tuple[Part, ...] = ()
+
+
+def nested(levels: int) -> Any:
+    value: Any = 5
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_a_value_that_holds_is_returned_and_what_is_unknown_is_left_alone():
+    value = {"file": "é/1.jpg", "parts": [{"id": 2**63 - 1, "points": [1, 2.5], "more": nested(9)}]}
+    got = schemas.check(value, Whole, where="a.json")
+    assert got.parts == (Part(id=2**63 - 1, points=(1.0, 2.5)),)
+    assert (got.file, got.text, got.size) == ("é/1.jpg", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "a.json: expected object, got a list of 0; do: x"),
+        (None, "a.json: expected object, got None; do: x"),
+        ({"parts": None}, "a.json, parts: expected list, got None; do: x"),
+        ({"parts": [{"id": 1}, 5]}, "a.json, parts[1]: expected object, got 5; do: x"),
+        ({"parts": [{}]}, "a.json, parts[0]: expected a field 'id', got none; do: x"),
+        ({"parts": [{"id": "1"}]}, "a.json, parts[0].id: expected int, got '1'; do: x"),
+        ({"parts": [{"id": True}]}, "a.json, parts[0].id: expected int, got True; do: x"),
+        (
+            {"parts": [{"id": 2**70}]},
+            f"a.json, parts[0].id: expected int <= {2**63 - 1}, got {2**70}; do: x",
+        ),
+        (
+            {"parts": [{"id": 10**5000}]},
+            f"a.json, parts[0].id: expected int <= {2**63 - 1}, got an integer of more digits than "
+            "fit; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "points": [1, math.nan]}]},
+            "a.json, parts[0].points[1]: expected float >= -10000000.0, got nan; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "points": [math.inf]}]},
+            "a.json, parts[0].points[0]: expected float <= 10000000.0, got inf; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "points": [10**400]}]},
+            "a.json, parts[0].points[0]: expected a number in range, got an integer of more digits "
+            "than fit; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "points": nested(200_000)}]},
+            "a.json, parts[0].points[0]: expected float, got a list of 1; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "kinds": {"a.b[0]": "q"}}]},
+            "a.json, parts[0].kinds[...]: expected int, got a dict of 1; do: x",
+        ),
+        (
+            {"parts": [{"id": 1, "kinds": {5: 5}}]},
+            "a.json, parts[0].kinds: expected texts as names of fields, got others; do: x",
+        ),
+        ({"size": 0}, "a.json, size: expected int >= 1, got 0; do: x"),
+        ({"size": 1.5}, "a.json, size: expected int, got 1.5; do: x"),
+        (
+            {"text": "a" * 100_001},
+            f"a.json, text: expected str of length <= 100000, got '{'a' * 56}...; do: x",
+        ),
+        (
+            {"text": "a\ud800"},
+            "a.json, text: expected str without lone surrogates, got 'a\\ud800'; do: x",
+        ),
+        (
+            {"file": "a\x00"},
+            "a.json, file: expected str without the character 0 and lone surrogates, got "
+            "'a\\x00'; do: x",
+        ),
+        ({"file": ""}, "a.json, file: expected str of length >= 1, got ''; do: x"),
+        ({"file": b"a"}, "a.json, file: expected str, got b'a'; do: x"),
+    ],
+)
+def test_what_does_not_hold_is_told_with_its_place(value, message):
+    """top-1: texts, numbers, ids and levels beyond their bounds are one line each."""
+    with pytest.raises(ValueError) as caught:
+        schemas.check(value, Whole, where="a.json", advice="x")
+    assert str(caught.value) == message
+
+
+class Tree(schemas.Record, frozen=True):
+    below: tuple["Tree", ...] = ()
+
+
+def test_a_value_of_too_many_levels_is_told():
+    """top-1: a type that goes down with the value stops where Python's stack would end."""
+    value: dict[str, Any] = {}
+    for _ in range(100_000):
+        value = {"below": [value]}
+    with pytest.raises(ValueError, match="a: expected a value of a few levels, got one too deep"):
+        schemas.check(value, Tree, where="a")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a\x1b]0;b\n", r"'a\x1b]0;b\n'"),
+        ("é", r"'\xe9'"),
+        ("a" * 10**8, f"'{'a' * 56}..."),
+        (b"a" * 10**8, f"b'{'a' * 55}..."),
+        (nested(200_000), "a list of 1"),
+        ({"a": 1}, "a dict of 1"),
+        (-(10**70), "an integer of more digits than fit"),
+        (math.nan, "nan"),
+        (True, "True"),
+        (None, "None"),
+        (object(), "a value of type object"),
+    ],
+)
+def test_values_are_shown_short_and_on_one_line(value, text):
+    assert schemas.short_repr(value) == text
+    assert len(text) <= schemas.MOST_SHOWN
+
+
+class Row(schemas.Record, frozen=True):
+    cells: Annotated[list[int], Meta(max_length=2)]
+
+
+def test_lists_have_lengths():
+    with pytest.raises(
+        ValueError, match=r"a, \[0\]\.cells: expected list of length <= 2, got a li"
+    ):
+        schemas.check([{"cells": [1, 2, 3]}], list[Row], where="a")
