@@ -34,6 +34,13 @@ _PHRASES = {
 """What msgspec says, as a pattern, and how a message says it."""
 
 
+class Invalid(ValueError):
+    """A value that is not of its type."""
+
+    reason: str = ""
+    """What was expected at which field, without places in lists: cases are counted by it."""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """An object whose fields are checked; fields that it does not know are left alone.
 
@@ -57,16 +64,20 @@ def check(
       advice: what to do where it does not hold; it ends the message.
 
     Raises:
-      ValueError: one line with the path within the value, what was expected and what was got.
+      Invalid: one line with the path within the value, what was expected and what was got.
     """
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         expected, _, path = str(error).partition(" - at ")
-        message = _message(expected, path.strip("`"), value=value, where=where, advice=advice)
-        raise ValueError(message) from None
+        message, reason = _message(
+            expected, path.strip("`"), value=value, where=where, advice=advice
+        )
+        invalid = Invalid(message)
+        invalid.reason = reason
+        raise invalid from None
     except RecursionError:
-        raise ValueError(
+        raise Invalid(
             f"{where}: expected a value of a few levels, got one too deep to read; do: {advice}"
         ) from None
 
@@ -85,7 +96,8 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
-def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -> str:
+def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -> tuple[str, str]:
+    """Returns the message of an error of msgspec, and its reason."""
     wanted = expected.partition(", got ")[0].replace("`", "").removeprefix("Expected ")
     if missing := re.fullmatch(r"Object missing required field (.*)", wanted):
         wanted, got = f"a field {missing[1]!r}", "none"
@@ -98,7 +110,9 @@ def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -
             wanted = re.sub(said, phrase, wanted)
     inside = path.removeprefix("$").removeprefix(".")
     place = f"{where}, {inside}" if inside else where
-    return f"{place}: expected {wanted}, got {got}; do: {advice}"
+    field = re.sub(r"\[[\d.]*\]", "[]", inside)
+    reason = f"expected {wanted} at {field}" if field else f"expected {wanted}"
+    return f"{place}: expected {wanted}, got {got}; do: {advice}", reason
 
 
 def _value_at(value: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
 """Values from outside: taken where every level holds, else refused in one line that says where."""
 
 import math
+import pickle
 from typing import Annotated, Any
 
 import pytest
@@ -101,9 +102,11 @@ def test_a_value_that_holds_is_returned_and_what_is_unknown_is_left_alone():
 )
 def test_what_does_not_hold_is_told_with_its_place(value, message):
     """top-1: texts, numbers, ids and levels beyond their bounds are one line each."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(schemas.Invalid) as caught:
         schemas.check(value, Whole, where="a.json", advice="x")
     assert str(caught.value) == message
+    again = pickle.loads(pickle.dumps(caught.value))  # From a process of a pool.
+    assert (str(again), again.reason) == (message, caught.value.reason)
 
 
 class Tree(schemas.Record, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -43,6 +44,15 @@ class Findings:
         if len(kept) < MOST_EXAMPLES:
             kept.append(_one_line(example))
 
+    def add_error(self, done: str, error: Exception) -> None:
+        """Counts what was done because of an error.
+
+        Args:
+          done: as "annotation left out"; the reason is this and what the error expected.
+          error: whose message says where, what was expected and what was got.
+        """
+        self.add(f"{done}: {reason_of(error)}", str(error).partition("; do: ")[0])
+
     def merge(self, other: Findings) -> None:
         """Adds the cases of another: of a later file, split or process."""
         for reason, count in other.counts.items():
@@ -80,6 +90,19 @@ class Findings:
             ", first ".join([f"{count} x {reason}", *self.examples.get(reason, [])[:1]])
             for reason, count in sorted(self.counts.items())
         ]
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what an error of ours expected, without names and numbers: a reason of cases.
+
+    Of other errors it is their kind.
+    """
+    if isinstance(reason := getattr(error, "reason", None), str):
+        return reason
+    told = re.search(r"expected (.+?), got ", str(error), re.DOTALL)
+    if told is None:
+        return type(error).__name__
+    return re.sub(r"\d[\d.,x]*", "N", f"expected {told[1]}")
 
 
 def _one_line(text: str) -> str:

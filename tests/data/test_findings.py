@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from seg_jax import schemas
+from seg_jax.data import findings
 from seg_jax.data.findings import MOST_EXAMPLES, Findings
 
 
@@ -58,6 +60,25 @@ def test_findings_come_back_from_json():
 def test_what_is_no_findings_is_told(value, told):
     with pytest.raises(ValueError, match=f"^build.json.*: {told}.*; do: build the data anew$"):
         Findings.from_json(value, where="build.json")
+
+
+def test_errors_are_counted_by_what_was_expected():
+    """why-1: a reason is a fixed phrase; names and numbers stand in the example."""
+    found = Findings()
+    for number in (3, 17):
+        message = f"a.json, {number}: expected {number} points of 4x5, got {number - 1}; do: more"
+        found.add_error("ring left out", ValueError(message))
+    with pytest.raises(ValueError) as caught:
+        schemas.check([{"count": "1"}], list[findings._Finding], where="b.json")
+    found.add_error("annotation left out", caught.value)
+    found.add_error("file left out", KeyError("x"))
+    assert found.lines() == [
+        "1 x annotation left out: expected int at [].count, first b.json, [0].count: expected int, "
+        "got '1'",
+        "1 x file left out: KeyError, first 'x'",
+        "2 x ring left out: expected N points of N, first a.json, 3: expected 3 points of 4x5, "
+        "got 2",
+    ]
 
 
 def test_an_example_is_one_short_line_that_can_be_stored():

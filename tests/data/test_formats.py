@@ -27,7 +27,7 @@ def test_the_refer_family_is_read(tmp_path, name, protocol):
         "images/saiapr_tc-12" if edition.images == "saiapr" else "images/mscoco/images/train2014"
     )
     read = refer.read(tmp_path, name, images)
-    assert read.faults == []
+    assert read.findings.counts == {}
     by_split = annotations.images_by_split(read.images)
     assert sorted(by_split) == sorted(formats.SPLITS[name])
     notes = {note["id"]: note for note in data["annotations"]}
@@ -75,7 +75,8 @@ def test_crowds_of_grefcoco_are_not_meant(tmp_path):
     }
     assert texts["both of them"] == [data["annotations"][1]["id"]]
     assert f"the one {first['id']}" not in texts
-    assert any("means crowds only" in fault for fault in read.faults)
+    # The reference of its own, and nothing else.
+    assert read.findings.counts == {"reference left out: it means crowds only": 1}
 
 
 def test_references_to_nothing_are_told(tmp_path):
@@ -86,9 +87,13 @@ def test_references_to_nothing_are_told(tmp_path):
     assert sum(len(entry.expressions) for entry in read.images) == sum(
         len(ref["sentences"]) for place, ref in enumerate(refs) if place not in (0, 2)
     )
-    assert len(read.faults) == 2
-    assert "999999" in " ".join(read.faults)
-    assert "888888" in " ".join(read.faults)
+    lines = read.findings.lines()
+    assert [line.partition(", first")[0] for line in lines] == [
+        "1 x reference left out: its image is not listed",
+        "1 x reference left out: its objects are not listed",
+    ]
+    assert "888888" in lines[0]
+    assert "999999" in lines[1]
 
 
 def wrong_reference(refs):

@@ -121,7 +121,7 @@ def plan_files(plan: Plan) -> FilePlan:
         "name": plan.name,
         "annotated": {split: size._asdict() for split, size in sizes.items()},
         "leaks": removed,
-        "faults": read.faults,
+        "faults": read.findings.lines(),
         "keys_repeated": repeated,
         "warnings": expected_sizes.differences(plan.name, sizes),
     }
@@ -168,7 +168,7 @@ def _read_annotations(plan: Plan) -> Annotations:
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])
             one = coco.read_panoptic(file, numbers=numbers, images=images, split=split)
         whole.images += one.images
-        whole.faults += one.faults
+        whole.findings.merge(one.findings)
         whole.refs |= one.refs
     return whole
 

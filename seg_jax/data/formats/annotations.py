@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, runlengths
 
 
@@ -149,8 +150,8 @@ class Annotations:
     images: list[AnnotatedImage]
     refs: dict[str, int] = dataclasses.field(default_factory=dict)
     """Annotated references of each split."""
-    faults: list[str] = dataclasses.field(default_factory=list)
-    """What was left out, a line each."""
+    findings: Findings = dataclasses.field(default_factory=Findings)
+    """What was left out of the images, or not taken as it stood."""
 
 
 def images_by_split(images: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:

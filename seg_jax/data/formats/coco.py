@@ -18,6 +18,9 @@ from seg_jax.data.formats.annotations import (
     RunLengths,
 )
 
+UNLISTED = "annotation left out: its image is not listed"
+"""Reason of findings."""
+
 
 def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     """Returns the images of an instances_*.json; each category's name means all that show it.
@@ -37,7 +40,7 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
         where = f"{path}, annotation {place}"
         number = annotations.field(note, "image_id", int, where=where)
         if number not in by_image:
-            read.faults.append(f"{where}: of an image that is not listed, {number}")
+            read.findings.add(UNLISTED, f"{where}: image_id {number}")
             continue
         by_image[number].append(note)
     for number, notes in by_image.items():
@@ -67,7 +70,7 @@ def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Ann
         where = f"{path}, annotation {place}"
         number = annotations.field(note, "image_id", int, where=where)
         if number not in sheet.images:
-            read.faults.append(f"{where}: of an image that is not listed, {number}")
+            read.findings.add(UNLISTED, f"{where}: image_id {number}")
             continue
         file = numbers / annotations.field(note, "file_name", str, where=where)
         things = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax import files
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats import annotations, safe_pickle
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
@@ -95,12 +96,12 @@ def read(source: Path, name: str, images: Path) -> Annotations:
         number = annotations.field(ref, "image_id", int, where=where)
         found.refs[split] = found.refs.get(split, 0) + 1
         if number not in sheet.images:
-            found.faults.append(f"{where}: of an image that is not listed, {number}")
+            found.findings.add("reference left out: its image is not listed", f"{where}: {number}")
             continue
         grouped.setdefault((split, number), []).append(ref)
     for (split, number), refs in sorted(grouped.items()):
         things, told = _objects_and_expressions(
-            refs, notes=notes, sheet=sheet, faults=found.faults, file=str(source / edition.file)
+            refs, notes=notes, sheet=sheet, findings=found.findings, file=str(source / edition.file)
         )
         if not told:
             continue
@@ -120,7 +121,7 @@ def read(source: Path, name: str, images: Path) -> Annotations:
 
 
 def _objects_and_expressions(
-    refs: list[dict], *, notes: dict[int, dict], sheet: CocoFile, faults: list[str], file: str
+    refs: list[dict], *, notes: dict[int, dict], sheet: CocoFile, findings: Findings, file: str
 ) -> tuple[tuple[AnnotatedObject, ...], tuple[Expression, ...]]:
     """Returns the objects that references of an image mean, and their expressions."""
     places: dict[int, int] = {}
@@ -134,7 +135,7 @@ def _objects_and_expressions(
         # gRefCOCO's way to say that there is no such thing in the image.
         meant = [] if meant == [-1] else meant
         if missing := [one for one in meant if one not in notes]:
-            faults.append(f"{where}: of annotations that are not listed, {missing}")
+            findings.add("reference left out: its objects are not listed", f"{where}: {missing}")
             continue
         which = []
         for one in meant:
@@ -146,7 +147,7 @@ def _objects_and_expressions(
         objects = tuple(place for place in which if things[place].role is Role.OBJECT)
         which = objects if isinstance(ref["ann_id"], list) else tuple(which)
         if meant and not which:
-            faults.append(f"{where}: means crowds only")
+            findings.add("reference left out: it means crowds only", where)
             continue
         for sentence in annotations.field(ref, "sentences", list, where=where):
             told.append(
