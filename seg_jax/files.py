@@ -1,49 +1,101 @@
-"""Reads JSON with errors that name the file, and writes files whole or not at all."""
+"""Reads bytes, texts and JSON with bounds and errors that name the file; writes files whole."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
-MOST_JSON_BYTES = 2**32
-"""Most bytes of a JSON file; the largest published annotations have 2**30."""
+MOST_BYTES = 2 << 30
+"""Most bytes of a file that is read at once: twice the largest annotations that are published."""
+MOST_TEXT_BYTES = 64 << 20
+"""Most bytes of a text that people write: lists of names and paths."""
 
 
-def read_json(path: Path, *, advice: str = "fetch it again") -> Any:
-    """Returns the contents of a JSON file.
+class Unreadable(ValueError):
+    """A file that cannot be read; the text is one line."""
+
+    def __init__(self, message: str, got: str):
+        super().__init__(message)
+        self.got = got
+        """What was found instead of such a file."""
+
+
+def read_bytes(
+    path: Path,
+    *,
+    most: int = MOST_BYTES,
+    expected: str = "a file",
+    advice: str = "fetch it again",
+) -> bytes:
+    """Returns the bytes of a regular file, whose kind and size are known before it is read.
 
     Args:
       path: of the file.
-      advice: what to do where the file is missing or broken; it ends the message.
+      most: bytes that it may have.
+      expected: what it should be, for the message.
+      advice: what to do where it cannot be read; it ends the message.
 
     Raises:
-      ValueError: there is no such file, it cannot be read, it is too large, or it is no JSON.
+      Unreadable: there is no such file, it is no regular one, too large or not readable.
+    """
+    got = "a pipe or a device"
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISREG(found.st_mode):
+                if found.st_size <= most:
+                    data = file.read(found.st_size + 1)
+                    data += file.read(most) if len(data) > found.st_size else b""  # It grew.
+                    if len(data) <= most:
+                        return data
+                got = f"{max(found.st_size, most + 1)} bytes, more than {most}"
+    except (FileNotFoundError, NotADirectoryError):
+        got = "none" if expected == "a file" else "no file"
+    except IsADirectoryError:
+        got = "a folder"
+    except OSError as error:
+        got = f"what cannot be read ({f'{error.strerror}'.lower()})"
+    except ValueError:  # A null byte in the path, or what no file system can name.
+        got = "a path that no file can have"
+    raise Unreadable(f"{path}: expected {expected}, got {got}; do: {advice}", got) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe too, which would else wait for somebody to write into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_text(
+    path: Path,
+    *,
+    most: int = MOST_TEXT_BYTES,
+    expected: str = "a text file",
+    advice: str = "save it in UTF-8",
+) -> str:
+    """Returns a text in UTF-8, without the mark (BOM) that some editors put before it.
+
+    Args:
+      path: of the file.
+      most: bytes that it may have.
+      expected: what it should be, for the message.
+      advice: what to do where it cannot be read; it ends the message.
+
+    Raises:
+      ValueError: see `read_bytes`, or it is not in UTF-8.
     """
     try:
-        size = path.stat().st_size
-        if not path.is_file():  # A pipe would be waited for, a device never ends.
-            got = "a folder" if path.is_dir() else "a pipe or a device"
-            raise ValueError(f"{path}: expected a file, got {got}; do: {advice}")
-        if size > MOST_JSON_BYTES:
-            raise ValueError(
-                f"{path}: expected at most {MOST_JSON_BYTES} bytes of JSON, got {size}"
-                f"; do: {advice}"
-            )
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a file, got none; do: {advice}") from None
-    except OSError as error:
-        reason = f"{error.strerror}".lower()
+        return read_bytes(path, most=most, expected=expected, advice=advice).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected JSON, got what cannot be read ({reason}: {path}); do: {advice}"
+            f"{path}: expected {expected}, got other bytes at byte {error.start}; do: {advice}"
         ) from None
-    return parse_json(data, where=str(path), advice=advice)
 
 
-def parse_json(data: bytes | str, *, where: str, advice: str) -> Any:
+def parse_json(data: bytes | str, *, where: str, advice: str = "fetch it again") -> Any:
     """Returns the value of a JSON text: UTF-8, -16 or -32, with a byte order mark or without.
 
     Numbers beyond what floats and Python's integers hold become infinite, so that whoever checks
@@ -57,6 +109,7 @@ def parse_json(data: bytes | str, *, where: str, advice: str) -> Any:
     Raises:
       ValueError: it is no JSON, or nested too deep.
     """
+    data = data.removeprefix("\ufeff") if isinstance(data, str) else data
     try:
         try:
             return json.loads(data)
@@ -75,6 +128,21 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 1000 else float(digits)
 
 
+def read_json(path: Path, *, most: int = MOST_BYTES, advice: str = "fetch it again") -> Any:
+    """Returns the contents of a JSON file.
+
+    Args:
+      path: of the file.
+      most: bytes that it may have.
+      advice: what to do where the file is missing or broken; it ends the message.
+
+    Raises:
+      ValueError: there is no such file, it cannot be read, it is too large, or it is no JSON.
+    """
+    data = read_bytes(path, most=most, advice=advice)
+    return parse_json(data, where=str(path), advice=advice)
+
+
 def read_json_object(path: Path, *, advice: str = "fetch it again") -> dict[str, Any]:
     """Returns the object in a JSON file.
 
@@ -87,7 +155,9 @@ def read_json_object(path: Path, *, advice: str = "fetch it again") -> dict[str,
     """
     found = read_json(path, advice=advice)
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {found!r:.40}; do: {advice}")
+        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+        got = kind.get(type(found), "a number")
+        raise ValueError(f"{path}: expected a JSON object, got {got}; do: {advice}")
     return found
 
 

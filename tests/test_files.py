@@ -66,9 +66,35 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
-        file.truncate(files.MOST_JSON_BYTES + 1)
-    with pytest.raises(ValueError, match=r"expected at most 4294967296 bytes of JSON, got 429496"):
+        file.truncate(files.MOST_BYTES + 1)
+    with pytest.raises(ValueError, match="expected a file, got 2147483649 bytes, more than 2147"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_a_text_is_read_without_the_mark_before_it(tmp_path):
+    """bom-1: what Windows' editors put before a text is no part of it."""
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffé\r\n".encode())
+    assert files.read_text(path) == "é\r\n"
+    assert files.parse_json("\ufeff[1]", where="here") == [1]
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(
+        ValueError, match=r"a.txt: expected a list, got other bytes at byte 2; do: "
+    ):
+        files.read_text(path, expected="a list")
+    with pytest.raises(files.Unreadable, match="expected a list, got no file; do: save") as caught:
+        files.read_text(tmp_path / "none", expected="a list")
+    assert caught.value.got == "no file"
+
+
+def test_paths_that_no_file_can_have_are_told(tmp_path):
+    for name in ("nul\0byte", "\ud800", "long" * 100):
+        with pytest.raises(files.Unreadable, match="expected a file, got "):
+            files.read_bytes(tmp_path / name)
+    (tmp_path / "a").write_bytes(b"abc")
+    with pytest.raises(files.Unreadable, match="got 3 bytes, more than 2"):
+        files.read_bytes(tmp_path / "a", most=2)
+    assert files.read_bytes(tmp_path / "a", most=3) == b"abc"
 
 
 @pytest.mark.parametrize("aside", [False, True])

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from seg_jax.annotation.filters import Dropped, Filters
 from seg_jax.annotation.stages import Detection, Failed, Models, Question, Segment, Stages, Unusable
 from seg_jax.annotation.words import Wording
 from seg_jax.data import image_files
-from seg_jax.data.build import record_files
 from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
 MODELS = ("detector", "segmenter", "describer")
@@ -151,33 +149,15 @@ def _stage(name: str) -> Iterator[None]:
 
 def _read(file: ImageFile) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
     """Returns the bytes of a file, and its pixels exactly as a build will store them."""
-    from PIL import Image
-
     try:
         file.key.encode()
     except UnicodeEncodeError:
         raise Failed("expected a file name in UTF-8, got other bytes; do: rename it") from None
     try:
-        data = file.path.read_bytes()
-    except OSError as error:
-        raise Failed((error.strerror or type(error).__name__).lower()) from None
-    try:
-        with Image.open(io.BytesIO(data), formats=image_files.FORMATS) as image:
-            if image.width * image.height > image_files.MAX_PIXELS:
-                raise Failed(
-                    f"expected at most {image_files.MAX_PIXELS} pixels, got {image.width} x "
-                    f"{image.height}"
-                )
-    except Image.DecompressionBombError:
-        raise Failed(f"expected at most {image_files.MAX_PIXELS} pixels, got far more") from None
-    except (OSError, ValueError, SyntaxError):
-        raise Failed(f"expected an image ({', '.join(image_files.FORMATS)}), got none") from None
-    try:
-        stored, _, _ = record_files.storable_image(data, upright=True)
-    except record_files.BrokenImage as error:
-        raise Failed(str(error)) from None
-    with Image.open(io.BytesIO(stored)) as image:
-        return data, np.array(image.convert("RGB"))
+        data = image_files.read_bytes(file.path)
+        return data, image_files.read(data)
+    except image_files.Unreadable as error:
+        raise Failed(error.fault) from None
 
 
 def _segment_image(

@@ -1,21 +1,43 @@
-"""Reads users' images of many formats and writes PNG (host)."""
+"""The one door of images: reads files of many formats by stated rules, and writes PNG (host).
+
+Every program reads images here. The rules:
+
+- A file is a regular one of at most `MAX_BYTES`, its image of at most `MAX_PIXELS`; both are known
+  before it is decoded. Formats are those of `FORMATS`, whose readers run no other program (as that
+  of EPS does) and open no other file.
+- Of animations and of files of several images the first counts.
+- The camera's note (EXIF orientation) turns an image where the caller says so; one that is broken
+  counts for nothing. Colour profiles (ICC) and gammas count for nothing.
+- Greys, palettes, YCbCr and CMYK (by the plain formula) become RGB. Of 10 to 16 bits a channel the
+  highest 8 stay. Real numbers, 32 bits and LAB are refused: nobody can know their scale.
+- Transparent parts, of an alpha channel, a palette or a colour key, lie on white.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Bool, Float, Int32, UInt8
+from PIL import ExifTags, Image
 
 from seg_jax import files
 
+MAX_BYTES = 256 << 20
+"""The largest file that is opened: all pixels of the largest image, as they lie in a BMP."""
 MAX_PIXELS = 80_000_000
-"""The largest image that `read` opens: 240 MB once decoded."""
+"""The largest image that is decoded: 240 MB then."""
+MAX_SCANS = 20
+"""As many times may a progressive JPEG draw the largest image; smaller ones more often."""
+MAX_SLOW_PIXELS = 4_000_000
+"""The largest image of the few kinds (BMP run lengths, PPM in digits) that Python decodes."""
 
 RgbImage = UInt8[np.ndarray, "H W 3"]
 """Red, green, blue, 0..255."""
@@ -25,97 +47,166 @@ Rings = Sequence[Float[np.ndarray, "_ 2"]]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Those whose readers neither run another program (EPS) nor open other files."""
+STORED = ("JPEG", "PNG")
+"""Formats that a built data set holds."""
+
+_BAND_PIXELS = 1 << 22
+"""Pixels that are converted at once: what a conversion takes beside the image stays small."""
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBX")
+_TIFF_BITS, _TIFF_MEANING = 258, 262
 
 
-def read(path: Path | str) -> RgbImage:
-    """Returns a user's image as an upright viewer would show it.
+class Unreadable(ValueError):
+    """An image that cannot be read; the text is one line: where, what is wrong, what to do."""
 
-    The EXIF orientation is applied, transparent parts lie on white, palettes, greys and CMYK become
-    RGB, 16-bit channels keep their high byte, of animations the first frame counts.
+    def __init__(self, where: str, *, reason: str, expected: str, got: str, advice: str):
+        self.fault = f"expected {expected}, got {got}"
+        """What is wrong, without the place: for reports that name the file beside it."""
+        self.reason = reason
+        """A fixed phrase that cases are counted by, as "image is damaged"."""
+        super().__init__(f"{where}: {self.fault}; do: {advice}")
+
+
+class Header(NamedTuple):
+    """What a file says about its image before any pixel is decoded."""
+
+    format: str
+    """Name of the format, one of `FORMATS`, or MPO: a JPEG with others behind it."""
+    height: int
+    """Rows as they are stored."""
+    width: int
+    """Columns as they are stored."""
+    orientation: int
+    """How a camera held the image: 1 to 8 of EXIF, 1 is upright; 5 and more swap the sides."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width of the image as a viewer shows it."""
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
+
+
+class Stored(NamedTuple):
+    """An image as a data set stores it: JPEG or PNG, RGB of 8 bits, to be read without turning."""
+
+    data: bytes
+    height: int
+    width: int
+    changed: bool
+    """Whether the bytes are new ones: those of a PNG."""
+
+
+def read(
+    source: Path | str | bytes,
+    *,
+    upright: bool = True,
+    where: str | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> RgbImage:
+    """Returns an image, by the rules of this module.
+
+    Args:
+      source: path of a file, or its bytes.
+      upright: whether the image is turned as its camera's note (EXIF) says; False gives the pixels
+        as they are stored.
+      where: names the image in errors; None: by its path.
+      formats: the formats that it may have.
 
     Raises:
-      ValueError: one line that says what was wrong with the file and what to do.
+      Unreadable: one line that says what was wrong with the file and what to do.
     """
-    path = Path(path)
-    name = repr(str(path))
-    _check_file(path, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of size, which is checked below
-            with Image.open(path, formats=FORMATS) as image:
-                _check_size(image.size, name)
-                upright = ImageOps.exif_transpose(image)
-                return np.array(_rgb(upright, name))
-    except Image.DecompressionBombError:
-        raise ValueError(_too_large("far more", name)) from None
-    except Image.UnidentifiedImageError:
-        formats = ", ".join(FORMATS)
-        raise ValueError(
-            f"{name}: expected an image ({formats}), got something else; "
-            "do: check the file or convert it"
-        ) from None
-    except _Refused as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:  # a damaged file makes decoders fail in any way they can
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{name}: expected a whole image, got a damaged one ({reason}); "
-            "do: copy or export it again"
-        ) from None
+    data, where = _bytes_and_name(source, where)
+    with _opened(data, where, formats) as image:
+        pixels = _rgb(image, where)
+        orientation = _orientation(image) if upright else 1
+    return _turned(pixels, orientation)
 
 
-class _Refused(ValueError):
-    """A message that is already clear."""
+def read_header(
+    source: Path | str | bytes,
+    *,
+    where: str | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> Header:
+    """Returns the size and orientation of an image; its pixels are not decoded.
+
+    Args:
+      source: path of a file, or its bytes.
+      where: names the image in errors; None: by its path.
+      formats: the formats that it may have.
+
+    Raises:
+      Unreadable: it is no image, or one that `read` refuses for its size.
+    """
+    data, where = _bytes_and_name(source, where)
+    with _opened(data, where, formats) as image:
+        return Header(str(image.format), image.height, image.width, _orientation(image))
 
 
-def _check_file(path: Path, name: str) -> None:
-    """Raises ValueError unless there is a file with something in it that may be read."""
-    if not path.exists():
-        raise ValueError(f"{name}: expected an image, got no file; do: check the path")
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise ValueError(f"{name}: expected an image, got {kind}; do: name a file")
-    if not os.access(path, os.R_OK):
-        raise ValueError(
-            f"{name}: expected an image, got no permission to read it; do: make it readable with "
-            "chmod +r"
-        )
-    if not path.stat().st_size:
-        raise ValueError(f"{name}: expected an image, got an empty file; do: copy it again")
+def storable(data: bytes, *, upright: bool, where: str = "image") -> Stored:
+    """Returns an image as a data set stores it: unchanged where that can be.
+
+    Args:
+      data: bytes of the file.
+      upright: whether the image is turned as its camera's note (EXIF) says.
+      where: names the image in errors.
+
+    Raises:
+      Unreadable: it is no image, a damaged one or one that is refused.
+    """
+    with _opened(data, where, FORMATS) as image:
+        kept = image.format in (*STORED, "MPO") and image.mode == "RGB" and _png_bits(image) == 8
+        # All of it is decoded here: what is stored can be read.
+        pixels = _rgb(image, where)
+        orientation = _orientation(image) if upright else 1
+        kept = kept and orientation == 1 and "transparency" not in image.info
+    if not kept:
+        pixels = _turned(pixels, orientation)
+        data = _png(pixels)
+    return Stored(data, pixels.shape[0], pixels.shape[1], changed=not kept)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise _Refused(_too_large(f"{width} x {height}", name))
-    if not width * height:
-        raise _Refused(f"{name}: expected an image, got one without pixels; do: export it again")
+def read_numbers(
+    source: Path | str | bytes, *, where: str | None = None
+) -> Int32[np.ndarray, "H W"]:
+    """Returns the numbers of a PNG's pixels: red + 256 green + 65536 blue.
 
-
-def _too_large(size: str, name: str) -> str:
-    return (
-        f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} million pixels, got {size}; "
-        "do: make it smaller"
-    )
-
-
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Returns the image in mode RGB."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would cut off all above 255
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 0xFFFF:
-            raise _Refused(
-                f"{name}: expected 8 or 16 bits a channel, got 32; do: export it with 8 bits"
+    Raises:
+      Unreadable: it is no PNG of three channels of 8 bits: of others the numbers are not known.
+    """
+    data, where = _bytes_and_name(source, where)
+    with _opened(data, where, ("PNG",)) as image:
+        if image.mode not in ("RGB", "RGBA") or _png_bits(image) != 8:
+            raise Unreadable(
+                where,
+                reason="PNG of segment numbers has other channels than RGB of 8 bits",
+                expected="a PNG of numbers in RGB of 8 bits a channel",
+                got=_kind(image),
+                advice="write each number as red + 256 green + 65536 blue",
             )
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise _Refused(
-            f"{name}: expected 8 or 16 bits a channel, got real numbers; do: export it with 8 bits"
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        numbers = np.zeros((image.height, image.width), np.int32)
+        for channel in reversed(range(3)):
+            numbers <<= 8
+            numbers |= np.asarray(image.getchannel(channel))
+        return numbers
+
+
+def read_mask(source: bytes, *, where: str) -> Bool[np.ndarray, "H W"]:
+    """Returns the pixels of a one-channel PNG that are not 0.
+
+    Raises:
+      Unreadable: it is no such PNG.
+    """
+    with _opened(source, where, ("PNG",)) as image:
+        if image.mode not in ("1", "L", "I;16", "I"):
+            raise Unreadable(
+                where,
+                reason="mask is no PNG of one channel",
+                expected="a mask as a PNG of one channel",
+                got=_kind(image),
+                advice="build the data set anew",
+            )
+        return np.asarray(image) != 0
 
 
 def write(path: Path | str, image: RgbImage) -> None:
@@ -124,6 +215,238 @@ def write(path: Path | str, image: RgbImage) -> None:
     Raises:
       OSError: see `files.write_bytes`.
     """
+    files.write_bytes(Path(path), _png(image))
+
+
+def _png(image: RgbImage) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=False, compress_level=6)
-    files.write_bytes(Path(path), buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _bytes_and_name(source: Path | str | bytes, where: str | None) -> tuple[bytes, str]:
+    """Returns an image's bytes, read from its file if need be, and its name in errors."""
+    if isinstance(source, bytes):
+        return source, "image" if where is None else where
+    path = Path(source)
+    return read_bytes(path, where=where), repr(str(path)) if where is None else where
+
+
+def read_bytes(path: Path, *, where: str | None = None) -> bytes:
+    """Returns the bytes of an image's file.
+
+    Raises:
+      Unreadable: there is no such file, or it is no regular one, empty, too large or not readable.
+    """
+    name = repr(str(path)) if where is None else where
+    try:
+        data = files.read_bytes(path, most=MAX_BYTES, expected="an image")
+    except files.Unreadable as error:
+        raise Unreadable(
+            name,
+            reason="image is missing" if error.got == "no file" else "image cannot be read",
+            expected="an image",
+            got=error.got,
+            advice="check the path",
+        ) from None
+    if not data:
+        raise Unreadable(
+            name,
+            reason="image is damaged",
+            expected="an image",
+            got="an empty file",
+            advice="copy it again",
+        )
+    return data
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """Gives an image whose size is allowed; whatever goes wrong with it becomes `Unreadable`."""
+    with contextlib.ExitStack() as stack:
+        # Stored images are read by threads, for which filters of warnings are not made.
+        if formats is not STORED:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # of odd metadata, and of size, which is checked below
+        try:
+            with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+                _check_size(image, data, where)
+                yield image
+        except Unreadable:
+            raise
+        except Image.DecompressionBombError:
+            raise _too_large(where, "far more") from None
+        except Image.UnidentifiedImageError:
+            raise Unreadable(
+                where,
+                reason="file is no image that is read",
+                expected=f"an image ({', '.join(formats)})",
+                got="something else",
+                advice="check the file or convert it",
+            ) from None
+        except Exception as error:  # a damaged file makes decoders fail in any way they can
+            reason = re.sub(r"<[^<>]* at 0x\w+>", "it", " ".join(str(error).split()))[:120]
+            reason = ascii(reason)[1:-1] or type(error).__name__
+            raise Unreadable(
+                where,
+                reason="image is damaged",
+                expected="a whole image",
+                got=f"a damaged one ({reason})",
+                advice="copy or export it again",
+            ) from None
+
+
+def _check_size(image: Image.Image, data: bytes, where: str) -> None:
+    """Raises Unreadable if an image has no pixels, or takes too long to decode."""
+    width, height = image.size
+    if not width * height:
+        raise Unreadable(
+            where,
+            reason="image is damaged",
+            expected="an image",
+            got="one without pixels",
+            advice="export it again",
+        )
+    if width * height > MAX_PIXELS:
+        raise _too_large(where, f"{width} x {height}")
+    # Each scan of a progressive JPEG passes over all pixels; the mark of one is nowhere in another.
+    scans = data.count(b"\xff\xda") if "progressive" in image.info else 1
+    if scans * width * height > MAX_SCANS * MAX_PIXELS:
+        raise _too_large(where, f"{width} x {height} drawn {scans} times")
+    tiles: list[Any] = getattr(image, "tile", [])
+    slow = any(tile[0] in ("bmp_rle", "ppm", "ppm_plain") for tile in tiles)
+    if slow and width * height > MAX_SLOW_PIXELS:
+        raise _too_large(where, f"{width} x {height}", MAX_SLOW_PIXELS, " of this kind")
+
+
+def _too_large(where: str, got: str, most: int = MAX_PIXELS, kind: str = "") -> Unreadable:
+    return Unreadable(
+        where,
+        reason="image is too large",
+        expected=f"at most {most / 1e6:.0f} million pixels{kind}",
+        got=got,
+        advice="make it smaller",
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the camera's note, 1 where there is none that can be read."""
+    try:
+        note = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Other notes beside it may be damaged in any way.
+        return 1
+    return note if isinstance(note, int) and 1 <= note <= 8 else 1
+
+
+def _turned(pixels: RgbImage, orientation: int) -> RgbImage:
+    """Returns pixels as a viewer shows them that knows the camera's note."""
+    if orientation > 4:  # Rows were columns.
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _kind(image: Image.Image) -> str:
+    """Returns an image's kind of pixels in words."""
+    kinds = {
+        "1": "black and white",
+        "L": "grey of 8 bits",
+        "LA": "grey with alpha",
+        "P": "a palette",
+        "I;16": "grey of 16 bits",
+        "I;16B": "grey of 16 bits",
+        "I": "whole numbers of 32 bits",
+        "F": "real numbers",
+    }
+    if image.mode in ("RGB", "RGBA"):
+        return f"{image.mode} of 16 bits a channel"
+    return kinds.get(image.mode, f"pixels of the kind {image.mode}")
+
+
+def _rgb(image: Image.Image, where: str) -> RgbImage:
+    """Returns the pixels of an image in RGB."""
+    convert = _conversion(image, where)
+    if convert is None:
+        return np.array(image)
+    image.load()
+    found = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        found[top:bottom] = convert(image.crop((0, top, image.width, bottom)))
+    return found
+
+
+def _conversion(image: Image.Image, where: str) -> Callable[[Image.Image], np.ndarray] | None:
+    """Returns what turns a band of an image into RGB or into grey [H W 1], None for RGB itself."""
+    key = image.info.get("transparency")  # One value, a value a channel, or an alpha a colour.
+    if image.mode.startswith("I"):
+        return _deep_grey(image, key, where)
+    if image.mode in _TRANSPARENT or (image.mode == "P" and image.has_transparency_data):
+        return _on_white
+    if image.mode not in _OPAQUE:
+        raise _unknown_kind(image, where)
+    if isinstance(key, tuple if image.mode == "RGB" else int) and image.mode in ("1", "L", "RGB"):
+        return functools.partial(_without_key, key=key, bits=_png_bits(image))
+    return None if image.mode == "RGB" else lambda band: np.asarray(band.convert("RGB"))
+
+
+def _unknown_kind(image: Image.Image, where: str) -> Unreadable:
+    return Unreadable(
+        where,
+        reason="image has pixels of a kind that is not read",
+        expected="8 or 16 bits a channel",
+        got=_kind(image),
+        advice="export it in RGB with 8 bits a channel",
+    )
+
+
+def _png_bits(image: Image.Image) -> int:
+    """Returns the bits of a PNG's channels; it must not be decoded yet. Others have 8."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    raw = tiles[0].args if image.format == "PNG" and tiles else ""
+    return {"1": 1, "L;2": 2, "L;4": 4}.get(raw, 16 if ";16" in raw else 8)
+
+
+def _deep_grey(image: Image.Image, key: Any, where: str) -> Callable[[Image.Image], np.ndarray]:
+    """Returns what turns a band of grey of more than 8 bits into one of 8."""
+    tags: Any = getattr(image, "tag_v2", {})
+    shift = 4 if tags.get(_TIFF_BITS) == (12,) else 8
+    inverted = tags.get(_TIFF_MEANING) == 0
+    # Pillow's 32 bits hold what PPM scaled to 16, or what a TIFF has in 32 or with a sign.
+    if image.mode == "I" and image.format != "PPM":
+        raise _unknown_kind(image, where)
+
+    def convert(band: Image.Image) -> np.ndarray:
+        values = np.asarray(band)
+        grey = (values >> shift).astype(np.uint8)
+        if inverted:
+            grey = ~grey
+        if isinstance(key, int):
+            grey[values == key] = 255
+        return grey[..., None]
+
+    return convert
+
+
+def _on_white(band: Image.Image) -> np.ndarray:
+    """Returns a band with alpha as it looks on white."""
+    if band.mode == "La":  # Pillow knows no other way on.
+        band = band.convert("LA")
+    band = band.convert("RGBA")
+    white = Image.new("RGBA", band.size, "white")
+    return np.asarray(Image.alpha_composite(white, band).convert("RGB"))
+
+
+def _without_key(band: Image.Image, key: Any, bits: int) -> np.ndarray:
+    """Returns a band whose pixels of a colour key are white."""
+    pixels = np.array(band.convert("RGB"))
+    if band.mode == "RGB":  # Of 16 bits, Pillow has left the high byte.
+        wanted = np.array(key) >> (bits - 8)
+    else:  # The key is as the file has it; Pillow has scaled the pixels to 0..255.
+        wanted = key if bits in (1, 8) else key * 255 // (2**bits - 1)
+    pixels[(pixels == wanted).all(-1)] = 255
+    return pixels

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from seg_jax.data import tf_example
+from seg_jax.data import image_files, tf_example
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
 
@@ -95,11 +94,19 @@ class Record:
         return {"size": [self.height, self.width], "counts": self.counts[which]}
 
     def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the decoded image."""
-        from PIL import Image
+        """Returns the decoded image.
 
-        with Image.open(io.BytesIO(self.image)) as image:
-            return np.array(image.convert("RGB"))
+        Raises:
+          ValueError: it is damaged, or of another size than the record says.
+        """
+        where = f"record {self.key!r}"
+        found = image_files.read(self.image, upright=False, where=where, formats=image_files.STORED)
+        if found.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"{where}: expected an image of {self.height}x{self.width}, got "
+                f"{found.shape[0]}x{found.shape[1]}; do: build the data set anew"
+            )
+        return found
 
 
 def encode(record: Record) -> bytes:
@@ -242,13 +249,10 @@ def _feature_json(kind: str, listed: bool) -> dict[str, Any]:
 
 def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
     """Returns an image of TFDS's ref_coco: each reference with its mask as a PNG."""
-    from PIL import Image
-
-    masks = []
-    for png in _bytes(features["objects/mask"]):
-        with Image.open(io.BytesIO(png)) as mask:
-            masks.append(np.asarray(mask.convert("L")) > 0)
     whole = _integers(features)
+    number = int(whole["image/id"][0])
+    where = f"record {number}"
+    masks = [image_files.read_mask(png, where=where) for png in _bytes(features["objects/mask"])]
     numbers = _ragged(features, "objects/refexp/refexp_id")
     texts = _ragged(features, "objects/refexp/raw")
     expressions = [
@@ -257,11 +261,10 @@ def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
         for number, text in zip(some, phrases, strict=True)
     ]
     image = _bytes(features["image"])[0]
-    with Image.open(io.BytesIO(image)) as opened:
-        width, height = opened.size
+    header = image_files.read_header(image, where=where, formats=image_files.STORED)
+    height, width = header.height, header.width
     # TFDS's boxes are ymin, xmin, ymax, xmax as fractions.
     box = np.asarray(features["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
-    number = int(whole["image/id"][0])
     return Record(
         key=str(number),
         split="",

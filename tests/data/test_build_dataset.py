@@ -198,9 +198,9 @@ def test_faults_are_left_out_and_counted(tmp_path):
     asked = spoiled(tmp_path)
     report = build(asked)
     reasons = {Path(one["image"]).name: one["reason"] for one in report["skipped"]}
-    assert reasons["absent.png"] == "missing"
-    assert reasons["cut.jpg"].startswith("broken: ")
-    assert reasons["text.png"].startswith("broken: ")
+    assert reasons["absent.png"] == "expected an image, got no file"
+    assert reasons["cut.jpg"].startswith("expected a whole image, got a damaged one")
+    assert reasons["text.png"].endswith("got something else")
     nothing = next(one for one in report["skipped"] if one["key"] == "train/nothing")
     assert nothing["reason"] == "no object and no expression is left of it"
     assert report["keys_repeated"] == ["train/1"]

@@ -197,7 +197,7 @@ class _Theirs:
         rows = []
         for index in range(min(self._config.images, 64)):
             record = watch("read", lambda index=index: samples.source.record(index))
-            image = watch("decode", lambda record=record: torch_loader.decode_image(record))
+            image = watch("decode", record.pixels)
             seen = watch(
                 "scale, normalise and cut", lambda image=image: samples.process_image(image)
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ class Samples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns ids, labels, pixels and grid of an image."""
         record = self.source.record(index)
-        return self.row_of_record(record, self.process_image(decode_image(record)), index)
+        return self.row_of_record(record, self.process_image(record.pixels()), index)
 
     def row_of_record(
         self, record: record_schema.Record, seen: Any, index: int
@@ -142,13 +141,6 @@ class Samples:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def decode_image(record: record_schema.Record) -> Any:
-    """Returns the image of a record."""
-    from PIL import Image
-
-    return Image.open(io.BytesIO(record.image)).convert("RGB")
 
 
 def _mask(record: record_schema.Record, objects: tuple[int, ...]) -> Bool[np.ndarray, "H W"]:

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seg_jax import files
-from seg_jax.data import record_schema
+from seg_jax.data import image_files, record_schema
 from seg_jax.data.formats.annotations import AnnotatedImage, AnnotatedObject, Polygons, Role
 from seg_jax.geometry import bitmask, contour, runlengths
 
@@ -200,46 +199,16 @@ def _objects_with_masks(
 def _read_image(image: AnnotatedImage) -> tuple[bytes, tuple[int, int], bool]:
     """Returns an image's bytes, its height and width, and whether the bytes are new ones."""
     try:
-        data = image.image.read_bytes()
-    except FileNotFoundError:
-        raise BrokenImage("missing") from None
-    data, size, changed = storable_image(data, upright=image.upright)
+        data = image_files.read_bytes(image.image)
+        stored = image_files.storable(data, upright=image.upright)
+    except image_files.Unreadable as error:
+        raise BrokenImage(error.fault) from None
+    size = stored.height, stored.width
     if image.size is not None and image.size != size:
         raise BrokenImage(
             f"expected {image.size[0]}x{image.size[1]} as annotated, got {size[0]}x{size[1]}"
         )
-    return data, size, changed
-
-
-def storable_image(data: bytes, *, upright: bool) -> tuple[bytes, tuple[int, int], bool]:
-    """Returns an image's bytes as they are stored, its height and width, and whether they changed.
-
-    Args:
-      data: bytes of the file.
-      upright: whether the image is turned as its camera's note (EXIF) says.
-
-    Raises:
-      BrokenImage: it is no image, or a damaged one.
-    """
-    from PIL import ExifTags, Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 and upright
-            kept = image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned
-            # The 25th byte of a PNG is the number of bits per channel.
-            kept = kept and (image.format != "PNG" or data[24] == 8)
-            if turned:
-                ImageOps.exif_transpose(image, in_place=True)
-            size = (image.height, image.width)
-            if not kept:
-                buffer = io.BytesIO()
-                image.convert("RGB").save(buffer, "PNG")
-                data = buffer.getvalue()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenImage(f"broken: {' '.join(str(error).split())[:120]}") from None
-    return data, size, not kept
+    return stored.data, size, stored.changed
 
 
 def _mask_rle(

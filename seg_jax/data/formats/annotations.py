@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from seg_jax.data import image_files
 from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, runlengths
 
@@ -195,11 +196,7 @@ def _short_repr(value: Any) -> str:
 @functools.lru_cache(maxsize=2)
 def _png_numbers(file: Path) -> Int[np.ndarray, "H W"]:
     """Returns the numbers of a PNG's pixels."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(np.int32)
-    return pixels @ np.array([1, 256, 65536], np.int32)
+    return image_files.read_numbers(file)
 
 
 @functools.lru_cache(maxsize=2)
