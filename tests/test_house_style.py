@@ -112,10 +112,16 @@ WRAPPED = {
     "seg_jax/inference/bundle.py:_native",
     "seg_jax/tasks/table.py:_option",
     "seg_jax/tasks/table.py:_options",
-    # `_request` says them as the reason why there is no answer.
-    "seg_jax/annotation/endpoint.py:_read_body",
-    # The sandbox is another process: the tokenizer that started it says them.
-    "seg_jax/grammar/tokenizer/template_sandbox.py",
+    # `response` says them as the reason why there is no answer.
+    "seg_jax/annotation/http_exchange.py",
+    # They are told as what a template failed of, by the process that asked for its text.
+    "seg_jax/grammar/tokenizer/template_worker.py",
+    # `_exchange` and its callers say them as the end of a process.
+    "seg_jax/grammar/tokenizer/template_sandbox.py:_Worker._exchange",
+    "seg_jax/grammar/tokenizer/template_sandbox.py:_Worker._receive",
+    # `Tokenizer` says them as what is wrong with tokenizer.json, or with a file of it.
+    "seg_jax/grammar/tokenizer/growth.py",
+    "seg_jax/grammar/tokenizer/tokens.py:_read_text",
 }
 """Files, and functions of files, whose short errors come out inside of another one's message."""
 

@@ -5,26 +5,61 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import dataclasses
-import http.client
 import io
 import json
 import os
 import random
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from msgspec import Meta
+
+from seg_jax import files, schemas
+from seg_jax.annotation import http_exchange
 from seg_jax.annotation.stages import Answer, Failed, Model, Question, Unusable
 
 _AGAIN = {408, 409, 425, 429, *range(500, 600)}
 """Statuses of requests that are worth another try."""
 _SETUP = {401, 403, 404, 405}
 """Statuses that every request would get."""
-_MOST_BYTES = 1 << 20
-"""Most bytes of a response; a description has a thousandth of that."""
+_MOST_SAID = 160
+"""Characters of a refusal that are told."""
+
+Reply = TypeVar("Reply")
+
+
+class _Message(schemas.Record, frozen=True):
+    """What a model says."""
+
+    content: schemas.Text | None
+
+
+class _Choice(schemas.Record, frozen=True):
+    """One of the answers in a response."""
+
+    message: _Message
+    finish_reason: schemas.Text | None = None
+
+
+class _Completion(schemas.Record, frozen=True):
+    """The response to a question."""
+
+    choices: Annotated[list[_Choice], Meta(min_length=1, max_length=64)]
+
+
+class _Served(schemas.Record, frozen=True):
+    """A model that an endpoint lists."""
+
+    id: schemas.FileName
+    root: schemas.FileName | None = None
+
+
+class _Listing(schemas.Record, frozen=True):
+    """The response to the question which models there are."""
+
+    data: Annotated[list[_Served], Meta(max_length=10_000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +75,9 @@ class Settings:
     requests: int = 8
     """Number of requests at once, from each process."""
     timeout_seconds: float = 60.0
-    """Time limit of one request, from its first byte to the last."""
+    """Time limit of one try: all of it, from looking up the host's address to the last byte of the
+    response, however the endpoint spreads them. A question takes at most `tries` of these and the
+    waits between them."""
     tries: int = 5
     """Number of tries of a question before its image becomes a dead letter."""
     wait_seconds: float = 1.0
@@ -108,8 +145,6 @@ class Endpoint:
         self._key = _key(self._settings.key_variable)
         self._sleep, self._random = sleep, random.Random()
         self._model = self._settings.model
-        # A redirect would carry key and images to whoever it names.
-        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def model(self) -> Model:
         """Returns which model answers.
@@ -118,25 +153,23 @@ class Endpoint:
           Unusable: the endpoint does not answer, or knows no such model.
         """
         try:
-            found = self._request_with_retries("models", None)
-            roots = {one["id"]: one.get("root") for one in found["data"]}
-        except (AttributeError, KeyError, TypeError, Failed) as error:
-            reason = error if isinstance(error, Failed) else "no list of models"
+            listed = self._request_with_retries("models", None, _Listing)
+        except Failed as error:
             raise Unusable(
-                f"describer: expected an OpenAI-compatible endpoint at {self._url}, got {reason}; "
+                f"describer: expected an OpenAI-compatible endpoint at {self._url}, got {error}; "
                 "do: start it, or correct the address"
             ) from None
-        names = [name for name in roots if isinstance(name, str)]
-        wanted = self._model or next(iter(names), None)
-        if wanted is None or wanted not in names:
+        roots = {one.id: one.root for one in listed.data}
+        wanted = self._model or next(iter(roots), None)
+        if wanted is None or wanted not in roots:
             raise Unusable(
                 f"describer: expected the model {wanted or 'of any name'} at {self._url}, got "
-                f"{', '.join(names[:8]) or 'none'}; do: --endpoint.model NAME"
+                f"{', '.join([*roots][:8]) or 'none'}; do: --endpoint.model NAME"
             )
         self._model = wanted
         # The address may change between runs of one annotation; the model's folder there may not.
         root = roots[wanted]
-        return Model(wanted, root if isinstance(root, str) and root != wanted else "")
+        return Model(wanted, root if root and root != wanted else "")
 
     def describe(self, questions: Sequence[Question]) -> list[Answer]:
         """Returns the answers; several requests run at once.
@@ -160,7 +193,7 @@ class Endpoint:
         address = base64.b64encode(_jpeg(question.view)).decode("ascii")
         image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{address}"}}
         text = {"type": "text", "text": question.text}
-        return self._request_with_retries(
+        found = self._request_with_retries(
             "chat/completions",
             {
                 "model": self._model,
@@ -169,13 +202,13 @@ class Endpoint:
                 "temperature": 0,
                 "seed": 0,
             },
-            _read_answer,
+            _Completion,
         )
+        choice = found.choices[0]
+        return Answer(choice.message.content or "", choice.finish_reason in (None, "stop"))
 
-    def _request_with_retries(
-        self, path: str, body: Any, read: Callable[[Any], Any] = lambda found: found
-    ) -> Any:
-        """Returns what `read` makes of a response, after as many tries as it takes.
+    def _request_with_retries(self, path: str, body: Any, kind: type[Reply]) -> Reply:
+        """Returns a response of a kind, after as many tries as it takes.
 
         Raises:
           Failed: no try went well.
@@ -184,7 +217,7 @@ class Endpoint:
         wait = self._settings.wait_seconds
         for left in reversed(range(self._settings.tries)):
             try:
-                return read(self._request(path, body))
+                return self._request(path, body, kind)
             except _Retry as error:
                 if not left:
                     times = self._settings.tries
@@ -196,7 +229,7 @@ class Endpoint:
                 wait = min(2 * wait, longest)
         raise AssertionError  # The last try returns or raises.
 
-    def _request(self, path: str, body: Any) -> Any:
+    def _request(self, path: str, body: Any, kind: type[Reply]) -> Reply:
         """Returns the response to one request.
 
         Raises:
@@ -204,40 +237,42 @@ class Endpoint:
           Failed: this request is refused.
           Unusable: every request is refused.
         """
-        request = urllib.request.Request(f"{self._url}/{path}")
-        request.add_header("Accept", "application/json")
+        headers = {"Accept": "application/json"}
         if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+            headers["Authorization"] = f"Bearer {self._key}"
         if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        deadline = time.monotonic() + self._settings.timeout_seconds
+            headers["Content-Type"] = "application/json"
+        data = None if body is None else json.dumps(body).encode()
         try:
-            with self._opener.open(request, timeout=self._settings.timeout_seconds) as response:
-                data = _read_body(response, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._raise_for_status(error, deadline)
-        except (OSError, http.client.HTTPException) as error:
-            cause = getattr(error, "reason", None) or error
-            late = isinstance(cause, TimeoutError)
-            reason = "no answer in time" if late else f"no answer ({type(cause).__name__}: {cause})"
-            raise _Retry(self._without_key(reason)) from None
+            response = http_exchange.response(
+                f"{self._url}/{path}",
+                data,
+                headers,
+                seconds=self._settings.timeout_seconds,
+            )
+        except http_exchange.NoResponse as error:
+            raise _Retry(self._without_key(str(error))[:_MOST_SAID]) from None
+        # Before anything is cut off: of half a key that half would stay.
+        said = response.body.replace(self._key.encode(), b"[key]") if self._key else response.body
+        if not 200 <= response.status < 300:
+            self._raise_for_status(response, said)
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
+            found = files.parse_json(said, where="response", advice="")
+        except ValueError:
             raise _Retry("a response that is no JSON") from None
-
-    def _raise_for_status(self, error: urllib.error.HTTPError, deadline: float) -> None:
-        """Raises the exception that a status stands for."""
         try:
-            said = _read_body(error, deadline)[:160].decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            said = ""
-        words = self._without_key(f"status {error.code}: {' '.join(said.split())}".rstrip(": "))
-        if error.code in _AGAIN:
-            raise _Retry(words, _retry_after_seconds(error.headers.get("Retry-After")))
-        if error.code in _SETUP or 300 <= error.code < 400:
+            return schemas.check(found, kind, where="response", advice="")
+        except ValueError as error:
+            reason = str(error).partition("; do: ")[0]
+            raise _Retry(f"a response of another form ({reason})") from None
+
+    def _raise_for_status(self, response: http_exchange.Response, said: bytes) -> None:
+        """Raises the exception that a status with a text stands for."""
+        text = " ".join(said[:_MOST_SAID].decode("utf-8", "replace").split())
+        words = f"status {response.status}: {text}".rstrip(": ")
+        if response.status in _AGAIN:
+            raise _Retry(words, _retry_after_seconds(response.retry_after))
+        if response.status in _SETUP or 300 <= response.status < 400:
             raise Unusable(
                 f"describer: expected {self._url} to answer, got {words}; do: correct the address, "
                 f"the model or the key in {self._settings.key_variable}"
@@ -261,13 +296,6 @@ def _key(variable: str) -> str:
     return key
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: they are errors."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
 class _Retry(Exception):
     """A request that may succeed another time."""
 
@@ -275,37 +303,6 @@ class _Retry(Exception):
         super().__init__(text)
         self.seconds = seconds
         """Least time to wait before the next try."""
-
-
-def _read_body(response: Any, deadline: float) -> bytes:
-    """Returns the bytes of a response.
-
-    Raises:
-      TimeoutError: they come too slowly.
-      OSError: they end early, or are too many.
-    """
-    data = bytearray()
-    while chunk := response.read1(1 << 16):
-        data += chunk
-        if len(data) > _MOST_BYTES:
-            raise OSError(f"more than {_MOST_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("too slow")
-    return bytes(data)
-
-
-def _read_answer(found: Any) -> Answer:
-    """Returns the answer in a response."""
-    try:
-        choice = found["choices"][0]
-        text = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        raise _Retry("a response without an answer") from None
-    if text is None:
-        text = ""
-    if not isinstance(text, str):
-        raise _Retry("a response whose answer is no text")
-    return Answer(text, choice.get("finish_reason") in (None, "stop"))
 
 
 def _retry_after_seconds(value: str | None) -> float:

@@ -179,9 +179,12 @@ def drip(handler):
         ((200, "<html>"), "no JSON"),
         ((200, b"\xff\xfe\x00"), "no JSON"),
         ((200, "[" * 100_000), "no JSON"),
-        ((200, "[]"), "without an answer"),
-        ((200, '{"choices": []}'), "without an answer"),
-        ((200, '{"choices": [{"message": {"content": 7}}]}'), "no text"),
+        ((200, "[]"), "response: expected object, got a list of 0"),
+        ((200, '{"choices": []}'), "response, choices: expected list of length >= 1"),
+        (
+            (200, '{"choices": [{"message": {"content": 7}}]}'),
+            "response, choices[0].message.content: expected str",
+        ),
         ((200, b"x" * ((1 << 20) + 1)), "no answer"),
     ],
 )

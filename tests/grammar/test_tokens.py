@@ -1,6 +1,7 @@
 """Tests of training, loading and rendering with tokenizers, friendly and hostile."""
 
 import json
+import os
 import pickle
 import sys
 
@@ -175,7 +176,7 @@ HOSTILE = [
     "{{ '{0.__class__.__base__}'.format(messages) }}",
     "{{ '%999999999d' % 1 }}",
     "{{ 'a' * 10 ** 9 }}",
-    "{{ 10 ** 10 ** 9 }}",
+    "{{ 10 ** (10 ** 9) }}",
     "{{ messages.append('x') }}",
     "{{ messages[0].update(role='x') }}",
     "{% include path %}",
@@ -233,6 +234,55 @@ def test_other_broken_folders(whole, tmp_path):
     described["model"]["vocab"]["far"] = 2**31
     with pytest.raises(ValueError, match="wide gaps"):
         tokens.Tokenizer.load(damaged(whole[0], tmp_path, tokenizer=json.dumps(described)))
+
+
+def described_anew(folder, **parts):
+    """Returns a tokenizer whose tokenizer.json has other parts."""
+    whole = json.loads((folder / tokens.TOKENS).read_text()) | parts
+    return tokens.Tokenizer(json.dumps(whole), json.loads((folder / tokens.CONFIG).read_text()))
+
+
+def test_a_file_neither_fills_up_nor_cuts_texts_nor_draws_lots(single):
+    """tmpl-1: a length of 300 million took all memory, one of 1 lost the rest without a word."""
+    folder, plain = single
+    text = "the red star [0.12, 0.34]"
+    padding = {"strategy": {"Fixed": 300_000_000}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    cut = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    model = json.loads((folder / tokens.TOKENS).read_text())["model"] | {"dropout": 0.5}
+    found = described_anew(folder, padding=padding, truncation=cut, model=model)
+    assert found.encode(text) == found.encode(text, special=True) == plain.encode(text)
+
+
+def test_steps_that_blow_a_text_up_are_refused(single):
+    """tmpl-1: forty doublings of one letter are a terabyte."""
+    folder, _ = single
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    between = {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 1000}
+    deep = {"type": "Sequence", "normalizers": [double] * 8}
+    for steps in ([double] * 40, [between], [deep], [{"type": "NFC"}] * 101):
+        with pytest.raises(ValueError, match=r"got ValueError\(.expected (a normalizer|at most)"):
+            described_anew(folder, normalizer={"type": "Sequence", "normalizers": steps})
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    both = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, spaces]}
+    described_anew(folder, normalizer=both)
+
+
+def test_a_pattern_without_end_is_one_line(single, capfd):
+    """tmpl-1: the library panics, which is no Exception."""
+    cut = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated"}
+    found = described_anew(single[0], pre_tokenizer={**cut, "invert": False})
+    with pytest.raises(ValueError, match=r"expected to cut a text of 60 characters, got .*; do:"):
+        found.encode("x" * 60)
+
+
+def test_a_file_that_is_too_large_or_no_file_is_not_read(single, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "MOST_BYTES", 10)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .* got \d+ bytes, more than 10; do:"):
+        tokens.Tokenizer.load(single[0])
+    os.mkfifo(tmp_path / tokens.TOKENS)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: expected a readable file, got none"):
+        tokens.Tokenizer.load(tmp_path)
 
 
 def test_ids_are_those_that_are_written_even_if_the_file_claims_others(single, tmp_path):

@@ -1,97 +1,191 @@
-"""Renders chat templates of unknown origin without letting them run anything."""
+"""Renders chat templates of unknown origin in a process that can neither take nor touch much."""
 
 from __future__ import annotations
 
-import datetime
-import functools
+import atexit
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from typing import Any
 
-LONGEST = 10_000_000
-"""Characters that a template may make at once by repetition."""
+from seg_jax.grammar.tokenizer import template_worker
+
+MOST_TEMPLATE = 1_000_000
+"""Characters of a template; the longest that are known have some ten thousand."""
+START_SECONDS = 60.0
+"""Longest wait for the process; it is there after a tenth of a second where the machine is idle."""
+ANSWER_SECONDS = 30.0
+"""Longest wait for a text. Work is bounded much earlier, by what the process may compute; on a busy
+machine it may have to wait for its turn."""
+
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TZ")
+"""Variables of the environment that the process sees: no keys."""
+
+
+class BeyondLimits(ValueError):
+    """A template that takes more time, memory or room than any chat needs."""
 
 
 def render(template: str, **variables: Any) -> str:
-    """Returns the text of a Jinja template with the variables, run in an immutable sandbox.
+    """Returns the text of a Jinja template with variables that JSON can hold.
+
+    The first call starts a process, `template_worker.py`, which goes on until this one ends: that
+    takes some 0.15 s, a text 0.1 ms. Threads take turns at it; a process that was forked or
+    spawned has one of its own.
 
     Raises:
+      BeyondLimits: it takes too much time or memory, or its text is too long.
       ValueError: the template is not Jinja, fails, or tries what the sandbox forbids.
     """
-    try:
-        return _compile(template).render(**variables)
-    except Exception as error:
-        raise ValueError(
-            f"chat template: expected a chat template that renders, got {type(error).__name__}: "
-            f"{error}; do: check the chat template of the tokenizer's folder"
-        ) from error
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> Any:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Named(Namespace):
-        """What a template sets by name; no name of Python's own."""
-
-        def __init__(*words: Any, **named: Any):
-            for name in dict(*words[1:], **named):
-                _check_name(name)
-            Namespace.__init__(*words, **named)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _check_name(name)
-            super().__setitem__(name, value)
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Forbids besides what Jinja forbids: huge repetitions and powers, wide formats."""
-
-        intercepted_binops = frozenset(["*", "**", "%"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [abs(x) if isinstance(x, int | float) else len(x) for x in (left, right)]
-            if operator == "**" and max(sizes) > 1000:
-                raise ValueError("expected a small power")
-            if operator == "*" and sizes[0] * sizes[1] > LONGEST:
-                raise ValueError("expected a short repetition")
-            if operator == "%" and not isinstance(left, int | float):
-                raise ValueError("expected no % formatting")
-            return super().call_binop(context, operator, left, right)
-
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["namespace"] = Named
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
-    return environment.from_string(template)
-
-
-def _check_name(name: object) -> None:
-    if str(name).startswith("_"):
-        raise ValueError(f"expected a name without an underscore before it, got {name!r}")
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    beyond = _BEYOND.get(template)
+    if len(template) > MOST_TEMPLATE:
+        beyond = f"one of {len(template)} characters"
+    if beyond is None:
+        request = json.dumps({"template": template, "variables": variables}).encode("ascii")
+        reply = _WORKER.reply(request)
+        if "error" in reply:
+            raise ValueError(
+                f"chat template: expected a chat template that renders, got {reply['error']}; do: "
+                "check the chat template of the tokenizer's folder"
+            )
+        if "text" in reply:
+            return reply["text"]
+        beyond = _BEYOND[template] = reply["beyond"]
+        if len(_BEYOND) > 64:
+            del _BEYOND[next(iter(_BEYOND))]
+    raise BeyondLimits(
+        f"chat template: expected a chat template that renders, got {beyond}; do: check the chat "
+        "template of the tokenizer's folder, no chat needs that much"
     )
 
 
-def _refuse(message: str) -> None:
-    raise ValueError(message)
+_BEYOND: dict[str, str] = {}
+"""Templates that went too far, and how: they would be tried again for every question."""
 
 
-def _now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
+class _Worker:
+    """The process, which is started when it is wanted and again after it ended."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def reply(self, request: bytes) -> dict[str, str]:
+        """Returns the reply to a request; `beyond` where the process did not live to give one.
+
+        Raises:
+          ChildProcessError: there can be no process.
+        """
+        with self._lock:
+            try:
+                found = self._try(request)
+                if isinstance(found, int):  # Ended from outside, perhaps before this request.
+                    found = self._try(request)
+                if isinstance(found, int):
+                    return {"beyond": f"the end of its process (status {found})"}
+                return found
+            except BaseException:  # Whoever asks next must not get the reply to this request.
+                self._end()
+                raise
+
+    def _try(self, request: bytes) -> dict[str, str] | int:
+        """Returns the reply, or the status of a process that ended without one."""
+        if self._socket is None:
+            self._start()
+        try:
+            return self._exchange(request, ANSWER_SECONDS)
+        except TimeoutError:
+            self._end()
+            return {"beyond": f"none after {ANSWER_SECONDS:g} s"}
+        except (OSError, EOFError):
+            status = self._end(wait=1.0)
+        if status == -signal.SIGPROF:
+            return {"beyond": f"more than {template_worker.WORK_SECONDS:g} s of work"}
+        return status
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        paths = os.pathsep.join(path for path in sys.path if path)
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        self._socket = ours
+        with theirs:
+            # No signal of the terminal reaches it: it ends when its socket is closed.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-B", template_worker.__file__],
+                env={**kept, "PYTHONPATH": paths, "PYTHONHASHSEED": "0"},
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            self._exchange(b"", START_SECONDS)
+        except (OSError, EOFError):
+            raise ChildProcessError(
+                "template_sandbox: expected a process that renders chat templates, got one that "
+                f"ended with status {self._end(wait=1.0)}; do: see what `python -c 'import jinja2'`"
+                " says"
+            ) from None
+
+    def _exchange(self, request: bytes, seconds: float) -> dict[str, str]:
+        """Returns what the process says after a request, or without one."""
+        assert self._socket is not None
+        deadline = time.monotonic() + seconds
+        if request:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(len(request).to_bytes(8, "big") + request)
+        size = int.from_bytes(self._receive(8, deadline), "big")
+        # A character takes twelve bytes at most.
+        if size > 12 * template_worker.MOST_TEXT + 1024:
+            raise EOFError("a reply that is too long")
+        return json.loads(self._receive(size, deadline))
+
+    def _receive(self, count: int, deadline: float) -> bytes:
+        assert self._socket is not None
+        data = bytearray()
+        while len(data) < count:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            piece = self._socket.recv(min(count - len(data), 1 << 20))
+            if not piece:
+                raise EOFError("an end")
+            data += piece
+        return bytes(data)
+
+    def _end(self, *, wait: float = 0.0) -> int:
+        """Ends the process and returns its status; it may take some seconds to end by itself."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is None:
+            return 0
+        try:
+            return process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._end()
+
+    def forget(self) -> None:
+        """Leaves the process to the one that this was forked from."""
+        self._lock = threading.Lock()
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.returncode = 0  # It is no child of ours.
+        self._process = self._socket = None
+
+
+_WORKER = _Worker()
+atexit.register(_WORKER.close)
+os.register_at_fork(after_in_child=_WORKER.forget)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from seg_jax import files
+from seg_jax import files, schemas
 from seg_jax.grammar.tokenizer import byte_level as byte_pieces
-from seg_jax.grammar.tokenizer import template_sandbox, tiktoken_bpe
+from seg_jax.grammar.tokenizer import growth, template_sandbox, tiktoken_bpe
 
 SPECIALS = (
     "<|endoftext|>",
@@ -81,9 +81,10 @@ class Tokenizer:
 
         self._arguments = (definition, config)
         try:
-            self._backend = Backend.from_str(definition)
-            self._plain = Backend.from_str(definition)
-            self._decoder = json.dumps(json.loads(definition).get("decoder"))
+            whole = json.loads(definition)
+            growth.check(whole)
+            self._decoder = json.dumps(whole.get("decoder"))
+            self._backend, self._plain = (Backend.from_str(definition) for _ in range(2))
         except Exception as error:
             raise ValueError(
                 f"tokenizer: expected a tokenizer.json of the tokenizers library, got {error!r}; "
@@ -95,6 +96,12 @@ class Tokenizer:
                 f"{type(config).__name__}; do: copy the file that belongs to the tokenizer"
             )
         self._plain.encode_special_tokens = True
+        for backend in (self._backend, self._plain):
+            # As transformers does: a file cannot cut texts, nor fill up to a length of its own.
+            backend.no_truncation()
+            backend.no_padding()
+            if getattr(backend.model, "dropout", None):  # Ids would be drawn by lot.
+                backend.model.dropout = None
         self._config = config
         self._added = self._backend.get_added_tokens_decoder()
         self.special: dict[str, int] = {
@@ -166,15 +173,29 @@ class Tokenizer:
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         try:
             _, found, rest = self.render(talk).rpartition(answer)
+        except template_sandbox.BeyondLimits:
+            raise
         except ValueError:
             return self.eos_id
         ids = self.encode(rest, special=True) if found else []
         return next((token for token in ids if token in self.special.values()), self.eos_id)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Returns the ids of a text; names of special tokens are plain text unless `special`."""
+        """Returns the ids of a text; names of special tokens are plain text unless `special`.
+
+        Raises:
+          ValueError: a pattern of the file takes too long on it.
+        """
         backend = self._backend if special else self._plain
-        return backend.encode(_without_surrogates(text), add_special_tokens=False).ids
+        try:
+            return backend.encode(_without_surrogates(text), add_special_tokens=False).ids
+        except BaseException as error:
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise ValueError(
+                    f"tokenizer: expected to cut a text of {len(text)} characters, got "
+                    f"{schemas.short_repr(str(error))}; do: check the patterns of tokenizer.json"
+                ) from None
+            raise
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Returns the text of the ids, without special tokens unless `special`."""
@@ -254,8 +275,16 @@ _ADVICE = (
 )
 
 
+MOST_BYTES = 128 << 20
+"""Size of a file of a tokenizer; the largest that are known have some 35 MB."""
+
+
 def _read_text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # A pipe would be waited for.
+            raise ValueError("none")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a readable file, got {error}; do: {_ADVICE}") from error
