@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from seg_jax import files
+from seg_jax import files, locks
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
@@ -286,25 +285,23 @@ class _Partial:
         self._whole: dict[str, safetensors.Written] = {}
 
     def __enter__(self) -> _Partial:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / JOURNAL
-        if not path.exists() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"{self.folder}: expected what an interrupted convert has left, got other files; "
-                "do: "
-                "remove the folder or choose another DEST"
-            )
-        self._file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(
-                f"{self.dest}: expected to write it alone, got another convert; do: wait for it "
-                "to end"
-            ) from None
-        self._file.seek(0)
-        self._resume([line for text in self._file if (line := _parse_line(text)) is not None])
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            # Beside the folder, which will be renamed.
+            lock = self.folder.with_name(f".{self.folder.name}{locks.NAME}")
+            stack.enter_context(locks.hold(lock, place=self.dest))
+            _check_free(self.dest)  # Perhaps another convert has just made it.
+            self.folder.mkdir(exist_ok=True)
+            path = self.folder / JOURNAL
+            if not path.exists() and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"{self.folder}: expected what an interrupted convert has left, got other "
+                    "files; do: remove the folder or choose another DEST"
+                )
+            self._file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
+            self._file.seek(0)
+            self._resume([line for text in self._file if (line := _parse_line(text)) is not None])
+            self._open = stack.pop_all()
         return self
 
     def _resume(self, lines: list[Any]) -> None:
@@ -351,7 +348,7 @@ class _Partial:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None and not self._whole:  # Nothing that is worth to be kept.
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._file.close()
+        self._open.close()
 
 
 def _parse_line(line: str) -> Any:

@@ -16,14 +16,14 @@ def main(config: Config) -> int:
         config = datasets.with_source(config)
         # A wrong --checkpoint must not cost the run that --anew replaces.
         begin = None if config.checkpoint is None else start.from_checkpoint(config)
-        stage.claim_folder(config, reads=config.checkpoint)
-        with stage.open_log(config.out) as log:
-            begin = begin or processes.run_first_then_others(
-                lambda: start.with_random_weights(config, config.out / "tokenizer")
-            )
-            place = stage.Place(config.out, "sft", log)
-            trained = supervised.train(config, begin, place)
-        stage.save_model(config.out, begin.bundle, trained.state)
-        if processes.is_first():
-            print(config.out / "checkpoint")
+        with stage.hold_folder(config, reads=config.checkpoint):
+            with stage.open_log(config.out) as log:
+                begin = begin or processes.run_first_then_others(
+                    lambda: start.with_random_weights(config, config.out / "tokenizer")
+                )
+                place = stage.Place(config.out, "sft", log)
+                trained = supervised.train(config, begin, place)
+            stage.save_model(config.out, begin.bundle, trained.state)
+            if processes.is_first():
+                print(config.out / "checkpoint")
     return 0

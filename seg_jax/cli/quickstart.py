@@ -105,7 +105,15 @@ def main(config: Config) -> int:
     """Tells the story and prints a table and where the report is."""
     begin = time.monotonic()
     bundles.load(config.start)  # Known to be whole before minutes are spent.
-    run_folder.claim(config.out, config, resume=config.resume, anew=config.anew, reads=config.start)
+    with run_folder.hold(
+        config.out, config, resume=config.resume, anew=config.anew, reads=config.start
+    ):
+        _tell_story(config, begin)
+    return 0
+
+
+def _tell_story(config: Config, begin: float) -> None:
+    """Writes everything of the run into its folder, and prints the table."""
     held_out = _held_out(config)
     with Log(config.out) as log:
         chapters, seconds = _chapters(config, held_out, log)
@@ -122,7 +130,6 @@ def main(config: Config) -> int:
         f"mean reward of sampled answers: {reward[0]:.3f} before GSPO, {reward[1]:.3f} after"
     )
     console.say(f"in {summary['seconds'] / 60:.1f} minutes; open {config.out / 'report.html'}")
-    return 0
 
 
 def _chapters(

@@ -34,16 +34,16 @@ def main(config: Config) -> int:
     with processes.join(config.processes):
         config = datasets.with_source(config)
         begin = start.from_checkpoint(config)
-        stage.claim_folder(config, reads=config.checkpoint)
-        gallery = Gallery(config, begin.bundle)
-        with stage.open_log(config.out, config.log) as log:
-            place = stage.Place(config.out, "gspo", log)
-            trained = reinforcement.train(config, begin, place, show=gallery.show)
-        saved = dataclasses.replace(begin.bundle, task=reinforcement.task_to_save(config))
-        stage.save_model(config.out, saved, trained.state)
-        if processes.is_first():
-            _report(config, gallery)
-            print(config.out / "checkpoint")
+        with stage.hold_folder(config, reads=config.checkpoint):
+            gallery = Gallery(config, begin.bundle)
+            with stage.open_log(config.out, config.log) as log:
+                place = stage.Place(config.out, "gspo", log)
+                trained = reinforcement.train(config, begin, place, show=gallery.show)
+            saved = dataclasses.replace(begin.bundle, task=reinforcement.task_to_save(config))
+            stage.save_model(config.out, saved, trained.state)
+            if processes.is_first():
+                _report(config, gallery)
+                print(config.out / "checkpoint")
     return 0
 
 

@@ -1,18 +1,22 @@
-"""The folder of a run: claimed by one configuration, resumed by the same, never mixed."""
+"""The folder of a run: held by one process at a time, resumed by the same configuration."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seg_jax import files
+from seg_jax import files, locks
 
 RECORD = "config.json"
 MADE = (
@@ -33,10 +37,11 @@ MADE = (
 """What programs make in the folder of a run; a folder with anything else is never removed."""
 
 
-def claim(
+@contextlib.contextmanager
+def hold(
     folder: Path, config: Any, *, resume: bool, anew: bool, reads: Path | None = None
-) -> None:
-    """Makes the folder of a run, or makes sure that a resumed one is of this configuration.
+) -> Iterator[None]:
+    """Holds the folder of a run for this process, made for it or found to be of its configuration.
 
     Args:
       folder: of the run.
@@ -46,8 +51,9 @@ def claim(
       reads: a folder that the run reads from, and so may not replace.
 
     Raises:
-      ValueError: the folder holds a run and neither or both were asked for, another
-        configuration's run is to be resumed, or it is an address such as gs://bucket/run.
+      ValueError: another process works in the folder, it holds a run and neither or both were
+        asked for, another configuration's run is to be resumed, or it is an address such as
+        gs://bucket/run.
       OSError: the folder cannot be made.
     """
     if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
@@ -58,16 +64,25 @@ def claim(
         )
     if resume and anew:
         raise ValueError("run: expected one of --resume and --anew, got both; do: give one")
-    record = folder / RECORD
-    wanted = plain(config)
     if anew and reads is not None and reads.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{folder}: expected a folder that the run does not read from, got --anew, which "
             f"would remove {reads}; do: choose another --out"
         )
-    if anew and folder.exists():
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.hold(folder / locks.NAME, place=folder):
+        _claim(folder, plain(config), resume=resume, anew=anew)
+        yield
+
+
+def _claim(folder: Path, wanted: dict[str, Any], *, resume: bool, anew: bool) -> None:
+    """Writes the record of a run, or checks the one that is there."""
+    record = folder / RECORD
+    if anew:
         _remove(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if _contents(folder):
         if not resume:
             raise ValueError(
                 f"{folder}: expected a new folder, got one with files in it; "
@@ -75,8 +90,12 @@ def claim(
             )
         _check_same(record, wanted)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     files.write_json(record, wanted)
+
+
+def _contents(folder: Path) -> list[Path]:
+    """Returns what lies in a folder beside its lock."""
+    return sorted(path for path in folder.iterdir() if path.name != locks.NAME)
 
 
 def plain(value: Any) -> Any:
@@ -222,7 +241,7 @@ def _remove(folder: Path) -> None:
     Raises:
       ValueError: it holds something that no run has made.
     """
-    names = sorted(path.name for path in folder.iterdir())
+    names = [path.name for path in _contents(folder)]
     foreign = [name for name in names if not _is_made(name)]
     if not foreign and names and not _is_run(folder / RECORD):
         foreign = [RECORD if RECORD in names else names[0]]
@@ -232,7 +251,7 @@ def _remove(folder: Path) -> None:
             "do: remove it yourself or choose another --out"
         )
     # The record goes last: what an interrupted removal leaves is still known as a run.
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == RECORD):
+    for path in sorted(_contents(folder), key=lambda path: path.name == RECORD):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -1,9 +1,11 @@
-"""A stage of a run: its folder is claimed, its steps run and resume, its model is saved."""
+"""A stage of a run: its folder is held, its steps run and resume, its model is saved."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +38,15 @@ class Place(NamedTuple):
     log: Log
 
 
-def claim_folder(run: Any, *, reads: Path | None) -> None:
-    """Claims the folder of a run for all of its processes."""
-    processes.run_on_first(
-        lambda: run_folder.claim(run.out, run, resume=run.resume, anew=run.anew, reads=reads)
+@contextlib.contextmanager
+def hold_folder(run: Any, *, reads: Path | None) -> Iterator[None]:
+    """Holds the folder of a run for all of its processes; the first of them has the lock."""
+    hold = functools.partial(
+        run_folder.hold, run.out, run, resume=run.resume, anew=run.anew, reads=reads
     )
+    with contextlib.ExitStack() as held:
+        processes.run_on_first(lambda: held.enter_context(hold()))
+        yield
 
 
 def open_log(folder: Path, board: Board | None = None) -> Log:

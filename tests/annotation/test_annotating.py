@@ -331,7 +331,7 @@ def test_a_folder_belongs_to_one_annotation(tmp_path):
     other = dataclasses.replace(job, models=known.TALKING)
     with pytest.raises(ValueError, match="the same build as before, got another models"):
         annotate(tmp_path / "web", other)
-    with jobs.claim_folder(job, anew=False), pytest.raises(ValueError, match="to build alone"):
+    with jobs.claim_folder(job, anew=False), pytest.raises(ValueError, match="to work alone"):
         annotate(tmp_path / "web", job)
     annotate(tmp_path / "web", other, anew=True)
     # Another version of the code goes on: records tell which one made them.

@@ -130,10 +130,12 @@ def _stand_ins(patch, note):
     def step(actor, *options, **named):
         note("step", options, named)
 
-    def claim(folder, config, **options):
-        note("claim", folder, options)
+    @contextlib.contextmanager
+    def hold(folder, config, **options):
+        note("hold", folder, options)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").touch()
+        yield
 
     def open_log(folder, board=None):
         note("log", folder, board)
@@ -158,7 +160,7 @@ def _stand_ins(patch, note):
     patch.setattr(steps, "supervised_step", supervised_step)
     patch.setattr(steps, "sampler", sampler)
     patch.setattr(steps, "reinforcing_step", step)
-    patch.setattr(run_folder, "claim", claim)
+    patch.setattr(run_folder, "hold", hold)
     patch.setattr(run_folder, "versions", dict)
     patch.setattr(html_page, "write", lambda *_: None)
     patch.setattr(panels, "Viewer", lambda bundle, task: note("panels", task))

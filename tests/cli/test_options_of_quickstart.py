@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import types
@@ -116,11 +117,13 @@ def _stand_for_files(patch, note):
         "gspo": reward | {"reward_gain": interval, "gain_over_control": interval},
     }
 
-    def claim(folder, config, *, resume, anew, reads):
-        note("claim", folder, resume, anew, reads)
+    @contextlib.contextmanager
+    def hold(folder, config, *, resume, anew, reads):
+        note("hold", folder, resume, anew, reads)
         folder.mkdir(parents=True)
+        yield
 
-    patch.setattr(run_folder, "claim", claim)
+    patch.setattr(run_folder, "hold", hold)
     patch.setattr(quickstart, "_summary", lambda *_: summary)
     patch.setattr(quickstart, "_rows", lambda *_: [])
     patch.setattr(quickstart, "_exhibit", lambda chapters, index: note("shown", index))

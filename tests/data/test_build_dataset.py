@@ -377,7 +377,7 @@ def test_a_folder_belongs_to_one_build(tmp_path):
     build(asked)
     with pytest.raises(ValueError, match="expected the same build as before, got another paper"):
         build(dataclasses.replace(asked, paper=True))
-    with dataset.claim_build(asked, anew=False), pytest.raises(ValueError, match="to build alone"):
+    with dataset.claim_build(asked, anew=False), pytest.raises(ValueError, match="to work alone"):
         build(asked)
     other = tmp_path / "full"
     other.mkdir()

@@ -20,6 +20,11 @@ class Options:
     lr: float = 1.0
 
 
+def claim(folder, config, **options):
+    with run_folder.hold(folder, config, **options):
+        pass
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -34,7 +39,7 @@ def test_foreign_files_are_never_removed(tmp_path, files):
         (tmp_path / name).write_text(text)
     for choice in ({"resume": True}, {"anew": True}, {}):
         with pytest.raises(ValueError):
-            run_folder.claim(tmp_path, Options(), **({"resume": False, "anew": False} | choice))
+            claim(tmp_path, Options(), **({"resume": False, "anew": False} | choice))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
 
 
@@ -44,25 +49,25 @@ def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=f"expected a folder, got the address {address}; do: mount"
     ):
-        run_folder.claim(pathlib.Path(address), Options(), resume=False, anew=False)
+        claim(pathlib.Path(address), Options(), resume=False, anew=False)
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
-    run_folder.claim(tmp_path / "run", Options(), resume=False, anew=False)
+    claim(tmp_path / "run", Options(), resume=False, anew=False)
     (tmp_path / "run" / "state").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes\.txt"):
-        run_folder.claim(tmp_path / "run", Options(), resume=False, anew=True)
+        claim(tmp_path / "run", Options(), resume=False, anew=True)
     assert len(list((tmp_path / "run").iterdir())) == 3
     (tmp_path / "run" / "notes.txt").unlink()
-    run_folder.claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
+    claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RECORD]
 
 
 def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):
     run = small_run.gspo_config()
-    run_folder.claim(tmp_path, run, resume=False, anew=False)
+    claim(tmp_path, run, resume=False, anew=False)
     record = json.loads((tmp_path / run_folder.RECORD).read_text())
     # As the versions before wrote it.
     record["layout"]["window_cells"] = record["layout"].pop("window_tokens")
@@ -70,11 +75,11 @@ def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):
     record["task"]["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
     record["weights"] = {"class": "Weights", **record["weights"]}
     (tmp_path / run_folder.RECORD).write_text(json.dumps(record))
-    run_folder.claim(tmp_path, run, resume=True, anew=False)
+    claim(tmp_path, run, resume=True, anew=False)
     record["mixture"] = run_folder.plain(small_run.TINY.TASK.mixture)
     (tmp_path / run_folder.RECORD).write_text(json.dumps(record))
     with pytest.raises(ValueError, match="got another task.mixture.box_mask"):
-        run_folder.claim(tmp_path, run, resume=True, anew=False)
+        claim(tmp_path, run, resume=True, anew=False)
     (tmp_path / run_folder.RECORD).write_text(json.dumps(record | {"lessons": 3}))
     with pytest.raises(ValueError, match=r"with other options \(lessons\); do: finish it with"):
-        run_folder.claim(tmp_path, run, resume=True, anew=False)
+        claim(tmp_path, run, resume=True, anew=False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seg_jax import files
+from seg_jax import files, locks
 from seg_jax.data.build.record_files import UNFINISHED
 
 CLAIM = ".claim.json"
@@ -31,16 +30,9 @@ def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[N
       OSError: it cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out}: expected to build alone, got another process at work in it; do: wait "
-                "for it, or choose another --out"
-            ) from None
+    with locks.hold(out / locks.NAME, place=out):
         claim = out / CLAIM
-        others = [one for one in out.iterdir() if one.name != ".lock"]
+        others = [one for one in out.iterdir() if one.name != locks.NAME]
         if others and not claim.exists():
             raise ValueError(
                 f"{out}: expected a new folder or an unfinished build, got other files; "
