@@ -43,7 +43,7 @@ _BYTES = 4096
 _Short = Annotated[str, Meta(max_length=300)]
 
 
-class Holder(schemas.Record):
+class Holder(schemas.Record, frozen=True, kw_only=True):
     """The process that works in a folder, as it has written itself into the lock file."""
 
     host: _Short
@@ -156,7 +156,7 @@ class _Lock:
                         continue
                     if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                         return False
-                    raise OSError(error.errno, os.strerror(error.errno), str(self._path)) from None
+                    raise OSError(error.errno, error.strerror, str(self._path)) from None
                 self._kernel_holds = False
             if _same_file(self._file, self._path):
                 return True
