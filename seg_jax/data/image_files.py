@@ -19,6 +19,7 @@ import contextlib
 import functools
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,14 @@ MAX_PIXELS = 80_000_000
 """The largest image that is decoded: 240 MB then."""
 MAX_SCANS = 20
 """As many times may a progressive JPEG draw the largest image; smaller ones more often."""
-MAX_SLOW_PIXELS = 4_000_000
+MAX_WEBP_PIXELS = 40_000_000
+"""The largest WebP image, of which the decoder holds four copies."""
+MAX_SLOW_PIXELS = 2_000_000
 """The largest image of the few kinds (BMP run lengths, PPM in digits) that Python decodes."""
+MAX_READS = 500_000
+"""As often may a decoder read on in a file: headers of a few bytes each take time, not room."""
+MAX_TIFF_PIECES = 100_000
+"""The most strips or tiles of a TIFF."""
 
 RgbImage = UInt8[np.ndarray, "H W 3"]
 """Red, green, blue, 0..255."""
@@ -54,7 +61,7 @@ _BAND_PIXELS = 1 << 22
 """Pixels that are converted at once: what a conversion takes beside the image stays small."""
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBX")
-_TIFF_BITS, _TIFF_MEANING = 258, 262
+_TIFF_BITS, _TIFF_MEANING, _TIFF_PIECES = 258, 262, (273, 279, 324, 325)
 
 
 class Unreadable(ValueError):
@@ -269,8 +276,13 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of odd metadata, and of size, which is checked below
         try:
-            with Image.open(io.BytesIO(data), formats=list(formats)) as image:
+            if "TIFF" in formats and _tiff_pieces(data) > MAX_TIFF_PIECES:
+                raise _too_large(where, f"{_tiff_pieces(data)} strips or tiles")
+            file = _CountedReads(data)
+            with Image.open(file, formats=list(formats)) as image:
                 _check_size(image, data, where)
+                if image.format == "PPM":  # Some of its decoders read each pixel.
+                    file.left += MAX_SLOW_PIXELS
                 yield image
         except Unreadable:
             raise
@@ -315,8 +327,42 @@ def _check_size(image: Image.Image, data: bytes, where: str) -> None:
         raise _too_large(where, f"{width} x {height} drawn {scans} times")
     tiles: list[Any] = getattr(image, "tile", [])
     slow = any(tile[0] in ("bmp_rle", "ppm", "ppm_plain") for tile in tiles)
-    if slow and width * height > MAX_SLOW_PIXELS:
-        raise _too_large(where, f"{width} x {height}", MAX_SLOW_PIXELS, " of this kind")
+    most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+    most = MAX_SLOW_PIXELS if slow else most
+    if width * height > most:
+        raise _too_large(where, f"{width} x {height}", most, " of this kind")
+
+
+class _CountedReads(io.BytesIO):
+    """Bytes that end an endless parade of headers."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self.left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("too many headers")
+        return super().read(size)
+
+
+def _tiff_pieces(data: bytes) -> int:
+    """Returns the number of strips or tiles that a TIFF tells first; 0 of anything else."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+    try:
+        if not order or struct.unpack_from(f"{order}H", data, 2)[0] not in (42, 43):
+            return 0
+        wide = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+        (at,) = struct.unpack_from(f"{order}Q" if wide else f"{order}I", data, 8 if wide else 4)
+        (count,) = struct.unpack_from(f"{order}Q" if wide else f"{order}H", data, at)
+        entry = struct.Struct(f"{order}HHQ8x" if wide else f"{order}HHI4x")
+        begin = at + (8 if wide else 2)
+        table = data[begin : begin + min(count, 4096) * entry.size]
+        found = entry.iter_unpack(table[: len(table) // entry.size * entry.size])
+        return max((number for tag, _, number in found if tag in _TIFF_PIECES), default=0)
+    except (struct.error, OverflowError):  # Too short; the reader will tell.
+        return 0
 
 
 def _too_large(where: str, got: str, most: int = MAX_PIXELS, kind: str = "") -> Unreadable:
@@ -370,7 +416,9 @@ def _rgb(image: Image.Image, where: str) -> RgbImage:
     """Returns the pixels of an image in RGB."""
     convert = _conversion(image, where)
     if convert is None:
-        return np.array(image)
+        if image.height * image.width <= _BAND_PIXELS:
+            return np.array(image)
+        convert = np.asarray
     image.load()
     found = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // image.width)

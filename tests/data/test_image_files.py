@@ -410,12 +410,15 @@ def test_bombs_of_other_kinds_are_refused(tmp_path, monkeypatch):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b""))
     assert "million pixels" in complaint(path)
     path.write_bytes(b"P2 3000 3000 255\n1 2 3")
-    assert "4 million pixels of this kind" in complaint(path)
+    assert "2 million pixels of this kind" in complaint(path)
     path.write_bytes(b"P5 3000 3000 4095\n1 2 3")
-    assert "4 million pixels of this kind" in complaint(path)
+    assert "2 million pixels of this kind" in complaint(path)
     saved(tmp_path / "a.jpg", Image.fromarray(scene(32, 32)), progressive=True)
     monkeypatch.setattr(image_files, "MAX_SCANS", 5e-5)
     assert "drawn" in complaint(tmp_path / "a.jpg")
+    monkeypatch.setattr(image_files, "MAX_READS", 1000)
+    path.write_bytes(png(8, 2, [b"abc"], *[(b"prVt", b"")] * 1000))
+    assert "too many headers" in complaint(path)
     monkeypatch.setattr(image_files, "MAX_BYTES", 100)
     assert "more than 100" in complaint(tmp_path / "a.jpg")
 
@@ -455,3 +458,21 @@ def test_masks_have_one_channel(tmp_path):
     data = saved(path, Image.fromarray(scene())).read_bytes()
     with pytest.raises(image_files.Unreadable, match="here: expected a mask as a PNG of one"):
         image_files.read_mask(data, where="here")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_tiff_of_countless_tiles_is_refused(tmp_path, order, wide):
+    """Pillow would lay out each of them, of one pixel, before it decodes any."""
+    count = image_files.MAX_TIFF_PIECES + 1
+    name = b"II" if order == "<" else b"MM"
+    if wide:
+        data = struct.pack(f"{order}2sHHHQQ", name, 43, 8, 0, 16, 1)
+        data += struct.pack(f"{order}HHQQ", 324, 4, count, 0)
+    else:
+        data = struct.pack(f"{order}2sHIHHHII", name, 42, 8, 1, 324, 4, count, 0)
+    path = tmp_path / "a.tiff"
+    path.write_bytes(data)
+    assert "100001 strips or tiles" in complaint(path)
+    path.write_bytes(data[:-5])
+    assert "strips" not in complaint(path)
