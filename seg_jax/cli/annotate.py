@@ -20,6 +20,7 @@ from seg_jax.annotation.results import Splits
 from seg_jax.annotation.words import Wording
 from seg_jax.data.build import beam as build_beam
 from seg_jax.data.build import dataset, record_files
+from seg_jax.data.findings import Findings
 from seg_jax.runs import console, run_folder
 
 
@@ -218,5 +219,5 @@ def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> Non
     if summary["dead_letters"]:
         counts = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
         console.say(f"dead letters: {counts}; see {config.out / results.LETTERS}")
-    for one in report["skipped"][:5]:
-        console.say(f"skipped {one['image']}: {one['reason']}")
+    for line in Findings.from_json(report["findings"]).lines():
+        console.say(f"warning: {line}")

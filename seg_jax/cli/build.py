@@ -13,6 +13,7 @@ import tyro
 from seg_jax import files
 from seg_jax.data import sources
 from seg_jax.data.build import beam, dataset, token_budget
+from seg_jax.data.findings import Findings
 from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
 
@@ -59,12 +60,12 @@ class Config(dataset.Plan):
                         f"{name}: expected --family DIR beside it, whose val and test images "
                         f"it is about, got {value} alone; do: give --family, or leave it out"
                     )
+        if self.name == "reasonseg" and self.images is not None:
+            raise ValueError(
+                "images: expected none for reasonseg, whose images lie beside their annotations, "
+                f"got {self.images}; do: leave it out"
+            )
         if self.name in ("reasonseg", "folder"):
-            if self.images is not None:
-                raise ValueError(
-                    f"images: expected none for {self.name}, whose annotations lie beside or name "
-                    f"their images, got {self.images}; do: leave it out"
-                )
             for name in ("paper", "family", "held_out"):
                 if value := getattr(self, name):
                     raise ValueError(
@@ -85,7 +86,7 @@ def main(config: Config) -> int:
     with dataset.claim_build(config, anew=config.anew):
         console.say(f"{config.name}: reading annotations")
         planned = dataset.plan_files(config)
-        say_findings(planned.report)
+        say_leaks(planned.report)
         report = dataset.finish_build(config, planned, _make_files(config, planned))
     show(config.name, report)
     if config.stats:
@@ -114,15 +115,10 @@ def _make_files(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any
         )
 
 
-def say_findings(report: dict[str, Any]) -> None:
-    """Reports what reading the annotations has shown."""
+def say_leaks(report: dict[str, Any]) -> None:
+    """Says how the annotations differ from what was published, and which images leak."""
     for warning in report["warnings"]:
         console.say(f"warning: {warning}")
-    for what, some in (("faults", report["faults"]), ("keys", report["keys_repeated"])):
-        if some:
-            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
-            left = "left out" if what == "faults" else "listed twice, the first one is kept"
-            console.say(f"warning: {left}: {some[0]}{more}")
     leaks = report["leaks"]
     for split, one in leaks.get("train", {}).items():
         console.say(
@@ -169,23 +165,15 @@ def show(name: str, report: dict[str, Any]) -> None:
         for split, one in report["splits"].items()
     ]
     console.table(name, ("split", *columns), rows)
-    odd = {
-        what.replace("_", " "): sum(one.get(what, 0) for one in report["splits"].values())
-        for what in (
-            "objects_without_pixels",
-            "objects_with_broken_outline",
-            "objects_beyond_image",
-            "expressions_dropped",
-            "expressions_with_objects_missing",
-            "expressions_repeated",
-        )
-    }
-    for what, count in odd.items():
-        if count:
-            console.say(f"{count} {what}")
     for where, count in report["images_repeated"].items():
         console.say(f"warning: {count} images with the same bytes in {where}")
-    for one in report["skipped"][:5]:
-        console.say(f"skipped {one['image']}: {one['reason']}")
-    if len(report["skipped"]) > 5:
-        console.say(f"skipped {len(report['skipped']) - 5} more: all stand in build.json")
+    say_findings(report)
+
+
+def say_findings(report: dict[str, Any]) -> None:
+    """Says what was left out or changed, and what runs will pass over: a line a reason."""
+    met = [Findings.from_json(report[name]) for name in ("findings", "limits")]
+    for line in met[0].lines():
+        console.say(f"warning: {line}")
+    for line in met[1].lines():
+        console.say(f"note: {line}")

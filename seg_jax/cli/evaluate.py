@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from seg_jax.cli.model_options import ModelOptions
-from seg_jax.data import sources
+from seg_jax.data import split_files
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.evaluation import bootstrap, protocols, task_metrics
@@ -220,7 +220,7 @@ def _set_name(config: Config) -> str:
     if config.set_name or not config.data:
         return config.set_name or "scenes"
     known = {"refcoco_unc": "refcoco", "refcocoplus_unc": "refcoco+", "refcocog_umd": "refcocog"}
-    names = [sources.dataset_info(folder)["name"] for folder in config.data]
+    names = [split_files.read_info(folder).name for folder in config.data]
     return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)
 
 

@@ -14,7 +14,7 @@ from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.records import Batch, Images, Packing, Prompts, Tokens, check_least
-from seg_jax.tasks.task import Example, Task, TooLong
+from seg_jax.tasks.task import Example, Task, TooLong, Unfit
 
 VISUAL_TOKENS = 1280
 """Most visual tokens of a row for a published checkpoint's images, where nothing else is set."""
@@ -232,18 +232,13 @@ class Encoder:
 
         Raises:
           TooLong: there are more patches than the layout has room for.
+          Unfit: no image of this shape can be cut.
         """
         layout = self.layout
-        scaled, (height, width) = _fit(layout, *image.shape[:2])
-        rows, columns = height // layout.patch, width // layout.patch
-        if rows * columns > layout.max_patches:
-            knob = "max_pixels" if layout.native is None else "native.limit"
-            raise TooLong(
-                f"image: expected at most {layout.max_patches} patches, got {rows * columns} "
-                f"({height} x {width} pixels); do: lower layout.{knob} or raise layout.max_patches"
-            )
+        scaled, (height, width) = fit_image(layout, *image.shape[:2])
         whole = _frame(_resize(image, *scaled), height, width)
-        return PatchedImage(grid.patchify(whole, layout.patch, layout.merge), (rows, columns))
+        size = height // layout.patch, width // layout.patch
+        return PatchedImage(grid.patchify(whole, layout.patch, layout.merge), size)
 
     def image_from_patches(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
         """Returns the first image of a row (no batch axis), put together from its patches.
@@ -294,8 +289,29 @@ class Encoder:
         return Tokens(row, segments, positions, where)
 
 
-def _fit(layout: Layout, height: int, width: int) -> grid.Fit:
-    """Returns the sizes of an image on its way to whole visual tokens."""
+def fit_image(layout: Layout, height: int, width: int) -> grid.Fit:
+    """Returns the sizes of an image on its way to whole visual tokens.
+
+    Raises:
+      TooLong: there are more patches than the layout has room for.
+      Unfit: no image of this shape can be cut.
+    """
+    try:
+        fit = _whole_cells(layout, height, width)
+    except ValueError as error:
+        raise Unfit(str(error)) from None
+    rows, columns = (side // layout.patch for side in fit.framed)
+    if rows * columns > layout.max_patches:
+        knob = "max_pixels" if layout.native is None else "native.limit"
+        raise TooLong(
+            f"image: expected at most {layout.max_patches} patches, got {rows * columns} "
+            f"({fit.framed[0]} x {fit.framed[1]} pixels); do: lower layout.{knob} or raise "
+            "layout.max_patches"
+        )
+    return fit
+
+
+def _whole_cells(layout: Layout, height: int, width: int) -> grid.Fit:
     if layout.native is not None:
         return grid.native_fit(
             height,

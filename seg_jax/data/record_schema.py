@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from seg_jax import schemas
 from seg_jax.data import image_files, tf_example
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
@@ -30,6 +31,8 @@ FILE_FORMAT = "array_record"
 VERSION = "1.0.0"
 REPORT = "build.json"
 """File of a data set with the report of its build."""
+SIZES = "sizes.json"
+"""File of a data set with the `Size` of each record, by split, in order."""
 _ONE, _LIST = False, True
 _FEATURES: dict[str, tuple[str, bool]] = {
     "key": ("text", _ONE),
@@ -137,6 +140,25 @@ def encode(record: Record) -> bytes:
     )
 
 
+class Size(NamedTuple):
+    """What decides whether an image fits the rows of a model; `SIZES` holds it of each record."""
+
+    height: int
+    width: int
+    groups: int
+    """Masks that a sample of it has: one for each set of objects that expressions mean, or for each
+    object, whichever are more."""
+    text: int
+    """Bytes of its longest expression."""
+
+
+def size_of(record: Record) -> Size:
+    """Returns what decides whether a record fits the rows of a model."""
+    groups = len({tuple(sorted({*one.objects})) for one in record.expressions})
+    longest = max((len(one.text.encode()) for one in record.expressions), default=0)
+    return Size(record.height, record.width, max(groups, len(record.ids)), longest)
+
+
 def decode(data: bytes) -> Record:
     """Returns a stored image; one of the official TFDS `ref_coco` too.
 
@@ -144,45 +166,73 @@ def decode(data: bytes) -> Record:
       ValueError: the bytes are of neither.
     """
     features = tf_example.decode(data)
-    if "objects/mask" in features:
-        return _decode_ref_coco(features)
     try:
-        text, whole = _texts(features), _integers(features)
-        return Record(
-            key=text["key"][0],
-            split=text["split"][0],
-            image=_bytes(features["image"])[0],
-            image_id=int(whole["image/id"][0]),
-            name=text["image/name"][0],
-            height=int(whole["image/height"][0]),
-            width=int(whole["image/width"][0]),
-            ids=tuple(whole["object/id"].tolist()),
-            names=tuple(text["object/name"]),
-            roles=tuple(Role(int(role)) for role in whole["object/role"]),
-            counts=tuple(_bytes(features["object/counts"])),
-            areas=tuple(whole["object/area"].tolist()),
-            boxes_px=np.asarray(features["object/box"], np.float32).reshape(-1, 4),
-            expressions=_decode_expressions(text["phrase/text"], whole),
-        )
-    except (KeyError, IndexError) as error:
+        record = (_decode_ref_coco if "objects/mask" in features else _decode_own)(features)
+    except (LookupError, TypeError, OverflowError) as error:
         raise ValueError(
             "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
             f"({error!r})"
             "; do: build the data set anew"
         ) from None
+    _check_record(record)
+    return record
+
+
+def _check_record(record: Record) -> None:
+    """Raises ValueError if parts of a record do not belong together, or sizes are absurd."""
+    objects = len(record.ids)
+    parts = (record.names, record.roles, record.counts, record.areas, record.boxes_px)
+    pixels = record.height * record.width
+    places = [place for one in record.expressions for place in one.objects]
+    for expected, got, holds in (
+        (
+            "an image with pixels",
+            f"{record.height}x{record.width}",
+            0 < pixels <= image_files.MAX_PIXELS,
+        ),
+        (f"{objects} of all that objects have", "others", {*map(len, parts)} <= {objects}),
+        (f"places of {objects} objects", "others", all(0 <= one < objects for one in places)),
+    ):
+        if not holds:
+            raise ValueError(
+                f"record {schemas.short_repr(record.key)}: expected {expected}, got {got}; do: "
+                "build the data set anew"
+            )
+
+
+def _decode_own(features: dict[str, tf_example.Value]) -> Record:
+    """Returns an image as `encode` stores it."""
+    text, whole = _texts(features), _integers(features)
+    return Record(
+        key=text["key"][0],
+        split=text["split"][0],
+        image=_bytes(features["image"])[0],
+        image_id=int(whole["image/id"][0]),
+        name=text["image/name"][0],
+        height=int(whole["image/height"][0]),
+        width=int(whole["image/width"][0]),
+        ids=tuple(whole["object/id"].tolist()),
+        names=tuple(text["object/name"]),
+        roles=tuple(Role(int(role)) for role in whole["object/role"]),
+        counts=tuple(_bytes(features["object/counts"])),
+        areas=tuple(whole["object/area"].tolist()),
+        boxes_px=np.asarray(features["object/box"], np.float32).reshape(-1, 4),
+        expressions=_decode_expressions(text["phrase/text"], whole),
+    )
 
 
 def _decode_expressions(
     texts: list[str], whole: dict[str, Int[np.ndarray, " _"]]
 ) -> tuple[Expression, ...]:
     """Returns the expressions of an image from the features that hold them."""
-    ends = np.cumsum(whole["phrase/count"])
-    places = whole["phrase/objects"]
+    counts, places = whole["phrase/count"], whole["phrase/objects"]
+    _check_counts(counts, len(places))
+    ends = np.cumsum(counts)
     return tuple(
         Expression(
             id=int(whole["phrase/id"][number]),
             text=text,
-            objects=tuple(places[end - whole["phrase/count"][number] : end].tolist()),
+            objects=tuple(places[end - counts[number] : end].tolist()),
             ref=int(whole["phrase/ref"][number]),
             sentence=bool(whole["phrase/sentence"][number]),
         )
@@ -287,8 +337,18 @@ def _ragged(features: dict[str, tf_example.Value], name: str) -> list[Any]:
     """Returns the lists in a list of lists, as TFDS flattens it."""
     values = features[f"{name}/ragged_flat_values"]
     lengths = np.asarray(features[f"{name}/ragged_row_lengths_0"], np.int64)
+    _check_counts(lengths, len(values))
     ends = np.cumsum(lengths)
     return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
+def _check_counts(counts: Int[np.ndarray, " n"], total: int) -> None:
+    """Raises ValueError unless counts divide a list of a length into lists."""
+    if not ((counts >= 0) & (counts <= total)).all() or counts.sum() != total:
+        raise ValueError(
+            f"record: expected counts that divide a list of {total}, got others; do: build the "
+            "data set anew"
+        )
 
 
 def _int64(values: Any) -> Int[np.ndarray, " n"]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from seg_jax import files
-from seg_jax.data import record_schema
+from seg_jax.data import limits, record_schema
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats.annotations import Role
+from seg_jax.data.split_files import SplitFiles
 from seg_jax.geometry import bitmask
 from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, sets, world
+from seg_jax.tasks.task import Unfit
 
 
 @runtime_checkable
@@ -130,15 +131,24 @@ class Built:
 
         Raises:
           IndexError: the index is not in 0..len - 1.
-          ValueError: what is stored is no image of a data set.
+          Unfit: what is stored is damaged, no image of a data set, or too large for a sample.
         """
         record = self.record(index)
-        return self.sample(index, record, record.pixels())
+        try:
+            return self.sample(index, record, record.pixels())
+        except (ValueError, OSError) as error:
+            place, within = self._place(index)
+            raise self.split_files[place].unfit(within, error) from None
 
     def sample(
         self, index: int, record: record_schema.Record, image: UInt8[np.ndarray, "H W 3"]
     ) -> Sample:
-        """Returns image `index` from its record and pixels, which were read before."""
+        """Returns image `index` from its record and pixels, which were read before.
+
+        Raises:
+          ValueError: masks are broken, or too many.
+        """
+        limits.check_masks(record_schema.size_of(record))
         groups = _objects(record) if self.singly else _groups(record, absent=self.absent)
         # Columns lie together, as in run lengths.
         masks = np.zeros((len(groups), record.width, record.height), bool).swapaxes(1, 2)
@@ -162,15 +172,15 @@ class Built:
 
         Raises:
           IndexError: the index is not in 0..len - 1.
-          ValueError: what is stored is no image of a data set.
+          Unfit: what is stored is damaged, or no image of a data set.
         """
         place, within = self._place(index)
-        return record_schema.decode(self._readers[place][within])
+        return self.split_files[place].read(within)
 
     def absent_count(self) -> int:
         """Returns how many expressions of the split fit nothing in their image."""
-        reports = [_report(folder, self.split) for folder in self.folders]
-        return sum(report.get("expressions_without_object", 0) for report in reports)
+        every = (one.counts for one in self.split_files)
+        return sum(counts.get("expressions_without_object", 0) for counts in every)
 
     def question_kinds(self, wanted: Collection[str], *, most: int = 256) -> set[str]:
         """Returns which kinds of questions the first images allow.
@@ -184,7 +194,10 @@ class Built:
         """
         seen: set[str] = set()
         for index in range(min(len(self), most)):
-            record = self.record(index)
+            try:
+                record = self.record(index)
+            except Unfit:
+                continue
             groups = _objects(record) if self.singly else _groups(record, absent=True)
             has = {
                 "text": any(which and texts for which, texts in groups.items()),
@@ -208,13 +221,25 @@ class Built:
 
     # These are computed at first use, in each process; they are no part of the configuration.
     @functools.cached_property
-    def _ends(self) -> list[int]:
-        counts = [_Files.find(path, self.split, absent=self.absent).count for path in self.folders]
-        return np.cumsum(counts).tolist()
+    def split_files(self) -> tuple[SplitFiles, ...]:
+        """The files of each folder."""
+        return tuple(SplitFiles.find(path, self.split) for path in self.folders)
 
     @functools.cached_property
-    def _readers(self) -> list[Any]:
-        return [_Files.find(path, self.split, absent=self.absent).open() for path in self.folders]
+    def _ends(self) -> list[int]:
+        return np.cumsum([self._used(one) for one in self.split_files]).tolist()
+
+    def _used(self, of: SplitFiles) -> int:
+        """Returns how many images of a split are used; they come first."""
+        count = len(of)
+        if not self.absent and of.counts:
+            count = min(count, of.counts.get("records_with_objects", 0))
+        if not count:
+            raise ValueError(
+                f"{of.folder}: expected images with objects in the split {self.split}, got none; "
+                "do: choose another split, or ask about absent objects too"
+            )
+        return count
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -266,88 +291,6 @@ class Mixed:
         )
 
 
-class _File(NamedTuple):
-    """A file as the reader of ArrayRecord wants it described, so that it opens none too early."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
-class _Files(NamedTuple):
-    """The files of a split."""
-
-    files: list[_File]
-    count: int
-    """Number of images that are used; they come first."""
-
-    @classmethod
-    def find(cls, folder: Path, split: str, *, absent: bool) -> _Files:
-        """Returns the files of a split of a data set, and how many of its images are used.
-
-        Raises:
-          ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
-        """
-        info = dataset_info(folder)
-        if info.get("fileFormat") != record_schema.FILE_FORMAT:
-            raise ValueError(
-                f"{folder}: expected files in {record_schema.FILE_FORMAT}, got "
-                f"{info.get('fileFormat')}; do: tfds build --file_format=array_record"
-            )
-        splits = {one["name"]: one for one in info["splits"]}
-        if split not in splits:
-            raise ValueError(
-                f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
-                "; do: set split to one of them"
-            )
-        lengths = [int(length) for length in splits[split]["shardLengths"]]
-        names = [
-            record_schema.file_name(info["name"], split, index=index, count=len(lengths))
-            for index in range(len(lengths))
-        ]
-        files = [
-            _File(str(folder / name), skip=0, take=length, examples_in_shard=length)
-            for name, length in zip(names, lengths, strict=True)
-        ]
-        count = sum(lengths)
-        if not absent and (report := _report(folder, split)):
-            count = report.get("records_with_objects", 0)
-        if not count:
-            raise ValueError(
-                f"{folder}: expected images with objects in the split {split}, got none; do: "
-                "choose another split, or ask about absent objects too"
-            )
-        return cls([file for file in files if file.take], count)
-
-    def open(self) -> Any:
-        """Returns a reader of the files' records by number; it opens each file at first use."""
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(self.files)  # pyright: ignore[reportArgumentType]
-
-
-def dataset_info(folder: Path) -> dict[str, Any]:
-    """Returns the contents of a data set's `dataset_info.json`: its name, splits and files.
-
-    Raises:
-      ValueError: the folder holds no whole data set.
-    """
-    try:
-        return json.loads((folder / "dataset_info.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{folder}: expected a data set with dataset_info.json, got none; do: seg-jax build, "
-            "until it ends"
-        ) from None
-
-
-def _report(folder: Path, split: str) -> dict[str, int]:
-    """Returns the counts of a split in a build's report; a data set of TFDS has none."""
-    path = folder / record_schema.REPORT
-    return files.read_json(path)["splits"][split] if path.exists() else {}
-
-
 def _groups(record: record_schema.Record, *, absent: bool) -> dict[tuple[int, ...], list[str]]:
     """Returns the expressions of an image by the objects that they mean together."""
     groups: dict[tuple[int, ...], list[str]] = {}
@@ -389,6 +332,26 @@ def _name(record: record_schema.Record, which: Sequence[int]) -> str:
     return " and ".join(names) if all(names) else ""
 
 
+def readable(
+    source: Source | Sequence[Sample], indices: Iterable[int], met: Findings | None = None
+) -> Iterator[tuple[int, Sample]]:
+    """Yields the samples that can be read, each with its index.
+
+    Args:
+      source: where they come from.
+      indices: of the samples.
+      met: is told which ones were passed over, and why.
+    """
+    for index in indices:
+        try:
+            sample = source[index]
+        except Unfit as error:
+            if met is not None:
+                met.add_error("passed over", error)
+        else:
+            yield index, sample
+
+
 def corpus(source: Source, count: int = 2000) -> list[str]:
     """Returns some of a source's expressions, for training a tokenizer.
 
@@ -403,8 +366,8 @@ def corpus(source: Source, count: int = 2000) -> list[str]:
     if isinstance(source, Scenes) and not source.style.has_groups:
         return list(_phrases_of_worlds(source.world, source.style, count))
     texts: list[str] = []
-    for index in range(len(source)):
-        texts += [text for some in source[index].phrases for text in some]
+    for _, sample in readable(source, range(len(source))):
+        texts += [text for some in sample.phrases for text in some]
         if len(texts) >= count:
             break
     return texts[:count]

@@ -68,8 +68,8 @@ def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict
     for rle in rles:
         if [*rle.get("size", ())] != [height, width]:
             raise ValueError(
-                f"runlengths.merge: expected masks of {height}x{width}, got size "
-                f"{rle.get('size')}; do: give those of one image"
+                "runlengths.merge: expected masks of the image's size, got "
+                f"{rle.get('size')} beside {height}x{width}; do: give those of one image"
             )
         every.append(_odd_places(np.cumsum(bitmask.run_lengths(rle)), height * width))
     return _to_rle(_union_ends(every), height, width)

@@ -16,7 +16,11 @@ from seg_jax.grammar.chat import Clue
 from seg_jax.records import Array, Automaton, Ring, Rollout, Sample, Verdict
 
 
-class TooLong(ValueError):
+class Unfit(ValueError):
+    """What cannot become a row of a batch: runs pass over it, count it and say why."""
+
+
+class TooLong(Unfit):
     """An example does not fit its row."""
 
 

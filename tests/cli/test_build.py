@@ -101,7 +101,7 @@ def test_an_error_is_one_line(run, tmp_path, spoil, told):
     [
         ("coco_instances", ["--runner-options", "region=x"], "expected none without --runner"),
         ("folder", ["--paper"], "paper: expected none for folder"),
-        ("folder", ["--images", "there"], "images: expected none for folder"),
+        ("reasonseg", ["--images", "there"], "images: expected none for reasonseg"),
         ("reasonseg", ["--family", "refer_seg"], "family: expected none for reasonseg"),
         ("folder", ["--held-out", "refcoco_unc"], "held_out: expected none for folder"),
         ("coco_instances", ["--paper"], "paper: expected --family DIR beside it"),

@@ -66,7 +66,7 @@ def prints(monkeypatch, tmp_path, root):
 def _note_tasks(note, tasks):
     for one in tasks:
         images = [(image.key, image.image) for image in one.images]
-        note("file", one.name, one.split, one.index, one.files, one.out, images)
+        note("file", one.name, one.split, one.index, one.files, one.out, one.strict, images)
 
 
 def _stand_ins(patch, note):
@@ -101,7 +101,7 @@ def _stand_ins(patch, note):
     patch.setattr(refer, "references", read)
     patch.setattr(token_budget, "measure", measure)
     patch.setattr(dataset, "finish_build", lambda *_: {"splits": {"train": {}}})
-    patch.setattr(build, "say_findings", lambda report: None)
+    patch.setattr(build, "say_leaks", lambda report: None)
     patch.setattr(build, "show", lambda name, report: None)
     patch.setattr(files, "write_json", lambda path, value: note("write", path))
     patch.setattr(run_folder, "check_json", lambda path: None)

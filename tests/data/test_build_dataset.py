@@ -11,41 +11,13 @@ import many_processes
 import numpy as np
 import published_formats as formats
 import pytest
-from array_record.python.array_record_module import ArrayRecordReader
+from built_data import build, records, tree
 from PIL import Image
 
-from seg_jax.data import record_schema
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.formats import expected_sizes
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
-
-
-def build(asked, *, workers=1):
-    """Returns the report of a build."""
-    with dataset.claim_build(asked, anew=False):
-        cut = dataset.plan_files(asked)
-        parts = dataset.make_files(cut.tasks, workers=workers, progress=lambda done: None)
-        return dataset.finish_build(asked, cut, parts)
-
-
-def records(out, name, split):
-    """Returns what a build holds of a split, in order."""
-    found = []
-    for path in sorted(out.glob(f"{name}-{split}.array_record-*")):
-        reader = ArrayRecordReader(str(path))
-        found += [record_schema.decode(data) for data in reader.read_all()]
-        reader.close()
-    return found
-
-
-def tree(folder):
-    """Returns the bytes of every file in a folder but its lock."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def family(root, *, images=3):
@@ -197,23 +169,27 @@ def spoiled(root):
 def test_faults_are_left_out_and_counted(tmp_path):
     asked = spoiled(tmp_path)
     report = build(asked)
-    reasons = {Path(one["image"]).name: one["reason"] for one in report["skipped"]}
-    assert reasons["absent.png"] == "expected an image, got no file"
-    assert reasons["cut.jpg"].startswith("expected a whole image, got a damaged one")
-    assert reasons["text.png"].endswith("got something else")
-    nothing = next(one for one in report["skipped"] if one["key"] == "train/nothing")
-    assert nothing["reason"] == "no object and no expression is left of it"
-    assert report["keys_repeated"] == ["train/1"]
+    counts = {reason: one["count"] for reason, one in report["findings"].items()}
+    assert counts == {
+        "image left out: image is missing": 1,
+        "image left out: image is damaged": 1,
+        "image left out: file is no image that is read": 1,
+        "image left out, as no object and no expression is left of it": 1,
+        "image left out, as its key is that of one before": 1,
+        "outline cut off at the border of the image": 1,
+        "object left out, as no pixel of the image is in it": 3,
+        "object left out: expected masks of the image's size": 1,
+        "expression left out, as none of its objects is left": 2,
+        "expression left out, as it has no text": 1,
+        "expression kept without those of its objects that were left out": 1,
+    }
+    (told,) = report["findings"]["image left out: image is missing"]["examples"]
+    assert told.startswith(f"train/absent ({tmp_path}/images/absent.png): expected an image, got ")
     assert report["images_repeated"] == {"train": 2}
     train = report["splits"]["train"]
     assert train["skipped"] == 4
     assert train["records"] == 6
     assert train["images_converted"] == 1
-    assert train["objects_beyond_image"] == 2
-    assert train["objects_without_pixels"] == 2
-    assert train["objects_with_broken_outline"] == 1
-    assert train["expressions_dropped"] == 2
-    assert train["expressions_with_objects_missing"] == 1
     assert train["expressions_repeated"] == 1
     by_key = {one.key: one for one in records(asked.out, "folder", "train")}
     assert [one.text for one in by_key["train/odd"].expressions] == ["half out", "half out", "both"]
@@ -227,9 +203,9 @@ def test_images_of_another_size_are_left_out(tmp_path):
     place = tmp_path / "images/mscoco/images/train2014"
     formats.image(place / f"COCO_train2014_{1:012d}.jpg", 1, height=64, width=48)
     report = build(dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out"))
-    assert [one["reason"] for one in report["skipped"]] == [
-        "expected 48x64 as annotated, got 64x48"
-    ]
+    found = report["findings"]["image left out, as it is of another size than annotated"]
+    assert found["count"] == 1
+    assert "expected 48x64 as annotated, got 64x48" in found["examples"][0]
 
 
 def test_turned_images_of_reasonseg_are_stored_upright(tmp_path):
@@ -398,7 +374,7 @@ def test_images_that_lie_elsewhere_are_told_at_once(tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="do: --images DIR"):
         dataset.plan_files(asked)
-    with pytest.raises(ValueError, match="got none of the first 4; do: --images DIR"):
+    with pytest.raises(ValueError, match="got none of 4; do: --images DIR"):
         dataset.plan_files(dataclasses.replace(asked, images=tmp_path))
     found = tmp_path / "elsewhere/mscoco/images/train2014"
     assert len(dataset.plan_files(dataclasses.replace(asked, images=found)).tasks) == 4

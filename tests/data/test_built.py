@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 
+import built_data
 import grain
 import numpy as np
 import published_formats as formats
@@ -24,11 +25,7 @@ from seg_jax.geometry import bitmask
 
 
 def build(name, source, out, **options):
-    asked = dataset.Plan(name=name, source=source, out=out, **options)
-    with dataset.claim_build(asked, anew=False):
-        cut = dataset.plan_files(asked)
-        parts = dataset.make_files(cut.tasks, workers=1, progress=lambda done: None)
-        return dataset.finish_build(asked, cut, parts)
+    return built_data.build(dataset.Plan(name=name, source=source, out=out, **options))
 
 
 @pytest.fixture(scope="module")

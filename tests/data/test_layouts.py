@@ -231,10 +231,10 @@ def test_rows_have_room_for_all_but_the_longest_strips(side, log_aspect, limit):
     layout = layout_of("kimi_vl", KIMI | {"in_token_limit": limit})
     other = max(1, int(side * math.exp(log_aspect)))
     assert max(side, other) <= 16 * min(side, other)
-    fit = encode._fit(layout, side, other)
+    fit = encode.fit_image(layout, side, other)
     assert math.prod(fit.framed) // 14**2 <= layout.max_patches
     least = layout_of("qwen2_5_vl", QWEN25 | {"max_pixels": 784 * limit})
-    fit = encode._fit(least, side, other)
+    fit = encode.fit_image(least, side, other)
     assert math.prod(fit.framed) // 14**2 <= least.max_patches
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ def make_file(place: int, plan: dataset.Plan) -> tuple[str, int, int]:
     part = record_files.make_file(_tasks(plan)[place])
     for name in ("records", "bytes"):
         Metrics.counter("build", name).inc(part[name])
-    return part["split"], part["records"], len(part["skipped"])
+    return part["split"], part["records"], part["skipped"]
 
 
 def run_pipeline(
@@ -94,10 +93,11 @@ def make_files(
     # Files that are whole already need no worker.
     missing = [place for place, task in enumerate(tasks) if not record_files.is_whole(task)]
     run_pipeline(make_file, missing, plan, names=("Files", "Make"), runner=runner, options=options)
-    lost = [task.file_path.name for task in tasks if not record_files.is_whole(task)]
+    parts = [record_files.read_part(task) for task in tasks]
+    lost = [task.file_path.name for task, part in zip(tasks, parts, strict=True) if part is None]
     if lost:
         raise ValueError(
             f"{plan.out}: expected the pipeline to make {len(tasks)} files, got {len(lost)} fewer, "
             f"the first one is {lost[0]}; do: check that its workers see this folder"
         )
-    return [json.loads(task.part_path.read_bytes()) for task in tasks]
+    return [part for part in parts if part is not None]

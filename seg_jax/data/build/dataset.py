@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from seg_jax.data import record_schema
 from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, leaks, record_files
 from seg_jax.data.build.record_files import Task
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats import annotations, coco, expected_sizes, folder, reasonseg, refer
 from seg_jax.data.formats.annotations import AnnotatedImage, Annotations
 
@@ -58,7 +60,8 @@ class Plan:
     source: Path
     out: Path
     images: Path | None = None
-    """Folder of the images; None: where others keep them below the source."""
+    """Folder of the images; None: where others keep them below the source, or for data of your own
+    where the lines are."""
     splits: tuple[str, ...] = ()
     """Splits to build; all if empty."""
     paper: bool = False
@@ -69,6 +72,8 @@ class Plan:
     """Editions whose val and test images are removed; all that are there if empty."""
     records: int = 1024
     """Number of images in a file."""
+    strict: bool = False
+    """Whether the build ends at the first thing that would be left out or changed."""
 
 
 @dataclasses.dataclass
@@ -77,6 +82,8 @@ class FilePlan:
 
     tasks: list[Task]
     report: dict[str, Any]
+    findings: Findings
+    """What of the annotations was left out or changed."""
 
 
 def plan_files(plan: Plan) -> FilePlan:
@@ -96,7 +103,10 @@ def plan_files(plan: Plan) -> FilePlan:
     wanted = {name: images for name, images in every.items() if name in (plan.splits or every)}
     _check_leak_options(plan, wanted)
     sizes = {split: _split_size(read, split, wanted[split]) for split in sorted(wanted)}
-    repeated = _drop_repeated_keys(wanted)
+    met = read.findings
+    _drop_repeated_keys(wanted, met)
+    if plan.strict:
+        record_files.check_no_findings(met)
     removed = leaks.remove_leaks(
         wanted,
         name=plan.name,
@@ -108,7 +118,7 @@ def plan_files(plan: Plan) -> FilePlan:
         task
         for split, some in sorted(wanted.items())
         for task in record_files.tasks_of_split(
-            plan.name, split, some, out=plan.out, records=plan.records
+            plan.name, split, some, out=plan.out, records=plan.records, strict=plan.strict
         )
     ]
     if not tasks:
@@ -121,11 +131,9 @@ def plan_files(plan: Plan) -> FilePlan:
         "name": plan.name,
         "annotated": {split: size._asdict() for split, size in sizes.items()},
         "leaks": removed,
-        "faults": read.findings.lines(),
-        "keys_repeated": repeated,
         "warnings": expected_sizes.differences(plan.name, sizes),
     }
-    return FilePlan(tasks, report)
+    return FilePlan(tasks, report, met)
 
 
 def _read_annotations(plan: Plan) -> Annotations:
@@ -141,7 +149,7 @@ def _read_annotations(plan: Plan) -> Annotations:
     if plan.name == "reasonseg":
         return reasonseg.read(source)
     if plan.name == "folder":
-        return folder.read(source)
+        return folder.read(source, images=plan.images)
     prefix = plan.name.removeprefix("coco_")
     sheets = sorted((source / "annotations").glob(f"{prefix}_*.json"))
     if not sheets:
@@ -218,26 +226,30 @@ def _split_size(read: Annotations, split: str, some: list[AnnotatedImage]) -> ex
     return expected_sizes.Size(refs, len(some), sum(len(image.expressions) for image in some))
 
 
-def _drop_repeated_keys(wanted: dict[str, list[AnnotatedImage]]) -> list[str]:
-    """Keeps the first image of every key, and returns the keys of the others."""
-    repeated = []
+def _drop_repeated_keys(wanted: dict[str, list[AnnotatedImage]], met: Findings) -> None:
+    """Keeps the first image of every key, and tells of the others."""
     for split, some in wanted.items():
         seen: dict[str, AnnotatedImage] = {}
         for image in some:
-            if image.key in seen:
-                repeated.append(image.key)
-            seen.setdefault(image.key, image)
+            first = seen.setdefault(image.key, image)
+            if first is not image:
+                met.add(
+                    "image left out, as its key is that of one before",
+                    f"{image.key}: {image.image}, which {first.image} has already",
+                )
         wanted[split] = list(seen.values())
-    return repeated
 
 
 def _check_images_exist(plan: Plan, tasks: list[Task]) -> None:
-    """Raises ValueError if none of the first images exists."""
-    first = [image.image for task in tasks for image in task.images[:4]][:64]
-    if not any(image.exists() for image in first):
+    """Raises ValueError if none of the images exists."""
+    every = [image.image for task in tasks for image in task.images]
+    if not any(image.exists() for image in every):
+        advice = "--images DIR"
+        if plan.name == "reasonseg":
+            advice = "put the images beside their annotations"
         raise ValueError(
-            f"{first[0].parent}: expected images as {first[0].name}, got none of the first "
-            f"{len(first)}; do: --images DIR"
+            f"{every[0].parent}: expected images as {every[0].name}, got none of {len(every)}; "
+            f"do: {advice}"
         )
 
 
@@ -272,6 +284,7 @@ def make_files(
       progress: is called with the number of images that are done.
 
     Raises:
+      ValueError: the build is strict, and something was left out or changed.
       OSError: a file cannot be written, or a source cannot be read.
     """
     parts: dict[int, dict[str, Any]] = {}
@@ -288,6 +301,9 @@ def make_files(
         }
         for future in concurrent.futures.as_completed(futures):
             place = futures[future]
+            if future.exception():  # Of several errors that of the first file is told.
+                for one in futures:
+                    one.result()
             parts[place] = future.result()
             done += len(tasks[place].images)
             progress(done)
@@ -303,38 +319,56 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
       parts: what is known about each.
     """
     by_split: dict[str, list[dict[str, Any]]] = {}
+    met, limited = Findings(), Findings()
+    met.merge(planned.findings)
     for part in parts:
         by_split.setdefault(part["split"], []).append(part)
+        met.merge(Findings.from_json(part["findings"]))
+        limited.merge(Findings.from_json(part["limits"]))
     splits = {split: _sum_counts(some) for split, some in by_split.items()}
-    skipped = [one for part in parts for one in part["skipped"]]
-    report = planned.report | {
-        "splits": splits,
-        "skipped": [dict(zip(("key", "image", "reason"), one, strict=True)) for one in skipped],
-        "images_repeated": _count_repeated(by_split),
-    }
     empty = [split for split, one in splits.items() if not one["records"]]
     if empty:
         raise ValueError(
-            f"{plan.source}: expected images in {', '.join(empty)}, got none that can be read: "
-            f"{skipped[0][1]} is {skipped[0][2]}"
-            "; do: check --images"
+            f"{plan.source}: expected images in {', '.join(empty)}, got none that can be kept: "
+            f"{met.lines()[0]}; do: check the annotations and --images"
         )
     lengths = [
         (split, [part["records"] for part in some], splits[split]["bytes"])
         for split, some in by_split.items()
     ]
-    aside = plan.out / record_files.UNFINISHED
+    sizes = {
+        split: [size for part in some for size in part["sizes"]] for split, some in by_split.items()
+    }
+    made = {
+        task.file_path.name: {name: part[name] for name in ("records", "size", "sha256")}
+        for task, part in zip(planned.tasks, parts, strict=True)
+    }
+    sizes_text = json.dumps(sizes) + "\n"
+    report = planned.report | {
+        "splits": splits,
+        "findings": met.as_json(),
+        "limits": limited.as_json(),
+        "images_repeated": _count_repeated(by_split),
+        "files": made,
+        "sha256": _sha256(json.dumps(made, sort_keys=True)),
+        "sha256_of_sizes": _sha256(sizes_text),
+    }
     info = record_schema.info_json(plan.name, f"{plan.name} as seg-jax builds it.", lengths)
-    text = json.dumps(report, indent=2) + "\n"
+    aside = plan.out / record_files.UNFINISHED
     # The file that makes the folder a data set comes last.
-    for name, data in (
+    for name, text in (
         ("features.json", record_schema.features_json()),
-        (record_schema.REPORT, text),
+        (record_schema.SIZES, sizes_text),
+        (record_schema.REPORT, json.dumps(report, indent=2) + "\n"),
         ("dataset_info.json", info),
     ):
-        files.write_bytes(plan.out / name, data.encode(), aside=aside)
+        files.write_bytes(plan.out / name, text.encode(), aside=aside)
     shutil.rmtree(aside, ignore_errors=True)
     return report
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sum_counts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -345,7 +379,7 @@ def _sum_counts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     whole = {"files": len(parts), "records": 0, "skipped": 0, "bytes": 0}
     for part in parts:
         whole["records"] += part["records"]
-        whole["skipped"] += len(part["skipped"])
+        whole["skipped"] += part["skipped"]
         whole["bytes"] += part["bytes"]
     return whole | dict(sorted(counts.items()))
 

@@ -8,14 +8,16 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
-from seg_jax import files
-from seg_jax.data import image_files, record_schema
+from seg_jax import files, schemas
+from seg_jax.data import findings, image_files, limits, record_schema
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats.annotations import AnnotatedImage, AnnotatedObject, Polygons, Role
 from seg_jax.geometry import bitmask, contour, runlengths
 
@@ -37,6 +39,8 @@ class Task:
     """Number of files of the split."""
     images: tuple[AnnotatedImage, ...]
     out: Path
+    strict: bool = False
+    """Whether the first thing that is left out or changed is an error."""
 
     @property
     def file_path(self) -> Path:
@@ -62,32 +66,69 @@ class Task:
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be stored; its text is the reason."""
+    """An image that cannot be stored."""
+
+    def __init__(self, reason: str, got: str):
+        """Takes the reason, which cases are summed by, and what was met in this one."""
+        super().__init__(f"{reason}: {got}")
+        self.reason, self.got = reason, got
+
+
+class _Part(schemas.Record, frozen=True):
+    """What a part's file must hold to be believed; another build may have left it, or a disk."""
+
+    digest: str
+    sha256: str
+    size: int
+    split: str
+    records: Annotated[int, Meta(ge=0)]
+    bytes: Annotated[int, Meta(ge=0)]
+    skipped: Annotated[int, Meta(ge=0)]
+    images: list[str]
+    sizes: list[list[int]]
+    counts: dict[str, int]
+    findings: dict[str, Any]
+    limits: dict[str, Any]
+
+
+def read_part(task: Task) -> dict[str, Any] | None:
+    """Returns what is known about the file of a task, None unless it is whole.
+
+    The file must be made of the same annotations, and hold the bytes that were written.
+    """
+    try:
+        part = json.loads(task.part_path.read_bytes())
+        schemas.check(part, _Part, where=str(task.part_path))
+        for name in ("findings", "limits"):
+            Findings.from_json(part[name])
+        same = part["digest"] == task.digest and part["size"] == task.file_path.stat().st_size
+        return part if same and part["sha256"] == _sha256(task.file_path) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def is_whole(task: Task) -> bool:
-    """Returns whether the file of a task exists already, made of the same images."""
-    try:
-        part = json.loads(task.part_path.read_bytes())
-        return part["digest"] == task.digest and part["size"] == task.file_path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """Returns whether the file of a task exists already, see `read_part`."""
+    return read_part(task) is not None
 
 
 def make_file(task: Task) -> dict[str, Any]:
-    """Makes the file of a task unless it exists, and returns what is known about it.
+    """Makes the file of a task unless it is there and whole; returns what is known about it.
 
     Raises:
+      ValueError: the task is strict, and something was left out or changed.
       OSError: it cannot be written, or a source cannot be read.
     """
-    if is_whole(task):
-        return json.loads(task.part_path.read_bytes())
+    if part := read_part(task):
+        _check_strict(task, Findings.from_json(part["findings"]))
+        return part
     unfinished = task.out / UNFINISHED / f"{task.file_path.name}.{os.getpid()}"
     for folder in (unfinished.parent, task.part_path.parent):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         part = _write_records(task, unfinished)
-        part |= {"digest": task.digest, "size": unfinished.stat().st_size}
+        size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
+        part |= {"digest": task.digest, "size": size, "sha256": sha256}
         files.move_synced(unfinished, task.file_path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -98,30 +139,59 @@ def make_file(task: Task) -> dict[str, Any]:
     return part
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_strict(task: Task, met: Findings) -> None:
+    """Raises ValueError with the first finding if the task is strict."""
+    if task.strict:
+        check_no_findings(met)
+
+
+def check_no_findings(met: Findings) -> None:
+    """Raises ValueError if anything was left out or changed: it tells the first case."""
+    for reason, examples in met.examples.items():
+        raise ValueError(
+            f"strict: expected nothing to be left out or changed, got {reason}: {examples[0]}"
+            "; do: correct it, or build without --strict"
+        )
+
+
 def _write_records(task: Task, path: Path) -> dict[str, Any]:
     """Writes the records of a task, and returns what is known about them."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     counts: collections.Counter[str] = collections.Counter()
-    skipped, images, size = [], [], 0
-    # A record a group: any can be read without the others.
+    met, limited = Findings(), Findings()
+    skipped, images, sizes, size = 0, [], [], 0
+    # A record a group: any can be read without the others. Each carries a hash, which its reader
+    # checks (Riegeli's).
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
         for image in task.images:
+            record = None
             try:
-                record, found = build_record(image)
-            except BrokenImage as reason:
-                skipped.append([image.key, str(image.image), str(reason)])
+                record, found = build_record(image, met)
+            except BrokenImage as error:
+                met.add(error.reason, f"{image.key} ({image.image}): {error.got}")
+                skipped += 1
+            _check_strict(task, met)
+            if record is None:
                 continue
             data = record_schema.encode(record)
             writer.write(data)
             counts.update(found)
             size += len(data)
+            sizes.append(record_schema.size_of(record))
+            limits.tell_usual(sizes[-1], limited, where=f"{image.key} ({image.image})")
             images.append(hashlib.blake2b(record.image, digest_size=8).hexdigest())
     finally:
         _close_writer(writer, path)
     known = {"split": task.split, "records": len(images), "bytes": size, "images": images}
-    return known | {"counts": dict(sorted(counts.items())), "skipped": skipped}
+    known |= {"counts": dict(sorted(counts.items())), "sizes": sizes, "skipped": skipped}
+    return known | {"findings": met.as_json(), "limits": limited.as_json()}
 
 
 def _close_writer(writer: Any, path: Path) -> None:
@@ -134,28 +204,35 @@ def _close_writer(writer: Any, path: Path) -> None:
         raise OSError(f"{path}: {error}") from None
 
 
-def build_record(image: AnnotatedImage) -> tuple[record_schema.Record, dict[str, int]]:
-    """Returns the record of an annotated image, and counts of what was met in it.
+def build_record(
+    image: AnnotatedImage, met: Findings
+) -> tuple[record_schema.Record, dict[str, int]]:
+    """Returns the record of an annotated image, and counts of what is in it.
+
+    Args:
+      image: with its annotations.
+      met: is told what was left out or changed.
 
     Raises:
       BrokenImage: the file is missing, broken or of another size, or no object is left of it.
       OSError: the file cannot be read.
     """
-    data, (height, width), changed = _read_image(image)
-    counts: collections.Counter[str] = collections.Counter(images_converted=int(changed))
-    objects = _objects_with_masks(image.objects, counts, height=height, width=width)
+    stored = _read_image(image, met)
+    height, width = stored.height, stored.width
+    objects = _objects_with_masks(image, met, height=height, width=width)
     new_places = {place: new for new, (place, _, _) in enumerate(objects)}
-    expressions = _expressions_left(image, new_places, counts)
+    expressions, repeated = _expressions_left(image, new_places, met)
+    had = f"{len(image.objects)} objects and {len(image.expressions)} expressions annotated"
     if not expressions and not objects:
-        raise BrokenImage("no object and no expression is left of it")
+        raise BrokenImage("image left out, as no object and no expression is left of it", had)
     meant = any(one.objects for one in expressions)
     if any(one.objects for one in image.expressions) and not meant:
-        raise BrokenImage("no object with an expression is left of it")
+        raise BrokenImage("image left out, as no object with an expression is left of it", had)
     boxes = [one.box_px or contour.box_px(bitmask.from_rle(rle)) for _, one, rle in objects]
     record = record_schema.Record(
         key=image.key,
         split=image.split,
-        image=data,
+        image=stored.data,
         image_id=image.image_id,
         name=image.image.name,
         height=height,
@@ -168,90 +245,120 @@ def build_record(image: AnnotatedImage) -> tuple[record_schema.Record, dict[str,
         boxes_px=np.asarray(boxes, np.float32).reshape(-1, 4),
         expressions=tuple(expressions),
     )
-    counts["objects"] += len(objects)
-    counts["expressions"] += len(expressions)
-    counts["expressions_without_object"] += sum(not one.objects for one in expressions)
-    counts["expressions_of_many_objects"] += sum(len(one.objects) > 1 for one in expressions)
-    counts["records_with_objects"] += meant
+    counts = {
+        "objects": len(objects),
+        "crowds": sum(one.role is Role.CROWD for _, one, _ in objects),
+        "expressions": len(expressions),
+        "expressions_repeated": repeated,
+        "expressions_without_object": sum(not one.objects for one in expressions),
+        "expressions_of_many_objects": sum(len(one.objects) > 1 for one in expressions),
+        "records_with_objects": int(meant),
+        "images_converted": int(stored.changed),
+    }
     return record, {name: number for name, number in counts.items() if number}
 
 
 def _objects_with_masks(
-    objects: Sequence[AnnotatedObject],
-    counts: collections.Counter[str],
-    *,
-    height: int,
-    width: int,
+    image: AnnotatedImage, met: Findings, *, height: int, width: int
 ) -> list[tuple[int, AnnotatedObject, dict[str, Any]]]:
-    """Returns the place, annotation and mask of every object that has one; counts the others."""
+    """Returns the place, annotation and mask of every object that has one; tells of the others."""
     found = []
-    for place, one in enumerate(objects):
-        rle = _mask_rle(one, counts, height=height, width=width)
-        if rle is None:
+    for place, one in enumerate(image.objects):
+        where = f"{image.key} ({image.image}), object {one.id}"
+        try:
+            rle = one.outline.rle(height, width)
+        except (ValueError, OSError) as error:
+            told = str(error).partition("; do: ")[0]
+            met.add(f"object left out: {findings.reason_of(error)}", f"{where}: {told}")
             continue
         if not runlengths.area(rle):
-            counts["objects_without_pixels"] += 1
+            met.add("object left out, as no pixel of the image is in it", where)
             continue
+        if isinstance(one.outline, Polygons):
+            beyond = one.outline.overhang_px(height, width)
+            if beyond > OVERHANG_PX:
+                met.add(
+                    "outline cut off at the border of the image",
+                    f"{where}: reaches {beyond:.1f} pixels beyond {height}x{width}",
+                )
         found.append((place, one, rle))
     return found
 
 
-def _read_image(image: AnnotatedImage) -> tuple[bytes, tuple[int, int], bool]:
-    """Returns an image's bytes, its height and width, and whether the bytes are new ones."""
+def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
+    """Returns an image as it is stored."""
     try:
         data = image_files.read_bytes(image.image)
-        stored = image_files.storable(data, upright=image.upright)
+        header = image_files.read_header(data)
+        stored = image_files.storable(data, upright=_is_turned(image, header, met))
     except image_files.Unreadable as error:
-        raise BrokenImage(error.fault) from None
+        raise BrokenImage(f"image left out: {error.reason}", error.fault) from None
     size = stored.height, stored.width
     if image.size is not None and image.size != size:
         raise BrokenImage(
-            f"expected {image.size[0]}x{image.size[1]} as annotated, got {size[0]}x{size[1]}"
+            "image left out, as it is of another size than annotated",
+            f"expected {image.size[0]}x{image.size[1]} as annotated, got {size[0]}x{size[1]}",
         )
-    return stored.data, size, stored.changed
+    return stored
 
 
-def _mask_rle(
-    one: AnnotatedObject, counts: collections.Counter[str], *, height: int, width: int
-) -> dict[str, Any] | None:
-    """Returns the mask of an object, or None if its outline is broken; counts what is odd."""
-    try:
-        rle = one.outline.rle(height, width)
-    except (ValueError, FileNotFoundError):
-        counts["objects_with_broken_outline"] += 1
-        return None
-    if isinstance(one.outline, Polygons):
-        counts["objects_beyond_image"] += one.outline.overhang_px(height, width) > OVERHANG_PX
-    counts["crowds"] += one.role is Role.CROWD
-    return rle
+def _is_turned(image: AnnotatedImage, header: image_files.Header, met: Findings) -> bool:
+    """Returns whether an image is stored as its camera's note (EXIF) turns it.
+
+    Outlines are of the image as its file stores it, unless the annotation says otherwise: by its
+    word (`upright`), or by a size that only the turned image has. Where no size can tell, it is
+    said.
+    """
+    if image.upright or header.orientation == 1:
+        return image.upright
+    as_stored, turned = (header.height, header.width), header.upright_size
+    where = f"{image.key} ({image.image}): orientation {header.orientation}"
+    if image.size == turned != as_stored:
+        met.add("image turned as its EXIF note says, as the annotated size is of the turned", where)
+        return True
+    if image.size is None or as_stored == turned:
+        met.add("image kept as stored, though its EXIF note turns it, which outlines may do", where)
+    return False
 
 
 def _expressions_left(
-    image: AnnotatedImage, new_places: dict[int, int], counts: collections.Counter[str]
-) -> list[record_schema.Expression]:
-    """Returns the expressions that still mean an object, with the places of objects in the record.
+    image: AnnotatedImage, new_places: dict[int, int], met: Findings
+) -> tuple[list[record_schema.Expression], int]:
+    """Returns the expressions that still mean an object, and how many of them come again.
 
     Args:
       image: the annotated image.
       new_places: place in the record of each object that is left, by its place in the image.
-      counts: is updated with what was dropped.
+      met: is told what was left out.
     """
-    left, seen = [], set()
+    left, seen, repeated = [], set(), 0
     for one in image.expressions:
+        where = f"{image.key} ({image.image}), expression {one.id}"
         objects = tuple(new_places[place] for place in one.objects if place in new_places)
         text = " ".join(one.text.split())
-        if not text or (one.objects and not objects):
-            counts["expressions_dropped"] += 1
+        told = f"{where}: {schemas.short_repr(text)}"
+        if not text:
+            met.add("expression left out, as it has no text", where)
             continue
-        counts["expressions_with_objects_missing"] += len(objects) < len(one.objects)
-        counts["expressions_repeated"] += (text, objects) in seen
+        if one.objects and not objects:
+            met.add("expression left out, as none of its objects is left", told)
+            continue
+        if len(objects) < len(one.objects):
+            met.add("expression kept without those of its objects that were left out", told)
+        repeated += (text, objects) in seen
         seen.add((text, objects))
         left.append(record_schema.Expression(one.id, text, objects, one.ref, one.sentence))
-    return left
+    return left, repeated
 
 
 def tasks_of_split(
-    name: str, split: str, images: Iterable[AnnotatedImage], *, out: Path, records: int
+    name: str,
+    split: str,
+    images: Iterable[AnnotatedImage],
+    *,
+    out: Path,
+    records: int,
+    strict: bool = False,
 ) -> list[Task]:
     """Returns the files of a split to make; images with objects come first.
 
@@ -261,8 +368,11 @@ def tasks_of_split(
       images: images of the split.
       out: folder of the files.
       records: number of images in each file but the last.
+      strict: whether the first thing that is left out or changed is an error.
     """
     # Training on objects alone reads a split up to the first image without any.
     ordered = sorted(images, key=lambda image: not any(one.objects for one in image.expressions))
     groups = [tuple(ordered[at : at + records]) for at in range(0, len(ordered), records)]
-    return [Task(name, split, index, len(groups), one, out) for index, one in enumerate(groups)]
+    return [
+        Task(name, split, index, len(groups), one, out, strict) for index, one in enumerate(groups)
+    ]

@@ -9,12 +9,12 @@ A line is a JSON object:
                  {"text": "both cups", "objects": [0, 1]},
                  {"text": "a fork", "objects": []}]}
 
-`image` is relative to the folder of the file. A segmentation is one of COCO's: polygons x, y, x,
-y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else the image's file
-name without its ending), `name`, `crowd` and `ignore` (true) of an object and `sentence` (true) of
-a phrase may be left out. A phrase without objects is one that fits nothing in the image.
-`upright` (true) says that outlines are of the image as its camera's note (EXIF) turns it. What
-else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
+`image` is relative to the folder of the file, or to `--images`. A segmentation is one of COCO's:
+polygons x, y, x, y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else
+the image's file name without its ending), `name`, `crowd` and `ignore` (true) of an object and
+`sentence` (true) of a phrase may be left out. A phrase without objects is one that fits nothing in
+the image. `upright` (true) says that outlines are of the image as its camera's note (EXIF) turns
+it. What else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ from seg_jax.data.formats.annotations import (
 )
 
 
-def read(source: Path) -> Annotations:
+def read(source: Path, *, images: Path | None = None) -> Annotations:
     """Returns the images of every SPLIT.jsonl in a folder.
+
+    Args:
+      source: the folder.
+      images: folder that the paths of images are relative to; None: that of their file.
 
     Raises:
       ValueError: there is none, or a line is none of this format; it tells file and line.
@@ -49,7 +53,8 @@ def read(source: Path) -> Annotations:
     found = Annotations([])
     for file in files:
         for place, (where, line) in enumerate(_lines(file)):
-            found.images.append(_annotated_image(file, place=place, where=where, line=line))
+            image = _annotated_image(file, images or source, place=place, where=where, line=line)
+            found.images.append(image)
     return found
 
 
@@ -66,7 +71,9 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                     ) from None
 
 
-def _annotated_image(file: Path, *, place: int, where: str, line: Any) -> AnnotatedImage:
+def _annotated_image(
+    file: Path, images: Path, *, place: int, where: str, line: Any
+) -> AnnotatedImage:
     image = annotations.field(line, "image", str, where=where)
     key = line.get("key", Path(image).stem)
     things = []
@@ -88,7 +95,7 @@ def _annotated_image(file: Path, *, place: int, where: str, line: Any) -> Annota
     return AnnotatedImage(
         key=f"{file.stem}/{key}",
         split=file.stem,
-        image=file.parent / image,
+        image=images / image,
         image_id=place,
         objects=tuple(things),
         expressions=tuple(told),

@@ -1,0 +1,213 @@
+"""Holds builds to telling all that they leave out or change, each time alike."""
+
+import dataclasses
+import json
+import math
+
+import published_formats as formats
+import pytest
+from built_data import build, records, tree
+from PIL import Image
+
+from seg_jax.data.build import dataset, record_files
+from seg_jax.data.findings import Findings
+from seg_jax.data.formats.annotations import (
+    AnnotatedImage,
+    AnnotatedObject,
+    Expression,
+    PngSegment,
+    Polygons,
+    RunLengths,
+)
+
+POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
+
+
+def own_data(root, *, pictures, missing=()):
+    """Makes data of one's own: a line a picture, an object in each; some pictures are missing."""
+    lines = []
+    for number, name in enumerate((*missing, *pictures)):
+        if name in pictures:
+            formats.image(root / name, number)
+        thing = {"segmentation": [POLYGON], "name": "cup"}
+        phrases = [{"text": f"cup {number}", "objects": [0]}]
+        lines.append({"image": name, "objects": [thing], "phrases": phrases})
+    (root / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return dataset.Plan(name="folder", source=root, out=root / "out", records=4)
+
+
+def test_missing_pictures_are_skipped_and_counted(tmp_path):
+    """missing-1: six that are missing before one that exists."""
+    asked = own_data(tmp_path, pictures=["6.jpg"], missing=[f"{n}.jpg" for n in range(6)])
+    report = build(asked)
+    found = report["findings"]["image left out: image is missing"]
+    assert found["count"] == 6
+    assert found["examples"][0] == f"train/0 ({tmp_path}/0.jpg): expected an image, got no file"
+    assert report["splits"]["train"]["records"] == 1
+    assert len(records(asked.out, "folder", "train")) == 1
+
+
+def test_a_set_without_any_picture_is_refused_with_an_option_that_exists(tmp_path):
+    """missing-1: the option of the advice is read."""
+    asked = own_data(tmp_path / "lines", pictures=["a.jpg", "b.jpg"])
+    (tmp_path / "lines" / "a.jpg").rename(tmp_path / "a.jpg")
+    (tmp_path / "lines" / "b.jpg").unlink()
+    with pytest.raises(ValueError, match="got none of 2; do: --images DIR"):
+        build(asked)
+    assert build(dataclasses.replace(asked, images=tmp_path))["splits"]["train"]["records"] == 1
+
+
+def test_ten_examples_of_a_reason_are_kept(tmp_path):
+    asked = own_data(tmp_path, pictures=["z.jpg"], missing=[f"{n:02d}.jpg" for n in range(15)])
+    report = build(asked)
+    found = report["findings"]["image left out: image is missing"]
+    assert found["count"] == 15
+    assert [one.split()[0] for one in found["examples"]] == [f"train/{n:02d}" for n in range(10)]
+
+
+def test_two_builds_of_a_text_named_jpg_are_the_same_bytes(tmp_path):
+    """text-1, key-1: whatever the number of processes."""
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"])
+    (tmp_path / "b.jpg").write_text("no picture")
+    (tmp_path / "e.jpg").write_text("another")
+    first = build(asked)
+    found = first["findings"]["image left out: file is no image that is read"]
+    assert found["count"] == 2
+    assert " at 0x" not in json.dumps(first)
+    again = dataclasses.replace(asked, out=tmp_path / "again", records=4)
+    build(again, workers=2)
+    assert tree(again.out) == tree(asked.out)
+
+
+def annotated(tmp_path, *outlines, texts=("it",)):
+    """Returns an image with an object a outline and expressions that mean the first one."""
+    formats.image(tmp_path / "a.jpg", 1)
+    things = tuple(AnnotatedObject(n, outline) for n, outline in enumerate(outlines))
+    told = tuple(Expression(n, text, (0,)) for n, text in enumerate(texts))
+    return AnnotatedImage("train/a", "train", tmp_path / "a.jpg", 1, things, told)
+
+
+@pytest.mark.parametrize(
+    ("outline", "told"),
+    [
+        (RunLengths(({"size": [9, 9], "counts": [81]},)), "masks of the image's size"),
+        (RunLengths(({"size": [48, 64], "counts": "b'abc'"},)), "object left out: "),
+        (Polygons(((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),)), "x and y of each point"),
+        (Polygons(((math.nan, 2.0, 3.0, 4.0, 5.0, 6.0),)), "polygons of finite pixels"),
+        (Polygons(((1.0, 2.0, 3.0, 4.0),)), "no pixel of the image is in it"),
+        (Polygons(((100.0, 100.0, 120.0, 100.0, 120.0, 120.0),)), "no pixel of the image is in it"),
+    ],
+)
+def test_every_broken_outline_has_its_own_reason(tmp_path, outline, told):
+    """why-1: and the reasons of an image that is left out are not lost with it."""
+    met = Findings()
+    with pytest.raises(record_files.BrokenImage, match="no object and no expression is left"):
+        record_files.build_record(annotated(tmp_path, outline), met)
+    reasons = [reason for reason in met.counts if reason.startswith("object left out")]
+    assert len(reasons) == 1
+    assert told in reasons[0]
+    (example,) = met.examples[reasons[0]]
+    assert example.startswith(f"train/a ({tmp_path}/a.jpg), object 0")
+
+
+def test_a_missing_or_odd_png_of_segments_is_told(tmp_path):
+    """why-1: the file of the panoptic segments is named."""
+    met = Findings()
+    image = annotated(tmp_path, PngSegment(tmp_path / "absent.png", 7))
+    with pytest.raises(record_files.BrokenImage):
+        record_files.build_record(image, met)
+    (example,) = next(iter(met.examples.values()))
+    assert "absent.png" in example
+
+
+def test_outlines_cut_off_and_expressions_dropped_are_told(tmp_path):
+    met = Findings()
+    image = annotated(
+        tmp_path, Polygons(((-20.0, 5.0, 30.0, 5.0, 30.0, 30.0),)), texts=(" ", "a", "a")
+    )
+    record, counts = record_files.build_record(image, met)
+    assert [one.text for one in record.expressions] == ["a", "a"]
+    assert counts["expressions_repeated"] == 1
+    assert met.counts == {
+        "outline cut off at the border of the image": 1,
+        "expression left out, as it has no text": 1,
+    }
+    (example,) = met.examples["outline cut off at the border of the image"]
+    assert example.endswith("object 0: reaches 20.0 pixels beyond 48x64")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_strict_build_ends_with_its_first_finding(tmp_path, workers):
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"], missing=["x.jpg", "y.jpg", "z.jpg"])
+    strict = dataclasses.replace(asked, strict=True, records=2)
+    line = r"strict: expected nothing .*, got image left out: image is missing: train/x \(.*x.jpg\)"
+    with pytest.raises(ValueError, match=line):
+        build(strict, workers=workers)
+    assert not (asked.out / "dataset_info.json").exists()
+    build(dataclasses.replace(strict, strict=False))
+    with pytest.raises(ValueError, match=line):  # What was made before is no way around it.
+        build(strict)
+
+
+def test_a_strict_build_of_good_data_is_a_build(tmp_path):
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
+    report = build(dataclasses.replace(asked, strict=True))
+    assert report["findings"] == {}
+    assert report["splits"]["train"]["records"] == 2
+
+
+def test_what_runs_will_pass_over_is_told_when_data_are_built(tmp_path):
+    """ratio-1: a picture of 900 x 3."""
+    asked = own_data(tmp_path, pictures=["a.jpg"])
+    formats.image(tmp_path / "a.jpg", 1, height=3, width=900)
+    (tmp_path / "train.jsonl").write_text(
+        (tmp_path / "train.jsonl").read_text().replace("10.0", "0.0")
+    )
+    report = build(asked)
+    assert report["splits"]["train"]["records"] == 1
+    (reason,) = report["limits"]
+    assert reason == (
+        "passed over by models of scaled images (Qwen): expected an aspect ratio of at most 200"
+    )
+    assert report["limits"][reason]["examples"] == [
+        f"train/a ({tmp_path}/a.jpg): 3 x 900 pixels, 1 masks"
+    ]
+
+
+def turned(tmp_path, orientation, *, height, width, **fields):
+    """Returns an annotated JPEG whose camera was held in some way."""
+    image = annotated(tmp_path, Polygons(((1.0, 1.0, 20.0, 1.0, 20.0, 20.0),)))
+    formats.image(tmp_path / "a.jpg", 1, height=height, width=width)
+    with Image.open(tmp_path / "a.jpg") as file:
+        exif = file.getexif()
+        exif[0x0112] = orientation
+        file.save(tmp_path / "a.jpg", exif=exif)
+    return dataclasses.replace(image, **fields)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shape", "size", "stored", "told"),
+    [
+        (6, (64, 64), None, (64, 64), "kept as stored"),
+        (6, (48, 64), None, (48, 64), "kept as stored"),
+        (6, (48, 64), (48, 64), (48, 64), ""),
+        (6, (48, 64), (64, 48), (64, 48), "turned as its EXIF note says"),
+        (6, (64, 64), (64, 64), (64, 64), "kept as stored"),
+        (3, (48, 64), (48, 64), (48, 64), "kept as stored"),
+        (1, (48, 64), None, (48, 64), ""),
+    ],
+)
+def test_one_rule_turns_images_and_a_doubt_is_told(
+    tmp_path, orientation, shape, size, stored, told
+):
+    """exif-1: outlines are of the stored pixels unless the annotation tells otherwise."""
+    met = Findings()
+    image = turned(tmp_path, orientation, height=shape[0], width=shape[1], size=size)
+    record, _ = record_files.build_record(image, met)
+    assert (record.height, record.width) == record.pixels().shape[:2] == stored
+    assert [told in reason for reason in met.counts] == [True] * bool(told)
+    if orientation != 1 and size is None:
+        upright = dataclasses.replace(image, upright=True)
+        record, _ = record_files.build_record(upright, met := Findings())
+        assert (record.height, record.width) == shape[::-1]
+        assert met.counts == {}

@@ -1,0 +1,158 @@
+"""Holds built data sets to noticing damage: of a bit, a file, a record, of what describes them."""
+
+import json
+import random
+
+import published_formats as formats
+import pytest
+from built_data import build, tree
+
+from seg_jax.data import record_schema, sources, split_files
+from seg_jax.data.build import dataset, record_files
+from seg_jax.data.findings import Findings
+from seg_jax.data.sources import Built
+from seg_jax.tasks.task import Unfit
+
+
+@pytest.fixture
+def asked(tmp_path):
+    formats.refer(tmp_path, "refcoco_unc", images=3)
+    plan = dataset.Plan(name="refcoco_unc", source=tmp_path, out=tmp_path / "out", records=2)
+    build(plan)
+    return plan
+
+
+def train_files(plan):
+    return sorted(plan.out.glob("*-train.array_record-*"))
+
+
+def used_bytes(data):
+    """Returns the places of bytes that say something: the rest is padding of whole blocks."""
+    return [place for place, byte in enumerate(data) if byte]
+
+
+def test_a_flipped_bit_costs_one_record_and_is_repaired(asked):
+    whole = tree(asked.out)
+    path, rng = train_files(asked)[0], random.Random(0)
+    data = path.read_bytes()
+    task = next(one for one in dataset.plan_files(asked).tasks if one.file_path == path)
+    noticed = 0
+    for place in rng.sample(used_bytes(data)[:4000], 40):
+        spoiled = bytearray(data)
+        spoiled[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(spoiled)
+        source, met = Built(folders=(asked.out,)), Findings()
+        keys = [sample.key for _, sample in sources.readable(source, range(3), met)]
+        assert len(keys) + sum(met.counts.values()) == 3
+        for examples in met.examples.values():
+            assert examples[0].startswith(f"{path}, record ")
+        noticed += bool(met.counts)
+        # Where no record is hurt (the name of the writer, say), the build still sees it.
+        assert not record_files.is_whole(task)
+    assert noticed > 30
+    build(asked)
+    assert tree(asked.out) == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:70_000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"text" * 40_000),
+    ],
+)
+def test_a_missing_or_cut_file_costs_its_records_and_is_repaired(asked, damage):
+    whole = tree(asked.out)
+    path = train_files(asked)[0]
+    damage(path)
+    source, met = Built(folders=(asked.out,)), Findings()
+    assert [index for index, _ in sources.readable(source, range(3), met)] == [2]
+    assert sum(met.counts.values()) == 2
+    with pytest.raises(Unfit, match=r"record 1: expected a whole record .* do: run the same"):
+        source[1]
+    # It shows before a record is read.
+    early = Findings()
+    assert source.split_files[0].lost_records(early) == [0, 1]
+    assert next(iter(early.counts.values())) == 2
+    build(asked)
+    assert tree(asked.out) == whole
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "{",
+        "null",
+        "[" * 100_000,
+        '{"digest": 5}',
+        lambda part: part | {"images": 7},
+        lambda part: part | {"records": -3},
+        lambda part: part | {"findings": {"x": {"count": "many"}}},
+        lambda part: part | {"sha256": "0" * 64},
+    ],
+)
+def test_a_hostile_part_file_is_not_believed(asked, part):
+    whole = tree(asked.out)
+    path = asked.out / record_files.PARTS / "train-00000.json"
+    text = part if isinstance(part, str) else json.dumps(part(json.loads(path.read_text())))
+    path.write_text(text)
+    build(asked)
+    assert tree(asked.out) == whole
+
+
+INFO = "dataset_info.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "told"),
+    [
+        (INFO, lambda _: "{", "expected JSON"),
+        (INFO, lambda _: "[]", "expected object"),
+        (
+            INFO,
+            lambda text: text.replace('"refcoco_unc"', '"../../etc/x"'),
+            "expected str matching",
+        ),
+        (
+            INFO,
+            lambda text: text.replace('"splits": [', '"splits": [5, '),
+            "expected object, got 5",
+        ),
+        (INFO, lambda text: text.replace('"2"', '"-2"'), "expected str matching"),
+        (INFO, lambda text: text.replace('"2"', '"9' + "9" * 40 + '"'), "expected str matching"),
+        (record_schema.REPORT, lambda _: "[", "expected JSON"),
+        (record_schema.REPORT, lambda _: '{"splits": 7}', "expected object, got 7"),
+        (record_schema.REPORT, lambda _: '{"splits": {"train": {"records": "x"}}}', "expected int"),
+    ],
+)
+def test_hostile_descriptions_are_one_line(asked, name, spoil, told):
+    path = asked.out / name
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(ValueError, match=told) as error:
+        len(Built(folders=(asked.out,)))
+    assert "\n" not in str(error.value)
+    assert "; do: " in str(error.value)
+    build(asked)
+    assert len(Built(folders=(asked.out,))) == 3
+
+
+def test_a_data_set_without_a_report_is_read(asked):
+    """Of TFDS, or of an older build: nothing is known about sizes and lengths."""
+    for name in (record_schema.REPORT, record_schema.SIZES):
+        (asked.out / name).unlink()
+    source = Built(folders=(asked.out,))
+    assert len([source[index] for index in range(3)]) == 3
+    assert source.split_files[0].sizes() is None
+    assert source.split_files[0].lost_records(Findings()) == []
+
+
+def test_sizes_are_those_of_the_records(asked):
+    source = Built(folders=(asked.out,))
+    sizes = source.split_files[0].sizes()
+    assert sizes == [record_schema.size_of(source.record(index)) for index in range(3)]
+    path = asked.out / record_schema.SIZES
+    path.write_bytes(path.read_bytes().replace(b"48", b"49", 1))
+    with pytest.raises(ValueError, match="expected it as it was built, got other bytes"):
+        split_files.SplitFiles.find(asked.out, "train").sizes()
