@@ -254,7 +254,7 @@ def test_answers_do_not_depend_on_the_devices():
         )
 
     with jax.set_mesh(mesh):
-        assert sharding.queues(B) == 4
+        assert sharding.shards_of_rows(B) == 4
         got = jax.jit(run)(spread, *rows, jax.random.key(0))
     assert_same(jax.tree.map(np.asarray, got), want)
 

@@ -103,7 +103,7 @@ def test_weights_lie_whole_while_answers_are_decoded_where_there_is_room(setting
 
     def lies(gib, *, divides=True):
         def move(tree):
-            how = sharding.decoding(tree, gib=gib, divides=divides)
+            how = sharding.decoding_layout(tree, gib=gib, divides=divides)
             return tree if how is None else how(tree)
 
         with jax.set_mesh(on):

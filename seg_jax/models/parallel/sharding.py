@@ -256,7 +256,7 @@ def along_rows() -> int:
     return 1 if on is None else parts_of(MESH["sequence"], on)
 
 
-def queues(rows: int) -> int:
+def shards_of_rows(rows: int) -> int:
     """Returns how many parts devices hold of a batch of rows: 1 outside `jax.set_mesh`."""
     on = current_mesh()
     return 1 if on is None or rows % row_parts(on) else row_parts(on)
@@ -295,7 +295,7 @@ def constrain_weights(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, places)
 
 
-class Decoding(NamedTuple):
+class DecodingLayout(NamedTuple):
     """How weights lie while answers are decoded."""
 
     on: AbstractMesh
@@ -320,7 +320,7 @@ class Decoding(NamedTuple):
         return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
+def decoding_layout(tree: Any, *, gib: float | None, divides: bool) -> DecodingLayout | None:
     """Returns how weights are laid over devices while answers are decoded; None: as they are.
 
     It is for the beginning of a program that decodes: weights then move once, not once a token.
@@ -345,8 +345,8 @@ def decoding(tree: Any, *, gib: float | None, divides: bool) -> Decoding | None:
 
     taken = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, tree)))
     if taken <= gib * 2**30:
-        return Decoding(on, WHOLE)
-    return Decoding(on, DIVIDED) if divides and asked else None
+        return DecodingLayout(on, WHOLE)
+    return DecodingLayout(on, DIVIDED) if divides and asked else None
 
 
 def constrain_whole(x: Any) -> Any:

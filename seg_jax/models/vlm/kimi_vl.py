@@ -19,7 +19,6 @@ from seg_jax.models.facts.arithmetic import Arithmetic
 from seg_jax.models.facts.family import VLM, Family, SpecialTokens
 from seg_jax.models.nn import (
     attention,
-    batching,
     layer_stack,
     linear,
     rotary,
@@ -29,7 +28,7 @@ from seg_jax.models.nn.linear import Embedding
 from seg_jax.models.nn.norms import RMSNorm
 from seg_jax.models.nn.rotary import Rotary
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import moonlight, moonvit, protocol
+from seg_jax.models.vlm import decoding, moonlight, moonvit, protocol
 from seg_jax.records import Array, Images, Packing, Tokens
 
 
@@ -260,7 +259,7 @@ class Decoder:
         graph, params = nnx.split(model)
         params = jax.tree_util.tree_map_with_path(cast, params)
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
-        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=False)
+        lies = sharding.decoding_layout(read, gib=model.compute.decode_gib, divides=False)
         stacks = nnx.merge(graph, params)
         self.blocks = [
             *layer_stack.unstack(stacks.first, lies),
@@ -285,25 +284,18 @@ class Decoder:
         self, ids: Int[Array, "B G Q"], prefix: protocol.Prefix, suffix: protocol.Suffix
     ) -> tuple[Float[Array, "B G Q D"], protocol.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
-        new, reach = ids.shape[-1], suffix.own[0].shape[2]
-        view = batching.visible_columns(suffix.length, suffix.slots, new=new, reach=reach)
-        turn = batching.slice_columns(suffix.turn, suffix.length, suffix.slots, new=new)
-        x = self.model._words(ids)
         prompts = [layer for stack in prefix.cache for layer in stack]
-        filled = []
-        for block, prompt, own in zip(self.blocks, prompts, suffix.own, strict=True):
 
-            def mix(attention, q, latents, prompt=prompt, own=own):
-                own = jax.lax.dynamic_update_slice_in_dim(own, latents, view.at, 2)
-                used, seen = prefix.used, view.seen
-                out = attention.attend_latent(
-                    q, prompt, own, used=used, seen=seen, slots=suffix.slots
-                )
-                return out, own
+        def mix(number, own, view, attention, q, latents):
+            own = jax.lax.dynamic_update_slice_in_dim(own, latents, view.at, 2)
+            used, seen, slots = prefix.used, view.seen, suffix.slots
+            prompt = prompts[number]
+            return attention.attend_latent(q, prompt, own, used=used, seen=seen, slots=slots), own
 
-            x, own = block(x, turn, mix)
-            filled.append(own)
-        return self.model.norm(x), suffix._replace(own=tuple(filled), length=suffix.length + new)
+        reach = suffix.own[0].shape[2]
+        x = self.model._words(ids)
+        x, suffix = decoding.extend(self.blocks, x, suffix, reach=reach, mix=mix)
+        return self.model.norm(x), suffix
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""

@@ -348,16 +348,7 @@ class Qwen25VL(qwen_decoder.Dense):
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
         text = config.text
-        shape = blocks.Shape(
-            width=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            ffn=text.intermediate_size,
-            eps=text.rms_norm_eps,
-            std=text.initializer_range,
-            out_bias=False,
-            ffn_bias=False,
-        )
+        shape = qwen_decoder.block_shape(text)
         vision = VisionTower(config, compute=compute, rngs=rngs)
         super().__init__(config, shape, vision=vision, compute=compute, rngs=rngs)
 

@@ -14,7 +14,6 @@ from flax import nnx
 from seg_jax.models.facts import arithmetic, hub_config, image_layout
 from seg_jax.models.facts.arithmetic import Arithmetic
 from seg_jax.models.facts.family import VLM, Family
-from seg_jax.models.nn import blocks
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen3_vit, qwen_decoder
 
@@ -212,18 +211,8 @@ class Qwen3VL(qwen_decoder.Dense):
     ):
         """Draws a model: normal weights, zero biases, norms at one."""
         text = config.text
-        shape = blocks.Shape(
-            width=text.hidden_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            ffn=text.intermediate_size,
-            eps=text.rms_norm_eps,
-            std=text.initializer_range,
-            out_bias=False,
-            ffn_bias=False,
-            in_bias=False,
-            head_width=text.head_dim,
-            head_norm=True,
+        shape = qwen_decoder.block_shape(
+            text, in_bias=False, head_width=text.head_dim, head_norm=True
         )
         out = text.hidden_size
         vision = qwen3_vit.VisionTower(config.vision, out=out, compute=compute, rngs=rngs)

@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from seg_jax.models.facts.family import SpecialTokens
 from seg_jax.models.nn import (
     attention,
-    batching,
     blocks,
     cached_attention,
     layer_stack,
@@ -28,7 +27,7 @@ from seg_jax.models.nn.norms import RMSNorm
 from seg_jax.models.nn.rotary import Rotary
 from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
-from seg_jax.models.vlm import protocol
+from seg_jax.models.vlm import decoding, protocol
 from seg_jax.records import Array, Images, Packing, Tokens
 
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -65,6 +64,21 @@ def stills(patch: Linear, vision: Any, images: Images, *, dtype: str) -> Float[A
     frames = patch.kernel[...].reshape(3, vision.temporal_patch_size, area, -1)
     x = jnp.dot(x, frames.sum(1).reshape(3 * area, -1).astype(x.dtype))
     return x if patch.bias is None else x + patch.bias[...].astype(x.dtype)
+
+
+def block_shape(text: Any, **more: Any) -> blocks.Shape:
+    """Returns the sizes of the blocks of a config's `text`; more are fields that a port changes."""
+    usual: dict[str, Any] = {
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "kv_heads": text.num_key_value_heads,
+        "ffn": text.intermediate_size,
+        "eps": text.rms_norm_eps,
+        "std": text.initializer_range,
+        "out_bias": False,
+        "ffn_bias": False,
+    }
+    return blocks.Shape(**usual, **more)
 
 
 class Dense(nnx.Module):
@@ -212,7 +226,7 @@ class Decoder:
         graph, params = nnx.split(model)
         params = jax.tree_util.tree_map_with_path(cast, params)
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
-        lies = sharding.decoding(read, gib=model.compute.decode_gib, divides=True)
+        lies = sharding.decoding_layout(read, gib=model.compute.decode_gib, divides=True)
         self.blocks = layer_stack.unstack(nnx.merge(graph, params).blocks, lies)
         if lies is not None:
             for block in self.blocks:
@@ -239,28 +253,24 @@ class Decoder:
         self, ids: Int[Array, "B G Q"], prefix: protocol.Prefix, suffix: protocol.Suffix
     ) -> tuple[Float[Array, "B G Q D"], protocol.Suffix]:
         """Returns the outputs at the next Q tokens of each answer, and the longer cache."""
-        new, reach = ids.shape[-1], suffix.own[0].v.shape[-2]
-        view = batching.visible_columns(suffix.length, suffix.slots, new=new, reach=reach)
-        turn = batching.slice_columns(suffix.turn, suffix.length, suffix.slots, new=new)
+        write = jax.lax.dynamic_update_slice_in_dim
+
+        def mix(number, own, view, heads):
+            more = cached_attention.answer_cache(heads)
+            own = cached_attention.AnswerCache(
+                write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3)
+            )
+            k, v = (part[number] for part in (prefix.cache.k, prefix.cache.v))
+            prompt = cached_attention.PromptCache(k, v)
+            used, seen, slots = prefix.used, view.seen, suffix.slots
+            return cached_attention.attend_slots(
+                heads.q, prompt, own, used=used, seen=seen, slots=slots
+            ), own
+
+        reach = suffix.own[0].v.shape[-2]
         x = self.model.words(ids)
-        filled, write = [], jax.lax.dynamic_update_slice_in_dim
-        for i, (block, own) in enumerate(zip(self.blocks, suffix.own, strict=True)):
-
-            def mix(heads, i=i, own=own):
-                more = cached_attention.answer_cache(heads)
-                own = cached_attention.AnswerCache(
-                    write(own.k, more.k, view.at, 4), write(own.v, more.v, view.at, 3)
-                )
-                prompt = cached_attention.PromptCache(prefix.cache.k[i], prefix.cache.v[i])
-                used, seen = prefix.used, view.seen
-                out = cached_attention.attend_slots(
-                    heads.q, prompt, own, used=used, seen=seen, slots=suffix.slots
-                )
-                return out, own
-
-            x, own = block(x, turn, mix)
-            filled.append(own)
-        return self.model.norm(x), suffix._replace(own=tuple(filled), length=suffix.length + new)
+        x, suffix = decoding.extend(self.blocks, x, suffix, reach=reach, mix=mix)
+        return self.model.norm(x), suffix
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""

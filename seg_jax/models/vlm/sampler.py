@@ -239,7 +239,7 @@ class _Decoding:
     def decode_in_slots(self, begun: _Answers, refill: Refill) -> Rollout:
         """Returns the answers decoded in fewer rows than there are answers."""
         batch, answers = begun.done.shape
-        queues = sharding.queues(batch)
+        queues = sharding.shards_of_rows(batch)
         waiting = jax.tree.map(
             lambda leaf: leaf.reshape(queues, batch // queues * answers, *leaf.shape[2:]), begun
         )
