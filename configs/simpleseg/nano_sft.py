@@ -1,26 +1,23 @@
 """Supervised fine-tuning of the nano model from random weights, minutes on a GPU.
 
-Three million weights, 6.5 MB in bfloat16, 96-pixel scenes: the model that comes with the package.
+The tiny model made larger: three million weights, 6.5 MB in bfloat16, 96-pixel scenes. It is the
+one that comes with the package.
 seg-jax finetune configs/simpleseg/nano_sft.py
 """
 
 import dataclasses
 from pathlib import Path
 
-from seg_jax.data.encode import Layout
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
-from seg_jax.models.nn.compute import Compute
-from seg_jax.models.vlm import qwen25_vl
-from seg_jax.runs import supervised
+from seg_jax.runs import experiments, supervised
 from seg_jax.scenes import phrases, world
 from seg_jax.scenes.things import Colour, Kind, Texture
-from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import loop, optimizers, sft
 
+TINY = experiments.sibling(__file__, "tiny_sft.py")
 SIDE = 96
-PATCH = 8
-VISUAL_TOKENS = (SIDE // PATCH) ** 2
+VISUAL_TOKENS = (SIDE // TINY.PATCH) ** 2
 HELD_OUT = (
     (Kind.STAR, Colour.RED),
     (Kind.RING, Colour.BLUE),
@@ -29,35 +26,26 @@ HELD_OUT = (
 )
 """Combinations that no thing of a training scene bears."""
 
-MODEL = qwen25_vl.Config(
-    text=qwen25_vl.Text(
+MODEL = dataclasses.replace(
+    TINY.MODEL,
+    text=dataclasses.replace(
+        TINY.MODEL.text,
         vocab_size=960,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=6,
         num_attention_heads=6,
-        num_key_value_heads=2,
-        mrope_section=(1, 3, 12),
-        rope_theta=300.0,
-        max_position_embeddings=512,
     ),
-    vision=qwen25_vl.Vision(
+    vision=dataclasses.replace(
+        TINY.MODEL.vision,
         depth=4,
         hidden_size=128,
         intermediate_size=256,
-        num_heads=4,
-        patch_size=PATCH,
-        spatial_merge_size=1,
-        window_size=4 * PATCH,
         fullatt_block_indexes=(1, 3),
     ),
-    tie_word_embeddings=True,
 )
-LAYOUT = Layout(
-    patch=PATCH,
-    merge=1,
-    window_tokens=4,
-    min_pixels=(2 * PATCH) ** 2,
+LAYOUT = dataclasses.replace(
+    TINY.LAYOUT,
     max_pixels=SIDE * SIDE,
     max_patches=VISUAL_TOKENS,
     max_prompt=VISUAL_TOKENS + 30,
@@ -66,24 +54,15 @@ LAYOUT = Layout(
     canvas=(SIDE, SIDE),
 )
 """Rows of one 96-pixel image, a short question and an outline of 16 points."""
-TASK = Referring(
-    mixture=Mixture(
-        text_mask=1.0,
-        text_box=0.1,
-        text_point=0.1,
-        point_mask=0.1,
-        box_mask=0.1,
-        point_name=0.225,
-        box_name=0.225,
-    ),
-    digits=2,
+TASK = dataclasses.replace(
+    TINY.TASK,
+    mixture=dataclasses.replace(TINY.TASK.mixture, text_box=0.1, text_point=0.1),
     epsilon=0.01,
     max_points=16,
     max_rings=3,
-    wordings="one",
 )
 """Two decimals, outlines of at most sixteen points, one wording."""
-COMPUTE = Compute(unroll=True, fuse=True)
+COMPUTE = TINY.COMPUTE
 
 
 def scenes(*, seed: int, mode: world.HeldOut = world.HeldOut.EXCLUDE) -> Scenes:
