@@ -274,4 +274,53 @@ def _sentence(box: str, program: str) -> str:
     text = re.sub(r"^Error parsing (?:Config: |[\w.]+: (?=[\w.]+: expected))?", "", text)
     text = text.partition(" Got errors:")[0]
     help_is_due = ": expected " not in f": {text}" or text.startswith("--")
+    text = _house_form(text)
     return f"{text.rstrip('.')}; do: {program} --help" if help_is_due else text
+
+
+_KINDS = {"INT": "whole number", "FLOAT": "number", "STR": "text", "PATH": "path"}
+"""What the parser calls the kinds of values, in words."""
+
+_FORMS = (
+    (r"(--\S+): invalid literal for int\(\) with base 10: (.+)", "a whole number"),
+    (r"(--\S+): could not convert string to float: (.+)", "a number"),
+    (r"(--\S+): Could not find valid parse for arguments: \[(.+)\]", "values of its kind"),
+    (r"(--\S+): no type matching (?P<kind>.+) could be instantiated from \[(.+)\]", None),
+    (r"[Ii]nvalid choice (?P<got>.+) for argument '(--\S+)'\. Expected one of \((.+)\)", None),
+    (r"Missing value for argument '(--\S+)'.*", "a value"),
+    (r"Missing from [^:]+: (\S+).*", "a value"),
+)
+"""What the parser says of a value, and what is expected; None: it is read off the sentence."""
+
+
+def _house_form(text: str) -> str:
+    """Returns what the parser says of a value as "WHERE: expected .., got .."."""
+    for pattern, expected in _FORMS:
+        found = re.fullmatch(pattern, text.strip().rstrip("."))
+        if not found:
+            continue
+        named, [name, *rest] = found.groupdict(), found.groups()
+        if "got" in named:
+            _, name, choices = found.groups()
+            return f"{name}: expected {_or(re.split(', ?', choices))}, got {named['got']}"
+        if "kind" in named:
+            kinds = named["kind"].split("|")
+            return f"{name}: expected {_or([_in_words(kind) for kind in kinds])}, got {rest[-1]}"
+        return f"{name}: expected {expected}, got {rest[0] if rest else 'none'}"
+    return text
+
+
+def _in_words(kind: str) -> str:
+    """Returns a kind of values as the parser names it in words: {FLOAT FLOAT} is 2 numbers."""
+    parts = kind.strip("{}").split(" ")
+    word = _KINDS.get(parts[0])
+    if word is None or len(set(parts)) > 1:
+        return " ".join(parts)
+    return f"a {word}" if len(parts) == 1 else f"{len(parts)} {word}s"
+
+
+def _or(parts: Sequence[str]) -> str:
+    """Returns parts as a sentence has them: a, b or None, which comes last."""
+    words = {part.strip("' ,") for part in parts} - {""}
+    *most, last = sorted(words, key=lambda word: (word == "None", word))
+    return f"{', '.join(most)} or {last}" if most else last

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seg_jax.cli import arguments
 from seg_jax.data import image_files
 from seg_jax.inference.bundle import Bundle
 from seg_jax.records import Prompts, Rollout
@@ -25,7 +26,7 @@ __all__ = ["Config", "main"]
 def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
     if config.checkpoint is None:
-        raise ValueError(
+        raise arguments.UsageError(
             "checkpoint: expected --checkpoint FOLDER to start from, got none; "
             "do: train one with: seg-jax finetune configs/simpleseg/tiny_sft.py"
         )

@@ -187,7 +187,7 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("--protocol", "red", "--answers", "FILE"), "invalid choice 'red'"),
+        (("--protocol", "red", "--answers", "FILE"), "or None, got 'red'"),
         (("--answers", "FILE"), "--answers: expected --protocol beside it"),
         (("--checkpoint", "x", "--answers", "FILE"), "--answers: expected --protocol beside it"),
         (("--checkpoint", "x", "--out", "FILE"), "--out: expected --protocol beside it"),

@@ -183,8 +183,8 @@ def test_help_of_a_program(finetune, capsys):
     [
         ("--optimizr.lr 3", "got '--optimizr.lr'; do: correct it, did you mean '--optimizer.lr'?"),
         ("--xyzzyx", "got '--xyzzyx'; do: choose one that --help lists"),
-        ("--weight-decay much", "could not convert string to float: 'much'"),
-        ("--weight-decay", "Missing value for argument '--weight-decay'"),
+        ("--weight-decay much", "--weight-decay: expected a number, got 'much'"),
+        ("--weight-decay", "--weight-decay: expected a value, got none"),
         ("--weight-decay -1", "expected a weight decay of 0 or more, got -1.0"),
         ("--point 1", "--point"),
         ("--out x stray", "got 'stray'"),
@@ -203,7 +203,9 @@ def test_a_required_option_that_is_missing_is_named(monkeypatch, capsys):
     put(monkeypatch, "predict", Needy)
     status, line = fails(capsys, "predict")
     assert status == 2
-    assert "--image PATH (required)" in line
+    assert line == (
+        "seg-jax predict: --image: expected a value, got none; do: seg-jax predict --help"
+    )
     # A misspelt one is told as such.
     assert "did you mean '--image'?" in fails(capsys, "predict", "--imgae", "x.png")[1]
 
@@ -211,11 +213,8 @@ def test_a_required_option_that_is_missing_is_named(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--optimizer.lr", "x"], "--optimizer.lr: could not convert string to float: 'x'; do: "),
-        (
-            ["--optimizer.lr"],
-            "Missing value for argument '--optimizer.lr'. Expected 1 values; do: ",
-        ),
+        (["--optimizer.lr", "x"], "--optimizer.lr: expected a number, got 'x'; do: "),
+        (["--optimizer.lr"], "--optimizer.lr: expected a value, got none; do: "),
         (["--weight-decay", "-1"], "expected a weight decay of 0 or more, got -1.0"),
     ],
 )
@@ -226,6 +225,28 @@ def test_a_wrong_value_is_told_without_the_frames_of_the_parser(
     monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes, raising=False)
     told = line + "seg-jax finetune --help" * line.endswith("do: ")
     assert fails(capsys, "finetune", *options) == (2, f"seg-jax finetune: {told}")
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "told"),
+    [
+        ("finetune", "--loop.steps abc", "--loop.steps: expected a whole number, got 'abc'"),
+        ("finetune", "--loop.minutes x", "--loop.minutes: expected a number, got 'x'"),
+        ("finetune", "--loss-chunk x", "--loss-chunk: expected a whole number or None, got 'x'"),
+        (
+            "finetune",
+            "--compute.dtype float64",
+            "--compute.dtype: expected bfloat16 or float32, got 'float64'",
+        ),
+        ("finetune", "--loop.steps", "--loop.steps: expected a value, got none"),
+        ("finetune", "--data-weights x", "--data-weights: expected values of its kind, got 'x'"),
+        ("predict", "--image x --point 1", "--point: expected 2 numbers or None, got '1'"),
+        ("convert", "a", "DEST: expected a value, got none"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_the_house_form(capsys, program, options, told):
+    status, line = fails(capsys, program, *options.split())
+    assert (status, line) == (2, f"seg-jax {program}: {told}; do: seg-jax {program} --help")
 
 
 # Configuration files.
