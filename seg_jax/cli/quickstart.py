@@ -19,7 +19,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
-from seg_jax.records import Sample, Verdict
+from seg_jax.records import Sample, Verdict, check_least
 from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
@@ -55,9 +55,9 @@ class Config:
     scenes: int = 3072
     """Held-out scenes of each evaluation."""
     sampled_scenes: int = 512
-    """Scenes whose sampled answers give the mean reward before and after GSPO."""
+    """Scenes, at most `scenes`, whose sampled answers give the mean reward around GSPO."""
     gallery: int = 24
-    """Held-out scenes shown in the report."""
+    """Held-out scenes shown in the report, at most `scenes`."""
     sft_steps: int = 1800
     gspo_steps: int = 400
     mesh: jitted_steps.Mesh = jitted_steps.Mesh(data=-1, fsdp=1)
@@ -68,15 +68,19 @@ class Config:
     """Replace the run in OUT."""
 
     def __post_init__(self):
-        scenes, steps = min(self.scenes, self.sampled_scenes), min(self.sft_steps, self.gspo_steps)
-        # Put so that nan is refused.
-        if not (self.minutes > 0 and scenes >= 2 and steps > 0 and self.gallery >= 0):
+        least = {"scenes": 2, "sampled_scenes": 2, "sft_steps": 1, "gspo_steps": 1, "gallery": 0}
+        check_least(self, "quickstart", **least)
+        if not self.minutes > 0:  # Put so that nan is refused.
             raise ValueError(
-                "quickstart: expected positive minutes and steps, 2 or more scenes, a gallery of "
-                "0 or more, "
-                f"got {self}"
-                "; do: correct the one that is out of range"
+                f"quickstart.minutes: expected > 0, got {self.minutes}; do: give minutes above 0"
             )
+        for name in ("sampled_scenes", "gallery"):
+            if (value := getattr(self, name)) > self.scenes:
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"quickstart.{name}: expected at most the {self.scenes} scenes, got {value}; "
+                    f"do: lower --{option}, or raise --scenes"
+                )
 
 
 SFT, GSPO = "simpleseg/tiny_sft.py", "simpleseg/tiny_gspo.py"
@@ -335,7 +339,7 @@ def _report(
     """Writes the report beside the numbers."""
     over = bootstrap.Interval(**summary["gspo"]["gain_over_control"])
     reward = bootstrap.Interval(**summary["gspo"]["reward_gain"])
-    shown = [_exhibit(chapters, index) for index in range(min(config.gallery, config.scenes))]
+    shown = [_exhibit(chapters, index) for index in range(config.gallery)]
     if shown:
         image_files.write(config.out / "gallery.png", panels.sheet(shown[:5]))
     html_page.write(

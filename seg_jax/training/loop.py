@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax.models.parallel import sharding
+from seg_jax.records import check_least
 from seg_jax.training import processes
 from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log
@@ -70,14 +71,14 @@ class Loop:
 
     def __post_init__(self):
         read_steps(self.profile)
-        times = self.minutes > 0 and self.save_minutes >= 0  # Both are false for nan.
-        counts = min(self.steps, self.log_every, self.keep) > 0 and self.keep_best >= 0
-        if not (counts and times):
-            raise ValueError(
-                "loop: expected steps, log_every and minutes > 0, keep > 0, save_minutes and "
-                f"keep_best >= 0, got {self}"
-                "; do: correct the one that is out of range"
-            )
+        check_least(self, "loop", steps=1, log_every=1, keep=1, keep_best=0)
+        # Both are false for nan.
+        for name, good in (("minutes", self.minutes > 0), ("save_minutes", self.save_minutes >= 0)):
+            if not good:
+                raise ValueError(
+                    f"loop.{name}: expected {'> 0' if name == 'minutes' else '0 or more'}, got "
+                    f"{getattr(self, name)}; do: give a number of minutes in this range"
+                )
 
 
 @dataclasses.dataclass

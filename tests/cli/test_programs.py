@@ -173,13 +173,13 @@ def test_quickstart_refuses_a_wrong_start_before_it_works(fails, tmp_path):
     ("program", "option", "value"),
     [
         ("quickstart", "--minutes", "nan"),
-        ("quickstart", "--minutes", "-1"),
         ("quickstart", "--scenes", "0"),
+        ("quickstart", "--gallery", "5000"),
+        ("quickstart", "--sampled-scenes", "5000"),
         ("evaluate", "--scenes", "0"),
         ("evaluate", "--batch", "-1"),
         ("evaluate", "--seed", "-1"),
         ("finetune", "--loop.steps", "0"),
-        ("finetune", "--loop.minutes", "nan"),
         ("finetune", "--loop.save-minutes", "nan"),
         ("reinforce", "--loop.log-every", "0"),
     ],
@@ -191,6 +191,8 @@ def test_wrong_values_are_refused(run, given, tmp_path, program, option, value):
     assert status in (1, 2)
     assert out == ""
     assert "expected" in line
+    assert option.removeprefix("--").replace("-", "_") in line
+    assert len(line) < 250, "the value at fault, not the whole configuration"
     assert not (tmp_path / "out").exists()
 
 
@@ -332,7 +334,7 @@ def test_a_quickstart_that_is_interrupted_in_every_stage_resumes(
 ):
     out = tmp_path / "run"
     words = "quickstart", "--start", given, "--out", out, "--sft-steps", 3, "--gspo-steps", 3
-    words = *words, "--scenes", 4, "--gallery", 2
+    words = *words, "--scenes", 4, "--sampled-scenes", 4, "--gallery", 2
 
     def control():
         if (out / "state" / "control").exists():

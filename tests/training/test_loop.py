@@ -261,8 +261,12 @@ def test_a_shortened_horizon_is_told_to_the_step_and_survives_a_resume(tmp_path,
 
 
 def test_a_loop_without_steps_is_refused():
-    with pytest.raises(ValueError, match="expected steps, log_every and minutes > 0"):
+    with pytest.raises(ValueError, match=r"^loop.steps: expected at least 1, got 0; do: "):
         loop.Loop(steps=0)
+    with pytest.raises(ValueError, match=r"^loop.minutes: expected > 0, got nan; do: "):
+        loop.Loop(minutes=float("nan"))
+    with pytest.raises(ValueError, match=r"^loop.save_minutes: expected 0 or more, got -1.0; do: "):
+        loop.Loop(save_minutes=-1.0)
 
 
 def test_a_trace_of_some_steps_is_written(tmp_path, monkeypatch):
