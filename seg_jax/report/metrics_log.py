@@ -29,6 +29,8 @@ _UNITS = {
     "tokens": "per answer",
     "scores": "0 to 1",
 }
+_NAMED_BY_UNIT = {"seconds": "step"}
+"""Parts that the unit of their frame names already."""
 _WORDS = {
     "iou": "IoU",
     "giou": "gIoU",
@@ -111,7 +113,7 @@ def _curve(stage: str, frame: str, parts: Mapping[str, Mapping[int, float]]) -> 
         series[_words(part or frame)] = steps, [values[step] for step in steps]
     heads = [name for name, into in _JOINED.items() if into == frame and name in parts]
     only = next(iter(parts)) if len(parts) == 1 else frame
-    names = [frame] if only == frame else [frame, only]
+    names = [frame] if only in (frame, _NAMED_BY_UNIT.get(frame)) else [frame, only]
     title = _words(" ".join(names) if not heads else " and ".join([*heads, frame]))
     unit = _UNITS.get(f"{stage}/{frame}", _UNITS.get(frame, ""))
     return Curve(title, unit, series, group=_words(stage), stacked=frame in _STACKED)

@@ -47,6 +47,13 @@ def test_names_become_curves(tmp_path):
     assert [curve.stacked for curve in curves] == [False, False, False, True, False]
 
 
+def test_what_the_unit_names_is_not_named_twice(tmp_path):
+    (curve,) = logged(tmp_path / "m.jsonl", gspo(1, seconds__step=0.5))
+    assert (curve.title, curve.unit) == ("Seconds", "of a step")
+    (curve,) = logged(tmp_path / "m.jsonl", gspo(1, seconds__sampling=0.5))
+    assert (curve.title, curve.unit) == ("Seconds sampling", "of a step")
+
+
 def test_a_resumed_run_counts_once(tmp_path):
     (curve,) = logged(
         tmp_path / "m.jsonl",
