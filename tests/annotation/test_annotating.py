@@ -199,8 +199,8 @@ def test_dead_letters_tell_what_failed(tmp_path):
     job = known.job(tmp_path / "out", 4)
     summary = annotate(tmp_path / "list.txt", job)
     assert {one["key"]: one["reason"] for one in letters(job)} == {
-        "web/001.png": "expected an image (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got none",
-        "web/gone.png": "no such file or directory",
+        "web/001.png": "expected an image (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got something else",
+        "web/gone.png": "expected an image, got no file",
     }
     assert summary["dead_letters"] == {"read": 2}
     assert (summary["images"], summary["failed"], summary["annotated"]) == (4, 2, 2)
