@@ -134,7 +134,7 @@ def main(config: Config) -> int:
         files.write_json(
             config.json, summary | {"seconds": seconds, "versions": run_folder.versions()}
         )
-    print(config.out)
+    console.tell(config.out)
     return 0
 
 

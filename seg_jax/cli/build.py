@@ -96,7 +96,7 @@ def main(config: Config) -> int:
         files.write_json(
             config.json, report | {"seconds": seconds, "versions": run_folder.versions()}
         )
-    print(config.out)
+    console.tell(config.out)
     return 0
 
 

@@ -74,7 +74,7 @@ def main(config: Config) -> int:
         partial.publish()
     family = families.family_of(model.config).model_type
     made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
-    print(json.dumps(made | {"bytes": model.nbytes, "dtype": dtype, "format": config.to}))
+    console.tell_json(made | {"bytes": model.nbytes, "dtype": dtype, "format": config.to})
     return 0
 
 

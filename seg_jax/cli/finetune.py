@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seg_jax.runs import datasets, stage, start, supervised
+from seg_jax.runs import console, datasets, stage, start, supervised
 from seg_jax.runs.supervised import Config
 from seg_jax.training import processes
 
@@ -25,5 +25,5 @@ def main(config: Config) -> int:
                 trained = supervised.train(config, begin, place)
             stage.save_model(config.out, begin.bundle, trained.state)
             if processes.is_first():
-                print(config.out / "checkpoint")
+                console.tell(config.out / "checkpoint")
     return 0

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import NoReturn, Protocol, cast
 
 import seg_jax
+from seg_jax import escapes
 from seg_jax.cli import arguments as command_line
 
 # This file imports neither jax nor a program before it is needed: `seg-jax --help` stays quick.
@@ -120,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         line, status = _verdict(error)
         if line is None or os.environ.get("SEG_JAX_TRACEBACK") == "1":
-            traceback.print_exc()
+            sys.stderr.write(escapes.lines(traceback.format_exc()))
         else:
-            print(f"{_command(name)}: {line}", file=sys.stderr)
+            print(escapes.line(f"{_command(name)}: {line}"), file=sys.stderr)
         if processes := sys.modules.get("seg_jax.training.processes"):
             processes.leave(status)
     return status

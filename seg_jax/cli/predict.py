@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files
 from seg_jax.report import overlay
+from seg_jax.runs import console
 from seg_jax.tasks.task import Task
 
 
@@ -45,7 +45,7 @@ def main(config: Config) -> int:
         path = config.out / f"{config.image.stem}-overlay.png"
         image_files.write(path, overlay.draw(image, prediction.rings_unit))
         result["overlay"] = str(path)
-    print(json.dumps(result, indent=2))
+    console.tell_json(result, indent=2)
     return 0
 
 

@@ -16,7 +16,7 @@ from seg_jax.data import image_files
 from seg_jax.inference.bundle import Bundle
 from seg_jax.records import Prompts, Rollout
 from seg_jax.report import exhibits, html_page, metrics_log, panels
-from seg_jax.runs import datasets, reinforcement, run_folder, stage, start
+from seg_jax.runs import console, datasets, reinforcement, run_folder, stage, start
 from seg_jax.runs.reinforcement import Config
 from seg_jax.training import processes
 
@@ -44,7 +44,7 @@ def main(config: Config) -> int:
             stage.save_model(config.out, saved, trained.state)
             if processes.is_first():
                 _report(config, gallery)
-                print(config.out / "checkpoint")
+                console.tell(config.out / "checkpoint")
     return 0
 
 

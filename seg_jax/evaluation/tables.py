@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seg_jax import escapes
 from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.protocols import PROTOCOLS, Name
 from seg_jax.evaluation.scoring import TITLES
@@ -146,4 +147,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """Returns text that cannot break a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return escapes.line(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax import files, locks
+from seg_jax.runs import console
 
 RECORD = "config.json"
 MADE = (
@@ -131,7 +131,7 @@ def check_json(path: Path | None) -> None:
 def tell_json(value: Any, path: Path | None) -> None:
     """Writes numbers to the file, or to standard output without one."""
     if path is None:
-        print(json.dumps(value, indent=2))
+        console.tell_json(value, indent=2)
     else:
         files.write_json(path, value)
 

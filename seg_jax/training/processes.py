@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed
 
+from seg_jax import escapes
 from seg_jax.training import coordination_service
 from seg_jax.training.cluster import Processes, find_place
 
@@ -270,7 +271,7 @@ def _end_process(reason: str) -> NoReturn:
     """Ends this process from any thread: the main thread may wait for a lost process forever."""
     mine = "{1} of {0}".format(*_joined)
     line = f"seg-jax: {reason}; process {mine} ends too: start all again with --resume\n"
-    sys.stderr.write(line)
+    sys.stderr.write(escapes.lines(line))
     sys.stderr.flush()
     os._exit(LOST)
 

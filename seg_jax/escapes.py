@@ -1,0 +1,29 @@
+"""Writes text from outside so that a terminal shows it and is moved by none of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# What steers a terminal (C0, DEL, C1), turns the direction of the text around it, breaks a line or
+# stands for nothing that can be seen; and halves of characters, which cannot be printed at all.
+_STEERING = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def lines(text: object) -> str:
+    r"""Returns a text as a terminal shows it, its lines kept, with `\x1b` for an escape."""
+    return _STEERING.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def line(text: object) -> str:
+    """Returns a text as one line, as `lines` does it; ends of lines become spaces."""
+    return lines(re.sub(r"[ \t]*(?:\r\n|\r|\n)\s*", " ", str(text)))
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Returns a value as JSON of printable ASCII, which also holds for DEL."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
