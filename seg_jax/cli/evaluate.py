@@ -13,8 +13,9 @@ from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import split_files
 from seg_jax.data.encode import TooLong
 from seg_jax.data.sources import Built, Scenes, Source
-from seg_jax.evaluation import bootstrap, protocols, task_metrics
-from seg_jax.evaluation.answers import Model, Saved
+from seg_jax.evaluation import bootstrap, task_metrics
+from seg_jax.evaluation.referring import protocols
+from seg_jax.evaluation.referring.answers import Model, Saved
 from seg_jax.grammar import chat
 from seg_jax.models.vlm import sampler
 from seg_jax.runs import console, datasets, evaluation, experiments, protocol, run_folder

@@ -1,1 +1,1 @@
-"""Evaluation: protocols, judging, scores with intervals."""
+"""Scores of answers with intervals, and the protocols of each task."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from seg_jax.evaluation import text4seg
 from seg_jax.evaluation.bootstrap import Interval
-from seg_jax.evaluation.judging import Row
-from seg_jax.evaluation.protocols import Protocol, Question
-from seg_jax.evaluation.scoring import TITLES
+from seg_jax.evaluation.referring import text4seg
+from seg_jax.evaluation.referring.judging import Row
+from seg_jax.evaluation.referring.protocols import Protocol, Question
+from seg_jax.evaluation.referring.scoring import TITLES
 from seg_jax.geometry import boxes, contour, polygon
 from seg_jax.records import Kind, Verdict
 from seg_jax.report.exhibits import Exhibit, Panel

@@ -1,4 +1,4 @@
-"""Runs a protocol over a source: every answer judged and written, numbers, tables, a gallery."""
+"""Runs a protocol of referring: answers judged and written, numbers, tables, a gallery."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from seg_jax import files
 from seg_jax.data.sources import Source
-from seg_jax.evaluation import judging, protocols, scoring, tables
-from seg_jax.evaluation.answers import Answered
-from seg_jax.evaluation.judging import Row
-from seg_jax.evaluation.protocols import Protocol, Question
+from seg_jax.evaluation.referring import judging, protocols, scoring, tables
+from seg_jax.evaluation.referring.answers import Answered
+from seg_jax.evaluation.referring.judging import Row
+from seg_jax.evaluation.referring.protocols import Protocol, Question
 from seg_jax.report import gallery, html_page
 from seg_jax.runs import console
 from seg_jax.tasks.referring import Referring

@@ -7,8 +7,8 @@ import pytest
 import small_run
 
 from seg_jax.cli import main
-from seg_jax.evaluation import protocols
-from seg_jax.evaluation.answers import Model
+from seg_jax.evaluation.referring import protocols
+from seg_jax.evaluation.referring.answers import Model
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Kind, Rollout

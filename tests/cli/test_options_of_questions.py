@@ -20,7 +20,8 @@ import small_run
 from seg_jax.cli import evaluate, model_options, predict
 from seg_jax.data import image_files, sources
 from seg_jax.data.sources import Built, Scenes
-from seg_jax.evaluation import answers, protocols, task_metrics
+from seg_jax.evaluation import task_metrics
+from seg_jax.evaluation.referring import answers, protocols
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import predictor
 from seg_jax.models import families

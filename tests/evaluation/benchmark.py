@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pycocotools.mask as coco
 
-from seg_jax.evaluation import judging, protocols
+from seg_jax.evaluation.referring import judging, protocols
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Sample
 from seg_jax.tasks.referring import Referring

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from seg_jax.evaluation import bootstrap, tables
+from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.bootstrap import Interval
+from seg_jax.evaluation.referring import tables
 from seg_jax.report import html_page
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from benchmark import Listed, rectangle, sample
 
-from seg_jax.evaluation import protocols, scoring
+from seg_jax.evaluation.referring import protocols, scoring
 from seg_jax.records import Kind
 from seg_jax.tasks.referring import Referring, draw
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from benchmark import Listed, rectangle, sample
 
-from seg_jax.evaluation import protocols, scoring, tables
 from seg_jax.evaluation.bootstrap import Interval
+from seg_jax.evaluation.referring import protocols, scoring, tables
 from seg_jax.records import Verdict
 from seg_jax.report import gallery
 from seg_jax.tasks.referring import Referring

@@ -8,7 +8,7 @@ import pycocotools.mask as coco
 import pytest
 from benchmark import Listed, rectangle, sample
 
-from seg_jax.evaluation import protocols, scoring, text4seg
+from seg_jax.evaluation.referring import protocols, scoring, text4seg
 from seg_jax.tasks.referring import Referring
 
 TRUE = rectangle(10, 10, 30, 30)

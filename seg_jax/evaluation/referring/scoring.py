@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from seg_jax.evaluation import bootstrap
-from seg_jax.evaluation.judging import FAULTS, HIT, Row
-from seg_jax.evaluation.protocols import Protocol
+from seg_jax.evaluation.referring.judging import FAULTS, HIT, Row
+from seg_jax.evaluation.referring.protocols import Protocol
 from seg_jax.records import Verdict
 
 TITLES = {

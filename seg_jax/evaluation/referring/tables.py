@@ -7,8 +7,8 @@ from typing import Any
 
 from seg_jax import escapes
 from seg_jax.evaluation import bootstrap
-from seg_jax.evaluation.protocols import PROTOCOLS, Name
-from seg_jax.evaluation.scoring import TITLES
+from seg_jax.evaluation.referring.protocols import PROTOCOLS, Name
+from seg_jax.evaluation.referring.scoring import TITLES
 
 SPLITS = (
     "refcoco-val",

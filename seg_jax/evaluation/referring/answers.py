@@ -11,7 +11,7 @@ import numpy as np
 
 from seg_jax.data import buckets
 from seg_jax.data.encode import Encoder, TooLong
-from seg_jax.evaluation.protocols import Question
+from seg_jax.evaluation.referring.protocols import Question
 from seg_jax.records import Prompts, Rollout
 from seg_jax.tasks.task import Task
 

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from seg_jax.evaluation import text4seg
-from seg_jax.evaluation.protocols import Protocol, Question
+from seg_jax.evaluation.referring import text4seg
+from seg_jax.evaluation.referring.protocols import Protocol, Question
 from seg_jax.geometry import boxes, contour
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Verdict

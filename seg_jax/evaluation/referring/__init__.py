@@ -1,0 +1,1 @@
+"""Protocols of referring segmentation: their questions, judging, numbers and tables."""
