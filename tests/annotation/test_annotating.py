@@ -199,7 +199,9 @@ def test_dead_letters_tell_what_failed(tmp_path):
     job = known.job(tmp_path / "out", 4)
     summary = annotate(tmp_path / "list.txt", job)
     assert {one["key"]: one["reason"] for one in letters(job)} == {
-        "web/001.png": "expected an image (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got something else",
+        "web/001.png": (
+            "expected an image (PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), got something else"
+        ),
         "web/gone.png": "expected an image, got no file",
     }
     assert summary["dead_letters"] == {"read": 2}
