@@ -8,27 +8,21 @@ on vertices snapped to a fine grid, so no float rounding can change a bit on any
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from seg_jax.records import Array
 
 REACH_PX = (-1200.0, 5296.0)
 """Coordinates are clipped to this range, which keeps every product of the rules below 2**31."""
 
-_FIFTH, _SUBPIXEL = 5, 256  # grid steps per pixel of the two rules
-# The least float32 that is not below 0.1, 0.3, .. 0.9: where rounding to fifths steps up.
-_STEPS = tuple(
-    f if float(f) * 10 >= k else np.nextafter(f, np.float32(2))
-    for k, f in ((k, np.float32(k / 10)) for k in (1, 3, 5, 7, 9))
-)
+FIFTH, SUBPIXEL = 5, 256
+"""Grid steps per pixel of the two rules."""
 
 
 class Line(NamedTuple):
@@ -59,8 +53,6 @@ def straight_row(fields, column, *, height):
 class Rule(NamedTuple):
     """What a polygon covers, as functions of arrays of any shape."""
 
-    snap: Callable[[Float32[Array, "*n"]], Int32[Array, "*n"]]
-    """Coordinates in pixels, finite and within `REACH_PX`, to steps of the rule's grid."""
     edges: Callable[..., Any]
     """(x0, y0, x1, y1, width) of edges in grid steps to a NamedTuple of arrays of their shape.
 
@@ -154,16 +146,6 @@ class _CocoEdge(NamedTuple):
     shift: Array  # what a lowered tie adds to v
 
 
-def _to_fifths(points):
-    """Returns trunc(5 x + 1/2), exactly, in int32."""
-    size = jnp.abs(points)
-    whole = jnp.floor(size)
-    part = size - whole
-    rounded = _FIFTH * whole.astype(jnp.int32)
-    rounded += functools.reduce(operator.add, [(part >= s).astype(jnp.int32) for s in _STEPS])
-    return jnp.where(points >= 0, rounded, -jnp.maximum(rounded - 1, 0))
-
-
 def _fifth(v):
     """Returns max(v, 0) // 5 for v < 2**16, without a division."""
     return (_as_uint32(v) * np.uint32(52429) >> 18).astype(jnp.int32)
@@ -178,7 +160,7 @@ def _coco_edges(x0, y0, x1, y1, width) -> _CocoEdge:
     ys, ye = jnp.where(flip, y1, y0), jnp.where(flip, y0, y1)
     major, minor = jnp.maximum(jnp.maximum(dx, dy), 1), jnp.minimum(dx, dy)
     back = jnp.where(flat, ye < ys, xe < xs)
-    lost, scale = _float64_loss(major, minor)
+    lost, scale = float64_loss(major, minor)
     lost = jnp.maximum(jnp.where(back, -lost, lost), 0)
 
     def pick(flat_on, flat_back, steep_on, steep_back):
@@ -242,17 +224,17 @@ def _coco_line(x0, y0, x1, y1, width) -> Line:
     return Line(
         first=jnp.minimum(first, end),
         end=jnp.maximum(first, end),
-        slope=_FIFTH * slope,
+        slope=FIFTH * slope,
         base=jnp.where(flat, flat_base, steep_base) + (ys + 2) * over,
-        over=_FIFTH * over,
+        over=FIFTH * over,
         sure=~(tied & near),
     )
 
 
-def _float64_loss(major, minor):
+def float64_loss(major, minor):
     """Returns r and D 2**c: what float64 loses of N / D (see above)."""
     scaled = jnp.maximum(minor, 1)
-    bits = _exponent(major) - _exponent(scaled)
+    bits = exponent(major) - exponent(scaled)
     scaled, scale = scaled << bits, major << bits
     small = scaled < major
     scaled, scale = jnp.where(small, scaled << 1, scaled), jnp.where(small, scale << 1, scale)
@@ -265,13 +247,13 @@ def _float64_loss(major, minor):
     return jnp.where(minor > 0, rest, 0), scale
 
 
-def _exponent(x):
+def exponent(x):
     """Returns floor(log2 x) of integers in 1..2**24."""
     return (lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) >> 23) - 127
 
 
 def _coco_row(edge: _CocoEdge, column, height):
-    u = _FIFTH * column + 2
+    u = FIFTH * column + 2
     floor, rest = _divide(edge.slope * column + edge.base, edge.over, edge.inverse)
     v = edge.start + floor
     half = edge.half * column + edge.half_floor * floor + edge.half_base
@@ -284,7 +266,6 @@ def _coco_row(edge: _CocoEdge, column, height):
 
 
 COCO = Rule(
-    snap=_to_fifths,
     edges=_coco_edges,
     row=_coco_row,
     line=_coco_line,
@@ -323,13 +304,6 @@ class _CenterEdge(NamedTuple):
     many_rest: Array
 
 
-def _to_subpixels(points):
-    """Returns floor(256 x + 1/2), exactly, in int32."""
-    fine = points * np.float32(_SUBPIXEL)
-    whole = jnp.floor(fine)
-    return whole.astype(jnp.int32) + (fine - whole >= 0.5)
-
-
 def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
     """Returns the edges between vertices in 1/256 px."""
     flip = x0 > x1
@@ -340,10 +314,10 @@ def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
     origin = _center_column(x0)
     first, count = _columns_on_canvas(origin, _center_column(x1), width)
     whole, rest = dy // dx, dy % dx
-    begin = _SUBPIXEL * origin + 128 - x0
+    begin = SUBPIXEL * origin + 128 - x0
     base, base_rest = _divide(rest * begin, dx, inverse)
-    one, one_rest = _divide(rest * _SUBPIXEL, dx, inverse)
-    one = one + whole * _SUBPIXEL
+    one, one_rest = _divide(rest * SUBPIXEL, dx, inverse)
+    one = one + whole * SUBPIXEL
     many, many_rest = _divide(one_rest * 64, dx, inverse)
     return _CenterEdge(
         first=first,
@@ -387,7 +361,6 @@ def _center_column(x):
 
 
 CENTER = Rule(
-    snap=_to_subpixels,
     edges=_center_edges,
     row=_center_row,
     line=_center_line,

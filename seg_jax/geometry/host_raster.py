@@ -27,8 +27,8 @@ def fill(
 ) -> Bool[np.ndarray, "{height} {width}"]:
     """Returns the mask of rings in unit coordinates.
 
-    Under the COCO rule it is that of pycocotools to the pixel: the product of fraction and side is
-    rounded as in double precision, where single precision decides some ties wrongly.
+    Under the COCO rule it is that of pycocotools, given the products of fractions and sides in
+    double precision, to the pixel.
 
     Args:
       rings_unit: x then y as fractions of width and height.
@@ -52,10 +52,9 @@ def fill(
         _round_up_to_power(len(rings_unit), _FEWEST_RINGS),
         _round_up_to_power(most, _FEWEST_POINTS),
     )
-    points, used = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
-    size = np.array([width, height], np.float64)
+    points, used = np.zeros((*shape, 2), np.float64), np.zeros(shape, bool)
     for index, ring in enumerate(rings_unit):
-        points[index, : len(ring)] = _round_to_fifths(np.asarray(ring, np.float64) * size, rule)
+        points[index, : len(ring)] = np.asarray(ring, np.float64) * [width, height]
         used[index, : len(ring)] = True
     canvas = [min(raster.MAX_SIDE, -(-side // _STEP_PX) * _STEP_PX) for side in (height, width)]
     words = raster.fill(points, used, height=canvas[0], width=canvas[1], rule=rule, rings=rings)
@@ -63,11 +62,6 @@ def fill(
     columns = np.asarray(words).astype("<u4").T.copy().view(np.uint8)
     bits = np.unpackbits(columns[:width], axis=1, count=height, bitorder="little")
     return bits.T.astype(bool)
-
-
-def _round_to_fifths(points_px: Float[np.ndarray, "P 2"], rule: str) -> Float[np.ndarray, "P 2"]:
-    """Returns points at the fifths of a pixel to which pycocotools rounds them."""
-    return np.floor(5 * points_px + 0.5) / 5 if rule == "coco" else points_px
 
 
 def _round_up_to_power(count: int, least: int) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
 
 from seg_jax.geometry import bitmask, raster
 from seg_jax.geometry.batching import vmap_as_leading_axis
+from seg_jax.geometry.snapping import Snapped
 from seg_jax.geometry.soft import soft_iou as soft_iou
 from seg_jax.records import Array
 
@@ -47,7 +48,7 @@ def counts(words_a: UInt32[Array, "*n K W"], words_b: UInt32[Array, "*n K W"]) -
 
 
 def polygon_counts(
-    points_px: Float32[Array, "*n R P 2"],
+    points_px: Float[Array, "*n R P 2"] | Snapped,
     used: Bool[Array, "*n R P"],
     words: UInt32[Array, "*m K W"],
     *,

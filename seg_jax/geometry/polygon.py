@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float64
 
 from seg_jax.records import Ring
 
@@ -157,8 +157,11 @@ def simplify_to(ring: Ring, max_points: int) -> _Part:
 
 def pad(
     shapes: Sequence[Sequence[Any]], *, rings: int | None = None, points: int | None = None
-) -> tuple[Float32[np.ndarray, "N R P 2"], Bool[np.ndarray, "N R P"]]:
+) -> tuple[Float64[np.ndarray, "N R P 2"], Bool[np.ndarray, "N R P"]]:
     """Returns shapes as arrays of one size, and which vertices are no padding: see `raster.fill`.
+
+    It takes them as they are; before they go into a jit of yours, `snapping.from_float` keeps
+    what float32 would lose.
 
     Args:
       shapes: for each its rings, [P, 2] or flat as in COCO's files (x0, y0, x1, y1, ..).
@@ -178,7 +181,7 @@ def pad(
             f"polygon.pad: expected at most {room[0]} rings of {room[1]} points, got {most} of "
             f"{longest}; do: raise rings and points, or thin out with simplify_to"
         )
-    out = np.zeros((len(flat), *room, 2), np.float32)
+    out = np.zeros((len(flat), *room, 2), np.float64)
     used = np.zeros(out.shape[:-1], bool)
     for row, flags, shape in zip(out, used, flat, strict=True):
         for number, ring in enumerate(shape):
@@ -186,8 +189,8 @@ def pad(
     return out, used
 
 
-def _vertices(ring: Any) -> Float32[np.ndarray, "_ 2"]:
-    """Returns a ring as float32 vertices."""
+def _vertices(ring: Any) -> Float64[np.ndarray, "_ 2"]:
+    """Returns a ring as float64 vertices."""
     given = np.asarray(ring)
     if given.ndim == 1 and given.size % 2 == 0:
         given = given.reshape(-1, 2)
@@ -196,8 +199,7 @@ def _vertices(ring: Any) -> Float32[np.ndarray, "_ 2"]:
             f"polygon: expected a ring of numbers [P, 2], got {given.dtype} {list(given.shape)}; "
             "do: give a list of rings for every shape"
         )
-    with np.errstate(over="ignore"):
-        given = given.astype(np.float32)
+    given = given.astype(np.float64)
     _check(given)
     return given
 

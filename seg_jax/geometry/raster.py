@@ -1,4 +1,4 @@
-"""Fills rings into packed masks, bit for bit the same on every device."""
+"""Fills rings into packed masks, bit for bit the same on every device and for every precision."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float, Float32, Int, Int32, UInt32
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped, UInt32
 
-from seg_jax.geometry import bitmask, cpu_fill, edge_rules
+from seg_jax.geometry import bitmask, cpu_fill, edge_rules, snapping
 from seg_jax.geometry.batching import vmap_as_leading_axis
 from seg_jax.geometry.cpu_fill import Shapes
-from seg_jax.geometry.edge_rules import REACH_PX, Rule
+from seg_jax.geometry.edge_rules import REACH_PX as REACH_PX  # Callers know it by `raster`.
+from seg_jax.geometry.edge_rules import Rule
+from seg_jax.geometry.snapping import Snapped
 from seg_jax.kernels import fill as tiles
 from seg_jax.records import Array
 
@@ -40,9 +42,8 @@ def to_pixels(
     return lax.reduce_precision(product, exponent_bits=8, mantissa_bits=23)
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
 def fill(
-    points_px: Float32[Array, "*n R P 2"],
+    points_px: Float[Array, "*n R P 2"] | Snapped,
     used: Bool[Array, "*n R P"],
     *,
     height: int,
@@ -58,7 +59,10 @@ def fill(
 
     Args:
       points_px: ring vertices, x then y; (0, 0) is the outer corner of the first pixel. Exact
-        within `REACH_PX`; vertices beyond are pulled to it.
+        within `REACH_PX`; vertices beyond are pulled to it. float32 anywhere; float64 as numpy
+        arrays outside of jit and vmap, which would make it float32 in silence (with
+        `jax_enable_x64` anywhere); for float64 and decimals inside, what `snapping` gives for
+        this rule.
       used: False for padding; used vertices come first, or fills take a little longer.
       height: rows of the canvas, 1 to `MAX_SIDE`.
       width: columns of the canvas, 1 to `MAX_SIDE`.
@@ -78,12 +82,18 @@ def fill(
       Shimrat 1962.
     """
     _check(height, width, rule, rings)
-    _check_points(points_px, used)
+    snapped = _exact(points_px, used, rule)
+    return _fill(snapped, used, height=height, width=width, rule=rule, rings=rings)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+def _fill(points_px, used, *, height, width, rule, rings):
+    """Returns `fill` of points that jit leaves as they are."""
 
     def words(points, used):
         if used.size == 0:
             return jnp.zeros((*points.shape[:-3], -(-height // bitmask.WORD), width), jnp.uint32)
-        shapes = _shapes(points, used, _RULES[rule], rings)
+        shapes = _shapes(points, used, rings)
 
         def on_cpu(shapes):
             return cpu_fill.fill(shapes, _RULES[rule], height=height, width=width)
@@ -100,12 +110,11 @@ def fill(
         flat = lax.platform_dependent(shapes, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
         return flat.reshape(*points.shape[:-3], *flat.shape[1:])
 
-    return vmap_as_leading_axis(words)(lax.stop_gradient(points_px), used)
+    return vmap_as_leading_axis(words)(_steps(points_px, rule), used)
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
 def fill_counts(
-    points_px: Float32[Array, "*n R P 2"],
+    points_px: Float[Array, "*n R P 2"] | Snapped,
     used: Bool[Array, "*n R P"],
     words: UInt32[Array, "*m K W"],
     *,
@@ -132,7 +141,7 @@ def fill_counts(
       ValueError: as in `fill`, or the words are of another canvas.
     """
     _check(height, width, rule, rings)
-    _check_points(points_px, used)
+    snapped = _exact(points_px, used, rule)
     depth = -(-height // bitmask.WORD)
     bitmask.check(words)
     if words.shape[-2:] != (depth, width):
@@ -141,6 +150,13 @@ def fill_counts(
             f"{height}x{width}, got {words.shape[-2]}x{words.shape[-1]}; do: pack the masks on "
             "this canvas"
         )
+    return _fill_counts(snapped, used, words, height=height, width=width, rule=rule, rings=rings)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
+def _fill_counts(points_px, used, words, *, height, width, rule, rings):
+    """Returns `fill_counts` of points that jit leaves as they are."""
+    depth = words.shape[-2]
 
     def count(points, used, words):
         lead = points.shape[:-3]
@@ -150,7 +166,7 @@ def fill_counts(
         which = jnp.arange(masks, dtype=jnp.int32).reshape(words.shape[:-2])
         which = jnp.broadcast_to(which, lead).reshape(-1)
         words = words.reshape(masks, depth, width)
-        shapes = _shapes(points, used, _RULES[rule], rings)
+        shapes = _shapes(points, used, rings)
 
         def on_cpu(shapes, words, which):
             return cpu_fill.counts(shapes, _RULES[rule], words=words, which=which, height=height)
@@ -170,7 +186,7 @@ def fill_counts(
         )
         return tuple(total.reshape(lead) for total in found)
 
-    return vmap_as_leading_axis(count)(lax.stop_gradient(points_px), used, words)
+    return vmap_as_leading_axis(count)(_steps(points_px, rule), used, words)
 
 
 def _check(height, width, rule, rings):
@@ -186,25 +202,48 @@ def _check(height, width, rule, rings):
         )
 
 
-def _check_points(points, used):
-    if points.dtype != jnp.float32 or used.dtype != bool or points.shape != (*used.shape, 2):
+def _exact(points, used, rule: str):
+    """Returns points that jit leaves as they are, after a look at their types and shapes.
+
+    Raises:
+      ValueError: they are neither float32, float64 nor snapped, or do not go with `used`.
+    """
+    given = points.steps if isinstance(points, Snapped) else points
+    kinds = ("int32",) if given is not points else ("float32", "float64")
+    if str(given.dtype) not in kinds or used.dtype != bool or given.shape != (*used.shape, 2):
         raise ValueError(
-            "raster: expected float32 points [.., R, P, 2] beside bool used [.., R, P], got "
-            f"{points.dtype} {list(points.shape)} and {used.dtype} {list(used.shape)}; do: make "
+            "raster: expected float32 or float64 points [.., R, P, 2] beside bool used [.., R, P], "
+            f"got {given.dtype} {list(given.shape)} and {used.dtype} {list(used.shape)}; do: make "
             "them from lists of rings with polygon.pad"
         )
     if used.ndim < 2:
         raise ValueError(
             f"raster: expected rings [.., R, P], got {list(used.shape)}; do: put an axis in front"
         )
+    if isinstance(points, np.ndarray) and points.dtype == np.float64:
+        return snapping.from_float(points, rule)
+    return points
+
+
+def _steps(points, rule: str) -> Int32[Array, "*n R P 2"]:
+    """Returns vertices in grid steps of a rule."""
+    if isinstance(points, Snapped):
+        return points.steps
+    return snapping.from_float(lax.stop_gradient(points), rule).steps
 
 
 def move_used_first(
-    points_px: Float[Array, "*n R P 2"], used: Bool[Array, "*n R P"]
-) -> tuple[Float[Array, "*n R P 2"], Bool[Array, "*n R P"]]:
-    """Returns rings with their used and finite vertices first, in their order, and zeros after."""
-    used = used & jnp.isfinite(points_px).all(-1)
-    points = jnp.where(used[..., None], points_px, 0.0)
+    points: Shaped[Array, "*n R P 2"], used: Bool[Array, "*n R P"]
+) -> tuple[Shaped[Array, "*n R P 2"], Bool[Array, "*n R P"]]:
+    """Returns rings with their used and known vertices first, in their order, and zeros after.
+
+    Floats are known where they are finite, grid steps where they are not `snapping.UNKNOWN`.
+    """
+    if jnp.issubdtype(points.dtype, jnp.integer):
+        used = used & (points[..., 0] != snapping.UNKNOWN)
+    else:
+        used = used & jnp.isfinite(points).all(-1)
+    points = jnp.where(used[..., None], points, 0)
 
     def move(points, used):
         order = jnp.argsort(~used, axis=-1, stable=True)
@@ -217,18 +256,17 @@ def move_used_first(
     return lax.cond(ready, lambda *rings: rings, move, points, used)
 
 
-def _shapes(points_px, used, rule: Rule, rings) -> Shapes:
-    """Returns rings in grid steps; those with too few vertices are empty."""
-    points, used = move_used_first(points_px, used)
+def _shapes(steps, used, rings) -> Shapes:
+    """Returns rings in grid steps as shapes; those with too few vertices are empty."""
+    steps, used = move_used_first(steps, used)
     count = used.sum(-1, dtype=jnp.int32)
     count = jnp.where(count >= 3, count, 0)
-    grid = rule.snap(jnp.clip(points, *REACH_PX))
     items = int(np.prod(used.shape[:-2]))
     groups = used.shape[-2] if rings == "union" else 1
     parts = used.shape[-2] // max(groups, 1)
     shape = (items, groups, parts, used.shape[-1])
     return Shapes(
-        grid[..., 0].reshape(shape), grid[..., 1].reshape(shape), count.reshape(shape[:-1])
+        steps[..., 0].reshape(shape), steps[..., 1].reshape(shape), count.reshape(shape[:-1])
     )
 
 

@@ -80,6 +80,7 @@ _UNFIT = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 _TICKS = (1, 2, 2.5, 5, 10)
+_LEAST = 1e-280  # The least range: float64 has no room for ticks in smaller ones.
 _STYLE: Any = {  # The names are matplotlib's.
     "svg.fonttype": "none",
     "svg.hashsalt": "seg-jax",
@@ -381,9 +382,9 @@ def _span(steps: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 def _range(low: float, high: float) -> tuple[float, float]:
     """Returns a range that is not empty."""
-    if high - low > max(1e-20, 1e-9 * abs(high)):
+    if high - low > max(_LEAST, 1e-9 * max(abs(low), abs(high))):
         return float(low), float(high)
-    room = abs(low) * 0.1 if abs(low) > 1e-19 else 0.5
+    room = abs(low) * 0.1 if abs(low) > _LEAST else 0.5
     return float(low - room), float(low + room)
 
 

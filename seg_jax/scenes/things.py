@@ -240,7 +240,9 @@ def _ellipse(u, v, radius, ratio):
     across, down = u / radius, v / (ratio * radius)
     reach = np.hypot(across, down)
     slope = np.hypot(across, down / ratio) / radius
-    return reach * (reach - 1) / np.maximum(slope, 1e-9)
+    middle = slope == 0  # Which lies inside, though nothing leads away from it.
+    level = reach * (reach - 1) / np.where(middle, 1, slope)
+    return np.where(middle, -radius * min(ratio, 1), level)
 
 
 def _polygon(u, v, radius, sides):

@@ -20,7 +20,8 @@ from seg_jax.training.optimizers import Optimizer
 
 Spread = Literal["population", "sample", "none"]
 TINY = 1e-6
-"""A group whose rewards deviate by less has nothing to tell."""
+"""A group has nothing to tell whose rewards deviate by less than this share of the largest one:
+no more than roundings of their sums."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,20 +135,29 @@ def advantages(
 
     Source: GSPO equation 6; without the division Dr. GRPO, section 3.2.
     """
-    centred = rewards - rewards.mean(1, keepdims=True)
-    population = jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True))
+    centred, population, scale = _deviations(rewards)
     if spread == "none":
-        scaled = centred
+        scaled = centred * scale
     else:
         answers = rewards.shape[1]
         bessel = math.sqrt(answers / max(answers - 1, 1)) if spread == "sample" else 1.0
-        scaled = centred / jnp.maximum(bessel * population, max(spread_floor, TINY))
+        scaled = centred / jnp.maximum(bessel * population, jnp.maximum(spread_floor / scale, TINY))
     return jnp.where(population > TINY, scaled, 0.0)
 
 
 def differ(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
     """Returns which groups have rewards that differ; the others have no advantage."""
-    return rewards.std(1) > TINY
+    return _deviations(rewards)[1][:, 0] > TINY
+
+
+def _deviations(rewards):
+    """Returns rewards less the mean of their group, their deviation, and the unit of both."""
+    largest = jnp.max(jnp.abs(rewards), 1, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    # Squares of small numbers would be 0, and of large ones infinite.
+    shares = rewards / scale
+    centred = shares - shares.mean(1, keepdims=True)
+    return centred, jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True)), scale
 
 
 class Loss(NamedTuple):

@@ -49,7 +49,8 @@ def update(
     The loss is the weighted mean over all targets of the batch, however it is cut. A loss or
     gradient that is not finite changes no weight.
     """
-    total = jnp.maximum(batch.weights.sum(), 1e-6)
+    weight = batch.weights.sum()
+    total = jnp.where(weight > 0, weight, 1.0)
     rows = batch.weights.shape[0]
     if rows % config.accumulate:
         raise ValueError(
@@ -70,5 +71,5 @@ def update(
         "loss": loss,
         "grad_norm": norm,
         "learning_rate": rate,
-        "answer_tokens": total,
+        "answer_tokens": weight,
     }

@@ -184,10 +184,10 @@ def test_padded_is_ragged_shapes_in_one_array():
     shapes = [[SQUARE, [0.1, 2, 3, 4, 5, 6]], [], [SQUARE[:3].astype(int)], [[]]]
     points, used = polygon.pad(shapes)
     assert points.shape == (4, 2, 4, 2)
-    assert points.dtype == np.float32
+    assert points.dtype == np.float64
     assert used.sum(-1).tolist() == [[4, 3], [0, 0], [3, 0], [0, 0]]
     np.testing.assert_array_equal(points[0, 0], SQUARE)
-    np.testing.assert_array_equal(points[0, 1, :3], np.float32([[0.1, 2], [3, 4], [5, 6]]))
+    np.testing.assert_array_equal(points[0, 1, :3], [[0.1, 2], [3, 4], [5, 6]])
     np.testing.assert_array_equal(points[2, 0, :3], SQUARE[:3])
     assert not points[~used].any()
     wide, flags = polygon.pad(shapes, rings=5, points=9)
@@ -204,7 +204,7 @@ def test_padded_is_ragged_shapes_in_one_array():
         (np.array([["a", "b"]]), r"numbers \[P, 2\], got <U1 \[1, 2\]"),
         (SQUARE > 2, r"numbers \[P, 2\], got bool"),
         ([[0, 0], [np.nan, 1]], r"finite vertices, got \[nan, 1.0\] at 1"),
-        ([[0, 0], [1, 1e39]], r"finite vertices, got \[1.0, inf\] at 1"),
+        ([[0, 0], [1, np.inf]], r"finite vertices, got \[1.0, inf\] at 1"),
     ],
 )
 def test_broken_rings_are_not_padded(ring, message):
@@ -218,6 +218,26 @@ def test_padding_has_room_for_all(room):
         ValueError, match=r"expected at most . rings of . points, got 2 of 4; do: raise"
     ):
         polygon.pad([[SQUARE, SQUARE]], **room)
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**-20, 2.0**20, 2.0**40])
+def test_rings_of_any_scale_are_simplified_and_cut_alike(scale):
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        ring = rng.random((30, 2)) * 50
+        large = ring * scale
+        for made, wanted in (
+            (polygon.simplify(large, 4 * scale), polygon.simplify(ring, 4)),
+            (polygon.simplify_to(large, 9), polygon.simplify_to(ring, 9)),
+            (polygon.canonical(large), polygon.canonical(ring)),
+            (
+                polygon.clip(large, (0, 0, 25 * scale, 30 * scale)),
+                polygon.clip(ring, (0, 0, 25, 30)),
+            ),
+        ):
+            np.testing.assert_array_equal(made, wanted * scale)
+        assert polygon.signed_area(large) == polygon.signed_area(ring) * scale**2
+        assert polygon.arc_length(large) == polygon.arc_length(ring) * scale
 
 
 def test_one_ring_at_a_time(untyped):

@@ -92,8 +92,8 @@ KINDS += ["tiny", "collinear", "repeated", "ties"]
 def filled(points, used, size, *, height, width, rule="coco", rings="union"):
     """Returns masks, whether other devices differ, parts within images, and IoU of each two."""
     words = raster.fill(points, used, height=height, width=width, rule=rule, rings=rings)
-    rule = raster._RULES[rule]
-    elsewhere = raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
+    shapes = raster._shapes(raster._steps(points, rule), used, rings)
+    elsewhere = raster._dense(shapes, raster._RULES[rule], height, width)
     framed = words & bitmask.frame(size, height=height, width=width)
     return words, (words != elsewhere).any(), framed, overlap.iou(framed[::2], framed[1::2])
 
@@ -368,16 +368,19 @@ def test_to_pixels_is_one_rounded_product_also_inside_jit():
 def test_fill_lowers_from_shapes():
     points = jax.ShapeDtypeStruct((3, 2, 8, 2), jnp.float32)
     used = jax.ShapeDtypeStruct((3, 2, 8), jnp.bool_)
-    lowered = raster.fill.lower(points, used, height=40, width=50)
+    fill_40x50 = functools.partial(raster.fill, height=40, width=50)
+    lowered = jax.jit(fill_40x50).lower(points, used)
     assert lowered.out_info.shape == (3, 2, 50)
 
 
 def test_wrong_input_is_refused(untyped):
     points, used = np.zeros((1, 3, 2), np.float32), np.ones((1, 3), bool)
     for wrong in (points.astype(int), points[..., 0], points[:, :2], points[0]):
-        with pytest.raises(ValueError, match="expected float32 points .* make them .* polygon.pad"):
+        with pytest.raises(
+            ValueError, match="expected float32 or float64 points .* make them .* polygon.pad"
+        ):
             raster.fill(wrong, used, height=8, width=8)
-    with pytest.raises(ValueError, match="and int32"):
+    with pytest.raises(ValueError, match="and int64"):
         raster.fill_counts(points, used.astype(int), np.zeros((1, 8), np.uint32), height=8, width=8)
     with pytest.raises(ValueError, match=r"expected rings \[.., R, P\], got \[3\]"):
         raster.fill(points[0], used[0], height=8, width=8)

@@ -79,6 +79,20 @@ def test_an_outline_as_json_is_what_pycocotools_reads(ask, rings):
     assert len(told["polygons_unit"]) == len(told["polygons_px"]) == len(rings)
 
 
+@pytest.mark.parametrize("size", [(427, 640), (125, 100), (333, 250)])
+def test_pixels_as_json_fill_the_mask_as_json(ask, size):
+    """fill-1: a vertex that three decimals moved across the grid's border filled other pixels."""
+    rng = np.random.default_rng(size[0])
+    for digits in (3, 3, 3, 6, 6):
+        ring = rng.random((60, 2)).round(digits)
+        told = ask(outline.write_mask([ring], digits=digits), size=size).as_json()
+        want = coco.decode(told["rle"])
+        assert_strict_json(told)
+        np.testing.assert_array_equal(want, drawn(told["polygons_unit"], *size))
+        (rle,) = coco.frPyObjects([np.ravel(told["polygons_px"][0]).tolist()], *size)
+        np.testing.assert_array_equal(want, coco.decode(rle))
+
+
 def test_the_area_of_a_ring_in_a_ring_is_without_its_hole(ask):
     told = ask(outline.write_mask([OUTER, INNER], digits=2)).as_json()
     assert told["area_px"] == 80 * 30 - 20 * 10

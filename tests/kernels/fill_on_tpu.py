@@ -112,8 +112,8 @@ def main(side: str, names: str, folder: str) -> None:
     size = {"height": int(side), "width": int(side)}
 
     def plain(points, used, words):
-        rule = raster._RULES["coco"]
-        filled = raster._dense(raster._shapes(points, used, rule, "union"), rule, **size)
+        shapes = raster._shapes(raster._steps(points, "coco"), used, "union")
+        filled = raster._dense(shapes, raster._RULES["coco"], **size)
         return bitmask.area(filled), bitmask.area(filled & words)
 
     functions = {

@@ -33,8 +33,8 @@ def draw(seed, count, rings, points, height, width):
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "rule", "rings"))
 def plain(points, used, *, height, width, rule, rings):
-    rule = raster._RULES[rule]
-    return raster._dense(raster._shapes(points, used, rule, rings), rule, height, width)
+    shapes = raster._shapes(raster._steps(points, rule), used, rings)
+    return raster._dense(shapes, raster._RULES[rule], height, width)
 
 
 @functools.partial(
@@ -44,8 +44,8 @@ def plain(points, used, *, height, width, rule, rings):
 )
 def on_tpu(points, used, words, which, *, height, width, rule, rings):
     """Returns what a TPU fills and counts, worked out one operation after the other."""
-    rule = raster._RULES[rule]
-    edges, rows = raster._edges(raster._shapes(points, used, rule, rings), rule, height, width)
+    shapes = raster._shapes(raster._steps(points, rule), used, rings)
+    edges, rows = raster._edges(shapes, raster._RULES[rule], height, width)
     assert tiles.fits(edges, height=height, width=width)
     filled = tiles.fill(edges, *rows, height=height, width=width, interpret=True)
     return filled, tiles.counts(
@@ -130,7 +130,8 @@ def blobs(count, points, side):
 def visits(points, side):
     """Returns means of the numbers of visits of straight and of other edges, and of the tiles."""
     rule, used = raster._RULES["coco"], np.ones(points.shape[:-1], bool)
-    edges, _ = raster._edges(raster._shapes(points, used, rule, "union"), rule, side, side)
+    shapes = raster._shapes(raster._steps(points, "coco"), used, "union")
+    edges, _ = raster._edges(shapes, rule, side, side)
     plan = tiles._plan(edges, side, side)
     straight, other = (
         np.asarray(tiles._visits(edges.first, jnp.where(sure, edges.end, 0), plan))[:, 0]

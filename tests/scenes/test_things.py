@@ -165,3 +165,12 @@ def test_words_belong_to_one_attribute_and_colours_are_far_apart():
     palette = np.array([things.RGB[colour] for colour in Colour], float)
     apart = np.linalg.norm(palette[:, None] - palette, axis=-1) + 1000 * np.eye(len(palette))
     assert apart.min() > 80
+
+
+@pytest.mark.parametrize("radius", [1e-6, 1.0, 1e6])
+def test_the_middle_of_an_ellipse_is_as_deep_as_its_short_half_axis(radius):
+    thing = Thing(kind=Kind.ELLIPSE, colour=Colour.RED, centre_unit=(0.5, 0.5), size_unit=0.2)
+    near, middle = things.level(thing, np.array([1e-5, 0.0]) * radius, np.zeros(2), radius=radius)
+    ends = things.level(thing, np.zeros(1), np.array([0.5 * radius]), radius=radius)
+    assert middle < ends < 0
+    assert near < 0

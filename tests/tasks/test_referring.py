@@ -16,6 +16,7 @@ from seg_jax.runs import reinforcement
 from seg_jax.scenes import draw, world
 from seg_jax.tasks import masks
 from seg_jax.tasks.referring import Mixture, Referring, Truth, box_unit, outline_text, rings_unit
+from seg_jax.tasks.referring import reading as referring_reading
 
 SCENES = sources.Scenes(seed=3, count=40)
 
@@ -41,7 +42,7 @@ def judged(task, rings, mask, kind=Kind.MASK, verdict=Verdict.OK):
 
 def coco_iou(rings, mask):
     height, width = mask.shape
-    flat = [(np.float32(ring) * np.float32([width, height])).ravel().tolist() for ring in rings]
+    flat = [(np.asarray(ring, np.float64) * [width, height]).ravel().tolist() for ring in rings]
     one = coco.merge(coco.frPyObjects(flat, height, width))
     return coco.iou([one], [coco.encode(np.asfortranarray(mask.astype(np.uint8)))], [0])[0, 0]
 
@@ -61,6 +62,37 @@ def test_true_answers_read_back_and_score_as_pycocotools_does(index):
             )
         assert result.scores["format"] == 1.0
         assert result.scores["distance"] > 0.999
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3, 6])
+def test_random_decimals_are_judged_by_the_pixels_of_pycocotools(digits):
+    """fill-1: the reward counts what pycocotools and the host draw of the same decimals."""
+    rng = np.random.default_rng(digits)
+    truth = np.zeros((64, 64), bool)
+    truth[10:50, 20:40] = True
+    answers = rng.integers(0, 10**digits + 1, (60, 5, 2)) / 10**digits
+    sizes = rng.choice([40, 50, 60, 63, 64], (60, 2))
+    unit, used = np.zeros((60, 1, 5, 2), np.float32), np.ones((60, 1, 5), bool)
+    unit[:, 0] = answers
+    masks_ = [truth[:height, :width] for height, width in sizes]
+    words = np.stack([packed(mask) for mask in masks_])
+    kinds = np.full(60, Kind.MASK, np.int32)
+    judgement = Referring().judge(
+        Polygons(jnp.asarray(unit), jnp.asarray(used)),
+        jnp.full(60, int(Verdict.OK)),
+        Truth(words, sizes.astype(np.int32), kinds),
+    )
+    for at, (ring, mask, (height, width)) in enumerate(
+        zip(answers, masks_, sizes.tolist(), strict=True)
+    ):
+        (rle,) = coco.frPyObjects([(ring * [width, height]).ravel().tolist()], height, width)
+        theirs = coco.decode(rle).astype(bool)
+        assert judgement.measures["intersection"][at] == (theirs & mask).sum()
+        assert judgement.measures["union"][at] == (theirs | mask).sum()
+        text = outline.write_mask([ring], digits=digits)
+        np.testing.assert_array_equal(
+            referring_reading.draw(text, Kind.MASK, (height, width)).mask, theirs
+        )
 
 
 def test_holes_are_holes():

@@ -64,6 +64,23 @@ def test_supervised_pieces_are_summed_in_float32():
     assert norm(PIECES) == norm(1) == PIECES
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-6, 1.0, 1e6, 1e20])
+def test_a_supervised_loss_is_the_same_for_weights_of_any_scale(scale):
+    weights = np.array([[[1.0, 3.0]]], np.float32) * np.float32(scale)
+    batch = Batch(tokens=None, images=None, ids=None, targets=None, weights=weights, packing=None)
+    transform = optimizers.build(SGD)
+    _, told = sft.update(
+        sft.Objective(),
+        state.fresh({"weight": jnp.ones(())}, transform, horizon=1),
+        batch,
+        token_loss=lambda params, _: params["weight"] * jnp.array([2.0, 6.0]),
+        optimizer=SGD,
+        transform=transform,
+    )
+    np.testing.assert_allclose(told["loss"], 5.0 if scale else 0.0, rtol=1e-6)
+    np.testing.assert_allclose(told["answer_tokens"], 4 * scale, rtol=1e-6)
+
+
 def test_pieces_of_a_policy_are_summed_in_float32():
     answers = np.zeros((PIECES, 2, 1), np.float32)
     rollout = Rollout(np.zeros(answers.shape, np.int32), np.ones(answers.shape, bool), answers)

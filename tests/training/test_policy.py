@@ -51,6 +51,31 @@ def test_spreads_by_hand():
     np.testing.assert_array_equal(policy.differ(REWARDS), [True, False, True])
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e25])
+def test_advantages_do_not_depend_on_the_scale_of_rewards(scale):
+    rewards = np.float32(REWARDS.astype(np.float64) * scale)
+    for spread in ("population", "sample"):
+        plain, scaled = (policy.advantages(r, spread=spread) for r in (REWARDS, rewards))
+        np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=2e-5)
+        floored = policy.advantages(rewards, spread=spread, spread_floor=0.1 * scale)
+        wanted = policy.advantages(REWARDS, spread=spread, spread_floor=0.1)
+        np.testing.assert_allclose(floored, wanted, rtol=1e-5, atol=2e-5)
+    none = np.asarray(policy.advantages(rewards, spread="none"), np.float64) / scale
+    np.testing.assert_allclose(none, policy.advantages(REWARDS, spread="none"), atol=1e-6)
+    np.testing.assert_array_equal(policy.differ(rewards), [True, False, True])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_roundings_of_equal_rewards_are_no_difference(scale):
+    """Sums of the same scores in another order differ in the last bits, whatever their size."""
+    scores = np.float32(np.array([[0.1, 0.7, 0.2], [0.7, 0.2, 0.1], [0.2, 0.1, 0.7]]) * scale)
+    rewards = np.float32([[a + b + c for a, b, c in scores]])
+    rewards = np.concatenate([rewards, np.nextafter(rewards, np.float32(np.inf))], 1)
+    assert len(np.unique(rewards)) > 1
+    np.testing.assert_array_equal(policy.advantages(rewards), 0.0)
+    assert not policy.differ(rewards).any()
+
+
 # Two answers, of two and of one token; the padding holds what must not count.
 OLD = np.array([[-1.0, -2.0], [-1.5, -7.0]], np.float32)
 NEW = OLD + np.array([[0.1, 0.3], [-0.1, 5.0]], np.float32)

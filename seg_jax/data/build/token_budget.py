@@ -87,9 +87,7 @@ def _measure_mask(mask: Bool[np.ndarray, "H W"], task: Referring) -> tuple[float
     text = outline_text(mask, Kind.MASK, task)
     rings = outline.read(text, Kind.MASK).rings
     height, width = mask.shape
-    # In float32, as answers are judged.
-    size = np.array([width, height], np.float32)
-    flat = [(np.float32(ring) * size).ravel().astype(float).tolist() for ring in rings]
+    flat = [(ring * [width, height]).ravel().tolist() for ring in rings]
     filled = runlengths.fill(flat, height=height, width=width, rings="evenodd")
     drawn = bitmask.from_rle(filled)
     iou = (drawn & mask).sum() / (drawn | mask).sum()

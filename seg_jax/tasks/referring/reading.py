@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from seg_jax.geometry import bitmask, contour
+from seg_jax.geometry import bitmask, contour, snapping
 from seg_jax.geometry.host_raster import Outlines, fill
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Ring, Verdict
@@ -94,13 +94,20 @@ class RegionPrediction(Prediction):
             "verdict": self.verdict.name,
             "says_nothing": self.says_nothing,
             "polygons_unit": [_round_to_list(ring, 6) for ring in self.rings_unit],
-            "polygons_px": [_round_to_list(ring * scale, 3) for ring in self.rings_unit],
+            "polygons_px": [_pixels(ring * scale).tolist() for ring in self.rings_unit],
             "box_unit": None if box is None else _round_to_list(np.array(box), 6),
             "box_px": None if box is None else _round_to_list(np.array(box) * np.tile(scale, 2), 3),
             "area_px": int(self.mask.sum()),
             "size": {"height": height, "width": width},
             "rle": rle,
         }
+
+
+def _pixels(ring_px: Ring) -> Ring:
+    """Returns vertices without the noise of float64, but for those that it moves on the grid."""
+    short = np.round(ring_px, outline.DECIMALS)
+    steps = (snapping.from_float(ring[None], "coco").steps[0] for ring in (ring_px, short))
+    return np.where(np.equal(*steps), short, ring_px)
 
 
 def _round_to_list(values: np.ndarray, digits: int) -> list:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Float, Int, UInt32
 
-from seg_jax.geometry import bitmask, overlap, raster
+from seg_jax.geometry import bitmask, overlap, raster, snapping
 from seg_jax.grammar import reader
 from seg_jax.records import Array, Kind, Polygons, Verdict
 from seg_jax.tasks.task import Judgement
@@ -44,7 +44,7 @@ def judge(
     the distance of the centroids in units of the image's sides, nan without an answer.
 
     Args:
-      answer: what was read.
+      answer: what was read, multiples of 10**-6.
       verdict: of the reader.
       truth: one for each answer.
       rule: how an outline is filled.
@@ -56,10 +56,11 @@ def judge(
     width = truth.words.shape[-1]
     points_px = raster.to_pixels(answer.points_unit, truth.size)
     drawn = answer.used & (truth.kind == Kind.MASK)[..., None, None]
-    words = raster.fill(points_px, drawn, height=height, width=width, rule=rule, rings="evenodd")
+    outline = snapping.from_decimals(answer.points_unit, truth.size, rule)
+    words = raster.fill(outline, drawn, height=height, width=width, rule=rule, rings="evenodd")
     intersection, union = overlap.counts(words, truth.words)
     by_kind = [
-        _point_score(points_px, truth),
+        _point_score(answer.points_unit, truth),
         _box_score(points_px, truth),
         jnp.where(union > 0, intersection / jnp.maximum(union, 1), 0.0),
     ]
@@ -87,10 +88,10 @@ def judge(
     )
 
 
-def _point_score(points_px: Float[Array, "*n R P 2"], truth: Truth) -> Float[Array, "*n"]:
-    point = points_px[..., 0, 0, :]
-    column = jnp.clip(point[..., 0].astype(jnp.int32), 0, truth.size[..., 1] - 1)
-    row = jnp.clip(point[..., 1].astype(jnp.int32), 0, truth.size[..., 0] - 1)
+def _point_score(points_unit: Float[Array, "*n R P 2"], truth: Truth) -> Float[Array, "*n"]:
+    pixel = snapping.pixels_of_decimals(points_unit[..., :1, :1, :], truth.size)[..., 0, 0, :]
+    column = jnp.minimum(pixel[..., 0], truth.size[..., 1] - 1)
+    row = jnp.minimum(pixel[..., 1], truth.size[..., 0] - 1)
     at_row = jnp.take_along_axis(truth.words, (row // 32)[..., None, None], -2)[..., 0, :]
     word = jnp.take_along_axis(at_row, column[..., None], -1)[..., 0]
     return ((word >> (row % 32).astype(word.dtype)) & 1).astype(jnp.float32)
