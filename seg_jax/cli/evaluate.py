@@ -264,6 +264,9 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         devices=1 if mesh is None else mesh.size,
         versions=run_folder.versions(),
     )
+    if saved is not None:
+        for line in saved.findings().lines():
+            console.say(f"warning: {line}")
     title = f"{asking.protocol.title}: {set_name}"
     console.table(title, ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
     if config.out is not None:

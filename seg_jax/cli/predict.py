@@ -29,7 +29,7 @@ class Config(ModelOptions):
     answer: str | None = None
     """What is asked for: mask, box or point; left out: a mask, or what the model's task has."""
     out: Path | None = None
-    """Folder for the overlay, NAME-overlay.png; none is drawn without it."""
+    """Folder for the overlay, FILE-overlay.png for an image FILE; none is drawn without it."""
 
 
 def main(config: Config) -> int:
@@ -42,7 +42,7 @@ def main(config: Config) -> int:
     prediction = predictor.predict(image, clue, _kind(predictor.bundle.task, config.answer))
     result = prediction.as_json()
     if config.out is not None:
-        path = config.out / f"{config.image.stem}-overlay.png"
+        path = config.out / f"{config.image.name}-overlay.png"
         image_files.write(path, overlay.draw(image, prediction.rings_unit))
         result["overlay"] = str(path)
     console.tell_json(result, indent=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def _report(config: Config, gallery: Gallery) -> None:
 
 def _rows(path: Path, scores: Iterable[str]) -> list[dict[str, Any]]:
     """Returns how the metrics of a log began and ended."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [record for _, record in metrics_log.records(path)]
     rows = []
     titles = {f"scores/{name}": f"mean {name}" for name in scores}
     for name, words in ({"reward": ""} | titles | _REPORTED).items():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from seg_jax import files, schemas
 from seg_jax.report.charts import Curve
 
 _JOINED = {"reward": "scores"}
@@ -55,14 +58,14 @@ def read(path: Path | str) -> tuple[Curve, ...]:
       ValueError: no such file, or a line that is no record.
     """
     stages: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
-    for record in _records(Path(path)):
-        stage = stages.setdefault(str(record["stage"]), {})
+    for head, record in records(Path(path)):
+        stage = stages.setdefault(head.stage, {})
         for name, value in record.items():
             if name in ("stage", "step", "seconds") or isinstance(value, bool | str | list | dict):
                 continue
             frame, _, part = name.rpartition("/")
             series = stage.setdefault(frame or name, {}).setdefault(part, {})
-            series[record["step"]] = math.nan if value is None else float(value)
+            series[head.step] = _number(value)
     return tuple(
         _curve(stage, frame, parts)
         for stage, frames in stages.items()
@@ -70,29 +73,41 @@ def read(path: Path | str) -> tuple[Curve, ...]:
     )
 
 
-def _records(path: Path) -> Iterator[dict]:
-    """Yields the records of the file."""
-    if not path.is_file():
-        raise ValueError(f"{path}: expected metrics, got no file; do: check the run's path")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()
+class Head(schemas.Record, frozen=True):
+    """What every record of a log has; the numbers beside it have names of their own."""
+
+    stage: schemas.Text
+    step: Annotated[int, Meta(ge=0, le=2**53)]
+
+
+def records(path: Path) -> Iterator[tuple[Head, dict[str, Any]]]:
+    """Yields what each record of a log has to have, and all that it has.
+
+    A last line that a crash tore is left out.
+
+    Raises:
+      ValueError: no such file, or a line that is no record.
+    """
+    data = files.read_bytes(path, expected="metrics", advice="check the run's path")
+    text = data.decode("utf-8", "replace")
+    lines = text.split("\n")
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line) if line.strip() else None
-            good = record is None or (
-                isinstance(record, dict)
-                and "stage" in record
-                and isinstance(record.get("step"), int)
-            )
-        except ValueError:
-            good = False
-        if good and record is not None:
-            yield record
-        elif not good and (number < len(lines) or text.endswith("\n")):
-            raise ValueError(
-                f"{path}: line {number}: expected an object with stage and step, got "
-                f"{line[:60]!r}; do: remove that line"
-            )
+        if line.strip():
+            where, advice = f"{path}: line {number}", "remove that line"
+            try:
+                record = files.parse_json(line, where=where, advice=advice)
+                yield schemas.check(record, Head, where=where, advice=advice), record
+            except ValueError:
+                if number < len(lines):
+                    raise
+
+
+def _number(value: float | None) -> float:
+    """Returns a logged number; infinite beyond what a float holds."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _join(frames: dict[str, dict]) -> dict[str, dict]:

@@ -197,7 +197,7 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
             ("--protocol", "res", "--answers", "FILE", "--beside", "DIR", "--out", "OUT"),
             "got no summary.json",
         ),
-        (("--protocol", "res", "--answers", "none"), "no such file"),
+        (("--protocol", "res", "--answers", "none"), "got no file"),
         # What nothing would read.
         (
             ("--protocol", "res", "--mixture.text-box", 1),
@@ -219,7 +219,7 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
             "--batch: expected --checkpoint beside it, got --answers alone; do: leave it out",
         ),
         (("--protocol", "res", "--answers", "EMPTY", "--out", "FILE"), "file exists"),
-        (("--protocol", "res", "--answers", "FILE"), "line 2: expected an answer with key"),
+        (("--protocol", "res", "--answers", "FILE"), "line 2: expected a field 'key', got none"),
         (("--protocol", "res", "--answers", "TWICE"), "line 2: expected one answer"),
         (("--protocol", "res", "--answers", "EMPTY"), "expected an answer to every question"),
     ],

@@ -19,6 +19,7 @@ import small_run
 
 from seg_jax.cli import evaluate, model_options, predict
 from seg_jax.data import image_files, sources
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.evaluation import task_metrics
 from seg_jax.evaluation.referring import answers, protocols
@@ -119,6 +120,9 @@ def _stand_for_answers(patch, note):
         def __init__(self, path):
             self.too_long = 0
             note("saved", path)
+
+        def findings(self):
+            return Findings()
 
     class Model(answers.Model):
         def __init__(self, answer, encoder, task, *, batch, saved):

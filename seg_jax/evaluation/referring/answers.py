@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
+from seg_jax import files, schemas
 from seg_jax.data import buckets
 from seg_jax.data.encode import Encoder, TooLong
+from seg_jax.data.findings import Findings
 from seg_jax.evaluation.referring.protocols import Question
 from seg_jax.records import Prompts, Rollout
 from seg_jax.tasks.task import Task
@@ -18,45 +20,92 @@ from seg_jax.tasks.task import Task
 Answered = tuple[Question, str, int]
 """A question, its answer and the tokens of that, end token included."""
 
-FIELDS = ("key", "which", "given", "kind", "phrase", "text")
-"""Fields that a line of answers must have."""
+MOST_BYTES = 1 << 30
+"""The largest file of answers: to some millions of questions."""
+_ADVICE = "give the answers.jsonl of an evaluation"
+_Count = Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class Line(schemas.Record, frozen=True):
+    """An answer to one question; a file of answers holds one a line."""
+
+    key: schemas.Text
+    """Name of the sample."""
+    which: _Count
+    """Which of its masks."""
+    given: schemas.Text
+    """What the question named the object by: "text", "point" or "box"."""
+    kind: schemas.Text
+    """What was asked for: "mask", "box" or "point"."""
+    phrase: schemas.Text
+    """The expression, empty where a point or box was told."""
+    text: Annotated[str, Meta(max_length=1_000_000)]
+    """The answer as the model wrote it."""
+    tokens: _Count = 0
+    """Its tokens, where they are known."""
+
+    @property
+    def question(self) -> tuple[Any, ...]:
+        """What tells the question from others."""
+        return self.key, self.which, self.given, self.kind, self.phrase
 
 
 class Saved:
     """Answers of a file, in place of a model."""
 
     def __init__(self, path: Path):
-        """Reads the file: JSON lines with at least `FIELDS`, and `tokens` if they are known.
+        """Reads the file.
 
-        A last line that breaks off, as an interrupted evaluation leaves it, is left out.
+        A last line that breaks off, as an interrupted evaluation leaves it, is left out and told
+        in `findings`.
 
         Raises:
-          ValueError: a line is not such, or answers a question differently than one before.
-          OSError: the file cannot be read.
+          ValueError: a line is none of answers, or answers a question differently than one before.
         """
         self._path, self.too_long = path, 0
+        self._unasked: set[tuple[Any, ...]] = set()
         self._answers: dict[tuple[Any, ...], tuple[str, int]] = {}
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        self._findings = Findings()
+        text = files.read_text(path, most=MOST_BYTES, expected="answers, a JSON object a line")
+        lines = text.split("\n")
         for number, line in enumerate(lines, 1):
-            try:
-                found = json.loads(line)
-                *at, text = (found[name] for name in FIELDS)
-                told = str(text), int(found.get("tokens", 0))
-                before = self._answers.setdefault(tuple(at), told)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: expected an answer with {', '.join(FIELDS)}, got "
-                    f"{line[:60]!r}; do: give the answers.jsonl of an evaluation"
-                ) from error
-            if before != told:
-                raise ValueError(
-                    f"{path}, line {number}: expected one answer to a question, got another to "
-                    f"{at}; do: remove one of them"
-                )
+            if line.strip():
+                self._add(line, f"{path}, line {number}", last=number == len(lines))
+        self._unasked.update(self._answers)
+
+    def _add(self, text: str, where: str, *, last: bool) -> None:
+        """Adds the answer of a line; the last one, without an end, may be half of one."""
+        try:
+            value = files.parse_json(text, where=where, advice=_ADVICE)
+        except ValueError:
+            if not last:
+                raise
+            self._findings.add("a last line that breaks off is left out", where)
+            return
+        line = schemas.check(value, Line, where=where, advice=_ADVICE)
+        # Half a surrogate, which no file can hold, is the model's mistake: its verdict's matter.
+        answer = line.text.encode("utf-8", "replace").decode(), line.tokens
+        if self._answers.setdefault(line.question, answer) != answer:
+            raise ValueError(
+                f"{where}: expected one answer to a question, got another to "
+                f"{schemas.short_repr(line.key)}, {schemas.short_repr(line.phrase)}; do: remove "
+                "one of them"
+            )
 
     def find(self, question: Question) -> tuple[str, int] | None:
         """Returns the answer to a question with its tokens, None where there is none."""
-        return self._answers.get(_name(question))
+        name = _name(question)
+        self._unasked.discard(name)
+        return self._answers.get(name)
+
+    def findings(self) -> Findings:
+        """Returns what of the file was left out: also answers to what nobody has asked so far."""
+        met = Findings()
+        met.merge(self._findings)
+        for key, which, given, kind, phrase in sorted(self._unasked):
+            what = f"{key}, mask {which}, {kind} by {given} {schemas.short_repr(phrase)}"
+            met.add("an answer to no question of this protocol and source is left out", what)
+        return met
 
     def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
         """Yields each question with its answer.

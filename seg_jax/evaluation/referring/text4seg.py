@@ -22,12 +22,12 @@ Source: SimpleSeg README, section 5; Text4Seg `llava/eval` refer_seg_dataset, mo
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from seg_jax import files
 from seg_jax.geometry import boxes, contour
 from seg_jax.geometry.host_raster import Outlines, fill
 from seg_jax.records import Sample
@@ -40,10 +40,14 @@ _POLYGON = re.compile(rf"\[\s*{_POINT}(?:\s*,\s*{_POINT})*\s*\]")
 def polygons(text: str) -> list[Float[np.ndarray, "_ 2"]]:
     """Returns the polygons of an answer in unit coordinates; none where the snippet would fail."""
     try:
-        found = [np.array(json.loads(hit.group()), float) for hit in _POLYGON.finditer(text)]
-    except ValueError:
+        found = [
+            np.array(files.parse_json(hit.group(), where="answer"), float)
+            for hit in _POLYGON.finditer(text)
+        ]
+    except (ValueError, OverflowError):  # A number that JSON or a float does not hold.
         return []
-    return found if all(len(polygon) >= 3 for polygon in found) else []
+    sound = all(len(polygon) >= 3 and np.isfinite(polygon).all() for polygon in found)
+    return found if sound else []
 
 
 def answer(rings_unit: Outlines, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
