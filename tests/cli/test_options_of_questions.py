@@ -18,7 +18,7 @@ import pytest
 import small_run
 
 from seg_jax.cli import evaluate, model_options, predict
-from seg_jax.data import image_files, sources
+from seg_jax.data import image_files, split_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.evaluation import task_metrics
@@ -90,13 +90,13 @@ def _stand_for_data(patch, note):
 
     def info(folder):
         note("info", folder)
-        return {"name": "refcoco_unc"}
+        return split_files.Info(name="refcoco_unc", splits=[])
 
     for kind in (Built, Scenes):
         patch.setattr(kind, "__len__", lambda self: 2)
         patch.setattr(kind, "__getitem__", lambda self, index: samples[index])
     patch.setattr(Built, "absent_count", lambda self: 1)
-    patch.setattr(sources, "dataset_info", info)
+    patch.setattr(split_files, "read_info", info)
 
 
 def _stand_for_answers(patch, note):
