@@ -202,7 +202,7 @@ def _check(height, width, rule, rings):
         )
 
 
-def _exact(points, used, rule: str):
+def _exact(points, used, rule: Literal["coco", "center"]):
     """Returns points that jit leaves as they are, after a look at their types and shapes.
 
     Raises:
@@ -225,7 +225,7 @@ def _exact(points, used, rule: str):
     return points
 
 
-def _steps(points, rule: str) -> Int32[Array, "*n R P 2"]:
+def _steps(points, rule: Literal["coco", "center"]) -> Int32[Array, "*n R P 2"]:
     """Returns vertices in grid steps of a rule."""
     if isinstance(points, Snapped):
         return points.steps

@@ -106,8 +106,10 @@ class RegionPrediction(Prediction):
 def _pixels(ring_px: Ring) -> Ring:
     """Returns vertices without the noise of float64, but for those that it moves on the grid."""
     short = np.round(ring_px, outline.DECIMALS)
-    steps = (snapping.from_float(ring[None], "coco").steps[0] for ring in (ring_px, short))
-    return np.where(np.equal(*steps), short, ring_px)
+    exact, steps = (
+        np.asarray(snapping.from_float(ring[None], "coco").steps[0]) for ring in (ring_px, short)
+    )
+    return np.where(exact == steps, short, ring_px)
 
 
 def _round_to_list(values: np.ndarray, digits: int) -> list:
