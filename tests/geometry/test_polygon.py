@@ -231,8 +231,8 @@ def test_rings_of_any_scale_are_simplified_and_cut_alike(scale):
             (polygon.simplify_to(large, 9), polygon.simplify_to(ring, 9)),
             (polygon.canonical(large), polygon.canonical(ring)),
             (
-                polygon.clip(large, (0, 0, 25 * scale, 30 * scale)),
-                polygon.clip(ring, (0, 0, 25, 30)),
+                polygon.clip(large, (0.0, 0.0, 25 * scale, 30 * scale)),
+                polygon.clip(ring, (0.0, 0.0, 25.0, 30.0)),
             ),
         ):
             np.testing.assert_array_equal(made, wanted * scale)

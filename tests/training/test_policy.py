@@ -118,6 +118,23 @@ def test_what_is_told_by_hand():
     np.testing.assert_allclose(told["ratio/mean"], ((E(0.1) + E(0.3)) / 2 + E(-0.1)) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ratio", ["sequence", "sequence_token", "token"])
+def test_ratios_of_a_broken_run_stay_finite_and_are_told(ratio):
+    config = Policy(ratio=ratio, clip_low=0.08, clip_high=0.12, kl=0.1)
+    for gap, told in ((300.0, E(20.0)), (-300.0, E(-20.0))):
+        new = OLD + np.float32(gap)
+        found = policy.loss(
+            config, new, old_logp=OLD, used=USED, advantage=GAIN, reference_logp=OLD
+        )
+        np.testing.assert_allclose(found.metrics["ratio/max"], told, rtol=1e-5)
+        # k3 of a drift of -gap, its exponential bounded as the ratio is.
+        drift = -gap
+        k3 = E(np.clip(drift, -20.0, 20.0)) - drift - 1
+        np.testing.assert_allclose(found.metrics["reference_kl"], k3, rtol=1e-5)
+        low, high = (1.12, told) if gap > 0 else (told, 0.92)
+        np.testing.assert_allclose(found.value, -(low - high) / 2 + 0.1 * k3, rtol=1e-5)
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 1.0])
 def test_a_quantile_is_of_the_known_values(share):
     values = np.random.default_rng(0).normal(size=(7, 31)).astype(np.float32)
