@@ -130,9 +130,9 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
         config = runpy.run_path(str(path), run_name=path.stem)["config"]()
     except Exception as error:
         raise UsageError(_where(path, error)) from error
-    around = getattr(kind, "around", None)
-    if around is not None:  # A program about the runs of others.
-        return around(config)
+    of_run = getattr(kind, "of_run", None)
+    if of_run is not None:  # A program about the runs of others.
+        return of_run(config)
     if not isinstance(config, kind):
         raise UsageError(
             f"{path}: expected config() to return {_qualified(kind)}, "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import resource
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 from tyro.conf import arg
@@ -15,8 +14,7 @@ from tyro.conf import arg
 from seg_jax import files
 from seg_jax.cli import arguments
 from seg_jax.models import flops
-from seg_jax.models.parallel import mesh_axes
-from seg_jax.runs import abstract, console, reinforcement, run_folder, supervised
+from seg_jax.runs import console, lowering, run_folder
 from seg_jax.training import hlo, topology
 
 GIB = topology.GIB
@@ -29,8 +27,13 @@ ASSUMED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A compilation; the options of the run are laid over its configuration."""
+    """A compilation; the options of the run are laid over its configuration.
 
+    What no step depends on, such as `out` and `loop`, is refused as an option.
+    """
+
+    given: ClassVar[Any] = None
+    """The run as its configuration file has it."""
     run: Any = None
     topology: str = "cpu:8"
     """What to compile for: v5e:16x16, v5p:4x4x4, v6e:8x8, v4:4x4x4, h100:8, h200:32, or cpu:8 for
@@ -50,13 +53,13 @@ class Config:
             )
 
     @classmethod
-    def around(cls, run: Any) -> Config:
+    def of_run(cls, run: Any) -> Config:
         """Returns the default compilation of a run; its class has the run's options.
 
         Raises:
           UsageError: it is no run that trains.
         """
-        if not isinstance(run, abstract.Run):
+        if not isinstance(run, lowering.Lowerable):
             raise arguments.UsageError(
                 f"command line: expected a configuration of finetune or reinforce, got one of "
                 f"{type(run)}"
@@ -64,7 +67,7 @@ class Config:
             )
         fields = [("run", Annotated[type(run), arg(name="")], dataclasses.field(default=run))]
         kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
-        kind.__doc__ = cls.__doc__
+        kind.__doc__, kind.given = cls.__doc__, run
         return kind()
 
     def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
@@ -103,11 +106,12 @@ def main(config: Config) -> int:
             "none"
             "; do: give one, as configs/simpleseg/tiny_sft.py"
         )
+    lowering.check_options(config.run, config.given or config.run)
     run_folder.check_json(config.json)
     begin = time.monotonic()
     target = topology.from_name(config.topology)
-    plan = abstract.plan(config.run, target.devices)
-    makers = abstract.steps(plan)
+    plan = config.run.plan(target.devices)
+    makers = plan.steps()
     if unknown := set(config.only) - set(makers):
         raise ValueError(
             f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
@@ -139,7 +143,7 @@ def main(config: Config) -> int:
 
 
 def compile_step(
-    step: abstract.Step, plan: abstract.Plan, target: topology.Topology, *, hbm: float | None
+    step: lowering.Step, plan: lowering.Plan, target: topology.Topology, *, hbm: float | None
 ) -> Result:
     """Returns what became of one step of a plan.
 
@@ -188,44 +192,18 @@ def compile_step(
     )
 
 
-def advice(step: abstract.Step, plan: abstract.Plan, available: int) -> tuple[str, ...]:
+def advice(step: lowering.Step, plan: lowering.Plan, available: int) -> tuple[str, ...]:
     """Returns what may make a step fit, what costs least first."""
-    run, state = plan.run, hlo.device_bytes(plan.state)
-    ways = []
-    if state > available / 2:
-        ways.append(
-            f"more chips or a larger mesh.fsdp x mesh.tensor: the state alone takes "
-            f"{state / GIB:.1f} GiB of a device"
-        )
-    if step.name in ("sft", "update"):
-        if run.loss_chunk is None:
-            ways.append("--loss-chunk 256: not the scores of all tokens at once")
-        if run.compute.remat != "full":
-            ways.append("--compute.remat full")
-        if run.compute.dtype == "float32":
-            ways.append("--compute.dtype bfloat16")
-    rows = run.feed.batch
-    parts = math.prod(plan.mesh.shape[axis] for axis in mesh_axes.MESH["batch"])
-    if isinstance(run, reinforcement.Config) and step.name == "update":
-        pieces = 2 * run.policy.minibatches
-        if rows % pieces == 0 and rows // pieces >= parts:
-            ways.append(f"--policy.minibatches {pieces}")
-    if isinstance(run, supervised.Config) and step.name == "sft":
-        pieces = 2 * run.objective.accumulate
-        if rows % pieces == 0 and rows // pieces >= parts:
-            ways.append(f"--objective.accumulate {pieces}")
-    if step.name in ("sample", "evaluate"):
-        if run.compute.decode_gib != 0:
-            ways.append("--compute.decode-gib 0: no weight whole while answers are decoded")
-        ways.append("a larger mesh.tensor: it divides caches and the weights that every chip reads")
-    if rows > parts:
-        ways.append(f"a smaller feed.batch, down to {parts}")
-    ways.append("more chips")
-    return tuple(dict.fromkeys(ways))
+    state = hlo.device_bytes(plan.state)
+    larger = (
+        f"more chips or a larger mesh.fsdp x mesh.tensor: the state alone takes "
+        f"{state / GIB:.1f} GiB of a device"
+    )
+    return (*([larger] if state > available / 2 else []), *step.advice, "more chips")
 
 
-def _count(plan: abstract.Plan) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(plan.bundle.params))
+def _count(plan: lowering.Plan) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(plan.params))
 
 
 def _needed_operations(result: Result) -> float:
@@ -257,7 +235,7 @@ def _verdict(result: Result) -> str:
     return {True: "FITS", False: "DOES NOT FIT", None: "compiles"}[result.fits]
 
 
-def _show(results: list[Result], plan: abstract.Plan, target: topology.Topology) -> None:
+def _show(results: list[Result], plan: lowering.Plan, target: topology.Topology) -> None:
     """Prints results side by side, and what to change where one does not fit."""
     columns = [_column(result, target) for result in results]
     names = dict.fromkeys(name for column in columns for name in column)

@@ -1,16 +1,16 @@
-"""The steps of a run as they will be compiled, from shapes alone: no weight exists."""
+"""The steps of a vision-language model's run, from shapes alone: no weight exists."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,38 +19,54 @@ from seg_jax.data.encode import Encoder
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import flops
-from seg_jax.models.parallel import sharding
-from seg_jax.records import Batch, PackedBatch, Prompts, Rollout
-from seg_jax.runs import reinforcement, start, supervised
+from seg_jax.models.parallel import mesh_axes, sharding
+from seg_jax.records import Prompts
+from seg_jax.runs import start
+from seg_jax.runs.lowering import Plan, Step
 from seg_jax.training import optimizers, state
 from seg_jax.training import steps as jitted_steps
 
-Run = supervised.Config | reinforcement.Config
+PlanT = TypeVar("PlanT", bound="VLMPlan")
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One program of a run, ready to be lowered."""
+class VLMPlan(Plan):
+    """A run's model and rows over a mesh; a kind of run says its steps."""
 
-    name: str
-    function: Any
-    """Jitted."""
-    arguments: tuple[Any, ...]
-    """Shapes with their shardings."""
-    work: flops.Flops
-    """Operations of one call, all devices together."""
-    beside: Any = None
-    """What lies in memory meanwhile without being an argument: shapes with their shardings."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run's model and rows over a mesh."""
-
-    run: Run
+    run: Any
+    """A completed configuration."""
     bundle: Bundle
     """With shapes for weights."""
     mesh: jax.sharding.Mesh
+
+    @classmethod
+    def of_run(cls: type[PlanT], run: Any, devices: Sequence[Any]) -> PlanT:
+        """Returns the plan of a run: its checkpoint's model, or the one its configuration says.
+
+        Of a checkpoint only the small files are read.
+
+        Raises:
+          ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
+        """
+        mesh = run.mesh.build(list(devices))
+        run = run.completed()
+        # Shapes do not depend on what the images show, and scenes are at hand everywhere.
+        if not isinstance(run.source, sources.Scenes):
+            run = dataclasses.replace(run, source=sources.Scenes())
+        if run.checkpoint is not None:
+            return cls(run, start.blank_from_checkpoint(run), mesh)
+        if run.model is None:
+            raise ValueError(
+                "CONFIG.py: expected a checkpoint or a model in the configuration, got neither; "
+                "do: give --checkpoint FOLDER"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            return cls(run, start.blank_model(run, Path(folder)), mesh)
+
+    @property
+    def params(self) -> Any:
+        """Shapes of the weights, a tree."""
+        return self.bundle.params
 
     @property
     def config(self) -> Any:
@@ -93,129 +109,71 @@ class Plan:
 
         return jax.tree.map(many, row)
 
+    def evaluate(self) -> Step:
+        """Returns the step of evaluation: a greedy answer to each prompt, judged."""
+        prompts: Prompts = self.rows("prompts")
+        function = Predictor(self.bundle).judged_answer
+        done = self.decoding_work(prompts, 1, self.bundle.layout.max_answer)
+        arguments = (self.state.params, prompts)
+        return Step("evaluate", function, arguments, done, advice=self.decoding_advice())
 
-def plan(run: Run, devices: list[Any]) -> Plan:
-    """Returns the plan of a run: its checkpoint's model, or the one that its configuration says.
-
-    Of a checkpoint only the small files are read.
-
-    Raises:
-      ValueError: neither a checkpoint nor a model, or the mesh does not divide the model.
-    """
-    mesh = run.mesh.build(devices)
-    run = run.completed()
-    # Shapes do not depend on what the images show, and scenes are at hand everywhere.
-    if not isinstance(run.source, sources.Scenes):
-        run = dataclasses.replace(run, source=sources.Scenes())
-    if run.checkpoint is not None:
-        return Plan(run, start.blank_from_checkpoint(run), mesh)
-    if run.model is None:
-        raise ValueError(
-            "CONFIG.py: expected a checkpoint or a model in the configuration, got neither; "
-            "do: give --checkpoint FOLDER"
+    def decoding_work(self, prompts: Prompts, answers: int, length: int) -> flops.Flops:
+        """Returns the work of answers of the full length; most end sooner."""
+        rows, read = prompts.tokens.ids.shape
+        counter = flops.Counter(self.config, self.run.compute)
+        return flops.without_gradient(
+            [
+                *counter.read(rows, read, prompts.images.patches.shape[1]),
+                *counter.decode(rows, answers, length, behind=read),
+            ]
         )
-    with tempfile.TemporaryDirectory() as folder:
-        return Plan(run, start.blank_model(run, Path(folder)), mesh)
 
+    def optimizer_work(self, updates: int = 1) -> flops.Flops:
+        """Returns the work of Newton-Schulz iterations, if the optimizer makes any.
 
-def steps(plan: Plan) -> dict[str, Callable[[], Step]]:
-    """Returns what makes each step of a run, by name."""
-    run, evaluate = plan.run, lambda: _evaluate(plan)
-    if isinstance(run, supervised.Config):
-        return {"sft": lambda: _sft(plan, run), "evaluate": evaluate}
-    return {
-        "sample": lambda: _sample(plan, run),
-        "update": lambda: _update(plan, run),
-        "evaluate": evaluate,
-    }
+        Each is X <- a X + (b A + c A A) X with A = X X^T, for X [m n], m <= n.
+        """
+        chosen = self.run.optimizer
+        if not isinstance(chosen, optimizers.Muon):
+            return {}
+        done = 0.0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.bundle.params):
+            if optimizers.is_matrix(path):
+                *stack, m, n = *leaf.shape[:-2], *sorted(leaf.shape[-2:])
+                done += float(np.prod(stack, dtype=float)) * (4.0 * m * m * n + 2.0 * m**3)
+        return {"optimizer": done * chosen.newton_schulz_steps * updates}
 
+    def training_advice(self, pieces: int, option: str) -> tuple[str, ...]:
+        """Returns what may make a step of training fit.
 
-def _sft(plan: Plan, run: supervised.Config) -> Step:
-    batch: Batch | PackedBatch = plan.rows("sft")
-    parts = supervised.passes_of_step(run, plan.config, batch, rows=batch.weights.shape[0])
-    done = flops.with_gradient(parts) | _update_work(plan)
-    function = jitted_steps.supervised_step(plan.actor, run.objective, run.optimizer)
-    return Step("sft", function, (plan.state, batch), done)
+        Args:
+          pieces: that a batch is cut into now.
+          option: the name of that number.
+        """
+        run, ways = self.run, []
+        if run.loss_chunk is None:
+            ways.append("--loss-chunk 256: not the scores of all tokens at once")
+        if run.compute.remat != "full":
+            ways.append("--compute.remat full")
+        if run.compute.dtype == "float32":
+            ways.append("--compute.dtype bfloat16")
+        rows, more = run.feed.batch, 2 * pieces
+        if rows % more == 0 and rows // more >= self._shards_of_rows:
+            ways.append(f"--{option} {more}")
+        return (*ways, *self._smaller_batch)
 
+    def decoding_advice(self) -> tuple[str, ...]:
+        """Returns what may make a step that decodes answers fit."""
+        ways = ["a larger mesh.tensor: it divides caches and the weights that every chip reads"]
+        if self.run.compute.decode_gib != 0:
+            ways.insert(0, "--compute.decode-gib 0: no weight whole while answers are decoded")
+        return (*ways, *self._smaller_batch)
 
-def _sample(plan: Plan, run: reinforcement.Config) -> Step:
-    prompts: Prompts = plan.rows("prompts")
-    function = jitted_steps.sampler(plan.actor, run.sampling, seed=run.seed, task=plan.bundle.task)
-    arguments = (plan.state.params, prompts, _scalar(plan))
-    done = _decoding(plan, prompts, run.sampling.answers, run.sampling.max_tokens)
-    beside = [plan.state.moments, plan.state.params if run.policy.kl > 0 else None]
-    return Step("sample", function, arguments, done, beside)
+    @property
+    def _shards_of_rows(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes.MESH["batch"])
 
-
-def _update(plan: Plan, run: reinforcement.Config) -> Step:
-    prompts: Prompts = plan.rows("prompts")
-    rows, read = prompts.tokens.ids.shape
-    answers, length = run.sampling.answers, run.sampling.max_tokens
-    shape = (1, answers, length)
-    rollout = Rollout(
-        ids=np.zeros(shape, np.int32),
-        used=np.zeros(shape, bool),
-        logp=np.zeros(shape, np.float32),
-        computed=np.zeros(shape[:2], np.int32),
-    )
-    weights = run.weights
-    function = jitted_steps.reinforcing_step(
-        plan.actor,
-        plan.bundle.task,
-        policy=run.policy,
-        weights=weights,
-        optimizer=run.optimizer,
-        sampling=run.sampling,
-    )
-    reference = plan.state.params if run.policy.kl > 0 else None
-    arguments = (plan.state, prompts, plan.batch(rollout, rows), reference)
-    counter = flops.Counter(plan.config, run.compute)
-    parts = [
-        *counter.read(rows, read, prompts.images.patches.shape[1]),
-        counter.extend(rows, answers, length - 1, behind=read),
-        counter.head(rows * answers, length, run.loss_chunk),
-    ]
-    done = flops.with_gradient(parts)
-    done |= _update_work(plan, run.policy.minibatches)
-    if reference is not None:
-        done |= {"reference": sum(flops.without_gradient(parts).values())}
-    return Step("update", function, arguments, done)
-
-
-def _evaluate(plan: Plan) -> Step:
-    prompts: Prompts = plan.rows("prompts")
-    function = Predictor(plan.bundle).judged_answer
-    done = _decoding(plan, prompts, 1, plan.bundle.layout.max_answer)
-    return Step("evaluate", function, (plan.state.params, prompts), done)
-
-
-def _decoding(plan: Plan, prompts: Prompts, answers: int, length: int) -> flops.Flops:
-    """Returns the work of answers of the full length; most end sooner."""
-    rows, read = prompts.tokens.ids.shape
-    counter = flops.Counter(plan.config, plan.run.compute)
-    return flops.without_gradient(
-        [
-            *counter.read(rows, read, prompts.images.patches.shape[1]),
-            *counter.decode(rows, answers, length, behind=read),
-        ]
-    )
-
-
-def _update_work(plan: Plan, updates: int = 1) -> flops.Flops:
-    """Returns the work of Newton-Schulz iterations, if the optimizer makes any.
-
-    Each is X <- a X + (b A + c A A) X with A = X X^T, for X [m n], m <= n.
-    """
-    chosen = plan.run.optimizer
-    if not isinstance(chosen, optimizers.Muon):
-        return {}
-    done = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(plan.bundle.params):
-        if optimizers.is_matrix(path):
-            *stack, m, n = *leaf.shape[:-2], *sorted(leaf.shape[-2:])
-            done += float(np.prod(stack, dtype=float)) * (4.0 * m * m * n + 2.0 * m**3)
-    return {"optimizer": done * chosen.newton_schulz_steps * updates}
-
-
-def _scalar(plan: Plan) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated_sharding(plan.mesh))
+    @property
+    def _smaller_batch(self) -> tuple[str, ...]:
+        least = self._shards_of_rows
+        return (f"a smaller feed.batch, down to {least}",) if self.run.feed.batch > least else ()

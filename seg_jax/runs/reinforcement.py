@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seg_jax.data.encode import Encoder
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
+from seg_jax.models import flops
+from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout
-from seg_jax.runs import datasets, stage
+from seg_jax.runs import abstract, datasets, stage
 from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
 from seg_jax.tasks.referring import Referring
@@ -96,6 +101,88 @@ class Config(TrainingRun):
     def default_task(self, taught: Task | None) -> Task:
         """Returns what a model was taught without the questions that nothing judges."""
         return (taught or Referring()).without_unjudged()
+
+    def unlowered(self) -> tuple[str, ...]:
+        """Returns the names of the options that no step depends on."""
+        return (*super().unlowered(), "log", "panel_every")
+
+    def plan(self, devices: Sequence[Any]) -> Plan:
+        """Returns the steps of the run over some devices, see `abstract.VLMPlan.of_run`."""
+        return Plan.of_run(self, devices)
+
+
+class Plan(abstract.VLMPlan):
+    """The steps of reinforcement from shapes alone."""
+
+    def steps(self) -> dict[str, Callable[[], Step]]:
+        """Returns what makes each step of the run, by name."""
+        return {"sample": self.sample, "update": self.update, "evaluate": self.evaluate}
+
+    def sample(self) -> Step:
+        """Returns the step that draws answers."""
+        run, prompts, task = self.run, self.rows("prompts"), self.bundle.task
+        function = steps.sampler(self.actor, run.sampling, seed=run.seed, task=task)
+        number = jax.ShapeDtypeStruct(
+            (), jnp.int32, sharding=sharding.replicated_sharding(self.mesh)
+        )
+        return Step(
+            "sample",
+            function,
+            (self.state.params, prompts, number),
+            self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
+            beside=[self.state.moments, self._reference],
+            advice=self.decoding_advice(),
+        )
+
+    def update(self) -> Step:
+        """Returns the step that judges answers and learns from them."""
+        run, prompts = self.run, self.rows("prompts")
+        function = steps.reinforcing_step(
+            self.actor,
+            self.bundle.task,
+            policy=run.policy,
+            weights=run.weights,
+            optimizer=run.optimizer,
+            sampling=run.sampling,
+        )
+        return Step(
+            "update",
+            function,
+            (self.state, prompts, self._rollout(), self._reference),
+            self._learning_work(prompts),
+            advice=self.training_advice(run.policy.minibatches, "policy.minibatches"),
+        )
+
+    @property
+    def _reference(self) -> Any:
+        """Shapes of the weights that the policy is held to, None where it is held to none."""
+        return self.state.params if self.run.policy.kl > 0 else None
+
+    def _rollout(self) -> Rollout:
+        """Returns the shapes of the answers of a step."""
+        shape = (1, self.run.sampling.answers, self.run.sampling.max_tokens)
+        row = Rollout(
+            ids=np.zeros(shape, np.int32),
+            used=np.zeros(shape, bool),
+            logp=np.zeros(shape, np.float32),
+            computed=np.zeros(shape[:2], np.int32),
+        )
+        return self.batch(row, self.run.feed.batch)
+
+    def _learning_work(self, prompts: Prompts) -> flops.Flops:
+        """Returns the work of an update."""
+        run, counter = self.run, flops.Counter(self.config, self.run.compute)
+        rows, read = prompts.tokens.ids.shape
+        answers, length = run.sampling.answers, run.sampling.max_tokens
+        parts = [
+            *counter.read(rows, read, prompts.images.patches.shape[1]),
+            counter.extend(rows, answers, length - 1, behind=read),
+            counter.head(rows * answers, length, run.loss_chunk),
+        ]
+        done = flops.with_gradient(parts) | self.optimizer_work(run.policy.minibatches)
+        if run.policy.kl > 0:
+            done |= {"reference": sum(flops.without_gradient(parts).values())}
+        return done
 
 
 def task_to_save(run: Config) -> Task:

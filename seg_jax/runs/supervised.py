@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 from flax import nnx
 
 from seg_jax.data import pipeline
@@ -13,11 +16,12 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models import flops
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Batch, PackedBatch
-from seg_jax.runs import stage
+from seg_jax.runs import abstract, stage
 from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.lowering import Measured, Step
 from seg_jax.runs.start import Model, Start
 from seg_jax.runs.training_run import TrainingRun
-from seg_jax.training import sft, state, steps, throughput
+from seg_jax.training import optimizers, sft, state, steps, throughput
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,62 @@ class Config(TrainingRun):
                     f"got {value}; do: leave it out"
                 )
         return super().completed(checkpoint, check=check)
+
+    def unlowered(self) -> tuple[str, ...]:
+        """Returns the names of the options that no step depends on."""
+        return (*super().unlowered(), "seed", "ordered_numbers")
+
+    def plan(self, devices: Sequence[Any]) -> Plan:
+        """Returns the steps of the run over some devices, see `abstract.VLMPlan.of_run`."""
+        return Plan.of_run(self, devices)
+
+    def measured_step(self, plan: Plan) -> Measured:
+        """Returns the step with what draws random weights and one batch of drawn images."""
+        step = plan.sft()
+
+        def draw() -> tuple[Any, ...]:
+            return plan.random_state(), jax.device_put(plan.drawn_batch())
+
+        return Measured(step, draw, self.compute.dtype)
+
+
+class Plan(abstract.VLMPlan):
+    """The steps of supervised fine-tuning from shapes alone."""
+
+    def steps(self) -> dict[str, Callable[[], Step]]:
+        """Returns what makes each step of the run, by name."""
+        return {"sft": self.sft, "evaluate": self.evaluate}
+
+    def sft(self) -> Step:
+        """Returns the step of training."""
+        run, batch = self.run, self.rows("sft")
+        parts = passes_of_step(run, self.config, batch, rows=batch.weights.shape[0])
+        done = flops.with_gradient(parts) | self.optimizer_work()
+        function = steps.supervised_step(self.actor, run.objective, run.optimizer)
+        advice = self.training_advice(run.objective.accumulate, "objective.accumulate")
+        return Step("sft", function, (self.state, batch), done, advice=advice)
+
+    def random_state(self) -> state.State:
+        """Returns a state of normal weights of deviation 0.02, on the devices."""
+        transform = optimizers.build(self.run.optimizer)
+
+        def draw(key: jax.Array) -> state.State:
+            leaves, tree = jax.tree.flatten(self.params)
+            keys = jax.random.split(key, len(leaves))
+            drawn = [
+                (0.02 * jax.random.normal(one, leaf.shape, leaf.dtype)).astype(leaf.dtype)
+                for one, leaf in zip(keys, leaves, strict=True)
+            ]
+            return state.fresh(jax.tree.unflatten(tree, drawn), transform, horizon=1)
+
+        return jax.jit(draw)(jax.random.key(0))
+
+    def drawn_batch(self) -> Batch | PackedBatch:
+        """Returns a batch of the plan's source, on the host."""
+        run, bundle = self.run, self.bundle
+        feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
+        encoder = bundle.encoder
+        return next(pipeline.batches(run.source, bundle.task, encoder, feed=feed, rows="sft"))
 
 
 def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:

@@ -123,6 +123,14 @@ class TrainingRun(datasets.Data):
                 f"got {task.decimals}; do: leave it out"
             )
 
+    def unlowered(self) -> tuple[str, ...]:
+        """Returns the names of the options that no step depends on.
+
+        Of a source that is not drawn nothing is read to lower a step.
+        """
+        source = () if isinstance(self.source, Scenes) else ("source",)
+        return (*source, *_UNLOWERED)
+
     def default_task(self, taught: Task | None) -> Task:
         """Returns the task of a run that names none.
 
@@ -132,6 +140,20 @@ class TrainingRun(datasets.Data):
         return taught or Referring()
 
 
+_UNLOWERED = (
+    "out",
+    "data",
+    "data_weights",
+    "split",
+    "processes",
+    "feed.threads",
+    "feed.workers",
+    "feed.prefetch",
+    "loop",
+    "resume",
+    "anew",
+)
+"""Options of a run that decide on none of its steps' programs."""
 _OF_THE_TOKENIZER = ("_token_id", "image_mean", "image_std")
 """Ends of the names of what the files beside the weights decide, whatever a configuration says."""
 

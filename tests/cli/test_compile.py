@@ -17,7 +17,7 @@ from seg_jax.cli import arguments, compile, main
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
-from seg_jax.runs import abstract, start
+from seg_jax.runs import start
 from seg_jax.training import hlo, topology
 from seg_jax.training import steps as jitted_steps
 
@@ -65,10 +65,10 @@ def run_of(name):
 
 def lowered(run, names=None):
     """Returns the lowered steps of a run by name."""
-    plan = abstract.plan(run, jax.devices()[:8])
+    plan = run.plan(jax.devices()[:8])
     done = {}
     with jax.set_mesh(plan.mesh):
-        for name, make in abstract.steps(plan).items():
+        for name, make in plan.steps().items():
             if names is None or name in names:
                 step = make()
                 done[name] = step, step.function.lower(*step.arguments)
@@ -78,8 +78,8 @@ def lowered(run, names=None):
 def made(run, step, name):
     """Returns what became of a step of a run, compiled for a topology."""
     target = topology.from_name(name)
-    plan = abstract.plan(run, target.devices)
-    return compile.compile_step(abstract.steps(plan)[step](), plan, target, hbm=None), target
+    plan = run.plan(target.devices)
+    return compile.compile_step(plan.steps()[step](), plan, target, hbm=None), target
 
 
 def fails(capsys, *words):
@@ -124,9 +124,9 @@ def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
         raise hlo.TooLarge(17 * topology.GIB, 15 * topology.GIB, "Used 17G of 15G hbm")
 
     monkeypatch.setattr(hlo, "compile", refuse)
-    plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
+    plan = small_run.sft_config().plan(jax.devices()[:8])
     target = topology.Topology("v5e:2x4", jax.devices()[:8], chips.CHIPS["v5e"])
-    result = compile.compile_step(abstract.steps(plan)["sft"](), plan, target, hbm=None)
+    result = compile.compile_step(plan.steps()["sft"](), plan, target, hbm=None)
     assert result.fits is False
     assert result.memory is None
     assert (result.needed_bytes, result.available_bytes) == (17 * 2**30, 15 * 2**30)
@@ -150,7 +150,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys):
 
 
 def test_shapes_are_those_that_the_run_would_feed():
-    plan = abstract.plan(small_run.sft_config(), jax.devices()[:8])
+    plan = small_run.sft_config().plan(jax.devices()[:8])
     real = small_run.batch("sft")
     for shape, leaf in zip(jax.tree.leaves(plan.rows("sft")), jax.tree.leaves(real), strict=True):
         assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
@@ -162,8 +162,8 @@ def test_shapes_are_those_that_the_run_would_feed():
 
 def test_sampling_has_the_moments_beside_it():
     run = dataclasses.replace(small_run.gspo_config(), model=small_run.sft_config().model)
-    plan = abstract.plan(run, jax.devices()[:8])
-    steps = abstract.steps(plan)
+    plan = run.plan(jax.devices()[:8])
+    steps = plan.steps()
     weights = hlo.device_bytes(plan.state.params)
     beside = hlo.device_bytes(steps["sample"]().beside)
     assert weights < beside < 2.1 * weights  # Two moments of AdamW for each weight.
@@ -172,7 +172,7 @@ def test_sampling_has_the_moments_beside_it():
 def test_a_random_model_of_another_family_speaks_with_the_tokenizer():
     small = dataclasses.replace(small_run.sft_config().layout, patch=14, merge=2)
     run = dataclasses.replace(run_of("kimi_vl_a3b_sft"), layout=small)
-    plan = abstract.plan(run, jax.devices()[:8])
+    plan = run.plan(jax.devices()[:8])
     assert isinstance(plan.config, kimi_vl.Config)
     assert plan.config.image_token_id == plan.bundle.tokenizer.image_id
 
@@ -241,7 +241,7 @@ def test_a_small_run_compiles_for_a_tpu(step):
         assert all(f"splash_mha_{name}" in names for name in ("fwd", "dq", "dkv")), names
     if step == "update":
         # Moments have left the chip.
-        here = abstract.plan(dataclasses.replace(run, offload=False), target.devices).state
+        here = dataclasses.replace(run, offload=False).plan(target.devices).state
         moments = hlo.device_bytes(here.moments)
         assert memory.host > 0.99 * moments
         assert memory.donated == pytest.approx(hlo.device_bytes(here) - moments, rel=0.01)
@@ -261,8 +261,8 @@ def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
     kind, shape = re.search(r"Meant for (v\w+)-\d+\s\(([\dx]+)\)", words).groups()
     run = arguments.load(ROOT / f"configs/simpleseg/{name}.py", object)
     target = topology.from_name(f"{kind}:{shape}")
-    plan = abstract.plan(run, target.devices)
-    for make in abstract.steps(plan).values():
+    plan = run.plan(target.devices)
+    for make in plan.steps().values():
         result = compile.compile_step(make(), plan, target, hbm=None)
         assert result.fits is True, (result.step, result.complaint, result.advice)
 

@@ -22,7 +22,7 @@ from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
 from seg_jax.models.parallel import sharding
-from seg_jax.runs import abstract, datasets, experiments, stage, start
+from seg_jax.runs import datasets, experiments, stage, start
 from seg_jax.training import optimizers, state, steps
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -161,7 +161,7 @@ def test_the_documented_command_runs_what_is_compiled(path, tmp_path, monkeypatc
     wanted = arguments.read(program.Config, [file, *options], program=name)
     made, batches = started(program, wanted, monkeypatch)
     alone = arguments.read(compile.Config, [file], program="compile").run
-    plan = abstract.plan(alone, jax.devices()[:8])
+    plan = alone.plan(jax.devices()[:8])
     run, bundle = made["run"], made["start"].bundle
 
     transform = optimizers.build(run.optimizer)

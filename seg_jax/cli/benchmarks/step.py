@@ -1,7 +1,7 @@
-"""Measures a step of supervised fine-tuning of a configuration: seconds, memory, share of the peak.
+"""Measures a training step of a configuration: seconds, memory, share of the peak.
 
-Weights are random and one drawn batch is used again and again; beside it stands the same model of
-transformers (Qwen2.5-VL, bfloat16 weights, fused AdamW) on as many tokens and patches.
+Weights are random and one drawn batch is used again and again; beside it stands, for a Qwen2.5-VL,
+the same model of transformers (bfloat16 weights, fused AdamW) on as many tokens and patches.
 """
 
 from __future__ import annotations
@@ -12,20 +12,28 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+import jax
 import numpy as np
 from tyro.conf import arg
 
 from seg_jax.cli import arguments
-from seg_jax.cli.benchmarks import harness
-from seg_jax.runs import abstract, console, run_folder, supervised
+from seg_jax.cli.benchmarks import harness, torch_peer
+from seg_jax.models import flops
+from seg_jax.runs import console, lowering, run_folder, supervised
+from seg_jax.training import hlo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A measurement; the options of the run are laid over its configuration."""
+    """A measurement; the options of the run are laid over its configuration.
 
+    What no step depends on, such as `out` and `loop`, is refused as an option.
+    """
+
+    given: ClassVar[Any] = None
+    """The run as its configuration file has it."""
     run: Any = None
     rounds: int = 5
     """Steps that are timed one by one; the median is shown."""
@@ -41,22 +49,20 @@ class Config:
             )
 
     @classmethod
-    def around(cls, run: Any) -> Config:
+    def of_run(cls, run: Any) -> Config:
         """Returns the default measurement of a run; its class has the run's options.
 
         Raises:
-          UsageError: it is no supervised fine-tuning.
+          UsageError: it is no run whose training step can be measured.
         """
-        if not isinstance(run, supervised.Config):
+        if not isinstance(run, lowering.Measurable):
             raise arguments.UsageError(
                 f"step: expected a configuration of finetune, got one of {type(run)}; do: give one "
                 "of finetune"
             )
-        fields = [
-            ("run", Annotated[supervised.Config, arg(name="")], dataclasses.field(default=run))
-        ]
+        fields = [("run", Annotated[type(run), arg(name="")], dataclasses.field(default=run))]
         kind = dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True, kw_only=True)
-        kind.__doc__ = cls.__doc__
+        kind.__doc__, kind.given = cls.__doc__, run
         return kind()
 
     def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
@@ -73,14 +79,16 @@ def main(config: Config) -> int:
             "step: expected a configuration file CONFIG.py of finetune, got none; do: name one "
             "before the options"
         )
+    lowering.check_options(config.run, config.given or config.run)
     return harness.report(config, measure, _show)
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
     peer = None
-    if config.peer and config.run.feed.pack is not None:
-        console.say("transformers has no packed rows: only ours is measured")
+    lost = torch_peer.reason_without_step(config.run) if config.peer else ""
+    if lost:
+        console.say(f"{lost}: only ours is measured")
     elif config.peer:  # In a process of its own, which leaves the device's memory to us.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -93,37 +101,20 @@ def measure(config: Config) -> dict[str, Any]:
     return results
 
 
-def _ours(run: supervised.Config, rounds: int) -> dict[str, Any]:
+def _ours(run: lowering.Measurable, rounds: int) -> dict[str, Any]:
     """Returns what a step takes, and what the device's best product of matrices does."""
-    import jax
-
-    from seg_jax.models import flops
-    from seg_jax.training import hlo, optimizers, state
-
-    plan = abstract.plan(run, jax.devices()[:1])
-    step = abstract.steps(plan)["sft"]()
-    batch = jax.device_put(_batch(plan, run))
-    transform = optimizers.build(run.optimizer)
-
-    def draw(key):
-        leaves, tree = jax.tree.flatten(plan.bundle.params)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [
-            (0.02 * jax.random.normal(one, leaf.shape, leaf.dtype)).astype(leaf.dtype)
-            for one, leaf in zip(keys, leaves, strict=True)
-        ]
-        return state.fresh(jax.tree.unflatten(tree, drawn), transform, horizon=run.loop.steps)
-
+    plan = run.plan(jax.devices()[:1])
+    step, draw, dtype = run.measured_step(plan)
     with jax.set_mesh(plan.mesh):
         lowered = step.function.lower(*step.arguments)
         begin = time.monotonic()
         made = hlo.compile(lowered, step.arguments)
         compiling = time.monotonic() - begin
-        current = jax.jit(draw)(jax.random.key(run.seed))
+        current, *others = draw()
         taken = []
         for _ in range(rounds + 1):
             begin = time.perf_counter()
-            current, metrics = jax.block_until_ready(made(current, batch))
+            current, metrics = jax.block_until_ready(made(current, *others))
             taken.append(time.perf_counter() - begin)
     memory = hlo.memory(made, lowered, step.arguments)
     loss = float(metrics["loss"])
@@ -135,38 +126,23 @@ def _ours(run: supervised.Config, rounds: int) -> dict[str, Any]:
         "loss": loss,
         "needed": sum(step.work.get(name, 0.0) for name in flops.NEEDED),
         "operations": step.work,
-        "product_per_second": harness.product_per_second(max(rounds, 10), run.compute.dtype),
+        "product_per_second": harness.product_per_second(max(rounds, 10), dtype),
         "memory": dataclasses.asdict(memory),
         "gib": memory.total / 2**30,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(plan.bundle.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(plan.params)),
     }
-
-
-def _batch(plan: abstract.Plan, run: supervised.Config) -> Any:
-    """Returns a drawn batch on the host."""
-    from seg_jax.data import pipeline
-
-    feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
-    bundle = plan.bundle
-    return next(pipeline.batches(run.source, bundle.task, bundle.encoder, feed=feed, rows="sft"))
 
 
 def _theirs(run: supervised.Config, rounds: int) -> dict[str, Any] | None:
     """Returns what a step of transformers takes, None without PyTorch; in a process of its own."""
-    import os
-
-    os.environ["JAX_PLATFORMS"] = "cpu"  # Ours only draws the batch here.
-    import jax
-
-    from seg_jax.cli.benchmarks import torch_peer
-
+    jax.config.update("jax_platforms", "cpu")  # Ours only draws the batch here.
     if torch_peer.missing("torch", "transformers"):
         return None
     import torch
 
     transformers = importlib.import_module("transformers")
-    plan = abstract.plan(run, jax.devices("cpu")[:1])
-    batch = _batch(plan, run)
+    plan = run.plan(jax.devices("cpu")[:1])
+    batch = plan.drawn_batch()
     device = torch_peer.device()
     torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     with torch.device(device):
@@ -194,11 +170,9 @@ def _theirs(run: supervised.Config, rounds: int) -> dict[str, Any] | None:
     return {"seconds": float(np.median(taken[1:])), "loss": last_loss, "gib": peak}
 
 
-def _rows(plan: abstract.Plan, run: supervised.Config, batch: Any) -> dict[str, Any]:
+def _rows(plan: supervised.Plan, run: supervised.Config, batch: Any) -> dict[str, Any]:
     """Returns a batch as transformers takes it: prompt and first answer of a row in one."""
     import torch
-
-    from seg_jax.cli.benchmarks import torch_peer
 
     questions = torch_peer.Questions(plan.bundle, [], batch, plan.config, run.compute)
     inputs = torch_peer.inputs(questions, batch)

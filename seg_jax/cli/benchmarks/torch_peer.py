@@ -19,7 +19,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Prompts
-from seg_jax.runs import console, experiments, start
+from seg_jax.runs import console, experiments, start, supervised
 from seg_jax.scenes import world
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.tasks.task import Example
@@ -79,6 +79,15 @@ def missing(*names: str) -> list[str]:
     if lost:
         console.say(f"not installed: {', '.join(lost)}; do: pip install 'seg-jax[torch]'")
     return lost
+
+
+def reason_without_step(run: Any) -> str:
+    """Returns why transformers cannot take the training step of a run; empty where it can."""
+    if not isinstance(run, supervised.Config):
+        return "transformers takes the step of a configuration of finetune"
+    if not isinstance(run.completed().model, qwen25_vl.Config):
+        return "transformers takes the step of a Qwen2.5-VL"
+    return "transformers has no packed rows" if run.feed.pack is not None else ""
 
 
 def model(questions: Questions, size: Size = "tiny") -> Any:
