@@ -18,6 +18,7 @@ from seg_jax.annotation.filters import Dropped, Filters
 from seg_jax.annotation.stages import Detection, Failed, Models, Question, Segment, Stages, Unusable
 from seg_jax.annotation.words import Wording
 from seg_jax.data import image_files
+from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
 MODELS = ("detector", "segmenter", "describer")
@@ -118,6 +119,22 @@ def annotate(
         },
     }
     return Outcome(line, failed, +dropped)
+
+
+def findings_of(file: ImageFile, outcome: Outcome) -> Findings:
+    """Returns what of an image was left out, and why."""
+    met = Findings()
+    key = file.key[:300]  # The reason behind it should be seen too.
+    for name, count in sorted(outcome.dropped.items()):
+        if name != "description":  # Each of these is among the failures.
+            met.add(f"left out by filters: {filters.REASONS[name]}", key, count=count)
+    for one in outcome.failed:
+        what = "object" if "object" in one else "image"
+        told = f"{one['object']['label']}, {one['reason']}" if "object" in one else one["reason"]
+        met.add(f"{what} left out, as the {one['stage']} stage failed on it", f"{key}: {told}")
+    if outcome.line is None and not outcome.failed:
+        met.add("image left out, as no object is left of it", key)
+    return met
 
 
 class _StageFailure(Exception):

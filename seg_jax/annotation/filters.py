@@ -66,6 +66,21 @@ class Filters:
 Dropped = collections.Counter[str]
 """Number of objects that each filter has dropped, by the name of the filter."""
 
+REASONS = {
+    "small_image": "image with a side below filters.min_side_px",
+    "not_finite": "object whose box or score is no number",
+    "score": "object with a score below filters.min_score",
+    "box_area": "object whose box is smaller than filters.min_box or larger than filters.max_box",
+    "same_box": "object with the box of a better one (filters.max_box_iou)",
+    "too_many": "object beyond the best filters.max_objects",
+    "mask_area": "object with a mask below filters.min_mask or contour.min_area_px",
+    "quality": "object with a mask whose quality is below filters.min_quality",
+    "stability": "object with a mask whose stability is below filters.min_stability",
+    "outside_box": "object with more of its mask outside its box than filters.max_outside",
+    "same_mask": "object with the mask of a better one (filters.max_mask_iou)",
+}
+"""What each filter drops, by its name, in words."""
+
 
 def choose_detections(
     found: Sequence[Detection], filters: Filters, *, height: int, width: int
@@ -146,10 +161,10 @@ def _drop_reason(one: Detection, segment: Segment, *, area: int, filters: Filter
     """Returns why a mask is dropped by itself; an empty text if it is not."""
     if not area or area < filters.min_mask * segment.mask.size:
         return "mask_area"
-    # `not >=` drops nan too.
-    if not segment.quality >= filters.min_quality:
+    # `not <=` drops nan too.
+    if not filters.min_quality <= segment.quality < math.inf:
         return "quality"
-    if not segment.stability >= filters.min_stability:
+    if not filters.min_stability <= segment.stability < math.inf:
         return "stability"
     x0, y0, x1, y1 = one.box_px
     inside = segment.mask[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]

@@ -39,7 +39,7 @@ class GroundingDino:
             self._model = hub.load_model(kind, folder, self._device)
             # Pillow resizes alike with and without torchvision.
             self._processor = transformers.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, backend="pil"
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
             )
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -48,7 +48,7 @@ class GroundingDino:
                 raise Unusable(
                     f"{folder}: expected tokenizer.json, got none; do: fetch the model again"
                 )
-        self._most = int(found.get("max_text_len", 256))
+        self._most = found.max_text_len
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"], labels: Sequence[str]) -> list[Detection]:
         """Returns a detection for every query of the model and every text of names.

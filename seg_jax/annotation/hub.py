@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from msgspec import Meta
 
+from seg_jax import files, schemas
 from seg_jax.annotation.stages import Model, Unusable
 
 # PyTorch and transformers are imported where they are needed: they come with an extra. They are
@@ -20,6 +21,34 @@ from seg_jax.annotation.stages import Model, Unusable
 
 _DESCRIBING = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Patterns of the files that a model's digest covers."""
+
+
+MOST_BYTES = 64 << 20
+"""The largest JSON file of a model's folder: that of a tokenizer has some ten million bytes."""
+_Channel = Annotated[float, Meta(ge=-1e6, le=1e6)]
+_Spread = Annotated[float, Meta(gt=1e-6, le=1e6)]
+
+
+class Config(schemas.Record, frozen=True):
+    """What is read here of a model's `config.json`."""
+
+    model_type: schemas.Text = ""
+    """Name of the kind of model."""
+    max_text_len: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    """Most tokens of a text that a detector reads."""
+
+
+class Preprocessor(schemas.Record, frozen=True):
+    """How a model's images are prepared; null stands for what is left out."""
+
+    resample: Annotated[int, Meta(ge=0, le=5)] | None = None
+    """Number of Pillow's filter; None: 2, bilinear."""
+    rescale_factor: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    """Factor of values 0..255; None: 1 / 255."""
+    image_mean: tuple[_Channel, _Channel, _Channel] | None = None
+    """Mean of each channel; None: ImageNet's."""
+    image_std: tuple[_Spread, _Spread, _Spread] | None = None
+    """Standard deviation of each channel; None: ImageNet's."""
 
 
 def fingerprint(folder: Path) -> Model:
@@ -31,8 +60,8 @@ def fingerprint(folder: Path) -> Model:
     if not folder.is_dir():
         raise Unusable(f"{folder}: expected the folder of a model, got none; do: download it first")
     seen = hashlib.sha256()
-    files = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(files):
+    paths = {path for pattern in _DESCRIBING for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(paths):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         seen.update(f"{path.name} {content}\n".encode())
@@ -42,8 +71,8 @@ def fingerprint(folder: Path) -> Model:
     return Model(name.replace("--", "/"), f"sha256:{seen.hexdigest()[:32]}")
 
 
-def read_config(folder: Path, types: Collection[str], stage: str) -> dict[str, Any]:
-    """Returns the contents of a model's `config.json`.
+def read_config(folder: Path, types: Collection[str], stage: str) -> Config:
+    """Returns what is read of a model's `config.json`.
 
     Args:
       folder: folder of the model.
@@ -53,32 +82,35 @@ def read_config(folder: Path, types: Collection[str], stage: str) -> dict[str, A
     Raises:
       Unusable: there is no model, or one of another type.
     """
-    found = _json(folder / "config.json", stage)
-    if found.get("model_type") not in types:
+    path = folder / "config.json"
+    found = _file_as(_json(path, stage), Config, path, stage)
+    if found.model_type not in types:
         raise Unusable(
             f"{folder}: {stage}: expected a model of type {' or '.join(sorted(types))}, got "
-            f"{found.get('model_type')!r}; do: give the folder of such a model"
+            f"{schemas.short_repr(found.model_type)}; do: give the folder of such a model"
         )
     return found
 
 
-def read_preprocessor(folder: Path, stage: str) -> dict[str, Any]:
+def read_preprocessor(folder: Path, stage: str) -> Preprocessor:
     """Returns how a model's images are prepared, from either file that transformers writes.
 
     Raises:
       Unusable: neither file has it.
     """
     # Newer files hold the processor's parts together.
-    whole = folder / "processor_config.json"
-    if whole.exists() and isinstance(part := _json(whole, stage).get("image_processor"), dict):
-        return part
-    return _json(folder / "preprocessor_config.json", stage)
+    path = folder / "processor_config.json"
+    part = _json(path, stage).get("image_processor") if path.exists() else None
+    if not isinstance(part, dict):
+        path = folder / "preprocessor_config.json"
+        part = _json(path, stage)
+    return _file_as(part, Preprocessor, path, stage)
 
 
 def _json(path: Path, stage: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = files.read_json(path, most=MOST_BYTES)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise Unusable(
@@ -86,6 +118,14 @@ def _json(path: Path, stage: str) -> dict[str, Any]:
             "read; do: give the folder of a whole model"
         )
     return found
+
+
+def _file_as(value: Any, kind: type[schemas.Value], path: Path, stage: str) -> schemas.Value:
+    """Returns the contents of a file as a type; what does not hold makes the model unusable."""
+    try:
+        return schemas.check(value, kind, where=f"{path}: {stage}", advice="fetch the model again")
+    except ValueError as error:
+        raise Unusable(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -151,25 +191,24 @@ def load_model(kind: Any, folder: Path, target: Any) -> Any:
 
 
 def prepare_image(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], preprocessor: dict[str, Any]
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], preprocessor: Preprocessor
 ) -> Float32[np.ndarray, "3 h w"]:
     """Returns an image resized and normalised as a preprocessor's file says.
 
     Args:
       image: the image.
       size: height and width to resize it to.
-      preprocessor: contents of the file: `resample`, `rescale_factor`, `image_mean`, `image_std`.
+      preprocessor: what the file says.
 
     Source: the PIL processors of transformers, to the rounding of float32.
     """
     from PIL import Image
 
-    kernel = Image.Resampling(preprocessor.get("resample", Image.Resampling.BILINEAR))
+    told = preprocessor
+    kernel = Image.Resampling.BILINEAR if told.resample is None else told.resample
     height, width = size
-    resized = Image.fromarray(image).resize((width, height), kernel)
-    scaled = np.asarray(resized, np.float32) * np.float32(
-        preprocessor.get("rescale_factor", 1 / 255)
-    )
-    mean = np.array(preprocessor.get("image_mean", (0.485, 0.456, 0.406)), np.float32)
-    deviation = np.array(preprocessor.get("image_std", (0.229, 0.224, 0.225)), np.float32)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling(kernel))
+    scaled = np.asarray(resized, np.float32) * np.float32(told.rescale_factor or 1 / 255)
+    mean = np.array(told.image_mean or (0.485, 0.456, 0.406), np.float32)
+    deviation = np.array(told.image_std or (0.229, 0.224, 0.225), np.float32)
     return np.ascontiguousarray(((scaled - mean) / deviation).transpose(2, 0, 1))

@@ -13,21 +13,25 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from seg_jax import files
+from msgspec import Meta
+
+from seg_jax import files, schemas
 from seg_jax.annotation import annotator
 from seg_jax.annotation.annotator import ImageFile, Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
 from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, record_files
+from seg_jax.data.findings import Findings
 
 DONE, LIST = ".annotated", ".images.jsonl"
 """Folder of finished shards; file that lists the images for every process."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 """File name endings of images."""
-_FORMAT = 1
+_FORMAT = 2
 """Format of shards; it grows when older shards can no longer be read."""
+_AGAIN = "run the same command again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,34 +72,42 @@ class ShardResult(NamedTuple):
     lines: list[dict[str, Any]]
     failed: list[dict[str, Any]]
     counts: dict[str, int]
+    findings: Findings
 
 
-def list_images(source: str) -> list[ImageFile]:
+class _Head(schemas.Record, frozen=True):
+    """The first line of a finished shard."""
+
+    digest: schemas.Text
+    """Digest of all that the shard depends on."""
+    sha256: schemas.Text
+    """Digest of the lines below."""
+    counts: dict[schemas.Text, Annotated[int, Meta(ge=0, le=2**53)]]
+    findings: Any
+
+
+def list_images(source: str, findings: Findings | None = None) -> list[ImageFile]:
     """Returns images with their keys, in the order of the keys.
 
     Args:
       source: a folder, whose images get their paths in it as keys; a pattern as `web/*/*.jpg`;
         or a text file with a path a line, relative to its folder.
+      findings: is told what is passed over.
 
     Raises:
       ValueError: there are none.
     """
     path = Path(source)
+    met = Findings() if findings is None else findings
     if path.is_dir():
-        found = [one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
-        images = [
-            ImageFile(one.relative_to(path).as_posix(), one) for one in found if one.is_file()
-        ]
+        images = _images_of_folder(path, met)
     elif path.is_file():
         if path.suffix.lower() in SUFFIXES:
             images = [ImageFile(path.name, path)]
         else:
-            lines = [line.strip() for line in _read_list_file(path).splitlines()]
-            images = [ImageFile(one, path.parent / one) for one in dict.fromkeys(lines) if one]
+            images = _images_of_list(path, met)
     else:
-        fixed, pattern = _split_pattern(path)
-        found = [one for one in fixed.glob(pattern) if one.is_file()] if pattern else []
-        images = [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
+        images = _images_of_pattern(path)
     if not images:
         raise ValueError(
             f"images: expected a folder, a pattern or a list of images, got none at {source}; "
@@ -104,14 +116,46 @@ def list_images(source: str) -> list[ImageFile]:
     return sorted(images)
 
 
-def _read_list_file(path: Path) -> str:
+def _images_of_folder(folder: Path, met: Findings) -> list[ImageFile]:
+    """Returns the images in a folder by the ends of their names."""
+    images = []
+    for one in sorted(folder.rglob("*")):
+        if one.is_file():
+            if one.suffix.lower() in SUFFIXES:
+                images.append(ImageFile(one.relative_to(folder).as_posix(), one))
+            else:
+                met.add("file left out, as its name does not end as an image's", str(one))
+    return images
+
+
+def _images_of_list(path: Path, met: Findings) -> list[ImageFile]:
+    """Returns the images whose paths a text file lists."""
+    text = files.read_text(
+        path,
+        expected="a text file with the path of an image a line",
+        advice="save the list in UTF-8, or give a folder of images",
+    )
+    images: dict[str, ImageFile] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not (name := line.strip()):
+            continue
+        if name in images:
+            met.add("image listed again, taken once", f"{path}, line {number}: {name}")
+        images.setdefault(name, ImageFile(name, path.parent / name))
+    return [*images.values()]
+
+
+def _images_of_pattern(path: Path) -> list[ImageFile]:
+    """Returns the files that a pattern matches."""
+    fixed, pattern = _split_pattern(path)
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        found = [one for one in fixed.glob(pattern) if one.is_file()] if pattern else []
+    except (ValueError, OSError) as error:  # As "**a", or what no file system can name.
         raise ValueError(
-            f"{path}: expected a text file with the path of an image a line, got other bytes"
-            "; do: save the list in UTF-8, or give a folder of images"
+            f"images: expected a pattern as web/*/*.jpg, got {str(path)!r} ({error}); do: correct "
+            "--images"
         ) from None
+    return [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:
@@ -161,21 +205,53 @@ def shard_path(shard: Shard, job: Job) -> Path:
 
 
 def is_whole(shard: Shard, job: Job) -> bool:
-    """Returns whether a shard of the same images exists already."""
+    """Returns whether a shard of the same images exists already, undamaged."""
     try:
-        with shard_path(shard, job).open("rb") as file:
-            return json.loads(file.readline())["digest"] == shard_digest(shard, job)
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read_lines(shard, job)[0].digest == shard_digest(shard, job)
+    except ValueError:
         return False
 
 
+def damaged_shards(every: Sequence[Shard], job: Job) -> Findings:
+    """Returns which finished shards are damaged, so that they are made again."""
+    met = Findings()
+    for shard in every:
+        if shard_path(shard, job).exists():
+            try:
+                _read_lines(shard, job)
+            except ValueError as error:
+                met.add("finished shard is damaged and made again", str(error))
+    return met
+
+
+def _read_lines(shard: Shard, job: Job) -> tuple[_Head, bytes]:
+    """Returns the first line of a finished shard and the bytes below it.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
+    path = shard_path(shard, job)
+    first, _, rest = files.read_bytes(path, advice=_AGAIN).partition(b"\n")
+    value = files.parse_json(first, where=str(path), advice=_AGAIN)
+    head = schemas.check(value, _Head, where=str(path), advice=_AGAIN)
+    if hashlib.sha256(rest).hexdigest() != head.sha256:
+        raise ValueError(f"{path}: expected a whole shard, got other bytes; do: {_AGAIN}")
+    return head, rest
+
+
 def read_shard(shard: Shard, job: Job) -> ShardResult:
-    """Returns what became of a shard that is whole."""
-    with shard_path(shard, job).open("rb") as file:
-        head, *rest = [json.loads(line) for line in file]
-    lines = [one["line"] for one in rest if "line" in one]
-    failed = [one["failed"] for one in rest if "failed" in one]
-    return ShardResult(lines, failed, head["counts"])
+    """Returns what became of a shard that is whole.
+
+    Raises:
+      ValueError: it is not.
+    """
+    head, rest = _read_lines(shard, job)
+    where = str(shard_path(shard, job))
+    # The digest holds: these are the lines that `annotate_shard` wrote.
+    every = [files.parse_json(line, where=where) for line in rest.splitlines()]
+    lines = [one["line"] for one in every if "line" in one]
+    failed = [one["failed"] for one in every if "failed" in one]
+    return ShardResult(lines, failed, head.counts, Findings.from_json(head.findings, where=where))
 
 
 def forget_failures(every: Sequence[Shard], job: Job) -> int:
@@ -217,6 +293,7 @@ def annotate_shard(shard: Shard, job: Job) -> int:
         return len(shard.images)
     worker = _worker(job.load)
     counts: collections.Counter[str] = collections.Counter()
+    met = Findings()
     rest: list[dict[str, Any]] = []
     for image in shard.images:
         outcome = annotator.annotate(
@@ -231,12 +308,31 @@ def annotate_shard(shard: Shard, job: Job) -> int:
         else:
             counts["failed" if outcome.failed else "without_objects"] += 1
         rest += [{"failed": one} for one in outcome.failed]
-    head = {"digest": shard_digest(shard, job), "counts": dict(sorted(counts.items()))}
-    data = "".join(f"{json.dumps(one)}\n" for one in (head, *rest)).encode()
+        met.merge(annotator.findings_of(image, outcome))
+    _write_shard(shard, job, rest, counts=counts, met=met)
+    return len(shard.images)
+
+
+def _write_shard(
+    shard: Shard,
+    job: Job,
+    rest: Sequence[dict[str, Any]],
+    *,
+    counts: collections.Counter[str],
+    met: Findings,
+) -> None:
+    """Writes a finished shard, with what tells that it is whole."""
+    below = "".join(f"{json.dumps(one)}\n" for one in rest).encode()
+    head = {
+        "digest": shard_digest(shard, job),
+        "sha256": hashlib.sha256(below).hexdigest(),
+        "counts": dict(sorted(counts.items())),
+        "findings": met.as_json(),
+    }
     path = shard_path(shard, job)
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(head).encode() + b"\n" + below
     files.write_bytes(path, data, aside=job.out / record_files.UNFINISHED)
-    return len(shard.images)
 
 
 def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> None:
@@ -306,6 +402,16 @@ def write_list(images: Sequence[ImageFile], job: Job) -> None:
 
 
 def read_list(job: Job) -> list[ImageFile]:
-    """Returns the images that `write_list` wrote."""
-    with (job.out / LIST).open("rb") as file:
-        return [ImageFile(key, Path(path)) for key, path in map(json.loads, file)]
+    """Returns the images that `write_list` wrote.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = job.out / LIST
+    images = []
+    for number, line in enumerate(files.read_bytes(path, advice=_AGAIN).splitlines(), 1):
+        where = f"{path}, line {number}"
+        value = files.parse_json(line, where=where, advice=_AGAIN)
+        key, name = schemas.check(value, tuple[str, str], where=where, advice=_AGAIN)
+        images.append(ImageFile(key, Path(name)))
+    return images

@@ -17,6 +17,7 @@ from seg_jax.annotation import jobs
 from seg_jax.annotation.jobs import Job, Shard
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.build.record_files import Task
+from seg_jax.data.findings import Findings
 
 LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
 """Files beside the data set: one JSON object a line about each failure; counts."""
@@ -71,8 +72,9 @@ def gather_shards(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str,
             path.unlink()
     counts: collections.Counter[str] = collections.Counter()
     stages: collections.Counter[str] = collections.Counter()
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     found: collections.Counter[str] = collections.Counter()
+    met = Findings()
     with contextlib.ExitStack() as stack:
         sheets = {
             name: stack.enter_context(_open_whole(_split_file(job, name), job)) for name in names
@@ -81,12 +83,15 @@ def gather_shards(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str,
         for shard in every:
             part = jobs.read_shard(shard, job)
             counts.update(part.counts)
+            met.merge(part.findings)
             for line in part.lines:
                 sha256 = line["provenance"]["image"]["sha256"]
                 if sha256 in seen:
                     counts["repeated"] += 1
+                    what = f"{line['key']} as {seen[sha256]}"
+                    met.add("image left out, as another has its bytes", what)
                     continue
-                seen.add(sha256)
+                seen[sha256] = line["key"]
                 split = splits.choose(sha256)
                 found.update({f"{split}/images": 1, f"{split}/objects": len(line["objects"])})
                 found[f"{split}/phrases"] += len(line["phrases"])
@@ -95,6 +100,7 @@ def gather_shards(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str,
                 stages[one["stage"]] += 1
                 letters.write(f"{json.dumps(one)}\n")
     summary = _summary(job, counts, stages=stages, found=found, names=names)
+    summary["findings"] = met.as_json()
     text = json.dumps(summary, indent=2) + "\n"
     files.write_bytes(job.out / SUMMARY, text.encode(), aside=job.out / record_files.UNFINISHED)
     if not seen:

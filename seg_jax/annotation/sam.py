@@ -9,12 +9,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from seg_jax.annotation import hub
-from seg_jax.annotation.stages import Segment
+from seg_jax.annotation.stages import Segment, Unusable
 
 CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
 """Classes by `model_type`; SAM 2's published folders name the class that follows videos."""
 OFFSET = 1.0
 """How far the stability score moves the threshold of logits."""
+MOST_SIDE_PX = 4096
+"""The largest image that a segmenter may ask for; the published ones take 1024."""
 _AT_ONCE = 16
 """Boxes that are decoded together; each is a map of the image's size for a moment."""
 
@@ -39,10 +41,15 @@ class Sam:
         with hub.load_context(folder, "segmenter") as (torch, transformers):
             self._torch = torch
             self._device = hub.pick_device(torch, device)
-            kind = getattr(transformers, CLASSES[found["model_type"]])
+            kind = getattr(transformers, CLASSES[found.model_type])
             self._model = hub.load_model(kind, folder, self._device)
-            self._padded = found["model_type"] == "sam"
+            self._padded = found.model_type == "sam"
             self._side = int(self._model.config.prompt_encoder_config.image_size)
+        if not 1 <= self._side <= MOST_SIDE_PX:
+            raise Unusable(
+                f"{folder}: expected a segmenter for images of at most {MOST_SIDE_PX} pixels a "
+                f"side, got {self._side}; do: fetch the model again"
+            )
 
     def segment(
         self, image: UInt8[np.ndarray, "H W 3"], boxes_px: Float[np.ndarray, "M 4"]

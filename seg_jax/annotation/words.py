@@ -69,12 +69,17 @@ def read_description(answer: Answer, wording: Wording) -> str:
             f"expected a description of at most {wording.max_characters} characters, got "
             f"{len(text)}"
         )
-    odd = next((letter for letter in text if unicodedata.category(letter)[0] == "C"), None)
-    if odd is not None:
-        raise Failed(f"expected a description in plain text, got the character U+{ord(odd):04X}")
+    if odd := odd_character(text):
+        raise Failed(f"expected a description in plain text, got the character {odd}")
     if "<" in text or ">" in text:
         raise Failed("expected a description in plain text, got markup")
     return text
+
+
+def odd_character(text: str) -> str:
+    """Returns the first control or other invisible character as U+0000, nothing if all are seen."""
+    odd = next((one for one in text if unicodedata.category(one)[0] == "C"), None)
+    return "" if odd is None else f"U+{ord(odd):04X}"
 
 
 def draw_view(

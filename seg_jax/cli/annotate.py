@@ -11,7 +11,7 @@ from typing import Any
 
 import seg_jax
 from seg_jax import files
-from seg_jax.annotation import endpoint, jobs, results
+from seg_jax.annotation import endpoint, jobs, results, words
 from seg_jax.annotation.annotator import Contour, Settings
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.filters import Filters
@@ -106,7 +106,8 @@ def main(config: Config) -> int:
     )
     run_folder.check_json(config.json)
     begin = time.monotonic()
-    images = jobs.list_images(config.images)
+    met = Findings()
+    images = jobs.list_images(config.images, met)
     _check_apart(config, images)
     console.say(f"{len(images)} images, {len(settings.labels)} labels")
     choice = config.choice()
@@ -123,6 +124,9 @@ def main(config: Config) -> int:
     )
     with jobs.claim_folder(job, anew=config.anew):
         every = jobs.cut_into_shards(images, job.records)
+        met.merge(jobs.damaged_shards(every, job))
+        for line in met.lines():
+            console.say(f"warning: {line}")
         if config.retry_failed and (gone := jobs.forget_failures(every, job)):
             console.say(f"{gone} of {len(every)} shards had failures of models: annotated again")
         _annotate(config, job, every)
@@ -142,14 +146,18 @@ def _labels(config: Config) -> tuple[str, ...]:
     """Returns what to look for, each name once."""
     lines = list(config.prompts)
     if config.labels is not None:
-        try:
-            lines += config.labels.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
+        expected = "a text file with a name a line"
+        lines += files.read_text(config.labels, expected=expected).splitlines()
+    every = [name for one in lines if (name := " ".join(one.split()))]
+    names = tuple(dict.fromkeys(every))
+    for name in names:
+        if odd := words.odd_character(name):
             raise ValueError(
-                f"{config.labels}: expected a text file with a name a line, got other bytes"
-                "; do: save it in UTF-8"
-            ) from None
-    names = tuple(dict.fromkeys(name for one in lines if (name := " ".join(one.split()))))
+                f"labels: expected names in plain text, got the character {odd} in {name!a:.60}; "
+                "do: write the name again"
+            )
+    if len(names) < len(every):
+        console.say(f"{len(every) - len(names)} labels stand there twice and are taken once")
     if not names:
         raise ValueError(
             "labels: expected what to look for, got nothing; do: --labels FILE with a name a line, "
@@ -213,9 +221,8 @@ def show(config: Config, summary: dict[str, Any], report: dict[str, Any]) -> Non
     for what in ("without_objects", "repeated", "failed"):
         if summary[what]:
             console.say(f"{summary[what]} of {summary['images']} images {what}".replace("_", " "))
-    if summary["dropped"]:
-        counts = ", ".join(f"{count} {name}" for name, count in summary["dropped"].items())
-        console.say(f"dropped: {counts}".replace("_", " "))
+    for line in Findings.from_json(summary["findings"]).lines():
+        console.say(f"warning: {line}")
     if summary["dead_letters"]:
         counts = ", ".join(f"{count} {name}" for name, count in summary["dead_letters"].items())
         console.say(f"dead letters: {counts}; see {config.out / results.LETTERS}")

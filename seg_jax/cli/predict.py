@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from seg_jax.data import image_files
 from seg_jax.report import overlay
 from seg_jax.runs import console
 from seg_jax.tasks.task import Task
+
+MOST_CHARACTERS = 100_000
+"""The longest expression that is asked about, far beyond what rows of models hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,22 @@ def _kind(task: Task, answer: str | None) -> int | None:
     return task.kind_names.index(answer)
 
 
+def _expression(text: str) -> str:
+    """Returns an expression, known to be a text that a model can be asked about."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(
+            f"text: expected an expression of at most {MOST_CHARACTERS} characters, got "
+            f"{len(text)}; do: describe the object in fewer words"
+        )
+    odd = next((one for one in text if unicodedata.category(one) in ("Cc", "Cs")), None)
+    if odd is not None and not odd.isspace():
+        raise ValueError(
+            f"text: expected an expression in plain text, got the character U+{ord(odd):04X}; "
+            "do: leave it out"
+        )
+    return text
+
+
 def _clue(config: Config) -> str | np.ndarray:
     clues = [x for x in (config.text, config.point, config.box) if x is not None]
     if len(clues) != 1:
@@ -74,7 +94,7 @@ def _clue(config: Config) -> str | np.ndarray:
                 "text: expected an expression, got an empty --text; do: describe what to find, as "
                 '"the red star"'
             )
-        return clues[0]
+        return _expression(clues[0])
     numbers = np.array(clues[0])
     if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 1:
         raise ValueError(

@@ -100,6 +100,9 @@ def test_predict_refuses_wrong_images(fails, given, tmp_path):
         "huge.png": "at most 80 million pixels",
         "thin.png": "aspect ratio",
         ".": "a folder",
+        "nul\0.png": "a path that no file can have",
+        "\udcff\x1b.png": "no file",
+        "long" * 2000: "file name too long",
     }.items():
         line = fails("predict", "--checkpoint", given, "--image", tmp_path / name, *WORDS)
         assert word in line
@@ -112,6 +115,10 @@ def test_predict_refuses_wrong_images(fails, given, tmp_path):
         (["--text", "a", "--point", "0.5", "0.5"], "got 2"),
         (["--text", " "], "empty --text"),
         (["--text", "word " * 10_000], "tokens in the prompt"),
+        (["--text", "x" * 1_000_000], "at most 100000 characters, got 1000000"),
+        (["--text", "a\0b"], "got the character U+0000"),
+        (["--text", "\x1b[2J"], "got the character U+001B"),
+        (["--text", "\udcff"], "got the character U+DCFF"),
         (["--point", "nan", "0.5"], "0..1"),
         (["--point", "-1", "0.5"], "0..1"),
         (["--box", "0.1", "0.1", "12", "40"], "0..1"),
