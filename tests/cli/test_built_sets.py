@@ -58,7 +58,7 @@ def asked(name, data, refs, split, answer):
     Objects, or sets of them, are numbered in the order of the references of their image.
     """
     notes = {note["id"]: note["segmentation"] for note in data["annotations"]}
-    files = {image["id"]: image["file_name"].removesuffix(".jpg") for image in data["images"]}
+    files = {image["id"]: image["file_name"] for image in data["images"]}
     lines, masks, seen = [], [], {}
     for ref in sorted(refs, key=lambda ref: ref["ref_id"]):
         if ref["split"] != split:
@@ -180,7 +180,7 @@ def test_points_are_told_of_each_object_of_coco(made, run, tmp_path):
     answers = written(tmp_path / "answers.jsonl", [])
     words = ("--answers", answers, "--data", root / "data" / "coco_instances")
     lines = [
-        {"key": f"coco_instances/val2017/{image:012d}", "which": place, "given": "point"}
+        {"key": f"coco_instances/val2017/{image:012d}.jpg", "which": place, "given": "point"}
         | {"kind": "mask", "phrase": "", "text": "[]."}
         for image in (1, 2, 3)
         for place in range(3)

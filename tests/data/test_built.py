@@ -52,7 +52,7 @@ def test_a_sample_is_an_image_with_the_objects_that_are_meant(made):
     for index in range(3):
         sample = source[index]
         record = source.record(index)
-        assert sample.key == f"refcoco_unc/train/COCO_train2014_{record.image_id:012d}"
+        assert sample.key == f"refcoco_unc/train/COCO_train2014_{record.image_id:012d}.jpg"
         here = [ref for ref in refs if ref["image_id"] == record.image_id]
         assert sample.phrases == tuple(tuple(s["sent"] for s in ref["sentences"]) for ref in here)
         for mask, ref in zip(sample.masks, here, strict=True):

@@ -96,23 +96,10 @@ def test_references_to_nothing_are_told(tmp_path):
     assert "999999" in lines[1]
 
 
-def wrong_reference(refs):
-    refs[1]["image_id"] = "7"
-    return refs
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (wrong_reference, r"reference 1: expected 'image_id' to be int, got '7'"),
-        (lambda refs: {"refs": refs}, "expected a list of references, got dict"),
-        (lambda refs: [1, 2], "expected a list of references, got list"),
-    ],
-)
-def test_wrong_references_are_told(tmp_path, spoil, told):
+def test_references_are_a_list(tmp_path):
     _, refs = formats.refer(tmp_path, "refcoco_unc", images=1)
-    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(spoil(refs), 2))
-    with pytest.raises(ValueError, match=told):
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps({"refs": refs}, 2))
+    with pytest.raises(ValueError, match="expected a list of references, got a dict of 1; do: get"):
         refer.read(tmp_path, "refcoco_unc", tmp_path)
 
 
@@ -194,7 +181,9 @@ def test_reasonseg_is_read_as_lisa_reads_it(tmp_path):
 def test_a_folder_of_ones_own_is_read(tmp_path):
     lines = formats.folder(tmp_path)
     read = folder.read(tmp_path)
-    assert [entry.key for entry in read.images] == ["train/0", "train/1", "train/2", "val/3"]
+    assert [entry.key for entry in read.images] == [
+        f"{split}/images/{number}.png" for number, split in enumerate(["train"] * 3 + ["val"])
+    ]
     for entry, line in zip(read.images, lines, strict=True):
         for thing, one in zip(entry.objects, line["objects"], strict=True):
             segmentation = one["segmentation"]
@@ -203,25 +192,6 @@ def test_a_folder_of_ones_own_is_read(tmp_path):
         told = [{"text": one.text, "objects": [*one.objects]} for one in entry.expressions]
         assert told == line["phrases"]
         assert [thing.role for thing in entry.objects] == [Role.OBJECT, Role.OBJECT, Role.IGNORED]
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("{", "line 1: expected JSON"),
-        ("[]", "line 1: expected 'image' to be str, got None"),
-        ('{"image": "a.jpg", "objects": {}}', "expected 'objects' to be list"),
-        ('{"image": "a.jpg", "objects": [{}], "phrases": []}', "expected a segmentation of"),
-        (
-            '{"image": "a.jpg", "objects": [], "phrases": [{"text": "a", "objects": [0]}]}',
-            r"expected places of 0 objects, got \[0\]",
-        ),
-    ],
-)
-def test_a_wrong_line_is_told(tmp_path, line, told):
-    (tmp_path / "train.jsonl").write_text(line)
-    with pytest.raises(ValueError, match=told):
-        folder.read(tmp_path)
 
 
 def test_what_is_missing_is_told(tmp_path):

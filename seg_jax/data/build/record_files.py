@@ -309,8 +309,8 @@ def _is_turned(image: AnnotatedImage, header: image_files.Header, met: Findings)
     word (`upright`), or by a size that only the turned image has. Where no size can tell, it is
     said.
     """
-    if image.upright or header.orientation == 1:
-        return image.upright
+    if image.upright is not None or header.orientation == 1:
+        return bool(image.upright)
     as_stored, turned = (header.height, header.width), header.upright_size
     where = f"{image.key} ({image.image}): orientation {header.orientation}"
     if image.size == turned != as_stored:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
+from seg_jax import schemas
 from seg_jax.data import image_files
 from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, runlengths
+
+Value = TypeVar("Value")
 
 
 class Role(enum.IntEnum):
@@ -132,7 +136,7 @@ class AnnotatedImage:
     """An image of a split with its objects and expressions."""
 
     key: str
-    """Names it within the data set."""
+    """Names it within the data set: the split and the image's path as the annotation gives it."""
     split: str
     image: Path
     image_id: int
@@ -140,8 +144,9 @@ class AnnotatedImage:
     expressions: tuple[Expression, ...]
     size: tuple[int, int] | None = None
     """Height and width that the annotation tells; None: the image's own."""
-    upright: bool = False
-    """Whether outlines are of the image as its camera's note (EXIF) turns it."""
+    upright: bool | None = None
+    """Whether outlines are of the image as its camera's note (EXIF) turns it; None: the annotation
+    does not say, and they are of the pixels as stored unless its size is of the turned image."""
 
 
 @dataclasses.dataclass
@@ -163,34 +168,66 @@ def images_by_split(images: Iterable[AnnotatedImage]) -> dict[str, list[Annotate
     return found
 
 
-def field(record: Any, name: str, kind: type | tuple[type, ...], *, where: str) -> Any:
-    """Returns a field of an annotation.
+class BadAnnotation(ValueError):
+    """An annotation, or a part of one, that cannot be taken; it costs itself."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+        """A fixed phrase that cases are counted by."""
+
+
+NUMBERS = ("id", "image_id", "category_id", "ref_id", "sent_id", "height", "width", "iscrowd")
+"""Fields of integers that some programs write as "1" or 1.0."""
+
+
+def check_annotation(value: Any, kind: type[Value], *, where: str, findings: Findings) -> Value:
+    """Returns an annotation as a type whose every level holds; integers may be texts or floats.
 
     Args:
-      record: the annotation, a dict.
-      name: of the field.
-      kind: what it must be.
-      where: tells file and number of the annotation.
+      value: as it was read.
+      kind: a `schemas.Record`.
+      where: tells file and annotation.
+      findings: are told of integers that were written otherwise.
 
     Raises:
-      ValueError: there is none, or it is something else.
+      schemas.Invalid: it is something else.
     """
-    value = record.get(name) if isinstance(record, dict) else None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(one.__name__ for one in kinds)
-        raise ValueError(
-            f"{where}: expected {name!r} to be {wanted}, got {_short_repr(value)}"
-            "; do: correct the annotation"
-        )
-    return value
+    try:
+        return schemas.check(value, kind, where=where)
+    except schemas.Invalid:
+        numbers = _numbers_in_disguise(value)
+        if not numbers:
+            raise
+    found = schemas.check(value | numbers, kind, where=where)
+    for name in numbers:
+        written = schemas.short_repr(value[name])
+        findings.add(f"{name} is no integer: read as one", f"{where}: {name} {written}")
+    return found
 
 
-def _short_repr(value: Any) -> str:
-    if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
-        return type(value).__name__
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def whole_number(value: Any) -> int | None:
+    """Returns the integer that is written as one, as a text or as a float; None if it is none."""
+    match value:
+        case bool():
+            return None
+        case int():
+            return value
+        case str() if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value):
+            return int(value)
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+    return None
+
+
+def _numbers_in_disguise(value: Any) -> dict[str, int]:
+    """Returns the integers that an annotation has as texts or floats."""
+    fields = {name: value.get(name) for name in NUMBERS} if isinstance(value, dict) else {}
+    return {
+        name: number
+        for name, one in fields.items()
+        if isinstance(one, str | float) and (number := whole_number(one)) is not None
+    }
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,24 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from seg_jax import files
-from seg_jax.data.formats import annotations
+from msgspec import Meta
+
+from seg_jax import files, schemas
+from seg_jax.data.findings import Findings
+from seg_jax.data.formats import annotations, segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
     Annotations,
+    BadAnnotation,
     Expression,
     Outline,
-    Polygons,
+    PngSegment,
     Role,
-    RunLengths,
 )
 
-UNLISTED = "annotation left out: its image is not listed"
-"""Reason of findings."""
+ADVICE = "get the file from where it was published"
+LEFT_OUT = "annotation left out"
+NUMBERED = "annotation without id: numbered by its place"
+
+
+class CocoImage(schemas.Record, frozen=True):
+    """What COCO tells of an image."""
+
+    id: schemas.Id
+    file_name: schemas.FileName
+    height: schemas.Extent | None = None
+    width: schemas.Extent | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width; None: the file's own."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+
+class _Category(schemas.Record, frozen=True):
+    id: schemas.Id
+    name: schemas.Text | None = None
+
+
+class _Object(schemas.Record, frozen=True):
+    """What an annotation and a segment of panoptic COCO share."""
+
+    category_id: schemas.Id | None = None
+    bbox: Any = None
+    iscrowd: bool | Annotated[int, Meta(ge=0, le=1)] | None = None
+
+
+class _Annotation(_Object, frozen=True, kw_only=True):
+    image_id: schemas.Id
+    id: schemas.Id | None = None
+    segmentation: Any = None
+
+
+class _Segment(_Object, frozen=True, kw_only=True):
+    id: Annotated[int, Meta(ge=1, le=2**24 - 1)]
+
+
+class _PanopticAnnotation(schemas.Record, frozen=True):
+    image_id: schemas.Id
+    file_name: schemas.FileName
+    segments_info: list[Any]
+
+
+class _File(schemas.Record, frozen=True):
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[Any] | None = None
 
 
 def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
@@ -33,22 +87,16 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     Raises:
       ValueError: the file is none of this format.
     """
-    sheet = CocoFile(path)
-    by_image: dict[int, list[dict]] = {number: [] for number in sheet.images}
     read = Annotations([])
-    for place, note in enumerate(sheet.notes):
-        where = f"{path}, annotation {place}"
-        number = annotations.field(note, "image_id", int, where=where)
-        if number not in by_image:
-            read.findings.add(UNLISTED, f"{where}: image_id {number}")
-            continue
-        by_image[number].append(note)
-    for number, notes in by_image.items():
-        things = tuple(sheet.object_of(note) for note in notes)
-        if things:
-            read.images.append(
-                _annotated_image(sheet, number, split=split, images=images, things=things)
-            )
+    sheet = CocoFile(path, read.findings)
+    objects: dict[int, list[AnnotatedObject]] = {number: [] for number in sheet.images}
+    for place in range(len(sheet.annotations)):
+        try:
+            number, one = sheet.read_object(place)
+            objects[number].append(one)
+        except ValueError as error:
+            read.findings.add_error(LEFT_OUT, error)
+    read.images += _annotated_images(sheet, objects, split=split, images=images)
     return read
 
 
@@ -64,109 +112,225 @@ def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Ann
     Raises:
       ValueError: the file is none of this format.
     """
-    sheet = CocoFile(path)
     read = Annotations([])
-    for place, note in enumerate(sheet.notes):
-        where = f"{path}, annotation {place}"
-        number = annotations.field(note, "image_id", int, where=where)
-        if number not in sheet.images:
-            read.findings.add(UNLISTED, f"{where}: image_id {number}")
-            continue
-        file = numbers / annotations.field(note, "file_name", str, where=where)
-        things = []
-        for segment in annotations.field(note, "segments_info", list, where=where):
-            outline = annotations.PngSegment(
-                file, annotations.field(segment, "id", int, where=where)
+    sheet = CocoFile(path, read.findings)
+    objects: dict[int, list[AnnotatedObject]] = {number: [] for number in sheet.images}
+    for place, value in enumerate(sheet.annotations):
+        where = sheet.place(place)
+        try:
+            note = annotations.check_annotation(
+                value, _PanopticAnnotation, where=where, findings=read.findings
             )
-            things.append(sheet.object_of(segment, outline))
-        if things:
-            read.images.append(
-                _annotated_image(sheet, number, split=split, images=images, things=tuple(things))
+            objects[sheet.image_of(note.image_id, where).id] += _segments(
+                sheet, note, numbers / note.file_name, where=where
             )
+        except ValueError as error:
+            read.findings.add_error(LEFT_OUT, error)
+    read.images += _annotated_images(sheet, objects, split=split, images=images)
     return read
+
+
+def _segments(
+    sheet: CocoFile, note: _PanopticAnnotation, file: Path, *, where: str
+) -> Iterator[AnnotatedObject]:
+    """Yields the segments of a panoptic annotation; bad ones are told."""
+    seen: set[int] = set()
+    for place, value in enumerate(note.segments_info):
+        inside = f"{where}, segments_info[{place}]"
+        try:
+            segment = annotations.check_annotation(
+                value, _Segment, where=inside, findings=sheet.findings
+            )
+        except ValueError as error:
+            sheet.findings.add_error("segment left out", error)
+            continue
+        if segment.id in seen:
+            sheet.findings.add(
+                "segment left out: its number is another one's", f"{inside}: id {segment.id}"
+            )
+            continue
+        seen.add(segment.id)
+        outline = PngSegment(file, segment.id)
+        yield sheet.object_of(segment, outline, number=segment.id, where=inside)
 
 
 class CocoFile:
     """A JSON file of COCO: its images, annotations and categories."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        data = files.read_json(path, advice="get the file from where it was published")
-        self.notes: list[dict] = annotations.field(data, "annotations", list, where=str(path))
-        listed = annotations.field(data, "images", list, where=str(path))
-        self.images: dict[int, dict] = {
-            annotations.field(one, "id", int, where=f"{path}, image {place}"): one
-            for place, one in enumerate(listed)
-        }
-        self.names: dict[int, str] = {
-            annotations.field(one, "id", int, where=f"{path}, categories"): str(one.get("name", ""))
-            for one in data.get("categories", ())
-        }
+    def __init__(self, path: Path, findings: Findings):
+        self.path, self.findings = path, findings
+        file = _read_file(path)
+        self.annotations = file.annotations
+        """As they were read: `read_object` checks one."""
+        self.images: dict[int, CocoImage] = {}
+        self._same: dict[int, int] = {}
+        """Numbers of images whose file is listed before: those of the first."""
+        self._doubtful: set[int] = set()
+        """Numbers of several files: nobody can know whose annotations are meant."""
+        self._read_images(file.images)
+        self.names = self._read_names(file.categories)
+        self._ids: set[int] = set()
 
-    def file_name(self, number: int) -> str:
-        """Returns the file name of an image."""
-        return annotations.field(
-            self.images[number], "file_name", str, where=f"{self.path}, {number}"
+    def place(self, place: int) -> str:
+        """Returns how messages name an annotation."""
+        return f"{self.path}, annotations[{place}]"
+
+    def image_of(self, number: int, where: str) -> CocoImage:
+        """Returns the image of an annotation.
+
+        Raises:
+          ValueError: it is not listed, or several are.
+        """
+        image = self.images.get(self._same.get(number, number))
+        if image is not None:
+            return image
+        got = "several files of this number" if number in self._doubtful else "none"
+        raise BadAnnotation(
+            f"{where}: expected an image with id {number} in images, got {got}; do: correct "
+            "image_id or images",
+            f"its image is {'ambiguous' if number in self._doubtful else 'not listed'}",
         )
 
-    def size(self, number: int) -> tuple[int, int]:
-        """Returns height and width of an image."""
-        where = f"{self.path}, image {number}"
-        one = self.images[number]
-        return annotations.field(one, "height", int, where=where), annotations.field(
-            one, "width", int, where=where
-        )
+    def read_object(self, place: int) -> tuple[int, AnnotatedObject]:
+        """Returns an annotation's image, by its number, and its object.
 
-    def object_of(self, note: dict, drawn: Outline | None = None) -> AnnotatedObject:
-        """Returns an annotated object; drawn elsewhere, or by its own segmentation."""
-        where = f"{self.path}, annotation {note.get('id')}"
+        Raises:
+          ValueError: the annotation cannot be taken.
+        """
+        where = self.place(place)
+        note = annotations.check_annotation(
+            self.annotations[place], _Annotation, where=where, findings=self.findings
+        )
+        image = self.image_of(note.image_id, where)
+        outline = segmentation.read_outline(
+            note.segmentation, where=where, findings=self.findings, size=image.size
+        )
+        number = note.id
+        if number is None:
+            number = place
+            self.findings.add(NUMBERED, where)
+        elif number in self._ids:
+            self.findings.add("annotation id listed twice: both are kept", f"{where}: id {number}")
+        self._ids.add(number)
+        return image.id, self.object_of(note, outline, number=number, where=where)
+
+    def places_by_id(self) -> dict[int, int]:
+        """Returns the place of every annotation by its id; ids of different ones are told."""
+        places: dict[int, int] = {}
+        doubtful: set[int] = set()
+        for place, value in enumerate(self.annotations):
+            number = annotations.whole_number(value.get("id") if isinstance(value, dict) else None)
+            if number is None or self.annotations[places.setdefault(number, place)] == value:
+                continue
+            doubtful.add(number)
+            told = f"{self.place(place)}: id {number}"
+            self.findings.add("annotation id of different annotations: none is taken", told)
+        return {number: place for number, place in places.items() if number not in doubtful}
+
+    def object_of(
+        self, note: _Object, outline: Outline, *, number: int, where: str
+    ) -> AnnotatedObject:
+        """Returns an annotated object with this outline and number."""
+        name = self.names.get(note.category_id, "") if note.category_id is not None else ""
+        if self.names and note.category_id is None:
+            self.findings.add("object without a name: it has no category_id", where)
+        elif self.names and note.category_id not in self.names:
+            self.findings.add(
+                "object without a name: its category is not listed",
+                f"{where}: category_id {note.category_id}",
+            )
         return AnnotatedObject(
-            id=annotations.field(note, "id", int, where=where),
-            outline=drawn or read_outline(note.get("segmentation"), where),
-            name=self.names.get(note.get("category_id", -1), ""),
-            box_px=box_px(note.get("bbox")),
-            role=Role.CROWD if note.get("iscrowd") else Role.OBJECT,
+            id=number,
+            outline=outline,
+            name=name,
+            box_px=segmentation.box_px(note.bbox, where=where, findings=self.findings),
+            role=Role.CROWD if note.iscrowd else Role.OBJECT,
         )
 
+    def _read_images(self, listed: list[Any]) -> None:
+        by_file: dict[str, int] = {}
+        for place, value in enumerate(listed):
+            where = f"{self.path}, images[{place}]"
+            try:
+                image = annotations.check_annotation(
+                    value, CocoImage, where=where, findings=self.findings
+                )
+            except ValueError as error:
+                self.findings.add_error("image left out", error)
+                continue
+            told = f"{where}: id {image.id}, {schemas.short_repr(image.file_name)}"
+            other = self.images.get(image.id)
+            if image.id in self._doubtful or (other is not None and other != image):
+                self._doubtful.add(image.id)
+                if other is not None:
+                    del self.images[image.id], by_file[other.file_name]
+                self.findings.add("image left out: its id is listed with different values", told)
+            elif other is not None:
+                self.findings.add("image listed twice: joined", told)
+            elif (first := by_file.get(image.file_name)) is not None:
+                self._same[image.id] = first
+                self.findings.add("image listed under several ids: joined", told)
+            else:
+                by_file[image.file_name] = image.id
+                self.images[image.id] = image
+                if image.size is None:
+                    self.findings.add("image without height and width: its file's count", told)
 
-def read_outline(value: Any, where: str) -> Outline:
-    """Returns a `segmentation`: polygons, run lengths, or a list of run lengths (RefCLEF's).
-
-    Raises:
-      ValueError: it is none of these.
-    """
-    if isinstance(value, dict):
-        return RunLengths((value,))
-    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        return RunLengths(tuple(value))
-    if isinstance(value, list) and all(isinstance(one, list) for one in value):
-        return Polygons(tuple(tuple(float(n) for n in ring) for ring in value))
-    raise ValueError(
-        f"{where}: expected a segmentation of polygons or run lengths, got {type(value).__name__}"
-        "; do: correct the annotation"
-    )
-
-
-def box_px(box: Any) -> tuple[float, float, float, float] | None:
-    """Returns x0 y0 x1 y1 of a COCO box x, y, width, height; None of none."""
-    if not isinstance(box, list | tuple) or len(box) != 4:
-        return None
-    x, y, width, height = (float(n) for n in box)
-    return x, y, x + width, y + height
+    def _read_names(self, listed: list[Any] | None) -> dict[int, str]:
+        """Returns the names of categories; nothing is the name of those that have none."""
+        if not listed:
+            self.findings.add("no categories are listed: objects have no names", str(self.path))
+        names: dict[int, str] = {}
+        for place, value in enumerate(listed or ()):
+            where = f"{self.path}, categories[{place}]"
+            try:
+                one = annotations.check_annotation(
+                    value, _Category, where=where, findings=self.findings
+                )
+            except ValueError as error:
+                self.findings.add_error("category left out", error)
+                continue
+            name = " ".join((one.name or "").split())
+            told = f"{where}: id {one.id}, {schemas.short_repr(name)}"
+            if not name:
+                self.findings.add("category without a name", told)
+            if names.setdefault(one.id, name) != name:
+                names[one.id] = ""
+                self.findings.add("category id of several names: its objects have none", told)
+        return names
 
 
-def _annotated_image(
-    sheet: CocoFile, number: int, *, split: str, images: Path, things: tuple[AnnotatedObject, ...]
-) -> AnnotatedImage:
-    """Returns an image whose expressions are the names of its things, each meaning all of them."""
-    meant: dict[str, list[int]] = {}
-    for place, thing in enumerate(things):
-        if thing.name:
-            meant.setdefault(thing.name, []).append(place)
-    told = [
-        Expression(place, name, tuple(which)) for place, (name, which) in enumerate(meant.items())
-    ]
-    name = sheet.file_name(number)
-    size = sheet.size(number)
-    key = f"{split}/{Path(name).stem}"
-    return AnnotatedImage(key, split, images / name, number, things, tuple(told), size)
+def _read_file(path: Path) -> _File:
+    """Returns the lists of a file of COCO."""
+    data = files.read_json(path, advice=ADVICE)
+    if isinstance(data, list):
+        raise ValueError(
+            f"{path}: expected an object with images, annotations and categories, got a list, as "
+            f"results of detectors are; do: {ADVICE}"
+        )
+    return schemas.check(data, _File, where=str(path), advice=ADVICE)
+
+
+def _annotated_images(
+    sheet: CocoFile, objects: dict[int, list[AnnotatedObject]], *, split: str, images: Path
+) -> Iterator[AnnotatedImage]:
+    """Yields the images that have objects; expressions are their names, each meaning all of it."""
+    for number, some in objects.items():
+        meant: dict[str, list[int]] = {}
+        for place, one in enumerate(some):
+            if one.name:
+                meant.setdefault(one.name, []).append(place)
+        if some:
+            image = sheet.images[number]
+            yield AnnotatedImage(
+                key=f"{split}/{image.file_name}",
+                split=split,
+                image=images / image.file_name,
+                image_id=number,
+                objects=tuple(some),
+                expressions=tuple(
+                    Expression(place, name, tuple(which))
+                    for place, (name, which) in enumerate(meant.items())
+                ),
+                size=image.size,
+            )

@@ -10,28 +10,62 @@ A line is a JSON object:
                  {"text": "a fork", "objects": []}]}
 
 `image` is relative to the folder of the file, or to `--images`. A segmentation is one of COCO's:
-polygons x, y, x, y, .. in pixels, or run lengths, compressed or not. `key` (the line's name; else
-the image's file name without its ending), `name`, `crowd` and `ignore` (true) of an object and
-`sentence` (true) of a phrase may be left out. A phrase without objects is one that fits nothing in
-the image. `upright` (true) says that outlines are of the image as its camera's note (EXIF) turns
-it. What else stands in a line, as `seg-jax annotate` writes it, is for whoever wants to know.
+polygons x, y, x, y, .. in pixels, or run lengths, compressed or not. `name`, `crowd` and `ignore`
+(true) of an object and `sentence` (true) of a phrase may be left out. A phrase without objects is
+one that fits nothing in the image. Lines of one image are joined: an object that stands in several
+of them is one. `key` names a line otherwise than by its image, so that it stays apart.
+
+`upright` (true) says that outlines are of the image as its camera's note (EXIF) turns it, false
+that they are of the pixels as they are stored. What else stands in a line, as `seg-jax annotate`
+writes it, is for whoever wants to know. A line, object or phrase that is wrong costs itself, with
+the phrases that mean it, and is told.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
+import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from seg_jax.data.formats import annotations, coco
+from msgspec import Meta
+
+from seg_jax import files, schemas
+from seg_jax.data.formats import segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
     Annotations,
+    BadAnnotation,
     Expression,
     Role,
 )
+
+ADVICE = "correct the line"
+_Flag = bool | Annotated[int, Meta(ge=0, le=1)] | None
+
+
+class _Line(schemas.Record, frozen=True):
+    image: schemas.FileName
+    objects: list[Any]
+    phrases: list[Any]
+    key: schemas.FileName | None = None
+    upright: _Flag = None
+
+
+class _Object(schemas.Record, frozen=True):
+    segmentation: Any = None
+    name: schemas.Text | None = None
+    crowd: _Flag = None
+    ignore: _Flag = None
+
+
+class _Phrase(schemas.Record, frozen=True):
+    text: schemas.Text
+    objects: list[Annotated[int, Meta(ge=0)]]
+    sentence: _Flag = None
 
 
 def read(source: Path, *, images: Path | None = None) -> Annotations:
@@ -42,62 +76,155 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
       images: folder that the paths of images are relative to; None: that of their file.
 
     Raises:
-      ValueError: there is none, or a line is none of this format; it tells file and line.
+      ValueError: there is none, or one is no file of lines.
     """
-    files = sorted(source.glob("*.jsonl"))
-    if not files:
+    every = sorted(source.glob("*.jsonl"))
+    if not every:
         raise ValueError(
             f"{source}: expected files SPLIT.jsonl, as train.jsonl, got none; do: write them, or "
             "give their folder as --source"
         )
     found = Annotations([])
-    for file in files:
-        for place, (where, line) in enumerate(_lines(file)):
-            image = _annotated_image(file, images or source, place=place, where=where, line=line)
-            found.images.append(image)
+    for file in every:
+        by_key: dict[str, _Lines] = {}
+        for number, data in enumerate(_texts(file), start=1):
+            if data.strip():
+                try:
+                    _add_line(by_key, data, where=f"{file}, line {number}", read=found)
+                except ValueError as error:
+                    found.findings.add_error("line left out", error)
+        found.images += [
+            AnnotatedImage(
+                key=f"{file.stem}/{key}",
+                split=file.stem,
+                image=(images or source) / lines.first.image,
+                image_id=place,
+                objects=tuple(lines.objects),
+                expressions=tuple(lines.expressions),
+                upright=None if lines.first.upright is None else bool(lines.first.upright),
+            )
+            for place, (key, lines) in enumerate(by_key.items())
+        ]
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file}, line {number}"
-            if line.strip():
-                try:
-                    yield where, json.loads(line)
-                except ValueError as error:
-                    raise ValueError(
-                        f"{where}: expected JSON, got {error}; do: correct the line"
-                    ) from None
+def _texts(file: Path) -> Iterator[bytes]:
+    """Yields the lines of a file. PowerShell writes UTF-16, other programs of Windows a mark (BOM).
+
+    Raises:
+      ValueError: it cannot be read, or is one JSON value over several lines.
+    """
+    data = files.read_bytes(file, advice=ADVICE)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", errors="replace").encode()
+    data = data.removeprefix(codecs.BOM_UTF8)
+    first = data[:100].lstrip()
+    if first.startswith(b"[") or first.split(b"\n")[0].strip() == b"{":
+        raise ValueError(
+            f"{file}: expected a JSON object a line, got one JSON value over several lines; do: "
+            "write each image's object on a line of its own"
+        )
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n", at)
+        end = len(data) if end < 0 else end
+        yield data[at:end]
+        at = end + 1
 
 
-def _annotated_image(
-    file: Path, images: Path, *, place: int, where: str, line: Any
-) -> AnnotatedImage:
-    image = annotations.field(line, "image", str, where=where)
-    key = line.get("key", Path(image).stem)
-    things = []
-    for number, one in enumerate(annotations.field(line, "objects", list, where=where)):
-        outline = coco.read_outline(one.get("segmentation"), f"{where}, object {number}")
-        role = Role.CROWD if one.get("crowd") else Role.OBJECT
-        role = Role.IGNORED if one.get("ignore") else role
-        things.append(AnnotatedObject(number, outline, name=str(one.get("name", "")), role=role))
-    told = []
-    for number, one in enumerate(annotations.field(line, "phrases", list, where=where)):
-        which = annotations.field(one, "objects", list, where=f"{where}, phrase {number}")
-        if not all(type(n) is int and 0 <= n < len(things) for n in which):
-            raise ValueError(
-                f"{where}, phrase {number}: expected places of {len(things)} objects, got {which}"
-                "; do: correct the line"
-            )
-        text = annotations.field(one, "text", str, where=f"{where}, phrase {number}")
-        told.append(Expression(number, text, tuple(which), sentence=bool(one.get("sentence"))))
-    return AnnotatedImage(
-        key=f"{file.stem}/{key}",
-        split=file.stem,
-        image=images / image,
-        image_id=place,
-        objects=tuple(things),
-        expressions=tuple(told),
-        upright=bool(line.get("upright")),
+class _Lines:
+    """The lines of an image, joined."""
+
+    def __init__(self, first: _Line):
+        self.first = first
+        self.objects: list[AnnotatedObject] = []
+        self.expressions: list[Expression] = []
+
+    @functools.cached_property
+    def places(self) -> dict[Any, int]:
+        """Places of objects by what they are; made when a second line comes."""
+        return {_identity(one): place for place, one in enumerate(self.objects)}
+
+
+def _identity(one: AnnotatedObject) -> Any:
+    return repr((one.outline, one.name, one.role))
+
+
+def _add_line(by_key: dict[str, _Lines], data: bytes, *, where: str, read: Annotations) -> None:
+    """Adds the objects and phrases of a line to its image; bad ones are told.
+
+    Raises:
+      ValueError: the line cannot be taken.
+    """
+    line = schemas.check(
+        files.parse_json(data, where=where, advice=ADVICE), _Line, where=where, advice=ADVICE
     )
+    key = line.image if line.key is None else line.key
+    lines = by_key.get(key)
+    joined = lines is not None
+    if lines is None:
+        lines = by_key[key] = _Lines(line)
+    for name in ("image", "upright"):
+        if (got := getattr(line, name)) != (had := getattr(lines.first, name)):
+            raise BadAnnotation(
+                f"{where}: expected {name} {had!r} as in another line of the key {key!r}, got "
+                f"{got!r}; do: give the line a key of its own",
+                f"another line of its key has another {name}",
+            )
+    placed = [
+        _place(lines, value, where=f"{where}, objects[{number}]", read=read, joined=joined)
+        for number, value in enumerate(line.objects)
+    ]
+    for number, value in enumerate(line.phrases):
+        try:
+            told = _expression(value, placed, where=f"{where}, phrases[{number}]")
+        except ValueError as error:
+            read.findings.add_error("phrase left out", error)
+            continue
+        lines.expressions.append(dataclasses.replace(told, id=len(lines.expressions)))
+
+
+def _place(lines: _Lines, value: Any, *, where: str, read: Annotations, joined: bool) -> int | None:
+    """Returns the place of a line's object among those of its image; None of a bad one."""
+    try:
+        told = schemas.check(value, _Object, where=where, advice=ADVICE)
+        outline = segmentation.read_outline(told.segmentation, where=where, findings=read.findings)
+    except ValueError as error:
+        read.findings.add_error("object left out", error)
+        return None
+    role = Role.IGNORED if told.ignore else Role.CROWD if told.crowd else Role.OBJECT
+    place = len(lines.objects)
+    one = AnnotatedObject(place, outline, name=" ".join((told.name or "").split()), role=role)
+    if joined and (before := lines.places.setdefault(_identity(one), place)) != place:
+        return before
+    lines.objects.append(one)
+    return place
+
+
+def _expression(value: Any, placed: list[int | None], *, where: str) -> Expression:
+    """Returns a phrase whose objects are all there.
+
+    Args:
+      value: as it was read.
+      placed: places of the line's objects among those of the image.
+      where: tells file, line and phrase.
+
+    Raises:
+      ValueError: it is none, or means an object that is not there.
+    """
+    told = schemas.check(value, _Phrase, where=where, advice=ADVICE)
+    which: dict[int, None] = {}
+    for place in told.objects:
+        if place >= len(placed):
+            raise BadAnnotation(
+                f"{where}: expected places of {len(placed)} objects, got {place}; do: {ADVICE}",
+                "it means objects that are not there",
+            )
+        if (found := placed[place]) is None:
+            raise BadAnnotation(
+                f"{where}: expected objects that can be taken, got {place}, which was left out"
+                "; do: correct the object",
+                "it means an object that was left out",
+            )
+        which[found] = None
+    return Expression(0, told.text, tuple(which), sentence=bool(told.sentence))

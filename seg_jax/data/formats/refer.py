@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from seg_jax import files
+from msgspec import Meta
+
+from seg_jax import files, schemas
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import annotations, safe_pickle
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
     Annotations,
+    BadAnnotation,
     Expression,
     Role,
 )
-from seg_jax.data.formats.coco import CocoFile
+from seg_jax.data.formats.coco import ADVICE, CocoFile
+
+LEFT_OUT = "reference left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +55,40 @@ FAMILY = {
 """The editions by the names that TFDS gives them, where it knows them."""
 
 
-def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
+MOST_SENTENCES = 10_000_000
+"""Sentences of an edition; a few bytes of a pickle can hold one at any number of places."""
+
+
+class _Split(schemas.Record, frozen=True):
+    """What a reference must tell for the filter of leaks."""
+
+    split: Annotated[str, Meta(pattern=r"^\w{1,100}\Z")]
+    image_id: schemas.Id
+
+
+class _Reference(_Split, frozen=True):
+    ref_id: schemas.Id
+    ann_id: schemas.Id | Annotated[list[schemas.Id], Meta(max_length=100_000)]
+    sentences: list[Any]
+
+
+class _Sentence(schemas.Record, frozen=True):
+    sent_id: schemas.Id
+    sent: schemas.Text
+
+
+class _Placed(NamedTuple):
+    """A reference with its place in the file, for messages."""
+
+    where: str
+    value: _Reference
+
+
+def references(source: Path, edition: Edition) -> list[Any]:
     """Returns the references of an edition as they are.
 
     Raises:
-      ValueError: the file is missing, or none of this format; nothing in it is ever run.
+      ValueError: the file is missing, or no list; nothing in it is ever run.
     """
     path = source / edition.file
     if not path.is_file():
@@ -62,14 +97,11 @@ def references(source: Path, edition: Edition) -> list[dict[str, Any]]:
             "file; do: give the folder that holds refcoco, refcoco+, .. as --source"
         )
     found = (
-        files.read_json(path, advice="get the file from where it was published")
-        if path.suffix == ".json"
-        else safe_pickle.load(path)
+        files.read_json(path, advice=ADVICE) if path.suffix == ".json" else safe_pickle.load(path)
     )
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list):
         raise ValueError(
-            f"{path}: expected a list of references, got {type(found).__name__}"
-            "; do: get the file from where it was published"
+            f"{path}: expected a list of references, got {schemas.short_repr(found)}; do: {ADVICE}"
         )
     return found
 
@@ -86,79 +118,129 @@ def read(source: Path, name: str, images: Path) -> Annotations:
       ValueError: a file is missing, or none of this format.
     """
     edition = FAMILY[name]
-    sheet = CocoFile(source / edition.folder / "instances.json")
-    notes = {note["id"]: note for note in sheet.notes if isinstance(note.get("id"), int)}
     found = Annotations([])
-    grouped: dict[tuple[str, int], list[dict]] = {}
-    for place, ref in enumerate(references(source, edition)):
-        where = f"{source / edition.file}, reference {place}"
-        split = annotations.field(ref, "split", str, where=where)
-        number = annotations.field(ref, "image_id", int, where=where)
-        found.refs[split] = found.refs.get(split, 0) + 1
-        if number not in sheet.images:
-            found.findings.add("reference left out: its image is not listed", f"{where}: {number}")
-            continue
-        grouped.setdefault((split, number), []).append(ref)
+    sheet = CocoFile(source / edition.folder / "instances.json", found.findings)
+    places = sheet.places_by_id()
+    grouped = _references_by_image(source, edition, sheet=sheet, found=found)
     for (split, number), refs in sorted(grouped.items()):
-        things, told = _objects_and_expressions(
-            refs, notes=notes, sheet=sheet, findings=found.findings, file=str(source / edition.file)
-        )
+        objects, told = _objects_and_expressions(refs, places=places, sheet=sheet)
         if not told:
             continue
-        file = sheet.file_name(number)
+        image = sheet.images[number]
         found.images.append(
             AnnotatedImage(
-                key=f"{split}/{Path(file).stem}",
+                key=f"{split}/{image.file_name}",
                 split=split,
-                image=_image_path(images, file, number=number, edition=edition),
+                image=_image_path(images, image.file_name, number=number, edition=edition),
                 image_id=number,
-                objects=things,
+                objects=objects,
                 expressions=told,
-                size=sheet.size(number),
+                size=image.size,
             )
         )
     return found
 
 
+def _references_by_image(
+    source: Path, edition: Edition, *, sheet: CocoFile, found: Annotations
+) -> dict[tuple[str, int], list[_Placed]]:
+    """Returns the references by split and number of the image; bad ones are told."""
+    grouped: dict[tuple[str, int], list[_Placed]] = {}
+    sentences = 0
+    for place, value in enumerate(references(source, edition)):
+        where = f"{source / edition.file}, reference {place}"
+        try:
+            ref = annotations.check_annotation(
+                value, _Reference, where=where, findings=found.findings
+            )
+            found.refs[ref.split] = found.refs.get(ref.split, 0) + 1
+            number = sheet.image_of(ref.image_id, where).id
+        except ValueError as error:
+            found.findings.add_error(LEFT_OUT, error)
+            continue
+        sentences += len(ref.sentences)
+        if sentences > MOST_SENTENCES:
+            raise ValueError(
+                f"{where}: expected at most {MOST_SENTENCES} sentences in all, got more"
+                f"; do: {ADVICE}"
+            )
+        grouped.setdefault((ref.split, number), []).append(_Placed(where, ref))
+    return grouped
+
+
 def _objects_and_expressions(
-    refs: list[dict], *, notes: dict[int, dict], sheet: CocoFile, findings: Findings, file: str
+    refs: list[_Placed], *, places: dict[int, int], sheet: CocoFile
 ) -> tuple[tuple[AnnotatedObject, ...], tuple[Expression, ...]]:
-    """Returns the objects that references of an image mean, and their expressions."""
-    places: dict[int, int] = {}
-    things: list[AnnotatedObject] = []
+    """Returns the objects that references of an image mean, and their expressions.
+
+    Args:
+      refs: of the image.
+      places: of annotations in `sheet` by their ids.
+      sheet: the annotations; its findings are told of what is left out.
+    """
+    known: dict[int, int] = {}
+    objects: list[AnnotatedObject] = []
     told: list[Expression] = []
-    for ref in sorted(refs, key=lambda ref: ref.get("ref_id", -1)):
-        number = annotations.field(ref, "ref_id", int, where=file)
-        where = f"{file}, ref_id {number}"
-        meant = annotations.field(ref, "ann_id", (int, list), where=where)
-        meant = meant if isinstance(meant, list) else [meant]
+    for where, ref in sorted(refs, key=lambda ref: ref.value.ref_id):
+        where = f"{where}, ref_id {ref.ref_id}"
+        meant = ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]
         # gRefCOCO's way to say that there is no such thing in the image.
         meant = [] if meant == [-1] else meant
-        if missing := [one for one in meant if one not in notes]:
-            findings.add("reference left out: its objects are not listed", f"{where}: {missing}")
+        try:
+            for one in meant:
+                if one not in known:
+                    objects.append(_object(one, ref, where=where, places=places, sheet=sheet))
+                    known[one] = len(objects) - 1
+        except ValueError as error:
+            sheet.findings.add_error(LEFT_OUT, error)
             continue
-        which = []
-        for one in meant:
-            if one not in places:
-                places[one] = len(things)
-                things.append(sheet.object_of(notes[one]))
-            which.append(places[one])
-        # As gRefCOCO's own loader: regions of many objects are not told apart, and not meant.
-        objects = tuple(place for place in which if things[place].role is Role.OBJECT)
-        which = objects if isinstance(ref["ann_id"], list) else tuple(which)
+        which = tuple(dict.fromkeys(known[one] for one in meant))
+        if isinstance(ref.ann_id, list):
+            # As gRefCOCO's own loader: regions of many objects are not told apart, and not meant.
+            which = tuple(place for place in which if objects[place].role is Role.OBJECT)
         if meant and not which:
-            findings.add("reference left out: it means crowds only", where)
+            sheet.findings.add(f"{LEFT_OUT}: it means crowds only", where)
             continue
-        for sentence in annotations.field(ref, "sentences", list, where=where):
-            told.append(
-                Expression(
-                    id=annotations.field(sentence, "sent_id", int, where=where),
-                    text=annotations.field(sentence, "sent", str, where=where),
-                    objects=which,
-                    ref=number,
-                )
-            )
-    return tuple(things), tuple(told)
+        told += _expressions(ref, which, where=where, findings=sheet.findings)
+    return tuple(objects), tuple(told)
+
+
+def _object(
+    number: int, ref: _Reference, *, where: str, places: dict[int, int], sheet: CocoFile
+) -> AnnotatedObject:
+    """Returns an object that a reference means.
+
+    Raises:
+      ValueError: it is not listed, cannot be taken, or is of another image.
+    """
+    if number not in places:
+        raise BadAnnotation(
+            f"{where}: expected an annotation with id {number}, got none in {sheet.path}"
+            f"; do: {ADVICE}",
+            "its objects are not listed",
+        )
+    image, found = sheet.read_object(places[number])
+    if image != sheet.image_of(ref.image_id, where).id:
+        raise BadAnnotation(
+            f"{where}: expected objects of the image {ref.image_id}, got annotation {number} of "
+            f"image {image}; do: {ADVICE}",
+            "its objects are of another image",
+        )
+    return found
+
+
+def _expressions(
+    ref: _Reference, which: tuple[int, ...], *, where: str, findings: Findings
+) -> Iterator[Expression]:
+    """Yields the sentences of a reference; bad ones are told."""
+    for place, value in enumerate(ref.sentences):
+        inside = f"{where}, sentences[{place}]"
+        try:
+            one = annotations.check_annotation(value, _Sentence, where=inside, findings=findings)
+        except ValueError as error:
+            findings.add_error("expression left out", error)
+            continue
+        yield Expression(id=one.sent_id, text=one.sent, objects=which, ref=ref.ref_id)
 
 
 def _image_path(images: Path, file: str, *, number: int, edition: Edition) -> Path:
@@ -188,7 +270,7 @@ def held_out_images(source: Path, kind: str, names: tuple[str, ...] | None) -> H
             f"held_out: expected some of {', '.join(known)}, got {', '.join(unknown)}; do: choose "
             "editions with the same images"
         )
-    found = HeldOut({}, [], [])
+    found = HeldOut({}, [], [], Findings())
     for name, edition in FAMILY.items():
         if edition.images != kind or (names is not None and name not in names):
             continue
@@ -196,11 +278,17 @@ def held_out_images(source: Path, kind: str, names: tuple[str, ...] | None) -> H
             found.missing.append(name)
             continue
         found.names.append(name)
-        for ref in references(source, edition):
-            split = annotations.field(ref, "split", str, where=edition.file)
-            if split != "train":
-                number = annotations.field(ref, "image_id", int, where=edition.file)
-                found.images.setdefault(number, set()).add(f"{name}/{split}")
+        for place, value in enumerate(references(source, edition)):
+            where = f"{source / edition.file}, reference {place}"
+            try:
+                ref = annotations.check_annotation(
+                    value, _Split, where=where, findings=found.findings
+                )
+            except ValueError as error:
+                found.findings.add_error("reference left out of the filter of leaks", error)
+                continue
+            if ref.split != "train":
+                found.images.setdefault(ref.image_id, set()).add(f"{name}/{ref.split}")
     if not found.names:
         raise ValueError(
             f"{source}: expected the references of one of {', '.join(known)}, got none; do: give "
@@ -219,3 +307,5 @@ class HeldOut:
     """Editions that were looked through."""
     missing: list[str]
     """Editions whose references were not there."""
+    findings: Findings
+    """References that cannot be read: their images are not known."""
