@@ -5,53 +5,65 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import msgspec
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+from msgspec import Meta
 
+from seg_jax import files, schemas
 from seg_jax.models.io import orbax_params
-from seg_jax.training import processes
+from seg_jax.training import checkpoint_seal, processes
 from seg_jax.training.state import State
 
 _FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE)
 """Errors of a disk, which are looked for in the libraries' long messages."""
 
 
+class _Record(schemas.Record, frozen=True, kw_only=True):
+    """What a run keeps beside its state, as far as it is read again."""
+
+    seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    versions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class Checkpoints:
     """The checkpoints of one stage in a folder that all processes share.
 
     The newest `keep` and the best `keep_best` are kept. A checkpoint appears under its step only
-    when it is complete: a killed save leaves none. Saves run beside the steps that follow.
+    when it is complete: a killed save leaves none. Saves run beside the steps that follow. Each has
+    checksums of its files, with which it is compared before it is read.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_best: int = 0):
         orbax_params.quieten_orbax()
+        self._folder = folder.absolute()
+        self._kept = _Kept(self._folder, keep, keep_best)
+        self._seal = checkpoint_seal.Seal(self._folder)
         # What a killed save has left is removed.
-        best = preservation.BestN(get_metric_fn=_score, n=keep_best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation.AnyPreservationPolicy(
-                [preservation.LatestN(keep), best]
-            ),
-            best_fn=_score,
+            preservation_policy=self._kept,
             create=True,
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                barrier_sync_fn=self._seal.barrier(), post_finalization_callback=self._seal.close
+            ),
         )
-        self._folder = folder
         with self._disk_errors():
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
-        """Returns the step of the newest whole checkpoint, or None."""
+        """Returns the step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Returns the step of the whole checkpoint with the highest score, or None."""
-        return self._manager.best_step()
+        """Returns the step of the checkpoint with the highest score, or None."""
+        return self._kept.best(self._manager.all_steps())
 
     def save(
         self, state: State, iterator: Any, record: dict[str, Any], *, score: float = 0.0
@@ -70,15 +82,18 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
+        self.wait()
+        self._seal.begin(step)
+        self._kept.scores[step] = score
         with self._disk_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     data=ocp.args.JsonSave(iterator.get_state()),
-                    record=ocp.args.JsonSave(record),
+                    record=ocp.args.JsonSave(record | {_SCORE: score}),
                 ),
-                metrics={"score": score},
+                custom_metadata={"checksums": checkpoint_seal.FILE},
             )
 
     def restore(
@@ -96,22 +111,22 @@ class Checkpoints:
 
         Raises:
           ValueError: there is no checkpoint, or none of them fits the state.
+          OSError: a damaged one cannot be moved.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            found, mine = None, ""
-            try:
-                found = self._read(step, abstract)
-            except Exception as error:  # Damaged files make libraries fail in any way they can.
-                mine = " ".join(str(error).split())[:200] or type(error).__name__
-            if reasons := list(filter(None, processes.gather_from_all(mine))):
-                damaged[step] = reasons[0]
+            found, reason = self._read_whole(step, abstract, iterator)
+            if found is None:
+                damaged[step] = reason
                 continue
-            assert found is not None
+            if not (self._folder / str(step) / checkpoint_seal.FILE).exists():
+                warn(
+                    f"{self._folder / str(step)}: has no checksums, as older versions of seg-jax "
+                    "save it; taken as it is"
+                )
             self._set_aside(damaged, step, warn)
-            iterator.set_state(found["data"])
-            return found["state"], found["record"]
+            return found
         if not damaged:
             raise ValueError(
                 f"{self._folder}: expected a checkpoint to resume, got none; do: start over with "
@@ -122,6 +137,30 @@ class Checkpoints:
             f"{self._folder / str(step)}: expected a whole checkpoint of this run, got a damaged "
             f"or another one ({reason}), and none before it is whole; do: start over with --anew"
         )
+
+    def _read_whole(
+        self, step: int, abstract: State, iterator: Any
+    ) -> tuple[tuple[State, dict[str, Any]] | None, str]:
+        """Returns state and record of a step, or what is wrong with it; for all processes alike."""
+        if reason := _agree(checkpoint_seal.find_damage(self._folder / str(step))):
+            return None, reason
+        found, mine = None, ""
+        try:
+            read = self._read(step, abstract)
+            record = read["record"]
+            schemas.check(record, _Record, where="record", advice="start over with --anew")
+            if (holds := int(read["state"].step)) != step:
+                raise ValueError(
+                    f"state: expected step {step}, got {holds}; do: name the folder by its step"
+                )
+            iterator.set_state(read["data"])
+            record.pop(_SCORE, None)
+            found = read["state"], record
+        except Exception as error:  # Damaged files make libraries fail in any way they can.
+            mine = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            mine = " ".join(mine.split()).partition("; do: ")[0][:200] or type(error).__name__
+        reason = _agree(mine)
+        return (None, reason) if reason else (found, "")
 
     def _read(self, step: int, abstract: State) -> Any:
         return self._manager.restore(
@@ -136,17 +175,20 @@ class Checkpoints:
     def _set_aside(self, damaged: dict[int, str], good: int, warn: Callable[[str], None]) -> None:
         """Moves damaged checkpoints out of the way of new ones of their steps."""
         for step, reason in damaged.items():
-            aside = self._folder / f"damaged-{step}"
+            moved = processes.run_on_first(lambda step=step: self._move(step))
             warn(
-                f"{self._folder / str(step)}: damaged ({reason}); moved to {aside.name}, going on "
+                f"{self._folder / str(step)}: damaged ({reason}); moved to {moved}, going on "
                 f"from step {good}"
             )
-            processes.run_on_first(lambda step=step, aside=aside: self._move(step, aside))
         if damaged:
             self._manager.reload()
 
-    def _move(self, step: int, aside: Path) -> None:
-        (self._folder / str(step)).rename(aside)
+    def _move(self, step: int) -> str:
+        """Moves a checkpoint aside and returns its name there."""
+        names = [f"damaged-{step}", *(f"damaged-{step}-{number}" for number in range(2, 1000))]
+        name = next(name for name in names if not (self._folder / name).exists())
+        (self._folder / str(step)).rename(self._folder / name)
+        return name
 
     def wait(self) -> None:
         """Returns when all saves have reached the disk.
@@ -156,6 +198,7 @@ class Checkpoints:
         """
         with self._disk_errors():
             self._manager.wait_until_finished()
+            self._seal.end()
 
     def close(self) -> None:
         """Waits for pending saves and closes the folder.
@@ -165,6 +208,7 @@ class Checkpoints:
         """
         with self._disk_errors():
             self._manager.close()
+            self._seal.end()
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -178,8 +222,49 @@ class Checkpoints:
             raise OSError(number, os.strerror(number), str(self._folder)) from error
 
 
-def _score(metrics: Any) -> float:
-    return metrics["score"]
+_SCORE = "score"
+"""Key of the score in the record of a checkpoint."""
+
+
+class _Kept:
+    """Chooses the checkpoints that stay; Orbax asks it after every save.
+
+    Scores are kept here: Orbax reads those of all checkpoints before anything else, and a damaged
+    one would keep it from opening the folder.
+    """
+
+    def __init__(self, folder: Path, newest: int, best: int):
+        self._folder, self._newest, self._best = folder, newest, best
+        self.scores: dict[int, float] = {}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns which of the checkpoints stay, in their order."""
+        steps = [info.step for info in checkpoints]
+        kept = {*sorted(steps)[-self._newest :], *self._ranked(steps)[: self._best]}
+        return [step in kept for step in steps]
+
+    def best(self, steps: Sequence[int]) -> int | None:
+        """Returns the step with the highest score."""
+        return next(iter(self._ranked(steps)), None)
+
+    def _ranked(self, steps: Sequence[int]) -> list[int]:
+        for step in steps:
+            self.scores.setdefault(step, _saved_score(self._folder / str(step)))
+        return sorted(steps, key=lambda step: (self.scores[step], step), reverse=True)
+
+
+def _saved_score(folder: Path) -> float:
+    """Returns the score of a checkpoint, that of the worst where it cannot be read."""
+    for name in ("record/metadata", "metrics/metrics"):  # Older versions had it apart.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            score = float(files.read_json_object(folder / name)[_SCORE])
+            return score if math.isfinite(score) else -math.inf
+    return -math.inf
+
+
+def _agree(mine: str) -> str:
+    """Returns what one of the processes has found wrong; empty where none has."""
+    return next(filter(None, processes.gather_from_all(mine)), "")
 
 
 def _failure(error: Exception) -> int | None:
