@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import stat
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 MOST_BYTES = 2 << 30
 """Most bytes of a file that is read at once: twice the largest annotations that are published."""
@@ -113,8 +110,6 @@ def parse_json(data: bytes | str, *, where: str, advice: str = "fetch it again")
       ValueError: it is no JSON, or nested too deep.
     """
     data = data.removeprefix("\ufeff") if isinstance(data, str) else data
-    with contextlib.suppress(ValueError, RecursionError):  # Three times as fast, but stricter.
-        return msgspec.json.decode(data)
     try:
         try:
             return json.loads(data)

@@ -6,6 +6,7 @@ that a million of them fit into memory and travel to other processes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -14,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from jaxtyping import Int
 
-from seg_jax import schemas
+from seg_jax import files, schemas
 from seg_jax.data import image_files
 from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, runlengths
@@ -175,6 +177,17 @@ class BadAnnotation(ValueError):
         super().__init__(message)
         self.reason = reason
         """A fixed phrase that cases are counted by."""
+
+
+def parse_json(data: bytes, *, where: str, advice: str) -> Any:
+    """Returns the value of a JSON text as `files.parse_json` does, three times as fast.
+
+    Raises:
+      ValueError: it is no JSON, or nested too deep.
+    """
+    with contextlib.suppress(ValueError, RecursionError):  # Stricter than JSON as Python writes it.
+        return msgspec.json.decode(data)
+    return files.parse_json(data, where=where, advice=advice)
 
 
 NUMBERS = ("id", "image_id", "category_id", "ref_id", "sent_id", "height", "width", "iscrowd")

@@ -302,7 +302,8 @@ class CocoFile:
 
 def _read_file(path: Path) -> _File:
     """Returns the lists of a file of COCO."""
-    data = files.read_json(path, advice=ADVICE)
+    data = files.read_bytes(path, advice=ADVICE)
+    data = annotations.parse_json(data, where=str(path), advice=ADVICE)
     if isinstance(data, list):
         raise ValueError(
             f"{path}: expected an object with images, annotations and categories, got a list, as "

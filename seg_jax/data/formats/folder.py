@@ -33,7 +33,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from seg_jax import files, schemas
-from seg_jax.data.formats import segmentation
+from seg_jax.data.formats import annotations, segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -157,7 +157,7 @@ def _add_line(by_key: dict[str, _Lines], data: bytes, *, where: str, read: Annot
       ValueError: the line cannot be taken.
     """
     line = schemas.check(
-        files.parse_json(data, where=where, advice=ADVICE), _Line, where=where, advice=ADVICE
+        annotations.parse_json(data, where=where, advice=ADVICE), _Line, where=where, advice=ADVICE
     )
     key = line.image if line.key is None else line.key
     lines = by_key.get(key)
