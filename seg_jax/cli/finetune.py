@@ -13,6 +13,7 @@ def main(config: Config) -> int:
     """Runs the stage; prints where the model is."""
     config = config.completed()
     with processes.join(config.processes):
+        start.check_divisions(config)
         config = datasets.with_source(config)
         # A wrong --checkpoint must not cost the run that --anew replaces.
         begin = None if config.checkpoint is None else start.from_checkpoint(config)

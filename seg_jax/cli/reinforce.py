@@ -32,6 +32,7 @@ def main(config: Config) -> int:
     config.log.check()
     config = config.completed()
     with processes.join(config.processes):
+        start.check_divisions(config)
         config = datasets.with_source(config)
         begin = start.from_checkpoint(config)
         with stage.hold_folder(config, reads=config.checkpoint):

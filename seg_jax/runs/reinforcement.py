@@ -77,6 +77,14 @@ class Config(TrainingRun):
                     "to an image nor packed; do: leave it out"
                 )
 
+        pieces = self.policy.minibatches * self.policy.accumulate
+        if self.feed.batch % pieces:
+            raise ValueError(
+                "policy.minibatches times policy.accumulate: expected a divisor of the "
+                f"{self.feed.batch} prompts of a step, got {pieces}; do: choose others, or another "
+                "feed.batch"
+            )
+
     def _check_judged(self, task: Task) -> None:
         """Raises ValueError for questions that nothing judges, or weights of unknown scores."""
         if isinstance(task, Referring):

@@ -48,6 +48,21 @@ class Start(NamedTuple):
     Called once, and not at all where the run goes on from a checkpoint of its own."""
 
 
+def check_divisions(run: Any) -> None:
+    """Raises ValueError where the devices do not divide the weights, or the rows of a batch.
+
+    Only shapes are made, so a run that cannot begin says so before it reads weights, makes a
+    tokenizer or holds a folder.
+
+    Args:
+      run: a completed configuration with a model.
+    """
+    mesh = run.mesh.build()
+    _, shapes = nnx.split(weights.blank(run.model, run.compute))
+    sharding.shardings(shapes, mesh)
+    sharding.batch(mesh, run.feed.batch)
+
+
 def from_checkpoint(run: Any) -> Start:
     """Returns the model of a run's checkpoint; its weights are read at once but to resume.
 

@@ -39,6 +39,14 @@ class Config(TrainingRun):
     ordered_numbers: bool = True
     """Random weights only: number tokens begin close to those of close values."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.feed.batch % self.objective.accumulate:
+            raise ValueError(
+                f"objective.accumulate: expected a divisor of the {self.feed.batch} rows of a "
+                f"batch, got {self.objective.accumulate}; do: choose another, or another feed.batch"
+            )
+
     def completed(self, checkpoint: Path | None = None, *, check: bool = True) -> Config:
         """Returns the run as its checkpoint completes it, see `TrainingRun.completed`.
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import small_run
 
+from seg_jax.cli import finetune, reinforce
+from seg_jax.data import pipeline
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Rollout
 from seg_jax.runs import reinforcement, supervised
 from seg_jax.runs import start as start_of_run
 from seg_jax.runs.stage import Place
-from seg_jax.training import hlo, loop, optimizers, policy, state, steps, topology
+from seg_jax.training import hlo, loop, optimizers, policy, sft, state, steps, topology
 from seg_jax.training.log import SilentLog
 
 pytestmark = [
@@ -161,3 +163,50 @@ def test_reinforcement_holds_its_reference_beside_the_state(start, like, measure
     reinforcement.train(config, start, Place(tmp_path, "gspo", SilentLog()))
     (during,) = measured
     assert ((during - before >= share) & (during - before < 1.3 * share)).all()
+
+
+def _nothing_is_read(*_, **__):
+    raise AssertionError("weights are read, or a tokenizer is made")
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Lets nothing be read or made from now on."""
+    small_run.bundle()
+    monkeypatch.setattr(bundles, "load", _nothing_is_read)
+    monkeypatch.setattr(start_of_run, "make_tokenizer", _nothing_is_read)
+
+
+@pytest.mark.parametrize("program", [finetune, reinforce])
+def test_rows_that_the_devices_do_not_divide_are_refused_before_weights_are_read(
+    program, tmp_path, unread
+):
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
+    bundles.save(small_run.bundle(), checkpoint)
+    changes = {"feed": pipeline.Feed(batch=12), "out": out}
+    given = {"checkpoint": checkpoint, "model": None, "layout": None}
+    runs = [small_run.gspo_config(**changes, **given)]
+    if program is finetune:
+        runs = [small_run.sft_config(**changes, **given), small_run.sft_config(**changes)]
+    for run in runs:
+        with pytest.raises(ValueError, match="batch: expected rows that .* = 8 divides, got 12"):
+            program.main(run)
+    assert not out.exists()
+
+
+def test_weights_that_the_devices_do_not_divide_are_refused_before_a_tokenizer_is_made(
+    tmp_path, unread
+):
+    model = small_run.sft_config().model
+    odd = dataclasses.replace(model, text=dataclasses.replace(model.text, intermediate_size=68))
+    run = small_run.sft_config(model=odd, mesh=steps.Mesh(tensor=8), out=tmp_path / "out")
+    with pytest.raises(ValueError, match="expected sizes that divide every weight"):
+        finetune.main(run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pieces_that_do_not_divide_a_batch_are_refused_with_the_options():
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the 8 rows .*, got 3"):
+        small_run.sft_config(objective=sft.Objective(accumulate=3))
+    with pytest.raises(ValueError, match="expected a divisor of the 8 prompts of a step, got 6"):
+        small_run.gspo_config(policy=policy.Policy(minibatches=2, accumulate=3))
