@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import option_walk
 
 
-class Fingerprint:
-    """What the builders of a run have received."""
+class Notes:
+    """Notes what stages receive from a program that is started anew for each fingerprint."""
 
-    def __init__(self):
-        self.parts: list[Any] = []
+    def __init__(
+        self,
+        patch: Any,
+        folder: Path,
+        *,
+        before: Callable[[Any], None] = lambda config: None,
+        after: Callable[[Any], None] = lambda status: None,
+    ):
+        """Takes pytest's `monkeypatch`, a folder to work in, and what is done around a start."""
+        self._patch, self._folder, self._before, self._after = patch, folder, before, after
+        self._parts: list[Any] = []
 
-    def note(self, name: str, *values: Any) -> None:
-        self.parts.append((name, *map(plain, values)))
+    def __call__(self, name: str, *values: Any) -> None:
+        """Notes values under a name."""
+        self._parts.append((name, *map(plain, values)))
+
+    def of(self, program: Any, config: Any) -> tuple[Any, ...]:
+        """Returns what the stages of a program receive."""
+        self._parts = []
+        self._patch.chdir(tempfile.mkdtemp(dir=self._folder))  # None sees the folders of another.
+        self._before(config)
+        self._after(program.main(config))
+        return tuple(self._parts)
 
 
 def plain(value: Any) -> Any:

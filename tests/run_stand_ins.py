@@ -65,13 +65,9 @@ class Compiled:
 
 def put(patch, note):
     """Puts stand-ins in the place of builders; each notes what it receives of a run's options."""
-    given, mesh = small_run.bundle(), small_run.alone()
+    given = small_run.bundle()
     blank, real_actor = given.params, steps.Actor
     ready = {rows: small_run.batch(rows) for rows in ("sft", "prompts")}
-
-    def built(self, devices=None):
-        note("mesh", dataclasses.asdict(self))
-        return mesh
 
     def read(folder, *, compute, on=None, task_kind=None):
         note("load", folder, compute, on is not None)
@@ -136,7 +132,7 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
-    patch.setattr(steps.Mesh, "build", built)
+    put_mesh(patch, note)
     patch.setattr(processes, "join", join)
     patch.setattr(bundles, "load", read)
     patch.setattr(bundles, "blank", read)
@@ -144,6 +140,8 @@ def put(patch, note):
     patch.setattr(tokens, "train", tokenizer)
     patch.setattr(weights, "blank", model)
     patch.setattr(families, "with_tokens", lambda model, tokenizer: model)
+    # What is refused is built of no option; that its parts act is shown where they are used.
+    patch.setattr(start, "check_divisions", lambda run: None)
     patch.setattr(start, "weight_initializer", _noted_initializer(note, blank))
     patch.setattr(pipeline, "batches", batches)
     patch.setattr(loop, "run", run)
@@ -170,6 +168,17 @@ def put(patch, note):
     patch.setattr(sources, "corpus", lambda source: [])  # Its source is noted with batches.
     patch.setattr(tokens, "number_table", lambda tokenizer: (None, None))
     patch.setattr(tokens, "whole_decimals", lambda tokenizer: None)
+
+
+def put_mesh(patch, note):
+    """Puts the mesh of one device in the place of every other."""
+    mesh = small_run.alone()
+
+    def build(self, devices=None):
+        note("mesh", dataclasses.asdict(self))
+        return mesh
+
+    patch.setattr(steps.Mesh, "build", build)
 
 
 def _noted_initializer(note, blank):

@@ -14,7 +14,7 @@ import option_walk
 import pytest
 import run_stand_ins
 import small_run
-from fingerprints import Fingerprint, walk
+from fingerprints import Notes, walk
 
 from seg_jax.cli import finetune, main, reinforce
 from seg_jax.cli.benchmarks import harness
@@ -39,16 +39,9 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def prints(monkeypatch, tmp_path):
     """Returns a function (program, config) -> the fingerprint of the run that it starts."""
-    monkeypatch.chdir(tmp_path)
-    prints = [Fingerprint()]
-    run_stand_ins.put(monkeypatch, lambda name, *values: prints[0].note(name, *values))
-
-    def fingerprint(program, config):
-        prints[0] = Fingerprint()
-        program.main(config)
-        return tuple(prints[0].parts)
-
-    return fingerprint
+    note = Notes(monkeypatch, tmp_path)
+    run_stand_ins.put(monkeypatch, note)
+    return note.of
 
 
 SMALL = small_run.sft_config()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import tempfile
 import types
 from pathlib import Path
 
@@ -52,27 +51,19 @@ def web(tmp_path_factory):
 @pytest.fixture
 def prints(monkeypatch, tmp_path, web):
     """Returns a function (program, config) -> what the stages of an annotation receive."""
-    log = [fingerprints.Fingerprint()]
 
-    def note(name, *values):
-        log[0].note(name, *values)
-
-    _stand_for_models(monkeypatch, note)
-    _note_settings(monkeypatch, note)
-    _stand_for_workers(monkeypatch, note)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
+    def before(config):
         for place in ("web", "val"):
             Path(place).symlink_to(web)
         if config.labels is not None:
             config.labels.write_text("a thing of a file\n")
         jobs._worker.cache_clear()
-        program.main(config)
-        return tuple(log[0].parts)
 
-    return fingerprint
+    note = fingerprints.Notes(monkeypatch, tmp_path, before=before)
+    _stand_for_models(monkeypatch, note)
+    _note_settings(monkeypatch, note)
+    _stand_for_workers(monkeypatch, note)
+    return note.of
 
 
 def _stand_for_models(patch, note):

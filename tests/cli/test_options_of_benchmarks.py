@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import tempfile
 import types
 from pathlib import Path
 
@@ -45,11 +44,8 @@ from seg_jax.training import optimizers, state, steps
 
 @pytest.fixture
 def note(monkeypatch, tmp_path):
-    """Returns a function that notes what a measurement receives; its `log` holds the notes."""
-    log = [fingerprints.Fingerprint()]
-
-    def note(name, *values):
-        log[0].note(name, *values)
+    """Returns what notes what a measurement receives."""
+    note = fingerprints.Notes(monkeypatch, tmp_path)
 
     def by_turns(runs, rounds, clock):
         note("turns", sorted(runs), rounds)
@@ -65,14 +61,6 @@ def note(monkeypatch, tmp_path):
     patch(console, "table", lambda *_: None)
     for program in (boundary, data, decode, policy, raster, reward, rollout):
         patch(program, "_show", lambda results: None)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
-        program.main(config)
-        return tuple(log[0].parts)
-
-    note.prints = fingerprint
     return note
 
 
@@ -98,7 +86,7 @@ def test_every_option_of_raster(mode, note, monkeypatch):
     patch(raster, "_compare", lambda case, data, peers, *, rounds: note("compare", case, rounds))
     for name in ("growth", "roofline", "reading"):
         patch(raster_costs, name, costs(name))
-    fingerprints.walk(note.prints, raster, RASTER[mode])
+    fingerprints.walk(note.of, raster, RASTER[mode])
 
 
 def test_every_option_of_boundary(note, monkeypatch):
@@ -116,7 +104,7 @@ def test_every_option_of_boundary(note, monkeypatch):
     monkeypatch.setattr(boundary, "_iou", lambda mask, other: 0.0)
     monkeypatch.setattr(boundary, "_f", lambda mask, other: 0.0)
     monkeypatch.setattr(jax, "jit", jit)
-    fingerprints.walk(note.prints, boundary, boundary.Config(size=16, batch=2))
+    fingerprints.walk(note.of, boundary, boundary.Config(size=16, batch=2))
 
 
 def test_every_option_of_reward(note, monkeypatch):
@@ -139,7 +127,7 @@ def test_every_option_of_reward(note, monkeypatch):
     patch(pipeline, "batches_in_order", batches_in_order)
     patch(task, "judge", judge)
     patch(jax, "jit", lambda function, **_: function)
-    fingerprints.walk(note.prints, reward, reward.Config(prompts=2, answers=2, columns=8))
+    fingerprints.walk(note.of, reward, reward.Config(prompts=2, answers=2, columns=8))
 
 
 def _stand_for_the_sampler(patch, note):
@@ -183,7 +171,7 @@ def _stand_for_the_sampler(patch, note):
 
 def test_every_option_of_rollout(note, monkeypatch):
     _stand_for_the_sampler(monkeypatch.setattr, note)
-    fingerprints.walk(note.prints, rollout, rollout.Config(prompts=4, answers=4, long_share=0.5))
+    fingerprints.walk(note.of, rollout, rollout.Config(prompts=4, answers=4, long_share=0.5))
 
 
 def test_an_option_of_a_benchmark_that_nothing_reads_is_found(note, monkeypatch):
@@ -194,14 +182,12 @@ def test_an_option_of_a_benchmark_that_nothing_reads_is_found(note, monkeypatch)
 
     program = types.SimpleNamespace(main=dropping)
     with pytest.raises(AssertionError, match="chunk: read and dropped"):
-        fingerprints.walk(note.prints, program, rollout.Config(prompts=4), parts=("chunk",))
+        fingerprints.walk(note.of, program, rollout.Config(prompts=4), parts=("chunk",))
 
 
 def test_numbers_go_where_they_are_wanted(note, monkeypatch):
     monkeypatch.setattr(boundary, "measure", lambda config: {})
-    assert note.prints(boundary, boundary.Config(json=Path("a.json"))) == (
-        ("numbers", Path("a.json")),
-    )
+    assert note.of(boundary, boundary.Config(json=Path("a.json"))) == (("numbers", Path("a.json")),)
 
 
 def _questions(note):
@@ -257,7 +243,7 @@ DECODE = {
 @pytest.mark.parametrize("mode", DECODE)
 def test_every_option_of_decode(mode, note, monkeypatch):
     _stand_for_decoding(monkeypatch.setattr, note)
-    fingerprints.walk(note.prints, decode, DECODE[mode])
+    fingerprints.walk(note.of, decode, DECODE[mode])
 
 
 class _Trl:
@@ -332,7 +318,7 @@ def _stand_for_policy(patch, note, *, lost):
 def test_every_option_of_policy(lost, note, monkeypatch):
     _stand_for_policy(monkeypatch.setattr, note, lost=lost)
     base = policy.Config(prompts=2, answers=2, tokens=4, rounds=2)
-    fingerprints.walk(note.prints, policy, base)
+    fingerprints.walk(note.of, policy, base)
 
 
 def _stand_for_data(patch, note, *, lost):
@@ -436,7 +422,7 @@ def _stand_for_data(patch, note, *, lost):
 def test_every_option_of_data(lost, note, monkeypatch):
     _stand_for_data(monkeypatch.setattr, note, lost=lost)
     base = data.Config(images=8, rows=2, batch=3, pack=Pack(tokens=32, patches=64), rounds=2)
-    fingerprints.walk(note.prints, data, base)
+    fingerprints.walk(note.of, data, base)
 
 
 def test_the_data_set_of_data_has_its_images(monkeypatch, tmp_path):
@@ -488,4 +474,4 @@ def test_an_option_that_is_dropped_is_found(case, note, monkeypatch):
         return program.main(dataclasses.replace(config, **{name: getattr(base, name)}))
 
     with pytest.raises(AssertionError, match=f"{name}: read and dropped"):
-        fingerprints.walk(note.prints, types.SimpleNamespace(main=dropping), base, parts=(name,))
+        fingerprints.walk(note.of, types.SimpleNamespace(main=dropping), base, parts=(name,))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import tempfile
 import types
 from pathlib import Path
 
@@ -43,24 +42,16 @@ def root(tmp_path_factory):
 @pytest.fixture
 def prints(monkeypatch, tmp_path, root):
     """Returns a function (program, config) -> what the stages of a build receive."""
-    log = [fingerprints.Fingerprint()]
 
-    def note(name, *values):
-        log[0].note(name, *values)
-
-    _stand_ins(monkeypatch, note)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
+    def before(config):
         for place in ("given", "elsewhere"):
             Path(place).symlink_to(root / config.source.name)
         for place in root.iterdir():
             Path(place.name).symlink_to(place)
-        program.main(config)
-        return tuple(log[0].parts)
 
-    return fingerprint
+    note = fingerprints.Notes(monkeypatch, tmp_path, before=before)
+    _stand_ins(monkeypatch, note)
+    return note.of
 
 
 def _note_tasks(note, tasks):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 import types
 from pathlib import Path
 
@@ -35,22 +34,10 @@ GIB = topology.GIB
 
 @pytest.fixture
 def note(monkeypatch, tmp_path):
-    """Returns what notes; its `prints` is (program, config) -> what is lowered, and for what."""
-    log = [fingerprints.Fingerprint()]
-
-    def note(name, *values):
-        log[0].note(name, *values)
-
+    """Returns what notes what is lowered, and for what."""
+    note = fingerprints.Notes(monkeypatch, tmp_path, after=lambda status: note("status", status))
     run_stand_ins.put(monkeypatch, note)
     _stand_for_the_compiler(monkeypatch, note)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
-        note("status", program.main(config))
-        return tuple(log[0].parts)
-
-    note.prints = fingerprint
     return note
 
 
@@ -115,7 +102,7 @@ CHANGES = {
 def test_every_option_of_compile(mode, note, monkeypatch):
     _stand_for_results(monkeypatch, note)
     base = dataclasses.replace(program.Config.of_run(small_run.sft_config()), **CHANGES[mode])
-    fingerprints.walk(note.prints, program, base, parts=OWN)
+    fingerprints.walk(note.of, program, base, parts=OWN)
 
 
 GSPO = small_run.gspo_config(model=small_run.sft_config().model)
@@ -138,7 +125,7 @@ def test_every_option_of_a_run_that_is_compiled(name, note, monkeypatch):
     _stand_for_results(monkeypatch, note)
     run, parts = RUNS[name]
     base = program.Config.of_run(run.completed())
-    fingerprints.walk(note.prints, program, base, parts=[f"run.{part}" for part in parts])
+    fingerprints.walk(note.of, program, base, parts=[f"run.{part}" for part in parts])
 
 
 @pytest.mark.parametrize("run", [small_run.sft_config(), small_run.gspo_config()])
@@ -147,7 +134,7 @@ def test_every_option_of_a_checkpoint_that_is_compiled(run, note, monkeypatch, c
     bare = dataclasses.replace(run, checkpoint=checkpoint, model=None, layout=None)
     base = program.Config.of_run(bare.completed())
     parts = ("run.checkpoint", "run.task", "run.layout", "run.model", "run.seed", "run.loop")
-    fingerprints.walk(note.prints, program, base, parts=parts)
+    fingerprints.walk(note.of, program, base, parts=parts)
 
 
 def test_an_option_of_compile_that_nothing_reads_is_found(note, monkeypatch):
@@ -161,9 +148,9 @@ def test_an_option_of_compile_that_nothing_reads_is_found(note, monkeypatch):
         return types.SimpleNamespace(main=main)
 
     with pytest.raises(AssertionError, match="hbm: read and dropped"):
-        fingerprints.walk(note.prints, dropping("hbm", None), base, parts=("hbm",))
+        fingerprints.walk(note.of, dropping("hbm", None), base, parts=("hbm",))
     with pytest.raises(AssertionError, match=r"run\.loss_chunk: read and dropped"):
-        fingerprints.walk(note.prints, dropping("run", base.run), base, parts=("run.loss_chunk",))
+        fingerprints.walk(note.of, dropping("run", base.run), base, parts=("run.loss_chunk",))
 
 
 def test_an_option_of_a_run_that_no_step_depends_on_is_refused(note):
@@ -210,7 +197,7 @@ def measured(note, monkeypatch):
     patch(console, "say", lambda text: note("say", text))
     patch(run_folder, "tell_json", lambda results, path: note("numbers", path))
     assert torch_peer.reason_without_step(small_run.sft_config()) == ""
-    return note.prints
+    return note.of
 
 
 MEASURED = {

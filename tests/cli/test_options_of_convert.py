@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import types
 from pathlib import Path
 
@@ -36,27 +35,21 @@ def root(tmp_path_factory):
 @pytest.fixture
 def prints(monkeypatch, tmp_path, root):
     """Returns a function (program, config) -> what is read and what is written."""
-    log = [fingerprints.Fingerprint()]
 
-    def note(name, *values):
-        log[0].note(name, *values)
-
-    _stand_ins(monkeypatch, note, root)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
+    def before(config):
         for name in ("hub", "orbax"):
             Path(name).symlink_to(root / name)
         Path("val").symlink_to(root / ("orbax" if config.source == "orbax" else "hub"))
-        program.main(config)
+
+    def after(_):
         made = [place for place in Path().iterdir() if not place.is_symlink()]
         for place in made:
             hub = json.loads((place / "config.json").read_text())
             note("made", place, sorted(one.name for one in place.iterdir()), hub["dtype"])
-        return tuple(log[0].parts)
 
-    return fingerprint
+    note = fingerprints.Notes(monkeypatch, tmp_path, before=before, after=after)
+    _stand_ins(monkeypatch, note, root)
+    return note.of
 
 
 def _stand_ins(patch, note, root):

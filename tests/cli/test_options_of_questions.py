@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 import types
 from pathlib import Path
 
 import fingerprints
 import numpy as np
 import pytest
+import run_stand_ins
 import small_run
 
 from seg_jax.cli import evaluate, model_options, predict
@@ -28,7 +28,6 @@ from seg_jax.inference import predictor
 from seg_jax.models import families
 from seg_jax.report import overlay
 from seg_jax.runs import console, evaluation, protocol, run_folder
-from seg_jax.training import steps
 
 CHECKPOINT, DATA, ANSWERS = Path("checkpoint"), (Path("one"),), Path("answers.jsonl")
 OUT = Path("out")
@@ -37,28 +36,17 @@ OUT = Path("out")
 @pytest.fixture
 def prints(monkeypatch, tmp_path):
     """Returns a function (program, config) -> what the stages of the program receive."""
-    log = [fingerprints.Fingerprint()]
-
-    def note(name, *values):
-        log[0].note(name, *values)
-
+    note = fingerprints.Notes(monkeypatch, tmp_path)
     _stand_for_models(monkeypatch, note)
     _stand_for_data(monkeypatch, note)
     _stand_for_answers(monkeypatch, note)
     _stand_for_files(monkeypatch, note)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))  # None sees the folders of another.
-        program.main(config)
-        return tuple(log[0].parts)
-
-    return fingerprint
+    return note.of
 
 
 def _stand_for_models(patch, note):
     """Notes how a model is loaded, laid over devices and asked."""
-    given, mesh = small_run.bundle(), small_run.alone()
+    given = small_run.bundle()
 
     class Predictor(predictor.Predictor):
         def __init__(self, bundle, *, grammar, nothing, refill):
@@ -73,14 +61,10 @@ def _stand_for_models(patch, note):
         note("load", folder, compute, on is not None, visual_tokens, task_kind)
         return given
 
-    def build(self, devices=None):
-        note("mesh", dataclasses.asdict(self))
-        return mesh
-
     patch.setattr(model_options, "Predictor", Predictor)
     patch.setattr(bundles, "load", load)
     patch.setattr(families, "noted_dtype", lambda folder: "bfloat16")
-    patch.setattr(steps.Mesh, "build", build)
+    run_stand_ins.put_mesh(patch, note)
 
 
 def _stand_for_data(patch, note):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 import types
 
 import fingerprints
 import numpy as np
 import pytest
+import run_stand_ins
 import small_run
 
 from seg_jax import files
@@ -25,27 +25,16 @@ from seg_jax.training import steps
 @pytest.fixture
 def prints(monkeypatch, tmp_path):
     """Returns a function (program, config) -> what the stages of a quickstart receive."""
-    log = [fingerprints.Fingerprint()]
-
-    def note(name, *values):
-        log[0].note(name, *values)
-
+    note = fingerprints.Notes(monkeypatch, tmp_path)
     _stand_for_stages(monkeypatch, note)
     _stand_for_evaluations(monkeypatch, note)
     _stand_for_files(monkeypatch, note)
-
-    def fingerprint(program, config):
-        log[0] = fingerprints.Fingerprint()
-        monkeypatch.chdir(tempfile.mkdtemp(dir=tmp_path))
-        program.main(config)
-        return tuple(log[0].parts)
-
-    return fingerprint
+    return note.of
 
 
 def _stand_for_stages(patch, note):
     """Notes how the stages' runs are configured, and what they begin with."""
-    given, mesh = small_run.bundle(), small_run.alone()
+    given = small_run.bundle()
 
     def train(run, begin, place):
         note("stage", run, begin.bundle.task, begin.bundle.layout, place.folder, place.stage)
@@ -63,17 +52,13 @@ def _stand_for_stages(patch, note):
         note("describe", folder)
         return given.layout, given.task
 
-    def build(self, devices=None):
-        note("mesh", dataclasses.asdict(self))
-        return mesh
-
     patch.setattr(supervised, "train", train)
     patch.setattr(reinforcement, "train", train)
     patch.setattr(start, "with_random_weights", with_random_weights)
     patch.setattr(bundles, "load", load)
     patch.setattr(bundles, "describe", describe)
     patch.setattr(bundles, "save", lambda bundle, folder: note("save", folder))
-    patch.setattr(steps.Mesh, "build", build)
+    run_stand_ins.put_mesh(patch, note)
 
 
 def _stand_for_evaluations(patch, note):
