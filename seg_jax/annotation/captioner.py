@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from seg_jax.annotation.stages import Answer, Failed, Question, Unusable
-from seg_jax.data.encode import TooLong
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Images, Rollout, Tokens
+from seg_jax.tasks.task import Unfit
 
 BATCH = 4
 """Number of questions in a batch; always the same, as each number compiles its own program."""
@@ -59,7 +59,7 @@ class Captioner:
         encoder = self._bundle.encoder
         try:
             rows = [encoder.question(one.view, one.text) for one in questions]
-        except TooLong as error:
+        except Unfit as error:
             raise Failed(str(error)) from None
         answers: list[Answer] = []
         for begin in range(0, len(rows), BATCH):

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from seg_jax.cli.model_options import ModelOptions
-from seg_jax.data import split_files
-from seg_jax.data.encode import TooLong
+from seg_jax.data import fitting, split_files
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.evaluation.referring import protocols
@@ -157,14 +157,16 @@ def main(config: Config) -> int:
     nothing = True if config.mixture.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     task = evaluation.with_mixture(predictor.bundle.task, config.mixture)
-    try:
-        outcome = evaluation.answer_greedily(
-            predictor, source, title="evaluate", task=task, batch=config.batch, mesh=mesh
-        )
-    except TooLong as error:
-        raise ValueError(
-            f"{error}; or name a --protocol, for which images and questions of any size count"
-        ) from None
+    source, met = fitting.fitting_source(source, predictor.bundle.encoder, rows="prompts")
+    outcome = evaluation.answer_greedily(
+        predictor,
+        source,
+        title="evaluate",
+        task=task,
+        batch=config.batch,
+        mesh=mesh,
+        findings=met,
+    )
     summary = task_metrics.summarise(task, outcome)
     summary |= {
         "checkpoint": str(config.folder),
@@ -172,11 +174,19 @@ def main(config: Config) -> int:
         "seed": config.seed,
         "grammar": config.grammar,
         "devices": mesh.size,
+        "passed_over": met.as_json(),
         "versions": run_folder.versions(),
     }
+    _say_passed_over(met)
     console.table(str(config.folder), ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
     run_folder.tell_json(summary, config.json)
     return 0
+
+
+def _say_passed_over(met: Findings) -> None:
+    """Says which samples and questions did not reach the model, a line a reason."""
+    for line in met.lines():
+        console.say(f"warning: {line}")
 
 
 def held_out(config: Config) -> Source:
@@ -251,13 +261,18 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
         form=config.form,
         seed=config.seed,
     )
-    rows = list(protocol.answer_and_judge(asking, answered, config.out))
+    met = Findings()
+    rows = list(protocol.answer_and_judge(asking, answered, config.out, findings=met))
+    if answered is not saved:
+        met.merge(answered.findings())
+    _say_passed_over(met)
     summary = protocol.numbers(
         rows,
         asking,
         model=config.name or str(config.checkpoint or config.answers or config.folder),
         split=set_name,
         too_long=answered.too_long,
+        passed_over=met.as_json(),
         seed=config.seed,
         grammar=config.grammar,
         form=config.form,

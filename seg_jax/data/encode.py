@@ -140,11 +140,8 @@ class Encoder:
         images, patches = self.image(image)
         turns = [self.turn(e.question, patches, e.answer) for e in examples]
         # All turns begin alike, up to the question; the image must be in that part.
-        split = max(
-            i for i, token in enumerate(turns[0].prompt) if token == self.tokenizer.image_id
-        )
-        head = turns[0].prompt[: split + 2]
-        if any(turn.prompt[: split + 2] != head for turn in turns):
+        head = self._head(turns[0].prompt)
+        if any(turn.prompt[: len(head)] != head for turn in turns):
             raise ValueError(
                 "tokenizer: expected a chat template with the image before the question, got "
                 "another"
@@ -153,13 +150,41 @@ class Encoder:
         length = length or self.layout.max_question + self.layout.max_answer
         packed = self._packed(turns, len(head), rows=rows or len(turns), length=length)
         room = self.layout.max_prompt - self.layout.max_question
+        tokens = self._tokens(head, patches, start=room - len(head), length=room)
+        return Batch(tokens, images, *packed)
+
+    def _head(self, prompt: list[int]) -> list[int]:
+        """Returns the part of a prompt that questions about an image share in SFT rows.
+
+        Raises:
+          TooLong: it is longer than the layout allows.
+        """
+        last = max(i for i, token in enumerate(prompt) if token == self.tokenizer.image_id)
+        head, room = prompt[: last + 2], self.layout.max_prompt - self.layout.max_question
         if len(head) > room:
             raise TooLong(
                 f"prompt: expected at most {room} tokens before the question, got {len(head)}; "
                 "do: raise layout.max_prompt"
             )
-        tokens = self._tokens(head, patches, start=room - len(head), length=room)
-        return Batch(tokens, images, *packed)
+        return head
+
+    def least_size(self, height: int, width: int, *, shared: bool = False) -> tuple[int, int]:
+        """Returns the least tokens and patches that a row about an image of a size takes.
+
+        Args:
+          height: of the image in pixels.
+          width: of the image in pixels.
+          shared: whether questions share the image, as in SFT rows of one image.
+
+        Raises:
+          Unfit: no row of the layout can hold it.
+        """
+        fit = fit_image(self.layout, height, width)
+        rows, columns = (side // self.layout.patch for side in fit.framed)
+        prompt = self.turn("", (rows, columns)).prompt
+        if shared:
+            self._head(prompt)
+        return len(prompt), rows * columns
 
     def _packed(self, turns: list[Turn], head: int, *, rows: int, length: int):
         """Returns ids, targets, weights and packing of questions and answers without the head."""

@@ -12,8 +12,9 @@ import grain
 import jax
 import numpy as np
 
-from seg_jax.data import packing, workers
-from seg_jax.data.encode import Encoder, TooLong
+from seg_jax.data import packing, passing, workers
+from seg_jax.data.encode import Encoder
+from seg_jax.data.findings import Findings
 from seg_jax.data.packing import Item, Pack, Size
 from seg_jax.records import PackedBatch
 
@@ -40,7 +41,8 @@ class PackedBatches(Iterator[PackedBatch]):
         """Begins at the first items.
 
         Args:
-          items: an endless data set of them that is read by number.
+          items: an endless data set that is read by number, of items each of which fits a row,
+            with what was passed over for it.
           encoder: the encoder that made them.
           pack: size of the rows.
           local_rows: rows of each batch that this process reads, in order.
@@ -57,6 +59,8 @@ class PackedBatches(Iterator[PackedBatch]):
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
         """Seconds that were spent on drawing."""
+        self.findings = Findings()
+        """What was passed over in the rows of this process, since it began."""
 
     def __next__(self) -> PackedBatch:
         """Returns the next batch."""
@@ -64,9 +68,11 @@ class PackedBatches(Iterator[PackedBatch]):
         if self._iterator is None:
             self._iterator = self._begin()
         drawn = [next(self._iterator) for _ in self._positions]
-        rows = [row for row, _ in drawn]
+        rows = [row for row, _, _ in drawn]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-        positions = [position.tolist() for _, position in drawn]
+        positions = [position.tolist() for _, position, _ in drawn]
+        for _, _, told in drawn:
+            passing.add_told(told, self.findings)
         self._positions = dict(zip(self._positions, positions, strict=True))
         self._drawn += 1
         self.waited += time.monotonic() - begin
@@ -100,7 +106,9 @@ class PackedBatches(Iterator[PackedBatch]):
 
 
 class Rows(grain.IterDataset):
-    """Endless rows of some lanes by turns, each together with the position of its lane after it.
+    """Endless rows of some lanes by turns, each with the position of its lane after it.
+
+    With each comes also what was passed over for its images, as many texts as those are.
 
     Lane r packs items r, r + lanes, r + 2 lanes, .. of a data set, in whichever process it is read.
     """
@@ -147,15 +155,16 @@ class _Turns(grain.DatasetIterator):
         self._lanes: list[_Lane] = []
         self._pool: ThreadPoolExecutor | None = None
 
-    def __next__(self) -> tuple[PackedBatch, np.ndarray]:
+    def __next__(self) -> tuple[PackedBatch, np.ndarray, np.ndarray]:
         if not self._lanes:
             self._begin()
         lane = self._lanes.pop(0)
-        row = packing.pack_row(self._rows.encoder, lane.next_items(), self._rows.pack)
+        drawn = lane.next_items()
+        row = packing.pack_row(self._rows.encoder, [item for item, _ in drawn], self._rows.pack)
         position = np.array(lane.position)
         lane.read_ahead()
         self._lanes.append(lane)
-        return row, position
+        return row, position, np.array([told for _, told in drawn])
 
     def _begin(self) -> None:
         rows = self._rows
@@ -213,25 +222,14 @@ class _Lane:
         while len(self._waiting) < self._pack.ahead:
             self._add()
 
-    def next_items(self) -> list[Item]:
-        """Returns the items of the next row.
-
-        Raises:
-          TooLong: an item is longer than a row.
-        """
+    def next_items(self) -> list[tuple[Item, Any]]:
+        """Returns the items of the next row, each with what was passed over for it."""
         pack = self._pack
         self.read_ahead()
         items = [item.result() for _, item in self._waiting]
         # More than `ahead` where items are small, so that there is a choice.
-        while not _fill_two_rows(sizes := [item.size for item in items], pack):
+        while not _fill_two_rows(sizes := [item.size for item, _ in items], pack):
             items.append(self._add().result())
-        for size in sizes:
-            if size.tokens > pack.tokens or size.patches > pack.patches:
-                raise TooLong(
-                    f"feed.pack: expected at most {pack.tokens} tokens and {pack.patches} patches "
-                    f"in a row, got an image with {size.tokens} and {size.patches}; do: raise "
-                    "feed.pack.tokens and feed.pack.patches"
-                )
         chosen = packing.choose_items(sizes, pack)
         self._waiting = [one for place, one in enumerate(self._waiting) if place not in chosen]
         return [items[place] for place in chosen]

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, UInt8
 from seg_jax.data.encode import Encoder, PatchedImage, PatchGrid
 from seg_jax.geometry import grid
 from seg_jax.records import Images, PackedBatch, Tokens
-from seg_jax.tasks.task import Example
+from seg_jax.tasks.task import Example, TooLong
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,17 @@ def encode_item(encoder: Encoder, examples: Sequence[Example]) -> Item:
             "each alone"
         )
     return item_from_patches(encoder, examples, encoder.image_patches(image))
+
+
+def check_fits(size: Size, pack: Pack) -> None:
+    """Raises TooLong if an item of a size is longer than a row."""
+    tokens, patches = size
+    if tokens > pack.tokens or patches > pack.patches:
+        raise TooLong(
+            f"feed.pack: expected at most {pack.tokens} tokens and {pack.patches} patches in a "
+            f"row, got an image with {tokens} and {patches}; do: raise feed.pack.tokens and "
+            "feed.pack.patches"
+        )
 
 
 def item_from_patches(encoder: Encoder, examples: Sequence[Example], image: PatchedImage) -> Item:

@@ -12,11 +12,12 @@ import grain
 import jax
 import numpy as np
 
-from seg_jax.data import buckets, packed_batches, packing, workers
+from seg_jax.data import buckets, packed_batches, packing, passing, sources, workers
 from seg_jax.data.encode import Encoder
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Mixed, Source
 from seg_jax.records import Batch, Prompts, Sample, check_least
-from seg_jax.tasks.task import Example, Task
+from seg_jax.tasks.task import Example, Task, Unfit
 
 Row = TypeVar("Row")
 
@@ -77,13 +78,21 @@ class Batches(Iterator[Any]):
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
         """Seconds that were spent on drawing."""
+        self.findings = Findings()
+        """What was passed over in the rows of this process, since it began."""
 
     def __next__(self) -> Any:
-        """Returns the next batch."""
+        """Returns the next batch.
+
+        Raises:
+          Unfit: of many samples in succession none can become a row.
+        """
         begin = time.monotonic()
         if self._iterator is None:
             self._iterator = self._begin()
-        batch = self._finish(next(self._iterator))
+        batch, told = next(self._iterator)
+        passing.add_told(told, self.findings)
+        batch = self._finish(batch)
         self._drawn += 1
         self.waited += time.monotonic() - begin
         return batch
@@ -119,6 +128,9 @@ def batches(
 ) -> Batches | packed_batches.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
 
+    A sample that cannot become a row (see `Unfit`) is passed over and counted; another one takes
+    its place.
+
     Random choices belong to the sample's index, so they do not depend on the number of processes,
     threads or workers.
 
@@ -134,7 +146,7 @@ def batches(
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
-    dataset = dataset.map(_Encode(task, encoder, rows, feed))
+    dataset = passing.PassOver(dataset.map(_Encode(task, encoder, rows, feed)))
     if local_rows is None:
         local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
@@ -203,9 +215,17 @@ class _Encode(grain.transforms.Map):
     feed: Feed
 
     def map(self, element: list[Example]) -> Batch | packing.Item | Prompts:
+        try:
+            return self._row(element)
+        except Unfit as error:
+            raise type(error)(f"sample {element[0].key}: {error}") from None
+
+    def _row(self, element: list[Example]) -> Batch | packing.Item | Prompts:
         feed = self.feed
         if self.rows == "sft" and feed.pack is not None:
-            return packing.encode_item(self.encoder, element)
+            item = packing.encode_item(self.encoder, element)
+            packing.check_fits(item.size, feed.pack)
+            return item
         if self.rows == "sft":
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
         return self.encoder.prompt_row(self.task, element[0])
@@ -218,17 +238,47 @@ def batches_in_order(
     *,
     batch: int,
     seed: int = 0,
+    findings: Findings | None = None,
 ) -> Iterator[tuple[list[Example], Any]]:
     """Yields (examples, prompt batch) once over the source; the last batch is padded by repeats.
 
     The question about sample i depends on i and the seed only: evaluations are comparable.
+
+    Args:
+      source: where the samples come from.
+      task: asks about them.
+      encoder: makes rows of the questions.
+      batch: rows of a batch.
+      seed: of the questions.
+      findings: is told which samples were passed over, and why; None: the first one is an error.
+
+    Raises:
+      Unfit: a sample cannot become a row, and there are no findings to tell.
     """
-    for start in range(0, len(source), batch):
-        indices = range(start, min(start + batch, len(source)))
-        examples = [task.example(source[i], np.random.default_rng([seed, i])) for i in indices]
-        prompts = [encoder.prompt_row(task, example) for example in examples]
-        prompts += [prompts[-1]] * (batch - len(prompts))
-        yield examples, buckets.batch_of_rows(prompts, encoder.layout)
+    met = Findings() if findings is None else findings
+    group: list[tuple[Example, Any]] = []
+    for index, sample in sources.readable(source, range(len(source)), findings):
+        try:
+            example = task.example(sample, np.random.default_rng([seed, index]))
+            group.append((example, encoder.prompt_row(task, example)))
+        except Unfit as error:
+            if findings is None:
+                raise
+            met.add_error("passed over", type(error)(f"sample {sample.key}: {error}"))
+        if len(group) == batch:
+            yield _whole_batch(group, batch, encoder)
+            group = []
+    if group:
+        yield _whole_batch(group, batch, encoder)
+
+
+def _whole_batch(
+    group: Sequence[tuple[Example, Any]], batch: int, encoder: Encoder
+) -> tuple[list[Example], Any]:
+    """Returns the examples of a group, and its prompts, the last repeated up to a whole batch."""
+    prompts = [prompt for _, prompt in group]
+    prompts += [prompts[-1]] * (batch - len(prompts))
+    return [example for example, _ in group], buckets.batch_of_rows(prompts, encoder.layout)
 
 
 def local_rows(sharding: jax.sharding.Sharding, rows: int) -> list[int]:

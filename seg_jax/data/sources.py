@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -176,6 +177,12 @@ class Built:
         """
         place, within = self._place(index)
         return self.split_files[place].read(within)
+
+    def parts(self) -> list[tuple[range, SplitFiles]]:
+        """Returns the files of each folder, with the numbers of the images that are used of it."""
+        begins = [0, *self._ends]
+        numbers = (range(one, two) for one, two in itertools.pairwise(begins))
+        return [*zip(numbers, self.split_files, strict=True)]
 
     def absent_count(self) -> int:
         """Returns how many expressions of the split fit nothing in their image."""

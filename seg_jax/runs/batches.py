@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from seg_jax.data import packed_batches, pipeline
+from seg_jax.data import fitting, packed_batches, pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.models.parallel import sharding
 from seg_jax.tasks.task import Task
@@ -33,6 +33,8 @@ def sharded_batches(
 ) -> ShardedBatches:
     """Returns the batches of a run as this process reads them, and what puts one on the devices.
 
+    What rows cannot hold is left out before the first one; the iterator's findings tell.
+
     Args:
       run: a configuration with `source` and `feed`.
       task: that asks about the samples.
@@ -42,8 +44,9 @@ def sharded_batches(
     """
     count = run.feed.batch
     places = sharding.batch(mesh, count)
+    source, left_out = fitting.fitting_source(run.source, encoder, rows=rows, pack=run.feed.pack)
     batches = pipeline.batches(
-        run.source,
+        source,
         task,
         encoder,
         feed=run.feed,
@@ -51,4 +54,5 @@ def sharded_batches(
         local_rows=pipeline.local_rows(places, count),
         gather=processes.gather_from_all,
     )
+    batches.findings.merge(left_out)
     return ShardedBatches(batches, lambda batch: pipeline.to_device(batch, places, rows=count))

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from seg_jax.data import pipeline
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.evaluation import task_metrics
 from seg_jax.inference.predictor import Predictor
@@ -33,6 +34,7 @@ def answer_greedily(
     batch: int,
     params: Any = None,
     mesh: Mesh | None = None,
+    findings: Findings | None = None,
 ) -> task_metrics.Outcome:
     """Returns the outcome of greedy answers on the source, with a progress bar.
 
@@ -44,10 +46,13 @@ def answer_greedily(
       batch: questions at once; as many more as the devices of the mesh need.
       params: other weights of the same model.
       mesh: that the weights lie on; None: the default device.
+      findings: is told which samples were passed over; None: the first one is an error.
     """
     bundle = predictor.bundle
     count = whole_rows(min(batch, len(source)), mesh)
-    prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=count)
+    prompts = pipeline.batches_in_order(
+        source, task, bundle.encoder, batch=count, findings=findings
+    )
     with console.progress(title, len(source)) as move:
         return task_metrics.run(
             answer_on(predictor, count, mesh=mesh, params=params),

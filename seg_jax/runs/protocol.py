@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax import files
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.evaluation.referring import judging, protocols, scoring, tables
 from seg_jax.evaluation.referring.answers import Answered
@@ -41,8 +42,15 @@ class Asking:
     seed: int
     """Seed of the points that questions name."""
 
-    def questions(self, indices: Sequence[int] | None = None) -> Iterator[Question]:
-        """Yields the questions about some samples, about all if None."""
+    def questions(
+        self, indices: Sequence[int] | None = None, findings: Findings | None = None
+    ) -> Iterator[Question]:
+        """Yields the questions about some samples, about all if None.
+
+        Args:
+          indices: of the samples.
+          findings: is told of samples that cannot be read, which are passed over.
+        """
         return protocols.questions(
             self.protocol,
             self.source,
@@ -50,6 +58,7 @@ class Asking:
             form=self.form,
             seed=self.seed,
             indices=indices,
+            findings=findings,
         )
 
     def question_of(self, row: Row) -> Question:
@@ -67,17 +76,25 @@ def answer_and_judge(
     asking: Asking,
     answered: Callable[[Iterable[Question]], Iterator[Answered]],
     folder: Path | None = None,
+    *,
+    findings: Findings | None = None,
 ) -> Iterator[Row]:
     """Yields the rows of a protocol, with a progress bar; each is written as soon as it is known.
 
     Until the last one is, the file in the folder is called answers.partial.jsonl.
+
+    Args:
+      asking: which questions are asked.
+      answered: answers them.
+      folder: that the rows are written to, if any.
+      findings: is told of samples that cannot be read, which are passed over.
     """
     samples = len(asking.source)
     with contextlib.ExitStack() as stack:
         move = stack.enter_context(console.progress(asking.protocol.name, samples))
         partial = folder and folder / "answers.partial.jsonl"
         file = partial and stack.enter_context(partial.open("w", encoding="utf-8"))
-        for question, text, tokens in answered(asking.questions()):
+        for question, text, tokens in answered(asking.questions(findings=findings)):
             row = judging.judge(asking.protocol, question, text, tokens=tokens)
             if file:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from seg_jax import files
+from seg_jax.data.findings import Findings
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
@@ -100,6 +102,7 @@ def run_stage(
         say_changed_versions(stage, record.get("versions", {}), versions, say=say)
     log.forget_after(stage, int(current.step))
     record = {"config": run_folder.plain(run), "versions": versions}
+    passed = _PassedOver(batches, stage, say)
     with console.progress(stage, plan.steps, shown=first) as move, jax.set_mesh(mesh):
         try:
             end, seconds = loop.run(
@@ -111,14 +114,51 @@ def run_stage(
                 checkpoints=checkpoints,
                 iterator=batches,
                 record=record,
-                progress=move,
+                progress=passed.saying_after(move),
                 seconds_before=seconds,
                 traces=folder / "profile" / stage,
                 best_seconds=best_seconds,
             )
         finally:
             checkpoints.close()
+    passed.write(folder)
     return Trained(end, seconds)
+
+
+class _PassedOver:
+    """Says what the batches of a stage pass over: each reason when it comes up, all at the end."""
+
+    def __init__(self, batches: Any, stage: str, say: Callable[[str], None]):
+        self._findings: Findings = getattr(batches, "findings", Findings())
+        self._stage, self._say, self._said = stage, say, set[str]()
+        self.say_new()
+
+    def say_new(self) -> None:
+        """Says the reasons that were not said before."""
+        for reason, count in self._findings.counts.items():
+            if reason not in self._said:
+                (line,) = Findings({reason: count}, self._findings.examples).lines()
+                self._say(f"{self._stage}: {line}")
+                self._said.add(reason)
+
+    def saying_after(self, move: loop.Progress) -> loop.Progress:
+        """Returns a function that moves a bar, then says the new reasons."""
+
+        def progress(done: int, total: int, text: str) -> None:
+            move(done, total, text)
+            self.say_new()
+
+        return progress
+
+    def write(self, folder: Path) -> None:
+        """Says all reasons of all processes, and writes them with their examples."""
+        every = Findings()
+        for one in processes.gather_from_all(self._findings.as_json()):
+            every.merge(Findings.from_json(one))
+        for line in every.lines():
+            self._say(f"{self._stage}: {line}")
+        if every.counts and processes.is_first():
+            files.write_json(folder / f"passed_over_{self._stage}.json", every.as_json())
 
 
 def say_changed_versions(

@@ -150,7 +150,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def example(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """Returns a question about the sample and its true answer."""
+        """Returns a question about the sample and its true answer.
+
+        Raises:
+          Unfit: the sample allows for no question; another one takes its place.
+        """
 
     @abc.abstractmethod
     def ask(

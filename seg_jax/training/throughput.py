@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from seg_jax.data.findings import Findings
 from seg_jax.models.parallel import chips
 
 
@@ -26,7 +27,8 @@ class Throughput:
         """Begins to measure.
 
         Args:
-          batches: iterator of the batches; its `waited`, if any, is the seconds spent on drawing.
+          batches: iterator of the batches; its `waited`, if any, is the seconds spent on drawing,
+            its `findings` what was passed over.
           best: seconds of a step whose devices do the necessary arithmetic at their peak.
         """
         self._batches, self._best = batches, best
@@ -34,6 +36,8 @@ class Throughput:
 
     def step_metrics(self, step: int) -> dict[str, float]:
         """Returns seconds of a step, the share in which it waited for data, and MFU if known.
+
+        Where samples were passed over, it returns their number too.
 
         It is called when the devices have finished the step. The first call returns nothing,
         because programs were compiled before it.
@@ -45,6 +49,8 @@ class Throughput:
             return {}
         seconds = (now - before[1]) / (step - before[0])
         metrics = {"seconds/step": seconds, "data_wait": (waited - before[2]) / (now - before[1])}
+        if passed := sum(getattr(self._batches, "findings", Findings()).counts.values()):
+            metrics["passed_over"] = float(passed)
         return metrics if self._best is None else metrics | {"mfu": self._best / seconds}
 
 

@@ -154,12 +154,28 @@ def test_a_wrong_command_line_is_told(run, tmp_path):
     assert "expected the folder of the data set, got no folder" in errors
 
 
+def make_strip(root, data):
+    """Makes the first image of train one of 900 x 3 pixels."""
+    first = data["images"][0]
+    first |= {"height": 3, "width": 900}
+    place = root / "images" / "mscoco" / "images" / "train2014"
+    formats.image(place / first["file_name"], 1, height=3, width=900)
+    for note in data["annotations"]:
+        if note["image_id"] == first["id"]:
+            note["segmentation"] = [[1.0, 0.0, 30.0, 0.0, 30.0, 3.0, 1.0, 3.0]]
+    (root / "refcoco" / "instances.json").write_text(json.dumps(data))
+
+
 @pytest.mark.slow
 def test_a_model_learns_from_what_was_built(run, tmp_path, monkeypatch):
+    """ratio-1: with a picture of 900 x 3 in it, which is passed over, counted and named."""
     small_run.on_one_device(monkeypatch)  # On several: test_meshes, test_processes.
-    formats.refer(tmp_path, "refcoco_unc", images=4)
+    data, _ = formats.refer(tmp_path, "refcoco_unc", images=4)
+    make_strip(tmp_path, data)
     words = "build", "refcoco_unc", "--source", tmp_path, "--out", tmp_path / "data"
-    assert run(*words, "--workers", 1)[0] == 0
+    status, _, errors = run(*words, "--workers", 1)
+    assert status == 0
+    assert "1 x passed over by models of scaled images (Qwen)" in " ".join(errors.split())
     source = sources.Built(folders=(tmp_path / "data",))
     base = small_run.sft_config()
     config = dataclasses.replace(
@@ -183,6 +199,11 @@ def test_a_model_learns_from_what_was_built(run, tmp_path, monkeypatch):
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert [step["step"] for step in steps if "loss" in step] == [1, 2]
+    passed = json.loads((tmp_path / "run" / "passed_over_sft.json").read_text())
+    (found,) = passed.values()
+    assert found["count"] == 1
+    (example,) = found["examples"]
+    assert "COCO_train2014_000000000001.jpg" in example
 
 
 def test_a_configuration_names_the_data_and_options_replace_it(tmp_path):

@@ -18,7 +18,7 @@ import run_stand_ins
 import small_run
 
 from seg_jax.cli import evaluate, model_options, predict
-from seg_jax.data import image_files, split_files
+from seg_jax.data import fitting, image_files, split_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.evaluation import task_metrics
@@ -81,15 +81,16 @@ def _stand_for_data(patch, note):
         patch.setattr(kind, "__getitem__", lambda self, index: samples[index])
     patch.setattr(Built, "absent_count", lambda self: 1)
     patch.setattr(split_files, "read_info", info)
+    patch.setattr(fitting, "fitting_source", lambda source, *_, **__: (source, Findings()))
 
 
 def _stand_for_answers(patch, note):
     """Notes which questions are asked, in which batches, and what is known before."""
 
-    def answer_greedily(predictor, source, *, title, task, batch, mesh):
+    def answer_greedily(predictor, source, *, title, task, batch, mesh, findings):
         note("greedy", source, task, batch)
 
-    def answer_and_judge(asking, answered, folder):
+    def answer_and_judge(asking, answered, folder, *, findings):
         source = asking.source
         if isinstance(source, Built):  # All drawn samples stand for data sets.
             source = source.folders, source.split, source.absent, source.singly
@@ -110,7 +111,7 @@ def _stand_for_answers(patch, note):
 
     class Model(answers.Model):
         def __init__(self, answer, encoder, task, *, batch, saved):
-            self.too_long = 0
+            self.too_long, self._findings = 0, Findings()
             note("model", batch, saved is not None)
 
     patch.setattr(evaluation, "answer_greedily", answer_greedily)

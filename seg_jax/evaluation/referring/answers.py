@@ -11,11 +11,11 @@ from msgspec import Meta
 
 from seg_jax import files, schemas
 from seg_jax.data import buckets
-from seg_jax.data.encode import Encoder, TooLong
+from seg_jax.data.encode import Encoder
 from seg_jax.data.findings import Findings
 from seg_jax.evaluation.referring.protocols import Question
 from seg_jax.records import Prompts, Rollout
-from seg_jax.tasks.task import Task
+from seg_jax.tasks.task import Task, Unfit
 
 Answered = tuple[Question, str, int]
 """A question, its answer and the tokens of that, end token included."""
@@ -126,7 +126,7 @@ class Saved:
 
 
 class Model:
-    """Asks a model batch by batch; a question too long for its rows gets an empty answer."""
+    """Asks a model batch by batch; a question that no row can hold gets an empty answer."""
 
     def __init__(
         self,
@@ -150,6 +150,7 @@ class Model:
         self._batch, self._saved = batch, saved
         self.too_long = 0
         """Questions that did not fit."""
+        self._findings = Findings()
         self._latest: dict[tuple[Any, ...], tuple[str, int]] = {}
 
     def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
@@ -163,14 +164,20 @@ class Model:
                 group = []
         yield from self._answered(group)
 
+    def findings(self) -> Findings:
+        """Returns why questions did not fit."""
+        return self._findings
+
     def _known(self, question: Question) -> tuple[str, int] | None:
         return None if self._saved is None else self._saved.find(question)
 
     def _row(self, question: Question) -> Prompts | tuple[str, int]:
         try:
             return self._encoder.prompt_row(self._task, question.example)
-        except TooLong:
+        except Unfit as error:
             self.too_long += 1
+            where = f"sample {question.sample.key}"
+            self._findings.add_error("answered by nothing", type(error)(f"{where}: {error}"))
             return "", 0
 
     def _answered(self, group: list) -> Iterator[Answered]:

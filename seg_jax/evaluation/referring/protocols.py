@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
+from seg_jax.data import sources
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.grammar import chat
 from seg_jax.records import Kind, Sample
@@ -130,6 +132,7 @@ def questions(
     form: int = 0,
     seed: int = 0,
     indices: Iterable[int] | None = None,
+    findings: Findings | None = None,
 ) -> Iterator[Question]:
     """Yields every question of a protocol, in the order of the source; always the same ones.
 
@@ -144,12 +147,13 @@ def questions(
       form: number of the form of all questions, as in `chat.question`.
       seed: of the points.
       indices: of the samples; all if None.
+      findings: is told of samples that cannot be read, which are passed over.
 
     Raises:
       ValueError: a sample's masks are not of its image's size, or there is no such form.
     """
-    for index in range(len(source)) if indices is None else indices:
-        sample = source[index]
+    wanted = range(len(source)) if indices is None else indices
+    for index, sample in sources.readable(source, wanted, findings):
         _check(sample)
         for which, (given, kind) in itertools.product(range(len(sample.masks)), protocol.asks):
             for phrase, clue in _clues(protocol, sample, which, given, (seed, index)):

@@ -92,7 +92,7 @@ class Referring(OutlineStyle, Task):
         with expressions, points and boxes of single objects.
 
         Raises:
-          ValueError: it allows for none of them, or lacks names that are asked for.
+          Unfit: it allows for none of them, or lacks names that are asked for.
         """
         objects = [m for m, mask in enumerate(sample.masks) if mask.any()]
         named = [m for m in objects if sample.phrases[m]]
@@ -100,7 +100,7 @@ class Referring(OutlineStyle, Task):
         shares = self._shares(text=bool(named), place=bool(alone))
         usual, absent = sum(shares.values()), self._absent(sample, objects)
         if not usual and not absent:
-            raise ValueError(
+            raise task.Unfit(
                 f"sample {sample.key}: expected an object with a mask and, if told by text, a "
                 f"phrase, for one of {', '.join(shares)}, got {len(objects)} masks, "
                 f"{len(named)} with phrases"
@@ -172,10 +172,10 @@ class Referring(OutlineStyle, Task):
           rng: draws the point and, with many wordings, the template.
 
         Raises:
-          ValueError: the sample has no names.
+          Unfit: the sample has no names.
         """
         if len(sample.names) != len(sample.masks):
-            raise ValueError(
+            raise task.Unfit(
                 f"sample {sample.key}: expected a name for each of {len(sample.masks)} masks, got "
                 f"{len(sample.names)}; do: set the shares of naming in task.mixture to 0"
             )

@@ -1,0 +1,81 @@
+"""Puts another row in the place of one that cannot be made, and says what was passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Shaped
+
+from seg_jax.data.findings import Findings
+from seg_jax.tasks.task import Unfit
+
+MOST_IN_SUCCESSION = 100
+"""As many samples may be passed over for one row: beyond, something is wrong with all of them."""
+_STRIDE = 1_000_003
+"""Samples between a row and what takes its place: a prime, so that all of a data set come up."""
+_ROOM = 2000
+"""Characters that what was passed over for a row may take on its way from a worker process."""
+
+Told = Shaped[np.ndarray, ""]
+"""What was passed over for a row, as JSON: an array, so that it travels and stacks like the row."""
+
+
+class PassOver(grain.MapDataset):
+    """Rows, each with what was passed over for it; in the place of one that is unfit comes another.
+
+    Which one depends on the row's number alone, so batches are the same whatever the number of
+    processes, threads and workers, and a run that goes on goes on exactly.
+    """
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset):
+        """Takes an endless data set of rows."""
+        super().__init__(parent)
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a row with what was passed over for it.
+
+        Raises:
+          Unfit: none of `MOST_IN_SUCCESSION` rows can be made.
+        """
+        if isinstance(index, slice):
+            return self.slice(index)
+        met = Findings()
+        for attempt in range(MOST_IN_SUCCESSION):
+            try:
+                row = self._parent[(index + attempt * _STRIDE) % len(self)]
+            except Unfit as error:
+                if attempt + 1 == MOST_IN_SUCCESSION:
+                    raise
+                met.add_error("passed over", error)
+            else:
+                return row, _as_array(met)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _as_array(met: Findings) -> Told:
+    """Returns findings as an array of one text of fixed length."""
+    text = json.dumps(met.as_json()) if met.counts else ""
+    if len(text) > _ROOM:  # The reasons with their counts have room.
+        text = json.dumps(Findings(met.counts).as_json())[:_ROOM]
+    return np.array(text, f"U{_ROOM}")
+
+
+def add_told(told: Iterable[Any], met: Findings) -> None:
+    """Adds what was passed over for some rows to findings.
+
+    Args:
+      told: arrays of texts, as `PassOver` gives one with each row.
+      met: is told.
+    """
+    for text in np.ravel([*told]).tolist():
+        if text:
+            met.merge(Findings.from_json(json.loads(text)))
