@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from seg_jax.data import limits, packing
 from seg_jax.data.encode import Encoder
@@ -15,26 +14,24 @@ from seg_jax.data.findings import MOST_EXAMPLES, Findings, reason_of
 from seg_jax.data.packing import Pack
 from seg_jax.data.record_schema import Size
 from seg_jax.data.sources import Built, Mixed, Source
-from seg_jax.records import Sample
 from seg_jax.tasks.task import Unfit
 
 BYTES_PER_TOKEN = 8
 """No tokenizer of ours has words as long as this on average: longer text needs more tokens."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """Some samples of a source: those that rows can hold."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen(Built):
+    """Some images of data sets: those that rows can hold."""
 
-    source: Built
-    indices: Int[np.ndarray, " n"]
+    numbers: tuple[int, ...]
+    """Their numbers among all."""
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.numbers)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Returns one sample; raises IndexError beyond the last."""
-        return self.source[int(self.indices[index])]
+    def _place(self, index: int) -> tuple[int, int]:
+        return super()._place(self.numbers[index])
 
 
 def fitting_source(
@@ -62,7 +59,7 @@ def fitting_source(
     if isinstance(source, Built):
         return _fitting_part(source, check, encoder, met), met
     if isinstance(source, Mixed):
-        parts: Any = tuple(
+        parts = tuple(
             _fitting_part(part, check, encoder, met) if isinstance(part, Built) else part
             for part in source.parts
         )
@@ -72,7 +69,7 @@ def fitting_source(
 
 def _fitting_part(
     source: Built, check: Callable[[Size], None], encoder: Encoder, met: Findings
-) -> Built | Chosen:
+) -> Built:
     """Returns data sets without what rows cannot hold."""
     keep = np.ones(len(source), bool)
     why = "their files are missing or cut short"
@@ -98,7 +95,7 @@ def _fitting_part(
             f"{source.folders[0]}: expected images that rows can hold, got none of {len(keep)} in "
             f"{source.split}; do: see to this: {why}"
         )
-    return Chosen(source, np.flatnonzero(keep))
+    return Chosen(**source.__getstate__(), numbers=tuple(np.flatnonzero(keep).tolist()))
 
 
 _LONG_TEXT = "expression longer than layout.max_question, passed over when it is drawn"

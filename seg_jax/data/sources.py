@@ -218,9 +218,10 @@ class Built:
 
     def _place(self, index: int) -> tuple[int, int]:
         """Returns which folder an image is in, and which of its images it is."""
-        if not 0 <= index < len(self):
+        count = self._ends[-1]
+        if not 0 <= index < count:
             raise IndexError(
-                f"built: expected an index in 0..{len(self) - 1}, got {index}"
+                f"built: expected an index in 0..{count - 1}, got {index}"
                 "; do: take an index below the length"
             )
         place = int(np.searchsorted(self._ends, index, side="right"))
