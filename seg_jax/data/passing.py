@@ -48,17 +48,15 @@ class PassOver(grain.MapDataset):
         """
         if isinstance(index, slice):
             return self.slice(index)
-        met = Findings()
-        for attempt in range(MOST_IN_SUCCESSION):
+        met, attempt = Findings(), 0
+        while True:
             try:
-                row = self._parent[(index + attempt * _STRIDE) % len(self)]
+                return self._parent[(index + attempt * _STRIDE) % len(self)], _as_array(met)
             except Unfit as error:
-                if attempt + 1 == MOST_IN_SUCCESSION:
+                attempt += 1
+                if attempt == MOST_IN_SUCCESSION:
                     raise
                 met.add_error("passed over", error)
-            else:
-                return row, _as_array(met)
-        raise AssertionError("the last attempt returns or raises")
 
 
 def _as_array(met: Findings) -> Told:
