@@ -218,7 +218,7 @@ class _Encode(grain.transforms.Map):
         try:
             return self._row(element)
         except Unfit as error:
-            raise type(error)(f"sample {element[0].key}: {error}") from None
+            raise type(error)(f"{element[0].key}: {error}") from None
 
     def _row(self, element: list[Example]) -> Batch | packing.Item | Prompts:
         feed = self.feed
@@ -264,7 +264,7 @@ def batches_in_order(
         except Unfit as error:
             if findings is None:
                 raise
-            met.add_error("passed over", type(error)(f"sample {sample.key}: {error}"))
+            met.add_error("passed over", type(error)(f"{sample.key}: {error}"))
         if len(group) == batch:
             yield _whole_batch(group, batch, encoder)
             group = []

@@ -71,7 +71,7 @@ def test_strips_are_left_out_before_a_run_begins(mixed_shapes, encoder, rows):
     assert [source[index].image.shape for index in range(6)] == [(32, 32, 3)] * 6
     assert met.counts == {f"passed over: {STRIP}": 2}
     strips = met.examples[f"passed over: {STRIP}"]
-    assert [one.split(": ")[0] for one in strips] == ["train/3 (3.png)", "train/7 (7.png)"]
+    assert [one.split(": ")[0] for one in strips] == ["train/3.png (3.png)", "train/7.png (7.png)"]
     batches = feed(source, encoder, rows=rows)
     take(batches, 6)
     assert batches.findings.counts == {}
@@ -96,7 +96,7 @@ def test_an_image_larger_than_the_canvas_is_known_by_its_size(encoder, tmp_path)
     source, met = fitting.fitting_source(data, tight, rows="prompts")
     assert len(source) == 1
     (examples,) = met.examples.values()
-    told = "train/1 (1.png): mask: expected an image of at most 32 x 36 pixels, got 32 x 40"
+    told = "train/1.png (1.png): mask: expected an image of at most 32 x 36 pixels, got 32 x 40"
     assert examples == [told]
     assert fitting.fitting_source(data, tight, rows="sft") == (data, Findings())
 
@@ -128,8 +128,8 @@ def test_a_row_that_turns_up_is_passed_over_whoever_reads(mixed_shapes, encoder,
     assert strips >= 6
     (examples,) = whole.findings.examples.values()
     assert {one.split(": ")[0] for one in examples} == {
-        "sample out/train/3",
-        "sample out/train/7",
+        "out/train/3.png",
+        "out/train/7.png",
     }
     pair = [feed(mixed_shapes, encoder, rows=rows, held=held) for held in ([0, 1], [2, 3])]
     parts = [take(one, 6) for one in pair]
@@ -162,7 +162,7 @@ def test_worker_processes_tell_what_they_pass_over(mixed_shapes, encoder, pack):
 
 def test_a_run_of_nothing_but_unfit_samples_ends_with_the_reason(tmp_path, encoder):
     strips = own_data(tmp_path, [(3, 900)] * 2)
-    with pytest.raises(Unfit, match=r"sample out/train/\d: .*aspect ratio of at most 200"):
+    with pytest.raises(Unfit, match=r"out/train/\d.png: .*aspect ratio of at most 200"):
         next(feed(strips, encoder))
     with pytest.raises(ValueError, match="got none of 2 in train; do: see to this: .*aspect"):
         fitting.fitting_source(strips, encoder, rows="sft")

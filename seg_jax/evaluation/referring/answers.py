@@ -176,8 +176,8 @@ class Model:
             return self._encoder.prompt_row(self._task, question.example)
         except Unfit as error:
             self.too_long += 1
-            where = f"sample {question.sample.key}"
-            self._findings.add_error("answered by nothing", type(error)(f"{where}: {error}"))
+            told = type(error)(f"{question.sample.key}: {error}")
+            self._findings.add_error("answered by nothing", told)
             return "", 0
 
     def _answered(self, group: list) -> Iterator[Answered]:
