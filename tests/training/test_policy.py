@@ -118,6 +118,15 @@ def test_what_is_told_by_hand():
     np.testing.assert_allclose(told["ratio/mean"], ((E(0.1) + E(0.3)) / 2 + E(-0.1)) / 2, rtol=1e-6)
 
 
+def test_the_default_is_gspo():
+    """Its numbers: arXiv 2507.18071, section 5.1; nothing else is added."""
+    config = Policy()
+    assert (config.ratio, config.average, config.spread) == ("sequence", "answers", "population")
+    assert (config.clip_low, config.clip_high) == (3e-4, 4e-4)
+    assert (config.kl, config.spread_floor, config.drop_equal) == (0, 0, False)
+    assert (config.correction.level, config.correction.cap) == ("off", 2)
+
+
 @pytest.mark.parametrize("ratio", ["sequence", "sequence_token", "token"])
 def test_ratios_of_a_broken_run_stay_finite_and_are_told(ratio):
     config = Policy(ratio=ratio, clip_low=0.08, clip_high=0.12, kl=0.1)
