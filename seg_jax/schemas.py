@@ -27,6 +27,7 @@ MOST_SHOWN = 60
 _PHRASES = {
     r" matching regex .*x00.*": " without the character 0 and lone surrogates",
     r" matching regex .*ud800.*": " without lone surrogates",
+    r" matching regex .*w\{1.*": " of letters, digits and _",
     r"\barray\b": "list",
     r"Number out of range": "a number in range",
     r"Invalid enum value .*": "a value that is known",

@@ -90,10 +90,15 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     read = Annotations([])
     sheet = CocoFile(path, read.findings)
     objects: dict[int, list[AnnotatedObject]] = {number: [] for number in sheet.images}
+    seen: set[int] = set()
     for place in range(len(sheet.annotations)):
         try:
             number, one = sheet.read_object(place)
             objects[number].append(one)
+            if one.id in seen:
+                told = f"{sheet.place(place)}: id {one.id}"
+                read.findings.add("annotation id listed twice: both are kept", told)
+            seen.add(one.id)
         except ValueError as error:
             read.findings.add_error(LEFT_OUT, error)
     read.images += _annotated_images(sheet, objects, split=split, images=images)
@@ -169,7 +174,6 @@ class CocoFile:
         """Numbers of several files: nobody can know whose annotations are meant."""
         self._read_images(file.images)
         self.names = self._read_names(file.categories)
-        self._ids: set[int] = set()
 
     def place(self, place: int) -> str:
         """Returns how messages name an annotation."""
@@ -209,9 +213,6 @@ class CocoFile:
         if number is None:
             number = place
             self.findings.add(NUMBERED, where)
-        elif number in self._ids:
-            self.findings.add("annotation id listed twice: both are kept", f"{where}: id {number}")
-        self._ids.add(number)
         return image.id, self.object_of(note, outline, number=number, where=where)
 
     def places_by_id(self) -> dict[int, int]:

@@ -94,7 +94,7 @@ def _polygons(value: list[Any], where: str, findings: Findings) -> Polygons:
     if len(rings) > 2 and all(len(ring) == 2 for ring in rings):
         rings = (tuple(number for point in rings for number in point),)
         findings.add("points are pairs: read as polygons", f"{where}: one polygon")
-    whole = []
+    whole, short = [], []
     for place, ring in enumerate(rings):
         if len(ring) % 2:
             raise BadAnnotation(
@@ -103,18 +103,17 @@ def _polygons(value: list[Any], where: str, findings: Findings) -> Polygons:
                 "a polygon has half a point",
             )
         if len(ring) < 6:
-            findings.add(
-                "polygon left out: it has fewer than three points",
-                f"{where}, polygon {place}: {len(ring) // 2} points",
-            )
-            continue
-        whole.append(ring)
+            short.append(f"{where}, polygon {place}: {len(ring) // 2} points")
+        else:
+            whole.append(ring)
     if not whole:
         raise BadAnnotation(
             f"{where}: expected polygons of three points or more, got none; do: outline the object "
             "or leave it out",
             "no polygon has three points",
         )
+    for told in short:
+        findings.add("polygon left out: it has fewer than three points", told)
     if are_fractions(whole):
         raise fractions_error(where)
     return Polygons(tuple(whole))
