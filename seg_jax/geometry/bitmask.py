@@ -6,6 +6,7 @@ function here keeps that and relies on it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,10 @@ from seg_jax.geometry import dilation as dilations
 from seg_jax.records import Array
 
 WORD = 32
+MOST_PIXELS = 2**28
+"""Pixels of a mask that run lengths may claim; the largest images that are read have a third."""
+_MOST_DIGITS = 7
+"""Digits of five bits that a compressed number may have: more than any run of `MOST_PIXELS`."""
 # For each bit of a row number within its word: the rows that have it.
 _BITS = tuple(np.uint32(sum(1 << row for row in range(WORD) if row >> bit & 1)) for bit in range(5))
 
@@ -276,21 +281,65 @@ def run_lengths(rle: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
     Raises:
       ValueError: size or counts are missing, or the runs do not fill the mask.
     """
-    if not {"size", "counts"} <= {*rle}:
+    height, width = _size(rle)
+    given = rle["counts"]
+    try:
+        if isinstance(given, str):
+            given = given.encode("ascii")
+        runs = np.asarray(_expand(given) if isinstance(given, bytes) else given, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:  # Lists of lists, letters, ..
         raise ValueError(
-            f"bitmask.run_lengths: expected run lengths with size and counts, got {sorted(rle)}; "
-            "do: give one mask's"
+            f"bitmask.run_lengths: expected counts as a list or compressed, got {_short(given)} "
+            f"({_short(str(error))}); do: encode the mask again"
+        ) from None
+    if runs.ndim != 1:
+        raise ValueError(
+            f"bitmask.run_lengths: expected counts in one row, got {_short(given)}; do: give one "
+            "mask's"
         )
-    (height, width), given = rle["size"], rle["counts"]
-    if isinstance(given, str):
-        given = given.encode("ascii")
-    runs = _expand(given) if isinstance(given, bytes) else np.asarray(given, np.int64)
-    if runs.sum() != height * width or (runs < 0).any():
+    # No run is longer than the mask: without this sums could wrap around.
+    if not ((runs >= 0) & (runs <= height * width) & (runs == np.floor(runs))).all():
+        raise ValueError(
+            f"bitmask.run_lengths: expected runs of 0 to {height * width} pixels for "
+            f"{height}x{width}, got others; do: check that size is [height, width] and that counts "
+            "are whole"
+        )
+    runs = runs.astype(np.int64)
+    if runs.sum() != height * width:
         raise ValueError(
             f"bitmask.run_lengths: expected runs of {height * width} pixels for {height}x{width}, "
             f"got {runs.sum()}; do: check that size is [height, width] and that counts are whole"
         )
     return runs
+
+
+def _size(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width of run lengths, of which masks may be made."""
+    if not isinstance(rle, Mapping) or not {"size", "counts"} <= {*rle}:
+        got = list(rle)[:4] if isinstance(rle, Mapping) else type(rle).__name__
+        raise ValueError(
+            f"bitmask.run_lengths: expected run lengths with size and counts, got {_short(got)}; "
+            "do: give one mask's"
+        )
+    size = rle["size"]
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height, width = 0, 0
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise ValueError(
+            "bitmask.run_lengths: expected size as [height, width] of a mask of 1 to "
+            f"{MOST_PIXELS} pixels, got {_short(size)}; do: check the mask"
+        )
+    return height, width
+
+
+def _short(value: Any) -> str:
+    """Returns what a message shows of a value, however long it is."""
+    if isinstance(value, list | tuple | dict) and len(value) > 4:
+        return f"a {type(value).__name__} of {len(value)}"
+    text = ascii(value[:60] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def compress(counts: Int[np.ndarray, " n"]) -> bytes:
@@ -402,12 +451,13 @@ def _expand(text: bytes) -> Int[np.ndarray, " n"]:
     if not code.size:
         return code
     last = (code & 32) == 0
-    if not last[-1] or (code < 0).any() or (code > 63).any():
+    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
+    long = np.diff(starts, append=code.size).max() > _MOST_DIGITS
+    if not last[-1] or (code < 0).any() or (code > 63).any() or long:
         raise ValueError(
             f"bitmask: expected compressed run lengths, got {text[-16:]!r} at their end; do: give "
             "them whole"
         )
-    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
     place = 5 * (np.arange(code.size) - np.repeat(starts, np.diff(starts, append=code.size)))
     value = np.add.reduceat((code & 31) << place, starts)
     value -= np.where(code[last] & 16, np.int64(1) << (place[last] + 5), 0)

@@ -109,11 +109,21 @@ def fill(
         some of them.
       height: rows of the mask.
       width: columns of the mask.
+
+    Raises:
+      ValueError: a ring leaves the mask.
     """
     odd = np.zeros((height + 1, width + 1), bool)
     for ring in rings:
-        x, y = ring.astype(np.intp).T
-        np.logical_xor.at(odd, (y, x), True)
+        x, y = ring.T
+        if len(ring) and not (
+            min(x.min(), y.min()) >= 0 and x.max() <= width and y.max() <= height
+        ):
+            raise ValueError(
+                f"contour.fill: expected corners of pixels of {height}x{width}, got "
+                f"{ring.min(0).tolist()} to {ring.max(0).tolist()}; do: give rings of contour.trace"
+            )
+        np.logical_xor.at(odd, (y.astype(np.intp), x.astype(np.intp)), True)
     np.logical_xor.accumulate(odd, axis=0, out=odd)
     return np.logical_xor.accumulate(odd, axis=1)[:height, :width]
 

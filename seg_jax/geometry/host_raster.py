@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ Outlines = Sequence[Float[np.ndarray, "_ 2"]]
 
 # Arrays come in few shapes, or every answer would compile a program of its own.
 _STEP_PX, _FEWEST_RINGS, _FEWEST_POINTS = 256, 4, 32
+_MOST_CELLS = 2**22
+"""Vertices that are filled at once, padding counted."""
 
 
 def fill(
@@ -45,16 +47,43 @@ def fill(
             f"host_raster.fill: expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, "
             f"got {height}x{width}; do: scale it and its masks down"
         )
-    if not rings_unit:
-        return np.zeros((height, width), bool)
-    most = max(map(len, rings_unit))
-    shape = (
-        _round_up_to_power(len(rings_unit), _FEWEST_RINGS),
-        _round_up_to_power(most, _FEWEST_POINTS),
-    )
+    mask = np.zeros((height, width), bool)
+    for some in _batches(rings_unit):
+        part = _fill(some, height=height, width=width, rule=rule, rings=rings)
+        mask = mask ^ part if rings == "evenodd" else mask | part
+    return mask
+
+
+def _batches(rings_unit: Outlines) -> Iterator[Outlines]:
+    """Yields rings some at a time: in one array each would be as long as the longest."""
+    rings = sorted((ring for ring in rings_unit if len(ring)), key=len)
+    begin = 0
+    for end in range(1, len(rings) + 1):
+        if end == len(rings) or np.prod(_shape(rings[begin : end + 1])) > _MOST_CELLS:
+            yield rings[begin:end]
+            begin = end
+
+
+def _shape(rings: Outlines) -> tuple[int, int]:
+    """Returns the shape of the array for rings of rising length."""
+    count, most = len(rings), len(rings[-1])
+    return _round_up_to_power(count, _FEWEST_RINGS), _round_up_to_power(most, _FEWEST_POINTS)
+
+
+def _fill(
+    rings_unit: Outlines,
+    *,
+    height: int,
+    width: int,
+    rule: Literal["coco", "center"],
+    rings: Literal["union", "evenodd"],
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Returns the mask of rings of rising length, of which there is at least one."""
+    shape = _shape(rings_unit)
     points, used = np.zeros((*shape, 2), np.float64), np.zeros(shape, bool)
     for index, ring in enumerate(rings_unit):
-        points[index, : len(ring)] = np.asarray(ring, np.float64) * [width, height]
+        with np.errstate(over="ignore"):  # What becomes infinite counts as unused.
+            points[index, : len(ring)] = np.asarray(ring, np.float64) * [width, height]
         used[index, : len(ring)] = True
     canvas = [min(raster.MAX_SIDE, -(-side // _STEP_PX) * _STEP_PX) for side in (height, width)]
     words = raster.fill(points, used, height=canvas[0], width=canvas[1], rule=rule, rings=rings)

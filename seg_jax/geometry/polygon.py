@@ -1,6 +1,6 @@
 """Measures, simplifies, clips, normalises and pads closed rings (host).
 
-Coordinates are x then y with y pointing down, in any one unit (pixels or fractions).
+Coordinates are x then y with y pointing down, in any one unit (pixels or fractions), up to 1e15.
 
 Axes here: `Q` vertices that remain of a ring.
 """
@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Float64
 from seg_jax.records import Ring
 
 _Part = Float[np.ndarray, "Q 2"]
+_FARTHEST = 1e15
+"""Largest coordinate: squares and areas stay finite, in float32 as well."""
 
 
 def signed_area(ring: Ring) -> float:
@@ -209,11 +211,12 @@ def _check(ring: Ring) -> None:
         raise ValueError(
             f"polygon: expected a ring [P, 2], got {list(ring.shape)}; do: give one ring at a time"
         )
-    if not np.isfinite(ring).all():
-        bad = int(np.argmin(np.isfinite(ring).all(1)))
+    near = np.abs(ring) <= _FARTHEST
+    if not near.all():
+        bad = int(np.argmin(near.all(1)))
         raise ValueError(
-            f"polygon: expected finite vertices, got {ring[bad].tolist()} at {bad}; do: drop the "
-            "ring first"
+            f"polygon: expected finite vertices up to {_FARTHEST:g}, got {ring[bad].tolist()} at "
+            f"{bad}; do: drop the ring first"
         )
 
 

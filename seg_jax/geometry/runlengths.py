@@ -1,20 +1,25 @@
 """Fills polygons and merges masks as run lengths, on the host and without drawing them.
 
 A run end is a pixel's number, column by column, at which a mask changes: zeros come first. Outlines
-of data sets become masks here; `raster.fill` does the same on devices, to the bit.
+of data sets become masks here; `raster.fill` does the same on devices, to the bit. Time and memory
+grow with the vertices and the columns that they cross, not with the coordinates.
+
+Axes here: `E` edges of a ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from seg_jax.geometry import bitmask
 
 _FINE = 5
+_AT_ONCE = 2**20
+"""Crossings of edges and columns that are worked out at once."""
 _NOTHING = np.zeros(0, np.int64)
 
 
@@ -40,10 +45,10 @@ def fill(
 
     Source: rleFrPoly and rleMerge of the COCO API, Lin et al. 2014.
     """
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or height * width > bitmask.MOST_PIXELS:
         raise ValueError(
-            f"runlengths.fill: expected an image with pixels, got {height}x{width}; do: drop the "
-            "polygons"
+            f"runlengths.fill: expected an image of 1 to {bitmask.MOST_PIXELS} pixels, got "
+            f"{height}x{width}; do: drop the polygons"
         )
     every = [_run_ends(_fine_points(ring), height, width) for ring in outlines if len(ring) >= 6]
     if rings == "evenodd":
@@ -103,40 +108,99 @@ def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
 
 def _run_ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.ndarray, " n"]:
     """Returns the run ends of a ring, sorted; two at one place cancel each other."""
-    u, v = _walk_edges(points)
-    moved = np.flatnonzero(u[1:] != u[:-1])
-    before, after = moved, moved + 1
-    column = (np.where(u[after] < u[before], u[after], u[after] - 1) + 0.5) / _FINE - 0.5
-    inside = (np.floor(column) == column) & (column >= 0) & (column <= width - 1)
-    row = (np.minimum(v[after], v[before])[inside] + 0.5) / _FINE - 0.5
-    row = np.ceil(np.clip(row, 0, height)).astype(np.int64)
-    places = column[inside].astype(np.int64) * height + row
-    return _odd_places(places, height * width)
+    edges = _edges_on_canvas(points, width)
+    total = np.cumsum(edges.count)
+    if not total.size or total[-1] <= _AT_ONCE:
+        return _odd_places(_toggles(edges, height), height * width)
+    # Many edges across many columns: a bit for each pixel is less than a number for each of those.
+    odd = np.zeros(height * width, bool)
+    for some in np.split(np.arange(total.size), np.flatnonzero(np.diff(total // _AT_ONCE)) + 1):
+        part = _Edges(*(field[some] for field in edges))
+        ends = _odd_places(_toggles(part, height), height * width)
+        odd[ends] ^= True
+    return np.flatnonzero(odd)
+
+
+class _Edges(NamedTuple):
+    """Edges that cross columns of the image, from their lower end along their longer axis."""
+
+    low: Int[np.ndarray, "E 2"]
+    steps: Int[np.ndarray, " E"]
+    """Fine steps along the longer axis."""
+    slope: Float[np.ndarray, " E"]
+    """Fine steps along the other axis at each."""
+    flat: Bool[np.ndarray, " E"]
+    """Whether the longer axis is x."""
+    first: Int[np.ndarray, " E"]
+    """The first column that is crossed."""
+    count: Int[np.ndarray, " E"]
+    """Columns that are crossed, of those of the image."""
+
+
+def _edges_on_canvas(points: Int[np.ndarray, "P 2"], width: int) -> _Edges:
+    """Returns the edges of a ring that cross the middle of a column of the image."""
+    start, end = points[:-1], points[1:]
+    # A column is crossed between the fine steps 5 n + 2 and 5 n + 3.
+    left, right = np.minimum(start, end)[:, 0], np.maximum(start, end)[:, 0]
+    first, last = (np.clip(-((2 - u) // _FINE), 0, width) for u in (left, right))
+    crosses = first < last
+    start, end, first, last = start[crosses], end[crosses], first[crosses], last[crosses]
+    size = np.abs(end - start)
+    flat = size[:, 0] >= size[:, 1]
+    each, major = np.arange(len(start)), np.where(flat, 0, 1)
+    flip = start[each, major] > end[each, major]
+    low, high = np.where(flip[:, None], end, start), np.where(flip[:, None], start, end)
+    steps = size[each, major]
+    slope = (high - low)[each, 1 - major] / steps
+    return _Edges(low, steps, slope, flat, first, last - first)
+
+
+def _toggles(edges: _Edges, height: int) -> Int[np.ndarray, " n"]:
+    """Returns the pixel's number at which each edge toggles each column that it crosses."""
+    edge = np.repeat(np.arange(len(edges.count)), edges.count)
+    begin = np.cumsum(edges.count) - edges.count
+    column = edges.first[edge] + np.arange(len(edge)) - begin[edge]
+    low_x, low_y = edges.low[edge].T
+    slope, flat = edges.slope[edge], edges.flat[edge]
+    u = _FINE * column + 2
+    v = np.empty(len(edge), np.int64)
+    y, tilt, step = low_y[flat], slope[flat], (u - low_x)[flat]
+    v[flat] = np.minimum(_across(y, tilt, step), _across(y, tilt, step + 1))
+    steep = ~flat
+    step = _first_step(low_x[steep], slope[steep], u[steep], edges.steps[edge][steep])
+    v[steep] = low_y[steep] + step - 1
+    row = np.ceil(np.clip((v + 0.5) / _FINE - 0.5, 0, height)).astype(np.int64)
+    return column * height + row
+
+
+def _across(low: np.ndarray, slope: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Returns the coordinate across the longer axis after some steps, as the COCO API rounds it."""
+    return np.trunc(low + slope * step + 0.5).astype(np.int64)
+
+
+def _first_step(low: np.ndarray, slope: np.ndarray, u: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Returns the first step at which edges are on the far side of u and u + 1.
+
+    The quotient finds it but for the last bits of the sums that decide: they are looked at.
+    """
+    grows = slope > 0
+
+    def is_past(step: np.ndarray) -> np.ndarray:
+        x = _across(low, slope, step)
+        return np.where(grows, x > u, x <= u)
+
+    step = np.clip(np.ceil((u + 0.5 - low) / slope), 1, steps).astype(np.int64)
+    while (early := (step > 1) & is_past(step - 1)).any():
+        step -= early
+    while (late := (step < steps) & ~is_past(step)).any():
+        step += late
+    return step
 
 
 def _odd_places(places: Int[np.ndarray, " _"], pixels: int) -> Int[np.ndarray, " n"]:
     """Returns the places of an image that come an odd number of times, sorted."""
     ends, times = np.unique(places, return_counts=True)
     return ends[(times % 2 == 1) & (ends < pixels)]
-
-
-def _walk_edges(points: Int[np.ndarray, "P 2"]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the x and y of every fine step along the edges, both ends of each included."""
-    start, end = points[:-1], points[1:]
-    size = np.abs(end - start)
-    flat = size[:, 0] >= size[:, 1]
-    major = np.where(flat, 0, 1)
-    each = np.arange(len(start))
-    flip = start[each, major] > end[each, major]
-    low, high = np.where(flip[:, None], end, start), np.where(flip[:, None], start, end)
-    steps = size[each, major]
-    slope = (high - low)[each, 1 - major] / np.maximum(steps, 1)
-    edge = np.repeat(each, steps + 1)
-    step = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - steps - 1, steps + 1)
-    step = np.where(flip[edge], steps[edge] - step, step)
-    along = step + low[each, major][edge]
-    across = np.trunc(low[each, 1 - major][edge] + slope[edge] * step + 0.5).astype(np.int64)
-    return np.where(flat[edge], along, across), np.where(flat[edge], across, along)
 
 
 def _union_ends(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
