@@ -15,13 +15,34 @@ MOST_TEXT_BYTES = 64 << 20
 """Most bytes of a text that people write: lists of names and paths."""
 
 
-class Unreadable(ValueError):
-    """A file that cannot be read; the text is one line."""
+def bytes_or_reason(path: Path, *, most: int = MOST_BYTES) -> bytes | str:
+    """Returns the bytes of a regular file, or why there are none, as "no file" or "a folder".
 
-    def __init__(self, message: str, got: str):
-        super().__init__(message)
-        self.got = got
-        """What was found instead of such a file."""
+    Its kind and size are known before it is read.
+
+    Args:
+      path: of the file.
+      most: bytes that it may have.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return "a pipe or a device"
+            if found.st_size <= most:
+                data = file.read(found.st_size + 1)
+                data += file.read(most) if len(data) > found.st_size else b""  # It grew.
+                if len(data) <= most:
+                    return data
+            return f"{max(found.st_size, most + 1)} bytes, more than {most}"
+    except (FileNotFoundError, NotADirectoryError):
+        return "no file"
+    except IsADirectoryError:
+        return "a folder"
+    except OSError as error:
+        return f"what cannot be read ({f'{error.strerror}'.lower()})"
+    except ValueError:  # A null byte in the path, or what no file system can name.
+        return "a path that no file can have"
 
 
 def read_bytes(
@@ -40,28 +61,13 @@ def read_bytes(
       advice: what to do where it cannot be read; it ends the message.
 
     Raises:
-      Unreadable: there is no such file, it is no regular one, too large or not readable.
+      ValueError: there is no such file, it is no regular one, too large or not readable.
     """
-    got = "a pipe or a device"
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if stat.S_ISREG(found.st_mode):
-                if found.st_size <= most:
-                    data = file.read(found.st_size + 1)
-                    data += file.read(most) if len(data) > found.st_size else b""  # It grew.
-                    if len(data) <= most:
-                        return data
-                got = f"{max(found.st_size, most + 1)} bytes, more than {most}"
-    except (FileNotFoundError, NotADirectoryError):
-        got = "none" if expected == "a file" else "no file"
-    except IsADirectoryError:
-        got = "a folder"
-    except OSError as error:
-        got = f"what cannot be read ({f'{error.strerror}'.lower()})"
-    except ValueError:  # A null byte in the path, or what no file system can name.
-        got = "a path that no file can have"
-    raise Unreadable(f"{path}: expected {expected}, got {got}; do: {advice}", got) from None
+    found = bytes_or_reason(path, most=most)
+    if isinstance(found, bytes):
+        return found
+    got = "none" if (found, expected) == ("no file", "a file") else found
+    raise ValueError(f"{path}: expected {expected}, got {got}; do: {advice}")
 
 
 def _open_at_once(path: str, flags: int) -> int:

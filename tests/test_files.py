@@ -82,17 +82,16 @@ def test_a_text_is_read_without_the_mark_before_it(tmp_path):
         ValueError, match=r"a.txt: expected a list, got other bytes at byte 2; do: "
     ):
         files.read_text(path, expected="a list")
-    with pytest.raises(files.Unreadable, match="expected a list, got no file; do: save") as caught:
+    with pytest.raises(ValueError, match="expected a list, got no file; do: save"):
         files.read_text(tmp_path / "none", expected="a list")
-    assert caught.value.got == "no file"
 
 
 def test_paths_that_no_file_can_have_are_told(tmp_path):
     for name in ("nul\0byte", "\ud800", "long" * 100):
-        with pytest.raises(files.Unreadable, match="expected a file, got "):
+        with pytest.raises(ValueError, match="expected a file, got "):
             files.read_bytes(tmp_path / name)
     (tmp_path / "a").write_bytes(b"abc")
-    with pytest.raises(files.Unreadable, match="got 3 bytes, more than 2"):
+    with pytest.raises(ValueError, match="got 3 bytes, more than 2"):
         files.read_bytes(tmp_path / "a", most=2)
     assert files.read_bytes(tmp_path / "a", most=3) == b"abc"
 

@@ -121,9 +121,8 @@ WRAPPED = {
     # `_exchange` and its callers say them as the end of a process.
     "seg_jax/grammar/tokenizer/template_sandbox.py:_Worker._exchange",
     "seg_jax/grammar/tokenizer/template_sandbox.py:_Worker._receive",
-    # `Tokenizer` says them as what is wrong with tokenizer.json, or with a file of it.
+    # `Tokenizer` says them as what is wrong with tokenizer.json.
     "seg_jax/grammar/tokenizer/growth.py",
-    "seg_jax/grammar/tokenizer/tokens.py:_read_text",
 }
 """Files, and functions of files, whose short errors come out inside of another one's message."""
 

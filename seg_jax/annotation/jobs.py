@@ -187,7 +187,9 @@ def job_identity(job: Job) -> dict[str, Any]:
     """Returns all that the records of a job depend on, as JSON values."""
     return {
         "models": [None if one is None else list(one) for one in job.models],
-        "settings": json.loads(json.dumps(dataclasses.asdict(job.settings))),
+        "settings": files.parse_json(
+            json.dumps(dataclasses.asdict(job.settings)), where="settings"
+        ),
         "records": job.records,
     }
 

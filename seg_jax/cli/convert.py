@@ -122,7 +122,7 @@ def _is_moonshots(source: Path) -> bool:
     if (source / "tiktoken.model").exists():
         return True
     path = source / "tokenizer_config.json"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = files.read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
     return "TikToken" in text or "<|media_" in text
 
 

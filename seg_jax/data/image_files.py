@@ -246,16 +246,15 @@ def read_bytes(path: Path, *, where: str | None = None) -> bytes:
       Unreadable: there is no such file, or it is no regular one, empty, too large or not readable.
     """
     name = repr(str(path)) if where is None else where
-    try:
-        data = files.read_bytes(path, most=MAX_BYTES, expected="an image")
-    except files.Unreadable as error:
+    data = files.bytes_or_reason(path, most=MAX_BYTES)
+    if isinstance(data, str):
         raise Unreadable(
             name,
-            reason="image is missing" if error.got == "no file" else "image cannot be read",
+            reason="image is missing" if data == "no file" else "image cannot be read",
             expected="an image",
-            got=error.got,
+            got=data,
             advice="check the path",
-        ) from None
+        )
     if not data:
         raise Unreadable(
             name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from seg_jax.tasks.task import Task
 
 MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
+MOST_MANIFEST_BYTES = 1 << 20
+"""The largest manifest that is read; they have a kilobyte."""
 TOKENIZERS = (tokens.TOKENS, tiktoken_bpe.FILE)
 """One of these is a tokenizer."""
 
@@ -255,7 +256,7 @@ def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) 
 
 def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = files.read_json(path, most=MOST_MANIFEST_BYTES)
         layout = dict(manifest["layout"])
         task = dict(manifest["task"])
         height, width = layout["canvas"]

@@ -97,7 +97,7 @@ def read_part(task: Task) -> dict[str, Any] | None:
     The file must be made of the same annotations, and hold the bytes that were written.
     """
     try:
-        part = json.loads(task.part_path.read_bytes())
+        part = files.read_json(task.part_path)
         schemas.check(part, _Part, where=str(task.part_path))
         for name in ("findings", "limits"):
             Findings.from_json(part[name])

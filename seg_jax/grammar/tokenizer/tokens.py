@@ -280,14 +280,7 @@ MOST_BYTES = 128 << 20
 
 
 def _read_text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():  # A pipe would be waited for.
-            raise ValueError("none")
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a readable file, got {error}; do: {_ADVICE}") from error
+    return files.read_text(path, most=MOST_BYTES, expected="a readable file", advice=_ADVICE)
 
 
 def _template_file(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ BLOCK_BYTES = 4 * 2**20
 """Bytes of a tensor that are compared together."""
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+MOST_INDEX_BYTES = 64 << 20
+"""The largest index that is read; those of the largest models have ten million bytes."""
 
 _KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {kind: code for code, kind in _KINDS.items()}
@@ -136,14 +138,14 @@ def open_folder(folder: Path) -> Files:
 def _indexed(folder: Path) -> dict[str, Place]:
     path = folder / INDEX
     try:
-        named = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-        files = sorted({Path(file).name for file in named.values()})
+        named = dict(files.read_json(path, most=MOST_INDEX_BYTES)["weight_map"])
+        parts = sorted({Path(file).name for file in named.values()})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected an index with a weight_map, got {type(error).__name__}: {error}; "
             "do: fetch it again"
         ) from None
-    headers = {file: _header(folder / file) for file in files}
+    headers = {file: _header(folder / file) for file in parts}
     for name, file in named.items():
         if name not in headers.get(file, {}):
             others = [other for other, header in headers.items() if name in header]
