@@ -91,6 +91,11 @@ class Findings:
             for reason, count in sorted(self.counts.items())
         ]
 
+    def commonest(self) -> str:
+        """Returns the line of the reason with the most cases; nothing if there are none."""
+        most = max(self.counts.values(), default=0)
+        return next((one for one in self.lines() if one.startswith(f"{most} x ")), "")
+
 
 def reason_of(error: Exception) -> str:
     """Returns what an error of ours expected, without names and numbers: a reason of cases.

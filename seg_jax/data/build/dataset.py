@@ -20,7 +20,15 @@ from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, leaks, record_files
 from seg_jax.data.build.record_files import Task
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import annotations, coco, expected_sizes, folder, reasonseg, refer
+from seg_jax.data.formats import (
+    annotations,
+    coco,
+    expected_sizes,
+    folder,
+    foreign,
+    reasonseg,
+    refer,
+)
 from seg_jax.data.formats.annotations import AnnotatedImage, Annotations
 
 Name = Literal[
@@ -98,6 +106,7 @@ def plan_files(plan: Plan) -> FilePlan:
             f"records: expected at least 1 image a file, got {plan.records}; do: raise --records"
         )
     read = _read_annotations(plan)
+    _check_any(plan, read.images, read.findings)
     every = annotations.images_by_split(read.images)
     _check_splits(plan, every)
     wanted = {name: images for name, images in every.items() if name in (plan.splits or every)}
@@ -105,15 +114,16 @@ def plan_files(plan: Plan) -> FilePlan:
     sizes = {split: _split_size(read, split, wanted[split]) for split in sorted(wanted)}
     met = read.findings
     _drop_repeated_keys(wanted, met)
-    if plan.strict:
-        record_files.check_no_findings(met)
     removed = leaks.remove_leaks(
         wanted,
         name=plan.name,
         family=plan.family or (plan.source if plan.name in refer.FAMILY else None),
         editions=plan.held_out,
         keep=plan.paper,
+        findings=met,
     )
+    if plan.strict:
+        record_files.check_no_findings(met)
     tasks = [
         task
         for split, some in sorted(wanted.items())
@@ -121,11 +131,7 @@ def plan_files(plan: Plan) -> FilePlan:
             plan.name, split, some, out=plan.out, records=plan.records, strict=plan.strict
         )
     ]
-    if not tasks:
-        raise ValueError(
-            f"{plan.source}: expected images with expressions, got none; do: check --source and "
-            "--splits"
-        )
+    _check_any(plan, tasks, met)
     _check_images_exist(plan, tasks)
     report = {
         "name": plan.name,
@@ -153,9 +159,10 @@ def _read_annotations(plan: Plan) -> Annotations:
     prefix = plan.name.removeprefix("coco_")
     sheets = sorted((source / "annotations").glob(f"{prefix}_*.json"))
     if not sheets:
+        what, advice = foreign.found_instead(source)
         raise ValueError(
-            f"{source}: expected annotations/{prefix}_SPLIT.json, got none; do: give the folder "
-            "that holds annotations and the images' folders as --source"
+            f"{source}: expected annotations/{prefix}_SPLIT.json, got {what}; do: give the folder "
+            f"that holds annotations and the images' folders as --source, or {advice}"
         )
     whole = Annotations([])
     known = [file.stem.removeprefix(f"{prefix}_") for file in sheets]
@@ -179,6 +186,16 @@ def _read_annotations(plan: Plan) -> Annotations:
         whole.findings.merge(one.findings)
         whole.refs |= one.refs
     return whole
+
+
+def _check_any(plan: Plan, some: Sequence[Any], met: Findings) -> None:
+    """Raises ValueError if nothing is left, with what most of it was left out for."""
+    if not some:
+        why = f" but {met.commonest()}" if met.counts else ""
+        raise ValueError(
+            f"{plan.source}: expected images with expressions, got none{why}; do: check --source "
+            "and --splits"
+        )
 
 
 def _images_folder(plan: Plan, places: Sequence[str]) -> Path:

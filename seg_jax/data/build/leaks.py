@@ -6,6 +6,7 @@ import collections
 from pathlib import Path
 from typing import Any
 
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats import refer
 from seg_jax.data.formats.annotations import AnnotatedImage
 
@@ -17,6 +18,7 @@ def remove_leaks(
     family: Path | None,
     editions: tuple[str, ...],
     keep: bool,
+    findings: Findings,
 ) -> dict[str, Any]:
     """Removes leaked images from the train splits in place, and returns a report.
 
@@ -26,6 +28,7 @@ def remove_leaks(
       family: folder of refcoco, refcoco+, ..; None: it is not known where they are.
       editions: editions whose val and test images are removed; all that exist if empty.
       keep: whether the images stay and are only counted.
+      findings: are told of references of other editions that cannot be read.
     """
     trains = [split for split in splits if split.startswith("train")]
     if name in ("reasonseg", "folder") or not trains:
@@ -34,6 +37,7 @@ def remove_leaks(
         return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}
     kind = refer.FAMILY[name].images if name in refer.FAMILY else "coco"
     held_out = refer.held_out_images(family, kind, editions or None)
+    findings.merge(held_out.findings)
     by: collections.Counter[str] = collections.Counter()
     counts: dict[str, Any] = {}
     for split in trains:

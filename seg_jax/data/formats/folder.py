@@ -33,7 +33,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from seg_jax import files, schemas
-from seg_jax.data.formats import annotations, segmentation
+from seg_jax.data.formats import annotations, foreign, segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -80,9 +80,9 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
     """
     every = sorted(source.glob("*.jsonl"))
     if not every:
+        what, advice = foreign.found_instead(source)
         raise ValueError(
-            f"{source}: expected files SPLIT.jsonl, as train.jsonl, got none; do: write them, or "
-            "give their folder as --source"
+            f"{source}: expected files SPLIT.jsonl, as train.jsonl, got {what}; do: {advice}"
         )
     found = Annotations([])
     for file in every:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from seg_jax import files, schemas
-from seg_jax.data.formats import segmentation
+from seg_jax.data.formats import foreign, segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -57,9 +57,10 @@ def read(source: Path) -> Annotations:
         for place, path in enumerate(sorted((source / split).glob("*.json")))
     ]
     if not every:
+        what, advice = foreign.found_instead(source)
         raise ValueError(
-            f"{source}: expected the folders train, val and test of ReasonSeg, got no annotation "
-            "in them; do: give the folder that holds them as --source"
+            f"{source}: expected the folders train, val and test of ReasonSeg, with a JSON file "
+            f"beside each image, got {what}; do: give the folder that holds them, or {advice}"
         )
     for split, place, path in every:
         try:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from seg_jax import files, schemas
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import annotations, safe_pickle
+from seg_jax.data.formats import annotations, foreign, safe_pickle
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -92,9 +92,11 @@ def references(source: Path, edition: Edition) -> list[Any]:
     """
     path = source / edition.file
     if not path.is_file():
+        what, advice = foreign.found_instead(source)
         raise ValueError(
-            f"{path}: expected the references of {edition.folder} ({edition.by}), got no such "
-            "file; do: give the folder that holds refcoco, refcoco+, .. as --source"
+            f"{path}: expected the references of {edition.folder} ({edition.by}), got no such file "
+            f"but {what}; do: give the folder that holds refcoco, refcoco+, .. as --source, or "
+            f"{advice}"
         )
     found = (
         files.read_json(path, advice=ADVICE) if path.suffix == ".json" else safe_pickle.load(path)
