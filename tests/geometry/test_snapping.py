@@ -119,6 +119,18 @@ def test_float64_of_devices_is_snapped_as_on_the_host():
         np.testing.assert_array_equal(steps, snapping.from_float(given, rule).steps)
 
 
+def test_float32_is_snapped_as_its_doubles():
+    rng = np.random.default_rng(10)
+    near = np.round(rng.uniform(*raster.REACH_PX, (2000, 5, 2)) * 10) / 10
+    given = np.concatenate([near, near / 16, near * 2.0**-20, rng.normal(size=near.shape)])
+    given = np.float32(given)
+    given = np.concatenate([given, np.nextafter(given, np.float32(0)), given * 0, given * 1e6])
+    doubles = np.clip(given.astype(np.float64), *raster.REACH_PX)
+    steps = [np.asarray(snapping.from_float(given, rule).steps) for rule in ("coco", "center")]
+    np.testing.assert_array_equal(steps[0], np.trunc(5 * doubles + 0.5))
+    np.testing.assert_array_equal(steps[1], np.floor(256 * doubles + 0.5))
+
+
 def test_vertices_that_are_not_finite_are_unknown_in_every_precision():
     points = np.array([[[1.4, 2.0], [np.nan, 2.0], [3.0, np.inf], [-np.inf, 1e30]]])
     steps = [snapping.from_float(p, "coco").steps for p in (points, np.float32(points))]

@@ -74,6 +74,15 @@ def test_bfloat16_is_as_near_to_float64_as_torch_at_any_scale(scale):
     np.testing.assert_allclose(np.linalg.norm(ours) / size, 1.0, atol=2e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_a_lone_number_is_flattened_as_the_formula_has_it(scale):
+    for shape in ((1, 1), (3, 5), (5, 3)):
+        matrix = np.zeros(shape, np.float32)
+        matrix[0, -1] = -scale
+        flat = muon.orthogonalise(jnp.asarray(matrix), steps=5, dtype=jnp.dtype(jnp.float32))
+        np.testing.assert_allclose(flat, exact_muon.flattened(matrix), rtol=1e-5)
+
+
 def test_nothing_to_flatten_stays_nothing():
     for dtype in (jnp.float32, jnp.bfloat16):
         flat = muon.orthogonalise(jnp.zeros((3, 4, 6)), steps=5, dtype=jnp.dtype(dtype))
