@@ -154,7 +154,7 @@ def _decimals_to_fifths(
     bits = jnp.maximum(shift + exponent - 4, 0).astype(jnp.uint32)  # b
     # T 2**(t-1) modulo 5, where u = 2**-t and t = 56 - exponent: powers of 2 are 1, 2, 4, 3, 1, ..
     power = jnp.array([3, 1, 2, 4], jnp.int32)[(-exponent) & 3]
-    fifths = (tenths % 5) * power % 5  # F
+    fifths = tenths * power % 5  # F
     fine = (16 * tenths) < (16 << exponent)
     early = fine & (fifths >= 3)
     multiple = jnp.minimum(jnp.where(early, 2 * fifths - 5, 2 * fifths + 5), 10).astype(jnp.uint32)

@@ -108,15 +108,18 @@ def test_the_kernel_for_tpus_fills_float64_as_pycocotools():
         assert np.array_equal(mask, coco_mask(ring, **CANVAS)), ring.tolist()
 
 
-def test_float64_of_devices_is_snapped_as_on_the_host():
+def test_float64_is_snapped_alike_on_the_host_and_on_devices():
     given = np.stack(list(CASES.values()))
     with jax.enable_x64(True):
         traced = jax.jit(
             lambda points: [snapping.from_float(points, rule).steps for rule in ("coco", "center")],
             compiler_options=compilation.as_users(),
         )(given)
-    for steps, rule in zip(traced, ("coco", "center"), strict=True):
-        np.testing.assert_array_equal(steps, snapping.from_float(given, rule).steps)
+    doubles = np.clip(given, *raster.REACH_PX)
+    wanted = np.trunc(5 * doubles + 0.5), np.floor(256 * doubles + 0.5)
+    for steps, rule, each in zip(traced, ("coco", "center"), wanted, strict=True):
+        np.testing.assert_array_equal(steps, each)
+        np.testing.assert_array_equal(snapping.from_float(given, rule).steps, each)
 
 
 def test_float32_is_snapped_as_its_doubles():
@@ -157,8 +160,9 @@ def steps_of_decimals(whole, side, rule="coco"):
     """Returns the grid steps of fractions of sides, many at once."""
     unit = np.float32(whole) / np.float32(10**6)
     points = np.stack([unit, unit], -1)[:, None, None]
-    size = np.broadcast_to(np.asarray(side, np.int32), whole.shape)
-    return np.asarray(decimal_steps(points, np.stack([size, size], -1), rule).steps)[:, 0, 0, 0]
+    width = np.broadcast_to(np.asarray(side, np.int32), whole.shape)
+    size = np.stack([np.full_like(width, 7), width], -1)
+    return np.asarray(decimal_steps(points, size, rule).steps)[:, 0, 0, 0]
 
 
 def test_every_tie_of_six_decimals_and_any_side_falls_as_in_float64():
