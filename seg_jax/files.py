@@ -80,7 +80,7 @@ def read_text(
     *,
     most: int = MOST_TEXT_BYTES,
     expected: str = "a text file",
-    advice: str = "save it in UTF-8",
+    advice: str | None = None,
 ) -> str:
     """Returns a text in UTF-8, without the mark (BOM) that some editors put before it.
 
@@ -88,16 +88,18 @@ def read_text(
       path: of the file.
       most: bytes that it may have.
       expected: what it should be, for the message.
-      advice: what to do where it cannot be read; it ends the message.
+      advice: what to do where it cannot be read; None: to check the path, or to save it in UTF-8.
 
     Raises:
       ValueError: see `read_bytes`, or it is not in UTF-8.
     """
+    data = read_bytes(path, most=most, expected=expected, advice=advice or "check the path")
     try:
-        return read_bytes(path, most=most, expected=expected, advice=advice).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected {expected}, got other bytes at byte {error.start}; do: {advice}"
+            f"{path}: expected {expected}, got other bytes at byte {error.start}; do: "
+            f"{advice or 'save it in UTF-8'}"
         ) from None
 
 

@@ -82,7 +82,7 @@ def test_a_text_is_read_without_the_mark_before_it(tmp_path):
         ValueError, match=r"a.txt: expected a list, got other bytes at byte 2; do: "
     ):
         files.read_text(path, expected="a list")
-    with pytest.raises(ValueError, match="expected a list, got no file; do: save"):
+    with pytest.raises(ValueError, match="expected a list, got no file; do: check the path"):
         files.read_text(tmp_path / "none", expected="a list")
 
 
