@@ -329,7 +329,7 @@ def _ignored_pixels(
         return None
     ignored = np.zeros((len(groups), record.height, record.width), bool)
     for mask, which in zip(ignored, groups, strict=True):
-        for region in {*regions} - {*which}:
+        for region in sorted({*regions} - {*which}):
             mask |= bitmask.from_rle(record.rle(region))
     return ignored
 

@@ -224,7 +224,7 @@ def _renamed(record: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in {*one, *other} if key not in _FREE]
+        keys = [key for key in {**one, **other} if key not in _FREE]
         return [
             difference
             for key in keys

@@ -12,7 +12,7 @@ def byte_of() -> dict[str, int]:
 
     Printable Latin-1 stands for itself, the other 68 bytes for the characters from 256 on.
     """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
         **{chr(byte): byte for byte in printable},

@@ -146,8 +146,9 @@ class HubTensors:
         """Every tensor that the model has, as it is in the source."""
         self._names = {_hub_name(name, family.aliases): name for name in source.names()}
         wanted = {piece.name: piece.shape for piece in self.parts}
-        for name in set(family.repeated(config)) - wanted.keys():
-            self._names.pop(name, None)
+        for name in family.repeated(config):
+            if name not in wanted:
+                self._names.pop(name, None)
         _check_names(set(wanted), set(self._names), source.where)
         wrong = [
             f"{name}: expected {shape}, got {source.shape(self._names[name])}"
