@@ -30,6 +30,7 @@ PROGRAMS = {
     "predict": "outline an object of one image",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
+    "preview": "show a data set as a page: images, outlines, what was left out and why",
     "annotate": "make a data set of images without annotation, by models of others",
     "compile": "compile a configuration for TPUs or GPUs that are not here, and see if it fits",
     "benchmark": "measure a part against its peers: benchmark raster, decode, ..",
@@ -52,6 +53,7 @@ examples:
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
+  seg-jax preview data/refcoco_unc --split val
   seg-jax annotate --images web --labels names.txt --detector DIR --segmenter DIR --out data/web
   seg-jax compile configs/simpleseg/qwen25_vl_7b_sft.py --topology v5e:16x16
   seg-jax benchmark raster --json raster.json
@@ -227,6 +229,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import convert as program
         case "build":
             from seg_jax.cli import build as program
+        case "preview":
+            from seg_jax.cli import preview as program
         case "annotate":
             from seg_jax.cli import annotate as program
         case "compile":

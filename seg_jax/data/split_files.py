@@ -47,6 +47,8 @@ class _Report(schemas.Record, frozen=True):
     splits: dict[str, dict[str, int]]
     files: dict[str, _File] = msgspec.field(default_factory=dict)
     sha256_of_sizes: str | None = None
+    findings: Any = msgspec.field(default_factory=dict)
+    limits: Any = msgspec.field(default_factory=dict)
 
 
 def read_info(folder: Path) -> Info:
@@ -71,6 +73,20 @@ def _read_report(folder: Path) -> _Report | None:
         return None
     value = files.read_json(path, advice=REPAIR)
     return schemas.check(value, _Report, where=str(path), advice=REPAIR)
+
+
+def read_findings(folder: Path) -> tuple[Findings, Findings]:
+    """Returns what a build left out or changed, and what runs will pass over of what it kept.
+
+    Raises:
+      ValueError: the report of the build is damaged.
+    """
+    report, where = _read_report(folder), str(folder / record_schema.REPORT)
+    if report is None:
+        return Findings(), Findings()
+    kinds = report.findings, report.limits
+    left_out, limited = (Findings.from_json(one, where=where) for one in kinds)
+    return left_out, limited
 
 
 @dataclasses.dataclass(frozen=True)

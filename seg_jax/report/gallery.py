@@ -76,17 +76,19 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
         truth, rings = text4seg.truth(asked.sample, row.which), text4seg.polygons(row.text)
     else:
         truth, rings = asked.truth, draw(row.text, kind, (height, width)).rings_unit
-    outlines = _outlines(truth)
+    true_rings = outlines(truth)
     if kind == Kind.BOX:
         size = np.array([width, height])
         rings = [boxes.corners(ring.reshape(-1)[:4]) for ring in rings]
-        outlines = [boxes.corners(contour.box_px(truth) / np.tile(size, 2))] if truth.any() else []
+        true_rings = (
+            [boxes.corners(contour.box_px(truth) / np.tile(size, 2))] if truth.any() else []
+        )
     answer = Panel(
         "answer", rings, iou=row.iou, verdict=Verdict[row.verdict], text=row.text or "(nothing)"
     )
-    panels = [Panel("truth", outlines), answer]
+    panels = [Panel("truth", true_rings), answer]
     if asked.sample.ignored is not None and asked.sample.ignored[row.which].any():
-        panels.append(Panel("ignored", _outlines(asked.sample.ignored[row.which])))
+        panels.append(Panel("ignored", outlines(asked.sample.ignored[row.which])))
     clue = np.zeros(0) if isinstance(asked.clue, str) else np.asarray(asked.clue)
     places: Any = {clue.size: [tuple(clue.tolist())]}
     return Exhibit(
@@ -100,7 +102,7 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
     )
 
 
-def _outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
+def outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
     """Returns the outline of a mask in unit coordinates, to the pixel but without its stairs."""
     rings = (polygon.simplify(ring, _STAIRS_PX) for ring in contour.trace(mask))
     return [ring / np.array(mask.shape[::-1]) for ring in rings]

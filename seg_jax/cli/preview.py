@@ -1,0 +1,109 @@
+"""Shows a built data set as a page: images with their outlines, and what was left out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from seg_jax.data import sources, split_files
+from seg_jax.data.findings import Findings
+from seg_jax.data.sources import Built
+from seg_jax.records import Sample
+from seg_jax.report import gallery, html_page
+from seg_jax.report.exhibits import Exhibit, Panel
+from seg_jax.report.html_page import Cell
+from seg_jax.runs import console, run_folder
+
+PAGE = "preview.html"
+"""Name of the page in the folder of a data set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A look at a data set."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder of a data set that `seg-jax build` or `seg-jax annotate` made."""
+    split: str = "train"
+    """Split of the data set."""
+    images: int = 24
+    """Number of images, taken evenly from all of the split."""
+    masks: int = 4
+    """Most masks that are shown of an image."""
+    out: Path | None = None
+    """File of the page; left out: preview.html in the folder of the data set."""
+
+    def __post_init__(self):
+        if self.images < 1 or self.masks < 1:
+            raise ValueError(
+                f"preview: expected images and masks >= 1, got {self.images} images and "
+                f"{self.masks} masks; do: give 1 or more of each"
+            )
+
+
+def main(config: Config) -> int:
+    """Writes the page, says what was left out of the data, and prints the page's path."""
+    source = Built(folders=(config.data,), split=config.split, absent=True)
+    met = dict(zip(("built", "limits"), split_files.read_findings(config.data), strict=True))
+    met["read"] = Findings()
+    for _, of in source.parts():
+        of.lost_records(met["read"])
+    numbers = np.unique(np.linspace(0, len(source) - 1, config.images).astype(int)).tolist()
+    shown = tuple(
+        _exhibit(sample, config.masks)
+        for _, sample in sources.readable(source, numbers, met["read"])
+    )
+    page = html_page.Report(
+        title=f"{config.data.name}: {config.split}",
+        summary_rows=[*_rows(met)],
+        curves=None,
+        exhibits=shown,
+        versions=run_folder.versions(),
+        notes=(f"{len(shown)} of {len(source):,} images, taken evenly.",),
+    )
+    path = config.out or config.data / PAGE
+    html_page.write(path, page)
+    for findings in met.values():
+        for line in findings.lines():
+            console.say(f"warning: {line}")
+    print(path)
+    return 0
+
+
+_TOLD = {
+    "built": "left out or changed when it was built",
+    "limits": "passed over by some runs",
+    "read": "cannot be read now",
+}
+
+
+def _rows(met: dict[str, Findings]) -> Iterator[dict[str, Cell]]:
+    """Yields a row for each reason, with its first example."""
+    for when, findings in met.items():
+        for reason, one in findings.as_json().items():
+            example = next(iter(one["examples"]), "")
+            yield {"reason": reason, "when": _TOLD[when], "cases": one["count"], "first": example}
+
+
+def _exhibit(sample: Sample, most: int) -> Exhibit:
+    """Returns an image with the outline of each of its first masks, beside what they are called."""
+    panels = [
+        Panel(
+            f"mask {which + 1}",
+            gallery.outlines(mask),
+            text="\n".join([*sample.phrases[which], *sample.names[which : which + 1]]),
+        )
+        for which, mask in enumerate(sample.masks[:most])
+    ]
+    height, width = sample.image.shape[:2]
+    return Exhibit(
+        sample.image,
+        sample.key,
+        panels or [Panel("no mask", [])],
+        note=f"{width} x {height} pixels, {len(sample.masks)} masks",
+    )
