@@ -13,7 +13,8 @@ import pytest
 import small_run
 from flax import nnx
 
-from seg_jax.data import pipeline, sources
+from seg_jax.data import fitting, pipeline, sources
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
@@ -144,6 +145,7 @@ def put(patch, note):
     patch.setattr(start, "check_divisions", lambda run: None)
     patch.setattr(start, "weight_initializer", _noted_initializer(note, blank))
     patch.setattr(pipeline, "batches", batches)
+    patch.setattr(fitting, "fitting_source", lambda source, *_, **__: (source, Findings()))
     patch.setattr(loop, "run", run)
     patch.setattr(stage, "Checkpoints", checkpoints)
     patch.setattr(stage, "open_log", open_log)

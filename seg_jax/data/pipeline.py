@@ -125,6 +125,7 @@ def batches(
     rows: Literal["sft", "prompts"],
     local_rows: Sequence[int] | None = None,
     gather: Callable[[Any], list[Any]] = lambda mine: [mine],
+    left_out: Findings | None = None,
 ) -> Batches | packed_batches.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
 
@@ -143,6 +144,7 @@ def batches(
       local_rows: rows of each batch that this process reads, in order; all if None.
       gather: gives what all processes have, plain values, in each of them; packed rows and prompts
         in buckets need it.
+      left_out: what is missing from the source; the iterator's findings begin with it.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
@@ -150,7 +152,7 @@ def batches(
     if local_rows is None:
         local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
-        return packed_batches.PackedBatches(
+        drawn = packed_batches.PackedBatches(
             dataset,
             encoder,
             feed.pack,
@@ -160,11 +162,13 @@ def batches(
             workers=feed.workers,
             gather=gather,
         )
-    dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
-    if rows == "sft":
-        return Batches(dataset, feed, len(local_rows))
-    trim = functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
-    return Batches(dataset, feed, len(local_rows), finish=trim)
+    else:
+        dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
+        trim = functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
+        finish = {"finish": trim} if rows == "prompts" else {}
+        drawn = Batches(dataset, feed, len(local_rows), **finish)
+    drawn.findings.merge(left_out or Findings())
+    return drawn
 
 
 def _samples(source: Source, seed: int) -> grain.MapDataset:

@@ -53,6 +53,6 @@ def sharded_batches(
         rows=rows,
         local_rows=pipeline.local_rows(places, count),
         gather=processes.gather_from_all,
+        left_out=left_out,
     )
-    batches.findings.merge(left_out)
     return ShardedBatches(batches, lambda batch: pipeline.to_device(batch, places, rows=count))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import published_formats as formats
 import pytest
@@ -153,6 +154,19 @@ def test_a_strict_build_ends_with_its_first_finding(tmp_path, workers):
         build(strict)
 
 
+def die(task):
+    os.kill(os.getpid(), 9)
+
+
+def test_a_worker_that_dies_is_told_and_what_is_done_stays(tmp_path, monkeypatch):
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
+    with monkeypatch.context() as patch:
+        patch.setattr(record_files, "make_file", die)
+        with pytest.raises(ValueError, match=r"got one that died, .*; do: run the same command"):
+            build(asked, workers=2)
+    assert build(asked)["splits"]["train"]["records"] == 2
+
+
 def test_a_strict_build_of_good_data_is_a_build(tmp_path):
     asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
     report = build(dataclasses.replace(asked, strict=True))
@@ -215,3 +229,85 @@ def test_one_rule_turns_images_and_a_doubt_is_told(
         record, _ = record_files.build_record(upright, met := Findings())
         assert (record.height, record.width) == shape[::-1]
         assert met.counts == {}
+
+
+def coco_files(root, names, *, notes=(), categories=({"id": 1, "name": "cup"},)):
+    """Makes COCO's instances of pictures of some names, an object in each; returns the plan."""
+    images = [
+        {"id": n, "file_name": name, "height": 48, "width": 64} for n, name in enumerate(names)
+    ]
+    listed = [
+        {"id": n, "image_id": n, "category_id": 1, "segmentation": [POLYGON], "iscrowd": 0}
+        for n in range(len(names))
+    ]
+    for number, name in enumerate(names):
+        formats.image(root / "val" / name, number)
+    for note, changes in zip(listed, notes, strict=False):
+        note.update(changes)
+    data = {"images": images, "annotations": listed, "categories": list(categories)}
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(data))
+    return dataset.Plan(name="coco_instances", source=root, out=root / "out")
+
+
+NAMES = ["a/1.jpg", "b/1.jpg", "p.jpg", "p.png"]
+
+
+def test_pictures_of_one_stem_are_all_kept(tmp_path):
+    """name-1: identity is the path; the second of each pair was dropped as listed twice."""
+    asked = coco_files(tmp_path / "coco", NAMES)
+    report = build(asked)
+    assert report["findings"] == {}
+    assert [one.key for one in records(asked.out, "coco_instances", "val")] == [
+        f"val/{name}" for name in NAMES
+    ]
+    own = own_data(tmp_path / "own", pictures=NAMES)
+    assert build(own)["splits"]["train"]["records"] == 4
+    assert len({one.image for one in records(own.out, "folder", "train")}) == 4
+
+
+def test_lines_of_one_picture_are_one_image(tmp_path):
+    """line-1: a line a phrase; the later phrases were lost."""
+    asked = own_data(tmp_path, pictures=["a.jpg"])
+    line = json.loads((tmp_path / "train.jsonl").read_text())
+    more = json.loads(json.dumps(line))
+    more["phrases"][0]["text"] = "the mug"
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(more)}\n")
+    build(asked)
+    (record,) = records(asked.out, "folder", "train")
+    assert sorted(one.text for one in record.expressions) == ["cup 0", "the mug"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "categories"),
+    [
+        ({"category_id": "1"}, ({"id": 1, "name": "cup"},)),
+        ({"category_id": 7}, ({"id": 1, "name": "cup"},)),
+        ({}, ()),
+        ({}, ({"id": 1, "name": "cup"}, {"id": 1, "name": "mug"})),
+        ({}, ({"id": 1, "name": None},)),
+    ],
+)
+def test_categories_that_do_not_fit_are_told(tmp_path, changes, categories):
+    """cat-1, null-1: objects without a phrase, without a word."""
+    asked = coco_files(tmp_path, ["p0.jpg", "p1.jpg"], notes=[changes], categories=categories)
+    try:
+        report = build(asked)
+    except ValueError as error:
+        told = str(error)
+    else:
+        told = json.dumps(report["findings"])
+        phrases = [t.text for r in records(asked.out, asked.name, "val") for t in r.expressions]
+        assert {*phrases} <= {"cup", "mug"}
+    assert "categor" in told
+
+
+def test_fractions_are_not_taken_for_pixels(tmp_path):
+    """unit-1: a mask of one pixel was made of them."""
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
+    lines = [json.loads(one) for one in (tmp_path / "train.jsonl").read_text().splitlines()]
+    lines[0]["objects"][0]["segmentation"] = [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6, 0.1, 0.6]]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    report = build(asked)
+    assert report["splits"]["train"]["records"] == 1
+    assert "fraction" in json.dumps(report["findings"])

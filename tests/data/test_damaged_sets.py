@@ -3,11 +3,12 @@
 import json
 import random
 
+import numpy as np
 import published_formats as formats
 import pytest
 from built_data import build, tree
 
-from seg_jax.data import record_schema, sources, split_files
+from seg_jax.data import limits, record_schema, sources, split_files, tf_example
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built
@@ -156,3 +157,48 @@ def test_sizes_are_those_of_the_records(asked):
     path.write_bytes(path.read_bytes().replace(b"48", b"49", 1))
     with pytest.raises(ValueError, match="expected it as it was built, got other bytes"):
         split_files.SplitFiles.find(asked.out, "train").sizes()
+
+
+def hostile_features(source, **changes):
+    """Returns the bytes of a stored image with other features."""
+    features = tf_example.decode(source.split_files[0]._reader[0])
+    return tf_example.encode({**features, **changes})
+
+
+def int64(*values):
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"image/height": int64(10**12)}, "expected an image with pixels"),
+        ({"image/height": int64(-1)}, "expected an image with pixels"),
+        ({"image/height": int64()}, "expected an image that seg-jax build"),
+        ({"image": [b"no image"]}, ""),
+        ({"object/role": int64(0, 99)}, "99 is not a valid Role"),
+        ({"object/id": int64(1)}, "all that objects have"),
+        ({"object/box": np.zeros(3, np.float32)}, "cannot reshape"),
+        ({"object/counts": [b"\xff\xff", b"b'abc'"]}, ""),
+        ({"phrase/count": int64(2**62, 2**62, 2**62)}, "counts that divide a list"),
+        ({"phrase/count": int64(-1, 2, 3)}, "counts that divide a list"),
+        ({"phrase/objects": int64(0, 7)}, "counts that divide|places of 2 objects"),
+        ({"key": [b"\xff\xfe"]}, "codec can't decode"),
+        ({"objects/mask": [b"x"]}, ""),
+        ({"objects/mask": [], "objects/id": int64()}, "expected an image that seg-jax build"),
+    ],
+)
+def test_absurd_values_of_a_record_are_one_line(asked, changes, told):
+    source = Built(folders=(asked.out,))
+    data = hostile_features(source, **changes)
+    source.split_files[0].__dict__["_reader"] = [data]
+    with pytest.raises(Unfit, match=rf"record 0: expected a whole record.*{told}") as error:
+        source[0]
+    assert "\n" not in str(error.value)
+
+
+def test_more_masks_than_memory_holds_are_no_sample(asked, monkeypatch):
+    source = Built(folders=(asked.out,))
+    monkeypatch.setattr(limits, "MOST_MASK_BYTES", 48 * 64)
+    with pytest.raises(Unfit, match="expected at most 3072 pixels of all masks together"):
+        source[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import hashlib
@@ -301,7 +302,7 @@ def make_files(
       progress: is called with the number of images that are done.
 
     Raises:
-      ValueError: the build is strict, and something was left out or changed.
+      ValueError: the build is strict, and something was left out or changed; or a worker died.
       OSError: a file cannot be written, or a source cannot be read.
     """
     parts: dict[int, dict[str, Any]] = {}
@@ -316,14 +317,20 @@ def make_files(
         futures = {
             pool.submit(record_files.make_file, task): place for place, task in enumerate(tasks)
         }
-        for future in concurrent.futures.as_completed(futures):
-            place = futures[future]
-            if future.exception():  # Of several errors that of the first file is told.
-                for one in futures:
-                    one.result()
-            parts[place] = future.result()
-            done += len(tasks[place].images)
-            progress(done)
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                if future.exception():  # Of several errors that of the first file is told.
+                    for one in futures:
+                        one.result()
+                place = futures[future]
+                parts[place] = future.result()
+                done += len(tasks[place].images)
+                progress(done)
+        except concurrent.futures.process.BrokenProcessPool:
+            raise ValueError(
+                f"workers: expected {workers} of them to live, got one that died, perhaps out of "
+                "memory; do: run the same command again with fewer --workers: what is done stays"
+            ) from None
     return [parts[place] for place in range(len(tasks))]
 
 
