@@ -49,8 +49,8 @@ class Config:
 def main(config: Config) -> int:
     """Writes the page, says what was left out of the data, and prints the page's path."""
     source = Built(folders=(config.data,), split=config.split, absent=True)
-    met = dict(zip(("built", "limits"), split_files.read_findings(config.data), strict=True))
-    met["read"] = Findings()
+    built, limits = split_files.read_findings(config.data)
+    met = {"built": built, "limits": limits, "read": Findings()}
     for _, of in source.parts():
         of.lost_records(met["read"])
     numbers = np.unique(np.linspace(0, len(source) - 1, config.images).astype(int)).tolist()
