@@ -21,7 +21,12 @@ def lines(text: object) -> str:
 
 def line(text: object) -> str:
     """Returns a text as one line, as `lines` does it; ends of lines become spaces."""
-    return lines(re.sub(r"[ \t]*(?:\r\n|\r|\n)\s*", " ", str(text)))
+    # Not by one pattern: blanks before an end of a line that does not come would be counted anew
+    # from each of them.
+    first, *rest = re.split(r"[\r\n]+", str(text))
+    if rest:
+        first = " ".join(part.strip(" \t") for part in (first, *rest))
+    return lines(first)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """Texts from outside, as a terminal shows them."""
 
 import json
+import time
 import unicodedata
 
 from seg_jax import escapes
@@ -42,3 +43,11 @@ def test_json_is_printable_and_the_same_value():
     assert json.loads(escapes.to_json(value, indent=2)) == value
     assert escapes.to_json(value).isprintable()
     assert escapes.to_json(value).isascii()
+
+
+def test_long_texts_cost_what_their_length_does():
+    """A million blanks were looked through from each of them."""
+    begin = time.process_time()
+    for text in (" " * 1_000_000, "\n " * 500_000, "\x1b" * 1_000_000, "a" * 1_000_000):
+        assert escapes.line(text).isprintable()
+    assert time.process_time() - begin < 10

@@ -151,7 +151,7 @@ def test_an_endpoint_that_refuses(run, endpoint, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     models = ["--detector", tmp_path / "dino", "--segmenter", tmp_path / "sam"]
-    words = ["--images", images, "--prompts", EVIL, *models, "--describer", endpoint]
+    words = ["--images", images, "--prompts", "cup", *models, "--describer", endpoint]
     status, printed, errors = run("annotate", *words, "--out", tmp_path / "out")
     assert (status, printed) == (1, "")
     assert "status 401" in errors
