@@ -18,8 +18,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
+import os
 import re
 import struct
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +59,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Those whose readers neither run another program (EPS) nor open other files."""
 STORED = ("JPEG", "PNG")
 """Formats that a built data set holds."""
+
+# What it logs of a damaged file, `Unreadable` says.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 _BAND_PIXELS = 1 << 22
 """Pixels that are converted at once: what a conversion takes beside the image stays small."""
@@ -282,6 +288,8 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
                 _check_size(image, data, where)
                 if image.format == "PPM":  # Some of its decoders read each pixel.
                     file.left += MAX_SLOW_PIXELS
+                if image.format == "TIFF":
+                    stack.enter_context(_silence())
                 yield image
         except Unreadable:
             raise
@@ -330,6 +338,24 @@ def _check_size(image: Image.Image, data: bytes, where: str) -> None:
     most = MAX_SLOW_PIXELS if slow else most
     if width * height > most:
         raise _too_large(where, f"{width} x {height}", most, " of this kind")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what libtiff says of a damaged file off the terminal: `Unreadable` says it."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # There is no terminal to keep it off.
+        yield
+        return
+    try:
+        sys.stderr.flush()
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _CountedReads(io.BytesIO):

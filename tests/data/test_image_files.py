@@ -460,6 +460,18 @@ def test_masks_have_one_channel(tmp_path):
         image_files.read_mask(data, where="here")
 
 
+def test_decoders_say_nothing_beside_the_error(tmp_path, capfd):
+    """Libtiff would print lines of its own about a damaged file."""
+    path = saved(
+        tmp_path / "a.tiff", Image.fromarray(scene(40, 40)), compression="tiff_adobe_deflate"
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes(200) + data[300:])
+    complaint(path)
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_tiff_of_countless_tiles_is_refused(tmp_path, order, wide):
