@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
+import io
 import json
 import math
+import os
+import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from seg_jax import files
+from seg_jax import files, schemas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,13 @@ class Board:
             )
 
 
+class _Line(schemas.Record, frozen=True, kw_only=True):
+    """A record of the log, as far as it says whose it is."""
+
+    stage: str
+    step: int
+
+
 class Log:
     """Appends numbers to `metrics.jsonl` and to TensorBoard files in a folder."""
 
@@ -44,20 +55,23 @@ class Log:
         board_folder = folder / "tensorboard"
         board_folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        _drop_torn_line(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = _open_lines(self._path)
+        self._drop_torn_line()
         self._board = EventsWriter(str(board_folder / "events"))
         self._wandb = _wandb_run(folder, board) if board.wandb else None
         self._start = time.monotonic()
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Appends the values of a step of a stage; numbers that are not finite become null."""
+        """Appends the values of a step of a stage; numbers that are not finite become null.
+
+        Raises:
+          OSError: the disk is full, for example; no half of a line is left.
+        """
         numbers = {name: float(value) for name, value in values.items()}
         clean = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         seconds = round(time.monotonic() - self._start, 3)
         record = {"stage": stage, "step": step, "seconds": seconds, **clean}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._append(f"{json.dumps(record)}\n".encode())
         self._board.write_event(_event(stage, step, numbers))
         self._board.flush()
         if self._wandb is not None:
@@ -66,15 +80,53 @@ class Log:
             self._wandb.log(named | {f"{stage}/step": step})
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Removes a stage's records beyond a step: a resumed run will write them again."""
-        self._file.close()
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record["stage"] != stage or record["step"] <= step:
-                kept.append(line + "\n")
-        files.write_text(self._path, "".join(kept))
-        self._file = self._path.open("a", encoding="utf-8")
+        """Removes a stage's records beyond a step: a resumed run will write them again.
+
+        What is no record stays. Where they are the last ones, the file is cut in its place, so that
+        who follows or writes it goes on.
+        """
+        with self._alone():
+            lines = _all_bytes(self._file).splitlines(keepends=True)
+            kept = [line for line in lines if not _is_beyond(line, stage, step)]
+            if lines[: len(kept)] == kept:
+                self._file.truncate(sum(map(len, kept)))
+                return
+            files.write_bytes(self._path, b"".join(kept))
+
+    def _append(self, line: bytes) -> None:
+        with self._alone():
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                if (written := self._file.write(line)) != len(line):
+                    self._file.write(line[written:])  # Says why there was no room for it.
+            except OSError as error:
+                self._file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+    def _drop_torn_line(self) -> None:
+        """Removes a last line without a line end, as a killed process leaves it."""
+        with self._alone():
+            data = _all_bytes(self._file)
+            if data and not data.endswith(b"\n"):
+                self._file.truncate(data.rfind(b"\n") + 1)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other writers of the file out, and finds the file if one has replaced it."""
+        while True:
+            file = self._file
+            with contextlib.suppress(OSError):  # Its file system knows no locks.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    break
+            file.close()
+            self._file = _open_lines(self._path)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Flushes and closes all files, even if one of them finds a full disk."""
@@ -126,15 +178,31 @@ def _wandb_run(folder: Path, board: Board) -> Any:
     known = folder / "wandb" / "id"
     if not known.exists():
         known.parent.mkdir(exist_ok=True)
-        known.write_text(secrets.token_hex(8), encoding="utf-8")
-    name = known.read_text(encoding="utf-8")
+        files.write_text(known, secrets.token_hex(8))
+    name = files.read_text(known, most=1000, advice="remove it to begin another run there")
+    if not re.fullmatch(r"[\w-]{1,64}", name.strip()):
+        raise ValueError(
+            f"{known}: expected the name of a run at Weights & Biases, got "
+            f"{schemas.short_repr(name)}; do: remove it to begin another run there"
+        )
+    name = name.strip()
     return wandb.init(project=board.project, id=name, resume="allow", dir=folder)
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Removes a last line without a line end, as a killed process leaves it."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+def _open_lines(path: Path) -> io.FileIO:
+    """Opens a file whose writes reach the system at once, at its end."""
+    return cast(io.FileIO, path.open("a+b", buffering=0))
+
+
+def _all_bytes(file: io.FileIO) -> bytes:
+    file.seek(0)
+    return file.readall()
+
+
+def _is_beyond(line: bytes, stage: str, step: int) -> bool:
+    """Returns whether a line is a record of a stage beyond a step."""
+    try:
+        record = schemas.check(json.loads(line), _Line, where="line")
+    except (ValueError, RecursionError):
+        return False
+    return record.stage == stage and record.step > step

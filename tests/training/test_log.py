@@ -86,6 +86,59 @@ def test_a_resumed_stage_forgets_only_its_own_records_beyond_its_checkpoint(tmp_
     assert not (tmp_path / "metrics.tmp").exists()
 
 
+def test_a_second_writer_loses_no_line_to_one_that_forgets(tmp_path):
+    """lock-1: where no lock keeps a second run away, its lines stay."""
+    with Log(tmp_path) as one, Log(tmp_path) as other:
+        for step in (1, 2, 3):
+            one.write("sft", step, {"loss": 1.0})
+        following = (tmp_path / "metrics.jsonl").open()
+        other.forget_after("sft", 1)
+        one.write("sft", 2, {"loss": 2.0})
+        other.write("gspo", 1, {"loss": 3.0})
+        assert len(following.readlines()) == 3, "the file is cut in its place, not replaced"
+        # Records between others cannot be cut: the file is replaced, and found again.
+        other.forget_after("sft", 1)
+        one.write("sft", 2, {"loss": 4.0})
+    found = [(one["stage"], one["step"], one["loss"]) for one in records(tmp_path)]
+    assert found == [("sft", 1, 1), ("gspo", 1, 3), ("sft", 2, 4)]
+
+
+@pytest.mark.parametrize("line", ["no json", "[]", "3", '{"stage": 3}', "[" * 100_000, "\udce9"])
+def test_what_is_no_record_stays_in_the_log_and_breaks_nothing(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    with Log(tmp_path) as log:
+        log.write("sft", 1, {"loss": 1.0})
+    strange = f"{line}\n".encode(errors="surrogateescape")
+    path.write_bytes(path.read_bytes() + strange)
+    with Log(tmp_path) as log:
+        log.write("sft", 2, {"loss": 1.0})
+        log.forget_after("sft", 1)
+    assert path.read_bytes().splitlines(keepends=True)[1:] == [strange]
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_half_line(tmp_path, monkeypatch):
+    with Log(tmp_path) as log:
+        log.write("sft", 1, {"loss": 1.0})
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+
+        class Full:
+            def __init__(self, file):
+                self.file = file
+
+            def write(self, data):
+                if len(data) < 10:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return self.file.write(data[:-5])
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+        monkeypatch.setattr(log, "_file", Full(log._file))
+        with pytest.raises(OSError, match=r"No space left.*metrics.jsonl"):
+            log.write("sft", 2, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
 class FakeWandb(types.ModuleType):
     """As much of Weights & Biases as the log calls."""
 
@@ -122,6 +175,15 @@ def test_weights_and_biases_gets_the_numbers_and_a_resumed_run_is_the_same(tmp_p
     assert (first["project"], first["resume"], first["dir"]) == ("shapes", "allow", tmp_path)
     with Log(tmp_path / "other", board):
         assert fake.begun[2]["id"] != first["id"]
+
+
+def test_a_name_of_a_run_that_is_none_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
+    (tmp_path / "wandb").mkdir()
+    for text in ("../other", "", "x" * 2000, "a\nb"):
+        (tmp_path / "wandb" / "id").write_text(text)
+        with pytest.raises(ValueError, match=r"wandb.id: expected .*; do: remove it"):
+            Log(tmp_path, Board(wandb=True))
 
 
 def test_it_is_asked_for_only_where_it_is_wanted_and_missed_in_one_line(tmp_path, monkeypatch):
