@@ -7,15 +7,19 @@ people, who could write others.
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import xxhash
 from msgspec import Meta
 
-from seg_jax import schemas
+from seg_jax import files, schemas
+
+FILE = "checksums.json"
+"""In a folder: size and checksum of its other files."""
 
 _BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -32,9 +36,10 @@ Sums = dict[schemas.FileName, Sum]
 """Those of files by their paths in a folder, with slashes."""
 
 
-def of_bytes(data: bytes) -> str:
-    """Returns the checksum of bytes as 32 digits."""
-    return xxhash.xxh3_128_hexdigest(data)
+class _List(schemas.Record, frozen=True, kw_only=True):
+    files: Sums
+    own: str
+    """Checksum of the list itself."""
 
 
 def of_file(path: Path) -> Sum:
@@ -63,9 +68,34 @@ def of_files(folder: Path, names: Iterable[str]) -> Sums:
         return dict(zip(names, pool.map(lambda name: of_file(folder / name), names), strict=True))
 
 
-def plain(sums: Sums) -> dict[str, dict[str, int | str]]:
-    """Returns checksums as values that JSON knows."""
-    return {name: {"bytes": one.bytes, "xxh3": one.xxh3} for name, one in sorted(sums.items())}
+def write(path: Path, sums: Sums) -> None:
+    """Writes a list of checksums.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    plain = {name: {"bytes": one.bytes, "xxh3": one.xxh3} for name, one in sorted(sums.items())}
+    files.write_json(path, {"files": plain, "own": _own(sums)})
+
+
+def read(path: Path) -> Sums:
+    """Returns a list of checksums.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    advice = "fetch or save the folder again"
+    found = schemas.check(files.read_json(path, advice=advice), _List, where=str(path))
+    if found.own != _own(found.files):
+        raise ValueError(
+            f"{path}: expected what its own checksum is of, got other contents; do: {advice}"
+        )
+    return found.files
+
+
+def _own(sums: Sums) -> str:
+    plain = [[name, one.bytes, one.xxh3] for name, one in sorted(sums.items())]
+    return xxhash.xxh3_128_hexdigest(json.dumps(plain).encode())
 
 
 def files_of(folder: Path) -> list[str]:
@@ -107,5 +137,29 @@ def find_damage(
         return f"{error.filename}: cannot be read ({error.strerror})"
     for name in sorted(mine):
         if found[name] != sums[name]:
-            return f"{name}: expected other contents, its checksum differs"
+            return f"{name}: its checksum differs"
     return None
+
+
+def check_folder(
+    folder: Path, chosen: Callable[[str], bool], *, share: tuple[int, int] = (0, 1)
+) -> None:
+    """Compares files of a folder with its list of checksums, if it has one.
+
+    Args:
+      folder: perhaps with such a list.
+      chosen: of a path in it, whether to compare that file.
+      share: as in `find_damage`.
+
+    Raises:
+      ValueError: a file is damaged, or the list is.
+    """
+    if not (folder / FILE).exists():
+        return
+    sums = {name: one for name, one in read(folder / FILE).items() if chosen(name)}
+    if damage := find_damage(folder, sums, share=share):
+        name, _, reason = damage.partition(": ")
+        raise ValueError(
+            f"{folder / name}: expected it as it was saved, got another one ({reason}); do: copy "
+            f"the folder again, or remove its {FILE} if you have changed the file yourself"
+        )

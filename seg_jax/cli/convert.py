@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from seg_jax import files, locks
+from seg_jax import checksums, files, locks, schemas
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
@@ -63,6 +63,7 @@ def main(config: Config) -> int:
             f"{source}: expected another folder to write, got the source; do: choose another DEST"
         )
     model = _open(source, config)
+    checksums.check_folder(source, lambda name: True)
     for warning in departures(source, model.config):
         console.say(f"warning: {warning}")
     with _Partial(config, source) as partial:
@@ -307,10 +308,13 @@ class _Partial:
     def _resume(self, lines: list[Any]) -> None:
         if lines[:1] == [self._fingerprint]:
             for line in lines[1:]:
-                written = safetensors.Written(**line)
-                path = self.folder / written.name
-                same = path.exists() and path.stat().st_size == written.nbytes
-                if same and safetensors.checksum(path) == written.sha256:
+                try:
+                    written = safetensors.Written(**schemas.check(line, dict, where=JOURNAL))
+                    one = checksums.Sum(bytes=written.nbytes, xxh3=written.xxh3)
+                    same = checksums.find_damage(self.folder, {written.name: one}) is None
+                except (TypeError, ValueError):  # No line of ours.
+                    continue
+                if same:
                     self._whole[written.name] = written
             if self._whole:
                 console.say(f"{self.folder}: {len(self._whole)} whole files are kept")
@@ -341,7 +345,13 @@ class _Partial:
         self._note(written._asdict())
 
     def publish(self) -> None:
-        """Makes the folder DEST."""
+        """Makes the folder DEST, with checksums of its files."""
+        known = {
+            one.name: checksums.Sum(bytes=one.nbytes, xxh3=one.xxh3) for one in self._whole.values()
+        }
+        rest = {*checksums.files_of(self.folder)} - known.keys()
+        sums = known | checksums.of_files(self.folder, rest)
+        checksums.write(self.folder / checksums.FILE, sums)
         self.folder.replace(self.dest)
         (self.dest / JOURNAL).unlink()
 

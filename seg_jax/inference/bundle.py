@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from seg_jax import files
+from seg_jax import checksums, files
 from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout, Native
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
@@ -133,6 +133,7 @@ def blank(
     _check_fit(config, tokenizer, layout, folder)
     graph, shapes = nnx.split(weights.blank(config, compute or Compute()))
     ends = _ends(folder, config.text.vocab_size)
+    checksums.check_folder(folder, lambda name: not weights.is_of_weights(name))
     return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
 
 
@@ -175,6 +176,7 @@ def describe(
         none and nothing says how images are cut.
     """
     path = folder / MANIFEST
+    families.check_no_adapter(folder)
     if path.exists():
         layout, task = _manifest(path, task_kind)
         if visual_tokens is not None and visual_tokens != (

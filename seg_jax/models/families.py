@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from seg_jax import files
+from seg_jax import checksums, files
 from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
@@ -51,6 +51,7 @@ def read(folder: Path) -> Any:
     Raises:
       ValueError: no `config.json`, of no known family, or of a model that its port cannot be.
     """
+    check_no_adapter(folder)
     path = folder / "config.json"
     hub = files.read_json_object(path)
     try:
@@ -62,7 +63,7 @@ def read(folder: Path) -> Any:
                     "belongs to the weights"
                 )
         return family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
-    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = str(error).removeprefix("config.json: ")
         if "; do: " in reason:
             raise ValueError(f"{path}: {reason}") from error
@@ -70,6 +71,17 @@ def read(folder: Path) -> Any:
             f"{path}: expected the sizes of a model of type {hub.get('model_type')!r}, got "
             f"{type(error).__name__}: {error}; do: copy the file that belongs to the weights"
         ) from error
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raises ValueError where a folder holds an adapter (LoRA), alone or beside a model."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder}: expected the weights of a model, got {name}, an adapter (LoRA) that "
+                "changes another one; do: merge it into its model first (peft's merge_and_unload, "
+                "then save_pretrained), or remove it to take the model without it"
+            )
 
 
 def find(model_type: object) -> Family:
@@ -156,7 +168,7 @@ def companions(folder: Path) -> list[Path]:
         for path in sorted(folder.iterdir())
         if path.is_file()
         and (path.suffix in _COMPANIONS or path.name.startswith("LICENSE"))
-        and path.name != "config.json"
+        and path.name not in ("config.json", checksums.FILE)
         and not path.name.endswith(".index.json")
     ]
 

@@ -7,30 +7,19 @@ that Orbax writes at the very end are added once the save is known to be over.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from seg_jax import checksums, files, schemas
+from seg_jax import checksums, files
 
-FILE = "checksums.json"
-"""In the folder of a step: size and checksum of every other file in it."""
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """End of the name of what Orbax has not finished."""
 _METADATA = "_CHECKPOINT_METADATA"
 _LATE = (_METADATA, "commit_success.txt")
 """Files that Orbax writes after the list."""
-_ADVICE = "start over with --anew"
-
-
-class _List(schemas.Record, frozen=True, kw_only=True):
-    files: checksums.Sums
-    own: str
-    """Checksum of the list itself."""
 
 
 class Seal:
@@ -57,7 +46,7 @@ class Seal:
                 sums = checksums.of_files(unfinished, names)
                 # By the names that they will have: the parts of a step are unfinished folders too.
                 sums = {name.replace(_UNFINISHED, ""): one for name, one in sums.items()}
-                _write(unfinished / f"{FILE}.{index}", sums)
+                checksums.write(unfinished / f"{checksums.FILE}.{index}", sums)
             wait(key=key, timeout_ms=timeout_ms)
 
         return wait_for_all
@@ -66,22 +55,23 @@ class Seal:
         """Writes the list into the unfinished folder of the step, on the first process."""
         unfinished = self._unfinished()
         known: checksums.Sums = {}
-        for part in sorted(unfinished.glob(f"{FILE}.*")):
-            known |= _read(part)
+        for part in sorted(unfinished.glob(f"{checksums.FILE}.*")):
+            known |= checksums.read(part)
             part.unlink()
         names = {name for name in checksums.files_of(unfinished) if name not in _LATE}
         known = {name: one for name, one in known.items() if name in names}
         rest = checksums.of_files(unfinished, names - known.keys())
-        _write(unfinished / FILE, known | rest)
+        checksums.write(unfinished / checksums.FILE, known | rest)
 
     def end(self) -> None:
         """Adds the files that were written after the list; the save is over."""
         step, self._step = self._step, None
         if step is None or jax.process_index():
             return
-        folder = self._folder / str(step)
-        if (folder / FILE).exists():
-            _write(folder / FILE, _read(folder / FILE) | checksums.of_files(folder, _LATE))
+        path = self._folder / str(step) / checksums.FILE
+        if path.exists():
+            late = checksums.of_files(path.parent, _LATE)
+            checksums.write(path, checksums.read(path) | late)
 
     def _unfinished(self) -> Path:
         """Returns the folder in which the step is being written."""
@@ -94,13 +84,13 @@ def find_damage(folder: Path) -> str:
     Every process reads its share of the bytes. A checkpoint of an older version has no list, and
     nothing is found.
     """
-    if not (folder / FILE).exists():
-        return f"{FILE}: expected a file, got none" if _promises_list(folder) else ""
+    if not (folder / checksums.FILE).exists():
+        return f"{checksums.FILE}: expected a file, got none" if _promises_list(folder) else ""
     try:
-        sums = _read(folder / FILE)
+        sums = checksums.read(folder / checksums.FILE)
     except ValueError as error:
         return str(error).removeprefix(f"{folder}/").partition("; do: ")[0]
-    there = {name for name in checksums.files_of(folder) if name != FILE}
+    there = {name for name in checksums.files_of(folder) if name != checksums.FILE}
     unsealed = {*_LATE} - sums.keys()  # A save that was killed in its last moment.
     if strange := sorted(there - sums.keys() - unsealed):
         return f"{strange[0]}: expected no such file"
@@ -118,28 +108,3 @@ def _promises_list(folder: Path) -> bool:
         return False
     custom = found.get("custom_metadata")
     return isinstance(custom, dict) and "checksums" in custom
-
-
-def _write(path: Path, sums: checksums.Sums) -> None:
-    plain = checksums.plain(sums)
-    files.write_json(path, {"files": plain, "own": _own(plain)})
-
-
-def _read(path: Path) -> checksums.Sums:
-    """Returns a list.
-
-    Raises:
-      ValueError: it is damaged.
-    """
-    found = schemas.check(
-        files.read_json(path, advice=_ADVICE), _List, where=path.name, advice=_ADVICE
-    )
-    if found.own != _own(checksums.plain(found.files)):
-        raise ValueError(
-            f"{path.name}: expected what its own checksum is of, got other contents; do: {_ADVICE}"
-        )
-    return found.files
-
-
-def _own(plain: dict[str, Any]) -> str:
-    return checksums.of_bytes(json.dumps(plain, sort_keys=True).encode())

@@ -16,7 +16,7 @@ import msgspec
 import orbax.checkpoint as ocp
 from msgspec import Meta
 
-from seg_jax import files, schemas
+from seg_jax import checksums, files, schemas
 from seg_jax.models.io import orbax_params
 from seg_jax.training import checkpoint_seal, processes
 from seg_jax.training.state import State
@@ -93,7 +93,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave(iterator.get_state()),
                     record=ocp.args.JsonSave(record | {_SCORE: score}),
                 ),
-                custom_metadata={"checksums": checkpoint_seal.FILE},
+                custom_metadata={"checksums": checksums.FILE},
             )
 
     def restore(
@@ -120,7 +120,7 @@ class Checkpoints:
             if found is None:
                 damaged[step] = reason
                 continue
-            if not (self._folder / str(step) / checkpoint_seal.FILE).exists():
+            if not (self._folder / str(step) / checksums.FILE).exists():
                 warn(
                     f"{self._folder / str(step)}: has no checksums, as older versions of seg-jax "
                     "save it; taken as it is"

@@ -22,6 +22,7 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from seg_jax import checksums
 from seg_jax.cli import convert, main
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.io import safetensors, weights
@@ -77,8 +78,9 @@ def raw(folder) -> dict[str, tuple]:
 
 
 def others(folder) -> dict[str, bytes]:
-    """Returns the contents of the files beside the weights."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if ".safetensors" not in p.name}
+    """Returns the contents of the files beside the weights and the checksums."""
+    names = [path.name for path in folder.iterdir() if path.name != checksums.FILE]
+    return {name: (folder / name).read_bytes() for name in names if ".safetensors" not in name}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +157,7 @@ def test_another_dtype(sources, run, tmp_path):
     assert run("convert", tmp_path / "o", tmp_path / "back")[0] == 0
     assert raw(tmp_path / "back") == after
     # A trace of float32 among bfloat16 is not lost.
+    (tmp_path / "rough" / checksums.FILE).unlink()
     file = tmp_path / "rough" / "model.safetensors"
     tensors = load_file(file)
     name = "language_model.model.norm.weight"

@@ -105,7 +105,7 @@ def test_a_file_that_does_not_belong_is_told_but_for_hidden_ones(folder):
 
 def as_older_versions_save(step):
     """Takes away from a checkpoint what they do not write."""
-    (step / checkpoint_seal.FILE).unlink()
+    (step / checksums.FILE).unlink()
     path = step / "_CHECKPOINT_METADATA"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
 
@@ -155,7 +155,7 @@ def test_where_all_are_damaged_one_line_says_so_and_nothing_is_lost(folder):
         restored(folder)
     assert str(refused.value).startswith(
         f"{folder / '2'}: expected a whole checkpoint of this run, got a damaged or another one "
-        "(state/_METADATA: expected other contents, its checksum differs), and none before it is"
+        "(state/_METADATA: its checksum differs), and none before it is"
     )
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
@@ -197,18 +197,18 @@ def test_what_is_no_step_is_left_alone(folder):
 
 
 def test_the_list_names_every_file(saved):
-    listed = json.loads((saved / "2" / checkpoint_seal.FILE).read_text())["files"]
+    listed = json.loads((saved / "2" / checksums.FILE).read_text())["files"]
     there = checksums.files_of(saved / "2")
-    assert sorted([*listed, checkpoint_seal.FILE]) == there
+    assert sorted([*listed, checksums.FILE]) == there
     assert {"_CHECKPOINT_METADATA", "commit_success.txt"} < set(listed)
 
 
 def test_a_save_that_was_killed_before_the_last_two_files_were_listed_is_whole(folder):
-    path = folder / "2" / checkpoint_seal.FILE
-    sums = checkpoint_seal._read(path)
+    path = folder / "2" / checksums.FILE
+    sums = checksums.read(path)
     for name in checkpoint_seal._LATE:
         del sums[name]
-    checkpoint_seal._write(path, sums)
+    checksums.write(path, sums)
     assert not restored(folder)[2]
     (folder / "2" / "commit_success.txt").unlink()
     assert "commit_success.txt: expected a file, got none" in restored(folder)[2][0]
@@ -252,7 +252,7 @@ def test_each_process_reads_what_it_wrote_and_the_first_one_the_rest(tmp_path, m
         found.append(checkpoint_seal.find_damage(tmp_path / "5"))
     assert sorted(found) == [
         "",
-        "state/ocdbt.process_1/d/ab: expected other contents, its checksum differs",
+        "state/ocdbt.process_1/d/ab: its checksum differs",
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seg_jax import files
+from seg_jax import checksums, files
 from seg_jax.models import families
 from seg_jax.models.io import weights
 
@@ -41,6 +41,8 @@ def write(model: Any, folder: Path, *, source: Path | None = None) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that takes the place of another when all in it is written.
 
+    It gets checksums of its files.
+
     Raises:
       OSError: the folder cannot be written; what was there before stays.
     """
@@ -50,6 +52,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        names = checksums.files_of(temporary)
+        checksums.write(temporary / checksums.FILE, checksums.of_files(temporary, names))
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)

@@ -6,10 +6,10 @@ header with dtype, shape and place of each tensor, then the tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from seg_jax import files
@@ -30,6 +31,8 @@ WHOLE = "model.safetensors"
 MOST_INDEX_BYTES = 64 << 20
 """The largest index that is read; those of the largest models have ten million bytes."""
 
+BUFFER = re.compile(r"(^|\.)(inv_freq|original_inv_freq|position_ids|cos_cached|sin_cached)$")
+"""Names of tensors that are computed and no weights; transformers passes over them too."""
 _KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {kind: code for code, kind in _KINDS.items()}
 
@@ -163,12 +166,17 @@ def _indexed(folder: Path) -> dict[str, Place]:
 
 def _header(path: Path) -> dict[str, Place]:
     """Returns what a whole file holds, or says in one line what is wrong with it."""
+    if path.exists() and not path.is_file():  # A pipe would be waited for.
+        raise ValueError(
+            f"{path}: expected a safetensors file, got a folder or a pipe; do: fetch it again"
+        )
     try:
         with safe_open(path, framework="numpy"):  # The library checks every offset.
             pass
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            text = file.read(length)
+        header = files.parse_json(text, where=str(path))
     except FileNotFoundError:
         raise ValueError(
             f"{path}: expected a file named by the index, got none; do: fetch it"
@@ -181,12 +189,12 @@ def _header(path: Path) -> dict[str, Place]:
     header.pop("__metadata__", None)
     places = {}
     for name, entry in header.items():
-        if entry["dtype"] not in _KINDS:
+        if entry["dtype"] not in _KINDS and not BUFFER.search(name):
             raise ValueError(
                 f"{path}: {name}: expected one of {', '.join(_KINDS)}, got {entry['dtype']}; "
                 "do: fetch weights that are not quantised"
             )
-        dtype = np.dtype(jnp.dtype(_KINDS[entry["dtype"]]))
+        dtype = np.dtype(jnp.dtype(_KINDS.get(entry["dtype"], "uint8")))
         places[name] = Place(
             path, dtype, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
         )
@@ -223,7 +231,7 @@ class Written(NamedTuple):
 
     name: str
     nbytes: int
-    sha256: str
+    xxh3: str
 
 
 def plan(entries: Iterable[Entry]) -> list[File]:
@@ -252,7 +260,7 @@ def write(file: File, folder: Path, pieces: Callable[[str], Iterator[np.ndarray]
       folder: where it goes.
       pieces: yields the rows of a tensor, in its dtype, in pieces of any size.
     """
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     path = folder / file.name
     with path.open("wb") as out:
         head = _written_header(file)
@@ -276,12 +284,6 @@ def write_index(parts: Sequence[File], folder: Path) -> None:
     named = {entry.name: file.name for file in parts for entry in file.entries}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
     files.write_json(folder / INDEX, index)
-
-
-def checksum(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _aligned(entries: Sequence[Entry]) -> tuple[Entry, ...]:

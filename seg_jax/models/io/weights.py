@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from seg_jax import files
+from seg_jax import checksums, files
 from seg_jax.models import families
 from seg_jax.models.io import orbax_params, safetensors
 from seg_jax.models.nn.compute import Compute
@@ -80,8 +80,28 @@ def load(
     folder = Path(source)
     config = config or families.read(folder)
     if (folder / orbax_params.FOLDER).is_dir():
-        return _restore(config, compute, folder, on=on)
-    return _assemble(config, compute, safetensors.open_folder(folder), on=on)
+        model = _restore(config, compute, folder, on=on)
+    else:
+        model = _assemble(config, compute, safetensors.open_folder(folder), on=on)
+    check_files(folder)  # Last: what is wrong in a way of its own is told in its own words.
+    return model
+
+
+def check_files(folder: Path) -> None:
+    """Compares the weights of a folder with its checksums, if it has any.
+
+    Of several processes each reads its share of the bytes; where one finds damage, all end.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
+    share = (jax.process_index(), jax.process_count())
+    checksums.check_folder(folder, is_of_weights, share=share)
+
+
+def is_of_weights(name: str) -> bool:
+    """Returns whether a file of a model's folder holds weights."""
+    return name.endswith(".safetensors") or name.startswith(f"{orbax_params.FOLDER}/")
 
 
 def save(model: Any, folder: str | Path) -> None:
@@ -144,11 +164,21 @@ class HubTensors:
         self.parts = tensor_parts(config)
         self.entries: dict[str, safetensors.Entry] = {}
         """Every tensor that the model has, as it is in the source."""
-        self._names = {_hub_name(name, family.aliases): name for name in source.names()}
+        self._names: dict[str, str] = {}
         wanted = {piece.name: piece.shape for piece in self.parts}
+        for name in source.names():
+            hub_name = _hub_name(name, family.aliases)
+            if safetensors.BUFFER.search(hub_name) and hub_name not in wanted:
+                continue
+            if (other := self._names.setdefault(hub_name, name)) != name:
+                raise ValueError(
+                    f"{source.where}expected each tensor once, got {other} and {name}, which are "
+                    "the same; do: remove the one that is wrong"
+                )
         for name in family.repeated(config):
-            if name not in wanted:
-                self._names.pop(name, None)
+            if name in self._names and name not in wanted:
+                self._check_repeats(name, family.names["embed/embedding"])
+                del self._names[name]
         _check_names(set(wanted), set(self._names), source.where)
         wrong = [
             f"{name}: expected {shape}, got {source.shape(self._names[name])}"
@@ -159,6 +189,24 @@ class HubTensors:
             raise ValueError(source.where + _several("shapes", wrong) + "; do: check config.json")
         for name, shape in wanted.items():
             self.entries[name] = safetensors.Entry(name, source.dtype(self._names[name]), shape)
+
+    def _check_repeats(self, name: str, embedding: str) -> None:
+        """Raises ValueError unless tied weights repeat the embedding."""
+        source, theirs, known = self.source, self._names[name], self._names.get(embedding)
+        if known is None:
+            return  # It is missed in a moment.
+        shape = source.shape(theirs)
+        same = shape == source.shape(known) and all(
+            np.array_equal(*(_rows(source, one, begin) for one in (theirs, known)), equal_nan=True)
+            for begin in range(0, shape[0], _ROWS)
+        )
+        if not same:
+            raise ValueError(
+                f"{source.where}{name}: expected the values of {embedding}, to which "
+                "tie_word_embeddings in config.json ties it, got others; do: set "
+                "tie_word_embeddings to false to keep it, as transformers does, or remove the "
+                "tensor"
+            )
 
     def blocks(
         self, name: str, begin: int = 0, end: int | None = None
@@ -319,9 +367,25 @@ def _copy_rows(
             out[span] = block[(slice(None), *rest)]
 
 
+_ROWS = 4096
+"""Rows of two tensors that are compared at once."""
+
+
+def _rows(source: safetensors.Arrays, name: str, begin: int) -> np.ndarray:
+    """Returns some rows of a matrix in float32."""
+    end = min(begin + _ROWS, source.shape(name)[0])
+    blocks = [block for _, block in source.blocks(name, begin, end)]
+    return np.concatenate(blocks).astype(np.float32)
+
+
 def _check_names(wanted: set[str], got: set[str], where: str) -> None:
     """Refuses missing and surplus names, each with the nearest name on the other side."""
     missing, surplus = sorted(wanted - got), sorted(got - wanted)
+    if adapter := [name for name in surplus if re.search(r"(^|\.)lora_|^base_model\.", name)]:
+        raise ValueError(
+            f"{where}expected the weights of a model, got those of an adapter (LoRA), as "
+            f"{adapter[0]}; do: merge it into its model first (peft's merge_and_unload)"
+        )
     lines = []
     if missing:
         lines.append(
