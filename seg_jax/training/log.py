@@ -58,7 +58,12 @@ class Log:
         self._file = _open_lines(self._path)
         self._drop_torn_line()
         self._board = EventsWriter(str(board_folder / "events"))
-        self._wandb = _wandb_run(folder, board) if board.wandb else None
+        try:
+            self._wandb = _wandb_run(folder, board) if board.wandb else None
+        except BaseException:
+            self._file.close()
+            self._board.close()
+            raise
         self._start = time.monotonic()
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:

@@ -172,8 +172,8 @@ class HubTensors:
                 continue
             if (other := self._names.setdefault(hub_name, name)) != name:
                 raise ValueError(
-                    f"{source.where}expected each tensor once, got {other} and {name}, which are "
-                    "the same; do: remove the one that is wrong"
+                    f"{source.where}{name}: expected each tensor once, got it as {other} too; do: "
+                    "remove the one that is wrong"
                 )
         for name in family.repeated(config):
             if name in self._names and name not in wanted:
@@ -383,8 +383,8 @@ def _check_names(wanted: set[str], got: set[str], where: str) -> None:
     missing, surplus = sorted(wanted - got), sorted(got - wanted)
     if adapter := [name for name in surplus if re.search(r"(^|\.)lora_|^base_model\.", name)]:
         raise ValueError(
-            f"{where}expected the weights of a model, got those of an adapter (LoRA), as "
-            f"{adapter[0]}; do: merge it into its model first (peft's merge_and_unload)"
+            f"{where}{adapter[0]}: expected the weights of a model, got those of an adapter "
+            "(LoRA); do: merge it into its model first (peft's merge_and_unload)"
         )
     lines = []
     if missing:
