@@ -185,6 +185,7 @@ def test_a_tokenizer_json_beside_it_is_read_first(moonshots, whole, tmp_path):
         (lambda lines: [*lines[:-1], lines[-1][:5]], r"in line \d+ of tiktoken.model, got"),
         (lambda lines: [], "expected a rank for each of the 256 bytes"),
         (lambda lines: ["\ufffd" * 9], "in line 1 of tiktoken.model"),
+        (lambda lines: [*lines, "YWJj" * 9999 + f" {len(lines)}"], "tokens of at most 1000 bytes"),
     ],
 )
 def test_damaged_tables_give_one_clear_error(moonshots, tmp_path, change, word):
@@ -210,6 +211,8 @@ def test_damaged_tables_give_one_clear_error(moonshots, tmp_path, change, word):
         ({"added_tokens_decoder": {"2147483647": {"content": "y"}}}, "special tokens of different"),
         ({"added_tokens_decoder": {}}, r"expected the token '\[PAD\]' in the vocabulary"),
         ({"num_reserved_special_tokens": "many"}, "expected added_tokens_decoder with"),
+        ({"num_reserved_special_tokens": float("inf")}, "expected added_tokens_decoder with"),
+        ({"num_reserved_special_tokens": 10**12}, "special tokens of different"),
         ({"pad_token": None}, r"expected pad_token in tokenizer_config\.json, got none"),
     ],
 )

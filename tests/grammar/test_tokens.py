@@ -276,6 +276,24 @@ def test_a_pattern_without_end_is_one_line(single, capfd):
         found.encode("x" * 60)
 
 
+def test_a_decoder_without_end_is_one_line(single):
+    """Answers are joined as texts are cut: by patterns of the file."""
+    join = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": ""}
+    found = described_anew(single[0], decoder={"type": "Sequence", "decoders": [FUSE, join]})
+    with pytest.raises(ValueError, match=r"expected to join \d+ tokens, got .*; do: check the dec"):
+        found.decode(found.encode("x" * 60))
+
+
+FUSE = {"type": "Fuse"}
+
+
+def test_a_token_as_long_as_a_book_is_refused(single):
+    model = json.loads((single[0] / tokens.TOKENS).read_text())["model"]
+    model["vocab"]["a" * 10_001] = len(model["vocab"])
+    with pytest.raises(ValueError, match="tokens of at most 10000 characters, got one of 10001"):
+        described_anew(single[0], model=model)
+
+
 def test_a_file_that_is_too_large_or_no_file_is_not_read(single, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match=r"tokenizer\.json: .* got \d+ bytes, more than 10; do:"):

@@ -13,6 +13,8 @@ from seg_jax.grammar.tokenizer import byte_level
 FILE = "tiktoken.model"
 CLASSES = ("TikTokenTokenizer", "TikTokenV3")
 """What Moonshot's tokenizers call themselves (`tokenizer_class`), and those made from them."""
+MOST_TOKEN = 1000
+"""Bytes of a token, which is looked through for its parts at every place; known ones have 128."""
 RESERVED = 256
 """Ids after the last rank that are special tokens, named or not."""
 
@@ -114,6 +116,11 @@ def _ranks(table: str) -> dict[bytes, int]:
             f"tiktoken_bpe: expected ranks from 0 on without gaps in {FILE}, got {len(ranks)} "
             "tokens of others; do: fetch the file again"
         )
+    if (longest := max(map(len, ranks), default=0)) > MOST_TOKEN:
+        raise ValueError(
+            f"tiktoken_bpe: expected tokens of at most {MOST_TOKEN} bytes in {FILE}, got one of "
+            f"{longest}; do: fetch the file again"
+        )
     if lost := sum(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError(
             f"tiktoken_bpe: expected a rank for each of the 256 bytes in {FILE}, got none for "
@@ -140,7 +147,7 @@ def _special_tokens(base: int, config: Mapping[str, Any]) -> list[dict[str, Any]
     try:
         named = {int(number): token["content"] for number, token in found.items()}
         end = max([base + int(reserved), *(number + 1 for number in named)])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             "tiktoken_bpe: expected added_tokens_decoder with the content of each token, got "
             f"{error!r}; do: copy the tokenizer_config.json that belongs to the tokenizer"

@@ -6,10 +6,11 @@ Axes here: `J` tokens that share a soft target.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,8 @@ class Tokenizer:
             whole = json.loads(definition)
             growth.check(whole)
             self._decoder = json.dumps(whole.get("decoder"))
-            self._backend, self._plain = (Backend.from_str(definition) for _ in range(2))
+            with _panic_as_error():
+                self._backend, self._plain = (Backend.from_str(definition) for _ in range(2))
         except Exception as error:
             raise ValueError(
                 f"tokenizer: expected a tokenizer.json of the tokenizers library, got {error!r}; "
@@ -108,7 +110,13 @@ class Tokenizer:
             token.content: number for number, token in self._added.items() if token.special
         }
         """Ids of the special tokens by their text."""
-        numbers = {*self._backend.get_vocab().values(), *self._added}
+        vocab = self._backend.get_vocab()
+        if (longest := max(map(len, vocab), default=0)) > MOST_TOKEN:
+            raise ValueError(
+                f"tokenizer: expected tokens of at most {MOST_TOKEN} characters, got one of "
+                f"{longest}; do: check tokenizer.json, it looks damaged"
+            )
+        numbers = {*vocab.values(), *self._added}
         self.vocab_size: int = max(numbers, default=-1) + 1
         """One more than the highest id; a model's table may be larger."""
         if self.vocab_size > 2 * len(numbers) + 10_000:
@@ -188,19 +196,29 @@ class Tokenizer:
         """
         backend = self._backend if special else self._plain
         try:
-            return backend.encode(_without_surrogates(text), add_special_tokens=False).ids
-        except BaseException as error:
-            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-                raise ValueError(
-                    f"tokenizer: expected to cut a text of {len(text)} characters, got "
-                    f"{schemas.short_repr(str(error))}; do: check the patterns of tokenizer.json"
-                ) from None
-            raise
+            with _panic_as_error():
+                return backend.encode(_without_surrogates(text), add_special_tokens=False).ids
+        except Exception as error:
+            raise ValueError(
+                f"tokenizer: expected to cut a text of {len(text)} characters, got "
+                f"{schemas.short_repr(str(error))}; do: check the patterns of tokenizer.json"
+            ) from None
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
-        """Returns the text of the ids, without special tokens unless `special`."""
+        """Returns the text of the ids, without special tokens unless `special`.
+
+        Raises:
+          ValueError: a pattern of the file's decoder takes too long on it.
+        """
         known = [int(token) for token in ids if 0 <= token < self.vocab_size]
-        return self._backend.decode(known, skip_special_tokens=not special)
+        try:
+            with _panic_as_error():
+                return self._backend.decode(known, skip_special_tokens=not special)
+        except Exception as error:
+            raise ValueError(
+                f"tokenizer: expected to join {len(known)} tokens, got "
+                f"{schemas.short_repr(str(error))}; do: check the decoder of tokenizer.json"
+            ) from None
 
     @functools.cached_property
     def pieces(self) -> list[bytes | None]:
@@ -249,7 +267,7 @@ class Tokenizer:
     def _break_special_names(self, message: Mapping[str, Any]) -> dict[str, Any]:
         def clean(text: str) -> str:
             for name in self.special:
-                if name in text:
+                if name and name in text:
                     text = text.replace(name, f"{name[:1]} {name[1:]}")
             return text
 
@@ -275,6 +293,19 @@ _ADVICE = (
 )
 
 
+@contextlib.contextmanager
+def _panic_as_error() -> Iterator[None]:
+    """Raises what the library stops with (a pattern that takes too long) as an ordinary error."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
+
+
+MOST_TOKEN = 10_000
+"""Characters of a token; the longest that are known have some hundred."""
 MOST_BYTES = 128 << 20
 """Size of a file of a tokenizer; the largest that are known have some 35 MB."""
 
