@@ -441,7 +441,7 @@ def _rle(columns: Bool[np.ndarray, "W H"], compressed: bool) -> dict[str, Any]:
 def _columns(rle: Mapping[str, Any]) -> Bool[np.ndarray, "W H"]:
     """Returns the mask of run lengths, column by column."""
     lengths = run_lengths(rle)
-    height, width = rle["size"]
+    height, width = _size(rle)
     return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height)
 
 

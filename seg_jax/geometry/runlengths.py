@@ -71,12 +71,13 @@ def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict
     """
     every = []
     for rle in rles:
-        if [*rle.get("size", ())] != [height, width]:
+        runs = bitmask.run_lengths(rle)
+        if [*rle["size"]] != [height, width]:
             raise ValueError(
                 "runlengths.merge: expected masks of the image's size, got "
                 f"{rle.get('size')} beside {height}x{width}; do: give those of one image"
             )
-        every.append(_odd_places(np.cumsum(bitmask.run_lengths(rle)), height * width))
+        every.append(_odd_places(np.cumsum(runs), height * width))
     return _to_rle(_union_ends(every), height, width)
 
 

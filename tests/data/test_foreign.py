@@ -19,6 +19,7 @@ FOLDERS = {
     "records": (["train/train.tfrecord"], "records of another program"),
     "shards": (["a-train.tfrecord-00000-of-00002"], "records of another program"),
     "keypoints": (["annotations/person_keypoints_val.json"], "COCO without outlines"),
+    "results": (["instances_val2014_fakesegm100_results.json"], "results of a detector"),
     "stuff": (["annotations/stuff_val.json"], "stuff of COCO"),
     "built": (["dataset_info.json", "a-train.array_record-00000-of-00001"], "a data set that is"),
     "archive": (["train2017.zip"], "an archive"),

@@ -82,3 +82,12 @@ def test_a_wrong_polygon_is_told(wrong):
 def test_masks_of_other_images_are_told():
     with pytest.raises(ValueError, match="the image's size, got .* beside 3x4"):
         runlengths.merge([{"size": [4, 3], "counts": [12]}], height=3, width=4)
+
+
+@pytest.mark.parametrize("size", [None, 5, [-2, -2], "22", {}, [2**40, 2**40]])
+@pytest.mark.parametrize("counts", [[4], None, "é"])
+def test_run_lengths_of_anything_are_one_line(size, counts):
+    """top-1: sizes that are no pair of integers, and counts of another kind."""
+    for read in (runlengths.area, lambda rle: runlengths.merge([rle], height=2, width=2)):
+        with pytest.raises(ValueError, match="expected .*, got .*; do: "):
+            read({"size": size, "counts": counts})

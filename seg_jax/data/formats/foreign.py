@@ -26,6 +26,7 @@ _SIGNS = (
         "COCO as Roboflow writes it",
         _COCO.format("instances", "coco_instances"),
     ),
+    (r"(^|/)[^/]*_results\.json$", "results of a detector", "get instances_SPLIT.json of COCO"),
     (
         r"(^|/)g?refs\([^/]*\)\.(p|json)$",
         "references of the refer family",

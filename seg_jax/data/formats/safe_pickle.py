@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files
+
 MOST_BYTES = 2**28
 """Most bytes of a file: the largest published one has 40 million; each makes at most one value."""
 
@@ -33,19 +35,16 @@ def load(path: Path) -> Any:
     Texts of Python 2 are read as Latin-1, as everybody reads these files.
 
     Raises:
-      ValueError: the file holds anything else, is broken, or is larger than `MOST_BYTES`.
-      OSError: the file cannot be read.
+      ValueError: the file cannot be read, holds anything else, is broken, or is larger than
+        `MOST_BYTES`.
     """
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"{path}: expected a pickle of at most {MOST_BYTES} bytes, got {size}"
-            "; do: get the file from where it was published"
-        )
+    advice = "get the file from where it was published"
+    expected = f"a pickle of at most {MOST_BYTES} bytes"
+    data = files.read_bytes(path, most=MOST_BYTES, expected=expected, advice=advice)
     try:
-        return loads(path.read_bytes())
+        return loads(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; do: get the file from where it was published") from None
+        raise ValueError(f"{path}: {error}; do: {advice}") from None
 
 
 def loads(data: bytes) -> Any:
