@@ -71,7 +71,7 @@ def main(config: Config) -> int:
     for findings in met.values():
         for line in findings.lines():
             console.say(f"warning: {line}")
-    print(path)
+    console.tell(path)
     return 0
 
 

@@ -35,7 +35,7 @@ def render(template: str, **variables: Any) -> str:
     """Returns the text of a Jinja template with variables that JSON can hold.
 
     The first call starts a process, `template_worker.py`, which goes on until this one ends: that
-    takes some 0.15 s, a text 0.1 ms. Threads take turns at it; a process that was forked or
+    is some 0.1 s of work, a text 0.1 ms. Threads take turns at it; a process that was forked or
     spawned has one of its own.
 
     Raises:
