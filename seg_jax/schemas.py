@@ -51,7 +51,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(
     value: Any,
-    kind: type[Value] | types.GenericAlias,
+    kind: type[Value] | types.GenericAlias | types.UnionType,
     *,
     where: str,
     advice: str = "correct the annotation",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seg_jax import checksums, files
+from seg_jax.models.facts import hub_config
 from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.facts.image_layout import ImageLayout
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
@@ -62,7 +63,16 @@ def read(folder: Path) -> Any:
                     f"{name}: expected an object, got {part!r:.40}; do: copy the file that "
                     "belongs to the weights"
                 )
-        return family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
+        for part in (hub, *(part for part in hub.values() if isinstance(part, dict))):
+            tie = part.get("tie_word_embeddings")
+            if not isinstance(tie, bool | None):
+                raise ValueError(
+                    f"tie_word_embeddings: expected true or false, got {tie!r:.40}; do: copy the "
+                    "file that belongs to the weights"
+                )
+        config = family.with_preprocessor(family.config.from_hf(hub), preprocessor(folder))
+        hub_config.check_sizes(config, "config")
+        return config
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         reason = str(error).removeprefix("config.json: ")
         if "; do: " in reason:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from seg_jax import checksums
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
+from seg_jax.models.facts import hub_config
 from seg_jax.models.io import model_folder, safetensors, weights
 
 WHOLE = safetensors.WHOLE
@@ -122,6 +125,101 @@ def test_a_tensor_under_two_names_is_refused(folder):
     name = "model.norm.weight"
     change(folder, {"model.language_model.norm.weight": load_file(folder / WHOLE)[name] + 1})
     assert "norm.weight: expected each tensor once, got it as model." in fails(folder)
+
+
+# config.json.
+
+SIZES = {
+    "qwen2_5_vl": ("text_config", "vision_config"),
+    "qwen3_vl": ("text_config", "vision_config"),
+    "kimi_vl": ("text_config", "vision_config"),
+}
+
+
+def refusal(folder):
+    """Returns the line on a config that is refused, or None."""
+    try:
+        families.read(folder)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_value_of_a_config_that_makes_no_sense_is_one_line_at_once(kind, tmp_path):
+    folder = tiny_folders.make(kind, tmp_path)
+    path = folder / "config.json"
+    whole = path.read_text()
+    known, told = families.read(folder), 0
+    for part in SIZES[kind]:
+        ours = getattr(known, part.removesuffix("_config"))
+        for name in json.loads(whole)[part].keys() & {field.name for field in fields(ours)}:
+            for value in ("64", [], {}, True, -1, 1e400, 10**9 * 10, [10**12], None):
+                hub = json.loads(whole)
+                before, hub[part][name] = hub[part][name], value
+                if value is None or type(value) is type(before) is bool:
+                    continue
+                path.write_text(json.dumps(hub))
+                line = refusal(folder)
+                told += line is not None
+                assert line is None or line.startswith(f"{path}: ")
+                assert line is None or line.count("; do: ") == 1
+                assert line is not None or not isinstance(value, str), (part, name, value)
+    assert told > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_hidden_layers", 10**9), ("head_dim", 0), ("hidden_size", 10**12)]
+)
+def test_absurd_sizes_are_refused_before_anything_is_made_of_them(tmp_path, name, value):
+    folder = tiny_folders.make("qwen3_vl", tmp_path)
+    path = folder / "config.json"
+    hub = json.loads(path.read_text())
+    hub["text_config"][name] = value
+    path.write_text(json.dumps(hub))
+    assert f"{path}: text.{name}: expected" in fails(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Stands for a part of a model's config, whose types nothing checks in the tests either."""
+
+    depth: int = 3
+    rate: float = 1.0
+    parts: tuple[int, int] = (1, 2)
+    tie: bool = False
+    a_token_id: int | None = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("depth", "3", "int, got '3'"),
+        ("depth", True, "int, got True"),
+        ("depth", 1001, "at most 1000, got 1001"),
+        ("depth", 0, "a positive number, got 0"),
+        ("rate", math.nan, "a positive number, got nan"),
+        ("rate", math.inf, "a positive number, got inf"),
+        ("rate", None, "float, got None"),
+        ("parts", (1,), ""),
+        ("parts", ("a", "b"), "int, got"),
+        ("tie", "no", "bool, got 'no'"),
+        ("a_token_id", -1, "a positive number, got -1"),
+        ("a_token_id", 2**31, "at most 2147483647, got 2147483648"),
+    ],
+)
+def test_sizes_have_types_and_bounds(name, value, expected):
+    hub_config.check_sizes(Sizes(), "text")
+    hub_config.check_sizes(Sizes(a_token_id=None, rate=2), "text")
+    with pytest.raises(ValueError, match=rf"^text.{name}.*: expected {expected}.*; do: "):
+        hub_config.check_sizes(Sizes(**{name: value}), "text")
+
+
+@pytest.mark.parametrize("value", ["no", 1, [], {"a": 1}])
+def test_a_tie_that_is_neither_true_nor_false_is_refused(folder, value):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": value}))
+    assert "tie_word_embeddings: expected true or false, got" in fails(folder)
 
 
 # Hostile files.

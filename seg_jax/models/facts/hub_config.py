@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from seg_jax import schemas
 
 
 def check_model_type(hub: Mapping[str, Any], expected: str) -> None:
@@ -78,28 +82,46 @@ def with_pixel_statistics(config: Any, preprocessor: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **found))
 
 
+_MOST = {"num_hidden_layers": 1000, "depth": 1000, "n_routed_experts": 1024}
+"""Largest counts of what has names of its own in a file; other sizes have 31 bits."""
+
+
 def check_sizes(config: Any, room: str) -> None:
-    """Raises ValueError where a number of a model's configuration is not positive.
+    """Raises ValueError where a value of a model's configuration is of another type or size.
 
     Args:
-      config: a dataclass; ids of tokens in it may be 0.
+      config: a dataclass; those in it check themselves, and ids of tokens may be 0.
       room: where it stands in the configuration of the model, for the message.
     """
+    kinds = _field_types(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        is_size = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_size and not field.name.endswith("token_id") and not 0 < value < math.inf:
+        value, where = getattr(config, field.name), f"{room}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            continue
+        schemas.check(value, kinds[field.name], where=where, advice="give such a value")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        most = _MOST.get(field.name, 2**31 - 1)
+        least_is_zero = field.name.endswith("token_id")
+        if not (value > 0 or (least_is_zero and value == 0)) or math.isinf(value):
             raise ValueError(
-                f"{room}.{field.name}: expected a positive number, got {value}"
-                "; do: give a size above 0"
+                f"{where}: expected a positive number, got {value}; do: give a size above 0"
             )
+        if value > most:
+            raise ValueError(f"{where}: expected at most {most}, got {value}; do: give fewer")
+
+
+@functools.cache
+def _field_types(kind: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass."""
+    return typing.get_type_hints(kind)
 
 
 def _three(values: Any) -> tuple[float, ...]:
     out = tuple(float(value) for value in values)
-    if len(out) != 3:
+    if len(out) != 3 or not all(map(math.isfinite, out)):
         raise ValueError(
-            f"preprocessor_config.json: expected three channels, got {out}"
+            f"preprocessor_config.json: expected finite numbers for three channels, got {out}"
             "; do: copy the file that belongs to the weights"
         )
     return out
