@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-import hashlib
 import itertools
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from seg_jax import files, schemas
+from seg_jax import checksums, files, schemas
 from seg_jax.data import record_schema
 from seg_jax.data.findings import Findings
 from seg_jax.data.record_schema import Record, Size
@@ -46,7 +45,7 @@ class _File(schemas.Record, frozen=True):
 class _Report(schemas.Record, frozen=True):
     splits: dict[str, dict[str, int]]
     files: dict[str, _File] = msgspec.field(default_factory=dict)
-    sha256_of_sizes: str | None = None
+    xxh3_of_sizes: str | None = None
     findings: Any = msgspec.field(default_factory=dict)
     limits: Any = msgspec.field(default_factory=dict)
 
@@ -102,7 +101,7 @@ class SplitFiles:
     """The split's counts in the build's report; none for a data set of TFDS."""
     bytes: tuple[int | None, ...]
     """Bytes that each file had when it was built; None where that is not known."""
-    sizes_sha256: str | None
+    sizes_xxh3: str | None
 
     @classmethod
     def find(cls, folder: Path, split: str) -> SplitFiles:
@@ -137,7 +136,7 @@ class SplitFiles:
             lengths=lengths,
             counts={} if report is None else report.splits.get(split, {}),
             bytes=tuple(known[name].size if name in known else None for name in names),
-            sizes_sha256=None if report is None else report.sha256_of_sizes,
+            sizes_xxh3=None if report is None else report.xxh3_of_sizes,
         )
 
     def __len__(self) -> int:
@@ -174,10 +173,10 @@ class SplitFiles:
           ValueError: the file that holds them is damaged.
         """
         path = self.folder / record_schema.SIZES
-        if self.sizes_sha256 is None or not path.exists():
+        if self.sizes_xxh3 is None or not path.exists():
             return None
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.sizes_sha256:
+        if checksums.of_bytes(data) != self.sizes_xxh3:
             raise ValueError(f"{path}: expected it as it was built, got other bytes; do: {REPAIR}")
         value = files.read_json(path, advice=REPAIR)
         kind = dict[str, list[tuple[_Count, _Count, _Count, _Count]]]

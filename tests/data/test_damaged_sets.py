@@ -9,7 +9,7 @@ import pytest
 from built_data import build, tree
 
 from seg_jax.data import limits, record_schema, sources, split_files, tf_example
-from seg_jax.data.build import dataset, record_files
+from seg_jax.data.build import claims, dataset, record_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built
 from seg_jax.tasks.task import Unfit
@@ -91,7 +91,7 @@ def test_a_missing_or_cut_file_costs_its_records_and_is_repaired(asked, damage):
         lambda part: part | {"images": 7},
         lambda part: part | {"records": -3},
         lambda part: part | {"findings": {"x": {"count": "many"}}},
-        lambda part: part | {"sha256": "0" * 64},
+        lambda part: part | {"xxh3": "0" * 32},
     ],
 )
 def test_a_hostile_part_file_is_not_believed(asked, part):
@@ -101,6 +101,18 @@ def test_a_hostile_part_file_is_not_believed(asked, part):
     path.write_text(text)
     build(asked)
     assert tree(asked.out) == whole
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "[" * 100_000, "\0"])
+def test_a_hostile_claim_is_one_line(asked, text):
+    (asked.out / claims.CLAIM).write_text(text)
+    with pytest.raises(
+        ValueError, match="expected .*, got .*; do: replace it with --anew"
+    ) as error:
+        build(asked)
+    assert "\n" not in str(error.value)
+    with dataset.claim_build(asked, anew=True):
+        assert not [*asked.out.glob("*.array_record-*")]
 
 
 INFO = "dataset_info.json"

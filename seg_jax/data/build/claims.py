@@ -14,6 +14,7 @@ from seg_jax.data.build.record_files import UNFINISHED
 
 CLAIM = ".claim.json"
 """File of a folder that describes the result that it is for."""
+_ADVICE = "replace it with --anew, or choose another --out"
 
 
 @contextlib.contextmanager
@@ -40,11 +41,11 @@ def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[N
             )
         if claim.exists() and anew:
             _remove_all(others)
-        elif claim.exists() and (had := files.read_json(claim)) != wanted:
+        elif claim.exists() and (had := files.read_json_object(claim, advice=_ADVICE)) != wanted:
             differing = sorted(name for name in wanted if had.get(name) != wanted[name])
             raise ValueError(
                 f"{out}: expected the same build as before, got another "
-                f"{', '.join(differing)}; do: replace it with --anew, or choose another --out"
+                f"{', '.join(differing)}; do: {_ADVICE}"
             )
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         files.write_bytes(

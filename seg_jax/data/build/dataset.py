@@ -7,7 +7,6 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from seg_jax import files
+from seg_jax import checksums, files
 from seg_jax.data import record_schema
 from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, leaks, record_files
@@ -364,7 +363,7 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         split: [size for part in some for size in part["sizes"]] for split, some in by_split.items()
     }
     made = {
-        task.file_path.name: {name: part[name] for name in ("records", "size", "sha256")}
+        task.file_path.name: {name: part[name] for name in ("records", "size", "xxh3")}
         for task, part in zip(planned.tasks, parts, strict=True)
     }
     sizes_text = json.dumps(sizes) + "\n"
@@ -374,8 +373,8 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         "limits": limited.as_json(),
         "images_repeated": _count_repeated(by_split),
         "files": made,
-        "sha256": _sha256(json.dumps(made, sort_keys=True)),
-        "sha256_of_sizes": _sha256(sizes_text),
+        "xxh3": checksums.of_bytes(json.dumps(made, sort_keys=True).encode()),
+        "xxh3_of_sizes": checksums.of_bytes(sizes_text.encode()),
     }
     info = record_schema.info_json(plan.name, f"{plan.name} as seg-jax builds it.", lengths)
     aside = plan.out / record_files.UNFINISHED
@@ -389,10 +388,6 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         files.write_bytes(plan.out / name, text.encode(), aside=aside)
     shutil.rmtree(aside, ignore_errors=True)
     return report
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sum_counts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from seg_jax import files, schemas
+from seg_jax import checksums, files, schemas
 from seg_jax.data import findings, image_files, limits, record_schema
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats.annotations import AnnotatedImage, AnnotatedObject, Polygons, Role
@@ -78,7 +78,7 @@ class _Part(schemas.Record, frozen=True):
     """What a part's file must hold to be believed; another build may have left it, or a disk."""
 
     digest: str
-    sha256: str
+    xxh3: str
     size: int
     split: str
     records: Annotated[int, Meta(ge=0)]
@@ -102,7 +102,7 @@ def read_part(task: Task) -> dict[str, Any] | None:
         for name in ("findings", "limits"):
             Findings.from_json(part[name])
         same = part["digest"] == task.digest and part["size"] == task.file_path.stat().st_size
-        return part if same and part["sha256"] == _sha256(task.file_path) else None
+        return part if same and part["xxh3"] == checksums.of_file(task.file_path).xxh3 else None
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -127,8 +127,8 @@ def make_file(task: Task) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         part = _write_records(task, unfinished)
-        size, sha256 = unfinished.stat().st_size, _sha256(unfinished)
-        part |= {"digest": task.digest, "size": size, "sha256": sha256}
+        whole = checksums.of_file(unfinished)
+        part |= {"digest": task.digest, "size": whole.bytes, "xxh3": whole.xxh3}
         files.move_synced(unfinished, task.file_path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -137,11 +137,6 @@ def make_file(task: Task) -> dict[str, Any]:
         task.part_path, json.dumps(part, sort_keys=True).encode(), aside=unfinished.parent
     )
     return part
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_strict(task: Task, met: Findings) -> None:
