@@ -42,6 +42,11 @@ class _List(schemas.Record, frozen=True, kw_only=True):
     """Checksum of the list itself."""
 
 
+def of_bytes(data: bytes) -> str:
+    """Returns the checksum of bytes as 32 digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def of_file(path: Path) -> Sum:
     """Returns size and checksum of a file.
 
@@ -95,7 +100,7 @@ def read(path: Path) -> Sums:
 
 def _own(sums: Sums) -> str:
     plain = [[name, one.bytes, one.xxh3] for name, one in sorted(sums.items())]
-    return xxhash.xxh3_128_hexdigest(json.dumps(plain).encode())
+    return of_bytes(json.dumps(plain).encode())
 
 
 def files_of(folder: Path) -> list[str]:
