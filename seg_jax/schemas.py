@@ -77,6 +77,12 @@ def check(
         invalid = Invalid(message)
         invalid.reason = reason
         raise invalid from None
+    except UnicodeEncodeError:  # msgspec's, of a text where something else is expected.
+        invalid = Invalid(
+            f"{where}: expected texts without lone surrogates, got one with some; do: {advice}"
+        )
+        invalid.reason = "expected texts without lone surrogates"
+        raise invalid from None
     except RecursionError:
         raise Invalid(
             f"{where}: expected a value of a few levels, got one too deep to read; do: {advice}"

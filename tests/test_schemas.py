@@ -109,6 +109,12 @@ def test_what_does_not_hold_is_told_with_its_place(value, message):
     assert (str(again), again.reason) == (message, caught.value.reason)
 
 
+@pytest.mark.parametrize("value", ["x\ud800", {"parts": ["x\ud800"]}])
+def test_a_lone_surrogate_where_no_text_is_expected_is_told(value):
+    with pytest.raises(schemas.Invalid, match="a: expected texts without lone surrogates, got one"):
+        schemas.check(value, Whole, where="a")
+
+
 class Tree(schemas.Record, frozen=True):
     below: tuple["Tree", ...] = ()
 
