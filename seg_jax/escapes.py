@@ -13,6 +13,9 @@ _STEERING = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
+MOST_SHOWN = 2000
+"""Characters of an error that are printed: names and values from outside may be of any length."""
+
 
 def lines(text: object) -> str:
     r"""Returns a text as a terminal shows it, its lines kept, with `\x1b` for an escape."""
@@ -27,6 +30,19 @@ def line(text: object) -> str:
     if rest:
         first = " ".join(part.strip(" \t") for part in (first, *rest))
     return lines(first)
+
+
+def brief(text: object) -> str:
+    """Returns a text as one line of at most `MOST_SHOWN` characters; its middle is left out.
+
+    An error begins with the place and ends with what to do.
+    """
+    whole = line(text)
+    if len(whole) <= MOST_SHOWN:
+        return whole
+    end = MOST_SHOWN // 4
+    begin = MOST_SHOWN - end - len(note := f" [{len(whole)} characters in all] ")
+    return f"{whole[:begin]}{note}{whole[-end:]}"
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if line is None or os.environ.get("SEG_JAX_TRACEBACK") == "1":
             sys.stderr.write(escapes.lines(traceback.format_exc()))
         else:
-            print(escapes.line(f"{_command(name)}: {line}"), file=sys.stderr)
+            print(escapes.brief(f"{_command(name)}: {line}"), file=sys.stderr)
         if processes := sys.modules.get("seg_jax.training.processes"):
             processes.leave(status)
     return status

@@ -168,11 +168,13 @@ def decode(data: bytes) -> Record:
     features = tf_example.decode(data)
     try:
         record = (_decode_ref_coco if "objects/mask" in features else _decode_own)(features)
-    except (LookupError, TypeError, OverflowError) as error:
+    except image_files.Unreadable:
+        raise
+    except (AttributeError, LookupError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(
             "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
-            f"({error!r})"
-            "; do: build the data set anew"
+            f"({type(error).__name__}: {schemas.short_repr(str(error))}); do: build the data set "
+            "anew"
         ) from None
     _check_record(record)
     return record
@@ -191,6 +193,11 @@ def _check_record(record: Record) -> None:
             0 < pixels <= image_files.MAX_PIXELS,
         ),
         (f"{objects} of all that objects have", "others", {*map(len, parts)} <= {objects}),
+        (
+            "boxes of finite pixels",
+            "others",
+            bool((np.abs(record.boxes_px) <= image_files.MAX_PIXELS).all()),
+        ),
         (f"places of {objects} objects", "others", all(0 <= one < objects for one in places)),
     ):
         if not holds:
@@ -313,7 +320,7 @@ def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
     image = _bytes(features["image"])[0]
     header = image_files.read_header(image, where=where, formats=image_files.STORED)
     height, width = header.height, header.width
-    # TFDS's boxes are ymin, xmin, ymax, xmax as fractions.
+    # TFDS's boxes are ymin, xmin, ymax, xmax as fractions; absurd ones would overflow.
     box = np.asarray(features["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
     return Record(
         key=str(number),
@@ -328,7 +335,7 @@ def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
         roles=(Role.OBJECT,) * len(masks),
         counts=tuple(bitmask.to_rle(mask)["counts"] for mask in masks),
         areas=tuple(int(mask.sum()) for mask in masks),
-        boxes_px=box * np.array([width, height] * 2, np.float32),
+        boxes_px=box.clip(-9, 9) * np.array([width, height] * 2, np.float32),
         expressions=tuple(expressions),
     )
 

@@ -114,7 +114,7 @@ class SplitFiles:
         if info.fileFormat != record_schema.FILE_FORMAT:
             raise ValueError(
                 f"{folder}: expected files in {record_schema.FILE_FORMAT}, got "
-                f"{info.fileFormat}; do: tfds build --file_format=array_record"
+                f"{schemas.short_repr(info.fileFormat)}; do: tfds build --file_format=array_record"
             )
         splits = {one.name: one for one in info.splits}
         if split not in splits:

@@ -43,7 +43,7 @@ def decode(data: bytes) -> dict[str, Value]:
     """
     try:
         return dict(_features(memoryview(data)))
-    except (IndexError, KeyError, UnicodeDecodeError) as error:
+    except (LookupError, ValueError) as error:
         raise ValueError(
             f"record: expected the bytes of an Example, got others ({error!r}); do: build the "
             "data set "

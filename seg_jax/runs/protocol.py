@@ -7,9 +7,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from seg_jax import files
+from msgspec import Meta
+
+from seg_jax import files, schemas
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.evaluation.referring import judging, protocols, scoring, tables
@@ -149,20 +151,36 @@ def write(
     console.say(f"{folder}: {', '.join(FILES)}")
 
 
+class _Interval(schemas.Record, frozen=True):
+    """A number with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class _Summary(schemas.Record, frozen=True):
+    """What tables need of an evaluation beside its numbers."""
+
+    model: schemas.Text
+    split: schemas.Text
+    protocol: protocols.Name
+    questions: Annotated[int, Meta(ge=0, le=2**53)]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """Returns the numbers of another evaluation.
 
     Raises:
       ValueError: the folder holds none of a protocol.
     """
-    path = folder / SUMMARY
-    summary = files.read_json(path) if path.exists() else None
-    needed = {"model", "split", "protocol", "questions"}
-    if not isinstance(summary, dict) or not needed <= summary.keys():
-        raise ValueError(
-            f"{folder}: expected the folder of an evaluation, got no {SUMMARY} of one; do: give "
-            "what was --out beside --protocol"
-        )
+    path, advice = folder / SUMMARY, "give what was --out beside --protocol"
+    summary = files.read_json_object(path, advice=advice)
+    known = schemas.check(summary, _Summary, where=str(path), advice=advice)
+    for name in protocols.PROTOCOLS[known.protocol].metrics:
+        mean = summary.get(name, "nothing")
+        if mean is not None:  # As where no question is of the kind that is counted.
+            schemas.check(mean, _Interval, where=f"{path}, {name}", advice=advice)
     return summary
 
 

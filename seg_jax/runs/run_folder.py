@@ -211,7 +211,10 @@ def _check_same(record: Path, wanted: dict[str, Any]) -> None:
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of a run with the options of earlier versions by their names of today."""
-    layout, task = dict(record.get("layout") or {}), dict(record.get("task") or {})
+    layout, task = record.get("layout"), record.get("task")
+    if not (layout and task and isinstance(layout, dict) and isinstance(task, dict)):
+        return record
+    layout, task = dict(layout), dict(task)
     if "window_cells" in layout:
         layout["window_tokens"] = layout.pop("window_cells")
     renamed = {**record, "layout": layout, "task": task}
@@ -219,7 +222,7 @@ def _renamed(record: dict[str, Any]) -> dict[str, Any]:
         task["mixture"] = renamed.pop("mixture")
     if isinstance(weights := renamed.get("weights"), dict):  # They were a class of their own.
         renamed["weights"] = {name: one for name, one in weights.items() if name != "class"}
-    return renamed if layout and task else record
+    return renamed
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:

@@ -195,7 +195,7 @@ def test_with_the_grammar_an_answer_may_be_that_there_is_nothing(run, given, tmp
         (("--protocol", "res", "--answers", "FILE", "--gallery", -1), "a gallery >= 0"),
         (
             ("--protocol", "res", "--answers", "FILE", "--beside", "DIR", "--out", "OUT"),
-            "got no summary.json",
+            "summary.json: expected a file, got none; do: give what was --out beside --protocol",
         ),
         (("--protocol", "res", "--answers", "none"), "got no file"),
         # What nothing would read.

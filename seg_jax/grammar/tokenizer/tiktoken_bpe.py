@@ -146,6 +146,7 @@ def _special_tokens(base: int, config: Mapping[str, Any]) -> list[dict[str, Any]
     reserved = config.get("num_reserved_special_tokens", RESERVED)
     try:
         named = {int(number): token["content"] for number, token in found.items()}
+        "".join(named.values())  # Fails for what is no text.
         end = max([base + int(reserved), *(number + 1 for number in named)])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from seg_jax import files
+from seg_jax import files, schemas
 
 SHARD_BYTES = 5 * 10**9
 """Largest file that is written, as on the hub."""
@@ -164,6 +164,14 @@ def _indexed(folder: Path) -> dict[str, Place]:
     return {name: headers[file][name] for name, file in named.items()}
 
 
+class _Tensor(schemas.Record, frozen=True):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 def _header(path: Path) -> dict[str, Place]:
     """Returns what a whole file holds, or says in one line what is wrong with it."""
     if path.exists() and not path.is_file():  # A pipe would be waited for.
@@ -188,16 +196,16 @@ def _header(path: Path) -> dict[str, Place]:
         ) from None
     header.pop("__metadata__", None)
     places = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in _KINDS and not BUFFER.search(name):
+    # The library takes lists for objects; they would be read differently here.
+    entries = schemas.check(header, dict[str, _Tensor], where=str(path), advice="fetch it again")
+    for name, entry in entries.items():
+        if entry.dtype not in _KINDS and not BUFFER.search(name):
             raise ValueError(
-                f"{path}: {name}: expected one of {', '.join(_KINDS)}, got {entry['dtype']}; "
-                "do: fetch weights that are not quantised"
+                f"{path}: {name}: expected one of {', '.join(_KINDS)}, got "
+                f"{schemas.short_repr(entry.dtype)}; do: fetch weights that are not quantised"
             )
-        dtype = np.dtype(jnp.dtype(_KINDS.get(entry["dtype"], "uint8")))
-        places[name] = Place(
-            path, dtype, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        )
+        dtype = np.dtype(jnp.dtype(_KINDS.get(entry.dtype, "uint8")))
+        places[name] = Place(path, dtype, tuple(entry.shape), 8 + length + entry.data_offsets[0])
     return places
 
 

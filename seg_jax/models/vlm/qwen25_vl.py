@@ -170,7 +170,7 @@ class Config:
         hub_config.check_present({"": (nested, _SIZES[0]), "vision_config.": (vision, _SIZES[1])})
         if vision.get("in_channels", 3) != 3:
             raise ValueError(
-                f"vision_config.in_channels: expected 3, got {vision['in_channels']}"
+                f"vision_config.in_channels: expected 3, got {vision['in_channels']!r:.40}"
                 "; do: take a model of images in red, green and blue"
             )
         for where, part in (("text_config", nested), ("vision_config", vision)):

@@ -1,0 +1,13 @@
+"""All formats that the fuzzer knows, by name (helper)."""
+
+import sys
+from pathlib import Path
+
+# Small valid files are made by the helpers of other tests.
+sys.path += [str(Path(__file__).parents[1])]
+
+import data_formats
+import model_formats
+import run_formats
+
+FORMATS = data_formats.FORMATS | model_formats.FORMATS | run_formats.FORMATS

@@ -1,0 +1,168 @@
+"""Faults that fuzzing has found and no other test, each rebuilt by hand."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seg_jax import escapes
+from seg_jax.cli import main
+from seg_jax.data import record_schema, tf_example
+from seg_jax.data.build import claims
+from seg_jax.evaluation.referring import protocols
+from seg_jax.grammar.tokenizer import tiktoken_bpe
+from seg_jax.models.io import safetensors
+from seg_jax.runs import protocol, run_folder
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+import tiny_vlm
+
+
+RECORD = record_schema.Record(
+    key="a",
+    split="train",
+    image=b"",
+    image_id=1,
+    name="a.jpg",
+    height=4,
+    width=5,
+    ids=(1,),
+    names=("cup",),
+    roles=(record_schema.Role.OBJECT,),
+    counts=(b"d0",),
+    areas=(20,),
+    boxes_px=np.array([[0, 0, 5, 4]], np.float32),
+    expressions=(record_schema.Expression(0, "the cup", (0,)),),
+)
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [
+        ("object/role", np.array([64])),
+        ("object/box", np.array([1, 2, 3], np.float32)),
+        ("object/box", np.array([0, 0, np.nan, 3], np.float32)),
+        ("object/box", np.array([0, 0, 3e38, 3], np.float32)),
+        ("object/box", [b"\x89PNG\r\n\x1a\n"]),
+        ("phrase/text", [b"\xa2"]),
+        ("phrase/text", [b"one", b"two"]),
+    ],
+)
+def test_a_stored_feature_of_another_kind_is_one_line(feature, value):
+    features = tf_example.decode(record_schema.encode(RECORD))
+    assert record_schema.decode(tf_example.encode(features)).key == "a"
+    with pytest.raises(ValueError, match=r"^record.*: expected .* got .*; do: build"):
+        record_schema.decode(tf_example.encode(features | {feature: value}))
+
+
+def test_a_list_of_floats_that_ends_within_one_is_one_line():
+    whole = tf_example.encode({"a": np.ones(1, np.float32)})
+    assert whole == b"\n\x0f\n\r\n\x01a\x12\x08\x12\x06\n\x04\0\0\x80\x3f"
+    cut = b"\n\x0e\n\x0c\n\x01a\x12\x07\x12\x05\n\x03\0\0\x80"
+    with pytest.raises(
+        ValueError, match=r"^record: expected the bytes of an Example, got .*; do: "
+    ):
+        tf_example.decode(cut)
+
+
+def test_a_claim_that_is_no_object_is_one_line(tmp_path):
+    (tmp_path / claims.CLAIM).write_text("[1]")
+    with (
+        pytest.raises(ValueError, match=r"claim.json: expected a JSON object, got a list.*; do: "),
+        claims.claim_folder(tmp_path, {"name": "folder"}, anew=False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", [["<|im_end|>"], {"a": 1}, None])
+def test_a_special_token_that_is_no_text_is_one_line(content):
+    with pytest.raises(ValueError, match="expected added_tokens_decoder with the content of each"):
+        tiktoken_bpe._special_tokens(300, {"added_tokens_decoder": {"300": {"content": content}}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"giou": [1.0]},
+        {"giou": {"mean": "0.5", "low": 0.4, "high": 0.6}},
+        {"giou": {"mean": 0.5}},
+        {"model": None},
+        {"questions": "2"},
+        {"protocol": {}},
+    ],
+)
+def test_numbers_of_another_evaluation_are_checked(tmp_path, change):
+    names = protocols.PROTOCOLS["res"].metrics
+    summary = {"model": "m", "split": "s", "protocol": "res", "questions": 2}
+    summary |= {name: {"mean": 0.5, "low": 0.4, "high": 0.6} for name in names}
+    path = tmp_path / protocol.SUMMARY
+    path.write_text(json.dumps(summary))
+    assert protocol.read(tmp_path) == summary
+    path.write_text(json.dumps(summary | change))
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"summary.json, {name}.*: expected .*, got .*; do: give"):
+        protocol.read(tmp_path)
+    path.write_text(json.dumps({name: x for name, x in summary.items() if name != "giou"}))
+    with pytest.raises(ValueError, match=r"summary.json, giou: expected .*, got 'nothing'; do: "):
+        protocol.read(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["abc", [1], 5])
+def test_a_record_of_a_run_whose_parts_are_no_objects_is_of_another_run(tmp_path, layout):
+    (tmp_path / run_folder.RECORD).write_text(json.dumps({"layout": layout, "task": {"a": 1}}))
+    with (
+        pytest.raises(ValueError, match=r"expected .*, got .*; do: "),
+        run_folder.hold(tmp_path, {"layout": {"a": 1}, "task": {}}, resume=True, anew=False),
+    ):
+        pass
+
+
+def test_a_size_of_a_model_that_is_no_number_is_told_with_its_name(tmp_path):
+    """In a process of its own: tests check the types of all signatures, users do not."""
+    hub = tiny_vlm.config().to_hf()
+    for number, size in enumerate(["../../x", {"a": 8}, [8], 8.5]):
+        (tmp_path / str(number)).mkdir()
+        config = tmp_path / str(number) / "config.json"
+        config.write_text(json.dumps(hub | {"vision_start_token_id": size}))
+    code = (
+        "import sys; from pathlib import Path; from seg_jax.models import families\n"
+        "for folder in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try: families.read(folder)\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert re.search(r"/config.json: .*vision_start_token_id: expected .*, got .*; do: ", line)
+
+
+@pytest.mark.parametrize("entry", [["F32", [2], [0, 8]], {"dtype": "F32", "shape": 2}])
+def test_an_entry_of_a_header_that_is_a_list_is_one_line(tmp_path, entry):
+    """The library's reader takes a list of the three values for an object."""
+    header = json.dumps({"a": entry}).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(8)
+    (tmp_path / safetensors.WHOLE).write_bytes(data)
+    with pytest.raises(ValueError, match=r"model.safetensors.*: expected .* got .*; do: fetch"):
+        safetensors.open_folder(tmp_path)
+
+
+def test_an_error_about_a_long_value_is_cut_where_it_is_printed(monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError(f"a.json: expected a name, got {'x' * 100_000}; do: give a short one")
+
+    monkeypatch.setattr(main, "_run", refuse)
+    assert main.main(["build"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert len(said) == escapes.MOST_SHOWN
+    assert said.startswith("seg-jax build: a.json: expected a name, got xxx")
+    assert "characters in all]" in said
+    assert said.removesuffix(" (SEG_JAX_TRACEBACK=1 in the environment shows where)").endswith(
+        "; do: give a short one"
+    )
+    assert json.dumps(escapes.brief("short")) == '"short"'
