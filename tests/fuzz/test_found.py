@@ -22,7 +22,6 @@ from seg_jax.runs import protocol, run_folder
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import tiny_vlm
 
-
 RECORD = record_schema.Record(
     key="a",
     split="train",
