@@ -62,6 +62,7 @@ hypothesis.settings.load_profile("house")
 # A worker that begins one of these at the end keeps the others waiting; two files whose tests wait
 # for processes would leave cores idle side by side.
 _LONGEST = [
+    "test_fuzz",
     "test_processes",
     "test_meshes",
     "test_constraint",

@@ -84,6 +84,11 @@ def test_a_special_token_that_is_no_text_is_one_line(content):
         tiktoken_bpe._special_tokens(300, {"added_tokens_decoder": {"300": {"content": content}}})
 
 
+def test_infinitely_many_reserved_tokens_are_one_line():
+    with pytest.raises(ValueError, match=r"expected added_tokens_decoder .*; do: "):
+        tiktoken_bpe._special_tokens(300, {"num_reserved_special_tokens": float("inf")})
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -98,6 +98,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.fuzz
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINISHED)
 def test_mutated_files_are_read_or_refused_in_one_line(outcomes, name):
     outcome = outcomes[name]
