@@ -100,6 +100,21 @@ def find_damage(folder: Path) -> str:
     return checksums.find_damage(folder, sums, share=share) or ""
 
 
+def hide_damaged_metadata(folder: Path) -> None:
+    """Renames the damaged metadata of checkpoints: Orbax opens no folder that has such.
+
+    Where they are missing it goes on, and `find_damage` tells of the checkpoint.
+    """
+    for path in folder.glob(f"*/{_METADATA}"):
+        try:
+            sums = checksums.read(path.parent / checksums.FILE)
+        except ValueError:
+            continue
+        known = {name: one for name, one in sums.items() if name == _METADATA}
+        if checksums.find_damage(path.parent, known):
+            path.rename(path.with_name(f".{_METADATA}.damaged"))
+
+
 def _promises_list(folder: Path) -> bool:
     """Returns whether a checkpoint was saved with a list."""
     try:

@@ -55,6 +55,7 @@ class Checkpoints:
             ),
         )
         with self._disk_errors():
+            processes.run_on_first(lambda: checkpoint_seal.hide_damaged_metadata(self._folder))
             self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:

@@ -95,6 +95,17 @@ def test_damage_of_any_file_is_told_and_the_one_before_is_taken(saved, tmp_path,
     assert told > 15
 
 
+@pytest.mark.parametrize("text", ['{"metrics": 5}', "[]", "[" * 100_000, "\udcff"])
+def test_metadata_that_keep_orbax_from_opening_the_folder_are_damage(folder, text):
+    """Found by fuzzing: not one checkpoint could be read for the metadata of another."""
+    path = folder / "2" / "_CHECKPOINT_METADATA"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    state, record, warned = restored(folder)
+    assert_same(state, first(1))
+    assert record["seconds"] == 1.0
+    assert [("damaged" in line, "moved to damaged-2" in line) for line in warned] == [(True, True)]
+
+
 def test_a_file_that_does_not_belong_is_told_but_for_hidden_ones(folder):
     (folder / "2" / ".nfs0001").write_text("x")
     assert not restored(folder)[2]
