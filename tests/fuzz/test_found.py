@@ -15,7 +15,7 @@ from seg_jax.cli import main
 from seg_jax.data import record_schema, tf_example
 from seg_jax.data.build import claims
 from seg_jax.evaluation.referring import protocols
-from seg_jax.grammar.tokenizer import tiktoken_bpe
+from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.models.io import safetensors
 from seg_jax.runs import protocol, run_folder
 
@@ -82,6 +82,16 @@ def test_a_claim_that_is_no_object_is_one_line(tmp_path):
 def test_a_special_token_that_is_no_text_is_one_line(content):
     with pytest.raises(ValueError, match="expected added_tokens_decoder with the content of each"):
         tiktoken_bpe._special_tokens(300, {"added_tokens_decoder": {"300": {"content": content}}})
+
+
+def test_a_named_token_of_half_a_character_is_one_line(tmp_path):
+    tokens.train(["a cup"], folder=tmp_path, vocab_size=300)
+    path = tmp_path / tokens.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "\ud800"}))
+    with pytest.raises(
+        ValueError, match=r"expected the token '\?' in the vocabulary, got none; do"
+    ):
+        tokens.Tokenizer.load(tmp_path)
 
 
 def test_infinitely_many_reserved_tokens_are_one_line():
