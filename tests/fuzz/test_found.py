@@ -89,7 +89,7 @@ def test_a_named_token_of_half_a_character_is_one_line(tmp_path):
     path = tmp_path / tokens.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "\ud800"}))
     with pytest.raises(
-        ValueError, match=r"expected the token '\?' in the vocabulary, got none; do"
+        ValueError, match=r"expected the token .*ud800' in the vocabulary, got none; do"
     ):
         tokens.Tokenizer.load(tmp_path)
 

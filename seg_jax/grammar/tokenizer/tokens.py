@@ -327,7 +327,9 @@ def _template_file(folder: Path) -> dict[str, Any]:
 def _token_text(token: object) -> str | None:
     """Returns the text of a token as the config files write it: plain or as an object."""
     token = token.get("content") if isinstance(token, Mapping) else token
-    return _without_surrogates(token) if isinstance(token, str) else None
+    if not isinstance(token, str):
+        return None
+    return token.encode("utf-8", "backslashreplace").decode()  # No vocabulary has half a character.
 
 
 def _without_surrogates(text: str) -> str:
