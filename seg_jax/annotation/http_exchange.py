@@ -61,9 +61,10 @@ def response(
     thread.start()
     try:
         thread.join(seconds)
+        # Before the end: what is cut off looks like a response that is broken.
+        result = found[0] if found else TimeoutError()
     finally:
         line.end()
-    result = found[0] if found else TimeoutError()
     if isinstance(result, Response):
         return result
     inner = getattr(result, "reason", None)

@@ -32,6 +32,10 @@ Answer = Callable[[Prompts], tuple[Rollout, Judgement]]
 """Prompts on the host -> one answer each and its judgement."""
 
 
+class NoQuestions(ValueError):
+    """There was nothing to ask."""
+
+
 def run(
     answer: Answer,
     prompts: Iterable[tuple[list[Example], Prompts]],
@@ -57,7 +61,7 @@ def run(
         texts += [decode(row[keep].tolist()) for row, keep in zip(ids, used, strict=True)]
         progress(len(examples))
     if not examples:
-        raise ValueError("evaluation: expected at least one question, got none; do: ask some")
+        raise NoQuestions("evaluation: expected at least one question, got none; do: ask some")
     judged, tokens = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
     return Outcome(
         examples=examples,

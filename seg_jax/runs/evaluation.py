@@ -47,19 +47,30 @@ def answer_greedily(
       params: other weights of the same model.
       mesh: that the weights lie on; None: the default device.
       findings: is told which samples were passed over; None: the first one is an error.
+
+    Raises:
+      ValueError: no question is left; the line says why the first one was passed over.
     """
     bundle = predictor.bundle
     count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.batches_in_order(
         source, task, bundle.encoder, batch=count, findings=findings
     )
-    with console.progress(title, len(source)) as move:
-        return task_metrics.run(
-            answer_on(predictor, count, mesh=mesh, params=params),
-            prompts,
-            bundle.tokenizer.decode,
-            progress=lambda done: move(done, len(source), ""),
-        )
+    try:
+        with console.progress(title, len(source)) as move:
+            return task_metrics.run(
+                answer_on(predictor, count, mesh=mesh, params=params),
+                prompts,
+                bundle.tokenizer.decode,
+                progress=lambda done: move(done, len(source), ""),
+            )
+    except task_metrics.NoQuestions:
+        if findings is None or not findings.counts:
+            raise
+        raise ValueError(
+            f"evaluation: expected at least one question, got none that fits: {findings.lines()[0]}"
+            "; do: take smaller images or a model trained with more room, or name a --protocol"
+        ) from None
 
 
 def with_mixture(task: Task, mixture: Mixture) -> Task:

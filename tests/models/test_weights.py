@@ -402,7 +402,11 @@ def test_pixel_statistics_come_with_the_preprocessor(model, tmp_path):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(ours | {"image_mean": [1, 2, 3]}))
     assert weights.load(tmp_path).config.vision.image_mean == (1, 2, 3)
-    for wrong, words in (([1, 2], "expected three channels"), ("abc", "float"), (3, "iterable")):
+    for wrong, words in (
+        ([1, 2], "expected finite numbers for three channels"),
+        ("abc", "float"),
+        (3, "iterable"),
+    ):
         path.write_text(json.dumps(ours | {"image_mean": wrong}))
         with pytest.raises(ValueError, match=words):
             weights.load(tmp_path)

@@ -212,6 +212,7 @@ def test_a_given_model_is_asked_other_questions_where_they_are_named(tmp_path):
         other.completed()
     # A folder that says nothing of a task takes the configured one.
     (folder / bundles.MANIFEST).rename(tmp_path / "manifest")
+    (folder / "checksums.json").unlink()
     (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 8, "merge_size": 1}))
     assert dataclasses.replace(config, task=own).completed().task == own
     assert config.completed().task == Referring()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from seg_jax.data import pipeline
+from seg_jax.data import passing, pipeline
 from seg_jax.models.parallel import sharding
 from seg_jax.training import cluster, loop, processes, state
 from seg_jax.training.checkpoints import Checkpoints
@@ -47,9 +47,8 @@ def _run(config: Config) -> None:
     rows = sharding.batch(mesh, BATCH)
     numbers = grain.MapDataset.range(1000).seed(1).shuffle().repeat().map(_Row())
     held = pipeline.local_rows(rows, BATCH)
-    batches = pipeline.Batches(
-        pipeline._LocalRows(numbers, BATCH, tuple(held)), pipeline.Feed(batch=BATCH), len(held)
-    )
+    local = pipeline._LocalRows(passing.PassOver(numbers), BATCH, tuple(held))
+    batches = pipeline.Batches(local, pipeline.Feed(batch=BATCH), len(held))
     kernel = np.ones((2, WIDTH, 4), np.float32)
     params = {"q": {"kernel": jnp.asarray(kernel)}}
     moments = {"m": {"q": {"kernel": jnp.zeros_like(kernel)}}}
