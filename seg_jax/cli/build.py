@@ -12,7 +12,7 @@ import tyro
 
 from seg_jax import files
 from seg_jax.data import sources
-from seg_jax.data.build import beam, dataset, token_budget
+from seg_jax.data.build import beam, dataset, record_files, token_budget
 from seg_jax.data.findings import Findings
 from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
@@ -85,9 +85,14 @@ def main(config: Config) -> int:
     begin = time.monotonic()
     with dataset.claim_build(config, anew=config.anew):
         console.say(f"{config.name}: reading annotations")
-        planned = dataset.plan_files(config)
-        say_leaks(planned.report)
-        report = dataset.finish_build(config, planned, _make_files(config, planned))
+        try:
+            planned = dataset.plan_files(config)
+            say_leaks(planned.report)
+            report = dataset.finish_build(config, planned, _make_files(config, planned))
+        except dataset.NothingKept as error:
+            for line in error.findings.lines():
+                console.say(f"warning: {line}")
+            raise
     show(config.name, report)
     if config.stats:
         _measure_outlines(config, report)
@@ -101,7 +106,15 @@ def main(config: Config) -> int:
 
 
 def _make_files(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any]]:
-    """Makes the files, and returns what is known about each."""
+    """Makes the files, says which were damaged, and returns what is known about each."""
+    parts = _parts(config, planned)
+    for task, part in zip(planned.tasks, parts, strict=False):
+        if part.get(record_files.DAMAGED):
+            console.say(f"record file {task.file_path.name} was damaged or gone: made again")
+    return parts
+
+
+def _parts(config: Config, planned: dataset.FilePlan) -> list[dict[str, Any]]:
     if config.runner is not None:
         plan = config.plan()
         options = config.runner_options

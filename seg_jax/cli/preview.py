@@ -29,8 +29,8 @@ class Config:
 
     data: Annotated[Path, tyro.conf.Positional]
     """Folder of a data set that `seg-jax build` or `seg-jax annotate` made."""
-    split: str = "train"
-    """Split of the data set."""
+    split: str | None = None
+    """Split of the data set; left out: train, or the only one."""
     images: int = 24
     """Number of images, taken evenly from all of the split."""
     masks: int = 4
@@ -48,7 +48,8 @@ class Config:
 
 def main(config: Config) -> int:
     """Writes the page, says what was left out of the data, and prints the page's path."""
-    source = Built(folders=(config.data,), split=config.split, absent=True)
+    split = config.split or _usual_split(config.data)
+    source = Built(folders=(config.data,), split=split, absent=True)
     built, limits = split_files.read_findings(config.data)
     met = {"built": built, "limits": limits, "read": Findings()}
     for _, of in source.parts():
@@ -59,7 +60,7 @@ def main(config: Config) -> int:
         for _, sample in sources.readable(source, numbers, met["read"])
     )
     page = html_page.Report(
-        title=f"{config.data.name}: {config.split}",
+        title=f"{config.data.name}: {split}",
         summary_rows=[*_rows(met)],
         curves=None,
         exhibits=shown,
@@ -73,6 +74,23 @@ def main(config: Config) -> int:
             console.say(f"warning: {line}")
     console.tell(path)
     return 0
+
+
+def _usual_split(folder: Path) -> str:
+    """Returns train if a data set has it, or its only split.
+
+    Raises:
+      ValueError: it has several others.
+    """
+    splits = [one.name for one in split_files.read_info(folder).splits]
+    if "train" in splits:
+        return "train"
+    if len(splits) != 1:
+        raise ValueError(
+            f"{folder}: expected --split, as there are {', '.join(splits) or 'no splits'}, got "
+            f"none; do: --split {splits[0] if splits else 'SPLIT'}"
+        )
+    return splits[0]
 
 
 _TOLD = {

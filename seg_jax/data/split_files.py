@@ -120,7 +120,7 @@ class SplitFiles:
         if split not in splits:
             raise ValueError(
                 f"{folder}: expected one of the splits {', '.join(splits)}, got {split!r}"
-                "; do: set split to one of them"
+                f"; do: --split {next(iter(splits), 'SPLIT')}, or the split of the configuration"
             )
         lengths = tuple(int(length) for length in splits[split].shardLengths)
         names = [

@@ -224,6 +224,43 @@ def test_a_configuration_names_the_data_and_options_replace_it(tmp_path):
     assert config.source.split == "val"
 
 
+def test_a_command_that_failed_claims_no_folder(run, tmp_path):
+    formats.folder(tmp_path)
+    words = "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    assert run("build", "coco_instances", *words)[0] == 1
+    assert run("build", "folder", *words)[0] == 0
+    status, _, errors = run("build", "coco_instances", *words)
+    assert status == 1
+    told = "expected the build of name='folder', as before, got name='coco_instances'; do: "
+    assert told in errors
+
+
+def test_damage_that_is_healed_is_told(run, tmp_path):
+    formats.folder(tmp_path)
+    words = "build", "folder", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    _, _, errors = run(*words)
+    assert "made again" not in errors
+    first = min((tmp_path / "out").glob("*.array_record-*"))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-1])
+    status, _, errors = run(*words)
+    assert (status, first.read_bytes()) == (0, whole)
+    assert f"record file {first.name} was damaged or gone: made again" in " ".join(errors.split())
+    assert "made again" not in run(*words)[2]
+
+
+def test_all_reasons_are_told_before_a_build_without_images_ends(run, tmp_path):
+    formats.image(tmp_path / "a.jpg", 1)
+    line = {"image": "a.jpg", "objects": [{"segmentation": [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6]]}]}
+    line["phrases"] = [{"text": "it", "objects": [0]}]
+    (tmp_path / "train.jsonl").write_text(json.dumps(line))
+    words = "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    status, _, errors = run("build", "folder", *words)
+    assert status == 1
+    assert "warning: 1 x object left out: " in errors
+    assert "fraction" in errors.splitlines()[-1]
+
+
 def test_outlines_are_measured(run, tmp_path):
     formats.folder(tmp_path)
     words = "build", "folder", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1

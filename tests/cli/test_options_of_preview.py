@@ -1,5 +1,6 @@
 """Drives `seg-jax preview`: its page, its lines, and every option of it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -53,6 +54,23 @@ def test_damage_is_shown(data, tmp_path, capsys):
         first.write_bytes(kept)
     assert "2 x record passed over, as its file is missing" in capsys.readouterr()[1]
     assert "cannot be read now" in (tmp_path / "page.html").read_text()
+
+
+def test_the_split_that_is_left_out_is_train_or_the_only_one(tmp_path, capsys):
+    formats.folder(tmp_path)
+    lines = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").rename(tmp_path / "mine.jsonl")
+    build(dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "one", splits=("mine",)))
+    assert shell.main(["preview", str(tmp_path / "one")]) == 0
+    for other in ("mine", "other"):
+        (tmp_path / f"{other}.jsonl").write_text(lines)
+    plan = dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "two")
+    build(dataclasses.replace(plan, splits=("mine", "other")))
+    capsys.readouterr()
+    assert shell.main(["preview", str(tmp_path / "two")]) == 1
+    assert "as there are mine, other, got none; do: --split mine" in capsys.readouterr()[1]
+    assert shell.main(["preview", str(tmp_path / "two"), "--split", "no"]) == 1
+    assert "splits mine, other, got 'no'; do: --split mine" in capsys.readouterr()[1]
 
 
 def test_what_is_no_data_set_is_one_line(tmp_path, capsys):

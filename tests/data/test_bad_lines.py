@@ -143,7 +143,7 @@ def test_lines_of_one_image_are_joined(tmp_path):
     read = texts.read_folder(tmp_path, first, texts.line([texts.RING], image="b.jpg"), again)
     assert [image.key for image in read.images] == ["train/a.jpg", "train/b.jpg"]
     image = read.images[0]
-    assert [one.id for one in image.objects] == [0, 1]
+    assert [one.id for one in image.objects] == [0, 2]  # Places among all that was told.
     assert [(one.id, one.text, one.objects) for one in image.expressions] == [
         (0, "thing 0", (0,)),
         (1, "the other", (1,)),

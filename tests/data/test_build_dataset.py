@@ -353,7 +353,9 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(tmp_path, monkeypatch):
 def test_a_folder_belongs_to_one_build(tmp_path):
     asked = family(tmp_path)
     build(asked)
-    with pytest.raises(ValueError, match="expected the same build as before, got another paper"):
+    with pytest.raises(
+        ValueError, match="expected the build of paper=False, as before, got paper=True"
+    ):
         build(dataclasses.replace(asked, paper=True))
     with dataset.claim_build(asked, anew=False), pytest.raises(ValueError, match="to work alone"):
         build(asked)
@@ -409,3 +411,10 @@ def test_roles_survive(tmp_path):
     asked = dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "out")
     build(asked)
     assert records(asked.out, "folder", "val")[0].roles == (Role.OBJECT, Role.OBJECT, Role.IGNORED)
+
+
+def test_only_data_that_may_be_cocos_own_are_compared_and_in_doubt():
+    size = expected_sizes.Size(4, 4, 4)
+    told = expected_sizes.differences("coco_instances", {"train2017": size, "mine": size})
+    assert told[0].startswith("if this is the published COCO: coco_instances train2017: expected ")
+    assert len(told) == 2

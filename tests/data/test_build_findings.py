@@ -311,3 +311,91 @@ def test_fractions_are_not_taken_for_pixels(tmp_path):
     report = build(asked)
     assert report["splits"]["train"]["records"] == 1
     assert "fraction" in json.dumps(report["findings"])
+
+
+def test_pictures_that_were_added_or_replaced_are_built_anew(tmp_path):
+    """The same command again; a time of change alone changes no byte of what was made."""
+    asked = own_data(tmp_path, pictures=["a.jpg"], missing=["b.jpg"])
+    assert build(asked)["splits"]["train"]["records"] == 1
+    formats.image(tmp_path / "b.jpg", 7)
+    report = build(asked)
+    assert (report["splits"]["train"]["records"], report["findings"]) == (2, {})
+    before = [one.image for one in records(asked.out, "folder", "train")]
+    made = {name: data for name, data in tree(asked.out).items() if ".parts" not in name}
+    os.utime(tmp_path / "b.jpg", ns=(1, 1))
+    build(asked)
+    assert {name: data for name, data in tree(asked.out).items() if ".parts" not in name} == made
+    formats.image(tmp_path / "b.jpg", 8)
+    build(asked)
+    after = [one.image for one in records(asked.out, "folder", "train")]
+    assert (tmp_path / "b.jpg").read_bytes() in after
+    assert after != before
+    (tmp_path / "b.jpg").unlink()
+    assert "image left out: image is missing" in build(asked)["findings"]
+
+
+def test_a_png_of_segments_that_was_repaired_is_read_anew(tmp_path):
+    images = [annotated(tmp_path, PngSegment(tmp_path / "numbers.png", 7))]
+    (task,) = record_files.tasks_of_split("coco_panoptic", "train", images, out=tmp_path, records=1)
+    assert record_files.make_file(task)["records"] == 0
+    Image.new("RGB", (64, 48), (7, 0, 0)).save(tmp_path / "numbers.png")
+    assert record_files.make_file(task)["records"] == 1
+
+
+def spoiled(tmp_path, change):
+    """Makes data of one's own of two pictures, with the first line changed; returns the plan."""
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
+    lines = [json.loads(one) for one in (tmp_path / "train.jsonl").read_text().splitlines()]
+    change(lines)
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return asked
+
+
+def test_where_nothing_is_left_the_readers_reason_is_told(tmp_path):
+    def to_fractions(lines):
+        for line in lines:
+            line["objects"][0]["segmentation"] = [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6]]
+
+    with pytest.raises(dataset.NothingKept, match="got none that can be kept: .*fraction") as told:
+        build(spoiled(tmp_path, to_fractions))
+    assert len(told.value.findings.counts) > 1
+
+
+@pytest.mark.parametrize("text", ["", "no line\n", '{"image": 3}\n'])
+def test_a_split_of_which_no_line_can_be_taken_is_told(tmp_path, text):
+    asked = own_data(tmp_path, pictures=["a.jpg"])
+    (tmp_path / "val.jsonl").write_text(text)
+    found = build(asked)["findings"]["split without images"]
+    assert found == {"count": 1, "examples": [str(tmp_path / "val.jsonl")]}
+
+
+def test_a_file_of_coco_without_images_is_told(tmp_path):
+    asked = coco_files(tmp_path, ["p.jpg"])
+    (tmp_path / "train").mkdir()
+    empty = tmp_path / "annotations" / "instances_train.json"
+    empty.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert build(asked)["findings"]["split without images"]["examples"] == [str(empty)]
+
+
+def test_findings_name_the_place_of_an_object_and_a_phrase_in_their_line(tmp_path):
+    def spoil(lines):
+        good, bad = lines[0]["objects"][0], {"segmentation": [[1, 2, 3]]}
+        outside = {"segmentation": [[100, 100, 120, 100, 120, 120]]}
+        lines[0]["objects"] = [bad, good, outside]
+        texts = [{"text": "a", "objects": [0]}, {"text": "b", "objects": [1]}]
+        lines[0]["phrases"] = [*texts, {"text": " ", "objects": [1]}]
+        lines.append({"image": "a.jpg", "objects": [outside, good], "phrases": []})
+
+    asked = spoiled(tmp_path, spoil)
+    found = build(asked)["findings"]
+    (example,) = found["object left out, as no pixel of the image is in it"]["examples"]
+    assert example.endswith("object 2")
+    (example,) = found["expression left out, as it has no text"]["examples"]
+    assert example.endswith("expression 2")
+
+
+def test_a_doubt_about_a_turned_image_tells_what_to_do(tmp_path):
+    met = Findings()
+    record_files.build_record(turned(tmp_path, 6, height=48, width=64), met)
+    (reason,) = met.counts
+    assert 'set "upright": true if outlines are of the turned image, false if of' in reason

@@ -92,6 +92,7 @@ def make_files(
     """
     # Files that are whole already need no worker.
     missing = [place for place, task in enumerate(tasks) if not record_files.is_whole(task)]
+    damaged = {place for place in missing if record_files.is_damaged(tasks[place])}
     run_pipeline(make_file, missing, plan, names=("Files", "Make"), runner=runner, options=options)
     parts = [record_files.read_part(task) for task in tasks]
     lost = [task.file_path.name for task, part in zip(tasks, parts, strict=True) if part is None]
@@ -100,4 +101,8 @@ def make_files(
             f"{plan.out}: expected the pipeline to make {len(tasks)} files, got {len(lost)} fewer, "
             f"the first one is {lost[0]}; do: check that its workers see this folder"
         )
-    return [part for part in parts if part is not None]
+    return [
+        part | {record_files.DAMAGED: place in damaged}
+        for place, part in enumerate(parts)
+        if part is not None
+    ]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seg_jax import files, locks
+from seg_jax import files, locks, schemas
 from seg_jax.data.build.record_files import UNFINISHED
 
 CLAIM = ".claim.json"
 """File of a folder that describes the result that it is for."""
+_MOST_NAMED = 5
 _ADVICE = "replace it with --anew, or choose another --out"
 
 
@@ -41,17 +42,53 @@ def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[N
             )
         if claim.exists() and anew:
             _remove_all(others)
-        elif claim.exists() and (had := files.read_json_object(claim, advice=_ADVICE)) != wanted:
-            differing = sorted(name for name in wanted if had.get(name) != wanted[name])
-            raise ValueError(
-                f"{out}: expected the same build as before, got another "
-                f"{', '.join(differing)}; do: {_ADVICE}"
-            )
+        elif claim.exists():
+            had = files.read_json_object(claim, advice=_ADVICE)
+            # A run that failed before it made a file has left nothing that another could spoil.
+            if had != wanted and _holds_files(out):
+                before, now = _differing(had, wanted)
+                raise ValueError(
+                    f"{out}: expected the build of {before}, as before, got {now}; do: {_ADVICE}"
+                )
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         files.write_bytes(
             claim, json.dumps(wanted, sort_keys=True).encode(), aside=out / UNFINISHED
         )
         yield
+
+
+def _holds_files(out: Path) -> bool:
+    """Returns whether a run has made any file of a folder."""
+    own = (out / locks.NAME, out / CLAIM)
+    return any(
+        path.is_file() and path not in own and out / UNFINISHED not in path.parents
+        for path in out.rglob("*")
+    )
+
+
+def _differing(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what differs, as name=value, of the result before and of the one wanted."""
+    pairs = [*_differing_values("", had, wanted)][:_MOST_NAMED]
+    before = ", ".join(f"{name}={_value_text(value)}" for name, value, _ in pairs)
+    now = ", ".join(f"{name}={_value_text(value)}" for name, _, value in pairs)
+    return before, now
+
+
+def _differing_values(
+    prefix: str, had: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*had, *wanted}):
+        before, now = had.get(name), wanted.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differing_values(f"{prefix}{name}.", before, now)
+        elif before != now:
+            yield f"{prefix}{name}", before, now
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(schemas.short_repr, value[:_MOST_NAMED]))}]"
+    return schemas.short_repr(value)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

@@ -182,19 +182,30 @@ def _read_annotations(plan: Plan) -> Annotations:
             numbers = [source / "annotations" / file.stem, source / file.stem]
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])
             one = coco.read_panoptic(file, numbers=numbers, images=images, split=split)
+        if not one.images:
+            one.findings.add(annotations.NO_IMAGES, str(file))
         whole.images += one.images
         whole.findings.merge(one.findings)
         whole.refs |= one.refs
     return whole
 
 
+class NothingKept(ValueError):
+    """Nothing of a data set, or of a split, can be kept; the findings tell all the reasons."""
+
+    def __init__(self, message: str, met: Findings):
+        super().__init__(message)
+        self.findings = met
+
+
 def _check_any(plan: Plan, some: Sequence[Any], met: Findings) -> None:
     """Raises ValueError if nothing is left, with what most of it was left out for."""
     if not some:
         why = f" but {met.commonest()}" if met.counts else ""
-        raise ValueError(
+        raise NothingKept(
             f"{plan.source}: expected images with expressions, got none{why}; do: check --source "
-            "and --splits"
+            "and --splits",
+            met,
         )
 
 
@@ -351,9 +362,12 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
     splits = {split: _sum_counts(some) for split, some in by_split.items()}
     empty = [split for split, one in splits.items() if not one["records"]]
     if empty:
-        raise ValueError(
+        # What the reader left out comes first: without it nothing more could be kept.
+        why = planned.findings.commonest() or met.commonest()
+        raise NothingKept(
             f"{plan.source}: expected images in {', '.join(empty)}, got none that can be kept: "
-            f"{met.lines()[0]}; do: check the annotations and --images"
+            f"{why}; do: check the annotations and --images",
+            met,
         )
     lengths = [
         (split, [part["records"] for part in some], splits[split]["bytes"])

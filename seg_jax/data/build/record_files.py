@@ -18,11 +18,21 @@ from msgspec import Meta
 from seg_jax import checksums, files, schemas
 from seg_jax.data import findings, image_files, limits, record_schema
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats.annotations import AnnotatedImage, AnnotatedObject, Polygons, Role
+from seg_jax.data.formats.annotations import (
+    AnnotatedImage,
+    AnnotatedObject,
+    PngSegment,
+    Polygons,
+    Role,
+)
 from seg_jax.geometry import bitmask, contour, runlengths
 
+UPRIGHT = 'set "upright": true if outlines are of the turned image, false if of the stored one'
+"""What to do about a line of one's own data whose outlines may be of the turned image."""
 UNFINISHED, PARTS = ".unfinished", ".parts"
 """Folders beside the files: for files being written, and for descriptions of finished ones."""
+DAMAGED = "damaged"
+"""Name in what is known about a file: whether it was made again as it was damaged or gone."""
 OVERHANG_PX = 1.0
 """Outlines that reach further beyond their image are reported; less is taken for rounding."""
 
@@ -56,13 +66,30 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """Digest of all that the file is made of, except the images' own bytes."""
+        """Digest of all that the file is made of; of each image's file its size and time."""
         seen = hashlib.sha256(
             repr((record_schema.VERSION, self.name, self.index, self.files)).encode()
         )
         for image in self.images:
             seen.update(repr(image).encode())
+            for path in _image_paths(image):
+                seen.update(repr(_file_state(path)).encode())
         return seen.hexdigest()
+
+
+def _image_paths(image: AnnotatedImage) -> list[Path]:
+    """Returns the files of pixels that a record is made of: the image, and PNGs of segments."""
+    masks = {one.outline.file for one in image.objects if isinstance(one.outline, PngSegment)}
+    return [image.image, *sorted(masks)]
+
+
+def _file_state(path: Path) -> tuple[int, int] | str:
+    """Returns size and time of change (ns) of a file; reading all of it would cost as a build."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return "absent"
+    return found.st_size, found.st_mtime_ns
 
 
 class BrokenImage(ValueError):
@@ -112,8 +139,19 @@ def is_whole(task: Task) -> bool:
     return read_part(task) is not None
 
 
+def is_damaged(task: Task) -> bool:
+    """Returns whether the file of a task was made of the same things, and is whole no more."""
+    try:
+        part = schemas.check(files.read_json(task.part_path), _Part, where=str(task.part_path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return part.digest == task.digest and not is_whole(task)
+
+
 def make_file(task: Task) -> dict[str, Any]:
     """Makes the file of a task unless it is there and whole; returns what is known about it.
+
+    What is returned tells under `DAMAGED` whether it was there and not whole.
 
     Raises:
       ValueError: the task is strict, and something was left out or changed.
@@ -122,13 +160,15 @@ def make_file(task: Task) -> dict[str, Any]:
     if part := read_part(task):
         _check_strict(task, Findings.from_json(part["findings"]))
         return part
+    # Before any image is read: one that changes meanwhile makes the next build make the file anew.
+    digest, damaged = task.digest, is_damaged(task)
     unfinished = task.out / UNFINISHED / f"{task.file_path.name}.{os.getpid()}"
     for folder in (unfinished.parent, task.part_path.parent):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         part = _write_records(task, unfinished)
         whole = checksums.of_file(unfinished)
-        part |= {"digest": task.digest, "size": whole.bytes, "xxh3": whole.xxh3}
+        part |= {"digest": digest, "size": whole.bytes, "xxh3": whole.xxh3}
         files.move_synced(unfinished, task.file_path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -136,7 +176,7 @@ def make_file(task: Task) -> dict[str, Any]:
     files.write_bytes(
         task.part_path, json.dumps(part, sort_keys=True).encode(), aside=unfinished.parent
     )
-    return part
+    return part | {DAMAGED: damaged}
 
 
 def _check_strict(task: Task, met: Findings) -> None:
@@ -312,7 +352,7 @@ def _is_turned(image: AnnotatedImage, header: image_files.Header, met: Findings)
         met.add("image turned as its EXIF note says, as the annotated size is of the turned", where)
         return True
     if image.size is None or as_stored == turned:
-        met.add("image kept as stored, though its EXIF note turns it, which outlines may do", where)
+        met.add(f"image kept as stored, though its EXIF note turns it; {UPRIGHT}", where)
     return False
 
 

@@ -190,6 +190,8 @@ def parse_json(data: bytes, *, where: str, advice: str) -> Any:
     return files.parse_json(data, where=where, advice=advice)
 
 
+NO_IMAGES = "split without images"
+"""Reason of a file of which no image is left."""
 NUMBERS = ("id", "image_id", "category_id", "ref_id", "sent_id", "height", "width", "iscrowd")
 """Fields of integers that some programs write as "1" or 1.0."""
 

@@ -74,9 +74,13 @@ def differences(name: str, found: Mapping[str, Size]) -> list[str]:
       found: sizes by split.
     """
     told = []
+    # The other names are those of published data; COCO's format is that of many people's own.
+    doubt = "if this is the published COCO: " if name.startswith("coco_") else ""
     for split, size in found.items():
         expected = SIZES.get(name, {}).get(split)
         for what, want, got in zip(Size._fields, expected or (), size, strict=False):
             if want is not None and want != got:
-                told.append(f"{name} {split}: expected {want} {what} as published, got {got}")
+                told.append(
+                    f"{doubt}{name} {split}: expected {want} {what} as published, got {got}"
+                )
     return told

@@ -93,6 +93,8 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
                     _add_line(by_key, data, where=f"{file}, line {number}", read=found)
                 except ValueError as error:
                     found.findings.add_error("line left out", error)
+        if not by_key:
+            found.findings.add(annotations.NO_IMAGES, str(file))
         found.images += [
             AnnotatedImage(
                 key=f"{file.stem}/{key}",
@@ -137,6 +139,9 @@ class _Lines:
 
     def __init__(self, first: _Line):
         self.first = first
+        self.told_objects, self.told_phrases = 0, 0
+        """Numbers of objects and phrases in the lines so far, those left out too: ids go on there,
+        so that in the one line of an image they are the annotations' own places."""
         self.objects: list[AnnotatedObject] = []
         self.expressions: list[Expression] = []
 
@@ -172,7 +177,7 @@ def _add_line(by_key: dict[str, _Lines], data: bytes, *, where: str, read: Annot
                 f"another line of its key has another {name}",
             )
     placed = [
-        _place(lines, value, where=f"{where}, objects[{number}]", read=read, joined=joined)
+        _place(lines, value, number, where=where, read=read, joined=joined)
         for number, value in enumerate(line.objects)
     ]
     for number, value in enumerate(line.phrases):
@@ -181,11 +186,16 @@ def _add_line(by_key: dict[str, _Lines], data: bytes, *, where: str, read: Annot
         except ValueError as error:
             read.findings.add_error("phrase left out", error)
             continue
-        lines.expressions.append(dataclasses.replace(told, id=len(lines.expressions)))
+        lines.expressions.append(dataclasses.replace(told, id=lines.told_phrases + number))
+    lines.told_objects += len(line.objects)
+    lines.told_phrases += len(line.phrases)
 
 
-def _place(lines: _Lines, value: Any, *, where: str, read: Annotations, joined: bool) -> int | None:
+def _place(
+    lines: _Lines, value: Any, number: int, *, where: str, read: Annotations, joined: bool
+) -> int | None:
     """Returns the place of a line's object among those of its image; None of a bad one."""
+    where = f"{where}, objects[{number}]"
     try:
         told = schemas.check(value, _Object, where=where, advice=ADVICE)
         outline = segmentation.read_outline(told.segmentation, where=where, findings=read.findings)
@@ -194,7 +204,8 @@ def _place(lines: _Lines, value: Any, *, where: str, read: Annotations, joined: 
         return None
     role = Role.IGNORED if told.ignore else Role.CROWD if told.crowd else Role.OBJECT
     place = len(lines.objects)
-    one = AnnotatedObject(place, outline, name=" ".join((told.name or "").split()), role=role)
+    name = " ".join((told.name or "").split())
+    one = AnnotatedObject(lines.told_objects + number, outline, name=name, role=role)
     if joined and (before := lines.places.setdefault(_identity(one), place)) != place:
         return before
     lines.objects.append(one)
