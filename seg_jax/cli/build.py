@@ -178,6 +178,9 @@ def show(name: str, report: dict[str, Any]) -> None:
         for split, one in report["splits"].items()
     ]
     console.table(name, ("split", *columns), rows)
+    for split, one in report["splits"].items():
+        if count := one.get("images_converted"):
+            console.say(f"note: images of {split} converted to PNG of 8-bit RGB: {count}")
     for where, count in report["images_repeated"].items():
         console.say(f"warning: {count} images with the same bytes in {where}")
     say_findings(report)

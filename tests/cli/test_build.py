@@ -249,6 +249,17 @@ def test_damage_that_is_healed_is_told(run, tmp_path):
     assert "made again" not in run(*words)[2]
 
 
+def test_images_that_were_converted_are_told(run, tmp_path):
+    formats.folder(tmp_path)
+    words = "build", "folder", "--source", tmp_path, "--out", tmp_path / "out", "--workers", 1
+    assert "8-bit RGB" not in run(*words)[2]
+    first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["image"]
+    formats.image(tmp_path / first, 1, mode="L", form="PNG")
+    status, _, errors = run(*words)
+    assert status == 0
+    assert "note: images of train converted to PNG of 8-bit RGB: 1" in errors
+
+
 def test_all_reasons_are_told_before_a_build_without_images_ends(run, tmp_path):
     formats.image(tmp_path / "a.jpg", 1)
     line = {"image": "a.jpg", "objects": [{"segmentation": [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6]]}]}
