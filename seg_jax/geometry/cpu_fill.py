@@ -90,11 +90,11 @@ def fill(shapes: Shapes, rule: Rule, *, height: int, width: int) -> UInt32[Array
             words = _draw_shapes(words, table, boxes, canvas, begin)
             return words, _clear_boxes(table, boxes, canvas, after=words)
 
-        return lax.fori_loop(0, groups, one, carry)
+        return _for_range(0, groups, one, carry)
 
     blank = jnp.zeros((count, canvas.depth, canvas.wide), jnp.uint32)
     blocks = -(-count // canvas.size)
-    words = lax.fori_loop(0, blocks, block, (blank, _table(canvas)))[0]
+    words = _for_range(0, blocks, block, (blank, _table(canvas)))[0]
     return words[..., :width]
 
 
@@ -128,7 +128,7 @@ def counts(
             union = _draw_shapes(union, table, boxes, canvas, 0)
             return _clear_boxes(table, boxes, canvas, after=union), union, whole.union(boxes)
 
-        table, union, whole = lax.fori_loop(0, groups, one, (*tables, nowhere))
+        table, union, whole = _for_range(0, groups, one, (*tables, nowhere))
         totals = _count_shapes(totals, union, whole, canvas, begin, words, which)
         return totals, table, _clear_boxes(union, whole, canvas, after=totals[0])
 
@@ -139,29 +139,48 @@ def counts(
     if groups > 1:
         carry = *carry, _table(canvas).reshape(canvas.size, canvas.depth + 1, canvas.wide)
     visit = count_union if groups > 1 else count_single
-    return lax.fori_loop(0, -(-count // canvas.size), visit, carry)[0]
+    return _for_range(0, -(-count // canvas.size), visit, carry)[0]
 
 
 def _table(canvas: _Canvas) -> UInt32[Array, " cells"]:
     return jnp.zeros(canvas.size * canvas.cells, jnp.uint32)
 
 
+def _for_range(begin, end, visit, carry):
+    """Returns what `lax.fori_loop` does; numbers are int32 also under `jax_enable_x64`."""
+    return lax.fori_loop(begin, end, lambda i, carry: visit(_int32(i), carry), carry)
+
+
+def _int32(number) -> Int32[Array, ""]:
+    return lax.convert_element_type(number, jnp.int32)
+
+
+def _slice(array: Array, place, shape) -> Array:
+    """Returns the part of a shape that begins at a place."""
+    place = tuple(map(_int32, place))
+    return lax.dynamic_slice(array, place, shape, allow_negative_indices=False)
+
+
+def _update(array: Array, part: Array, place) -> Array:
+    """Returns the array with the part that begins at a place replaced."""
+    place = tuple(map(_int32, place))
+    return lax.dynamic_update_slice(array, part, place, allow_negative_indices=False)
+
+
 def _element(array: Array, *place) -> Array:
     """Returns an element, whose place lies in the array."""
-    one = lax.dynamic_slice(array, place, (1,) * array.ndim, allow_negative_indices=False)
-    return one.reshape(())
+    return _slice(array, place, (1,) * array.ndim).reshape(())
 
 
 def _set_element(array: Array, value, place) -> Array:
     """Returns the array with an element replaced."""
-    value = value.astype(array.dtype)[None]
-    return lax.dynamic_update_slice(array, value, (place,), allow_negative_indices=False)
+    return _update(array, value.astype(array.dtype)[None], (place,))
 
 
 def _lane_values(array: Array, *place) -> Array:
     """Returns _LANES neighbours; a place beyond the end of the array is moved back into it."""
     shape = (1,) * (array.ndim - 1) + (_LANES,)
-    return lax.dynamic_slice(array, place, shape, allow_negative_indices=False).reshape(-1)
+    return _slice(array, place, shape).reshape(-1)
 
 
 def _flip_toggle(table: Array, canvas: _Canvas, shape, row, column) -> Array:
@@ -195,7 +214,7 @@ def _toggle_edges(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
                 def column(c, table):
                     return _flip_toggle(table, canvas, s, line.row(c, height), c)
 
-                table = lax.fori_loop(
+                table = _for_range(
                     line.first, jnp.where(line.sure, line.end, line.first), column, table
                 )
                 # The place is written anyway, and kept if the edge is one for later.
@@ -213,11 +232,11 @@ def _toggle_edges(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
                     jnp.maximum(bottom, y0),
                 )
 
-            return lax.fori_loop(0, _element(shapes.count, begin + s, group, r), edge, carry)
+            return _for_range(0, _element(shapes.count, begin + s, group, r), edge, carry)
 
         table, late, found, boxes = carry
         start = table, late, found, jnp.int32(width), jnp.int32(0), most, -most
-        table, late, found, left, right, top, bottom = lax.fori_loop(0, rings, ring, start)
+        table, late, found, left, right, top, bottom = _for_range(0, rings, ring, start)
         top, bottom = (jnp.clip(rule.top(y), 0, height - 1) >> 5 for y in (top, bottom))
         box = left // _LANES, (right + _LANES - 1) // _LANES, top, bottom + 1
         boxes = _Boxes(*(_set_element(a, v, s) for a, v in zip(boxes, box, strict=True)))
@@ -227,7 +246,7 @@ def _toggle_edges(table: Array, shapes: Shapes, canvas: _Canvas, begin, group):
     late = jnp.zeros(canvas.size * rings * points + 1, jnp.int32)
     start = table, late, jnp.int32(0), boxes
     many = jnp.minimum(canvas.size, count - begin)
-    table, late, found, boxes = lax.fori_loop(0, many, shape, start)
+    table, late, found, boxes = _for_range(0, many, shape, start)
     return _toggle_late_edges(table, late, found, shapes, canvas, begin, group), boxes
 
 
@@ -255,9 +274,9 @@ def _toggle_late_edges(table: Array, late, found, shapes: Shapes, canvas: _Canva
             row = canvas.rule.row(edge, c, canvas.height)
             return _flip_toggle(table, canvas, s, row, c)
 
-        return lax.fori_loop(edge.first, edge.first + edge.count, column, table)
+        return _for_range(edge.first, edge.first + edge.count, column, table)
 
-    return lax.fori_loop(0, found, visit, table)
+    return _for_range(0, found, visit, table)
 
 
 def _for_strips(boxes: _Boxes, many, visit, carry):
@@ -266,9 +285,9 @@ def _for_strips(boxes: _Boxes, many, visit, carry):
     def shape(s, carry):
         left, right, top, bottom = (_element(v, s) for v in boxes)
         strip = lambda a, carry: visit(carry, s, top, bottom, a * _LANES)  # noqa: E731
-        return lax.fori_loop(left, right, strip, carry)
+        return _for_range(left, right, strip, carry)
 
-    return lax.fori_loop(0, many, shape, carry)
+    return _for_range(0, many, shape, carry)
 
 
 def _prefix_parity(word):
@@ -294,12 +313,9 @@ def _draw_shapes(words: Array, table: Array, boxes: _Boxes, canvas: _Canvas, beg
             word = _filled_words(table, canvas, s, k, column, above)
             place = begin + s, k, column
             both = word | _lane_values(words, *place)
-            words = lax.dynamic_update_slice(
-                words, both[None, None], place, allow_negative_indices=False
-            )
-            return words, word
+            return _update(words, both[None, None], place), word
 
-        return lax.fori_loop(top, bottom, row, (words, nothing))[0]
+        return _for_range(top, bottom, row, (words, nothing))[0]
 
     return _for_strips(boxes, canvas.size, strip, words)
 
@@ -331,7 +347,7 @@ def _count_shapes(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, 
             return _filled_words(source, canvas, s, k, column, word), total
 
         # A column has at most 4096 rows: two sums fit into one number.
-        total = lax.fori_loop(top, bottom + 1, row, (nothing, nothing))[1]
+        total = _for_range(top, bottom + 1, row, (nothing, nothing))[1]
         area, shared = sums
         return area + (total & 0xFFFF).sum(dtype=jnp.uint32), shared + (total >> 16).sum(
             dtype=jnp.uint32
@@ -341,10 +357,10 @@ def _count_shapes(totals, source: Array, boxes: _Boxes, canvas: _Canvas, begin, 
         left, right, top, bottom = (_element(v, s) for v in boxes)
         start = jnp.uint32(0), jnp.uint32(0)
         many = lambda a, sums: strip(sums, s, top, bottom, a * _LANES)  # noqa: E731
-        found = lax.fori_loop(left, right, many, start)
+        found = _for_range(left, right, many, start)
         return tuple(_set_element(t, v, begin + s) for t, v in zip(totals, found, strict=True))
 
-    return lax.fori_loop(0, jnp.minimum(canvas.size, which.shape[0] - begin), shape, totals)
+    return _for_range(0, jnp.minimum(canvas.size, which.shape[0] - begin), shape, totals)
 
 
 def _clear_boxes(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) -> Array:
@@ -360,13 +376,8 @@ def _clear_boxes(table: Array, boxes: _Boxes, canvas: _Canvas, *, after: Array) 
             place = (s * canvas.cells + k * canvas.wide + column,)
             if table.ndim > 1:
                 place = s, k, column
-            return lax.dynamic_update_slice(
-                table,
-                nothing.reshape((1,) * (table.ndim - 1) + (-1,)),
-                place,
-                allow_negative_indices=False,
-            )
+            return _update(table, nothing.reshape((1,) * (table.ndim - 1) + (-1,)), place)
 
-        return lax.fori_loop(top, bottom, row, table)
+        return _for_range(top, bottom, row, table)
 
     return _for_strips(boxes, canvas.size + zero, strip, table)

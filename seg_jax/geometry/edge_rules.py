@@ -165,7 +165,8 @@ def _coco_edges(x0, y0, x1, y1, width) -> _CocoEdge:
 
     def pick(flat_on, flat_back, steep_on, steep_back):
         steep = jnp.where(back, steep_back, steep_on)
-        return jnp.where(flat, jnp.where(back, flat_back, flat_on), steep)
+        picked = jnp.where(flat, jnp.where(back, flat_back, flat_on), steep)
+        return picked.astype(jnp.int32)  # Constants alone are int64 under jax_enable_x64.
 
     over = jnp.maximum(jnp.where(flat, 2 * major, 2 * minor), 1)
     # Columns with low <= 5 n + 2 < high.
@@ -324,7 +325,7 @@ def _center_edges(x0, y0, x1, y1, width) -> _CenterEdge:
         count=count,
         origin=origin,
         start=y0 - 128,
-        falls=jnp.where(y1 >= y0, 1, -1),
+        falls=jnp.where(y1 >= y0, 1, -1).astype(jnp.int32),
         dx=dx,
         inverse=inverse,
         base=base + whole * begin,

@@ -210,11 +210,13 @@ def _exact(points, used, rule: Literal["coco", "center"]):
     """
     given = points.steps if isinstance(points, Snapped) else points
     kinds = ("int32",) if given is not points else ("float32", "float64")
-    if str(given.dtype) not in kinds or used.dtype != bool or given.shape != (*used.shape, 2):
+    types = [str(getattr(each, "dtype", type(each).__name__)) for each in (given, used)]
+    shapes = [each.shape if hasattr(each, "dtype") else () for each in (given, used)]
+    if types[0] not in kinds or types[1] != "bool" or shapes[0] != (*shapes[1], 2):
         raise ValueError(
             "raster: expected float32 or float64 points [.., R, P, 2] beside bool used [.., R, P], "
-            f"got {given.dtype} {list(given.shape)} and {used.dtype} {list(used.shape)}; do: make "
-            "them from lists of rings with polygon.pad"
+            f"got {types[0]} {list(shapes[0])} and {types[1]} {list(shapes[1])}; do: make them "
+            "from lists of rings with polygon.pad"
         )
     if used.ndim < 2:
         raise ValueError(

@@ -209,7 +209,7 @@ def counts(
         interpret=interpret,
         name="fill_counts",
     )(which, *inputs, *[words] * together)
-    area, shared = (total.sum(-1).reshape(-1)[: plan.shapes] for total in found)
+    area, shared = (n.sum(-1, dtype=jnp.int32).reshape(-1)[: plan.shapes] for n in found)
     return area, shared
 
 
@@ -265,7 +265,7 @@ def _visits(first, end, plan: _Plan) -> Int32[Array, "N G L"]:
     # A step after the last one is read, but what comes of it is not used.
     follows = jnp.minimum(jnp.pad(follows, ((0, 0), (0, 0), (0, 1)), mode="edge"), plan.steps - 1)
     visits = low | high << _TILE_BITS | follows[..., 1:] << 2 * _TILE_BITS
-    total = jnp.maximum(high - low, 0).sum(-1)
+    total = jnp.maximum(high - low, 0).sum(-1, dtype=jnp.int32)
     span = low.min(-1) | high.max(-1) << _TILE_BITS
     count = jnp.where(high > 0, step + 1, 0).max(-1)
     return jnp.concatenate([jnp.stack([total, follows[..., 0], span, count], -1), visits], -1)
@@ -352,7 +352,7 @@ def _toggle_edges(plan: _Plan, rows, place, fields, scratch, toggles):
         turned[_tile_columns(c), :] = fields[s, g, :, _tile_columns(c)].T
         return 0
 
-    each = _LANES // _EDGES
+    each = np.int32(_LANES // _EDGES)
     lax.fori_loop(0, lax.div(count + (each - 1), each), turn, 0)
     for head, part, function in zip(heads, plan.parts, rows[-plan.lists :], strict=True):
 
@@ -438,4 +438,5 @@ def _count_bits(plan: _Plan, span, words, mask):
         )
 
     zeros = jnp.zeros((plan.depth, _LANES), jnp.int32)
-    return [total.sum(0, keepdims=True) for total in _for_tiles(span, tile, (zeros, zeros))]
+    found = _for_tiles(span, tile, (zeros, zeros))
+    return [total.sum(0, keepdims=True, dtype=jnp.int32) for total in found]

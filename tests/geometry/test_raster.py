@@ -380,6 +380,9 @@ def test_wrong_input_is_refused(untyped):
             ValueError, match="expected float32 or float64 points .* make them .* polygon.pad"
         ):
             raster.fill(wrong, used, height=8, width=8)
+    for wrong in ((points.tolist(), used), (points, used.tolist())):
+        with pytest.raises(ValueError, match=r"got .*list \[\].* polygon.pad"):
+            raster.fill(*wrong, height=8, width=8)
     with pytest.raises(ValueError, match="and int64"):
         raster.fill_counts(points, used.astype(int), np.zeros((1, 8), np.uint32), height=8, width=8)
     with pytest.raises(ValueError, match=r"expected rings \[.., R, P\], got \[3\]"):

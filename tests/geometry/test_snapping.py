@@ -93,6 +93,39 @@ def test_counts_host_and_run_lengths_keep_float64_too():
         np.testing.assert_array_equal(host, coco_mask(unit * [160, 107], **CANVAS))
 
 
+@pytest.mark.parametrize("rings", ["union", "evenodd"])
+@pytest.mark.parametrize("rule", ["coco", "center"])
+def test_fills_and_counts_under_x64_are_those_without_and_of_pycocotools(rule, rings):
+    single = np.float32(CASES["2 decimals"][:24].reshape(12, 2, POINTS, 2))
+    double = CASES["1 decimals"][:24].reshape(12, 2, POINTS, 2)
+    used = np.ones((12, 2, POINTS), bool)
+    options = {**CANVAS, "rule": rule, "rings": rings}
+    expected = [unpack(raster.fill(p, used, **options), 107) for p in (single, double)]
+    full = np.full((4, 160), 2**32 - 1, np.uint32)
+
+    def both(points, used):
+        counts = overlap.polygon_counts(points, used, full, **options)
+        return raster.fill(points, used, **options), counts.intersection
+
+    with jax.enable_x64(True):
+        plain = [raster.fill(p, used, **options) for p in (single, double)]
+        inside = jax.jit(
+            lambda *points: [(both(p, used), jax.vmap(both)(p, used)) for p in points],
+            compiler_options=compilation.as_users(),
+        )(single, double)
+    for mask, alone, pairs in zip(expected, plain, inside, strict=True):
+        np.testing.assert_array_equal(unpack(alone, 107), mask)
+        for words, area in pairs:
+            assert (words.dtype, area.dtype) == (np.uint32, np.int32)
+            np.testing.assert_array_equal(unpack(words, 107), mask)
+            np.testing.assert_array_equal(area, mask.sum((1, 2)))
+    if rule == "coco" and rings == "union":
+        for points, masks in zip((single, double), expected, strict=True):
+            for pair, mask in zip(points, masks, strict=True):
+                each = [coco_mask(ring, **CANVAS) for ring in pair]
+                np.testing.assert_array_equal(mask, each[0] | each[1])
+
+
 def test_the_kernel_for_tpus_fills_float64_as_pycocotools():
     rings = CASES["2 decimals"][:40, None]
     used = np.ones(rings.shape[:-1], bool)
