@@ -302,6 +302,32 @@ def test_images_listed_twice_are_joined(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("listed", "kept"),
+    [
+        ([(1, "p0.jpg", 64), (2, "p0.jpg", 64), (2, "p1.jpg", 64)], {1: (1, "p0.jpg")}),
+        ([(2, "p1.jpg", 64), (1, "p0.jpg", 64), (2, "p0.jpg", 64)], {1: (1, "p0.jpg")}),
+        ([(1, "p0.jpg", 64), (2, "p0.jpg", 64), (1, "p1.jpg", 64)], {2: (2, "p0.jpg")}),
+        ([(1, "p0.jpg", 64), (2, "p0.jpg", 48)], {}),
+        ([(1, "p0.jpg", 64), (2, "p0.jpg", None)], {1: (1, "p0.jpg"), 2: (1, "p0.jpg")}),
+    ],
+)
+def test_no_outline_comes_upon_another_picture(tmp_path, listed, kept):
+    """What an id means does not hang on the order of the list, nor on what was joined before."""
+    images = [{"id": n, "file_name": name, "height": 48, "width": w} for n, name, w in listed]
+    (tmp_path / "it.json").write_text(json.dumps({"images": images, "annotations": []}))
+    sheet = coco.CocoFile(tmp_path / "it.json", Findings())
+    for number in (1, 2):
+        if number in kept:
+            image = sheet.image_of(number, "here")
+            assert (image.id, image.file_name) == kept[number]
+        else:
+            with pytest.raises(BadAnnotation) as error:
+                sheet.image_of(number, "here")
+            assert error.value.reason == "its image is ambiguous"
+    assert any("image left out" in told or "joined" in told for told in sheet.findings.counts)
+
+
 @pytest.mark.parametrize("names", [("a/1.jpg", "b/1.jpg"), ("p.jpg", "p.png"), ("P.jpg", "p.jpg")])
 def test_an_image_is_its_path(tmp_path, names):
     """name-1: files of one stem are different images."""

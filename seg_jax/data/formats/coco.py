@@ -172,6 +172,8 @@ class CocoFile:
         """Numbers of images whose file is listed before: those of the first."""
         self._doubtful: set[int] = set()
         """Numbers of several files: nobody can know whose annotations are meant."""
+        self._torn: set[int] = set()
+        """Numbers of files that are listed with several sizes: nobody can know of which."""
         self._read_images(file.images)
         self.names = self._read_names(file.categories)
 
@@ -188,11 +190,15 @@ class CocoFile:
         image = self.images.get(self._same.get(number, number))
         if image is not None:
             return image
-        got = "several files of this number" if number in self._doubtful else "none"
+        got = "none"
+        if number in self._doubtful:
+            got = "several files of this number"
+        elif number in self._torn:
+            got = "several sizes of its file"
         raise BadAnnotation(
             f"{where}: expected an image with id {number} in images, got {got}; do: correct "
             "image_id or images",
-            f"its image is {'ambiguous' if number in self._doubtful else 'not listed'}",
+            f"its image is {'not listed' if got == 'none' else 'ambiguous'}",
         )
 
     def read_object(self, place: int) -> tuple[int, AnnotatedObject]:
@@ -249,7 +255,40 @@ class CocoFile:
         )
 
     def _read_images(self, listed: list[Any]) -> None:
+        """Fills the images; those that nobody can tell apart are left out before any is joined."""
+        every = list(self._checked_images(listed))
+        first: dict[int, CocoImage] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        torn: set[str] = set()
+        for _, image in every:
+            if first.setdefault(image.id, image) != image:
+                self._doubtful.add(image.id)
+        for _, image in every:
+            if image.id in self._doubtful or image.size is None:
+                continue
+            if sizes.setdefault(image.file_name, image.size) != image.size:
+                torn.add(image.file_name)
         by_file: dict[str, int] = {}
+        for told, image in every:
+            if image.id in self._doubtful:
+                if image != first[image.id]:
+                    reason = "image left out: its id is listed with different values"
+                    self.findings.add(reason, told)
+            elif image.file_name in torn:
+                self._torn.add(image.id)
+                self.findings.add("image left out: its file is listed with different sizes", told)
+            elif image.id in self.images:
+                self.findings.add("image listed twice: joined", told)
+            elif (other := by_file.setdefault(image.file_name, image.id)) != image.id:
+                self._same[image.id] = other
+                self.findings.add("image listed under several ids: joined", told)
+            else:
+                self.images[image.id] = image
+                if image.size is None:
+                    self.findings.add("image without height and width: its file's count", told)
+
+    def _checked_images(self, listed: list[Any]) -> Iterator[tuple[str, CocoImage]]:
+        """Yields the images that can be taken, each after how messages name it."""
         for place, value in enumerate(listed):
             where = f"{self.path}, images[{place}]"
             try:
@@ -259,23 +298,7 @@ class CocoFile:
             except ValueError as error:
                 self.findings.add_error("image left out", error)
                 continue
-            told = f"{where}: id {image.id}, {schemas.short_repr(image.file_name)}"
-            other = self.images.get(image.id)
-            if image.id in self._doubtful or (other is not None and other != image):
-                self._doubtful.add(image.id)
-                if other is not None:
-                    del self.images[image.id], by_file[other.file_name]
-                self.findings.add("image left out: its id is listed with different values", told)
-            elif other is not None:
-                self.findings.add("image listed twice: joined", told)
-            elif (first := by_file.get(image.file_name)) is not None:
-                self._same[image.id] = first
-                self.findings.add("image listed under several ids: joined", told)
-            else:
-                by_file[image.file_name] = image.id
-                self.images[image.id] = image
-                if image.size is None:
-                    self.findings.add("image without height and width: its file's count", told)
+            yield f"{where}: id {image.id}, {schemas.short_repr(image.file_name)}", image
 
     def _read_names(self, listed: list[Any] | None) -> dict[int, str]:
         """Returns the names of categories; nothing is the name of those that have none."""
