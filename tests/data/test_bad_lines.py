@@ -4,6 +4,7 @@ Names of tests and their docstrings give the cases that they stand for.
 """
 
 import json
+import math
 import pickle
 
 import annotation_texts as texts
@@ -11,6 +12,8 @@ import published_formats as formats
 import pytest
 
 from seg_jax.data.formats import coco, folder, reasonseg, refer
+from seg_jax.data.formats.annotations import BadAnnotation
+from seg_jax.geometry import runlengths
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -213,6 +216,31 @@ def test_a_bad_annotation_of_reasonseg_costs_itself(tmp_path, changes, reason):
     ((told, count),) = read.findings.counts.items()
     assert (count, told.startswith(f"annotation left out: {reason}")) == (1, True)
     assert read.findings.examples[told][0].startswith(f"{tmp_path}/train/train_0.json")
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        ([[n % 64, (-1) ** n * 1e7] for n in range(3000)], "a shape is too far from its image"),
+        ([[0, 0], [1e7, 0], [0, 40]], "a shape is too far from its image"),
+        ([[n % 64, (-1) ** n * 3e4] for n in range(3000)], "its shapes are too intricate"),
+        ([[n % 64, n * 7919 % 48] for n in range(100_000)], "its shapes are too intricate"),
+    ],
+)
+def test_shapes_that_cannot_be_painted_in_time_cost_their_objects(tmp_path, points, reason):
+    read = reason_seg(tmp_path, shapes=[{"label": "target", "points": points}])
+    (outline,) = (one.outline for one in read.images[0].objects)
+    with pytest.raises(BadAnnotation) as error:
+        outline.rle(48, 64)
+    assert error.value.reason == reason
+
+
+def test_a_shape_of_many_points_or_beyond_its_image_is_painted(tmp_path):
+    turns = [n * math.tau / 20_000 for n in range(20_000)]
+    ring = [[30 + 20 * math.cos(turn), 20 + 15 * math.sin(turn)] for turn in turns]
+    for points in (ring, [[-9000, -9000], [9000, -9000], [9000, 9000], [-9000, 9000]]):
+        read = reason_seg(tmp_path, shapes=[{"label": "target", "points": points}])
+        assert runlengths.area(read.images[0].objects[0].outline.rle(48, 64)) > 900
 
 
 def references(root, change, *, name="refcoco_unc"):

@@ -251,10 +251,45 @@ def _png_numbers(file: Path) -> Int[np.ndarray, "H W"]:
     return image_files.read_numbers(file)
 
 
+MOST_BEYOND_PX = 32_000
+"""Reach of a painted shape beyond its image: OpenCV walks all of its rows, seen or not."""
+MOST_PAINT_STEPS = 2**30
+"""Work of painting an image's shapes: some seconds."""
+
+
+def _check_paintable(shapes: tuple, height: int, width: int) -> None:
+    """Raises BadAnnotation if OpenCV would take too long over the shapes."""
+    steps = 0.0
+    for number, (_, points) in enumerate(shapes):
+        every = np.asarray(points, float)
+        beyond = max(-every.min(), *(every.max(0) - [width, height]))
+        if beyond > MOST_BEYOND_PX:
+            raise BadAnnotation(
+                f"shape {number}: expected points at most {MOST_BEYOND_PX} pixels beyond the image "
+                f"of {height}x{width}, got {beyond:.0f}; do: correct the shape",
+                "a shape is too far from its image",
+            )
+        # In each row, the edges that cross it are sorted by exchanges: their square at worst.
+        crossed = np.abs(np.diff(every[:, 1], append=every[0, 1])).sum() + len(every)
+        steps += crossed**2 / (np.ptp(every[:, 1]) + 1)
+    if steps > MOST_PAINT_STEPS:
+        raise BadAnnotation(
+            f"expected shapes that are painted in {MOST_PAINT_STEPS} steps, got {steps:.0f}; do: "
+            "outline the object with fewer points",
+            "its shapes are too intricate",
+        )
+
+
 @functools.lru_cache(maxsize=2)
 def _paint_shapes(shapes: tuple, height: int, width: int) -> Int[np.ndarray, "H W"]:
-    """Returns the labels of pixels under layers; 0 where there is none."""
+    """Returns the labels of pixels under layers; 0 where there is none.
+
+    Raises:
+      BadAnnotation: a shape is too far away, or they are too intricate, for OpenCV to fill.
+    """
     import cv2
+
+    _check_paintable(shapes, height, width)
 
     def paint(canvas: np.ndarray, points: Any, label: int) -> None:
         outline = np.array([points], np.float64).astype(np.int32)
