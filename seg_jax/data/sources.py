@@ -123,6 +123,14 @@ class Built:
                 "source.folders: expected the folder of a built data set, got none; do: give a "
                 "folder that seg-jax build wrote"
             )
+        # Keys begin with the name of the folder: two samples would share one.
+        names = [folder.name for folder in self.folders]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            alike = [str(folder) for folder in self.folders if folder.name == twice[0]]
+            raise ValueError(
+                f"source.folders: expected data sets with different names, got {alike[0]!r} and "
+                f"{alike[1]!r}; do: rename a folder, or take one at a time"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]

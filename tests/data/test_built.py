@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import built_data
 import grain
@@ -276,6 +277,9 @@ def test_folders_that_are_no_data_set_are_told(made, tmp_path):
         len(Built(folders=(root / "refcoco_unc",), split="test"))
     with pytest.raises(ValueError, match="expected the folder of a built data set, got none"):
         Built(folders=())
+    for one, other in (("a/ds", "b/ds"), ("ds", "ds"), ("ds", "ds/")):
+        with pytest.raises(ValueError, match="different names, got .*ds' and .*rename a folder"):
+            Built(folders=(Path(one), Path("c"), Path(other)))
     info = json.loads((root / "refcoco_unc" / "dataset_info.json").read_text())
     (tmp_path / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(ValueError, match="do: tfds build"):
