@@ -28,6 +28,10 @@ Source: Okabe and Ito 2008, "Color Universal Design", brightened.
 
 _SMALL_PX, _LARGE_PX = 512, 2048
 _DARK = (16, 16, 16)
+_OUTLINES, _VERTICES = 300, 5000
+"""The most rings, and vertices of all together, that get lines and dots: more may take minutes."""
+_EDGES = 1024
+"""Edges that are filled at once: each may cross every row."""
 
 
 def draw(
@@ -44,7 +48,8 @@ def draw(
 
     The region is what the rings enclose by the even-odd rule: a pixel of the result is tinted if
     its centre lies inside. Lines have the same width whatever the scale, with a dark rim
-    that keeps them visible on any ground. What lies outside the image is cut off.
+    that keeps them visible on any ground. What lies outside the image is cut off. Of a great many
+    rings, as those of noise, only the largest have an outline.
 
     Args:
       image: the image.
@@ -74,6 +79,7 @@ def draw(
     corners = boxes.corners(np.reshape(np.asarray(boxes_unit, np.float64), (-1, 4)))
     frames = [_finite(box) * unit_px for box in corners]
     line = max(2.0, max(height, width) / 180)
+    rings = _outlined(rings)
     dots = [(ring, _dot_px(ring, line)) for ring in rings]
     dots += [(np.stack(points), 2 * line)] if points else []
     drawn = _drawing((height, width), rings + frames, dots, line=line, colour=colour)
@@ -106,6 +112,17 @@ def _finite(ring: Ring) -> Float[np.ndarray, "p 2"]:
     return np.clip(ring[np.isfinite(ring).all(axis=1)], -100, 100)
 
 
+def _outlined(rings: Rings) -> list[Ring]:
+    """Returns the rings to outline, in their order: the largest ones if there are too many."""
+    extents = [float(np.ptp(ring, axis=0).sum()) for ring in rings]
+    chosen, left = set(), _VERTICES
+    for place in sorted(range(len(rings)), key=lambda place: -extents[place])[:_OUTLINES]:
+        if len(rings[place]) <= left:
+            chosen.add(place)
+            left -= len(rings[place])
+    return [ring for place, ring in enumerate(rings) if place in chosen]
+
+
 def _dot_px(ring: Ring, line: float) -> float:
     """Returns the radius of vertex dots, smaller where vertices crowd."""
     step = np.roll(ring, -1, axis=0) - ring
@@ -118,12 +135,14 @@ def _inside(rings: Rings, height: int, width: int) -> Bool[np.ndarray, "{height}
     Every crossing of an edge with a row's centre line flips all pixels to the right of it.
     """
     flips = np.zeros((height, width + 1), np.uint8)
-    for ring in rings:
-        (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    ends = [np.roll(ring, -1, axis=0) for ring in rings]
+    edges = np.concatenate([np.empty((0, 4)), *map(np.hstack, zip(rings, ends, strict=True))])
+    for some in np.split(edges, range(_EDGES, len(edges), _EDGES)):
+        x0, y0, x1, y1 = some.T
         top, bottom = np.minimum(y0, y1), np.maximum(y0, y1)
         first = np.clip(np.ceil(top - 0.5), 0, height).astype(int)
         count = np.clip(np.ceil(bottom - 0.5), 0, height).astype(int) - first
-        edge = np.repeat(np.arange(len(ring)), count)
+        edge = np.repeat(np.arange(len(some)), count)
         row = first[edge] + np.arange(edge.size) - (np.cumsum(count) - count)[edge]
         share = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
         x = x0[edge] + share * (x1 - x0)[edge]
@@ -150,8 +169,8 @@ def _drawing(
     """
     # Only programs that draw wait for matplotlib.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
-    from matplotlib.patches import Polygon
 
     height, width = shape
     # An inch has one pixel here, and a matplotlib point is a 72nd of it.
@@ -162,9 +181,9 @@ def _drawing(
     tone = np.array(colour) / 255
     under = [(1.8 * line, np.array(_DARK) / 255, 0.6), (line, tone, 1.0)]
     for size, ink, share in under:
-        for ring in rings:
-            style = {"linewidth": 72 * size, "joinstyle": "round", "snap": False}
-            axes.add_patch(Polygon(ring, fill=False, edgecolor=ink, alpha=share, **style))
+        style = {"linewidths": 72 * size, "joinstyle": "round", "snap": False}
+        edge = [(*ink, share)]
+        axes.add_collection(PolyCollection(rings, facecolors="none", edgecolors=edge, **style))
     for places, radius in dots:
         # matplotlib centres a mark's edge on its outline.
         (mark,) = axes.plot(*places.T, "o", color="white", markeredgecolor=tone, snap=False)

@@ -1,5 +1,7 @@
 """Overlays whose pixels are known."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,18 @@ def test_scale():
     for scale in (0, -1, 1e9, float("nan")):
         with pytest.raises(ValueError, match="change scale"):
             overlay.draw(scene(), [], scale=float(scale))
+
+
+def test_very_many_rings_take_seconds():
+    """Of an answer's 25,000 rings, and of a ring of very many long edges, not all is outlined."""
+    image = np.full((500, 500, 3), 200, np.uint8)
+    corners = np.stack(np.meshgrid(np.arange(160), np.arange(160)), -1).reshape(-1, 1, 2) / 160
+    rings = [*(corners + np.array([(0, 0), (0.003, 0), (0.003, 0.003), (0, 0.003)]))]
+    zigzag = np.random.default_rng(0).random((50_000, 2))
+    begin = time.process_time()
+    got = overlay.draw(image, [*rings, SQUARE], colour=(0, 0, 0), scale=2)
+    crossed = overlay.draw(image, [zigzag], colour=(0, 0, 0), scale=2)
+    assert time.process_time() - begin < 30
+    assert (got[[250, 749, 500, 500], [500, 500, 250, 749]] < 60).all()  # the largest has a line
+    assert (got[1, 1] < 200).all()  # a small one is filled at least
+    assert 0.3 < (crossed < 200).mean() < 0.7
