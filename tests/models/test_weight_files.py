@@ -371,3 +371,15 @@ def test_a_config_is_written_in_the_same_order_by_every_process():
         for seed in ("1", "2")
     }
     assert len(printed) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.nan])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, dtype, value):
+    name, array = next((n, a) for n, a in load_file(folder / WHOLE).items() if a.ndim)
+    spoiled = np.array(array, np.dtype(dtype))
+    change(folder, {name: spoiled})
+    weights.load(folder)
+    spoiled.flat[-1] = value
+    change(folder, {name: spoiled})
+    assert f"{name}: expected finite weights, got NaN or infinity; do: " in fails(folder)

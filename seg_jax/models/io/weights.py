@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
@@ -68,7 +69,7 @@ def load(
         what its own devices hold. None: the default device.
 
     Raises:
-      ValueError: missing, surplus, misshapen or unreadable weights.
+      ValueError: missing, surplus, misshapen, unreadable or not finite weights.
     """
     compute = compute or Compute()
     if isinstance(source, Mapping):
@@ -211,8 +212,28 @@ class HubTensors:
     def blocks(
         self, name: str, begin: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields rows begin..end of a tensor in pieces, each with the number of its first row."""
-        return self.source.blocks(self._names[name], begin, end)
+        """Yields rows begin..end of a tensor in pieces, each with the number of its first row.
+
+        Raises:
+          ValueError: there are NaNs or infinities in them.
+        """
+        for first, block in self.source.blocks(self._names[name], begin, end):
+            if not _is_finite(block):
+                raise ValueError(
+                    f"{self.source.where}{self._names[name]}: expected finite weights, got NaN or "
+                    "infinity; do: fetch the weights again, or take a checkpoint from before the "
+                    "training diverged"
+                )
+            yield first, block
+
+
+def _is_finite(block: np.ndarray) -> bool:
+    """Returns whether no value is NaN or infinite."""
+    if block.dtype != jnp.bfloat16 or not block.size:
+        return bool(np.isfinite(block).all())
+    # NumPy converts each bfloat16; of their bits it finds the extremes ten times faster.
+    positive, negative = block.view(np.int16).max(), block.view(np.uint16).max()
+    return positive < 0x7F80 and negative < 0xFF80
 
 
 @functools.cache  # Needed at every load and save.
