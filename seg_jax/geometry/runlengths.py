@@ -90,6 +90,24 @@ def area(rle: Mapping[str, Any]) -> int:
     return int(bitmask.run_lengths(rle)[1::2].sum())
 
 
+def box_px(rle: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Returns the tight half-open box x0 y0 x1 y1 of a mask in pixels; zeros for an empty one.
+
+    Raises:
+      ValueError: size or counts are missing, or the runs do not fill the mask.
+    """
+    ends = np.cumsum(bitmask.run_lengths(rle), dtype=np.int64)
+    first, last = ends[:-1:2], ends[1::2] - 1
+    first, last = first[first <= last], last[first <= last]
+    if not first.size:
+        return 0, 0, 0, 0
+    height = rle["size"][0]
+    left, right = int(first[0]) // height, int(last[-1]) // height + 1
+    if (first // height != last // height).any():  # A run that goes on in the next column.
+        return left, 0, right, height
+    return left, int((first % height).min()), right, int((last % height).max()) + 1
+
+
 def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
     """Returns the vertices of a ring on the fine grid, the first one repeated at the end."""
     if len(ring) % 2:

@@ -42,6 +42,14 @@ OUTLINES = {
         [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6, 0.1, 0.6]],
         "coordinates are fractions of the image, not pixels",
     ),
+    "ends of fractions": (
+        [[0, 0, 1, 0, 1, 1, 0, 1]],
+        "coordinates are fractions of the image, not pixels",
+    ),
+    "fractions a little beyond": (
+        [[-0.01, 0.1, 1.01, 0.1, 0.6, 0.6]],
+        "coordinates are fractions of the image, not pixels",
+    ),
     "no counts": ({"size": [48, 64]}, "run lengths are not COCO's"),
     "null counts": ({"size": [48, 64], "counts": None}, "run lengths are not COCO's"),
     "brush": ({"format": "rle", "rle": [0, 1, 2], "brushlabels": ["a"]}, "run lengths are not"),
@@ -105,6 +113,18 @@ def test_a_ring_of_two_points_costs_itself(tmp_path):
     read = texts.read_coco(tmp_path, {"segmentation": [texts.RING, [1, 2, 3, 4]]})
     assert read.images[0].objects[1].outline == read.images[0].objects[0].outline
     assert read.findings.counts == {"polygon left out: it has fewer than three points": 1}
+
+
+def test_a_ring_of_fractions_beside_one_of_pixels_costs_itself(tmp_path):
+    """unit-1: each ring is judged by itself; the picture's one pixel may be what is meant."""
+    read = texts.read_coco(tmp_path, {"segmentation": [texts.RING, [0, 0, 0.5, 0, 0.5, 1]]})
+    assert read.images[0].objects[1].outline == read.images[0].objects[0].outline
+    assert read.findings.counts == {
+        "polygon left out: its coordinates are fractions of the image, not pixels": 1
+    }
+    ring = [0, 0, 1, 0, 1, 1, 0, 1]
+    found = segmentation.read_outline([ring], where="here", findings=Findings(), size=(1, 1))
+    assert found == Polygons((tuple(map(float, ring)),))
 
 
 def test_run_lengths_of_another_size_are_told(tmp_path):

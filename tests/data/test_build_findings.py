@@ -302,6 +302,34 @@ def test_categories_that_do_not_fit_are_told(tmp_path, changes, categories):
     assert "categor" in told
 
 
+@pytest.mark.parametrize(
+    ("box", "stored"),
+    [
+        ((10.0, 10.0, 40.0, 30.0), (10, 10, 40, 30)),
+        ((8.0, 11.5, 42.5, 30.0), (8, 11.5, 42.5, 30)),
+        ((10.0, 10.0, 40.0, 40.0), (10, 10, 40, 30)),
+        ((500.0, 500.0, 530.0, 520.0), (10, 10, 40, 30)),
+        (None, (10, 10, 40, 30)),
+    ],
+)
+def test_a_box_that_does_not_fit_its_outline_is_not_stored(tmp_path, box, stored):
+    formats.image(tmp_path / "a.jpg", 1)
+    one = AnnotatedObject(7, Polygons((tuple(POLYGON),)), box_px=box)
+    entry = AnnotatedImage(
+        key="train/a.jpg",
+        split="train",
+        image=tmp_path / "a.jpg",
+        image_id=0,
+        objects=(one,),
+        expressions=(),
+    )
+    met = Findings()
+    record, _ = record_files.build_record(entry, met)
+    assert tuple(record.boxes_px[0]) == stored
+    told = "box does not fit its outline: the outline's own is taken"
+    assert met.counts == ({} if box in (stored, None) else {told: 1})
+
+
 def test_fractions_are_not_taken_for_pixels(tmp_path):
     """unit-1: a mask of one pixel was made of them."""
     asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from seg_jax.geometry import bitmask, raster, runlengths
+from seg_jax.geometry import bitmask, contour, raster, runlengths
 
 
 def ring(rng, height, width, kind):
@@ -91,3 +91,14 @@ def test_run_lengths_of_anything_are_one_line(size, counts):
     for read in (runlengths.area, lambda rle: runlengths.merge([rle], height=2, width=2)):
         with pytest.raises(ValueError, match="expected .*, got .*; do: "):
             read({"size": size, "counts": counts})
+
+
+def test_the_box_of_run_lengths_is_that_of_the_mask():
+    rng = np.random.default_rng(5)
+    for density in (0, 0.001, 0.02, 0.3, 1):
+        for _ in range(100):
+            mask = rng.random(rng.integers(1, 40, 2)) < density
+            box = runlengths.box_px(bitmask.to_rle(mask))
+            np.testing.assert_array_equal(box, contour.box_px(mask))
+    zeros = {"size": [3, 4], "counts": [2, 0, 3, 1, 6]}
+    assert runlengths.box_px(zeros) == (1, 2, 2, 3)

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from seg_jax.data.formats.annotations import (
     Polygons,
     Role,
 )
-from seg_jax.geometry import bitmask, contour, runlengths
+from seg_jax.geometry import runlengths
 
 UPRIGHT = 'set "upright": true if outlines are of the turned image, false if of the stored one'
 """What to do about a line of one's own data whose outlines may be of the turned image."""
@@ -35,6 +35,9 @@ DAMAGED = "damaged"
 """Name in what is known about a file: whether it was made again as it was damaged or gone."""
 OVERHANG_PX = 1.0
 """Outlines that reach further beyond their image are reported; less is taken for rounding."""
+
+BOX_SLACK_PX = 3.0
+"""Most that a side of an annotated box lies from that of the outline: two pixels, and rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +266,7 @@ def build_record(
     meant = any(one.objects for one in expressions)
     if any(one.objects for one in image.expressions) and not meant:
         raise BrokenImage("image left out, as no object with an expression is left of it", had)
-    boxes = [one.box_px or contour.box_px(bitmask.from_rle(rle)) for _, one, rle in objects]
+    boxes = [_box_px(image, one, rle, met) for _, one, rle in objects]
     record = record_schema.Record(
         key=image.key,
         split=image.split,
@@ -318,6 +321,23 @@ def _objects_with_masks(
                 )
         found.append((place, one, rle))
     return found
+
+
+def _box_px(
+    image: AnnotatedImage, one: AnnotatedObject, rle: dict[str, Any], met: Findings
+) -> Sequence[float]:
+    """Returns an object's box x0 y0 x1 y1: the annotated one if it is that of the outline."""
+    own = runlengths.box_px(rle)
+    if one.box_px is None:
+        return own
+    if np.abs(np.subtract(own, one.box_px)).max() <= BOX_SLACK_PX:
+        return one.box_px
+    told = ", ".join(f"{number:g}" for number in one.box_px)
+    met.add(
+        "box does not fit its outline: the outline's own is taken",
+        f"{image.key} ({image.image}), object {one.id}: {told} for {', '.join(map(str, own))}",
+    )
+    return own
 
 
 def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:

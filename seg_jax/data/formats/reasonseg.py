@@ -80,7 +80,7 @@ def _annotated_image(path: Path, split: str, place: int) -> AnnotatedImage:
             continue
         where = f"{path}, shapes[{number}]"
         points = schemas.check({"points": shape.points}, _Outline, where=where).points
-        if segmentation.are_fractions(points):
+        if segmentation.are_fractions([number for point in points for number in point]):
             raise segmentation.fractions_error(where)
         shapes.append((IGNORE if "ignore" in label else TARGET, points))
     labels = {label for label, _ in shapes}

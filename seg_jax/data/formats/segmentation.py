@@ -13,6 +13,8 @@ from seg_jax.data.formats.annotations import BadAnnotation, Outline, Polygons, R
 
 MOST_COUNTS = 2**26
 """Characters or numbers of a mask's run lengths."""
+FRACTION_MARGIN = 0.02
+"""How far fractions of an image may lie beyond 0 and 1."""
 _Rings = tuple[tuple[schemas.Coordinate, ...], ...]
 _Box = tuple[schemas.Coordinate, schemas.Coordinate, schemas.Coordinate, schemas.Coordinate]
 _FORM = "a list of polygons [x, y, x, y, ..] or run lengths with size and counts"
@@ -56,7 +58,7 @@ def read_outline(
     if isinstance(value, list):
         kinds = {type(one) for one in value}
         if kinds == {list}:
-            return _polygons(value, where, findings)
+            return _polygons(value, where, findings, size=size)
         if kinds == {dict}:
             return RunLengths(tuple(_run_lengths(one, where, size) for one in value))
         if kinds <= {int, float}:
@@ -81,7 +83,9 @@ def _kinds(value: list[Any]) -> str:
     return ", ".join(sorted({names.get(type(one), "others") for one in value}))
 
 
-def _polygons(value: list[Any], where: str, findings: Findings) -> Polygons:
+def _polygons(
+    value: list[Any], where: str, findings: Findings, *, size: tuple[int, int] | None
+) -> Polygons:
     """Returns polygons of whole points, without rings that fill nothing."""
     try:
         rings = schemas.check(value, _Rings, where=f"{where}, segmentation")
@@ -114,9 +118,13 @@ def _polygons(value: list[Any], where: str, findings: Findings) -> Polygons:
         )
     for told in short:
         findings.add("polygon left out: it has fewer than three points", told)
-    if are_fractions(whole):
+    pixels = [ring for ring in whole if size == (1, 1) or not are_fractions(ring)]
+    if not pixels:
         raise fractions_error(where)
-    return Polygons(tuple(whole))
+    if len(pixels) < len(whole):
+        reason = "polygon left out: its coordinates are fractions of the image, not pixels"
+        findings.add(reason, f"{where}: {len(whole) - len(pixels)} of {len(whole)} polygons")
+    return Polygons(tuple(pixels))
 
 
 def _flat_pairs(ring: Any) -> list[Any] | None:
@@ -126,10 +134,13 @@ def _flat_pairs(ring: Any) -> list[Any] | None:
     return None
 
 
-def are_fractions(rings: Sequence[Sequence[float]]) -> bool:
-    """Returns whether coordinates look like fractions of an image: in pixels it would be one."""
-    within = all(0 <= number <= 1 for ring in rings for number in ring)
-    return within and any(0 < number < 1 for ring in rings for number in ring)
+def are_fractions(numbers: Sequence[float]) -> bool:
+    """Returns whether coordinates look like fractions of an image: in pixels, they are in one.
+
+    They may be 0 and 1 themselves, as those of a whole image are, and a little beyond by rounding.
+    """
+    low, high = min(numbers), max(numbers)
+    return -FRACTION_MARGIN <= low < high <= 1 + FRACTION_MARGIN
 
 
 def fractions_error(where: str) -> BadAnnotation:
@@ -199,7 +210,7 @@ def box_px(
     except schemas.Invalid as error:
         findings.add(reason, str(error).partition("; do: ")[0])
         return None
-    if width < 0 or height < 0 or are_fractions([[x, y, width, height]]):
+    if width < 0 or height < 0 or are_fractions((x, y, width, height)):
         findings.add(reason, f"{where}: {x:g}, {y:g}, {width:g}, {height:g}")
         return None
     return x, y, x + width, y + height
