@@ -456,6 +456,12 @@ def test_a_bad_segment_costs_itself(tmp_path, number):
     assert sum(read.findings.counts.values()) == 1
 
 
+def test_an_image_with_two_panoptic_annotations_keeps_the_first(tmp_path):
+    read = panoptic(tmp_path, lambda d: d["annotations"].append(d["annotations"][0]))
+    assert [len(image.objects) for image in read.images] == [3, 3]
+    assert read.findings.counts == {"annotation left out: its image has one already": 1}
+
+
 def test_a_segment_listed_twice_is_one(tmp_path):
     def change(data):
         told = data["annotations"][0]["segments_info"]

@@ -266,6 +266,12 @@ def references(root, change, *, name="refcoco_unc"):
             lambda refs: refs.append({**refs.pop(0), "sentences": None}),
             "expected list at sentences",
         ),
+        (
+            lambda refs: refs[0].update(sentences=refs[0]["sentences"] * 1001),
+            "expected list of length <= 1000 at sentences",
+        ),
+        (lambda refs: refs[0].update(sentences=[]), "it has no sentences"),
+        (lambda refs: refs[0].update(no_target=True), "it means something and nothing"),
         (lambda refs: refs[0].update(ann_id=999_999), "its objects are not listed"),
         (lambda refs: refs[0].update(ann_id=refs[2]["ann_id"]), "its objects are of another image"),
         (lambda refs: refs[0].update(image_id=888_888), "its image is not listed"),
@@ -291,6 +297,28 @@ def test_a_bad_sentence_costs_itself(tmp_path):
         "expression left out: expected a field 'sent'": 1,
         "expression left out: expected str at sent": 1,
     }
+
+
+def test_ids_of_references_and_sentences_listed_twice_are_told(tmp_path):
+    def change(refs):
+        refs[1]["ref_id"] = refs[0]["ref_id"]
+        refs[0]["sentences"] += refs[0]["sentences"][:1]
+
+    _, read = references(tmp_path, change)
+    assert read.findings.counts == {
+        "ref_id listed twice: both are kept": 1,
+        "sent_id listed twice in an image: both are kept": 1,
+    }
+
+
+def test_more_sentences_than_bytes_are_refused(tmp_path):
+    """top-1: the memory of a pickle repeats one list for three bytes."""
+
+    def change(refs):
+        return [refs[0] | {"sentences": refs[0]["sentences"] * 300}] * 500
+
+    with pytest.raises(ValueError, match="sentences in all, got more; do"):
+        references(tmp_path, change)
 
 
 def test_one_id_of_two_annotations_is_not_taken(tmp_path):
@@ -323,7 +351,7 @@ def test_a_pickle_of_few_bytes_with_countless_sentences_ends(tmp_path, monkeypat
     monkeypatch.setattr(refer, "MOST_SENTENCES", 10_000)
 
     def change(refs):
-        many = refs[0]["sentences"] * 1000
+        many = refs[0]["sentences"] * 300
         return [ref | {"sentences": many} for ref in refs for _ in range(100)]
 
     with pytest.raises(ValueError, match="expected at most 10000 sentences in all, got more; do"):

@@ -120,15 +120,20 @@ def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Ann
     read = Annotations([])
     sheet = CocoFile(path, read.findings)
     objects: dict[int, list[AnnotatedObject]] = {number: [] for number in sheet.images}
+    seen: set[int] = set()
     for place, value in enumerate(sheet.annotations):
         where = sheet.place(place)
         try:
             note = annotations.check_annotation(
                 value, _PanopticAnnotation, where=where, findings=read.findings
             )
-            objects[sheet.image_of(note.image_id, where).id] += _segments(
-                sheet, note, numbers / note.file_name, where=where
-            )
+            number = sheet.image_of(note.image_id, where).id
+            if number in seen:
+                told = f"{where}: image_id {note.image_id}"
+                read.findings.add(f"{LEFT_OUT}: its image has one already", told)
+                continue
+            seen.add(number)
+            objects[number] += _segments(sheet, note, numbers / note.file_name, where=where)
         except ValueError as error:
             read.findings.add_error(LEFT_OUT, error)
     read.images += _annotated_images(sheet, objects, split=split, images=images)

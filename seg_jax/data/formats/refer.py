@@ -56,7 +56,7 @@ FAMILY = {
 
 
 MOST_SENTENCES = 10_000_000
-"""Sentences of an edition; a few bytes of a pickle can hold one at any number of places."""
+"""Sentences of an edition, which has no more than bytes: some of a pickle hold one many times."""
 
 
 class _Split(schemas.Record, frozen=True):
@@ -69,7 +69,8 @@ class _Split(schemas.Record, frozen=True):
 class _Reference(_Split, frozen=True):
     ref_id: schemas.Id
     ann_id: schemas.Id | Annotated[list[schemas.Id], Meta(max_length=100_000)]
-    sentences: list[Any]
+    sentences: Annotated[list[Any], Meta(max_length=1000)]
+    no_target: Any = None
 
 
 class _Sentence(schemas.Record, frozen=True):
@@ -148,8 +149,10 @@ def _references_by_image(
 ) -> dict[tuple[str, int], list[_Placed]]:
     """Returns the references by split and number of the image; bad ones are told."""
     grouped: dict[tuple[str, int], list[_Placed]] = {}
-    sentences = 0
-    for place, value in enumerate(references(source, edition)):
+    sentences, seen = 0, set[int]()
+    every = references(source, edition)
+    most = min(MOST_SENTENCES, (source / edition.file).stat().st_size)
+    for place, value in enumerate(every):
         where = f"{source / edition.file}, reference {place}"
         try:
             ref = annotations.check_annotation(
@@ -161,11 +164,17 @@ def _references_by_image(
             found.findings.add_error(LEFT_OUT, error)
             continue
         sentences += len(ref.sentences)
-        if sentences > MOST_SENTENCES:
+        if sentences > most:
             raise ValueError(
-                f"{where}: expected at most {MOST_SENTENCES} sentences in all, got more"
-                f"; do: {ADVICE}"
+                f"{where}: expected at most {most} sentences in all, got more; do: {ADVICE}"
             )
+        if not ref.sentences:
+            found.findings.add(f"{LEFT_OUT}: it has no sentences", where)
+            continue
+        if ref.ref_id in seen:
+            told = f"{where}: ref_id {ref.ref_id}"
+            found.findings.add("ref_id listed twice: both are kept", told)
+        seen.add(ref.ref_id)
         grouped.setdefault((ref.split, number), []).append(_Placed(where, ref))
     return grouped
 
@@ -183,11 +192,16 @@ def _objects_and_expressions(
     known: dict[int, int] = {}
     objects: list[AnnotatedObject] = []
     told: list[Expression] = []
+    seen: set[int] = set()
     for where, ref in sorted(refs, key=lambda ref: ref.value.ref_id):
         where = f"{where}, ref_id {ref.ref_id}"
         meant = ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]
         # gRefCOCO's way to say that there is no such thing in the image.
         meant = [] if meant == [-1] else meant
+        if ref.no_target and meant:
+            got = f"{where}: no_target beside ann_id {schemas.short_repr(ref.ann_id)}"
+            sheet.findings.add(f"{LEFT_OUT}: it means something and nothing", got)
+            continue
         try:
             for one in meant:
                 if one not in known:
@@ -199,11 +213,14 @@ def _objects_and_expressions(
         which = tuple(dict.fromkeys(known[one] for one in meant))
         if isinstance(ref.ann_id, list):
             # As gRefCOCO's own loader: regions of many objects are not told apart, and not meant.
+            every = len(which)
             which = tuple(place for place in which if objects[place].role is Role.OBJECT)
+            if 0 < len(which) < every:
+                sheet.findings.add("reference kept without the crowds that it means", where)
         if meant and not which:
             sheet.findings.add(f"{LEFT_OUT}: it means crowds only", where)
             continue
-        told += _expressions(ref, which, where=where, findings=sheet.findings)
+        told += _expressions(ref, which, where=where, findings=sheet.findings, seen=seen)
     return tuple(objects), tuple(told)
 
 
@@ -232,9 +249,9 @@ def _object(
 
 
 def _expressions(
-    ref: _Reference, which: tuple[int, ...], *, where: str, findings: Findings
+    ref: _Reference, which: tuple[int, ...], *, where: str, findings: Findings, seen: set[int]
 ) -> Iterator[Expression]:
-    """Yields the sentences of a reference; bad ones are told."""
+    """Yields the sentences of a reference; bad ones are told, and ids that were `seen`."""
     for place, value in enumerate(ref.sentences):
         inside = f"{where}, sentences[{place}]"
         try:
@@ -242,6 +259,10 @@ def _expressions(
         except ValueError as error:
             findings.add_error("expression left out", error)
             continue
+        if one.sent_id in seen:
+            told = f"{inside}: sent_id {one.sent_id}"
+            findings.add("sent_id listed twice in an image: both are kept", told)
+        seen.add(one.sent_id)
         yield Expression(id=one.sent_id, text=one.sent, objects=which, ref=ref.ref_id)
 
 
