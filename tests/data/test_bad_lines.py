@@ -16,7 +16,7 @@ from seg_jax.data.formats.annotations import BadAnnotation
 from seg_jax.geometry import runlengths
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_encodings_of_windows_are_read(tmp_path, encoding):
     """A mark of the byte order, as editors and PowerShell write it."""
     (tmp_path / "instances_val.json").write_bytes(json.dumps(texts.coco_data()).encode(encoding))
@@ -36,6 +36,14 @@ def test_encodings_of_windows_are_read(tmp_path, encoding):
     found = reasonseg.read(tmp_path)
     assert (len(found.images), found.findings.counts) == (3, {})
     assert [one.text for one in found.images[0].expressions] == note["text"]
+
+
+def test_lines_that_end_as_on_old_macs_are_read(tmp_path):
+    every = (json.dumps(texts.line([texts.RING], image=name)) for name in ("a.jpg", "b.jpg"))
+    (tmp_path / "train.jsonl").write_bytes("\r".join(every).encode())
+    read = folder.read(tmp_path)
+    assert [image.key for image in read.images] == ["train/a.jpg", "train/b.jpg"]
+    assert read.findings.counts == {}
 
 
 LINES = {

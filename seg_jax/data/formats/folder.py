@@ -111,15 +111,20 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
 
 
 def _texts(file: Path) -> Iterator[bytes]:
-    """Yields the lines of a file. PowerShell writes UTF-16, other programs of Windows a mark (BOM).
+    """Yields the lines of a file, in UTF-8, or in UTF-16 or UTF-32 with a mark, as on Windows.
 
     Raises:
       ValueError: it cannot be read, or is one JSON value over several lines.
     """
     data = files.read_bytes(file, advice=ADVICE)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    # The marks of UTF-32 begin as those of UTF-16 do.
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        data = data.decode("utf-32", errors="replace").encode()
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16", errors="replace").encode()
     data = data.removeprefix(codecs.BOM_UTF8)
+    if b"\n" not in data:  # Old programs of Macs end lines so; within JSON it is only space.
+        data = data.replace(b"\r", b"\n")
     first = data[:100].lstrip()
     if first.startswith(b"[") or first.split(b"\n")[0].strip() == b"{":
         raise ValueError(
