@@ -274,7 +274,7 @@ def _check_paintable(shapes: tuple, height: int, width: int) -> None:
         steps += crossed**2 / (np.ptp(every[:, 1]) + 1)
     if steps > MOST_PAINT_STEPS:
         raise BadAnnotation(
-            f"expected shapes that are painted in {MOST_PAINT_STEPS} steps, got {steps:.0f}; do: "
+            f"shapes: expected at most {MOST_PAINT_STEPS} steps to paint, got {steps:.0f}; do: "
             "outline the object with fewer points",
             "its shapes are too intricate",
         )
