@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -38,6 +39,8 @@ LEASE_SECONDS = 120.0
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_STRANGE = {errno.EISDIR: "a folder", errno.ELOOP: "a link", errno.ENXIO: "a pipe or a device"}
+"""What lies in the place of a lock file, by the error when it is opened."""
 _BYTES = 4096
 """Size of a lock file."""
 _Short = Annotated[str, Meta(max_length=300)]
@@ -69,7 +72,7 @@ def hold(path: Path, *, place: Path, say: Callable[[str], None] | None = None) -
       say: is called with a line where this takes time or is less than a lock; None: standard error.
 
     Raises:
-      ValueError: another process holds it; the line tells which.
+      ValueError: another process holds it, and the line tells which; or it is no file.
       OSError: the file cannot be written.
     """
     say = say or functools.partial(print, file=sys.stderr, flush=True)
@@ -145,7 +148,7 @@ class _Lock:
     def _try(self) -> bool:
         """Opens the file and returns whether it is now held as far as the kernel knows."""
         while True:
-            self._file = os.open(self._path, _OPEN, 0o666)
+            self._file = self._opened()
             _held.add(self._file)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,6 +164,23 @@ class _Lock:
             if _same_file(self._file, self._path):
                 return True
             self._close()  # Its holder has removed it: what is held is no longer the lock.
+
+    def _opened(self) -> int:
+        """Returns the number of the open file; raises ValueError for what no process has made."""
+        try:
+            file = os.open(self._path, _OPEN | os.O_NONBLOCK, 0o666)
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                return file
+            os.close(file)
+            got = "a pipe or a device"
+        except OSError as error:
+            if error.errno not in _STRANGE:
+                raise
+            got = _STRANGE[error.errno]
+        raise ValueError(
+            f"{self._path}: expected a lock file, or none, got {got}; do: remove it, or choose "
+            "another folder"
+        )
 
     def _holder(self, *, seconds: float = 0.0) -> Holder | None:
         """Returns who has written itself down; it waits so long for one to do so."""
