@@ -107,8 +107,12 @@ def clean_address(url: str) -> str:
     Raises:
       ValueError: it is not an HTTP address, or holds a password.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # Half a bracket, letters that stand for a slash, a port that is none.
+        known = False
+    if not known:
         raise ValueError(
             f"describer: expected an address as http://HOST:8000/v1, got {url!r}"
             "; do: correct --describer"
