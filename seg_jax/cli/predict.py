@@ -41,7 +41,13 @@ def main(config: Config) -> int:
     clue = _clue(config)
     image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
-        config.out.mkdir(parents=True, exist_ok=True)
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(
+                f"{config.out}: expected a folder for the overlay, got a file, or a path below "
+                "one; do: name a folder"
+            ) from None
     predictor = config.predictor()
     prediction = predictor.predict(image, clue, _kind(predictor.bundle.task, config.answer))
     result = prediction.as_json()

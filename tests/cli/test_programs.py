@@ -138,7 +138,9 @@ def test_predict_knows_before_its_work_where_it_cannot_write(fails, given, image
     ask = ("predict", "--checkpoint", given, "--image", image, *WORDS)
     (tmp_path / "file").write_text("mine")
     for out in ("file", "file/below"):
-        assert str(tmp_path / "file") in fails(*ask, "--out", tmp_path / out)
+        line = fails(*ask, "--out", tmp_path / out)
+        assert f"{tmp_path / out}: expected a folder for the overlay, got a file" in line
+        assert "; do: name a folder" in line
     assert (tmp_path / "file").read_text() == "mine"
     assert fails(*ask, "--out", "/proc/nowhere")
 
