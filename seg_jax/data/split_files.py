@@ -108,7 +108,8 @@ class SplitFiles:
         """Returns the files of a split of a data set.
 
         Raises:
-          ValueError: the folder holds no whole data set in ArrayRecord, or no such split.
+          ValueError: the folder holds no whole data set in ArrayRecord, or no such split, or its
+            sizes are damaged.
         """
         info = read_info(folder)
         if info.fileFormat != record_schema.FILE_FORMAT:
@@ -129,7 +130,7 @@ class SplitFiles:
         ]
         report = _read_report(folder)
         known = {} if report is None else report.files
-        return cls(
+        found = cls(
             folder=folder,
             split=split,
             paths=tuple(folder / name for name in names),
@@ -138,6 +139,8 @@ class SplitFiles:
             bytes=tuple(known[name].size if name in known else None for name in names),
             sizes_xxh3=None if report is None else report.xxh3_of_sizes,
         )
+        found._sizes_data()
+        return found
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -173,12 +176,9 @@ class SplitFiles:
           ValueError: the file that holds them is damaged.
         """
         path = self.folder / record_schema.SIZES
-        if self.sizes_xxh3 is None or not path.exists():
+        if (data := self._sizes_data()) is None:
             return None
-        data = path.read_bytes()
-        if checksums.of_bytes(data) != self.sizes_xxh3:
-            raise ValueError(f"{path}: expected it as it was built, got other bytes; do: {REPAIR}")
-        value = files.read_json(path, advice=REPAIR)
+        value = files.parse_json(data, where=str(path), advice=REPAIR)
         kind = dict[str, list[tuple[_Count, _Count, _Count, _Count]]]
         found = schemas.check(value, kind, where=str(path), advice=REPAIR).get(self.split, [])
         if len(found) != len(self):
@@ -187,6 +187,16 @@ class SplitFiles:
                 f"{REPAIR}"
             )
         return [Size(*one) for one in found]
+
+    def _sizes_data(self) -> bytes | None:
+        """Returns the bytes of the file that holds the sizes; raises ValueError for others."""
+        if self.sizes_xxh3 is None:
+            return None
+        path = self.folder / record_schema.SIZES
+        data = files.read_bytes(path, advice=REPAIR)
+        if checksums.of_bytes(data) != self.sizes_xxh3:
+            raise ValueError(f"{path}: expected it as it was built, got other bytes; do: {REPAIR}")
+        return data
 
     def lost_records(self, met: Findings) -> list[int]:
         """Returns the records of files that are missing or not as long as built; tells of them.

@@ -171,6 +171,19 @@ def test_sizes_are_those_of_the_records(asked):
         split_files.SplitFiles.find(asked.out, "train").sizes()
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", None])
+def test_damaged_sizes_are_told_where_a_data_set_is_opened(asked, text):
+    path = asked.out / record_schema.SIZES
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match="sizes.json: expected .*; do: run the same") as error:
+        len(Built(folders=(asked.out,)))
+    assert "\n" not in str(error.value)
+    build(asked)
+    assert len(Built(folders=(asked.out,))) == 3
+
+
 def hostile_features(source, **changes):
     """Returns the bytes of a stored image with other features."""
     features = tf_example.decode(source.split_files[0]._reader[0])
