@@ -27,6 +27,11 @@ from seg_jax.data.findings import Findings
 
 DONE, LIST = ".annotated", ".images.jsonl"
 """Folder of finished shards; file that lists the images for every process."""
+LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
+"""Files beside the data set: one JSON object a line about each failure; counts."""
+_PLAIN = "annotations"
+_MADE = (*claims.MADE, LETTERS, SUMMARY, LIST, f"{DONE}/*.jsonl", f"{_PLAIN}/*.jsonl")
+"""Patterns of what an annotation makes in its folder."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 """File name endings of images."""
 _FORMAT = 2
@@ -179,7 +184,8 @@ def claim_folder(job: Job, *, anew: bool) -> Iterator[None]:
       ValueError: it holds something else, or another process works in it.
       OSError: it cannot be made.
     """
-    with claims.claim_folder(job.out, {"name": "annotation", **job_identity(job)}, anew=anew):
+    wanted = {"name": "annotation", **job_identity(job)}
+    with claims.claim_folder(job.out, wanted, anew=anew, made=_MADE):
         yield
 
 
@@ -360,7 +366,7 @@ def _with_relative_path(line: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def plain_folder(job: Job) -> Path:
     """Returns the plain folder that an annotation makes."""
-    return job.out / "annotations"
+    return job.out / _PLAIN
 
 
 def annotate_shards(

@@ -14,14 +14,10 @@ from typing import IO, Any
 
 from seg_jax import files
 from seg_jax.annotation import jobs
-from seg_jax.annotation.jobs import Job, Shard
+from seg_jax.annotation.jobs import LETTERS, SUMMARY, Job, Shard
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.build.record_files import Task
 from seg_jax.data.findings import Findings
-
-LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
-"""Files beside the data set: one JSON object a line about each failure; counts."""
-
 
 COUNTS = ("images", "annotated", "repeated", "without_objects", "failed")
 """Counts of images that a summary begins with."""

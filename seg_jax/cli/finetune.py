@@ -17,7 +17,7 @@ def main(config: Config) -> int:
         config = datasets.with_source(config)
         # A wrong --checkpoint must not cost the run that --anew replaces.
         begin = None if config.checkpoint is None else start.from_checkpoint(config)
-        with stage.hold_folder(config, reads=config.checkpoint):
+        with stage.hold_folder(config, reads=datasets.folders_read(config)):
             with stage.open_log(config.out) as log:
                 begin = begin or processes.run_first_then_others(
                     lambda: start.with_random_weights(config, config.out / "tokenizer")

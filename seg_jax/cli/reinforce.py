@@ -35,7 +35,7 @@ def main(config: Config) -> int:
         start.check_divisions(config)
         config = datasets.with_source(config)
         begin = start.from_checkpoint(config)
-        with stage.hold_folder(config, reads=config.checkpoint):
+        with stage.hold_folder(config, reads=datasets.folders_read(config)):
             gallery = Gallery(config, begin.bundle)
             with stage.open_log(config.out, config.log) as log:
                 place = stage.Place(config.out, "gspo", log)

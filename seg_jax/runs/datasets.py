@@ -83,6 +83,18 @@ def with_source(config: ConfigT) -> ConfigT:
     return dataclasses.replace(config, **changes)
 
 
+def folders_read(config: Any) -> list[Path]:
+    """Returns the folders that a run reads: its checkpoint and its data sets.
+
+    Args:
+      config: of a run, with its `source` and its `checkpoint`.
+    """
+    source = config.source
+    parts = source.parts if isinstance(source, Mixed) else (source,)
+    data = [folder for part in parts if isinstance(part, Built) for folder in part.folders]
+    return data if config.checkpoint is None else [config.checkpoint, *data]
+
+
 def fitting(source: Scenes | Built | Mixed, needs: Mapping[str, Need]) -> Scenes | Built | Mixed:
     """Returns the source such that it gives what the questions are about.
 

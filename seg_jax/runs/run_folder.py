@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ MADE = (
 
 @contextlib.contextmanager
 def hold(
-    folder: Path, config: Any, *, resume: bool, anew: bool, reads: Path | None = None
+    folder: Path, config: Any, *, resume: bool, anew: bool, reads: Collection[Path] = ()
 ) -> Iterator[None]:
     """Holds the folder of a run for this process, made for it or found to be of its configuration.
 
@@ -48,7 +48,7 @@ def hold(
       config: of the run.
       resume: whether a run is to go on.
       anew: whether a run is to be replaced.
-      reads: a folder that the run reads from, and so may not replace.
+      reads: folders that the run reads from, and so may not replace.
 
     Raises:
       ValueError: another process works in the folder, it holds a run and neither or both were
@@ -64,11 +64,12 @@ def hold(
         )
     if resume and anew:
         raise ValueError("run: expected one of --resume and --anew, got both; do: give one")
-    if anew and reads is not None and reads.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"{folder}: expected a folder that the run does not read from, got --anew, which "
-            f"would remove {reads}; do: choose another --out"
-        )
+    for one in reads if anew else ():
+        if one.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{folder}: expected a folder that the run does not read from, got --anew, which "
+                f"would remove {one}; do: choose another --out"
+            )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold_folder(run: Any, *, reads: Path | None) -> Iterator[None]:
+def hold_folder(run: Any, *, reads: Collection[Path]) -> Iterator[None]:
     """Holds the folder of a run for all of its processes; the first of them has the lock."""
     hold = functools.partial(
         run_folder.hold, run.out, run, resume=run.resume, anew=run.anew, reads=reads

@@ -19,7 +19,7 @@ from PIL import Image
 from seg_jax.annotation import jobs, results
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.stages import Stages, Unusable
-from seg_jax.data.build import dataset
+from seg_jax.data.build import claims, dataset
 from seg_jax.data.sources import Built
 
 
@@ -340,6 +340,16 @@ def test_a_folder_belongs_to_one_annotation(tmp_path):
     annotate(tmp_path / "web", dataclasses.replace(other, code="seg-jax next"))
     line = (job.out / "annotations" / "train.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["provenance"]["code"] == "seg-jax test"
+
+
+def test_anew_removes_what_annotations_make_and_nothing_else(tmp_path):
+    known.make(tmp_path / "web", 3)
+    job = known.job(tmp_path / "out", 3)
+    annotate(tmp_path / "web", job)
+    for name in ("labels.txt", "annotations/notes.txt"):
+        (job.out / name).write_text("mine")
+    with jobs.claim_folder(job, anew=True):
+        assert set(tree(job.out)) == {"labels.txt", "annotations/notes.txt", claims.CLAIM}
 
 
 def test_images_are_listed_by_folder_pattern_and_list(tmp_path):

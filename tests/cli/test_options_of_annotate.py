@@ -162,7 +162,7 @@ def _stand_for_workers(patch, note):
         note("make by beam", runner, options)
         return []
 
-    def claim(out, wanted, *, anew):
+    def claim(out, wanted, *, anew, **_):
         note("claim", out, anew)
         out.mkdir(exist_ok=True)
         return contextlib.nullcontext()

@@ -74,7 +74,7 @@ def _stand_ins(patch, note):
         _note_tasks(note, dataset.plan_files(plan).tasks)  # As its workers do.
         return []
 
-    def claim(out, wanted, *, anew):
+    def claim(out, wanted, *, anew, **_):
         note("claim", out, anew)
         return contextlib.nullcontext()
 

@@ -14,7 +14,7 @@ import pytest
 from built_data import build, records, tree
 from PIL import Image
 
-from seg_jax.data.build import dataset, record_files
+from seg_jax.data.build import claims, dataset, record_files
 from seg_jax.data.formats import expected_sizes
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
@@ -370,6 +370,44 @@ def test_a_folder_belongs_to_one_build(tmp_path):
     assert (other / "thesis.txt").exists()
     with dataset.claim_build(dataclasses.replace(asked, paper=True), anew=True):
         assert not [*asked.out.glob("*.array_record-*")]
+
+
+def test_anew_leaves_files_of_others_alone(tmp_path):
+    asked = family(tmp_path)
+    build(asked)
+    mine = [
+        "notes.txt",
+        "images/cat.jpg",
+        ".parts/mine.txt",
+        "annotations/a.jsonl",
+        "x.array_record",
+    ]
+    for name in mine:
+        (asked.out / name).parent.mkdir(exist_ok=True)
+        (asked.out / name).write_text("mine")
+    (asked.out / "linked").symlink_to(tmp_path / "images")
+    before = tree(tmp_path / "images")
+    with dataset.claim_build(dataclasses.replace(asked, paper=True), anew=True):
+        assert set(tree(asked.out)) == {*mine, claims.CLAIM}
+    assert (asked.out / "linked").is_symlink()
+    assert tree(tmp_path / "images") == before
+
+
+@pytest.mark.parametrize("name", ["source", "images", "family"])
+@pytest.mark.parametrize("below", [".", "raw"])
+def test_anew_removes_nothing_that_is_read(tmp_path, name, below):
+    asked = family(tmp_path)
+    build(asked)
+    (asked.out / "raw").mkdir()
+    whole = tree(asked.out)
+    hostile = dataclasses.replace(asked, **{name: asked.out / below})
+    with (
+        pytest.raises(ValueError, match="expected a folder that nothing is read from") as error,
+        dataset.claim_build(hostile, anew=True),
+    ):
+        pass
+    assert "\n" not in str(error.value)
+    assert tree(asked.out) == whole
 
 
 def test_images_that_lie_elsewhere_are_told_at_once(tmp_path):

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import pathlib
+from types import SimpleNamespace
 
 import pytest
 import small_run
 
-from seg_jax.runs import run_folder
+from seg_jax.data.sources import Built, Mixed
+from seg_jax.runs import datasets, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,23 @@ def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
     (tmp_path / "run" / "notes.txt").unlink()
     claim(tmp_path / "run", Options(lr=2.0), resume=False, anew=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RECORD]
+
+
+def test_a_run_never_replaces_the_data_that_it_reads(tmp_path):
+    """--anew would have removed a data set that was built below the run's own folders."""
+    run = tmp_path / "run"
+    claim(run, Options(), resume=False, anew=False)
+    data, second = run / "checkpoint" / "data", tmp_path / "second"
+    data.mkdir(parents=True)
+    parts = (Built(folders=(second,)), Built(folders=(data,)))
+    config = SimpleNamespace(
+        source=Mixed(parts=parts, weights=(1.0, 1.0)), checkpoint=tmp_path / "c"
+    )
+    reads = datasets.folders_read(config)
+    assert reads == [tmp_path / "c", second, data]
+    with pytest.raises(ValueError, match="does not read from, got --anew, .* remove .*data; do"):
+        claim(run, Options(), resume=False, anew=True, reads=reads)
+    assert data.exists()
 
 
 def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):

@@ -5,32 +5,55 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from seg_jax import files, locks, schemas
-from seg_jax.data.build.record_files import UNFINISHED
+from seg_jax.data import record_schema
+from seg_jax.data.build.record_files import PARTS, UNFINISHED
 
 CLAIM = ".claim.json"
 """File of a folder that describes the result that it is for."""
 _MOST_NAMED = 5
+MADE = (
+    "dataset_info.json",
+    "features.json",
+    record_schema.REPORT,
+    record_schema.SIZES,
+    "stats.json",
+    f"*-*.{record_schema.FILE_FORMAT}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]",
+    f"{PARTS}/*-[0-9][0-9][0-9][0-9][0-9].json",
+)
+"""Patterns of what a build makes in its folder, in the order in which --anew removes it: the file
+that makes the folder a data set goes first."""
 _ADVICE = "replace it with --anew, or choose another --out"
 
 
 @contextlib.contextmanager
-def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[None]:
+def claim_folder(
+    out: Path,
+    wanted: dict[str, Any],
+    *,
+    anew: bool,
+    reads: Collection[Path] = (),
+    made: Collection[str] = MADE,
+) -> Iterator[None]:
     """Holds a folder for this process, and for one result.
 
     Args:
       out: the folder; it is made if there is none.
       wanted: describes the result, in JSON values; it stays in the folder.
-      anew: whether to remove what an earlier run has left there.
+      anew: whether to remove what an earlier run has left there; files of others stay.
+      reads: files and folders that the result is made of, and so may not be replaced with it.
+      made: patterns of what such runs make in the folder.
 
     Raises:
-      ValueError: the folder holds something else, or another process works in it.
+      ValueError: the folder holds something else, or what is read, or another process works in it.
       OSError: it cannot be made.
     """
+    if anew:
+        check_apart(out, reads)
     out.mkdir(parents=True, exist_ok=True)
     with locks.hold(out / locks.NAME, place=out):
         claim = out / CLAIM
@@ -41,7 +64,7 @@ def claim_folder(out: Path, wanted: dict[str, Any], *, anew: bool) -> Iterator[N
                 "do: choose another --out"
             )
         if claim.exists() and anew:
-            _remove_all(others)
+            _remove_made(out, made)
         elif claim.exists():
             had = files.read_json_object(claim, advice=_ADVICE)
             # A run that failed before it made a file has left nothing that another could spoil.
@@ -91,9 +114,23 @@ def _value_text(value: Any) -> str:
     return schemas.short_repr(value)
 
 
-def _remove_all(paths: Iterable[Path]) -> None:
-    for one in paths:
-        if one.is_dir():
-            shutil.rmtree(one)
-        else:
-            one.unlink()
+def check_apart(out: Path, reads: Collection[Path]) -> None:
+    """Checks that what --anew would remove with a folder is not read.
+
+    Raises:
+      ValueError: one of the files and folders that are read lies in it.
+    """
+    for one in reads:
+        if one.resolve().is_relative_to(out.resolve()):
+            raise ValueError(
+                f"{out}: expected a folder that nothing is read from, got --anew, which would "
+                f"remove {one}; do: choose another --out"
+            )
+
+
+def _remove_made(out: Path, made: Collection[str]) -> None:
+    """Removes what runs have made in a folder; not its claim, which is replaced at once."""
+    for pattern in made:
+        for one in sorted(out.glob(pattern)):
+            if one.is_file() or one.is_symlink():
+                one.unlink()

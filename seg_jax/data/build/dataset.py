@@ -286,7 +286,7 @@ def claim_build(plan: Plan, *, anew: bool) -> Iterator[None]:
     """Holds the folder of a build for this process, and for this data set.
 
     Raises:
-      ValueError: the folder holds something else, or another process builds in it.
+      ValueError: the folder holds something else, or what is read, or another process builds in it.
       OSError: it cannot be made.
     """
     wanted = {
@@ -297,7 +297,8 @@ def claim_build(plan: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if plan.family is None else str(plan.family),
         "records": plan.records,
     }
-    with claims.claim_folder(plan.out, wanted, anew=anew):
+    reads = [one for one in (plan.source, plan.images, plan.family) if one is not None]
+    with claims.claim_folder(plan.out, wanted, anew=anew, reads=reads):
         yield
 
 
