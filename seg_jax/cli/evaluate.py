@@ -183,10 +183,19 @@ def main(config: Config) -> int:
     return 0
 
 
-def _say_passed_over(met: Findings) -> None:
-    """Says which samples and questions did not reach the model, a line a reason."""
+def _say_passed_over(met: Findings, questions: int | None = None) -> None:
+    """Says which samples and questions did not reach the model, a line a reason.
+
+    Raises:
+      ValueError: for this reason no question is left.
+    """
     for line in met.lines():
         console.say(f"warning: {line}")
+    if questions == 0 and met.counts:
+        raise ValueError(
+            "evaluation: expected at least one question, got none, for all was passed over: "
+            f"{met.commonest()}; do: mend the data, build it again, or give another set"
+        )
 
 
 def held_out(config: Config) -> Source:
@@ -265,7 +274,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     rows = list(protocol.answer_and_judge(asking, answered, config.out, findings=met))
     if answered is not saved:
         met.merge(answered.findings())
-    _say_passed_over(met)
+    _say_passed_over(met, questions=len(rows))
     summary = protocol.numbers(
         rows,
         asking,

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import published_formats as formats
@@ -191,6 +192,18 @@ def test_points_are_told_of_each_object_of_coco(made, run, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").open()]
     areas = [int(formats.true_mask(one["segmentation"]).sum()) for one in objects]
     assert [row["truth_px"] for row in rows] == areas
+
+
+def test_a_set_of_damaged_records_alone_says_so(made, run, tmp_path):
+    root, _ = made
+    data = shutil.copytree(root / "data" / "refcoco_unc", tmp_path / "refcoco_unc")
+    for path in data.glob("*-val.array_record-*"):
+        path.write_bytes(b"text" * (path.stat().st_size // 4))
+    words = ("--answers", written(tmp_path / "answers.jsonl", []), "--data", data)
+    status, _, err = run("--protocol", "res", *words)
+    assert status == 1
+    assert "got none, for all was passed over: " in err
+    assert str(next(data.glob("*-val.array_record-*")).name) in err.split("got none")[1]
 
 
 @pytest.mark.parametrize(
