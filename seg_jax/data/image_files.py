@@ -24,6 +24,7 @@ import re
 import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,18 @@ _BAND_PIXELS = 1 << 22
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _OPAQUE = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "RGBX")
 _TIFF_BITS, _TIFF_MEANING, _TIFF_PIECES = 258, 262, (273, 279, 324, 325)
+
+
+_PNG_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+"""First column and row of each pass of an interlaced PNG, and its steps."""
 
 
 class Unreadable(ValueError):
@@ -291,6 +304,14 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
                 if image.format == "TIFF":
                     stack.enter_context(_silence())
                 yield image
+                if image.format == "PNG" and _is_cut_png(image, data):
+                    raise Unreadable(
+                        where,
+                        reason="image is damaged",
+                        expected="a whole image",
+                        got="a damaged one (its pixels end too early)",
+                        advice="copy or export it again",
+                    )
         except Unreadable:
             raise
         except Image.DecompressionBombError:
@@ -338,6 +359,40 @@ def _check_size(image: Image.Image, data: bytes, where: str) -> None:
     most = MAX_SLOW_PIXELS if slow else most
     if width * height > most:
         raise _too_large(where, f"{width} x {height}", most, " of this kind")
+
+
+def _is_cut_png(image: Image.Image, data: bytes) -> bool:
+    """Returns whether the pixels of a PNG that was decoded end too early.
+
+    Pillow takes the end of a stream for that of the image, and leaves the rows after it black.
+    """
+    tiles: list[Any] = getattr(image, "tile", [])
+    if tiles:  # Not decoded.
+        return False
+    width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    last = image.crop((0, height - 1, width, height))
+    if not interlaced and last.getbbox(alpha_only=False) is not None:
+        return False
+    bits *= {2: 3, 4: 2, 6: 4}.get(kind, 1)
+    passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
+    wanted = 0
+    for left, top, right, down in passes:
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        wanted += rows * (1 + (columns * bits + 7) // 8) if columns > 0 < rows else 0
+    return _inflated_size(data, wanted) < wanted
+
+
+def _inflated_size(data: bytes, most: int) -> int:
+    """Returns how many bytes the pixels of a PNG have, as they are before filters."""
+    stream, size, at = zlib.decompressobj(), 0, 8
+    while size < most and at + 8 <= len(data) and not stream.eof:
+        length, name = struct.unpack_from(">I4s", data, at)
+        rest = data[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+        while rest and size < most and not stream.eof:
+            size += len(stream.decompress(rest, 1 << 20))
+            rest = stream.unconsumed_tail
+        at += 12 + length
+    return size + len(stream.flush()) if size < most else size
 
 
 @contextlib.contextmanager

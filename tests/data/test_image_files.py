@@ -488,3 +488,37 @@ def test_a_tiff_of_countless_tiles_is_refused(tmp_path, order, wide):
     assert "100001 strips or tiles" in complaint(path)
     path.write_bytes(data[:-5])
     assert "strips" not in complaint(path)
+
+
+def black_png(count, *, interlaced=False):
+    """Returns a black PNG of 8 bits RGB, 16 wide, of whose pixels there are so many bytes."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 16, 48, 8, 2, 0, 0, interlaced)
+    packed = zlib.compress(bytes(count))
+    middle = len(packed) // 2
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", packed[:middle]),
+            chunk(b"IDAT", packed[middle:]),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("whole", "interlaced"),
+    # Of 16 x 48 there are 6 rows of 2 and 2, 6 of 4, 12 of 4, 12 of 8, 24 of 8, 24 of 16.
+    [(48 * 49, False), (2304 + 6 + 6 + 6 + 12 + 12 + 24 + 24, True)],
+)
+def test_a_png_whose_pixels_end_too_early_is_damaged(whole, interlaced):
+    """A stream that ends in order after some of the rows is not an image with black ones."""
+    read = image_files.storable(black_png(whole, interlaced=interlaced), upright=False, where="x")
+    assert (read.height, read.width) == (48, 16)
+    for rows in (20 * 49, whole - 49, whole - 1):
+        with pytest.raises(image_files.Unreadable, match="a damaged one"):
+            image_files.storable(black_png(rows, interlaced=interlaced), upright=False, where="x")
