@@ -73,15 +73,15 @@ def scorer(case: Case, true: Rings, answers: Rings):
 
     from seg_jax.geometry import bitmask, raster
 
-    size = {"height": case.height, "width": case.width}
+    height, width = case.height, case.width
     used = jnp.ones((case.batch, 1, case.points), bool)
     points = jnp.asarray(answers)[:, None]
-    words = raster.fill(jnp.asarray(true)[:, None], used, **size)
+    words = raster.fill(jnp.asarray(true)[:, None], used, height=height, width=width)
     area = bitmask.area(words)
 
     @jax.jit
     def score(points, used, words, area):
-        covered, shared = raster.fill_counts(points, used, words, **size)
+        covered, shared = raster.fill_counts(points, used, words, height=height, width=width)
         union = covered + area - shared
         return jnp.where(union > 0, shared / jnp.maximum(union, 1).astype(np.float32), 0.0)
 

@@ -68,8 +68,8 @@ def claim_folder(
         elif claim.exists():
             had = files.read_json_object(claim, advice=_ADVICE)
             # A run that failed before it made a file has left nothing that another could spoil.
-            if had != wanted and _holds_files(out):
-                before, now = _differing(had, wanted)
+            before, now = _differing(had, wanted)
+            if before and _holds_files(out):
                 raise ValueError(
                     f"{out}: expected the build of {before}, as before, got {now}; do: {_ADVICE}"
                 )
@@ -90,7 +90,10 @@ def _holds_files(out: Path) -> bool:
 
 
 def _differing(had: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns what differs, as name=value, of the result before and of the one wanted."""
+    """Returns what differs, as name=value, of the result before and of the one wanted.
+
+    What is missing is as if it were None: earlier versions knew fewer names.
+    """
     pairs = [*_differing_values("", had, wanted)][:_MOST_NAMED]
     before = ", ".join(f"{name}={_value_text(value)}" for name, value, _ in pairs)
     now = ", ".join(f"{name}={_value_text(value)}" for name, _, value in pairs)

@@ -101,7 +101,7 @@ def check_sizes(config: Any, room: str) -> None:
         schemas.check(value, kinds[field.name], where=where, advice="give such a value")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        most = _MOST.get(field.name, 2**31 - 1)
+        most = _MOST[field.name] if field.name in _MOST else 2**31 - 1
         least_is_zero = field.name.endswith("token_id")
         if not (value > 0 or (least_is_zero and value == 0)) or math.isinf(value):
             raise ValueError(
