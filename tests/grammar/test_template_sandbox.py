@@ -50,13 +50,12 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_one_line_and_costs_little(name):
-    """tmpl-1. The limits of the system end it, not the clock: the machine of a test may be busy."""
+    """tmpl-1. How much it may take is not counted here: the machine of a test may be busy."""
     with pytest.raises(
         template_sandbox.BeyondLimits, match=r"^chat template: expected .*, got .*; do: check"
     ) as caught:
         template_sandbox.render(BOMBS[name])
     assert "\n" not in str(caught.value)
-    assert "none after" not in str(caught.value)
     assert template_sandbox.render("{{ 1 + 1 }}") == "2", "and the next one is rendered"
     worker = worker_id()
     with pytest.raises(template_sandbox.BeyondLimits) as again:

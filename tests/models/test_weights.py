@@ -363,7 +363,7 @@ def test_tensors_of_other_kinds_are_refused(model, tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"model.norm.weight": np.zeros(64, np.int8)}, path)
-    with pytest.raises(ValueError, match=r"model.norm.weight: expected one of .*, got I8; do"):
+    with pytest.raises(ValueError, match=r"model.norm.weight: expected one of .*, got 'I8'; do"):
         weights.load(tmp_path)
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     save_file(half, path)
