@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -219,6 +219,28 @@ def check_annotation(value: Any, kind: type[Value], *, where: str, findings: Fin
         written = schemas.short_repr(value[name])
         findings.add(f"{name} is no integer: read as one", f"{where}: {name} {written}")
     return found
+
+
+def checked_list(
+    values: Iterable[Any], kind: type[Value], *, where: str, left_out: str, findings: Findings
+) -> Iterator[tuple[str, Value]]:
+    """Yields the members of a list that hold, each after its place; the others are told.
+
+    Args:
+      values: as they were read.
+      kind: as in `check_annotation`.
+      where: tells file, annotation and name of the list.
+      left_out: what is said of those that do not hold.
+      findings: are told.
+    """
+    for number, value in enumerate(values):
+        place = f"{where}[{number}]"
+        try:
+            found = check_annotation(value, kind, where=place, findings=findings)
+        except ValueError as error:
+            findings.add_error(left_out, error)
+            continue
+        yield place, found
 
 
 def whole_number(value: Any) -> int | None:

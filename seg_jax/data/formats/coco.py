@@ -145,15 +145,13 @@ def _segments(
 ) -> Iterator[AnnotatedObject]:
     """Yields the segments of a panoptic annotation; bad ones are told."""
     seen: set[int] = set()
-    for place, value in enumerate(note.segments_info):
-        inside = f"{where}, segments_info[{place}]"
-        try:
-            segment = annotations.check_annotation(
-                value, _Segment, where=inside, findings=sheet.findings
-            )
-        except ValueError as error:
-            sheet.findings.add_error("segment left out", error)
-            continue
+    for inside, segment in annotations.checked_list(
+        note.segments_info,
+        _Segment,
+        where=f"{where}, segments_info",
+        left_out="segment left out",
+        findings=sheet.findings,
+    ):
         if segment.id in seen:
             sheet.findings.add(
                 "segment left out: its number is another one's", f"{inside}: id {segment.id}"
@@ -294,15 +292,13 @@ class CocoFile:
 
     def _checked_images(self, listed: list[Any]) -> Iterator[tuple[str, CocoImage]]:
         """Yields the images that can be taken, each after how messages name it."""
-        for place, value in enumerate(listed):
-            where = f"{self.path}, images[{place}]"
-            try:
-                image = annotations.check_annotation(
-                    value, CocoImage, where=where, findings=self.findings
-                )
-            except ValueError as error:
-                self.findings.add_error("image left out", error)
-                continue
+        for where, image in annotations.checked_list(
+            listed,
+            CocoImage,
+            where=f"{self.path}, images",
+            left_out="image left out",
+            findings=self.findings,
+        ):
             yield f"{where}: id {image.id}, {schemas.short_repr(image.file_name)}", image
 
     def _read_names(self, listed: list[Any] | None) -> dict[int, str]:
@@ -310,15 +306,13 @@ class CocoFile:
         if not listed:
             self.findings.add("no categories are listed: objects have no names", str(self.path))
         names: dict[int, str] = {}
-        for place, value in enumerate(listed or ()):
-            where = f"{self.path}, categories[{place}]"
-            try:
-                one = annotations.check_annotation(
-                    value, _Category, where=where, findings=self.findings
-                )
-            except ValueError as error:
-                self.findings.add_error("category left out", error)
-                continue
+        for where, one in annotations.checked_list(
+            listed or (),
+            _Category,
+            where=f"{self.path}, categories",
+            left_out="category left out",
+            findings=self.findings,
+        ):
             name = " ".join((one.name or "").split())
             told = f"{where}: id {one.id}, {schemas.short_repr(name)}"
             if not name:

@@ -252,13 +252,13 @@ def _expressions(
     ref: _Reference, which: tuple[int, ...], *, where: str, findings: Findings, seen: set[int]
 ) -> Iterator[Expression]:
     """Yields the sentences of a reference; bad ones are told, and ids that were `seen`."""
-    for place, value in enumerate(ref.sentences):
-        inside = f"{where}, sentences[{place}]"
-        try:
-            one = annotations.check_annotation(value, _Sentence, where=inside, findings=findings)
-        except ValueError as error:
-            findings.add_error("expression left out", error)
-            continue
+    for inside, one in annotations.checked_list(
+        ref.sentences,
+        _Sentence,
+        where=f"{where}, sentences",
+        left_out="expression left out",
+        findings=findings,
+    ):
         if one.sent_id in seen:
             told = f"{inside}: sent_id {one.sent_id}"
             findings.add("sent_id listed twice in an image: both are kept", told)
