@@ -389,6 +389,7 @@ def _set_limits() -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", ".*os.fork.*", RuntimeWarning)
+    sys.dont_write_bytecode = True  # What a case imports first would be written elsewhere.
     gc.freeze()
 
 
