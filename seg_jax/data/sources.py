@@ -22,6 +22,9 @@ from seg_jax.records import Sample
 from seg_jax.scenes import draw, phrases, sets, world
 from seg_jax.tasks.task import Unfit
 
+ENDLESS = 1_000_000
+"""Number of the scenes that are drawn without end: more than a run of ours asks for."""
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -38,30 +41,31 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """Drawn scenes: scene i of a seed, as many as `count`."""
+    """Drawn scenes: scene i of a seed, the same whenever it is drawn."""
 
     world: world.Config = dataclasses.field(default_factory=world.easy)
     style: phrases.Style = phrases.Style()
     """Which expressions name the objects, and in how many wordings."""
     seed: int = 0
-    count: int = 1_000_000
+    count: int | None = None
+    """Scenes of a finite set, which runs go over pass by pass; None: fresh ones without end."""
 
     def __post_init__(self):
-        if self.count < 1:
+        if self.count is not None and self.count < 1:
             raise ValueError(f"scenes: expected a count >= 1, got {self.count}; do: give 1 or more")
 
     def __len__(self) -> int:
-        return self.count
+        return ENDLESS if self.count is None else self.count
 
     def __getitem__(self, index: int) -> Sample:
         """Returns scene `index`.
 
         Raises:
-          IndexError: the index is not in 0..count - 1.
+          IndexError: the index is not in 0..len - 1.
         """
-        if not 0 <= index < self.count:
+        if not 0 <= index < len(self):
             raise IndexError(
-                f"scenes: expected an index in 0..{self.count - 1}, got {index}"
+                f"scenes: expected an index in 0..{len(self) - 1}, got {index}"
                 "; do: take an index below the length"
             )
         made = world.make(self.world, scene_seed(self.seed, index))

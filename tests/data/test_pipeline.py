@@ -91,6 +91,40 @@ def test_it_is_endless_and_every_round_is_new():
     assert [p.tobytes() for p in first] != [p.tobytes() for p in second]
 
 
+def test_a_finite_set_of_scenes_is_asked_other_questions_in_every_pass():
+    iterator = feed(count=8, questions=2)
+    passes = [take(iterator, 2) for _ in range(3)]
+    asked = [
+        {
+            image.tobytes(): ids.tobytes()
+            for batch in part
+            for image, ids in zip(batch.images.patches, batch.ids, strict=True)
+        }
+        for part in passes
+    ]
+    first = asked[0]
+    assert len(first) == 8
+    for other in asked[1:]:
+        assert other.keys() == first.keys()
+        assert sum(other[image] != first[image] for image in first) > 4
+
+
+def test_scenes_are_as_many_as_counted_or_without_end():
+    world = small_run.sft_config().source.world
+    few, endless = sources.Scenes(world=world, seed=5, count=3), sources.Scenes(world=world, seed=5)
+    assert (len(few), len(endless)) == (3, sources.ENDLESS)
+    for index in range(3):
+        np.testing.assert_array_equal(few[index].image, endless[index].image)
+        np.testing.assert_array_equal(few[index].image, few[index].image)
+    with pytest.raises(IndexError, match=r"scenes: expected an index in 0\.\.2, got 3; do: "):
+        _ = few[3]
+    assert endless[3].key == "scene-5-3"
+    with pytest.raises(
+        ValueError, match="^scenes: expected a count >= 1, got 0; do: give 1 or more"
+    ):
+        sources.Scenes(count=0)
+
+
 def test_random_choices_differ_between_samples_and_rounds():
     class One:
         """The same scene again and again."""
