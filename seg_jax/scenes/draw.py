@@ -45,7 +45,7 @@ def _paint_thing(canvas, owner, index: int, thing: Thing, ground) -> None:
     outer = np.s_[top : top + level.shape[0], left : left + level.shape[1]]
     owner[outer][level < 0] = index
     share = np.clip(0.5 - level, 0, 1).astype(np.float32)[..., None]
-    base, other = things.tones(thing.colour, thing.shade)
+    base, other = things.tones(thing.colour, thing.shade, thing.vivid)
     paint = base
     if thing.texture != Texture.PLAIN:
         radius = things.radius_px(thing, height=height, width=width)

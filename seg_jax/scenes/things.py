@@ -78,6 +78,21 @@ RGB: dict[Colour, tuple[int, int, int]] = {
 }
 """Red, green and blue of each colour, 0..255."""
 
+PURE_RGB: dict[Colour, tuple[int, int, int]] = {
+    Colour.RED: (255, 0, 0),
+    Colour.GREEN: (0, 255, 0),
+    Colour.BLUE: (0, 0, 255),
+    Colour.YELLOW: (255, 255, 0),
+    Colour.PURPLE: (128, 0, 128),
+    Colour.ORANGE: (255, 165, 0),
+    Colour.CYAN: (0, 255, 255),
+    Colour.PINK: (255, 105, 180),
+    Colour.BROWN: (139, 69, 19),
+    Colour.WHITE: (255, 255, 255),
+    Colour.BLACK: (0, 0, 0),
+}
+"""The same as drawing programs have them: pure, or CSS's (its "lime" and "hotpink")."""
+
 HARMONICS = 4
 """How many harmonics (from the second on) bend the outline of a blob."""
 
@@ -115,6 +130,8 @@ class Thing:
     """Relative amplitudes, then phases (in turns) of a blob's harmonics, all 0..1."""
     shade: float = 0.0
     """Brightness: -1 black, 0 the colour itself, 1 white; up to about 0.15 keeps its name."""
+    vivid: float = 0.0
+    """0: the colour of `RGB`; 1: that of `PURE_RGB`."""
     contrast: float = 1.0
     """1: painted with its own colour; 0: with a shifted piece of the ground (camouflage)."""
 
@@ -135,10 +152,11 @@ class Field(NamedTuple):
 
 
 def tones(
-    colour: Colour, shade: float = 0.0
+    colour: Colour, shade: float = 0.0, vivid: float = 0.0
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
     """Returns a shaded colour and its partner in a texture, float32, 0..255."""
     base = np.array(RGB[colour], np.float32)
+    base += np.float32(vivid) * (np.array(PURE_RGB[colour], np.float32) - base)
     # Black and white bear grey, or else each in stripes of the other would look the same.
     depth = 0.45 if colour in (Colour.BLACK, Colour.WHITE) else 0.75
     partner = 25 if base @ (0.3, 0.6, 0.1) > 125 else 245

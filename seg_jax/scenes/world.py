@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -76,6 +77,11 @@ class Config:
 
     height: int = 64
     width: int = 64
+    aspect: tuple[float, float] | None = None
+    """Range of the images' width over their height; the area stays that of height x width. None:
+    all images are alike."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor by which both sides grow."""
     count: tuple[int, int] = (2, 2)
     """Fewest and most things."""
     kinds: tuple[Kind, ...] = tuple(Kind)
@@ -88,6 +94,8 @@ class Config:
     """Things are turned by at most this many radians either way."""
     shade: float = 0.1
     """Largest change of a thing's brightness either way, see `Thing.shade`."""
+    vivid: float = 0.0
+    """Most that a thing's colour goes towards its name's pure one, see `Thing.vivid`."""
     least_visible: float = 1.0
     """Least share of every thing that must be seen; 1: things do not even touch."""
     least_pixels: int = 24
@@ -103,8 +111,13 @@ class Config:
     clearance: float = 75.0
     """Least distance between the ground's tones and every colour, in 8-bit levels; from the
     second tones of textures the ground keeps 0.6 of it."""
+    any_ground: bool = False
+    """Whether the ground may have any tone from black to white that keeps clear of the colours in
+    its own world; else it is muted and keeps clear of every colour that there is."""
     noise: float = 0.0
     """Standard deviation of the pixel noise, in 8-bit levels."""
+    quiet: float = 0.0
+    """Chance that a world has no noise."""
     held_out: tuple[tuple[Kind | Colour | Texture, ...], ...] = ()
     """Combinations of attributes to keep apart, such as `((Kind.STAR, Colour.RED),)`."""
     mode: HeldOut = HeldOut.EXCLUDE
@@ -159,6 +172,26 @@ def hard() -> Config:
     )
 
 
+def varied() -> Config:
+    """Returns one to five things of any size on any ground, in images of many shapes."""
+    return Config(
+        height=96,
+        width=96,
+        aspect=(1 / 3, 3.0),
+        scale=(0.7, 1.3),
+        count=(1, 5),
+        textures=tuple(Texture),
+        size_unit=(0.1, 0.7),
+        least_visible=0.7,
+        least_pixels=30,
+        distractor=0.3,
+        vivid=1.0,
+        any_ground=True,
+        noise=3.0,
+        quiet=0.5,
+    )
+
+
 def make(config: Config, seed: int) -> World:
     """Returns the world that this seed (any integer from 0) stands for.
 
@@ -168,17 +201,22 @@ def make(config: Config, seed: int) -> World:
     if seed < 0:
         raise ValueError(f"world.make: expected a seed >= 0, got {seed}; do: count worlds from 0")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    size, has_noise = _draw_frame(config, seed)
     for _ in range(_LAYOUTS):
-        placed = _arrange(config, rng, _draw_looks(config, rng))
-        if placed is not None:
-            return World(
-                height=config.height,
-                width=config.width,
-                ground=_draw_ground(config, rng),
-                things=placed,
-                noise=config.noise,
-                seed=int(rng.integers(2**32)),
-            )
+        placed = _arrange(config, size, rng, _draw_looks(config, rng))
+        if placed is None:
+            continue
+        ground = _draw_ground(config, rng, placed)
+        if ground is None:
+            continue
+        return World(
+            height=size[0],
+            width=size[1],
+            ground=ground,
+            things=placed,
+            noise=config.noise if has_noise else 0.0,
+            seed=int(rng.integers(2**32)),
+        )
     raise ValueError(
         f"world.make: expected room for {config.count[0]} to {config.count[1]} things of size "
         f"{config.size_unit}, got none in {_LAYOUTS} layouts; do: lower count, size_unit, "
@@ -197,6 +235,8 @@ def looks(config: Config) -> tuple[Look, ...]:
 
 
 Look = tuple[Kind, Colour, Texture]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 _LAYOUTS = 60
 _SPOTS = 12
@@ -243,16 +283,34 @@ def _draw_looks(config: Config, rng: np.random.Generator) -> list[Look]:
     return [looks[index] for index in sorted(looks)] if len(looks) >= low else []
 
 
-def _arrange(config: Config, rng: np.random.Generator, looks: list[Look]):
+_FRAME_STREAM = 2
+"""Number of the random stream that decides on size and noise."""
+
+
+def _draw_frame(config: Config, seed: int) -> tuple[tuple[int, int], bool]:
+    """Returns height and width of a world in pixels, and whether it has noise."""
+    size = config.height, config.width
+    if config.aspect is None and config.scale == (1.0, 1.0) and not config.quiet:
+        return size, True
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _FRAME_STREAM])))
+    draw = rng.random(3).tolist()
+    low, high = np.log(config.aspect or (size[1] / size[0],) * 2).tolist()
+    side = math.sqrt(size[0] * size[1])
+    side *= config.scale[0] + draw[0] * (config.scale[1] - config.scale[0])
+    stretch = math.exp(0.5 * (low + draw[1] * (high - low)))
+    return (round(side / stretch), round(side * stretch)), draw[2] >= config.quiet
+
+
+def _arrange(config: Config, size: Size, rng: np.random.Generator, looks: list[Look]):
     """Returns the things at places that keep the rules of visibility, or None."""
     if not looks:
         return None
-    owner = np.full((config.height, config.width), -1, np.int8)
+    owner = np.full(size, -1, np.int8)
     placed: list[Thing] = []
     whole: list[int] = []
     for look in looks:
         for _ in range(_SPOTS):
-            thing = _draw_thing(config, rng, look)
+            thing = _draw_thing(config, size, rng, look)
             if _try_to_place(config, owner, placed, whole, thing):
                 break
         else:
@@ -260,25 +318,26 @@ def _arrange(config: Config, rng: np.random.Generator, looks: list[Look]):
     return tuple(placed)
 
 
-def _draw_thing(config: Config, rng: np.random.Generator, look: Look) -> Thing:
+def _draw_thing(config: Config, size: Size, rng: np.random.Generator, look: Look) -> Thing:
     """Returns a thing of this look at a random place, size and proportion."""
     draw = rng.random(6 + 2 * things.HARMONICS).tolist()
-    low, high = config.size_unit
-    size = low + draw[0] * (high - low)
-    reach = 0.5 * size * min(config.height, config.width) * (1 - config.overhang) + 1
+    (low, high), (height, width) = config.size_unit, size
+    size_unit = low + draw[0] * (high - low)
+    reach = 0.5 * size_unit * min(height, width) * (1 - config.overhang) + 1
     return Thing(
         kind=look[0],
         colour=look[1],
         texture=look[2],
         centre_unit=(
-            (reach + draw[1] * (config.width - 2 * reach)) / config.width,
-            (reach + draw[2] * (config.height - 2 * reach)) / config.height,
+            (reach + draw[1] * (width - 2 * reach)) / width,
+            (reach + draw[2] * (height - 2 * reach)) / height,
         ),
-        size_unit=size,
+        size_unit=size_unit,
         rotation=config.rotation * (2 * draw[3] - 1),
         form=draw[4],
         wobble=tuple(draw[6:]),
         shade=config.shade * (2 * draw[5] - 1),
+        vivid=config.vivid * rng.random() if config.vivid else 0.0,
     )
 
 
@@ -286,7 +345,7 @@ def _try_to_place(
     config: Config, owner, placed: list[Thing], whole: list[int], thing: Thing
 ) -> bool:
     """Adds the thing on top of the others unless that breaks a rule of visibility."""
-    height, width = config.height, config.width
+    height, width = owner.shape
     field = things.field(thing, height=height, width=width)
     top, left = max(field.top, 0), max(field.left, 0)
     level = field.level_px
@@ -310,11 +369,20 @@ def _try_to_place(
     return True
 
 
-def _draw_ground(config: Config, rng: np.random.Generator) -> Ground:
-    """Returns a ground whose tones keep clear of every colour in play."""
+def _draw_ground(
+    config: Config, rng: np.random.Generator, placed: tuple[Thing, ...]
+) -> Ground | None:
+    """Returns a ground whose tones keep clear of the colours in play, or None."""
     draw = rng.random(6).tolist()
-    textured = any(texture != Texture.PLAIN for texture in config.textures)
-    pairs = _tone_pairs(config.colours, config.clearance, config.ground_contrast, textured=textured)
+    if config.any_ground:
+        pairs = _tones_beside(config, rng, placed)
+    else:
+        textured = any(texture != Texture.PLAIN for texture in config.textures)
+        pairs = _tone_pairs(
+            config.colours, config.clearance, config.ground_contrast, textured=textured
+        )
+    if not pairs:
+        return None
     first, second = pairs[int(draw[0] * len(pairs))]
     return Ground(
         pattern=config.patterns[int(draw[1] * len(config.patterns))],
@@ -324,6 +392,26 @@ def _draw_ground(config: Config, rng: np.random.Generator) -> Ground:
         rotation=math.pi * draw[3],
         seed=int(draw[4] * 2**32),
     )
+
+
+def _tones_beside(config: Config, rng: np.random.Generator, placed: tuple[Thing, ...]):
+    """Returns pairs of tones, a third of them black or white, clear of these things' colours."""
+    count = 48
+    grey = np.clip(rng.uniform(-64, 319, (count, 1)), 0, 255)
+    tinted = rng.uniform(-48, 48, (count, 3)) * (rng.random((count, 1)) < 0.5)
+    apart = rng.uniform(*config.ground_contrast, (count, 1)) * np.where(grey < 128, 1, -1)
+    first = np.clip(grey + tinted, 0, 255).round()
+    second = np.clip(first + apart / math.sqrt(3), 0, 255).round()
+    tones = [things.tones(one.colour, one.shade, one.vivid) for one in placed]
+    textured = [one.texture != Texture.PLAIN for one in placed]
+    far = np.ones(count, bool)
+    for tone in (first, second):
+        for (base, other), has_other in zip(tones, textured, strict=True):
+            far &= np.linalg.norm(tone - base, axis=1) >= config.clearance
+            if has_other:
+                far &= np.linalg.norm(tone - other, axis=1) >= 0.6 * config.clearance
+    whole = [[tuple(int(v) for v in tone) for tone in tones[far]] for tones in (first, second)]
+    return list(zip(*whole, strict=True))
 
 
 @functools.lru_cache(maxsize=64)
@@ -349,6 +437,18 @@ def _tone_pairs(colours, clearance: float, contrast: tuple[float, float], *, tex
     return [(whole[one], whole[two]) for one, two in pairs[rng.permutation(len(pairs))[:2000]]]
 
 
+def _check_sizes(config: Config, expect: Callable[[bool, str, object, str], None]) -> None:
+    """Raises ValueError for sizes and shapes that no image could have."""
+    size = config.height, config.width
+    expect(min(size) >= 16, "an image of at least 16x16", size, "enlarge it")
+    small, large = config.scale
+    expect(0 < small <= large <= 64, "0 < scale <= 64, rising", config.scale, "change it")
+    narrow, wide = config.aspect or (size[1] / size[0],) * 2
+    expect(0 < narrow <= wide, "0 < aspect, rising", config.aspect, "change it")
+    least = small * math.sqrt(size[0] * size[1] * min(narrow, 1 / wide))
+    expect(least >= 16, "images of at least 16x16", f"a side of {least:.0f}", "enlarge scale")
+
+
 def _check(config: Config) -> None:
     """Raises ValueError for knobs that no world could satisfy."""
 
@@ -358,15 +458,21 @@ def _check(config: Config) -> None:
 
     low, high = config.count
     expect(1 <= low <= high <= 100, "1 <= fewest <= most <= 100", config.count, "change count")
-    side = min(config.height, config.width)
-    expect(side >= 16, "an image of at least 16x16", (config.height, config.width), "enlarge it")
+    _check_sizes(config, expect)
     small, large = config.size_unit
     expect(0 < small <= large <= 0.9, "0 < size_unit <= 0.9, rising", config.size_unit, "change it")
     for name in ("kinds", "colours", "textures", "patterns"):
         expect(
             len(getattr(config, name)) > 0, f"some {name}", "none", f"name at least one in {name}"
         )
-    for name, most in (("least_visible", 1), ("overhang", 1), ("distractor", 1), ("shade", 0.3)):
+    for name, most in (
+        ("least_visible", 1),
+        ("overhang", 1),
+        ("distractor", 1),
+        ("shade", 0.3),
+        ("vivid", 1),
+        ("quiet", 1),
+    ):
         value = getattr(config, name)
         expect(0 <= value <= most, f"{name} in 0..{most}", value, f"change {name}")
     for name in ("noise", "least_pixels", "clearance", "rotation"):

@@ -11,7 +11,7 @@ from seg_jax.scenes.meaning import Expression, Fact, Order, Place, Side
 from seg_jax.scenes.things import Colour, Kind, Texture
 from seg_jax.scenes.world import HeldOut
 
-PRESETS = (world.easy, world.standard, world.hard)
+PRESETS = (world.easy, world.standard, world.hard, world.varied)
 
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
 COLOURS += ["cyan", "pink", "brown", "white", "black"]

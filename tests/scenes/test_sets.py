@@ -11,7 +11,7 @@ from seg_jax.runs import experiments
 from seg_jax.scenes import draw, phrases, sets, world
 from seg_jax.scenes.things import Kind
 
-PRESETS = (world.easy, world.standard, world.hard)
+PRESETS = (world.easy, world.standard, world.hard, world.varied)
 STYLE = phrases.Style(texture=True, several=True, absent=3, wordings=8)
 NOUNS = {f"{kind}s": str(kind) for kind in Kind} | {str(kind): str(kind) for kind in Kind}
 NOUNS |= {"crosses": "cross", "pairs of discs": "pair of discs"}

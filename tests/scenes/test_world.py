@@ -13,7 +13,7 @@ from seg_jax.scenes import draw, things, world
 from seg_jax.scenes.things import Colour, Kind, Texture
 from seg_jax.scenes.world import HeldOut, Pattern
 
-PRESETS = (world.easy, world.standard, world.hard)
+PRESETS = (world.easy, world.standard, world.hard, world.varied)
 SEEDS = 300
 
 HELD_OUT = ((Kind.STAR, Colour.RED), (Kind.RING, Colour.BLUE), (Colour.GREEN, Kind.CROSS))
@@ -72,7 +72,9 @@ def test_presets_keep_the_rules_of_visibility(preset):
     for seed in range(SEEDS):
         made = world.make(config, seed)
         image, masks = draw.render(dataclasses.replace(made, noise=0.0))
-        assert image.shape == (config.height, config.width, 3)
+        assert image.shape == (made.height, made.width, 3)
+        if config.aspect is None:
+            assert (made.height, made.width) == (config.height, config.width)
         assert image.dtype == np.uint8
         assert config.count[0] <= len(made.things) <= config.count[1]
         assert masks.sum(0).max() == 1
@@ -152,8 +154,52 @@ def test_worlds_use_all_that_the_config_offers():
     assert {len(one.things) for one in made} == set(range(4, 9))
 
 
+def test_varied_worlds_have_every_shape_and_size():
+    config = dataclasses.replace(world.varied(), count=(1, 2))
+    made = [world.make(config, seed) for seed in range(400)]
+    sides = np.array([(one.height, one.width) for one in made])
+    shapes = sides[:, 1] / sides[:, 0]
+    scales = np.sqrt(sides.prod(1)) / 96
+    assert 0.32 < shapes.min() < 0.37
+    assert 2.7 < shapes.max() < 3.1
+    assert abs(np.median(np.log(shapes))) < 0.15
+    assert 0.69 < scales.min() < 0.72
+    assert 1.28 < scales.max() < 1.31
+    assert abs(np.corrcoef(np.log(shapes), scales)[0, 1]) < 0.15
+    assert 0.4 < np.mean([one.noise == 0 for one in made]) < 0.6
+    sizes = [thing.size_unit for one in made for thing in one.things]
+    assert min(sizes) < 0.15
+    assert max(sizes) > 0.65
+    vivid = [thing.vivid for one in made for thing in one.things]
+    assert min(vivid) < 0.1
+    assert max(vivid) > 0.9
+    grounds = np.array([one.ground.first for one in made])
+    assert 0.02 < (grounds == 0).all(1).mean() < 0.5
+    assert 0.02 < (grounds == 255).all(1).mean() < 0.5
+
+
+def test_any_ground_keeps_clear_of_the_colours_in_its_own_world():
+    config = world.varied()
+    for seed in range(200):
+        made = world.make(config, seed)
+        for thing in made.things:
+            base, other = things.tones(thing.colour, thing.shade, thing.vivid)
+            for tone in (made.ground.first, made.ground.second):
+                assert np.linalg.norm(base - tone) >= config.clearance
+                if thing.texture != Texture.PLAIN:
+                    assert np.linalg.norm(other - tone) >= 0.6 * config.clearance
+
+
+def test_a_vivid_thing_has_the_pure_colour_of_its_name():
+    made = world.make(dataclasses.replace(world.easy(), shade=0.0, kinds=(Kind.CIRCLE,)), 1)
+    thing = dataclasses.replace(made.things[0], vivid=1.0, shade=0.0)
+    image, masks = draw.render(dataclasses.replace(made, things=(thing,)))
+    values, counts = np.unique(image[masks[0]], axis=0, return_counts=True)
+    assert tuple(values[counts.argmax()].tolist()) == things.PURE_RGB[thing.colour]
+
+
 def test_the_ground_keeps_clear_of_the_colours():
-    for preset in PRESETS:
+    for preset in (world.easy, world.standard, world.hard):
         config = preset()
         first, second = np.array([things.tones(colour) for colour in config.colours]).swapaxes(0, 1)
         for seed in range(40):
@@ -173,6 +219,14 @@ def test_the_ground_keeps_clear_of_the_colours():
         {"count": (0, 2)},
         {"height": 8},
         {"size_unit": (0.0, 0.5)},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.1, 1.0)},
+        {"scale": (2.0, 1.0)},
+        {"aspect": (3.0, 0.3)},
+        {"aspect": (0.0, 1.0)},
+        {"aspect": (0.01, 1.0)},
+        {"vivid": 1.5},
+        {"quiet": -0.1},
         {"size_unit": (0.5, 0.3)},
         {"kinds": ()},
         {"textures": ()},
