@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,33 +105,64 @@ def read_text(
         ) from None
 
 
-def parse_json(data: bytes | str, *, where: str, advice: str = "fetch it again") -> Any:
+def parse_json(
+    data: bytes | str,
+    *,
+    where: str,
+    advice: str = "fetch it again",
+    repeated: Callable[[str], Any] | None = None,
+) -> Any:
     """Returns the value of a JSON text: UTF-8, -16 or -32, with a byte order mark or without.
 
     Numbers beyond what floats and Python's integers hold become infinite, so that whoever checks
-    the value refuses the place where they stand, not the file.
+    the value refuses the place where they stand, not the file. A name that stands twice in one
+    object is refused, whatever its values: nobody can know which was meant.
 
     Args:
       data: the text.
       where: names the file or its line.
       advice: what to do where it is no JSON; it ends the message.
+      repeated: given the name that an object has twice, returns what stands for that object; None:
+        the whole text is refused.
 
     Raises:
-      ValueError: it is no JSON, or nested too deep.
+      ValueError: it is no JSON, nested too deep, or an object in it has a name twice.
     """
     data = data.removeprefix("\ufeff") if isinstance(data, str) else data
+    pairs = functools.partial(_object_of_pairs, repeated=repeated)
     try:
         try:
-            return json.loads(data)
+            return json.loads(data, object_pairs_hook=pairs)
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise
         except ValueError:  # An integer of thousands of digits.
-            return json.loads(data, parse_int=_integer)
+            return json.loads(data, parse_int=_integer, object_pairs_hook=pairs)
     except RecursionError:
         got = "lists or objects nested too deep"
+    except _RepeatedName as error:
+        got = f"an object with the name {error.args[0][:60]!a} twice"
+    except json.JSONDecodeError as error:
+        # Of a text in one line, which may be any of its file, only the place in it is told.
+        place = f"line {error.lineno}, " if error.lineno > 1 else ""
+        got = f"{error.msg} at {place}character {error.colno}"
     except ValueError as error:
         got = str(error)
     raise ValueError(f"{where}: expected JSON, got {got}; do: {advice}")
+
+
+class _RepeatedName(Exception):
+    """A name that stands twice in one object."""
+
+
+def _object_of_pairs(pairs: list[tuple[str, Any]], *, repeated: Callable[[str], Any] | None) -> Any:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    name = next(name for name, _ in pairs if name in seen or seen.add(name))
+    if repeated is None:
+        raise _RepeatedName(name)
+    return repeated(name)
 
 
 def _integer(digits: str) -> int | float:

@@ -49,6 +49,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
+class Repeated:
+    """Stands for an object in which a name stands twice; no type is its, so it costs itself."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"an object with the name {short_repr(self.name)} twice"
+
+
 def check(
     value: Any,
     kind: type[Value] | types.GenericAlias | types.UnionType,
@@ -93,6 +103,8 @@ def short_repr(value: Any) -> str:
     """Returns a value as a message shows it: one line, escaped, cut; never a long computation."""
     if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.
         return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Repeated):
+        return str(value)
     if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:  # More digits than Python prints.
         return "an integer of more digits than fit"
     if isinstance(value, str | bytes):

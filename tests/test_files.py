@@ -23,6 +23,9 @@ def test_json_is_read_as_it_was_written(tmp_path):
         (b"\xff", "expected JSON, got "),
         (b"[" * 100_000, "expected JSON, got "),
         (b"[1]", "expected a JSON object, got "),
+        (b'{"a": 1, "a": 1}', "expected JSON, got an object with the name 'a' twice"),
+        (b'[{"b": {"": 1, "": %s}}]' % (b"9" * 5000), "expected JSON, got an object with the name"),
+        (b'{"a": 1,\n "b" 2}', "expected JSON, got Expecting ':' delimiter at line 2, character 6"),
         (b'{"a": ' + b"[" * 200_000, "expected JSON, got lists or objects nested too deep"),
     ],
 )

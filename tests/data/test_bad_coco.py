@@ -265,11 +265,13 @@ def test_only_a_wrong_outermost_shape_refuses_the_file(tmp_path, change, told):
         ("[]", "expected an object with images, annotations and categories, got a list, as res"),
         ("5", "expected object, got 5"),
         ("", "expected JSON"),
-        (texts.nested(200_000), "expected JSON, got lists or objects nested too deep"),
         (
-            '{"images": ' + texts.nested(200_000),
-            "expected JSON, got lists or objects nested too deep",
+            texts.nested(200_000),
+            "expected an object with images, annotations and categories, got a",
         ),
+        ("[" * 200_000, "expected JSON, got lists or objects nested too deep"),
+        ('{"images": ' + texts.nested(200_000), "expected JSON, got "),
+        ('{"images": [], "images": []}', "got an object with the name 'images' twice"),
     ],
 )
 def test_what_is_no_file_of_coco_is_one_line(tmp_path, text, told):
@@ -294,6 +296,38 @@ def test_numbers_beyond_all_bounds_cost_their_annotation(tmp_path):
         "annotation left out: expected int | null at id",
         "box is odd: that of the mask is taken",
     }
+
+
+def test_names_that_stand_twice_in_an_object_cost_that_object(tmp_path):
+    """The last would win in silence; a text with colons, escaped or not, is no name."""
+    note = json.dumps(texts.coco_data()["annotations"][0] | {"id": 9, "note": '": \\u003a, "a":'})
+    doubled = note.replace('"id": 9', '"id": 8, "id": 9')
+    text = json.dumps(texts.coco_data()).replace('"annotations": [', f'"annotations": [{doubled}, ')
+    text = text.replace('{"id": 1, "name": "cup"}', '{"id": 1, "name": "cup", "name": "mug"}')
+    read = texts.coco_text(tmp_path, text)
+    assert [len(image.objects) for image in read.images] == [1, 1]
+    place = "expected object, got an object with the name"
+    assert read.findings.examples["annotation left out: expected object"] == [
+        f"{tmp_path}/instances_val.json, annotations[0]: {place} 'id' twice"
+    ]
+    assert read.findings.examples["category left out: expected object"] == [
+        f"{tmp_path}/instances_val.json, categories[0]: {place} 'name' twice"
+    ]
+    (tmp_path / "good").mkdir()
+    text = json.dumps(texts.coco_data()).replace('"annotations": [', f'"annotations": [{note}, ')
+    read = texts.coco_text(tmp_path / "good", text)
+    assert ([len(image.objects) for image in read.images], read.findings.counts) == ([2, 1], {})
+
+
+def test_an_annotation_nested_deeper_than_parsers_go_costs_itself(tmp_path):
+    """top-1: 2,000 levels, of lists or of objects, and brackets within texts are none."""
+    text = json.dumps(texts.coco_data({"segmentation": "A"}, {"note": "B"}, {"name": r'"\][{'}))
+    text = text.replace('"A"', texts.nested(2000))
+    text = text.replace('"B"', '{"a": ' * 2000 + "1" + "}" * 2000)
+    read = texts.coco_text(tmp_path, text)
+    assert [len(image.objects) for image in read.images] == [3, 1]
+    ((reason, count),) = read.findings.counts.items()
+    assert (reason.startswith("annotation left out: "), count) == (True, 1)
 
 
 def test_images_that_cannot_be_told_apart_are_left_out(tmp_path):

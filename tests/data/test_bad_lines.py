@@ -47,8 +47,9 @@ def test_lines_that_end_as_on_old_macs_are_read(tmp_path):
 
 
 LINES = {
+    "a name twice": ('{"image": "c.jpg", "image": "d.jpg"}', "expected object"),
     "no json": ("{nothing", "expected JSON"),
-    "deep": (texts.nested(200_000), "expected JSON"),
+    "deep": (texts.nested(200_000), "expected object"),
     "not utf-8": ('{"image": "\udcff"}', "expected JSON"),
     "a number": ("5", "expected object"),
     "no image": ({"objects": [], "phrases": []}, "expected a field 'image'"),
@@ -257,6 +258,16 @@ def references(root, change, *, name="refcoco_unc"):
     refs = change(refs) or refs
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     return len(refs), refer.read(root, name, root)
+
+
+def test_a_line_that_is_no_json_is_told_by_its_own_number(tmp_path):
+    read = texts.read_folder(tmp_path, texts.line([texts.RING]), '{"image" 5}')
+    assert read.findings.examples == {
+        "line left out: expected JSON": [
+            f"{tmp_path}/train.jsonl, line 2: expected JSON, got Expecting ':' delimiter at "
+            "character 10"
+        ]
+    }
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,9 @@ def damaged(folder, tmp_path, **files):
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"model": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "null", '{"model": 3}', '{"a": 1, "a": 2}', "[" * 100_000]
+)
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_config"])
 def test_broken_files_give_one_clear_error(whole, tmp_path, name, text):
     with pytest.raises(ValueError, match=r"(?s)expected .*, got .*; do: ") as caught:

@@ -6,7 +6,6 @@ that a million of them fit into memory and travel to other processes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import functools
@@ -180,14 +179,52 @@ class BadAnnotation(ValueError):
 
 
 def parse_json(data: bytes, *, where: str, advice: str) -> Any:
-    """Returns the value of a JSON text as `files.parse_json` does, three times as fast.
+    """Returns the value of a JSON text as `files.parse_json` does, faster.
+
+    An object in which a name stands twice becomes `schemas.Repeated`, and what is nested deeper
+    than any annotation null: both cost the annotation whose they are.
 
     Raises:
-      ValueError: it is no JSON, or nested too deep.
+      ValueError: it is no JSON.
     """
-    with contextlib.suppress(ValueError, RecursionError):  # Stricter than JSON as Python writes it.
-        return msgspec.json.decode(data)
-    return files.parse_json(data, where=where, advice=advice)
+    try:
+        value = msgspec.json.decode(data)
+        if _has_as_many_names(data, value):
+            return value
+    except RecursionError:
+        data = _without_depths(data)
+    except (ValueError, OverflowError):  # Stricter than JSON as Python writes it.
+        pass
+    return files.parse_json(data, where=where, advice=advice, repeated=schemas.Repeated)
+
+
+def _has_as_many_names(data: bytes, value: Any) -> bool:
+    """Returns whether a JSON text has as many colons as its value written anew.
+
+    A name that stands twice in an object is written once. Other colons are those within texts, and
+    stay, unless they are escaped: then nothing is known.
+    """
+    return rb"\u003" not in data and data.count(b":") == msgspec.json.encode(value).count(b":")
+
+
+MOST_LEVELS = 100
+"""Lists and objects within each other in an annotations file; formats have ten at most."""
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _without_depths(data: bytes) -> bytes:
+    """Returns a JSON text with null for what lies deeper than `MOST_LEVELS`, in linear time."""
+    pieces, level, begin = [], 0, 0
+    for mark in _MARKS.finditer(data):
+        if mark[0] in b"[{":
+            level += 1
+            if level == MOST_LEVELS + 1:
+                pieces += [data[begin : mark.start()], b"null"]
+        elif mark[0] in b"]}":
+            if level == MOST_LEVELS + 1:
+                begin = mark.end()
+            level -= 1
+    return b"".join([*pieces, data[begin:]]) if level == 0 else data
 
 
 NO_IMAGES = "split without images"

@@ -99,9 +99,11 @@ def references(source: Path, edition: Edition) -> list[Any]:
             f"but {what}; do: give the folder that holds refcoco, refcoco+, .. as --source, or "
             f"{advice}"
         )
-    found = (
-        files.read_json(path, advice=ADVICE) if path.suffix == ".json" else safe_pickle.load(path)
-    )
+    if path.suffix == ".json":
+        data = files.read_bytes(path, advice=ADVICE)
+        found = annotations.parse_json(data, where=str(path), advice=ADVICE)
+    else:
+        found = safe_pickle.load(path)
     if not isinstance(found, list):
         raise ValueError(
             f"{path}: expected a list of references, got {schemas.short_repr(found)}; do: {ADVICE}"

@@ -81,8 +81,9 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._arguments = (definition, config)
+        advice = "save the tokenizer again in Hugging Face's fast format"
+        whole = files.parse_json(definition, where=f"tokenizer: {TOKENS}", advice=advice)
         try:
-            whole = json.loads(definition)
             growth.check(whole)
             self._decoder = json.dumps(whole.get("decoder"))
             with _panic_as_error():
@@ -90,7 +91,7 @@ class Tokenizer:
         except Exception as error:
             raise ValueError(
                 f"tokenizer: expected a tokenizer.json of the tokenizers library, got {error!r}; "
-                "do: save the tokenizer again in Hugging Face's fast format"
+                f"do: {advice}"
             ) from error
         if not isinstance(config, Mapping):
             raise ValueError(
