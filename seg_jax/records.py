@@ -84,6 +84,9 @@ class Sample:
     """For each mask the expressions that fit it and no other object of the image."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
+    categories: tuple[str, ...] = ()
+    """For each mask the kind of thing that it shows ("circle"), by which numbers are told apart,
+    empty where it is of several kinds or of nothing; or nothing at all."""
     together: tuple[bool, ...] = ()
     """For each mask whether it is of several objects, which no point or box can describe; or
     nothing at all where each is of one."""

@@ -76,6 +76,7 @@ class Scenes:
             masks=masks,
             phrases=phrases.describe(made, masks, style=self.style),
             names=tuple(f"{thing.colour} {thing.kind}" for thing in made.things),
+            categories=tuple(str(thing.kind) for thing in made.things),
         )
         if not self.style.has_groups:
             return sample
@@ -89,11 +90,13 @@ def _with_groups(sample: Sample, found: Sequence[sets.Group]) -> Sample:
     unions = [sample.masks[list(group.things)].any(0) for group in found]
     more = np.array(unions, bool).reshape(-1, *sample.masks.shape[1:])
     names = [" and ".join(sorted({sample.names[i] for i in group.things})) for group in found]
+    kinds = [_only({sample.categories[i] for i in group.things}) for group in found]
     return dataclasses.replace(
         sample,
         masks=np.concatenate([sample.masks, more]),
         phrases=(*sample.phrases, *(group.phrases for group in found)),
         names=(*sample.names, *names),
+        categories=(*sample.categories, *kinds),
         together=(*[False] * len(sample.masks), *(len(group.things) > 1 for group in found)),
     )
 
@@ -176,6 +179,7 @@ class Built:
             masks=masks,
             phrases=tuple(tuple(texts) for texts in groups.values()),
             names=() if nameless else tuple(named),
+            categories=tuple(_only({record.names[one] for one in which}) for which in groups),
             together=tuple(len(which) > 1 for which in groups),
             ignored=_ignored_pixels(record, list(groups)),
         )
@@ -350,6 +354,11 @@ def _name(record: record_schema.Record, which: Sequence[int]) -> str:
     """Returns the names of a group of objects, or an empty text if one of them has none."""
     names = sorted({record.names[place] for place in which})
     return " and ".join(names) if all(names) else ""
+
+
+def _only(names: Collection[str]) -> str:
+    """Returns the one name of a set, or an empty text where there are several or none."""
+    return next(iter(names)) if len(names) == 1 else ""
 
 
 def readable(

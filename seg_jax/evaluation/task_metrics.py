@@ -1,16 +1,19 @@
-"""Evaluation: greedy answers over a source, judged by the task, with bootstrap intervals."""
+"""Evaluation: answers over a source, a model's or the true ones, judged by the task."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from seg_jax.data.encode import Encoder
 from seg_jax.evaluation import bootstrap
+from seg_jax.grammar import chat
 from seg_jax.records import Prompts, Rollout, Verdict
 from seg_jax.tasks import task as tasks
 from seg_jax.tasks.task import Example, Judgement, Task
@@ -107,6 +110,77 @@ def summarise(task: Task, outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
         summary["useful_tokens"] = round(useful / outcome.computed, 6)
         summary["useful_tokens_unfilled"] = round(useful / outcome.together, 6)
     return summary
+
+
+def true_answers(
+    task: Task, examples: Sequence[Example], encoder: Encoder, *, batch: int = 128
+) -> Outcome:
+    """Returns the outcome of the true answers as a model is taught to write them: the teacher's.
+
+    An outline of few points is not the region that it stands for. What imitation can reach at best
+    is what these answers, read again, are worth by the task's own scores.
+
+    Args:
+      task: that made the examples.
+      examples: with their true answers.
+      encoder: whose tokens the answers are written in; an answer may be longer than its layout has
+        room for.
+      batch: answers judged at once.
+
+    Raises:
+      NoQuestions: there are no examples.
+    """
+    tokenizer, reader = encoder.tokenizer, task.reader(encoder.tokenizer.pieces)
+    written = [chat.answer_ids(tokenizer, example.answer) for example in examples]
+    length = max(map(len, written), default=0)
+
+    def judged(ids: Any, used: Any, truth: Any) -> tuple[Rollout, Judgement]:
+        rollout = Rollout(ids[:, None], used[:, None], jnp.zeros(ids[:, None].shape))
+        return rollout, tasks.judge(task, rollout, truth, reader=reader)
+
+    def rows() -> Iterator[tuple[list[Example], Any]]:
+        for begin in range(0, len(examples), batch):
+            some = [*examples[begin : begin + batch]]
+            places = [min(begin + row, len(examples) - 1) for row in range(batch)]
+            ids = np.full((batch, length), tokenizer.pad_id, np.int32)
+            used = np.arange(length) < np.array([len(written[place]) for place in places])[:, None]
+            ids[used] = np.concatenate([written[place] for place in places])
+            canvas = encoder.layout.canvas
+            truths = [task.truth(examples[place], canvas=canvas) for place in places]
+            yield some, (ids, used, jax.tree.map(lambda *leaves: np.stack(leaves), *truths))
+
+    judge = jax.jit(judged)
+    return run(lambda given: judge(*given), rows(), tokenizer.decode)
+
+
+def by_kind(
+    outcome: Outcome, *, score: str = "iou", among: Bool[np.ndarray, " n"] | None = None
+) -> dict[str, float]:
+    """Returns the mean score of the questions about each kind of thing, by name in order.
+
+    Questions about things of unknown kind, of several kinds or of none are left out.
+
+    Args:
+      outcome: of questions, whatever is to be answered.
+      score: of the task.
+      among: the questions that count; all if None.
+    """
+    return {
+        kind: float(outcome.scores[score][rows].mean())
+        for kind, rows in rows_by_kind(outcome.examples, among=among).items()
+    }
+
+
+def rows_by_kind(
+    examples: Sequence[Example], *, among: Bool[np.ndarray, " n"] | None = None
+) -> dict[str, Int[np.ndarray, " _"]]:
+    """Returns which examples are about each kind of thing, see `by_kind`."""
+    kinds = np.array([example.category for example in examples], object)
+    chosen = np.ones(len(kinds), bool) if among is None else among
+    return {
+        kind: np.flatnonzero((kinds == kind) & chosen)
+        for kind in sorted(set(kinds[chosen].tolist()) - {""})
+    }
 
 
 def _interval(metric: tasks.Metric, seed: int) -> dict[str, float]:

@@ -220,4 +220,9 @@ def turn(
         ids[place : place + 1] = [tokenizer.image_id] * visual_tokens
     if answer is None:
         return ids, []
-    return ids, [*tokenizer.encode(answer), tokenizer.end_id]
+    return ids, answer_ids(tokenizer, answer)
+
+
+def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Returns the ids of what the assistant says, up to the end token."""
+    return [*tokenizer.encode(answer), tokenizer.end_id]

@@ -37,6 +37,8 @@ class Example:
     question: str
     answer: str
     """The true answer; empty where a user asks and nobody knows it."""
+    category: str = ""
+    """Kind of thing that is asked about, by which numbers are told apart; empty where unknown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def test_a_sample_is_an_image_with_the_objects_that_are_meant(made):
             np.testing.assert_array_equal(mask, true)
         kinds = {1: "person", 2: "bicycle"}
         assert sample.names == tuple(kinds[ref["category_id"]] for ref in here)
+        assert sample.categories == sample.names
         with Image.open(io.BytesIO(record.image)) as image:
             np.testing.assert_array_equal(sample.image, np.asarray(image))
     for index in (-1, 3):
@@ -79,6 +80,7 @@ def test_expressions_of_many_objects_mean_their_union(made):
     ids = source.record(0).ids
     np.testing.assert_array_equal(sample.masks[both], notes[ids[0]] | notes[ids[1]])
     assert sample.names[both] == "bicycle and person"
+    assert sample.categories[both] == ""
     absent = dataclasses.replace(source, absent=True)[0]
     none = absent.phrases.index(("the green cow",))
     assert not absent.masks[none].any()

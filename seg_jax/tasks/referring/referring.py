@@ -156,6 +156,7 @@ class Referring(OutlineStyle, Task):
             image=sample.image,
             question=question,
             answer=answer,
+            category=sample.categories[which] if sample.categories else "",
             kind=kind,
             mask=mask,
         )
