@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from seg_jax.geometry import boxes
 from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.records import Array, Automaton, Kind, Polygons, Sample
 from seg_jax.tasks import masks as packed_masks
 from seg_jax.tasks import task
-from seg_jax.tasks.referring import outlines, reading, scores
+from seg_jax.tasks.referring import boundaries, outlines, reading, scores
 from seg_jax.tasks.referring.mixture import Mixture
 from seg_jax.tasks.referring.outlines import OutlineStyle
 from seg_jax.tasks.referring.reading import RegionPrediction
@@ -312,9 +312,10 @@ class Referring(OutlineStyle, Task):
     def metrics(self, outcome: Outcome) -> list[Metric]:
         """Returns the numbers of referring.
 
-        gIoU, cIoU and P@0.5 are over mask answers; box and point answers have their own lines. Of
-        questions about what is not there the IoU is 1 where the answer says so, else 0; with such
-        questions n_acc_said is the share of these answers, t_acc_said of the others that do not.
+        gIoU, cIoU, P@0.5 and Boundary IoU are over mask answers; box and point answers have their
+        own lines. Of questions about what is not there the IoU is 1 where the answer says so, else
+        0; with such questions n_acc_said is the share of these answers, t_acc_said of the others
+        that do not.
         """
         examples = [_region(example) for example in outcome.examples]
         kinds = np.array([example.kind for example in examples])
@@ -326,6 +327,7 @@ class Referring(OutlineStyle, Task):
                 Metric("giou", iou[mask]),
                 Metric("ciou", shared[mask], union[mask]),
                 Metric("p_at_0.5", (iou[mask] > 0.5).astype(np.float64)),
+                Metric("boundary_iou", self._boundary_ious(outcome.texts, examples, mask)),
             ]
         for kind, name in ((Kind.BOX, "box_iou"), (Kind.POINT, "point_in_mask")):
             if (kinds == kind).any():
@@ -339,6 +341,17 @@ class Referring(OutlineStyle, Task):
         error = outcome.measures["centroid_error"]
         error = error[np.isfinite(error)]
         return [*metrics, Metric("centroid_error", error)] if error.size else metrics
+
+    def _boundary_ious(
+        self,
+        texts: Sequence[str],
+        examples: Sequence[RegionExample],
+        chosen: Bool[np.ndarray, " n"],
+    ) -> Float[np.ndarray, " _"]:
+        """Returns the Boundary IoU of the chosen answers, all of them outlines."""
+        rows = np.flatnonzero(chosen).tolist()
+        truths = [mask for row in rows if (mask := examples[row].mask) is not None]
+        return boundaries.ious([texts[row] for row in rows], truths, rule=self.rule)
 
     def answer_rings(self, text: str, truth: Truth) -> list[np.ndarray]:
         """Returns the rings that are read: a point is one vertex, a box its four corners."""
