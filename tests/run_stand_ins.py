@@ -22,7 +22,7 @@ from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
-from seg_jax.runs import run_folder, stage, start
+from seg_jax.runs import run_folder, sampled_answers, stage, start
 from seg_jax.training import loop, optimizers, processes, state, steps
 
 
@@ -156,6 +156,7 @@ def put(patch, note):
     patch.setattr(steps, "supervised_step", supervised_step)
     patch.setattr(steps, "sampler", sampler)
     patch.setattr(steps, "reinforcing_step", step)
+    patch.setattr(sampled_answers, "tell_before", lambda run, *_, **__: note("probe", run.probe))
     patch.setattr(run_folder, "hold", hold)
     patch.setattr(run_folder, "versions", dict)
     patch.setattr(html_page, "write", lambda *_: None)

@@ -73,6 +73,7 @@ def gspo_config(**changes: Any) -> reinforcement.Config:
         sampling=dataclasses.replace(base.sampling, answers=ANSWERS, max_tokens=10),
         policy=dataclasses.replace(base.policy, minibatches=2),
         loop=dataclasses.replace(base.loop, steps=HORIZON, log_every=1),
+        probe=0,
     )
     return dataclasses.replace(small, **changes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,15 @@ from seg_jax.evaluation.referring import protocols
 from seg_jax.evaluation.referring.answers import Model, Saved
 from seg_jax.grammar import chat
 from seg_jax.models.vlm import sampler
-from seg_jax.runs import console, datasets, evaluation, experiments, protocol, run_folder
+from seg_jax.runs import (
+    console,
+    datasets,
+    evaluation,
+    experiments,
+    protocol,
+    run_folder,
+    sampled_answers,
+)
 from seg_jax.tasks.referring import Mixture, Referring
 from seg_jax.training import steps
 
@@ -47,6 +56,11 @@ class Config(ModelOptions):
     """Split of the data sets."""
     mixture: Mixture = Mixture()
     """Questions that are asked without a protocol."""
+    samples: int = 0
+    """Answers drawn for each question beside the greedy one, at least 2; their mean and their best
+    by truth indicate what reinforcement can win, by kind of thing too. 0: none."""
+    temperature: float = 1.0
+    """Temperature at which they are drawn."""
     form: int = 0
     """Number of the form of all questions of a protocol: 0 to 6 are the released ones."""
     answers: Path | None = None
@@ -84,6 +98,14 @@ class Config(ModelOptions):
                 f"data: expected data or a world, got both {self.data[0]} and {self.world}"
                 "; do: leave out --data or --world"
             )
+        if self.samples < 0 or self.samples == 1:
+            raise ValueError(
+                f"samples: expected 0 or at least 2, got {self.samples}; do: --samples 8"
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature: expected > 0, got {self.temperature}; do: give one above 0, as 1.0"
+            )
         self._check_form()
         self._check_read()
 
@@ -97,7 +119,8 @@ class Config(ModelOptions):
             if self.data:
                 self._refuse(("seed",), "--protocol", got="--data alone", advice="leave it out")
         else:
-            self._refuse(("mixture",), "no --protocol", got=self.protocol, advice="leave one out")
+            asked = ("mixture", "samples")
+            self._refuse(asked, "no --protocol", got=self.protocol, advice="leave one out")
             points = any(given == "point" for given, _ in protocols.PROTOCOLS[self.protocol].asks)
             if self.data and not points:
                 self._refuse(
@@ -106,6 +129,8 @@ class Config(ModelOptions):
                     got=f"{self.protocol} on data",
                     advice="leave it out",
                 )
+        if not self.samples:
+            self._refuse(("temperature",), "--samples", got="none", advice="leave it out")
         if self.out is None:
             self._refuse(("beside", "gallery"), "--out", got="none", advice="give a folder")
         if self.data:
@@ -177,10 +202,34 @@ def main(config: Config) -> int:
         "passed_over": met.as_json(),
         "versions": run_folder.versions(),
     }
+    drawn = {}
+    if config.samples:
+        drawn = summary["sampled"] = sampled_answers.beside_greedy(
+            predictor,
+            source,
+            outcome,
+            task=task,
+            sampling=_sampling(config, predictor.bundle.layout.max_answer),
+            batch=config.batch,
+            mesh=mesh,
+        )
     _say_passed_over(met)
     console.table(str(config.folder), ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
+    if drawn:
+        sampled_answers.tell(drawn, main=next(iter(task.reward_weights)))
     run_folder.tell_json(summary, config.json)
     return 0
+
+
+def _sampling(config: Config, longest: int) -> steps.Sampling:
+    """Returns how answers are drawn beside the greedy ones, none longer than so many tokens."""
+    return steps.Sampling(
+        answers=config.samples,
+        temperature=config.temperature,
+        max_tokens=longest,
+        grammar=config.grammar,
+        rows=config.rows,
+    )
 
 
 def _say_passed_over(met: Findings, questions: int | None = None) -> None:

@@ -18,7 +18,6 @@ from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
-from seg_jax.models.parallel import sharding
 from seg_jax.records import Sample, Verdict, check_least
 from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
@@ -27,6 +26,7 @@ from seg_jax.runs import (
     experiments,
     reinforcement,
     run_folder,
+    sampled_answers,
     start,
     supervised,
 )
@@ -185,8 +185,9 @@ def _gspo(config: Config) -> reinforcement.Config:
     plan = dataclasses.replace(base.loop, steps=config.gspo_steps, minutes=minutes)
     layout, task = bundles.describe(config.start)
     task = evaluation.with_mixture(task, base.task.mixture)
+    # Held-out scenes tell of its samples, before and after.
     return dataclasses.replace(
-        base, out=config.out, loop=plan, mesh=config.mesh, task=task, layout=layout
+        base, out=config.out, loop=plan, mesh=config.mesh, task=task, layout=layout, probe=0
     )
 
 
@@ -285,26 +286,20 @@ def _sampled_rewards(config: Config, source: list[Sample], *models: Bundle) -> l
     GSPO samples.
     """
     gspo, bundle = _gspo(config), models[0]
-    task = gspo.task or bundle.task
-    sampled = jitted_steps.rollout_rewards(
-        jitted_steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids),
-        task,
-        gspo.sampling,
+    task, mesh = gspo.task or bundle.task, config.mesh.build()
+    batch = evaluation.whole_rows(min(gspo.feed.batch, len(source)), mesh)
+    drawn = sampled_answers.worths(
+        bundle,
+        pipeline.batches_in_order(source, task, bundle.encoder, batch=batch),
+        task=task,
+        sampling=gspo.sampling,
         weights=gspo.weights or task.reward_weights,
         seed=config.seed,
+        rows=batch,
+        mesh=mesh,
+        models=[model.params for model in models],
     )
-    mesh = config.mesh.build()
-    places = sharding.batch(mesh)
-    batch = evaluation.whole_rows(min(gspo.feed.batch, len(source)), mesh)
-    mean_rewards: list[list[jax.Array]] = [[] for _ in models]
-    prompts = pipeline.batches_in_order(source, task, bundle.encoder, batch=batch)
-    for number, (examples, rows) in enumerate(prompts):
-        rows = pipeline.to_device(rows, places, rows=batch)
-        for means, model in zip(mean_rewards, models, strict=True):
-            with jax.set_mesh(mesh):
-                rewards = sampled(model.params, rows, jnp.int32(number))
-            means.append(rewards.mean(1)[: len(examples)])
-    return [np.concatenate(jax.device_get(means)) for means in mean_rewards]
+    return [one.reward.mean(1) for one in drawn]
 
 
 def _rows(chapters: dict[str, Chapter], summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from seg_jax.evaluation import bootstrap
 from seg_jax.grammar import chat
 from seg_jax.records import Prompts, Rollout, Verdict
 from seg_jax.tasks import task as tasks
-from seg_jax.tasks.task import Example, Judgement, Task
+from seg_jax.tasks.task import Example, Judgement, Metric, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,15 +96,23 @@ def summarise(task: Task, outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
     """Returns the numbers of an outcome; means carry bootstrap intervals.
 
     The task names the numbers that say how good answers are; the share of answers that can be
-    read, their verdicts and their lengths are reported for every task.
+    read, their verdicts and their lengths are reported for every task, and the main score by kind
+    of thing where examples say what they are about.
     """
     summary: dict[str, Any] = {"questions": len(outcome.examples)}
-    parsed = tasks.Metric("parse_rate", (outcome.verdicts == Verdict.OK).astype(np.float64))
+    parsed = Metric("parse_rate", (outcome.verdicts == Verdict.OK).astype(np.float64))
     for metric in (*task.metrics(outcome), parsed):
-        summary[metric.name] = _interval(metric, seed)
+        summary[metric.name] = interval(metric, seed)
+    kinds = rows_by_kind(outcome.examples)
+    main = next(iter(task.reward_weights))
+    if kinds:
+        summary["by_kind"] = {
+            kind: interval(Metric(kind, outcome.scores[main][rows].astype(np.float64)), seed)
+            for kind, rows in kinds.items()
+        }
     summary["verdicts"] = {v.name: int((outcome.verdicts == v).sum()) for v in Verdict}
     lengths = outcome.tokens.astype(np.float64)
-    summary["tokens"] = _interval(tasks.Metric("tokens", lengths), seed)
+    summary["tokens"] = interval(Metric("tokens", lengths), seed)
     if outcome.computed:
         useful = float(lengths.sum())
         summary["useful_tokens"] = round(useful / outcome.computed, 6)
@@ -183,10 +191,10 @@ def rows_by_kind(
     }
 
 
-def _interval(metric: tasks.Metric, seed: int) -> dict[str, float]:
+def interval(metric: Metric, seed: int) -> dict[str, float]:
     """Returns a metric with its interval as plain values."""
     if metric.weights is None:
-        interval = bootstrap.mean_interval(metric.values, seed=seed)
+        found = bootstrap.mean_interval(metric.values, seed=seed)
     else:
-        interval = bootstrap.ratio_interval(metric.values, metric.weights, seed=seed)
-    return {key: round(float(value), 6) for key, value in dataclasses.asdict(interval).items()}
+        found = bootstrap.ratio_interval(metric.values, metric.weights, seed=seed)
+    return {key: round(float(value), 6) for key, value in dataclasses.asdict(found).items()}

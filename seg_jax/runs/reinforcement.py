@@ -18,8 +18,8 @@ from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
-from seg_jax.records import Prompts, Rollout
-from seg_jax.runs import abstract, datasets, stage
+from seg_jax.records import Prompts, Rollout, check_least
+from seg_jax.runs import abstract, datasets, sampled_answers, stage
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
@@ -59,8 +59,13 @@ class Config(TrainingRun):
     panel_every: int = 0
     """Steps between images of sampled answers in OUT/panels; 0 draws none."""
 
+    probe: int = 2
+    """Batches whose answers are judged before the first step, to say whether reinforcement can
+    pay: greedy, mean and best by truth; 0: none. The run is the same either way."""
+
     def __post_init__(self):
         super().__post_init__()
+        check_least(self, "reinforce", probe=0)
         if self.task is not None:
             self._check_judged(self.task)
         if not all(map(math.isfinite, self.weights.values())):
@@ -112,7 +117,7 @@ class Config(TrainingRun):
 
     def unlowered(self) -> tuple[str, ...]:
         """Returns the names of the options that no step depends on."""
-        return (*super().unlowered(), "log", "panel_every")
+        return (*super().unlowered(), "log", "panel_every", "probe")
 
     def plan(self, devices: Sequence[Any]) -> Plan:
         """Returns the steps of the run over some devices, see `abstract.VLMPlan.of_run`."""
@@ -229,6 +234,8 @@ def train(
     if run.policy.kl > 0:
         reference = start.weights()
         start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
+    if run.probe:
+        start = start._replace(weights=_weights_probed(run, start, draw=draw, mesh=mesh))
     clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
 
     def body(current: state.State):
@@ -243,3 +250,16 @@ def train(
         return current, metrics
 
     return stage.run_stage(run, body, start, batches=batches, place=place, mesh=mesh)
+
+
+def _weights_probed(
+    run: Config, start: Start, *, draw: Any, mesh: jax.sharding.Mesh
+) -> Callable[[], Any]:
+    """Returns what gives the weights of a run that begins afresh, and says what they answer."""
+
+    def weights() -> Any:
+        params = start.weights()
+        sampled_answers.tell_before(run, start.bundle, params, draw=draw, mesh=mesh)
+        return params
+
+    return weights

@@ -181,6 +181,7 @@ _FREE = (
     "checkpoint",
     "log",
     "panel_every",
+    "probe",
     "mesh",
     "offload",
     "processes",

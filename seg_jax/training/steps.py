@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from seg_jax.grammar import automaton
 from seg_jax.grammar.tokenizer import tokens
@@ -195,29 +195,30 @@ def sampler(actor: Actor, sampling: Sampling, *, seed: int, task: Task | None = 
     return jax.jit(draw)
 
 
-def rollout_rewards(
-    actor: Actor,
-    task: Task,
-    sampling: Sampling,
-    *,
-    weights: Mapping[str, float],
-    seed: int,
-    segment: Segment | None = None,
+class Worth(NamedTuple):
+    """What sampled answers are worth (device)."""
+
+    reward: Float[Array, "B G"]
+    scores: Mapping[str, Float[Array, "B G"]]
+    differ: Bool[Array, " B"]
+    """Which groups have rewards that differ; training learns nothing from the others."""
+
+
+def scorer(
+    actor: Actor, task: Task, *, weights: Mapping[str, float], segment: Segment | None = None
 ) -> Any:
-    """Returns the jitted (params, prompts, step, segmenter) -> rewards [B G] of sampled answers.
+    """Returns the jitted function (rollout, truth, segmenter) -> Worth: what a step would learn of.
 
     The segmenter, the weights of `segment`, is left out where there is none.
     """
-    draw = sampler(actor, sampling, seed=seed, task=task)
     judge_rows = _judge(actor, task, segment)
 
-    def rewards(
-        params: Any, prompts: Prompts, step: Int[Array, ""], segmenter: Any = None
-    ) -> Float[Array, "B G"]:
-        judged = judge_rows(draw(params, prompts, step), prompts.truth, segmenter)
-        return policies.reward(judged.scores, weights)
+    def score(rollout: Rollout, truth: Any, segmenter: Any = None) -> Worth:
+        judged = judge_rows(rollout, truth, segmenter)
+        reward = policies.reward(judged.scores, weights)
+        return Worth(reward, judged.scores, policies.differ(reward))
 
-    return jax.jit(rewards)
+    return jax.jit(score)
 
 
 def reinforcing_step(

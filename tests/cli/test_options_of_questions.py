@@ -27,7 +27,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference import predictor
 from seg_jax.models import families
 from seg_jax.report import overlay
-from seg_jax.runs import console, evaluation, protocol, run_folder
+from seg_jax.runs import console, evaluation, protocol, run_folder, sampled_answers
 
 CHECKPOINT, DATA, ANSWERS = Path("checkpoint"), (Path("one"),), Path("answers.jsonl")
 OUT = Path("out")
@@ -90,6 +90,10 @@ def _stand_for_answers(patch, note):
     def answer_greedily(predictor, source, *, title, task, batch, mesh, findings):
         note("greedy", source, task, batch)
 
+    def beside_greedy(predictor, source, outcome, *, task, sampling, batch, mesh):
+        note("drawn", source, task, sampling, batch)
+        return {}
+
     def answer_and_judge(asking, answered, folder, *, findings):
         source = asking.source
         if isinstance(source, Built):  # All drawn samples stand for data sets.
@@ -115,6 +119,7 @@ def _stand_for_answers(patch, note):
             note("model", batch, saved is not None)
 
     patch.setattr(evaluation, "answer_greedily", answer_greedily)
+    patch.setattr(sampled_answers, "beside_greedy", beside_greedy)
     patch.setattr(protocol, "answer_and_judge", answer_and_judge)
     patch.setattr(evaluate, "Saved", Saved)
     patch.setattr(evaluate, "Model", Model)
@@ -159,6 +164,7 @@ EVALUATE = {
     "scenes of the package's model": {},
     "scenes by name": {"world": "easy"},
     "refilled rows": {"rows": 8},
+    "drawn answers": {"samples": 8},
     "data": {"data": DATA},
     **{f"protocol {name} on scenes": {"protocol": name} for name in protocols.PROTOCOLS},
     **{

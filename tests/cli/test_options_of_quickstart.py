@@ -18,8 +18,15 @@ from seg_jax.data import image_files, pipeline
 from seg_jax.evaluation import task_metrics
 from seg_jax.inference import bundle as bundles
 from seg_jax.report import html_page, metrics_log, panels
-from seg_jax.runs import console, evaluation, reinforcement, run_folder, start, supervised
-from seg_jax.training import steps
+from seg_jax.runs import (
+    console,
+    evaluation,
+    reinforcement,
+    run_folder,
+    sampled_answers,
+    start,
+    supervised,
+)
 
 
 @pytest.fixture
@@ -67,18 +74,17 @@ def _stand_for_evaluations(patch, note):
     def answer_greedily(predictor, source, *, title, task, batch, **_):
         note("evaluate", len(source), title, task, batch)
 
-    def rollout_rewards(actor, task, sampling, *, weights, seed):
-        note("rewards", task, sampling, weights, seed)
-        return lambda params, rows, number: np.ones((rows, 2))
+    def worths(bundle, prompts, *, task, sampling, weights, seed, rows, mesh, models):
+        note("rewards", list(prompts), task, sampling, weights, seed, rows, len(models))
+        return [types.SimpleNamespace(reward=np.ones((2, 2)))] * len(models)
 
     def batches_in_order(source, task, encoder, *, batch):
         note("sampled", len(source), batch)
-        return iter([(source, len(source))])
+        return [len(source)]
 
     patch.setattr(evaluation, "answer_greedily", answer_greedily)
-    patch.setattr(steps, "rollout_rewards", rollout_rewards)
+    patch.setattr(sampled_answers, "worths", worths)
     patch.setattr(pipeline, "batches_in_order", batches_in_order)
-    patch.setattr(pipeline, "to_device", lambda batch, places, **_: batch)
     patch.setattr(task_metrics, "summarise", lambda task, outcome: {})
     patch.setattr(quickstart, "Chapter", lambda caption, bundle, *_: _Chapter(caption, bundle))
 

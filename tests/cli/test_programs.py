@@ -22,7 +22,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Rollout, Verdict
 from seg_jax.report import html_page
-from seg_jax.runs import experiments
+from seg_jax.runs import experiments, sampled_answers
 from seg_jax.tasks.task import Judgement
 from seg_jax.training import optimizers
 from seg_jax.training import steps as jitted_steps
@@ -57,10 +57,15 @@ def reinforcing(monkeypatch):
     monkeypatch.setattr(jitted_steps, "reinforcing_step", stand_in)
     nothing = Rollout(*(jnp.zeros((2, 8, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
     monkeypatch.setattr(jitted_steps, "sampler", lambda *_, **__: lambda *_: nothing)
+    monkeypatch.setattr(sampled_answers, "tell_before", lambda *_, **__: None)
     monkeypatch.setattr(
         jitted_steps,
-        "rollout_rewards",
-        lambda *_, **__: lambda _, rows, step: np.zeros((len(rows.tokens.ids), 8)),
+        "scorer",
+        lambda *_, **__: (
+            lambda _, truth: jitted_steps.Worth(
+                np.zeros((len(truth.kind), 8)), {}, np.zeros(len(truth.kind), bool)
+            )
+        ),
     )
     return events
 

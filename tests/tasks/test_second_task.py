@@ -46,6 +46,7 @@ def config():
         layout=None,
         task=counting.Counting(),
         panel_every=1,
+        probe=1,
         sampling=dataclasses.replace(base.sampling, max_tokens=4, grammar=True),
         loop=loop.Loop(steps=2, log_every=1),
     )
@@ -166,13 +167,13 @@ def test_a_model_that_draws_is_handed_to_the_task_and_sees_each_image_once():
         seen.append((truth.count.shape, answer.shape))
         return jnp.full(answer.shape, weights)
 
-    rewards = steps.rollout_rewards(
-        small_run.actor(), task, sampling, weights={"near": 1.0}, seed=0, segment=segment
-    )
-    params = small_run.bundle().params
+    draw = steps.sampler(small_run.actor(), sampling, seed=0)
+    score = steps.scorer(small_run.actor(), task, weights={"near": 1.0}, segment=segment)
+    rollout = draw(small_run.bundle().params, prompts, jnp.int32(0))
     for value in (0.25, 0.75):  # Weights are an argument, no constant of the program.
-        got = rewards(params, prompts, jnp.int32(0), jnp.float32(value))
-        np.testing.assert_allclose(got, value)
+        worth = score(rollout, prompts.truth, jnp.float32(value))
+        np.testing.assert_allclose(worth.reward, value)
+        assert not worth.differ.any()
     assert seen == [((small_run.BATCH,), (small_run.BATCH, small_run.ANSWERS))]
 
 

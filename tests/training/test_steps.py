@@ -130,24 +130,25 @@ def test_the_sampled_reward_rises(actor):
 
 
 @pytest.mark.slow
-def test_rollout_rewards_judge_what_the_sampler_draws(actor):
+def test_what_the_sampler_draws_is_scored(actor):
     config, draw, _ = actor
     prompts, state = small_run.batch("prompts"), first(config)
-    params, three = state.params, number(state, 3)
-    sampled = steps.rollout_rewards(
-        small_run.actor(),
-        small_run.task("prompts"),
-        config.sampling,
-        weights={"iou": 2.0},
-        seed=0,
-    )
+    rollout = draw(state.params, prompts, number(state, 3))
+    # The answers of the first prompt are made equal.
+    rollout = jax.tree.map(lambda leaf: leaf.at[0].set(leaf[0, :1]), rollout)
+    score = steps.scorer(small_run.actor(), small_run.task("prompts"), weights={"iou": 2.0})
     with mock.patch.object(steps, "judge", blind_judge):
-        rewards = sampled(params, prompts, three)
-    ids, used, *_ = map(np.asarray, draw(params, prompts, three))
+        worth = score(rollout, prompts.truth)
+    ids, used, *_ = map(np.asarray, rollout)
     low = ((ids < LOW) & used).sum(-1) / used.sum(-1)
-    assert rewards.shape == (small_run.BATCH, small_run.ANSWERS)
-    assert len(np.unique(rewards)) > 3
-    np.testing.assert_allclose(rewards, 2.0 * low, rtol=1e-6)
+    assert worth.reward.shape == (small_run.BATCH, small_run.ANSWERS)
+    assert len(np.unique(worth.reward)) > 3
+    np.testing.assert_allclose(worth.reward, 2.0 * low, rtol=1e-6)
+    np.testing.assert_allclose(worth.scores["iou"], low, rtol=1e-6)
+    differ = low.max(1) > low.min(1)
+    assert worth.differ.tolist() == differ.tolist()
+    assert not differ[0]
+    assert differ[1:].any()
 
 
 @pytest.mark.slow
