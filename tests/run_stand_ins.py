@@ -22,7 +22,7 @@ from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
-from seg_jax.runs import run_folder, sampled_answers, stage, start
+from seg_jax.runs import run_folder, sampled_answers, stage, start, validation
 from seg_jax.training import loop, optimizers, processes, state, steps
 
 
@@ -133,7 +133,11 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
+    def validator(run, bundle, asked, *, mesh, stage):
+        note("validator", run.validate, asked, stage)
+
     put_mesh(patch, note)
+    patch.setattr(validation, "validator", validator)
     patch.setattr(processes, "join", join)
     patch.setattr(bundles, "load", read)
     patch.setattr(bundles, "blank", read)

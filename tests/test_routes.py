@@ -111,7 +111,7 @@ def route(request):
         start = start_of_run.Start(bundle, weights)
         with Log(folder) as log:
             place = stage.Place(folder, request.param, log)
-            end, _ = stage.run_stage(config, body, start, batches=batches, place=place, mesh=on)
+            end, *_ = stage.run_stage(config, body, start, batches=batches, place=place, mesh=on)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         unlike = dict.fromkeys(("seconds", "seconds/step", "data_wait"), 0)  # In any two runs.
         return end, next(batches), [json.loads(line) | unlike for line in lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seg_jax.runs import console, datasets, stage, start, supervised
+from seg_jax.runs import console, datasets, stage, start, supervised, validation
 from seg_jax.runs.supervised import Config
 from seg_jax.training import processes
 
@@ -15,6 +15,7 @@ def main(config: Config) -> int:
     with processes.join(config.processes):
         start.check_divisions(config)
         config = datasets.with_source(config)
+        validation.check(config)
         # A wrong --checkpoint must not cost the run that --anew replaces.
         begin = None if config.checkpoint is None else start.from_checkpoint(config)
         with stage.hold_folder(config, reads=datasets.folders_read(config)):
@@ -25,6 +26,7 @@ def main(config: Config) -> int:
                 place = stage.Place(config.out, "sft", log)
                 trained = supervised.train(config, begin, place)
             stage.save_model(config.out, begin.bundle, trained.state)
+            stage.tell_best(config.out, "sft", trained)
             if processes.is_first():
                 console.tell(config.out / "checkpoint")
     return 0

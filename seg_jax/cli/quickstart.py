@@ -144,7 +144,7 @@ def _chapters(
     tell = functools.partial(_chapter, config, held_out)
     console.say("1 of 3: supervised fine-tuning (SFT) from random weights")
     random = start.with_random_weights(sft, config.out / "tokenizer")
-    trained, sft_seconds = supervised.train(sft, random, Place(config.out, "sft", log))
+    trained, sft_seconds, *_ = supervised.train(sft, random, Place(config.out, "sft", log))
     chapters = {"sft": tell("after SFT", Predictor(random.bundle), trained.params)}
     bundles.save(chapters["sft"].bundle, config.out / "sft")
 
@@ -158,14 +158,14 @@ def _chapters(
 
     predictor = Predictor(model)
     chapters["start"] = tell("GSPO starts here", predictor, model.params)
-    trained, gspo_seconds = reinforcement.train(
+    trained, gspo_seconds, *_ = reinforcement.train(
         gspo, begin_with(gspo), Place(config.out, "gspo", log)
     )
     chapters["gspo"] = tell("after GSPO", predictor, trained.params)
 
     console.say("3 of 3: the control, SFT from the same weights for the same time")
     control = _control(config, gspo_seconds)
-    trained, control_seconds = supervised.train(
+    trained, control_seconds, *_ = supervised.train(
         control, begin_with(control), Place(config.out, "control", log)
     )
     chapters["control"] = tell("control: more SFT", predictor, trained.params)

@@ -15,7 +15,7 @@ from seg_jax.data import image_files
 from seg_jax.inference.bundle import Bundle
 from seg_jax.records import Prompts, Rollout
 from seg_jax.report import exhibits, html_page, metrics_log, panels
-from seg_jax.runs import console, datasets, reinforcement, run_folder, stage, start
+from seg_jax.runs import console, datasets, reinforcement, run_folder, stage, start, validation
 from seg_jax.runs.reinforcement import Config
 from seg_jax.training import processes
 
@@ -34,6 +34,7 @@ def main(config: Config) -> int:
     with processes.join(config.processes):
         start.check_divisions(config)
         config = datasets.with_source(config)
+        validation.check(config)
         begin = start.from_checkpoint(config)
         with stage.hold_folder(config, reads=datasets.folders_read(config)):
             gallery = Gallery(config, begin.bundle)
@@ -42,8 +43,9 @@ def main(config: Config) -> int:
                 trained = reinforcement.train(config, begin, place, show=gallery.show)
             saved = dataclasses.replace(begin.bundle, task=reinforcement.task_to_save(config))
             stage.save_model(config.out, saved, trained.state)
+            best = stage.tell_best(config.out, "gspo", trained)
             if processes.is_first():
-                _report(config, gallery)
+                _report(config, gallery, best)
                 console.tell(config.out / "checkpoint")
     return 0
 
@@ -82,8 +84,8 @@ _REPORTED = {
 """Metrics in the table of the report."""
 
 
-def _report(config: Config, gallery: Gallery) -> None:
-    """Writes the report of the run from its log."""
+def _report(config: Config, gallery: Gallery, best: str) -> None:
+    """Writes the report of the run from its log, with a sentence about its best validation."""
     path = config.out / "metrics.jsonl"
     html_page.write(
         config.out / "report.html",
@@ -94,7 +96,10 @@ def _report(config: Config, gallery: Gallery) -> None:
             exhibits=gallery.exhibits,
             config=run_folder.plain(config),
             versions=run_folder.versions() | {"seed": config.seed},
-            notes=("Numbers are of sampled answers to training prompts, before each update.",),
+            notes=(
+                "Numbers are of sampled answers to training prompts, before each update.",
+                *([best] if best else []),
+            ),
         ),
     )
 

@@ -381,6 +381,16 @@ def readable(
             yield index, sample
 
 
+def pass_length(source: Source) -> int | None:
+    """Returns the number of samples of a pass over a source; None where there are no passes.
+
+    Fresh scenes have no end, and each part of a mixture goes its own rounds.
+    """
+    if isinstance(source, Mixed) or (isinstance(source, Scenes) and source.count is None):
+        return None
+    return len(source)
+
+
 def corpus(source: Source, count: int = 2000) -> list[str]:
     """Returns some of a source's expressions, for training a tokenizer.
 

@@ -47,6 +47,10 @@ _WORDS = {
 }
 
 
+_NO_CURVES = ("stage", "step", "seconds", "epoch")
+"""What a record has that tells when it was, not how the run does."""
+
+
 def read(path: Path | str) -> tuple[Curve, ...]:
     """Returns the curves of a run's `metrics.jsonl`, stage by stage in the order of the file.
 
@@ -61,7 +65,7 @@ def read(path: Path | str) -> tuple[Curve, ...]:
     for head, record in records(Path(path)):
         stage = stages.setdefault(head.stage, {})
         for name, value in record.items():
-            if name in ("stage", "step", "seconds") or isinstance(value, bool | str | list | dict):
+            if name in _NO_CURVES or isinstance(value, bool | str | list | dict):
                 continue
             frame, _, part = name.rpartition("/")
             series = stage.setdefault(frame or name, {}).setdefault(part, {})

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from seg_jax.data import fitting, packed_batches, pipeline
+from seg_jax.data import fitting, held_out, packed_batches, pipeline, sources
 from seg_jax.data.encode import Encoder
+from seg_jax.data.sources import Source
 from seg_jax.models.parallel import sharding
 from seg_jax.tasks.task import Task
 from seg_jax.training import processes
@@ -21,6 +22,10 @@ class ShardedBatches(NamedTuple):
     """Gives the rows that this process reads; it knows its position."""
     to_device: Callable[[Any], Any]
     """Puts a batch on the devices of the mesh."""
+    samples: int | None
+    """Samples of a pass over the source; None: it has no end."""
+    asked: Source | None
+    """Images that are held out for validation, if the run has one."""
 
 
 def sharded_batches(
@@ -33,10 +38,11 @@ def sharded_batches(
 ) -> ShardedBatches:
     """Returns the batches of a run as this process reads them, and what puts one on the devices.
 
-    What rows cannot hold is left out before the first one; the iterator's findings tell.
+    What rows cannot hold is left out before the first one; the iterator's findings tell. What is
+    held out for validation is in no batch.
 
     Args:
-      run: a configuration with `source` and `feed`.
+      run: a configuration with `source`, `feed` and `validate`.
       task: that asks about the samples.
       encoder: that makes rows of the questions.
       mesh: of the devices.
@@ -45,6 +51,14 @@ def sharded_batches(
     count = run.feed.batch
     places = sharding.batch(mesh, count)
     source, left_out = fitting.fitting_source(run.source, encoder, rows=rows, pack=run.feed.pack)
+    asked = None
+    if run.validate.samples:
+        source, asked = held_out.hold_out(
+            source,
+            run.validate.samples,
+            split=run.validate.split,
+            fit=lambda source: fitting.fitting_source(source, encoder, rows="prompts")[0],
+        )
     batches = pipeline.batches(
         source,
         task,
@@ -55,4 +69,9 @@ def sharded_batches(
         gather=processes.gather_from_all,
         left_out=left_out,
     )
-    return ShardedBatches(batches, lambda batch: pipeline.to_device(batch, places, rows=count))
+    return ShardedBatches(
+        batches,
+        lambda batch: pipeline.to_device(batch, places, rows=count),
+        sources.pass_length(source),
+        asked,
+    )

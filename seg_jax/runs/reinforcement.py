@@ -19,7 +19,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, check_least
-from seg_jax.runs import abstract, datasets, sampled_answers, stage
+from seg_jax.runs import abstract, datasets, sampled_answers, stage, validation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
@@ -219,7 +219,8 @@ def train(
     """Returns the trained state; the stage resumes from what it finds in its place."""
     mesh, bundle = run.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    batches, to_device = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="prompts")
+    drawn = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="prompts")
+    batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
     draw = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
     learn = steps.reinforcing_step(
@@ -249,7 +250,16 @@ def train(
             metrics |= clock.step_metrics(float(metrics["length/mean"]) * answers)
         return current, metrics
 
-    return stage.run_stage(run, body, start, batches=batches, place=place, mesh=mesh)
+    return stage.run_stage(
+        run,
+        body,
+        start,
+        batches=batches,
+        place=place,
+        mesh=mesh,
+        samples=drawn.samples,
+        validator=validation.validator(run, bundle, drawn.asked, mesh=mesh, stage=place.stage),
+    )
 
 
 def _weights_probed(

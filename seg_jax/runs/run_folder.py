@@ -182,6 +182,7 @@ _FREE = (
     "log",
     "panel_every",
     "probe",
+    "kept",
     "mesh",
     "offload",
     "processes",

@@ -184,12 +184,12 @@ def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh)
     score = steps.scorer(actor, bundle.task, weights=run.weights or bundle.task.reward_weights)
     alone = dataclasses.replace(run, feed=dataclasses.replace(run.feed, workers=0))
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    batches, to_device = sharded_batches(alone, bundle.task, encoder, mesh=mesh, rows="prompts")
+    source = sharded_batches(alone, bundle.task, encoder, mesh=mesh, rows="prompts")
     asked = Predictor(bundle, grammar=run.sampling.grammar, refill=run.sampling.refill)
     drawn, greedy = [], []
     for number in range(run.probe):
         with jax.set_mesh(mesh):
-            prompts = to_device(next(batches))
+            prompts = source.to_device(next(source.iterator))
             step = jax.device_put(jnp.int32(number), sharding.replicated_sharding(mesh))
             one, _ = asked.judged_answer(params, prompts)
             greedy.append(sharding.gather(score(one, prompts.truth)))

@@ -21,14 +21,23 @@ from seg_jax.runs.start import Start
 from seg_jax.training import loop, optimizers, processes, state
 from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Board, Log, SilentLog
+from seg_jax.training.throughput import Throughput
+from seg_jax.training.validation import Entry, Validator
 
 
 class Trained(NamedTuple):
     """What a stage ends with."""
 
     state: state.State
+    """The one of the last step, or where the run keeps the best of its validations, that one."""
     seconds: float
-    """Time that its steps took, those before an interruption included."""
+    """Time that its steps took, validation apart, those before an interruption included."""
+    validations: tuple[Entry, ...] = ()
+    """Step and score of every validation, in order."""
+    best: Entry | None = None
+    """The validation with the highest score."""
+    validation_seconds: float = 0.0
+    """Time that validation took."""
 
 
 class Place(NamedTuple):
@@ -64,6 +73,34 @@ def save_model(folder: Path, bundle: Bundle, trained: state.State) -> None:
     )
 
 
+def tell_best(folder: Path, stage: str, trained: Trained) -> str:
+    """Writes and says what a stage's validations came to, by the first of its processes.
+
+    Returns:
+      A sentence for a report; empty without any validation.
+    """
+    best = trained.best
+    if best is None:
+        return ""
+    text = f"Best validation: {best.score:.4f} after step {best.step}."
+    if processes.is_first():
+        console.say(f"{stage}: {text[0].lower()}{text[1:]}")
+        files.write_json(
+            folder / "summary.json",
+            {
+                "stage": stage,
+                "seconds": round(trained.seconds, 1),
+                "validation": {
+                    "best": best._asdict(),
+                    "history": [entry._asdict() for entry in trained.validations],
+                    "seconds": round(trained.validation_seconds, 1),
+                },
+                "model_of_step": int(trained.state.step),
+            },
+        )
+    return text
+
+
 def run_stage(
     run: Any,
     body: loop.Body,
@@ -73,6 +110,8 @@ def run_stage(
     place: Place,
     mesh: jax.sharding.Mesh,
     best_seconds: float | None = None,
+    samples: int | None = None,
+    validator: Validator | None = None,
 ) -> Trained:
     """Runs a stage from its newest checkpoint, or afresh.
 
@@ -84,27 +123,36 @@ def run_stage(
       place: where the stage writes.
       mesh: that its state lies on.
       best_seconds: of a step at the peak of the devices, if it is known.
+      samples: of a pass over the source; None: it has no end.
+      validator: measures the weights while the steps run.
+
+    Raises:
+      ValueError: passes are to be made over a source that has no end.
     """
-    plan: loop.Loop = run.loop
+    plan: loop.Loop = run.loop.planned(samples, run.feed.batch)
     folder, stage, log = place
     checkpoints = Checkpoints(folder / "state" / stage, keep=plan.keep, keep_best=plan.keep_best)
     seconds, first = 0.0, processes.is_first()
     say = console.say if first else _say_nothing
     versions, transform = run_folder.versions(), optimizers.build(run.optimizer)
     where = {"on": mesh, "offload": run.offload}
+    like = state.shapes(start.bundle.params, transform, mesh, offload=run.offload)
     if checkpoints.latest() is None:
-        current = state.fresh(start.weights(), transform, horizon=plan.steps, **where)
+        log.forget_after(stage, -1)  # A validation may have been told before the first save.
+        current = state.fresh(start.weights(), transform, horizon=plan.steps or 0, **where)
     else:
-        like = state.shapes(start.bundle.params, transform, **where)
         current, record = checkpoints.restore(like, batches, warn=say)
         seconds = float(record["seconds"])
         say(f"{stage}: resuming after step {int(current.step)}")
         say_changed_versions(stage, record.get("versions", {}), versions, say=say)
-    log.forget_after(stage, int(current.step))
+        log.forget_after(stage, int(current.step))
+        if validator is not None and "validation" in record:
+            validator.set_state(record["validation"])
     record = {"config": run_folder.plain(run), "versions": versions}
     passed = _PassedOver(batches, stage, say)
-    with console.progress(stage, plan.steps, shown=first) as move, jax.set_mesh(mesh):
-        try:
+    per_pass = None if samples is None or run.feed.pack else samples / run.feed.batch
+    with contextlib.closing(checkpoints):
+        with console.progress(stage, plan.steps or 0, shown=first) as move, jax.set_mesh(mesh):
             end, seconds = loop.run(
                 plan,
                 body,
@@ -117,12 +165,17 @@ def run_stage(
                 progress=passed.saying_after(move),
                 seconds_before=seconds,
                 traces=folder / "profile" / stage,
-                best_seconds=best_seconds,
+                throughput=Throughput(batches, best_seconds, steps_per_pass=per_pass),
+                validator=validator,
             )
-        finally:
-            checkpoints.close()
-    passed.write(folder)
-    return Trained(end, seconds)
+        passed.write(folder)
+        if validator is None or validator.best is None:
+            return Trained(end, seconds)
+        best = validator.best
+        if validator.keeps_best and best.step != int(end.step):
+            jax.tree.map(lambda leaf: leaf.delete(), end)  # There may be no room for two.
+            end = checkpoints.read(best.step, like)
+    return Trained(end, seconds, tuple(validator.history), best, validator.seconds)
 
 
 class _PassedOver:

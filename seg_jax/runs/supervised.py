@@ -16,7 +16,7 @@ from seg_jax.inference.bundle import Bundle
 from seg_jax.models import flops
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Batch, PackedBatch
-from seg_jax.runs import abstract, stage
+from seg_jax.runs import abstract, stage, validation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.lowering import Measured, Step
 from seg_jax.runs.start import Model, Start
@@ -126,7 +126,8 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
     """Returns the trained state; the stage resumes from what it finds in its place."""
     mesh, bundle = run.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    batches, to_device = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="sft")
+    drawn = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="sft")
+    batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk)
     step = steps.supervised_step(actor, run.objective, run.optimizer)
 
@@ -141,6 +142,8 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
         place=place,
         mesh=mesh,
         best_seconds=_seconds_at_peak(run, bundle, encoder),
+        samples=drawn.samples,
+        validator=validation.validator(run, bundle, drawn.asked, mesh=mesh, stage=place.stage),
     )
 
 

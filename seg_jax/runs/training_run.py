@@ -20,6 +20,7 @@ from seg_jax.tasks.task import Task
 from seg_jax.training import optimizers, steps
 from seg_jax.training.cluster import Processes
 from seg_jax.training.loop import Loop
+from seg_jax.training.validation import Validation
 
 RunT = TypeVar("RunT", bound="TrainingRun")
 
@@ -49,6 +50,7 @@ class TrainingRun(datasets.Data):
     feed: Feed = Feed()
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.Muon()
     loop: Loop = Loop()
+    validate: Validation = Validation()
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
     resume: bool = False
@@ -62,6 +64,12 @@ class TrainingRun(datasets.Data):
             raise ValueError(
                 f"loss_chunk: expected >= 1 tokens, got {self.loss_chunk}"
                 "; do: give a number of tokens, or None for all at once"
+            )
+        if self.loop.epochs is not None and self.feed.pack is not None:
+            raise ValueError(
+                f"loop.epochs: expected a batch of feed.batch images, got {self.loop.epochs} "
+                "passes beside feed.pack, whose rows hold as many as there is room for; do: give "
+                "loop.steps"
             )
         if isinstance(self.task, Referring):
             self.task.check_tracing()
@@ -150,6 +158,7 @@ _UNLOWERED = (
     "feed.workers",
     "feed.prefetch",
     "loop",
+    "validate",
     "resume",
     "anew",
 )

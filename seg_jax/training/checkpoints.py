@@ -7,7 +7,7 @@ import errno
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,17 +25,27 @@ _FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, e
 """Errors of a disk, which are looked for in the libraries' long messages."""
 
 
+class _Validation(schemas.Record, frozen=True, kw_only=True):
+    """The validations of a run so far: step and score of each, and the time of all."""
+
+    history: list[tuple[Annotated[int, Meta(ge=0, le=2**53)], float]]
+    best: int | None = None
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+
+
 class _Record(schemas.Record, frozen=True, kw_only=True):
     """What a run keeps beside its state, as far as it is read again."""
 
     seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
     versions: dict[str, str] = msgspec.field(default_factory=dict)
+    validation: _Validation | None = None
 
 
 class Checkpoints:
     """The checkpoints of one stage in a folder that all processes share.
 
-    The newest `keep` and the best `keep_best` are kept. A checkpoint appears under its step only
+    The newest `keep` and the best `keep_best` are kept, and of each of these the one that was the
+    best by validation when it was saved. A checkpoint appears under its step only
     when it is complete: a killed save leaves none. Saves run beside the steps that follow. Each has
     checksums of its files, with which it is compared before it is read.
     """
@@ -67,14 +77,20 @@ class Checkpoints:
         return self._kept.best(self._manager.all_steps())
 
     def save(
-        self, state: State, iterator: Any, record: dict[str, Any], *, score: float = 0.0
+        self,
+        state: State,
+        iterator: Any,
+        record: dict[str, Any],
+        *,
+        score: float = 0.0,
     ) -> None:
         """Saves state, position of the iterator and a record of plain values.
 
         Args:
           state: state of the run, over all processes.
           iterator: iterator of the batches; its position is JSON values, the same in all processes.
-          record: other JSON values that are needed to resume.
+          record: other JSON values that are needed to resume; the checkpoint of the step
+            `record["validation"]["best"]`, perhaps this one, is kept as long as this one is.
           score: how good the checkpoint is, for keeping the best; higher is better.
 
         Raises:
@@ -85,7 +101,7 @@ class Checkpoints:
             return
         self.wait()
         self._seal.begin(step)
-        self._kept.scores[step] = score
+        self._kept.scores[step], self._kept.validated[step] = score, _best_of(record)
         with self._disk_errors():
             self._manager.save(
                 step,
@@ -138,6 +154,22 @@ class Checkpoints:
             f"{self._folder / str(step)}: expected a whole checkpoint of this run, got a damaged "
             f"or another one ({reason}), and none before it is whole; do: start over with --anew"
         )
+
+    def read(self, step: int, like: State) -> State:
+        """Returns the state of one checkpoint, laid out like the given one.
+
+        Raises:
+          ValueError: there is no such checkpoint, or it is damaged.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        found, reason = self._read_whole(step, abstract, _Unmoved())
+        if found is None:
+            raise ValueError(
+                f"{self._folder / str(step)}: expected the whole checkpoint of the best "
+                f"validation, got a damaged one ({reason}); do: take the last weights with "
+                "--resume --validate.kept last"
+            )
+        return found[0]
 
     def _read_whole(
         self, step: int, abstract: State, iterator: Any
@@ -223,8 +255,17 @@ class Checkpoints:
             raise OSError(number, os.strerror(number), str(self._folder)) from error
 
 
+_RECORD = "record/metadata"
+"""File of a checkpoint with its record."""
 _SCORE = "score"
 """Key of the score in the record of a checkpoint."""
+
+
+class _Unmoved:
+    """Stands for an iterator that stays where it is."""
+
+    def set_state(self, state: Any) -> None:
+        """Does nothing."""
 
 
 class _Kept:
@@ -237,11 +278,15 @@ class _Kept:
     def __init__(self, folder: Path, newest: int, best: int):
         self._folder, self._newest, self._best = folder, newest, best
         self.scores: dict[int, float] = {}
+        self.validated: dict[int, int | None] = {}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns which of the checkpoints stay, in their order."""
         steps = [info.step for info in checkpoints]
         kept = {*sorted(steps)[-self._newest :], *self._ranked(steps)[: self._best]}
+        for step in kept - self.validated.keys():
+            self.validated[step] = _best_of(_saved(self._folder / str(step)))
+        kept |= {self.validated[step] for step in kept}
         return [step in kept for step in steps]
 
     def best(self, steps: Sequence[int]) -> int | None:
@@ -256,11 +301,26 @@ class _Kept:
 
 def _saved_score(folder: Path) -> float:
     """Returns the score of a checkpoint, that of the worst where it cannot be read."""
-    for name in ("record/metadata", "metrics/metrics"):  # Older versions had it apart.
+    for name in (_RECORD, "metrics/metrics"):  # Older versions had it apart.
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            score = float(files.read_json_object(folder / name)[_SCORE])
+            score = float(_saved(folder, name)[_SCORE])
             return score if math.isfinite(score) else -math.inf
     return -math.inf
+
+
+def _best_of(record: Mapping[str, Any]) -> int | None:
+    """Returns the step that was the best by validation when a record was saved, if it says so."""
+    validation = record.get("validation")
+    best = validation.get("best") if isinstance(validation, dict) else None
+    return best if isinstance(best, int) else None
+
+
+def _saved(folder: Path, name: str = _RECORD) -> dict[str, Any]:
+    """Returns the values of a checkpoint's record, none where it cannot be read."""
+    try:
+        return files.read_json_object(folder / name)
+    except ValueError:
+        return {}
 
 
 def _agree(mine: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Log
 from seg_jax.training.state import State
 from seg_jax.training.throughput import Throughput, Trace, read_steps
+from seg_jax.training.validation import Validator
 
 Body = Callable[[State], tuple[State, Mapping[str, Any]]]
 """Runs one step on the next batch and returns device metrics without waiting for them."""
@@ -32,6 +35,8 @@ Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, a short text) after every logged step."""
 
 
+STEPS = 1000
+"""Steps of a stage that says nothing of them."""
 WATCHED = ("reward", "loss", "grad_norm")
 """Metrics that end a run when they are not finite; the likelier cause comes first."""
 
@@ -52,11 +57,13 @@ class Diverged(ValueError):
 class Loop:
     """How long a stage runs and how often it reports and saves."""
 
-    steps: int = 1000
-    """Steps at most."""
+    steps: int | None = None
+    """Steps at most; None: 1000, or as many as `epochs` make."""
+    epochs: int | None = None
+    """Passes over a finite source, such as a data set; in the place of `steps`."""
     minutes: float = math.inf
-    """Wall-clock budget, compilation apart; when the machine is too slow for `steps`, the horizon
-    is shortened so that the schedule still ends on time."""
+    """Wall-clock budget, compilation and validation apart; when the machine is too slow for
+    `steps`, the horizon is shortened so that the schedule still ends on time."""
     log_every: int = 10
     """Steps between two records of the log."""
     save_minutes: float = 2.0
@@ -71,7 +78,14 @@ class Loop:
 
     def __post_init__(self):
         read_steps(self.profile)
-        check_least(self, "loop", steps=1, log_every=1, keep=1, keep_best=0)
+        check_least(self, "loop", log_every=1, keep=1, keep_best=0)
+        given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
+        check_least(self, "loop", **dict.fromkeys(given, 1))
+        if len(given) > 1:
+            raise ValueError(
+                f"loop.epochs: expected no loop.steps beside it, got {self.epochs} and "
+                f"{self.steps} steps; do: leave one out, or give --loop.steps None"
+            )
         # Both are false for nan.
         for name, good in (("minutes", self.minutes > 0), ("save_minutes", self.save_minutes >= 0)):
             if not good:
@@ -79,6 +93,26 @@ class Loop:
                     f"loop.{name}: expected {'> 0' if name == 'minutes' else '0 or more'}, got "
                     f"{getattr(self, name)}; do: give a number of minutes in this range"
                 )
+
+    def planned(self, samples: int | None, batch: int) -> Loop:
+        """Returns the loop with its number of steps.
+
+        Args:
+          samples: of a pass over the source; None: it has no end.
+          batch: samples of a step.
+
+        Raises:
+          ValueError: passes are asked for of a source that has none.
+        """
+        if self.epochs is None:
+            return dataclasses.replace(self, steps=self.steps or STEPS)
+        if samples is None:
+            raise ValueError(
+                f"loop.epochs: expected a finite source, got {self.epochs} passes over one without "
+                "end; do: give loop.steps, a number of scenes (source.count), or data sets without "
+                "weights"
+            )
+        return dataclasses.replace(self, steps=-(-self.epochs * samples // batch), epochs=None)
 
 
 @dataclasses.dataclass
@@ -94,9 +128,9 @@ class Pace:
     def horizon(self, step: int, horizon: int, seconds_before: float) -> int:
         """Returns the horizon after `step` steps: unchanged, or moved to where the time ends.
 
-        It never lies beyond the configured steps.
+        It never lies beyond the configured steps; once it is reached it stays.
         """
-        if math.isinf(self.loop.minutes):
+        if math.isinf(self.loop.minutes) or step >= horizon:
             return horizon
         if self.start == 0.0:
             self.start, self.begin = time.monotonic(), step
@@ -107,9 +141,14 @@ class Pace:
         each = (time.monotonic() - self.start) / done
         left = self.loop.minutes * 60.0 - seconds_before - (time.monotonic() - self.start)
         reachable = step + max(1, int(left / each))
-        reachable = min(reachable, self.loop.steps)
+        reachable = min(reachable, self.loop.steps or STEPS)
         # A few steps too many or too few are cheaper than a horizon that moves all the time.
         return horizon if 0.97 * horizon <= reachable <= 1.1 * horizon else reachable
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves time out that no step has taken."""
+        if self.start:
+            self.start += seconds
 
 
 def run(
@@ -125,12 +164,14 @@ def run(
     progress: Progress,
     seconds_before: float = 0.0,
     traces: Path = Path("profile"),
-    best_seconds: float | None = None,
+    throughput: Throughput | None = None,
+    validator: Validator | None = None,
 ) -> tuple[State, float]:
     """Returns the state at the horizon and the seconds that the stage's steps have taken.
 
-    Traces go to the folder `traces`. Where `best_seconds` is known, the log has the share of the
-    devices' peak that was reached, see `Throughput`.
+    Traces go to the folder `traces`; the log has what `throughput` tells. A `validator` measures
+    the weights, its best are saved at once, and it ends the stage where it has lost hope; its time
+    is not the steps'.
 
     Raises:
       Stopped: Ctrl-C or SIGTERM came to any process; the running step was finished and saved.
@@ -139,49 +180,88 @@ def run(
     """
     step, horizon = int(state.step), int(state.horizon)
     pace, recent = Pace(loop), _RecentSteps()
-    begin = saved = time.monotonic()
-    throughput, trace = Throughput(iterator, best_seconds), Trace(loop.profile, traces)
-
-    def seconds() -> float:
-        return seconds_before + time.monotonic() - begin
-
-    def save(state: State) -> None:
-        values = record | {"seconds": seconds()}
-        checkpoints.save(state, iterator, values, score=recent.mean_score())
-
+    throughput, trace = throughput or Throughput(iterator), Trace(loop.profile, traces)
+    validation = _Validation(validator, functools.partial(log.write, stage), (pace, throughput))
+    saver = _Saver(checkpoints, iterator, record, recent, validation, seconds_before)
     with Interruption() as interruption, contextlib.closing(trace):
+        if validation.is_due_at_start(step) and validation.measure(step, state):
+            saver.save(state)
         while step < horizon:
             trace.begin_step(step + 1, state)
             state, metrics = body(state)
             step += 1
             trace.end_step(step, state)
             recent.add(metrics)
-            due = time.monotonic() - saved > loop.save_minutes * 60
+            due = saver.is_due(loop.save_minutes)
             stop, due = processes.agree_on_stop(interruption.signal, due=due)
             last = step >= horizon
             logs, saves = step % loop.log_every == 0 or last, last or stop or due
+            validates = validation.is_due(step, last=last)
             # Before any save: a broken state must not take the place of the last good one.
-            if (logs or saves) and (broken := recent.find_not_finite(step)):
-                raise Diverged(
-                    f"{stage}: expected a finite {broken.name}, got {broken.value} at step "
-                    f"{broken.step}; do: {_save_if_finite(state, save, checkpoints)}"
-                )
+            if (logs or saves or validates) and (broken := recent.find_not_finite(step)):
+                raise Diverged(broken.line(stage, _save_if_finite(state, saver.save, checkpoints)))
+            if validates:
+                saves = validation.measure(step, state) or saves
+                if validation.is_hopeless():
+                    horizon, logs, saves = step, True, True
             if logs:
                 values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
                 log.write(stage, step, values | throughput.step_metrics(step))
                 progress(step, horizon, _short_text(values))
-                new = processes.broadcast_from_first(pace.horizon(step, horizon, seconds_before))
-                if new != horizon:
-                    state, horizon = _with_horizon(state, new), new
+                new = pace.horizon(step, horizon, seconds_before)
+                horizon = processes.broadcast_from_first(new)
+                state = _with_horizon(state, horizon)
             if saves:
-                save(state)
-                saved = time.monotonic()
-                recent.forget_scores()
+                saver.save(state)
             if stop:
                 checkpoints.wait()
                 raise Stopped(stop, f"{stage} stopped after step {step}, which is saved")
     checkpoints.wait()
-    return state, seconds()
+    return state, saver.seconds()
+
+
+class _Validation:
+    """The validator of a stage within its loop, if it has one; its time is left out of clocks."""
+
+    def __init__(
+        self,
+        validator: Validator | None,
+        write: Callable[[int, dict[str, float]], None],
+        clocks: Sequence[Pace | Throughput],
+    ):
+        self._validator, self._write, self._clocks = validator, write, clocks
+        self.seconds = 0.0
+        """Time that was spent on it since the loop began."""
+
+    def is_due_at_start(self, step: int) -> bool:
+        """Returns whether the weights are to be measured before the next step is the first one."""
+        return step == 0 and self._validator is not None and not self._validator.history
+
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Returns whether the weights after a step are to be measured."""
+        return self._validator is not None and self._validator.is_due(step, last=last)
+
+    def measure(self, step: int, state: State) -> bool:
+        """Measures weights and logs what they are worth; returns whether they are the best."""
+        validator = self._validator
+        assert validator is not None
+        jax.block_until_ready(state.params)  # What the steps before took is theirs.
+        begin = time.monotonic()
+        self._write(step, validator.measure(step, state.params))
+        spent = time.monotonic() - begin
+        self.seconds += spent
+        for clock in self._clocks:
+            clock.leave_out(spent)
+        best = validator.best
+        return best is not None and best.step == step
+
+    def is_hopeless(self) -> bool:
+        """Returns whether the stage is to end here."""
+        return self._validator is not None and self._validator.is_hopeless
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of it."""
+        return {} if self._validator is None else {"validation": self._validator.get_state()}
 
 
 class _NotFinite(NamedTuple):
@@ -190,6 +270,13 @@ class _NotFinite(NamedTuple):
     name: str
     value: float
     step: int
+
+    def line(self, stage: str, advice: str) -> str:
+        """Returns the line about it."""
+        return (
+            f"{stage}: expected a finite {self.name}, got {self.value} at step {self.step}; "
+            f"do: {advice}"
+        )
 
 
 class _RecentSteps:
@@ -219,17 +306,52 @@ class _RecentSteps:
         return None
 
     def mean_score(self) -> float:
-        """Returns the mean score of the steps since the last save; 0 without any."""
-        return statistics.fmean(self._scores) if self._scores else 0.0
+        """Returns the mean score of the steps since the last save; the worst without any."""
+        return statistics.fmean(self._scores) if self._scores else -sys.float_info.max
 
     def forget_scores(self) -> None:
         """Begins anew with scores, after a save."""
         self._scores.clear()
 
 
+class _Saver:
+    """Saves the state of a stage with all that goes on, and knows how long its steps took."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        iterator: Any,
+        record: dict[str, Any],
+        recent: _RecentSteps,
+        validation: _Validation,
+        seconds_before: float,
+    ):
+        self._checkpoints, self._iterator, self._record = checkpoints, iterator, record
+        self._recent, self._validation = recent, validation
+        self._begin = self._saved = time.monotonic()
+        self._seconds_before = seconds_before
+
+    def seconds(self) -> float:
+        """Returns the time that all steps took, validation apart."""
+        return self._seconds_before + time.monotonic() - self._begin - self._validation.seconds
+
+    def is_due(self, minutes: float) -> bool:
+        """Returns whether the last save is longer ago."""
+        return time.monotonic() - self._saved > minutes * 60
+
+    def save(self, state: State) -> None:
+        """Saves a state, and begins anew with the scores of steps."""
+        values = self._record | {"seconds": self.seconds()} | self._validation.record()
+        self._checkpoints.save(state, self._iterator, values, score=self._recent.mean_score())
+        self._saved = time.monotonic()
+        self._recent.forget_scores()
+
+
 def _with_horizon(state: State, horizon: int) -> State:
     """Returns the state with another horizon, laid out like the old one."""
     old: Any = state.horizon
+    if int(old) == horizon:
+        return state
     filled = np.full(old.shape, horizon, old.dtype)
     return state._replace(horizon=sharding.place(filled, old.sharding))
 

@@ -23,35 +23,48 @@ def best_seconds(operations: float) -> float | None:
 class Throughput:
     """Measures the mean time of steps between two records of the log."""
 
-    def __init__(self, batches: Any, best: float | None = None):
+    def __init__(
+        self, batches: Any, best: float | None = None, *, steps_per_pass: float | None = None
+    ):
         """Begins to measure.
 
         Args:
           batches: iterator of the batches; its `waited`, if any, is the seconds spent on drawing,
             its `findings` what was passed over.
           best: seconds of a step whose devices do the necessary arithmetic at their peak.
+          steps_per_pass: steps of a pass over the source; None: it has no end.
         """
+        self._steps_per_pass = steps_per_pass
         self._batches, self._best = batches, best
         self._before: tuple[int, float, float] | None = None
 
     def step_metrics(self, step: int) -> dict[str, float]:
         """Returns seconds of a step, the share in which it waited for data, and MFU if known.
 
-        Where samples were passed over, it returns their number too.
+        Where samples were passed over, it returns their number too; of a finite source the passes
+        over it (`epoch`).
 
-        It is called when the devices have finished the step. The first call returns nothing,
+        It is called when the devices have finished the step. The first call returns no seconds,
         because programs were compiled before it.
         """
+        passes = {} if self._steps_per_pass is None else {"epoch": step / self._steps_per_pass}
         now = time.monotonic()
         waited = getattr(self._batches, "waited", 0.0)
         before, self._before = self._before, (step, now, waited)
         if before is None or step == before[0] or now <= before[1]:
-            return {}
+            return passes
         seconds = (now - before[1]) / (step - before[0])
-        metrics = {"seconds/step": seconds, "data_wait": (waited - before[2]) / (now - before[1])}
+        wait = (waited - before[2]) / (now - before[1])
+        metrics = passes | {"seconds/step": seconds, "data_wait": wait}
         if passed := sum(getattr(self._batches, "findings", Findings()).counts.values()):
             metrics["passed_over"] = float(passed)
         return metrics if self._best is None else metrics | {"mfu": self._best / seconds}
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves time out that no step has taken."""
+        if self._before is not None:
+            step, begin, waited = self._before
+            self._before = step, begin + seconds, waited
 
 
 class Trace:

@@ -25,7 +25,8 @@ from seg_jax.data.sources import Built, Mixed
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.vlm import kimi_vl, qwen3_vl
 from seg_jax.runs import supervised
-from seg_jax.training import optimizers, policy, steps
+from seg_jax.training import loop, optimizers, policy, steps
+from seg_jax.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,18 @@ FINETUNE = {
     "packed rows": (
         dataclasses.replace(SMALL, feed=pipeline.Feed(batch=2, pack=Pack(tokens=280, patches=40))),
         ("feed",),
+    ),
+    "validation": (
+        dataclasses.replace(SMALL, validate=Validation(samples=8, patience=3, score="iou")),
+        ("validate",),
+    ),
+    "passes over a finite set": (
+        dataclasses.replace(
+            SMALL,
+            source=dataclasses.replace(SMALL.source, count=64),
+            loop=loop.Loop(epochs=3),
+        ),
+        ("loop", "source.count"),
     ),
     "data sets": (dataclasses.replace(SMALL, source=SETS), ("source",)),
     "data sets by name": (
@@ -88,6 +101,7 @@ REINFORCE = {
         ),
         ("policy",),
     ),
+    "validation": (small_run.gspo_config(validate=Validation(samples=8)), ("validate",)),
     "Muon": (small_run.gspo_config(optimizer=optimizers.Muon()), ("optimizer",)),
 }
 """Configurations, and which of their options are walked over."""

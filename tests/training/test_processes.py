@@ -205,12 +205,24 @@ def few_steps(folder, program, count, *more):
 def test_three_steps_do_not_depend_on_the_number_of_processes(start, tmp_path, program):
     """Lanes of packed rows are put together; plain rows are those of GSPO."""
     more = ["--checkpoint", str(start)]
+    if program == "packed":
+        validate = {"samples": 6, "every": 3, "batch": 4, "score": "distance", "kept": "last"}
+        more += [word for name, x in validate.items() for word in (f"--validate.{name}", str(x))]
     wanted, weights = few_steps(tmp_path, program, 1, *more)
-    assert len(wanted) == 3
-    assert all(record["grad_norm"] > 1e-3 for record in wanted)
+    validated = [r for r in wanted if "validation/distance" in r]
+    assert [r["step"] for r in validated] == ([0, 3] if program == "packed" else [])
+    assert len(wanted) == 3 + len(validated)
+    assert all(record["grad_norm"] > 1e-3 for record in wanted if record not in validated)
     told, others = few_steps(tmp_path, program, 2, *more)
     for record, one in zip(told, wanted, strict=True):
-        for name in ("loss", "grad_norm", "reward", "length/mean", "answer_tokens"):
+        for name in (
+            "loss",
+            "grad_norm",
+            "reward",
+            "length/mean",
+            "answer_tokens",
+            "validation/distance",
+        ):
             if name in one:
                 np.testing.assert_allclose(record[name], one[name], rtol=1e-4, atol=1e-6)
     assert others.keys() == weights.keys()
