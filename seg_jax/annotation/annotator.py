@@ -220,7 +220,7 @@ def clean_outline(
     height, width = mask.shape
     if not settings.epsilon_px:
         return contour.fill(large, height=height, width=width), large
-    rings = [polygon.simplify(ring, settings.epsilon_px) for ring in large]
+    rings = polygon.simplify_each(large, [settings.epsilon_px] * len(large))
     units = [ring / np.array([width, height]) for ring in rings]
     return host_raster.fill(
         units, height=height, width=width, rule="center", rings="evenodd"

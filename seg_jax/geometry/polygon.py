@@ -8,14 +8,17 @@ Axes here: `Q` vertices that remain of a ring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from seg_jax.records import Ring
 
 _Part = Float[np.ndarray, "Q 2"]
+_DEEP, _DEEP_WORK = 64, 4_000_000
+"""Levels of splits that any ring has, and vertices looked at in further ones: outlines have fewer,
+and rings of some thousand vertices may have as many as they will."""
 _FARTHEST = 1e15
 """Largest coordinate: squares and areas stay finite, in float32 as well."""
 
@@ -121,18 +124,41 @@ def simplify(ring: Ring, epsilon: float | int) -> _Part:
       ValueError: epsilon is negative, or a vertex is not finite.
 
     Source: Douglas and Peucker 1973; distances to segments rather than lines.
+    Differs: where splits of a ring go far deeper than any outline's do, pieces are halved, which
+      keeps the promise with a few vertices more: the work is n log n, not the square.
     """
-    if not epsilon >= 0:
-        raise ValueError(
-            f"polygon.simplify: expected epsilon >= 0, got {epsilon}; do: give 0 to keep the shape"
-        )
-    _check(ring)
-    if len(ring) <= 3:
-        return ring
-    kept = _significance(ring, epsilon) > epsilon
-    if np.count_nonzero(kept) < 3:
-        return simplify_to(ring, 3)
-    return ring[kept]
+    return simplify_each([ring], [epsilon])[0]
+
+
+def simplify_each(rings: Sequence[Ring], epsilons: Sequence[float | int]) -> list[_Part]:
+    """Returns rings as `simplify` thins out each; of thousands in the time of a long one.
+
+    Args:
+      rings: closed rings.
+      epsilons: one of each ring.
+
+    Raises:
+      ValueError: an epsilon is negative, or a vertex is not finite.
+    """
+    for epsilon in epsilons:
+        if not epsilon >= 0:
+            raise ValueError(
+                f"polygon.simplify: expected epsilon >= 0, got {epsilon}; do: give 0 to keep the "
+                "shape"
+            )
+    for ring in rings:
+        _check(ring)
+    found = [*rings]
+    long = [place for place, ring in enumerate(rings) if len(ring) > 3]
+    weights = _significances([rings[i] for i in long], [epsilons[i] for i in long])
+    kept = {place: weight > epsilons[place] for place, weight in zip(long, weights, strict=True)}
+    few = [place for place in long if np.count_nonzero(kept[place]) < 3]
+    exact = _significances([rings[i] for i in few], [0.0] * len(few))
+    for place in long:
+        found[place] = rings[place][kept[place]]
+    for place, weight in zip(few, exact, strict=True):
+        found[place] = _heaviest(rings[place], weight, 3)
+    return found
 
 
 def simplify_to(ring: Ring, max_points: int) -> _Part:
@@ -151,8 +177,12 @@ def simplify_to(ring: Ring, max_points: int) -> _Part:
     _check(ring)
     if len(ring) <= 3:
         return ring
-    weight = _significance(ring, 0.0)
-    wanted = min(max_points, max(3, np.count_nonzero(weight)))
+    return _heaviest(ring, _significances([ring], [0.0])[0], max_points)
+
+
+def _heaviest(ring: Ring, weight: Float[np.ndarray, " P"], most: int) -> _Part:
+    """Returns at most so many vertices that matter most, three at least."""
+    wanted = min(most, max(3, np.count_nonzero(weight)))
     ranked = np.lexsort((ring[:, 0], ring[:, 1], -weight))
     return ring[np.sort(ranked[:wanted])]
 
@@ -226,60 +256,102 @@ def _topmost(ring: Ring) -> int:
     return int(highest[np.argmin(ring[highest, 0])])
 
 
-def _farthest(ring: Ring, point: Float[np.ndarray, " 2"]) -> int:
-    """Returns the index of the vertex farthest from a point, of equals the topmost."""
-    offset = ring - point
-    square = offset[:, 0] ** 2 + offset[:, 1] ** 2
-    most = np.flatnonzero(square == square.max())
-    return int(most[_topmost(ring[most])])
+def _significances(
+    rings: Sequence[Ring], floors: Sequence[float | int]
+) -> list[Float[np.ndarray, " P"]]:
+    """Returns for every vertex of rings the epsilon below which Douglas-Peucker keeps it.
 
-
-def _significance(ring: Ring, floor: float | int) -> Float[np.ndarray, " P"]:
-    """Returns for every vertex the epsilon below which Douglas-Peucker keeps it.
-
-    Both anchors are infinite. All open pieces are split at once, level by level, at their vertex
-    farthest from the chord; it matters no more than the split that it came out of. Pieces whose
-    vertices all lie within `floor` are not opened: their vertices are 0.
+    Both anchors of a ring are infinite. All open pieces of all rings are split at once, level by
+    level, at their vertex farthest from the chord; it matters no more than the split that it came
+    out of. Pieces whose vertices all lie within the floor of their ring are not opened: their
+    vertices are 0.
     """
-    count = len(ring)
-    start = _farthest(ring, (ring.min(0) + ring.max(0)) / 2)
-    far = _farthest(ring, ring[start])
-    weight = np.zeros(count)
-    weight[[start, far]] = np.inf
-    if start == far:
-        return weight
-    rolled = np.roll(ring, -start, axis=0)
-    rolled = np.concatenate([rolled, rolled[:1]])
-    first = np.array([0, (far - start) % count])
-    last = np.array([(far - start) % count, count])
-    limit = np.full(2, np.inf)
-    while first.size:
-        first, last, limit, split, value = _split_pieces(rolled, first, last, limit, floor)
-        weight[(split + start) % count] = value
-    return weight
+    if not rings:
+        return []
+    points = np.concatenate(rings)
+    count = np.array([len(ring) for ring in rings])
+    begin = np.cumsum(count) - count
+    lows, highs = np.minimum.reduceat(points, begin), np.maximum.reduceat(points, begin)
+    start = _farthest(points, (lows + highs) / 2, count)
+    far = _farthest(points, points[start], count)
+    weight = np.zeros(len(points))
+    weight[start] = weight[far] = np.inf
+    # Each ring from its first anchor on, which comes once more at its end.
+    ring = np.repeat(np.arange(len(count)), count + 1)
+    head = np.cumsum(count + 1) - count - 1
+    step = np.arange(len(ring)) - head[ring]
+    source = begin[ring] + ((start - begin)[ring] + step) % count[ring]
+    middle = head + (far - start) % count
+    two = start != far
+    first = np.stack([head, middle], 1)[two].ravel()
+    last = np.stack([middle, head + count], 1)[two].ravel()
+    pieces = _Pieces(first, last, np.full(first.size, np.inf))
+    rolled, floor = points[source], np.asarray(floors, np.float64)[ring]
+    deepest = (_DEEP + _DEEP_WORK // count)[ring]
+    level = 0
+    while pieces.first.size:
+        pieces, split, value = _split_pieces(rolled, pieces, floor, deepest <= level)
+        weight[source[split]] = value
+        level += 1
+    return np.split(weight, begin[1:])
 
 
-def _split_pieces(ring, first, last, limit, floor):
-    """Returns the halves of all pieces first..last that open, with the split vertices' weights."""
-    open_ = last - first > 1
-    first, last, limit = first[open_], last[open_], limit[open_]
+def _farthest(
+    points: Float[np.ndarray, "points 2"],
+    origins: Float[np.ndarray, "rings 2"],
+    count: Int[np.ndarray, " rings"],
+) -> Int[np.ndarray, " rings"]:
+    """Returns the index of each ring's vertex farthest from a point, of equals the topmost."""
+    ring = np.repeat(np.arange(len(count)), count)
+    offset = points - origins[ring]
+    square = offset[:, 0] ** 2 + offset[:, 1] ** 2
+    most = np.maximum.reduceat(square, np.cumsum(count) - count)
+    equal = np.flatnonzero(square == most[ring])
+    x, y = points[equal].T
+    ranked = equal[np.lexsort((x, y, ring[equal]))]
+    return ranked[np.searchsorted(ring[ranked], np.arange(len(count)))]
+
+
+class _Pieces(NamedTuple):
+    """Pieces of rings, by their first and last vertex."""
+
+    first: Int[np.ndarray, " pieces"]
+    last: Int[np.ndarray, " pieces"]
+    limit: Float[np.ndarray, " pieces"]
+    """The most that a vertex within may matter."""
+
+
+def _split_pieces(rolled, pieces, floor, halved):
+    """Returns the halves of all pieces that open, with the split vertices and their weights.
+
+    Args:
+      rolled: vertices of all rings.
+      pieces: of them.
+      floor: of the ring of each vertex.
+      halved: whether the ring of each vertex has been split so often that what is split off has to
+        be a quarter of the piece at least.
+    """
+    open_ = pieces.last - pieces.first > 1
+    first, last, limit = (field[open_] for field in pieces)
     if not first.size:
-        return first, last, limit, first, limit
+        return _Pieces(first, last, limit), first, limit
     size = last - first - 1
     starts = np.cumsum(size) - size
     piece = np.repeat(np.arange(first.size), size)
     index = np.arange(piece.size) + (first + 1 - starts)[piece]
-    chord = ring[last] - ring[first]
+    chord = rolled[last] - rolled[first]
     square = np.maximum(chord[:, 0] ** 2 + chord[:, 1] ** 2, np.finfo(np.float64).tiny)
-    dx, dy = (ring[index] - ring[first][piece]).T
+    dx, dy = (rolled[index] - rolled[first][piece]).T
     cx, cy = chord[piece].T
     share = np.clip((dx * cx + dy * cy) / square[piece], 0.0, 1.0)
     distance = np.hypot(dx - share * cx, dy - share * cy)
     most = np.maximum.reduceat(distance, starts)
     hits = np.flatnonzero(distance == most[piece])
     winner = index[hits[np.searchsorted(hits, starts)]]
+    quarter = np.where(halved[first], np.maximum((last - first) // 4, 1), 1)
+    winner = np.clip(winner, first + quarter, last - quarter)
     value = np.minimum(most, limit)
-    goes = value > floor
+    goes = value > floor[first]
     first, last, winner, value = first[goes], last[goes], winner[goes], value[goes]
     halves = np.concatenate([first, winner]), np.concatenate([winner, last])
-    return *halves, np.concatenate([value, value]), winner, value
+    return _Pieces(*halves, np.concatenate([value, value])), winner, value

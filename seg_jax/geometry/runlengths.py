@@ -18,6 +18,9 @@ from jaxtyping import Bool, Float, Int
 from seg_jax.geometry import bitmask
 
 _FINE = 5
+MOST_CROSSINGS = 2 * 10**8
+"""Crossings of edges and columns of all polygons of a mask, some seconds of work: a hundred times
+what the most intricate outlines of large images have."""
 _AT_ONCE = 2**20
 """Crossings of edges and columns that are worked out at once."""
 _NOTHING = np.zeros(0, np.int64)
@@ -41,7 +44,8 @@ def fill(
         within a ring is a hole.
 
     Raises:
-      ValueError: the image has no pixels, a polygon has half a point or one that is not finite.
+      ValueError: the image has no pixels, a polygon has half a point or one that is not finite, or
+        the polygons cross more columns than any outline does.
 
     Source: rleFrPoly and rleMerge of the COCO API, Lin et al. 2014.
     """
@@ -50,7 +54,13 @@ def fill(
             f"runlengths.fill: expected an image of 1 to {bitmask.MOST_PIXELS} pixels, got "
             f"{height}x{width}; do: drop the polygons"
         )
-    every = [_run_ends(_fine_points(ring), height, width) for ring in outlines if len(ring) >= 6]
+    edges = [_edges_on_canvas(_fine_points(ring), width) for ring in outlines if len(ring) >= 6]
+    if (crossings := sum(int(some.count.sum()) for some in edges)) > MOST_CROSSINGS:
+        raise ValueError(
+            f"runlengths.fill: expected polygons that cross columns at most {MOST_CROSSINGS} "
+            f"times, got {crossings}; do: outline the object with fewer vertices"
+        )
+    every = [_run_ends(some, height, width) for some in edges]
     if rings == "evenodd":
         return _to_rle(
             _odd_places(np.concatenate([_NOTHING, *every]), height * width), height, width
@@ -125,9 +135,8 @@ def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
     return np.concatenate([fine, fine[:1]])
 
 
-def _run_ends(points: Int[np.ndarray, "P 2"], height: int, width: int) -> Int[np.ndarray, " n"]:
+def _run_ends(edges: _Edges, height: int, width: int) -> Int[np.ndarray, " n"]:
     """Returns the run ends of a ring, sorted; two at one place cancel each other."""
-    edges = _edges_on_canvas(points, width)
     total = np.cumsum(edges.count)
     if not total.size or total[-1] <= _AT_ONCE:
         return _odd_places(_toggles(edges, height), height * width)

@@ -104,8 +104,9 @@ def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhib
 
 def outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
     """Returns the outline of a mask in unit coordinates, to the pixel but without its stairs."""
-    rings = (polygon.simplify(ring, _STAIRS_PX) for ring in contour.trace(mask))
-    return [ring / np.array(mask.shape[::-1]) for ring in rings]
+    rings = contour.trace(mask)
+    smooth = polygon.simplify_each(rings, [_STAIRS_PX] * len(rings))
+    return [ring / np.array(mask.shape[::-1]) for ring in smooth]
 
 
 def table(summary: Mapping[str, Any], protocol: Protocol) -> list[dict[str, Cell]]:

@@ -77,6 +77,43 @@ def test_many_crossings_are_worked_out_in_parts(monkeypatch):
     assert [runlengths.fill([ring], height=40, width=50) for ring in every] == whole
 
 
+def test_polygons_that_cross_the_image_beyond_all_measure_are_refused():
+    """A million vertices to and fro took 22 s; the limit is of all polygons of a mask together."""
+    ring = np.tile([0.0, 3.0, 4000.0, 7.0], 27_000).tolist()
+    told = r"expected polygons that cross columns at most 200000000 times, got 2\d{8}; do: "
+    with pytest.raises(ValueError, match=told):
+        runlengths.fill([ring], height=16, width=4000)
+    with pytest.raises(ValueError, match=told):
+        runlengths.fill([ring[: len(ring) // 2]] * 2, height=16, width=4000)
+    near = [min(number, 20.0) for number in ring]
+    assert runlengths.fill([near], height=16, width=4000)["size"] == [16, 4000]
+
+
+def test_simplifying_grows_with_the_vertices_whatever_they_do():
+    """Each split of a zigzag takes one vertex off: the work was the square."""
+    step = np.arange(20_000.0)
+    ring = np.stack([step, (-1.0) ** step * (len(step) - step)], 1)
+    begin = time.process_time()
+    assert len(polygon.simplify(ring, 0.3)) > 19_000
+    low = polygon.simplify(ring, 40_000.0)
+    assert time.process_time() - begin < 6
+    assert 3 <= len(low) < 10
+
+
+def test_thousands_of_rings_are_simplified_as_one_by_one():
+    noise = np.random.default_rng(0).random((120, 120)) < 0.6
+    rings = [*contour.trace(noise), np.zeros((0, 2)), np.ones((7, 2))]
+    for epsilon in (0.0, 0.75, 3.0):
+        each = [polygon.simplify(ring, epsilon) for ring in rings[:300]]
+        together = polygon.simplify_each(rings, [epsilon] * len(rings))
+        assert all(np.array_equal(*pair) for pair in zip(each, together[:300], strict=True))
+        assert len(together[-2]) == 0
+        assert len(together[-1]) == 3
+    begin = time.process_time()
+    polygon.simplify_each(rings * 10, [0.75] * 10 * len(rings))
+    assert time.process_time() - begin < 1.0 * len(rings) / 300
+
+
 def test_memory_of_many_vertices_does_not_grow_with_what_they_cross():
     zigzag = np.stack([np.arange(40_000) % 2 * 4000.0, np.linspace(0, 900, 40_000)], 1)
     whole = zigzag.ravel().tolist()

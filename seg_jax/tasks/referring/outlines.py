@@ -125,7 +125,8 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.nd
     whole = mask if style.holes else contour.fill_holes(mask)
     traced = contour.trace(whole, min_area=style.min_area) or contour.trace(whole)
     traced = traced[: min(style.max_rings, style.max_points // 3)]
-    rings = [polygon.simplify(ring, style.epsilon * polygon.arc_length(ring)) for ring in traced]
+    epsilons = [style.epsilon * polygon.arc_length(ring) for ring in traced]
+    rings = polygon.simplify_each(traced, epsilons)
     total = sum(len(ring) for ring in rings)
     if total > style.max_points:
         spare = style.max_points - 3 * len(rings)
