@@ -141,6 +141,27 @@ def test_a_process_that_says_nothing_is_given_up(monkeypatch):
     assert template_sandbox.render("{{ 2 }}") == "2"
 
 
+def test_a_process_whose_timer_fails_is_ended_for_its_work(monkeypatch):
+    """Its own timer was seen not to end one within half a minute on a busy machine."""
+    template_sandbox._WORKER.close()
+    monkeypatch.setattr(template_worker, "WORK_SECONDS", 0.5)
+    lasting = "import signal; signal.setitimer = lambda *_: None; import runpy, sys; "
+    lasting += f"runpy.run_path({template_worker.__file__!r}, run_name='__main__')"
+    popen = subprocess.Popen
+
+    def without_timer(command, **options):
+        return popen([*command[:-1], "-c", lasting], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", without_timer)
+    # Its texts are too short to be refused for anything but the time that they take.
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3 + "{# no timer #}"
+    begin = time.monotonic()
+    with pytest.raises(template_sandbox.BeyondLimits, match=r"more than 0\.5 s of work"):
+        template_sandbox.render(loops)
+    assert time.monotonic() - begin < template_sandbox.ANSWER_SECONDS
+    assert worker_id() is None
+
+
 def test_no_python_is_an_error_that_says_so(monkeypatch):
     worker = template_sandbox._Worker()
     monkeypatch.setattr(template_worker, "__file__", "/nowhere.py")

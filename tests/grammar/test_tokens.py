@@ -226,6 +226,25 @@ def test_broken_files_give_one_clear_error(whole, tmp_path, name, text):
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pad_token", 5),
+        ("image_token", {"content": ["<|image_pad|>"]}),
+        ("bos_token", {"text": "a"}),
+        ("unk_token", ["a"]),
+        ("chat_template", {"default": "x"}),
+    ],
+)
+def test_wrong_types_in_the_config_are_told(whole, tmp_path, name, value):
+    """They were taken for none, and other tokens for them."""
+    config = json.loads((whole[0] / tokens.CONFIG).read_text()) | {name: value}
+    with pytest.raises(
+        ValueError, match=rf"{tokens.CONFIG}, {name}.*: expected .*, got .*; do: co"
+    ):
+        tokens.Tokenizer.load(damaged(whole[0], tmp_path, tokenizer_config=json.dumps(config)))
+
+
 def test_other_broken_folders(whole, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json: expected a readable file"):
         tokens.Tokenizer.load(tmp_path / "nowhere")
@@ -272,7 +291,7 @@ def test_steps_that_blow_a_text_up_are_refused(single):
 
 def test_a_pattern_without_end_is_one_line(single, capfd):
     """tmpl-1: the library panics, which is no Exception."""
-    cut = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated"}
+    cut = {"type": "Split", "pattern": {"Regex": "x+x+x+x+x+x+y"}, "behavior": "Isolated"}
     found = described_anew(single[0], pre_tokenizer={**cut, "invert": False})
     with pytest.raises(ValueError, match=r"expected to cut a text of 60 characters, got .*; do:"):
         found.encode("x" * 60)
@@ -280,7 +299,7 @@ def test_a_pattern_without_end_is_one_line(single, capfd):
 
 def test_a_decoder_without_end_is_one_line(single):
     """Answers are joined as texts are cut: by patterns of the file."""
-    join = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": ""}
+    join = {"type": "Replace", "pattern": {"Regex": "x+x+x+x+x+x+y"}, "content": ""}
     found = described_anew(single[0], decoder={"type": "Sequence", "decoders": [FUSE, join]})
     with pytest.raises(ValueError, match=r"expected to join \d+ tokens, got .*; do: check the dec"):
         found.decode(found.encode("x" * 60))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from seg_jax.grammar.tokenizer import template_worker
@@ -19,9 +20,13 @@ MOST_TEMPLATE = 1_000_000
 """Characters of a template; the longest that are known have some ten thousand."""
 START_SECONDS = 60.0
 """Longest wait for the process; it is there after a tenth of a second where the machine is idle."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 120.0
 """Longest wait for a text. Work is bounded much earlier, by what the process may compute; on a busy
 machine it may have to wait for its turn."""
+WORK_SECONDS = 4 * template_worker.WORK_SECONDS
+"""Work of the process on a text after which it is ended from here, where its own timer did not."""
+_LOOK_SECONDS = 0.5
+"""Time between two looks at how much the process has worked."""
 
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TZ")
 """Variables of the environment that the process sees: no keys."""
@@ -68,6 +73,13 @@ _BEYOND: dict[str, str] = {}
 """Templates that went too far, and how: they would be tried again for every question."""
 
 
+_BEYOND_WORK = f"more than {template_worker.WORK_SECONDS:g} s of work"
+
+
+class _TooMuchWork(Exception):
+    """The process has worked longer than its own timer should have let it."""
+
+
 class _Worker:
     """The process, which is started when it is wanted and again after it ended."""
 
@@ -75,6 +87,8 @@ class _Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._worked = 0.0
+        """What the process had worked before the request, in seconds."""
 
     def reply(self, request: bytes) -> dict[str, str]:
         """Returns the reply to a request; `beyond` where the process did not live to give one.
@@ -100,13 +114,16 @@ class _Worker:
             self._start()
         try:
             return self._exchange(request, ANSWER_SECONDS)
+        except _TooMuchWork:
+            self._end()
+            return {"beyond": _BEYOND_WORK}
         except TimeoutError:
             self._end()
             return {"beyond": f"none after {ANSWER_SECONDS:g} s"}
         except (OSError, EOFError):
             status = self._end(wait=1.0)
         if status == -signal.SIGPROF:
-            return {"beyond": f"more than {template_worker.WORK_SECONDS:g} s of work"}
+            return {"beyond": _BEYOND_WORK}
         return status
 
     def _start(self) -> None:
@@ -136,6 +153,8 @@ class _Worker:
     def _exchange(self, request: bytes, seconds: float) -> dict[str, str]:
         """Returns what the process says after a request, or without one."""
         assert self._socket is not None
+        assert self._process is not None
+        self._worked = _seconds_worked(self._process.pid)
         deadline = time.monotonic() + seconds
         if request:
             self._socket.settimeout(seconds)
@@ -148,10 +167,19 @@ class _Worker:
 
     def _receive(self, count: int, deadline: float) -> bytes:
         assert self._socket is not None
+        assert self._process is not None
         data = bytearray()
         while len(data) < count:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            piece = self._socket.recv(min(count - len(data), 1 << 20))
+            left = max(0.001, deadline - time.monotonic())
+            self._socket.settimeout(min(left, _LOOK_SECONDS))
+            try:
+                piece = self._socket.recv(min(count - len(data), 1 << 20))
+            except TimeoutError:
+                if left <= _LOOK_SECONDS:
+                    raise
+                if _seconds_worked(self._process.pid) - self._worked > WORK_SECONDS:
+                    raise _TooMuchWork from None
+                continue
             if not piece:
                 raise EOFError("an end")
             data += piece
@@ -184,6 +212,16 @@ class _Worker:
         if self._process is not None:
             self._process.returncode = 0  # It is no child of ours.
         self._process = self._socket = None
+
+
+def _seconds_worked(process: int) -> float:
+    """Returns the processor time of a process so far; 0 where the system does not tell."""
+    try:
+        with Path(f"/proc/{process}/stat").open("rb") as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 _WORKER = _Worker()

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from seg_jax import files, schemas
 from seg_jax.grammar.tokenizer import byte_level as byte_pieces
-from seg_jax.grammar.tokenizer import growth, template_sandbox, tiktoken_bpe
+from seg_jax.grammar.tokenizer import growth, patterns, template_sandbox, tiktoken_bpe
 
 SPECIALS = (
     "<|endoftext|>",
@@ -65,6 +65,24 @@ AFTER_Y = ("", "], [", "]], [[", "]]].")
 """What may follow the second number of a point within its token: a point is two tokens."""
 
 
+class _Token(schemas.Record, frozen=True):
+    content: str
+
+
+_Named = str | _Token | None
+
+
+class _Config(schemas.Record, frozen=True):
+    """What is read of a tokenizer_config.json; names of tokens are texts or objects."""
+
+    bos_token: _Named = None
+    eos_token: _Named = None
+    pad_token: _Named = None
+    unk_token: _Named = None
+    image_token: _Named = None
+    chat_template: str | list[Any] | None = None
+
+
 class Tokenizer:
     """A tokenizer with what its files say about it: special ids and chat template.
 
@@ -85,6 +103,7 @@ class Tokenizer:
         whole = files.parse_json(definition, where=f"tokenizer: {TOKENS}", advice=advice)
         try:
             growth.check(whole)
+            patterns.check(whole)
             self._decoder = json.dumps(whole.get("decoder"))
             with _panic_as_error():
                 self._backend, self._plain = (Backend.from_str(definition) for _ in range(2))
@@ -98,6 +117,8 @@ class Tokenizer:
                 "tokenizer: expected an object in tokenizer_config.json, got "
                 f"{type(config).__name__}; do: copy the file that belongs to the tokenizer"
             )
+        where = f"tokenizer: {CONFIG}"
+        schemas.check(dict(config), _Config, where=where, advice="copy the file that belongs to it")
         self._plain.encode_special_tokens = True
         for backend in (self._backend, self._plain):
             # As transformers does: a file cannot cut texts, nor fill up to a length of its own.
