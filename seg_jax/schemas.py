@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
+import typing
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -42,11 +44,61 @@ class Invalid(ValueError):
     """What was expected at which field, without places in lists: cases are counted by it."""
 
 
+Whole = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+"""A size or a count of which there is one at least."""
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+"""A number that is neither NaN nor infinite."""
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """An object whose fields are checked; fields that it does not know are left alone.
 
     Types of objects are written `class Part(schemas.Record, frozen=True)`.
     """
+
+
+def record_of(kind: type) -> type[Record]:
+    """Returns the type of the objects that a dataclass of options is stored as.
+
+    It knows the dataclass's fields and no others; numbers are finite. Fields that are dataclasses
+    themselves have to be there, others may be left out, and then have no attribute's value but
+    `msgspec.UNSET`.
+
+    Args:
+      kind: a dataclass whose fields are numbers, texts, choices, lists and dataclasses of such.
+    """
+    hints = typing.get_type_hints(kind)
+    fields: list[Any] = []
+    for field in dataclasses.fields(kind):
+        of = _stored_type(hints[field.name])
+        nested = dataclasses.is_dataclass(hints[field.name])
+        fields.append(
+            (field.name, of) if nested else (field.name, of | msgspec.UnsetType, msgspec.UNSET)
+        )
+    made = msgspec.defstruct(
+        kind.__name__,
+        fields,
+        bases=(Record,),
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+    return typing.cast(type[Record], made)
+
+
+def _stored_type(kind: Any) -> Any:
+    """Returns the type of a stored value of an option of this type."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return record_of(kind)
+    plain: dict[Any, Any] = {float: Finite, int: Id}
+    if kind in plain:
+        return plain[kind]
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return tuple[tuple(one if one is ... else _stored_type(one) for one in parts)]
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return typing.Union[tuple(_stored_type(one) for one in parts)]  # noqa: UP007
+    return kind
 
 
 class Repeated:
@@ -120,6 +172,8 @@ def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -
     wanted = expected.partition(", got ")[0].replace("`", "").removeprefix("Expected ")
     if missing := re.fullmatch(r"Object missing required field (.*)", wanted):
         wanted, got = f"a field {missing[1]!r}", "none"
+    elif unknown := re.fullmatch(r"Object contains unknown field (.*)", wanted):
+        wanted, got = "fields that are known", f"one named {unknown[1]!r}"
     elif path.startswith("key"):
         wanted, got = "texts as names of fields", "others"
         path = path.removeprefix("key` in `")

@@ -109,11 +109,6 @@ WRAPPED = {
     "seg_jax/data/tf_example.py:_integers",
     "seg_jax/data/tf_example.py:_fields",
     "seg_jax/data/tf_example.py:_read_varint",
-    # `_manifest` says them as what is wrong with seg_jax.json.
-    "seg_jax/inference/bundle.py:_manifest",
-    "seg_jax/inference/bundle.py:_native",
-    "seg_jax/tasks/table.py:_option",
-    "seg_jax/tasks/table.py:_options",
     # `response` says them as the reason why there is no answer.
     "seg_jax/annotation/http_exchange.py",
     # They are told as what a template failed of, by the process that asked for its text.
@@ -123,6 +118,7 @@ WRAPPED = {
     "seg_jax/grammar/tokenizer/template_sandbox.py:_Worker._receive",
     # `Tokenizer` says them as what is wrong with tokenizer.json.
     "seg_jax/grammar/tokenizer/growth.py",
+    "seg_jax/grammar/tokenizer/patterns.py",
 }
 """Files, and functions of files, whose short errors come out inside of another one's message."""
 

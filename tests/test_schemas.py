@@ -1,9 +1,11 @@
 """Values from outside: taken where every level holds, else refused in one line that says where."""
 
+import dataclasses
 import math
 import pickle
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 from msgspec import Meta
 
@@ -158,3 +160,41 @@ def test_lists_have_lengths():
         ValueError, match=r"a, \[0\]\.cells: expected list of length <= 2, got a li"
     ):
         schemas.check([{"cells": [1, 2, 3]}], list[Row], where="a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    share: float = 0.5
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    inner: Inner = Inner()
+    count: int = 1
+    pairs: tuple[tuple[float, int], ...] = ()
+    name: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({}, "a: expected a field 'inner', got none"),
+        ({"inner": {}, "colour": 1}, "a: expected fields that are known, got one named 'colour'"),
+        ({"inner": {"share": math.nan}}, "a, inner.share: expected float "),
+        ({"inner": {"share": "1"}}, "a, inner.share: expected float, got '1'"),
+        ({"inner": {"kind": "c"}}, "a, inner.kind: expected a value that is known, got 'c'"),
+        ({"inner": {}, "count": 2**70}, "a, count: expected int <= "),
+        ({"inner": {}, "pairs": [[1, 2], [1]]}, "a, pairs[1]: expected list of length 2"),
+        ({"inner": {}, "name": 5}, "a, name: expected str | null, got 5"),
+    ],
+)
+def test_objects_of_options_are_known_by_their_dataclass(value, told):
+    kind = schemas.record_of(Options)
+    with pytest.raises(schemas.Invalid) as caught:
+        schemas.check(value, kind, where="a")
+    assert str(caught.value).startswith(told)
+    whole = {"inner": {"share": 1, "kind": "b"}, "pairs": [[1, 2]], "name": "x"}
+    found: Any = schemas.check(whole, kind, where="a")
+    assert (found.inner.share, found.inner.kind, found.pairs) == (1.0, "b", ((1.0, 2),))
+    assert found.count is msgspec.UNSET

@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from seg_jax import checksums, files
+from seg_jax import checksums, files, schemas
 from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout, Native
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
@@ -214,6 +214,8 @@ def describe(
         windows = facts.window_tokens(config)
         return encode.layout_of(images, window_tokens=windows), Referring()
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        if "; do: " in str(error):
+            raise ValueError(f"{folder / 'preprocessor_config.json'}: {error}") from error
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: expected how images are cut, got "
             f"{type(error).__name__}: {error}; do: copy the file that belongs to the weights"
@@ -256,40 +258,50 @@ def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) 
             )
 
 
+class _Native(schemas.Record, frozen=True, forbid_unknown_fields=True):
+    limit: schemas.Whole = Native.limit
+    pad: bool = Native.pad
+
+
+class _Layout(schemas.Record, frozen=True, forbid_unknown_fields=True):
+    """What is stored of a `Layout`; older folders know fewer names, or `window_cells`."""
+
+    patch: schemas.Whole
+    merge: schemas.Whole
+    window_tokens: schemas.Whole
+    min_pixels: schemas.Whole
+    max_pixels: schemas.Whole
+    max_patches: schemas.Whole
+    max_prompt: schemas.Whole
+    max_question: schemas.Whole
+    max_answer: schemas.Whole
+    canvas: tuple[schemas.Whole, schemas.Whole]
+    buckets: schemas.Whole = 1
+    native: _Native | None = None
+
+
+class _Manifest(schemas.Record, frozen=True):
+    layout: dict[str, Any]
+    task: dict[str, Any]
+
+
 def _manifest(path: Path, task_kind: type[Task] | None) -> tuple[Layout, Task]:
+    """Returns what a manifest says of layout and task."""
+    where, advice = str(path), table.ADVICE
+    stored = files.read_json(path, most=MOST_MANIFEST_BYTES, advice=advice)
+    manifest = schemas.check(stored, _Manifest, where=where, advice=advice)
+    named = dict(manifest.layout)
+    if "window_cells" in named:
+        named["window_tokens"] = named.pop("window_cells")
+    found = schemas.check(named, _Layout, where=f"{where}, layout", advice=advice)
+    values = {name: getattr(found, name) for name in found.__struct_fields__}
+    native = values.pop("native")
+    if native is not None:
+        native = Native(limit=native.limit, pad=native.pad)
     try:
-        manifest = files.read_json(path, most=MOST_MANIFEST_BYTES)
-        layout = dict(manifest["layout"])
-        task = dict(manifest["task"])
-        height, width = layout["canvas"]
-        layout["canvas"] = (height, width)
-        layout.setdefault("buckets", 1)  # Older folders do not know it.
-        if "window_cells" in layout:  # Its name in older folders.
-            layout["window_tokens"] = layout.pop("window_cells")
-        numbers = [f.name for f in dataclasses.fields(Layout) if type(f.default) is int]
-        if lacking := sorted({*numbers} - layout.keys()):
-            raise ValueError(f"a layout without {', '.join(lacking)}")
-        sizes = [height, width, *(layout[name] for name in numbers)]
-        if any(type(size) is not int or not 0 < size < 2**31 for size in sizes):
-            raise ValueError(f"a layout that is not of positive whole numbers, {layout}")
-        native = layout.pop("native", None)
-        for field in dataclasses.fields(Layout):
-            if type(layout.get(field.name, field.default)) is not type(field.default):
-                raise ValueError(f"{field.name} {layout[field.name]!r} in a layout")
-        return Layout(native=_native(native), **layout), table.from_json(task, task_kind)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected the layout and task that seg-jax saves beside its weights, "
-            f"got {type(error).__name__}: {error}; do: give the checkpoint folder of a training run"
-        ) from error
-
-
-def _native(values: Any) -> Native | None:
-    """Returns how a manifest keeps images at their own size; None where it scales them."""
-    if values is None:
-        return None
-    for name, value in dict(values).items():
-        kind = {"limit": int, "pad": bool}.get(name)
-        if type(value) is not kind or (kind is int and value < 1):
-            raise ValueError(f"{name} {value!r} in how images are kept at their size")
-    return Native(**values)
+        task = table.from_json(manifest.task, task_kind, where=f"{where}, ")
+        return Layout(native=native, **values), task
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: {error}") from error

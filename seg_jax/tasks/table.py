@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+import msgspec
+
+from seg_jax import schemas
 from seg_jax.tasks.referring import Referring
 from seg_jax.tasks.task import Task
 
@@ -20,12 +22,16 @@ def as_json(task: Task) -> dict[str, Any]:
     return {"name": task.name, **dataclasses.asdict(typing.cast(Any, task))}
 
 
-def from_json(saved: Mapping[str, Any], own: type[Task] | None = None) -> Task:
+ADVICE = "give the checkpoint folder of a training run"
+
+
+def from_json(saved: Mapping[str, Any], own: type[Task] | None = None, *, where: str = "") -> Task:
     """Returns the task that `as_json` wrote; an option that is not there has its default.
 
     Args:
       saved: what was written; without a name, as in older folders, it is referring.
       own: a task that is not one of the package.
+      where: what a message begins with, as the path of the file and a comma.
 
     Raises:
       ValueError: no such task is known, or an option is none of its.
@@ -33,41 +39,24 @@ def from_json(saved: Mapping[str, Any], own: type[Task] | None = None) -> Task:
     values = dict(saved)
     name = values.pop("name", Referring.name)
     known = TASKS if own is None else TASKS | {own.name: own}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"task: expected one of {', '.join(known)}, got {name!r}; do: give a configuration "
-            "file "
-            "whose configuration has this task"
+            f"{where}task: expected one of {', '.join(known)}, got {schemas.short_repr(name)}; do: "
+            "give a configuration file whose configuration has this task"
         )
-    return _options(known[name], values)
+    kind = schemas.record_of(known[name])
+    stored = schemas.check(values, kind, where=f"{where}task", advice=ADVICE)
+    return _options(known[name], stored)
 
 
-def _options(kind: type, values: Mapping[str, Any]) -> Any:
-    """Returns a dataclass of options from plain values, each checked against its default's type."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(values.keys() - fields.keys()):
-        raise ValueError(f"{unknown[0]} instead of one of {', '.join(sorted(fields))}")
+def _options(kind: type, stored: schemas.Record) -> Any:
+    """Returns a dataclass of options from those that are stored."""
+    values = {name: getattr(stored, name) for name in stored.__struct_fields__}
     types = typing.get_type_hints(kind)
-    groups = {name for name in fields if dataclasses.is_dataclass(types[name])}
-    if missing := sorted(groups - values.keys()):
-        raise ValueError(f"options without {missing[0]}")
-    return kind(**{name: _option(name, value, types[name]) for name, value in values.items()})
-
-
-def _option(name: str, value: Any, kind: Any) -> Any:
-    """Returns an option of a type from its plain value."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _options(kind, dict(value))
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(f"{name} {value!r} instead of one of {typing.get_args(kind)}")
-    elif typing.get_origin(kind) is tuple:
-        return tuple(value)
-    elif kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} {value!r} instead of true or false")
-    elif kind in (int, float):
-        kinds = int if kind is int else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-            raise ValueError(f"{name} {value!r} instead of a number")
-    return value
+    return kind(
+        **{
+            name: _options(types[name], value) if isinstance(value, schemas.Record) else value
+            for name, value in values.items()
+            if value is not msgspec.UNSET
+        }
+    )

@@ -137,7 +137,7 @@ def test_a_task_is_stored_by_its_name_and_known_when_handed_over():
     with pytest.raises(ValueError, match="expected one of referring, got 'counting'; do: give a"):
         table.from_json(stored)
     for wrong in ({"most": 2.5}, {"least": 1}):
-        with pytest.raises(ValueError, match="instead of"):
+        with pytest.raises(ValueError, match="^task.*: expected .*, got .*; do: give"):
             table.from_json(stored | wrong, Counting)
 
 
