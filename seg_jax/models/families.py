@@ -64,6 +64,11 @@ def read(folder: Path) -> Any:
                     "belongs to the weights"
                 )
         for part in (hub, *(part for part in hub.values() if isinstance(part, dict))):
+            if part.get("quantization_config") is not None:
+                raise ValueError(
+                    "quantization_config: expected none, got one: its weights are numbers of a few "
+                    "bits that nothing here reads; do: take the model before it was quantized"
+                )
             tie = part.get("tie_word_embeddings")
             if not isinstance(tie, bool | None):
                 raise ValueError(

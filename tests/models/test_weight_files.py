@@ -222,6 +222,27 @@ def test_a_tie_that_is_neither_true_nor_false_is_refused(folder, value):
     assert "tie_word_embeddings: expected true or false, got" in fails(folder)
 
 
+def test_a_quantized_model_is_refused_and_so_are_blocks_that_are_not_there(folder):
+    """Both were taken: numbers of a few bits as they stand, and windows where all was meant."""
+    path = folder / "config.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"quantization_config": {"quant_method": "fp8"}}))
+    assert "quantization_config: expected none, got one" in fails(folder)
+    part = whole["vision_config"]
+    for wrong, told in (
+        (
+            [0, part["depth"]],
+            f"fullatt_block_indexes, [1]: expected int <= {part['depth'] - 1}, got",
+        ),
+        ([-1], "fullatt_block_indexes, [0]: expected int >= 0, got -1"),
+        (["1"], "fullatt_block_indexes, [0]: expected int, got '1'"),
+        (7, "fullatt_block_indexes: expected list, got 7"),
+    ):
+        vision = {"vision_config": part | {"fullatt_block_indexes": wrong}}
+        path.write_text(json.dumps(whole | vision | {"quantization_config": None}))
+        assert told in fails(folder)
+
+
 # Hostile files.
 
 

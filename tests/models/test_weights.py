@@ -403,10 +403,13 @@ def test_pixel_statistics_come_with_the_preprocessor(model, tmp_path):
     path.write_text(json.dumps(ours | {"image_mean": [1, 2, 3]}))
     assert weights.load(tmp_path).config.vision.image_mean == (1, 2, 3)
     for wrong, words in (
-        ([1, 2], "expected finite numbers for three channels"),
-        ("abc", "float"),
-        (3, "iterable"),
+        ([1, 2], "image_mean: expected list of length 3, got a list of 2; do: copy"),
+        ("abc", "image_mean: expected list, got 'abc'; do: copy"),
+        ([1, 2, "x"], "image_mean, .2.: expected float, got 'x'; do: copy"),
     ):
         path.write_text(json.dumps(ours | {"image_mean": wrong}))
         with pytest.raises(ValueError, match=words):
             weights.load(tmp_path)
+    path.write_text(json.dumps(ours | {"image_std": [1, 0, 1]}))  # Pixels are divided by it.
+    with pytest.raises(ValueError, match=r"image_std: expected numbers above 0, got \[1.0, 0.0, 1"):
+        weights.load(tmp_path)

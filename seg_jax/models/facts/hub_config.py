@@ -75,10 +75,10 @@ def with_pixel_statistics(config: Any, preprocessor: Mapping[str, Any]) -> Any:
     """Returns a config whose `vision` has the means and deviations of a preprocessor, if any.
 
     Raises:
-      ValueError: they are not of three channels.
+      ValueError: they are not of three channels, or a deviation is not above 0.
     """
     names = [name for name in ("image_mean", "image_std") if name in preprocessor]
-    found = {name: _three(preprocessor[name]) for name in names}
+    found = {name: _three(name, preprocessor[name]) for name in names}
     return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **found))
 
 
@@ -117,11 +117,17 @@ def _field_types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _three(values: Any) -> tuple[float, ...]:
-    out = tuple(float(value) for value in values)
-    if len(out) != 3 or not all(map(math.isfinite, out)):
+def _three(name: str, values: Any) -> tuple[float, ...]:
+    """Returns means or deviations of three channels; pixels are divided by the latter."""
+    found = schemas.check(
+        values,
+        tuple[schemas.Finite, schemas.Finite, schemas.Finite],
+        where=f"preprocessor_config.json, {name}",
+        advice="copy the file that belongs to the weights",
+    )
+    if name == "image_std" and min(found) <= 0:
         raise ValueError(
-            f"preprocessor_config.json: expected finite numbers for three channels, got {out}"
-            "; do: copy the file that belongs to the weights"
+            f"preprocessor_config.json, {name}: expected numbers above 0, got {list(found)}; do: "
+            "copy the file that belongs to the weights"
         )
-    return out
+    return found

@@ -7,14 +7,17 @@ Source: Qwen2.5-VL technical report, arXiv 2502.13923, section 2.1; config names
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from msgspec import Meta
 
+from seg_jax import schemas
 from seg_jax.models.facts import arithmetic, hub_config, image_layout
 from seg_jax.models.facts.arithmetic import Arithmetic
 from seg_jax.models.facts.family import VLM, Family
@@ -138,6 +141,20 @@ class Vision:
         return (self.window_tokens * self.spatial_merge_size) ** 2
 
 
+def _full_blocks(vision: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the blocks of a vision part that look at the whole image; all of them are there."""
+    depth = vision.get("depth", Vision.depth)
+    kind = list[Annotated[int, Meta(ge=0, lt=depth if type(depth) is int and depth > 0 else 2**31)]]
+    return tuple(
+        schemas.check(
+            vision["fullatt_block_indexes"],
+            kind,
+            where="vision_config.fullatt_block_indexes",
+            advice="copy the file that belongs to the weights",
+        )
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole model; the defaults are Qwen2.5-VL-7B."""
@@ -191,7 +208,7 @@ class Config:
         text.setdefault("rms_norm_eps", 1e-5)
         vision = hub_config.pick_fields(Vision, vision)
         if "fullatt_block_indexes" in vision:
-            vision["fullatt_block_indexes"] = tuple(vision["fullatt_block_indexes"])
+            vision["fullatt_block_indexes"] = _full_blocks(vision)
         ids = {name: hf[name] for name in qwen_decoder.TOKEN_IDS if name in hf}
         tie = hf.get("tie_word_embeddings") or nested.get("tie_word_embeddings") or False
         return cls(text=Text(**text), vision=Vision(**vision), tie_word_embeddings=tie, **ids)
