@@ -37,6 +37,7 @@ class PackedBatches(Iterator[PackedBatch]):
         threads: int,
         workers: int,
         gather: Callable[[Any], list[Any]] = lambda mine: [mine],
+        left_out: Findings | None = None,
     ):
         """Begins at the first items.
 
@@ -50,6 +51,7 @@ class PackedBatches(Iterator[PackedBatch]):
           threads: number of threads that read in each process.
           workers: number of processes that read, lowered to a divisor of the local rows.
           gather: gives what all processes have, plain values, in each of them.
+          left_out: what is missing from the items.
         """
         self._make = functools.partial(Rows, items, encoder, pack, lanes=rows, threads=threads)
         self._positions = {row: [0] for row in local_rows}
@@ -59,8 +61,8 @@ class PackedBatches(Iterator[PackedBatch]):
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
         """Seconds that were spent on drawing."""
-        self.findings = Findings()
-        """What was passed over in the rows of this process, since it began."""
+        self.tally = passing.Tally(left_out)
+        """What was passed over, in the rows of this process and before."""
 
     def __next__(self) -> PackedBatch:
         """Returns the next batch."""
@@ -72,19 +74,33 @@ class PackedBatches(Iterator[PackedBatch]):
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         positions = [position.tolist() for _, position, _ in drawn]
         for _, _, told in drawn:
-            passing.add_told(told, self.findings)
+            passing.add_told(told, self.tally.drawn)
         self._positions = dict(zip(self._positions, positions, strict=True))
         self._drawn += 1
         self.waited += time.monotonic() - begin
         return batch
 
+    @property
+    def findings(self) -> Findings:
+        """What was passed over, in the rows of this process and before."""
+        return self.tally.findings
+
     def get_state(self) -> dict[str, Any]:
         """Returns the position as JSON values; all processes call it."""
-        every = dict(one for part in self._gather([*self._positions.items()]) for one in part)
-        return {"batches": self._drawn, "lanes": [every.get(row) for row in range(self._row_count)]}
+        parts = self._gather(self._own_state())
+        every = dict(one for lanes, _ in parts for one in lanes)
+        return {
+            "batches": self._drawn,
+            "lanes": [every.get(row) for row in range(self._row_count)],
+            "passed_over": self.tally.position(passed for _, passed in parts),
+        }
+
+    def _own_state(self) -> list[Any]:
+        """Returns what others need to know of this process, as JSON values."""
+        return [[*self._positions.items()], self.tally.drawn.as_json()]
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position.
+        """Moves to a position; those of older runs do not say what was passed over.
 
         Raises:
           ValueError: it is not one of as many packed rows.
@@ -95,6 +111,7 @@ class PackedBatches(Iterator[PackedBatch]):
                 f"feed: expected a position of {self._row_count} packed rows, got one of "
                 f"{len(lanes)}; do: go on with the same feed.batch and feed.pack, or begin anew"
             )
+        self.tally.go_on_from(state.get("passed_over", {}))
         self._positions = {row: lanes[row] for row in self._positions}
         self._drawn, self._iterator = int(state["batches"]), None
 

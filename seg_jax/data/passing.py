@@ -78,3 +78,46 @@ def add_told(told: Iterable[Any], met: Findings) -> None:
     for text in np.ravel([*told]).tolist():
         if text:
             met.merge(Findings.from_json(files.parse_json(text, where="passed over")))
+
+
+class Tally:
+    """What a run passes over: before it begins, before its position, and since then."""
+
+    def __init__(self, left_out: Findings | None = None):
+        self.left_out = left_out or Findings()
+        """What is missing from the source: the same in every process."""
+        self.before = Findings()
+        """What all processes had passed over up to the position that the run goes on from."""
+        self.drawn = Findings()
+        """What this process has passed over since."""
+
+    @property
+    def findings(self) -> Findings:
+        """All of it, as this process knows it."""
+        return self.everywhere([self.drawn.as_json()])
+
+    def everywhere(self, drawn: Iterable[Any]) -> Findings:
+        """Returns all of it, given what each process has drawn as JSON values."""
+        met = Findings()
+        met.merge(self.left_out)
+        met.merge(self._drawn_so_far(drawn))
+        return met
+
+    def position(self, drawn: Iterable[Any]) -> dict[str, Any]:
+        """Returns what belongs to a position as JSON values, given what each process has drawn."""
+        return self._drawn_so_far(drawn).as_json()
+
+    def go_on_from(self, position: Any) -> None:
+        """Counts on from a position.
+
+        Raises:
+          ValueError: it is none.
+        """
+        self.before, self.drawn = Findings.from_json(position, where="passed over"), Findings()
+
+    def _drawn_so_far(self, drawn: Iterable[Any]) -> Findings:
+        met = Findings()
+        met.merge(self.before)
+        for one in drawn:
+            met.merge(Findings.from_json(one, where="passed over"))
+        return met

@@ -71,6 +71,8 @@ class Batches(Iterator[Any]):
         count: int,
         *,
         finish: Callable[[Any], Any] = lambda batch: batch,
+        left_out: Findings | None = None,
+        gather: Callable[[Any], list[Any]] = lambda mine: [mine],
     ):
         """Begins at the first batch; each is handed to `finish` before it is given."""
         self._rows, self._feed, self._count, self._finish = rows, feed, count, finish
@@ -78,8 +80,9 @@ class Batches(Iterator[Any]):
         self._iterator: Iterator[Any] | None = None
         self.waited = 0.0
         """Seconds that were spent on drawing."""
-        self.findings = Findings()
-        """What was passed over in the rows of this process, since it began."""
+        self.tally = passing.Tally(left_out)
+        """What was passed over, in the rows of this process and before."""
+        self._gather = gather
 
     def __next__(self) -> Any:
         """Returns the next batch.
@@ -91,18 +94,25 @@ class Batches(Iterator[Any]):
         if self._iterator is None:
             self._iterator = self._begin()
         batch, told = next(self._iterator)
-        passing.add_told(told, self.findings)
+        passing.add_told(told, self.tally.drawn)
         batch = self._finish(batch)
         self._drawn += 1
         self.waited += time.monotonic() - begin
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        """Returns the position as JSON values."""
-        return {"batches": self._drawn}
+    @property
+    def findings(self) -> Findings:
+        """What was passed over, in the rows of this process and before."""
+        return self.tally.findings
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Moves to a position."""
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position as JSON values; all processes call it."""
+        passed = self._gather(self.tally.drawn.as_json())
+        return {"batches": self._drawn, "passed_over": self.tally.position(passed)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a position; those of older runs do not say what was passed over."""
+        self.tally.go_on_from(state.get("passed_over", {}))
         self._drawn, self._iterator = int(state["batches"]), None
 
     def _begin(self) -> Iterator[Any]:
@@ -161,13 +171,13 @@ def batches(
             threads=feed.threads,
             workers=feed.workers,
             gather=gather,
+            left_out=left_out,
         )
     else:
         dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
         trim = functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
         finish = {"finish": trim} if rows == "prompts" else {}
-        drawn = Batches(dataset, feed, len(local_rows), **finish)
-    drawn.findings.merge(left_out or Findings())
+        drawn = Batches(dataset, feed, len(local_rows), **finish, left_out=left_out, gather=gather)
     return drawn
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from seg_jax import files
+from seg_jax.data import passing
 from seg_jax.data.findings import Findings
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -182,15 +183,16 @@ class _PassedOver:
     """Says what the batches of a stage pass over: each reason when it comes up, all at the end."""
 
     def __init__(self, batches: Any, stage: str, say: Callable[[str], None]):
-        self._findings: Findings = getattr(batches, "findings", Findings())
+        self._tally: passing.Tally = getattr(batches, "tally", passing.Tally())
         self._stage, self._say, self._said = stage, say, set[str]()
         self.say_new()
 
     def say_new(self) -> None:
         """Says the reasons that were not said before."""
-        for reason, count in self._findings.counts.items():
+        met = self._tally.findings
+        for reason, count in met.counts.items():
             if reason not in self._said:
-                (line,) = Findings({reason: count}, self._findings.examples).lines()
+                (line,) = Findings({reason: count}, met.examples).lines()
                 self._say(f"{self._stage}: {line}")
                 self._said.add(reason)
 
@@ -205,9 +207,8 @@ class _PassedOver:
 
     def write(self, folder: Path) -> None:
         """Says all reasons of all processes, and writes them with their examples."""
-        every = Findings()
-        for one in processes.gather_from_all(self._findings.as_json()):
-            every.merge(Findings.from_json(one))
+        drawn = processes.gather_from_all(self._tally.drawn.as_json())
+        every = self._tally.everywhere(drawn)
         for line in every.lines():
             self._say(f"{self._stage}: {line}")
         if every.counts and processes.is_first():
