@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files
 from seg_jax.report import overlay
 from seg_jax.runs import console
-from seg_jax.tasks.task import Task
+from seg_jax.tasks.task import Task, Unfit
 
 MOST_CHARACTERS = 100_000
 """The longest expression that is asked about, far beyond what rows of models hold."""
@@ -33,7 +35,9 @@ class Config(ModelOptions):
     answer: str | None = None
     """What is asked for: mask, box or point; left out: a mask, or what the model's task has."""
     out: Path | None = None
-    """Folder for the overlay, FILE-overlay.png for an image FILE; none is drawn without it."""
+    """Folder for the overlay, FILE-overlay.png for an image FILE; for one in a folder the name also
+    has a digest of that folder's path, so that equal names do not meet. None is drawn without it.
+    """
 
 
 def main(config: Config) -> int:
@@ -49,14 +53,27 @@ def main(config: Config) -> int:
                 "one; do: name a folder"
             ) from None
     predictor = config.predictor()
-    prediction = predictor.predict(image, clue, _kind(predictor.bundle.task, config.answer))
+    kind = _kind(predictor.bundle.task, config.answer)
+    try:
+        prediction = predictor.predict(image, clue, kind)
+    except Unfit as error:
+        raise ValueError(f"{config.image}: {error}") from error
     result = prediction.as_json()
     if config.out is not None:
-        path = config.out / f"{config.image.name}-overlay.png"
+        path = config.out / _overlay_name(config.image)
         image_files.write(path, overlay.draw(image, prediction.rings_unit))
         result["overlay"] = str(path)
     console.tell_json(result, indent=2)
     return 0
+
+
+def _overlay_name(image: Path) -> str:
+    """Returns the name of the overlay of an image, which its path as given decides."""
+    folder = str(image.parent)
+    if folder == ".":
+        return f"{image.name}-overlay.png"
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    return f"{image.name}-{digest}-overlay.png"
 
 
 def _kind(task: Task, answer: str | None) -> int | None:

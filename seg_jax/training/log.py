@@ -167,11 +167,11 @@ class SilentLog(Log):
 def _event(stage: str, step: int, numbers: Mapping[str, float]) -> Any:
     """Returns the numbers as TensorBoard wants them."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboardX.summary import scalar
 
     event = Event(wall_time=time.time(), step=step)
     for name, value in numbers.items():
-        event.summary.MergeFrom(scalar(f"{stage}/{name}", value))
+        # Not its `scalar`, which prints a warning for NaN.
+        event.summary.value.add(tag=f"{stage}/{name}", simple_value=value)
     return event
 
 

@@ -291,7 +291,9 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     (folder / "preprocessor_config.json").write_text("{}")
     assert "preprocessor_config.json, got neither" in refused(folder)
     (folder / "preprocessor_config.json").write_text('{"patch_size": "six"}')
-    assert "patch_size: expected a positive whole number, got 'six'" in refused(folder)
+    line = refused(folder)
+    assert "patch_size: expected a positive whole number, got 'six'" in line
+    assert line.count("; do: ") == 1
 
 
 # Images of every sort.
@@ -302,6 +304,7 @@ def test_strips(kind, folders, refused, tmp_path):
     Image.new("RGB", (1, 5000)).save(tmp_path / "strip.png")
     line = refused(folders[kind], tmp_path / "strip.png")
     assert ("512 patches a side" if kind == "kimi_vl" else "aspect ratio of at most 200") in line
+    assert f"{tmp_path / 'strip.png'}: " in line
     assert "5000x1" in line
     assert "crop or drop" in line
 
@@ -369,6 +372,20 @@ def test_images_of_every_sort_reach_the_model_upright_in_colours(
         else:
             assert np.abs(image - wanted).max() <= off, name
             assert np.abs(image - wanted).mean() < 40, name
+
+
+def test_overlays_of_equal_names_do_not_meet(folders, run, tmp_path, monkeypatch):
+    """name-1: the second one was written over the first."""
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for image in ("a/cup.png", "b/cup.png", "cup.png", "a/cup.png"):
+        Path(image).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(image)
+        ask = ("--checkpoint", folders["kimi_vl"], "--image", image, *WORDS, "--out", "out")
+        told.append(json.loads(run("predict", *ask)[1])["overlay"])
+    assert told[2] == "out/cup.png-overlay.png"
+    assert told[3] == told[0]
+    assert len({*told}) == len([*Path("out").iterdir()]) == 3
 
 
 def test_bombs_and_damaged_images_are_refused_in_a_line(folders, refused, tmp_path):

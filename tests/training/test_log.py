@@ -38,7 +38,7 @@ def events(folder):
         data = data[16 + size :]
 
 
-def test_tensorboard_has_the_numbers_at_once(tmp_path):
+def test_tensorboard_has_the_numbers_at_once(tmp_path, caplog):
     with Log(tmp_path) as log:
         log.write("sft", 1, {"loss": 2.5, "length/mean": 3.0})
         log.write("sft", 2, {"loss": math.nan})
@@ -48,6 +48,7 @@ def test_tensorboard_has_the_numbers_at_once(tmp_path):
     assert told[0] == (1, {"sft/loss": 2.5, "sft/length/mean": 3.0})
     assert told[1][0] == 2
     assert math.isnan(told[1][1]["sft/loss"])
+    assert caplog.records == [], "its writer warned of NaN on the terminal"
 
 
 def test_a_file_that_cannot_be_closed_leaves_none_open(tmp_path, monkeypatch):
