@@ -43,8 +43,9 @@ def fitting_source(
 ) -> tuple[Source, Findings]:
     """Returns a source without what rows cannot hold, and what that is.
 
-    Nothing is decoded: of data sets that `seg-jax build` made the sizes are stored, and files that
-    are missing or cut short show. What else turns up is passed over while rows are made.
+    No image is decoded: of data sets that `seg-jax build` made the sizes are stored, of others all
+    records are read once; files that are missing or cut short show. What else turns up is passed
+    over while rows are made.
 
     Args:
       source: of the samples; drawn scenes are all of one size.
@@ -78,7 +79,15 @@ def _fitting_part(
         for lost in of.lost_records(met):
             if lost < len(numbers):
                 keep[numbers[lost]] = False
-        for number, size in zip(numbers, of.sizes() or (), strict=False):
+        stored = of.sizes()
+        sizes = of.sizes_of_records() if stored is None else iter(stored)
+        for number, size in zip(numbers, sizes, strict=False):
+            if isinstance(size, Unfit):
+                if keep[number]:  # Its file is not one of those that are lost.
+                    keep[number] = False
+                    why = str(size)
+                    _tell(met, f"passed over: {reason_of(size)}", (source, number), why)
+                continue
             if size.text > longest:
                 _tell(met, _LONG_TEXT, (source, number), f"{size.text} bytes")
             try:

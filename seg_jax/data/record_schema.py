@@ -29,6 +29,10 @@ from seg_jax.geometry import bitmask
 
 FILE_FORMAT = "array_record"
 VERSION = "1.0.0"
+INFO = "dataset_info.json"
+"""File that makes a folder a data set; it is written last, and gone while files change."""
+FEATURES = "features.json"
+"""File that tells TFDS what a record holds."""
 REPORT = "build.json"
 """File of a data set with the report of its build."""
 SIZES = "sizes.json"
@@ -159,6 +163,26 @@ def size_of(record: Record) -> Size:
     return Size(record.height, record.width, max(groups, len(record.ids)), longest)
 
 
+def size_of_bytes(data: bytes) -> Size:
+    """Returns the size of a stored image, without its masks being decoded.
+
+    Raises:
+      ValueError: as `decode`, but for what is wrong with masks.
+    """
+    features = tf_example.decode(data)
+    if "objects/mask" not in features:
+        return size_of(decode(data))
+    try:
+        header = _ref_coco_header(features)
+        texts = [text for some in _ragged(features, "objects/refexp/raw") for text in some]
+    except image_files.Unreadable:
+        raise
+    except (AttributeError, LookupError, TypeError, OverflowError, ValueError) as error:
+        raise _no_record(error) from None
+    longest = max(map(len, texts), default=0)
+    return Size(header.height, header.width, len(_bytes(features["objects/mask"])), longest)
+
+
 def decode(data: bytes) -> Record:
     """Returns a stored image; one of the official TFDS `ref_coco` too.
 
@@ -171,13 +195,16 @@ def decode(data: bytes) -> Record:
     except image_files.Unreadable:
         raise
     except (AttributeError, LookupError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(
-            "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
-            f"({type(error).__name__}: {schemas.short_repr(str(error))}); do: build the data set "
-            "anew"
-        ) from None
+        raise _no_record(error) from None
     _check_record(record)
     return record
+
+
+def _no_record(error: Exception) -> ValueError:
+    return ValueError(
+        "record: expected an image that seg-jax build or TFDS ref_coco stored, got none "
+        f"({type(error).__name__}: {schemas.short_repr(str(error))}); do: build the data set anew"
+    )
 
 
 def _check_record(record: Record) -> None:
@@ -317,8 +344,7 @@ def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
         for place, (some, phrases) in enumerate(zip(numbers, texts, strict=True))
         for number, text in zip(some, phrases, strict=True)
     ]
-    image = _bytes(features["image"])[0]
-    header = image_files.read_header(image, where=where, formats=image_files.STORED)
+    image, header = _bytes(features["image"])[0], _ref_coco_header(features)
     height, width = header.height, header.width
     # TFDS's boxes are ymin, xmin, ymax, xmax as fractions; absurd ones would overflow.
     box = np.asarray(features["objects/bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
@@ -338,6 +364,12 @@ def _decode_ref_coco(features: dict[str, tf_example.Value]) -> Record:
         boxes_px=box.clip(-9, 9) * np.array([width, height] * 2, np.float32),
         expressions=tuple(expressions),
     )
+
+
+def _ref_coco_header(features: dict[str, tf_example.Value]) -> image_files.Header:
+    """Returns what the header of the image says."""
+    image, where = _bytes(features["image"])[0], f"record {_integers(features)['image/id'][0]}"
+    return image_files.read_header(image, where=where, formats=image_files.STORED)
 
 
 def _ragged(features: dict[str, tf_example.Value], name: str) -> list[Any]:

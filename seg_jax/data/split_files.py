@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,9 @@ from seg_jax.data.record_schema import Record, Size
 from seg_jax.tasks.task import Unfit
 
 REPAIR = "run the same seg-jax build again, which makes damaged files anew"
+
+UNTOLD = "nobody knows what was left out: the data set has no report of its build"
+"""Reason of a data set of TFDS, or one whose report is gone."""
 
 _Name = Annotated[str, Meta(pattern=r"^[\w+.-]{1,200}$")]
 """What is part of a file's name, and never leads to another folder."""
@@ -46,6 +50,7 @@ class _Report(schemas.Record, frozen=True):
     splits: dict[str, dict[str, int]]
     files: dict[str, _File] = msgspec.field(default_factory=dict)
     xxh3_of_sizes: str | None = None
+    xxh3_of_features: str | None = None
     findings: Any = msgspec.field(default_factory=dict)
     limits: Any = msgspec.field(default_factory=dict)
 
@@ -56,7 +61,7 @@ def read_info(folder: Path) -> Info:
     Raises:
       ValueError: the folder holds no whole data set.
     """
-    path = folder / "dataset_info.json"
+    path = folder / record_schema.INFO
     if not path.exists():
         raise ValueError(
             f"{folder}: expected a data set with dataset_info.json, got none; do: seg-jax build, "
@@ -74,15 +79,27 @@ def _read_report(folder: Path) -> _Report | None:
     return schemas.check(value, _Report, where=str(path), advice=REPAIR)
 
 
+def _read_as_built(path: Path, xxh3: str) -> bytes:
+    """Returns the bytes of a file; raises ValueError for others than the build wrote."""
+    data = files.read_bytes(path, advice=REPAIR)
+    if checksums.of_bytes(data) != xxh3:
+        raise ValueError(f"{path}: expected it as it was built, got other bytes; do: {REPAIR}")
+    return data
+
+
 def read_findings(folder: Path) -> tuple[Findings, Findings]:
     """Returns what a build left out or changed, and what runs will pass over of what it kept.
+
+    Where there is no report, that is told.
 
     Raises:
       ValueError: the report of the build is damaged.
     """
     report, where = _read_report(folder), str(folder / record_schema.REPORT)
     if report is None:
-        return Findings(), Findings()
+        met = Findings()
+        met.add(UNTOLD, f"{where}: no such file")
+        return met, Findings()
     kinds = report.findings, report.limits
     left_out, limited = (Findings.from_json(one, where=where) for one in kinds)
     return left_out, limited
@@ -140,6 +157,8 @@ class SplitFiles:
             sizes_xxh3=None if report is None else report.xxh3_of_sizes,
         )
         found._sizes_data()
+        if report is not None and report.xxh3_of_features is not None:
+            _read_as_built(folder / record_schema.FEATURES, report.xxh3_of_features)
         return found
 
     def __len__(self) -> int:
@@ -188,15 +207,23 @@ class SplitFiles:
             )
         return [Size(*one) for one in found]
 
+    def sizes_of_records(self) -> Iterator[Size | Unfit]:
+        """Yields the size of each record as its bytes tell it, or why it is none.
+
+        For data sets of TFDS and of older builds, which store no sizes: all files are read once, no
+        image and no mask is decoded.
+        """
+        for index in range(len(self)):
+            try:
+                yield record_schema.size_of_bytes(self._reader[index])
+            except (ValueError, RuntimeError, OSError) as error:
+                yield self.unfit(index, error)
+
     def _sizes_data(self) -> bytes | None:
         """Returns the bytes of the file that holds the sizes; raises ValueError for others."""
         if self.sizes_xxh3 is None:
             return None
-        path = self.folder / record_schema.SIZES
-        data = files.read_bytes(path, advice=REPAIR)
-        if checksums.of_bytes(data) != self.sizes_xxh3:
-            raise ValueError(f"{path}: expected it as it was built, got other bytes; do: {REPAIR}")
-        return data
+        return _read_as_built(self.folder / record_schema.SIZES, self.sizes_xxh3)
 
     def lost_records(self, met: Findings) -> list[int]:
         """Returns the records of files that are missing or not as long as built; tells of them.

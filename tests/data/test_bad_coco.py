@@ -330,6 +330,18 @@ def test_an_annotation_nested_deeper_than_parsers_go_costs_itself(tmp_path):
     assert (reason.startswith("annotation left out: "), count) == (True, 1)
 
 
+def test_images_without_annotations_are_counted(tmp_path):
+    """As a hundredth of COCO's are: they were left out without a word."""
+    more = [{"id": n, "file_name": f"q{n}.jpg", "height": 48, "width": 64} for n in (7, 8)]
+    data = texts.coco_data({"image_id": 8, "segmentation": []})
+    read = texts.coco_text(tmp_path, json.dumps(data | {"images": [*data["images"], *more]}))
+    assert len(read.images) == 2
+    assert read.findings.examples.pop(
+        "image left out: none of its annotations, if any, is taken"
+    ) == [f"{tmp_path}/instances_val.json: image {n}, 'q{n}.jpg'" for n in (7, 8)]
+    assert len(read.findings.counts) == 2
+
+
 def test_images_that_cannot_be_told_apart_are_left_out(tmp_path):
     """One id of two files, or of two sizes: nobody knows whose the annotations are."""
     good = {"id": 5, "file_name": "e.jpg", "height": 48, "width": 64}

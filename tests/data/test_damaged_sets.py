@@ -1,6 +1,8 @@
 """Holds built data sets to noticing damage: of a bit, a file, a record, of what describes them."""
 
+import dataclasses
 import json
+import pickle
 import random
 
 import numpy as np
@@ -182,6 +184,61 @@ def test_damaged_sizes_are_told_where_a_data_set_is_opened(asked, text):
     assert "\n" not in str(error.value)
     build(asked)
     assert len(Built(folders=(asked.out,))) == 3
+
+
+@pytest.mark.parametrize("text", ["{}", None])
+def test_damaged_features_are_told_too(asked, text):
+    path = asked.out / record_schema.FEATURES
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=r"features.json: expected .*; do: run the same"):
+        len(Built(folders=(asked.out,)))
+    build(asked)
+    assert len(Built(folders=(asked.out,))) == 3
+
+
+def test_a_report_that_is_gone_is_told(asked):
+    """As of a data set of TFDS: nobody knows what was left out."""
+    (asked.out / record_schema.REPORT).unlink()
+    built, limited = split_files.read_findings(asked.out)
+    assert built.lines()[0].startswith(f"1 x {split_files.UNTOLD}, first {asked.out}/build.json")
+    assert limited.counts == {}
+
+
+def test_a_rebuild_that_ends_early_leaves_no_data_set_but_the_old_one_where_nothing_changed(
+    asked, monkeypatch
+):
+    """Old descriptions beside new files would be read together."""
+    old = (asked.out / INFO).read_bytes()
+    build(asked)
+    assert (asked.out / INFO).read_bytes() == old
+    path = next(asked.source.rglob("refs(unc).p"))
+    refs = pickle.loads(path.read_bytes())
+    refs[0]["sentences"][0]["sent"] = "another one"
+    path.write_bytes(pickle.dumps(refs))
+    monkeypatch.setattr(dataset, "finish_build", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build(asked)
+    with pytest.raises(ValueError, match="expected a data set with dataset_info.json, got none"):
+        len(Built(folders=(asked.out,)))
+    monkeypatch.undo()
+    build(asked)
+    assert len(Built(folders=(asked.out,))) == 3
+
+
+def test_files_of_records_that_a_smaller_build_does_not_have_are_removed(tmp_path):
+    formats.folder(tmp_path)
+    asked = dataset.Plan(name="folder", source=tmp_path, out=tmp_path / "out", records=1)
+    build(asked)
+    had = {*tree(asked.out)}
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:-1]))
+    build(asked)
+    fewer = dataclasses.replace(asked, out=tmp_path / "fresh")
+    build(fewer)
+    assert tree(asked.out) == tree(fewer.out)
+    assert had - {*tree(asked.out)}
 
 
 def hostile_features(source, **changes):

@@ -12,7 +12,14 @@ import small_run
 from batches import assert_same, take
 from built_data import build
 
-from seg_jax.data import fitting, packed_batches, passing, pipeline, sources
+from seg_jax.data import (
+    fitting,
+    packed_batches,
+    passing,
+    pipeline,
+    record_schema,
+    sources,
+)
 from seg_jax.data.build import dataset
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Mixed, Scenes
@@ -101,6 +108,21 @@ def test_an_image_larger_than_the_canvas_is_known_by_its_size(encoder, tmp_path)
     assert fitting.fitting_source(data, tight, rows="sft") == (data, Findings())
 
 
+def test_sets_without_sizes_are_looked_through(encoder, tmp_path):
+    """Those of older builds and of TFDS: their strips ended up in rows' places while training."""
+    data = own_data(tmp_path, [(32, 32), (3, 900), (32, 32), (32, 32)])
+    known = fitting.fitting_source(data, encoder, rows="sft")
+    for name in (record_schema.REPORT, record_schema.SIZES):
+        (tmp_path / "out" / name).unlink()
+    found = fitting.fitting_source(Built(folders=data.folders), encoder, rows="sft")
+    assert isinstance(found[0], fitting.Chosen)
+    assert (found[0].numbers, found[1]) == (known[0].numbers, known[1])
+    last = max((tmp_path / "out").glob("*.array_record-*"))
+    last.write_bytes(b"x" * 70_000)
+    kept, met = fitting.fitting_source(Built(folders=data.folders), encoder, rows="sft")
+    assert (len(kept), sum(met.counts.values())) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("layout", "pack", "told"),
     [
@@ -139,6 +161,41 @@ def test_a_row_that_turns_up_is_passed_over_whoever_reads(mixed_shapes, encoder,
     again = feed(mixed_shapes, encoder, rows=rows, threads=0)
     again.set_state({"batches": 4})
     assert_same(take(again, 2), wanted[4:])
+
+
+@pytest.mark.parametrize("pack", [None, small_run.PACK])
+def test_a_run_that_goes_on_counts_on(mixed_shapes, encoder, pack):
+    """What a run had passed over before it went on was forgotten."""
+    whole = feed(mixed_shapes, encoder, pack=pack)
+    take(whole, 6)
+    first = feed(mixed_shapes, encoder, pack=pack)
+    take(first, 3)
+    again = feed(mixed_shapes, encoder, pack=pack)
+    again.set_state(json.loads(json.dumps(first.get_state())))
+    assert again.findings == first.findings
+    take(again, 3)
+    assert again.findings.as_json() == whole.findings.as_json()
+    assert again.findings.counts != first.findings.counts
+    again.set_state(again.get_state())
+    assert again.findings.as_json() == whole.findings.as_json(), "nothing counts twice"
+
+
+def test_what_processes_pass_over_is_counted_once(mixed_shapes, encoder):
+    """And what is missing from the source is the same for all of them."""
+    met = Findings()
+    met.add("left out", "a.png")
+    tallies = [passing.Tally(met), passing.Tally(met)]
+    for tally, count in zip(tallies, (2, 3), strict=True):
+        tally.drawn.add("passed over", "b.png", count=count)
+    drawn = [tally.drawn.as_json() for tally in tallies]
+    position = tallies[0].position(drawn)
+    for tally in tallies:
+        assert tally.everywhere(drawn).counts == {"left out": 1, "passed over": 5}
+        tally.go_on_from(position)
+    drawn = [tally.drawn.as_json() for tally in tallies]
+    assert tallies[1].everywhere(drawn).counts == {"left out": 1, "passed over": 5}
+    with pytest.raises(ValueError, match="passed over"):
+        tallies[0].go_on_from({"passed over": 5})
 
 
 def test_packed_rows_pass_over_alike(mixed_shapes, encoder):

@@ -16,14 +16,18 @@ from seg_jax.data.build.record_files import PARTS, UNFINISHED
 CLAIM = ".claim.json"
 """File of a folder that describes the result that it is for."""
 _MOST_NAMED = 5
+_NUMBER = "[0-9]" * 5
+RECORDS = f"*-*.{record_schema.FILE_FORMAT}-{_NUMBER}-of-{_NUMBER}"
+DESCRIPTIONS = f"{PARTS}/*-{_NUMBER}.json"
+"""Patterns of files of records, and of what is known about each."""
 MADE = (
-    "dataset_info.json",
-    "features.json",
+    record_schema.INFO,
+    record_schema.FEATURES,
     record_schema.REPORT,
     record_schema.SIZES,
     "stats.json",
-    f"*-*.{record_schema.FILE_FORMAT}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]",
-    f"{PARTS}/*-[0-9][0-9][0-9][0-9][0-9].json",
+    RECORDS,
+    DESCRIPTIONS,
 )
 """Patterns of what a build makes in its folder, in the order in which --anew removes it: the file
 that makes the folder a data set goes first."""

@@ -392,17 +392,30 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         "xxh3_of_sizes": checksums.of_bytes(sizes_text.encode()),
     }
     info = record_schema.info_json(plan.name, f"{plan.name} as seg-jax builds it.", lengths)
+    features = record_schema.features_json()
+    report["xxh3_of_features"] = checksums.of_bytes(features.encode())
     aside = plan.out / record_files.UNFINISHED
-    # The file that makes the folder a data set comes last.
+    # The file that makes the folder a data set goes first and comes last.
+    (plan.out / record_schema.INFO).unlink(missing_ok=True)
+    _remove_stale(planned.tasks)
     for name, text in (
-        ("features.json", record_schema.features_json()),
+        (record_schema.FEATURES, features),
         (record_schema.SIZES, sizes_text),
         (record_schema.REPORT, json.dumps(report, indent=2) + "\n"),
-        ("dataset_info.json", info),
+        (record_schema.INFO, info),
     ):
         files.write_bytes(plan.out / name, text.encode(), aside=aside)
     shutil.rmtree(aside, ignore_errors=True)
     return report
+
+
+def _remove_stale(tasks: Sequence[Task]) -> None:
+    """Removes files of records of an earlier build that no task makes: it had more, or others."""
+    kept = {path for task in tasks for path in (task.file_path, task.part_path)}
+    for pattern in (claims.RECORDS, claims.DESCRIPTIONS):
+        for path in sorted(tasks[0].out.glob(pattern)):
+            if path not in kept:
+                path.unlink()
 
 
 def _sum_counts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

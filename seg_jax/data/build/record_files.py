@@ -172,6 +172,8 @@ def make_file(task: Task) -> dict[str, Any]:
         part = _write_records(task, unfinished)
         whole = checksums.of_file(unfinished)
         part |= {"digest": digest, "size": whole.bytes, "xxh3": whole.xxh3}
+        # From here to the end of the build the folder is no data set: nobody reads a mixture.
+        (task.out / record_schema.INFO).unlink(missing_ok=True)
         files.move_synced(unfinished, task.file_path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -338,8 +338,15 @@ def _read_file(path: Path) -> _File:
 def _annotated_images(
     sheet: CocoFile, objects: dict[int, list[AnnotatedObject]], *, split: str, images: Path
 ) -> Iterator[AnnotatedImage]:
-    """Yields the images that have objects; expressions are their names, each meaning all of it."""
+    """Yields the images that have objects; expressions are their names, each meaning all of it.
+
+    The others are told.
+    """
     for number, some in objects.items():
+        if not some:
+            name = schemas.short_repr(sheet.images[number].file_name)
+            reason = "image left out: none of its annotations, if any, is taken"
+            sheet.findings.add(reason, f"{sheet.path}: image {number}, {name}")
         meant: dict[str, list[int]] = {}
         for place, one in enumerate(some):
             if one.name:
