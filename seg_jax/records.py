@@ -178,6 +178,15 @@ class PackedBatch(NamedTuple):
     """Weight of each target in the loss: 0 outside answers."""
 
 
+class WrittenAnswer(NamedTuple):
+    """The true answer to each prompt as the model would write it (device)."""
+
+    ids: Int[Array, "B L"]
+    """Answer tokens up to and including the end token; padding after it."""
+    used: Bool[Array, "B L"]
+    """True up to and including the end token."""
+
+
 class Prompts(NamedTuple):
     """Questions with their images and truth: what is sampled from and judged (device).
 
@@ -188,6 +197,8 @@ class Prompts(NamedTuple):
     images: Images
     truth: Any
     """What answers are judged by: the record of the task that asks, a tree of arrays [B ..]."""
+    answer: WrittenAnswer | None = None
+    """The true answer in words, where it is learnt from."""
 
 
 class Rollout(NamedTuple):

@@ -22,7 +22,7 @@ from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
-from seg_jax.runs import run_folder, sampled_answers, stage, start, validation
+from seg_jax.runs import reinforcement, run_folder, sampled_answers, stage, start, validation
 from seg_jax.training import loop, optimizers, processes, state, steps
 
 
@@ -86,8 +86,8 @@ def put(patch, note):
         note("sizes", config, compute)
         return nnx.merge(given.graph, given.params)
 
-    def batches(source, task, encoder, feed, *, rows, **_):
-        note("batches", source, task, encoder.layout, feed, rows)
+    def batches(source, task, encoder, feed, *, rows, first=None, answer_tokens=None, **_):
+        note("batches", source, task, encoder.layout, feed, rows, first, answer_tokens)
         return iter([ready[rows]])
 
     def run(plan, body, current, *, stage, traces, **_):
@@ -160,6 +160,8 @@ def put(patch, note):
     patch.setattr(steps, "supervised_step", supervised_step)
     patch.setattr(steps, "sampler", sampler)
     patch.setattr(steps, "reinforcing_step", step)
+    patch.setattr(steps, "gathering_step", step)
+    patch.setattr(reinforcement, "Drawing", lambda *_, **named: note("drawing", named["rounds"]))
     patch.setattr(sampled_answers, "tell_before", lambda run, *_, **__: note("probe", run.probe))
     patch.setattr(run_folder, "hold", hold)
     patch.setattr(run_folder, "versions", dict)

@@ -39,7 +39,7 @@ class Config:
     """What to compile for: v5e:16x16, v5p:4x4x4, v6e:8x8, v4:4x4x4, h100:8, h200:32, or cpu:8 for
     virtual devices. TPUs need the package libtpu, GPUs JAX's plugin for CUDA, neither a device."""
     only: tuple[str, ...] = ()
-    """Steps to compile, of sft, sample, update, evaluate; all if left out."""
+    """Steps to compile, of sft, sample, gather, update, evaluate; all if left out."""
     hbm: float | None = None
     """GiB of a device to judge by; None: what the chip has."""
     json: Path | None = None

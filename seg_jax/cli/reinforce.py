@@ -35,6 +35,7 @@ def main(config: Config) -> int:
         start.check_divisions(config)
         config = datasets.with_source(config)
         validation.check(config)
+        config.check_finite()
         begin = start.from_checkpoint(config)
         with stage.hold_folder(config, reads=datasets.folders_read(config)):
             gallery = Gallery(config, begin.bundle)
@@ -76,6 +77,12 @@ _REPORTED = {
     "entropy": "entropy, nats per token",
     "clip_fraction": "clipped answers",
     "sampler_gap/max": "sampler against trainer, nats at most",
+    "truth/reward": "mean reward of the true answers",
+    "truth/reached": "groups with an answer as good as the true one",
+    "rounds": "batches drawn for a step",
+    "rounds/kept": "groups kept of those drawn",
+    "rounds/reward": "mean reward of all that was drawn",
+    "priority/taken": "prompts taken of those whose turn came",
     "useful_tokens": "useful share of decoded tokens",
     "useful_tokens_unfilled": "the same, were rows not refilled",
     "seconds/sampling": "seconds of sampling",

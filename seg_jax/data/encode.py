@@ -13,7 +13,15 @@ from seg_jax.geometry import grid
 from seg_jax.grammar import chat
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.models.facts.image_layout import ImageLayout
-from seg_jax.records import Batch, Images, Packing, Prompts, Tokens, check_least
+from seg_jax.records import (
+    Batch,
+    Images,
+    Packing,
+    Prompts,
+    Tokens,
+    WrittenAnswer,
+    check_least,
+)
 from seg_jax.tasks.task import Example, Task, TooLong, Unfit
 
 VISUAL_TOKENS = 1280
@@ -216,16 +224,38 @@ class Encoder:
             packing.columns[row, begin:end] = np.arange(len(row_ids))
         return ids, targets, weights, packing
 
-    def prompt_row(self, task: Task, example: Example) -> Prompts:
+    def prompt_row(
+        self, task: Task, example: Example, *, answer_tokens: int | None = None
+    ) -> Prompts:
         """Returns a prompt (no batch axis), right-aligned, with the task's truth record.
 
+        Args:
+          task: that asks and judges.
+          example: its question.
+          answer_tokens: columns for the true answer as it is written; None: without it.
+
         Raises:
-          TooLong: prompt, image or truth exceeds the layout.
+          TooLong: prompt, image, truth or its answer exceeds the layout.
           ValueError: nothing judges the answer.
         """
         truth = task.truth(example, canvas=self.layout.canvas)
         tokens, images = self.question(example.image, example.question)
-        return Prompts(tokens, images, truth)
+        if answer_tokens is None:
+            return Prompts(tokens, images, truth)
+        return Prompts(tokens, images, truth, self._answer_row(example, answer_tokens))
+
+    def _answer_row(self, example: Example, length: int) -> WrittenAnswer:
+        """Returns the true answer of an example in so many columns (no batch axis)."""
+        one = (self.layout.merge, self.layout.merge)  # The image's size is in the prompt alone.
+        ids = self.turn(example.question, one, example.answer).answer
+        if len(ids) > length:
+            raise TooLong(
+                f"answer: expected at most {length} tokens in the true answer, got {len(ids)}; "
+                "do: raise sampling.max_tokens, or leave policy.truth out"
+            )
+        row = np.full(length, self.tokenizer.pad_id, np.int32)
+        row[: len(ids)] = ids
+        return WrittenAnswer(row, np.arange(length) < len(ids))
 
     def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Images]:
         """Returns the prompt for a question about an image, right-aligned (no batch axis)."""

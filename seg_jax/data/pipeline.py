@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import grain
 import jax
 import numpy as np
 
-from seg_jax.data import buckets, packed_batches, packing, passing, sources, workers
+from seg_jax.data import buckets, packed_batches, packing, passing, priority, sources, workers
 from seg_jax.data.encode import Encoder
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Mixed, Source
@@ -126,6 +127,53 @@ class Batches(Iterator[Any]):
         return workers.read_ahead(whole.to_iter_dataset(reading), feed.workers)
 
 
+class PriorityBatches(Batches):
+    """Endless numpy batches of prompts that were chosen by how well they were answered before.
+
+    The order is that of `Batches`; a prompt whose turn comes is taken or not (see `Priority`). What
+    comes next depends on what `note` was told last, so nothing is read ahead.
+    """
+
+    def __init__(
+        self,
+        rows: grain.MapDataset,
+        feed: Feed,
+        memory: priority.Memory,
+        *,
+        held: Sequence[int],
+        **given: Any,
+    ):
+        """Begins at the first batch.
+
+        Args:
+          rows: of prompts, each with what was passed over for it, in the order of their turns.
+          feed: how batches are drawn.
+          memory: chooses turns.
+          held: rows of each batch that this process reads, in order.
+          **given: as for `Batches`.
+        """
+        super().__init__(rows, feed, len(held), **given)
+        self.memory, self._held = memory, tuple(held)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position and what is remembered as JSON values."""
+        return super().get_state() | self.memory.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a position."""
+        self.memory.set_state(state)
+        super().set_state(state)
+
+    def _begin(self) -> Iterator[Any]:
+        with ThreadPoolExecutor(max(1, self._feed.threads)) as readers:
+            while True:
+                turns = self.memory.next_turns(self._feed.batch)
+                mine = [turns[place] for place in self._held]
+                yield jax.tree.map(
+                    lambda *leaves: np.stack(leaves), *readers.map(self._rows.__getitem__, mine)
+                )
+
+
 def batches(
     source: Source,
     task: Task,
@@ -136,6 +184,8 @@ def batches(
     local_rows: Sequence[int] | None = None,
     gather: Callable[[Any], list[Any]] = lambda mine: [mine],
     left_out: Findings | None = None,
+    answer_tokens: int | None = None,
+    first: priority.Priority | None = None,
 ) -> Batches | packed_batches.PackedBatches:
     """Returns an endless iterator of numpy batches that resumes exactly.
 
@@ -155,10 +205,12 @@ def batches(
       gather: gives what all processes have, plain values, in each of them; packed rows and prompts
         in buckets need it.
       left_out: what is missing from the source; the iterator's findings begin with it.
+      answer_tokens: columns of the true answer that prompts have with them; None: without it.
+      first: which prompts come up rather than others; None: all alike.
     """
     count = feed.questions if rows == "sft" else 1
     dataset = _samples(source, feed.seed).random_map(_Ask(task, count))
-    dataset = passing.PassOver(dataset.map(_Encode(task, encoder, rows, feed)))
+    dataset = passing.PassOver(dataset.map(_Encode(task, encoder, rows, feed, answer_tokens)))
     if local_rows is None:
         local_rows = range(feed.batch)
     if rows == "sft" and feed.pack is not None:
@@ -174,10 +226,21 @@ def batches(
             left_out=left_out,
         )
     else:
-        dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
         trim = functools.partial(buckets.trim_padding, layout=encoder.layout, gather=gather)
         finish = {"finish": trim} if rows == "prompts" else {}
-        drawn = Batches(dataset, feed, len(local_rows), **finish, left_out=left_out, gather=gather)
+        kept = {"left_out": left_out, "gather": gather}
+        if first is None or first.by == "off":
+            dataset = _LocalRows(dataset, feed.batch, tuple(local_rows))
+            drawn = Batches(dataset, feed, len(local_rows), **finish, **kept)
+        else:
+            order: Any = _numbers(source, feed.seed)
+            memory = priority.Memory(
+                first,
+                prompt_of=lambda turn: int(order[turn]),
+                prompts=len(source),
+                seed=feed.seed,
+            )
+            drawn = PriorityBatches(dataset, feed, memory, held=local_rows, **finish, **kept)
     return drawn
 
 
@@ -187,9 +250,25 @@ def _samples(source: Source, seed: int) -> grain.MapDataset:
     Several sources take turns by their weights; a small one goes more rounds than a large one.
     """
     if not isinstance(source, Mixed):
-        return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    parts = [_samples(part, seed + number) for number, part in enumerate(source.parts)]
-    return grain.MapDataset.mix(parts, weights=source.weights)
+        return _rounds(source, seed)
+    return _turns(source.parts, source.weights, seed)
+
+
+def _numbers(source: Source, seed: int) -> grain.MapDataset:
+    """Returns the numbers of a source's samples in the order of `_samples`; none is read."""
+    if not isinstance(source, Mixed):
+        return _rounds(range(len(source)), seed)
+    ends = np.cumsum([len(part) for part in source.parts]).tolist()
+    return _turns([*map(range, [0, *ends], ends)], source.weights, seed)
+
+
+def _rounds(source: Any, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+def _turns(parts: Sequence[Any], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    rounds = [_rounds(part, seed + number) for number, part in enumerate(parts)]
+    return grain.MapDataset.mix(rounds, weights=weights)
 
 
 class _LocalRows(grain.MapDataset):
@@ -227,6 +306,7 @@ class _Encode(grain.transforms.Map):
     encoder: Encoder
     rows: Literal["sft", "prompts"]
     feed: Feed
+    answer_tokens: int | None = None
 
     def map(self, element: list[Example]) -> Batch | packing.Item | Prompts:
         try:
@@ -242,7 +322,7 @@ class _Encode(grain.transforms.Map):
             return item
         if self.rows == "sft":
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
-        return self.encoder.prompt_row(self.task, element[0])
+        return self.encoder.prompt_row(self.task, element[0], answer_tokens=self.answer_tokens)
 
 
 def batches_in_order(

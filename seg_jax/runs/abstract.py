@@ -97,7 +97,8 @@ class VLMPlan(Plan):
             task = task.without_unjudged()
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
-        row = next(pipeline.batches(run.source, task, encoder, feed=feed, rows=kind))
+        more = {"answer_tokens": run.answer_tokens} if kind == "prompts" else {}
+        row = next(pipeline.batches(run.source, task, encoder, feed=feed, rows=kind, **more))
         return self.batch(row, run.feed.batch)
 
     def batch(self, row: Any, count: int) -> Any:
@@ -111,7 +112,7 @@ class VLMPlan(Plan):
 
     def evaluate(self) -> Step:
         """Returns the step of evaluation: a greedy answer to each prompt, judged."""
-        prompts: Prompts = self.rows("prompts")
+        prompts: Prompts = self.rows("prompts")._replace(answer=None)
         function = Predictor(self.bundle).judged_answer
         done = self.decoding_work(prompts, 1, self.bundle.layout.max_answer)
         arguments = (self.state.params, prompts)

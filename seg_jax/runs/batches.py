@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from seg_jax.data import fitting, held_out, packed_batches, pipeline, sources
+from seg_jax.data import fitting, held_out, packed_batches, pipeline, priority, sources
 from seg_jax.data.encode import Encoder
 from seg_jax.data.sources import Source
 from seg_jax.models.parallel import sharding
@@ -35,6 +35,7 @@ def sharded_batches(
     *,
     mesh: jax.sharding.Mesh,
     rows: Literal["sft", "prompts"],
+    first: priority.Priority | None = None,
 ) -> ShardedBatches:
     """Returns the batches of a run as this process reads them, and what puts one on the devices.
 
@@ -42,11 +43,12 @@ def sharded_batches(
     held out for validation is in no batch.
 
     Args:
-      run: a configuration with `source`, `feed` and `validate`.
+      run: a configuration with `source`, `feed`, `validate` and `answer_tokens`.
       task: that asks about the samples.
       encoder: that makes rows of the questions.
       mesh: of the devices.
       rows: questions with their answers, or prompts alone.
+      first: which prompts come up rather than others; None: all alike.
     """
     count = run.feed.batch
     places = sharding.batch(mesh, count)
@@ -68,6 +70,8 @@ def sharded_batches(
         local_rows=pipeline.local_rows(places, count),
         gather=processes.gather_from_all,
         left_out=left_out,
+        answer_tokens=run.answer_tokens,
+        first=first,
     )
     return ShardedBatches(
         batches,

@@ -12,21 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seg_jax.data import priority
 from seg_jax.data.encode import Encoder
 from seg_jax.data.pipeline import Feed
-from seg_jax.data.sources import Scenes
+from seg_jax.data.sources import Mixed, Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, check_least
 from seg_jax.runs import abstract, datasets, sampled_answers, stage, validation
 from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.drawing import Drawing
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
 from seg_jax.tasks.referring import Referring
 from seg_jax.tasks.task import Task
-from seg_jax.training import optimizers, policy, state, steps
+from seg_jax.training import optimizers, policy, rounds, state, steps
 from seg_jax.training.clock import Clock
 from seg_jax.training.log import Board
 
@@ -48,6 +50,12 @@ class Config(TrainingRun):
     source: datasets.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     feed: Feed = Feed(batch=32)
     """Prompts of a step."""
+    rounds: int = 1
+    """Batches of prompts that a step may draw until it has its number of groups whose rewards
+    differ, which needs policy.drop_equal (DAPO's dynamic sampling, 2503.14476, equation 11). What
+    the last batch has too many is lost; if even it is not enough, the step has fewer groups that
+    count. 1: the groups of a batch as they come."""
+    priority: priority.Priority = priority.Priority()
     sampling: steps.Sampling = steps.Sampling()
     policy: policy.Policy = policy.Policy()
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -82,6 +90,7 @@ class Config(TrainingRun):
                     "to an image nor packed; do: leave it out"
                 )
 
+        self._check_chosen()
         pieces = self.policy.minibatches * self.policy.accumulate
         if self.feed.batch % pieces:
             raise ValueError(
@@ -89,6 +98,48 @@ class Config(TrainingRun):
                 f"{self.feed.batch} prompts of a step, got {pieces}; do: choose others, or another "
                 "feed.batch"
             )
+
+    def _check_chosen(self) -> None:
+        """Raises ValueError for ways to choose prompts that cannot be followed."""
+        if self.rounds < 1:
+            raise ValueError(
+                f"rounds: expected at least 1 batch, got {self.rounds}; do: give a number above 0"
+            )
+        if self.rounds > 1 and not self.policy.drop_equal:
+            raise ValueError(
+                f"rounds: expected policy.drop_equal beside {self.rounds}, as groups that do not "
+                "differ fill what places are left, got none; do: give --policy.drop-equal"
+            )
+        if self.rounds > 1 and self.layout is not None and self.layout.buckets > 1:
+            raise ValueError(
+                f"rounds: expected prompts of one length, layout.buckets 1, beside {self.rounds}, "
+                f"got {self.layout.buckets}; do: leave one of both out"
+            )
+        if self.priority.by != "off":
+            for name in ("workers", "prefetch"):
+                default = Feed.__dataclass_fields__[name].default
+                if (value := getattr(self.feed, name)) != default:
+                    raise ValueError(
+                        f"feed.{name}: expected {default} beside priority.by, as prompts that "
+                        f"hang on past answers are not read ahead, got {value}; do: leave it out"
+                    )
+
+    def check_finite(self) -> None:
+        """Raises ValueError where prompts of an endless source are to be chosen by the past."""
+        source = self.source
+        parts = source.parts if isinstance(source, Mixed) else (source,)
+        if self.priority.by != "off" and any(
+            isinstance(part, Scenes) and part.count is None for part in parts
+        ):
+            raise ValueError(
+                f"priority.by: expected a finite source, whose prompts come up again, for "
+                f"{self.priority.by}, got endless scenes; do: give --source.count or --data"
+            )
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Columns of the true answer that prompts have with them; None: without it."""
+        return None if self.policy.truth == "off" else self.sampling.max_tokens
 
     def _check_judged(self, task: Task) -> None:
         """Raises ValueError for questions that nothing judges, or weights of unknown scores."""
@@ -117,7 +168,12 @@ class Config(TrainingRun):
 
     def unlowered(self) -> tuple[str, ...]:
         """Returns the names of the options that no step depends on."""
-        return (*super().unlowered(), "log", "panel_every", "probe")
+        return (*super().unlowered(), "log", "panel_every", "probe", "priority.floor")
+
+    @property
+    def gathers(self) -> bool:
+        """Whether answers are judged before a step has its prompts, or for what comes later."""
+        return self.rounds > 1 or self.priority.by != "off"
 
     def plan(self, devices: Sequence[Any]) -> Plan:
         """Returns the steps of the run over some devices, see `abstract.VLMPlan.of_run`."""
@@ -129,7 +185,8 @@ class Plan(abstract.VLMPlan):
 
     def steps(self) -> dict[str, Callable[[], Step]]:
         """Returns what makes each step of the run, by name."""
-        return {"sample": self.sample, "update": self.update, "evaluate": self.evaluate}
+        found = {"sample": self.sample, "update": self.update, "evaluate": self.evaluate}
+        return found | {"gather": self.gather} if self.run.gathers else found
 
     def sample(self) -> Step:
         """Returns the step that draws answers."""
@@ -138,10 +195,11 @@ class Plan(abstract.VLMPlan):
         number = jax.ShapeDtypeStruct(
             (), jnp.int32, sharding=sharding.replicated_sharding(self.mesh)
         )
+        first = (number,) if run.gathers else ()
         return Step(
             "sample",
             function,
-            (self.state.params, prompts, number),
+            (self.state.params, prompts, number, *first),
             self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
             beside=[self.state.moments, self._reference],
             advice=self.decoding_advice(),
@@ -166,6 +224,17 @@ class Plan(abstract.VLMPlan):
             advice=self.training_advice(run.policy.minibatches, "policy.minibatches"),
         )
 
+    def gather(self) -> Step:
+        """Returns the step that judges the answers to a further batch and keeps what differs."""
+        run, prompts, rollout = self.run, self.rows("prompts"), self._rollout()
+        function = steps.gathering_step(
+            self.actor, self.bundle.task, policy=run.policy, weights=run.weights
+        )
+        differ = self.batch(np.zeros(1, bool), run.feed.batch)
+        groups = rounds.Groups(prompts, rollout, differ) if run.rounds > 1 else None
+        beside = [self.state, self._reference]
+        return Step("gather", function, (groups, prompts, rollout), {}, beside=beside)
+
     @property
     def _reference(self) -> Any:
         """Shapes of the weights that the policy is held to, None where it is held to none."""
@@ -186,7 +255,8 @@ class Plan(abstract.VLMPlan):
         """Returns the work of an update."""
         run, counter = self.run, flops.Counter(self.config, self.run.compute)
         rows, read = prompts.tokens.ids.shape
-        answers, length = run.sampling.answers, run.sampling.max_tokens
+        truths = int(run.policy.truth != "off")
+        answers, length = run.sampling.answers + truths, run.sampling.max_tokens
         parts = [
             *counter.read(rows, read, prompts.images.patches.shape[1]),
             counter.extend(rows, answers, length - 1, behind=read),
@@ -195,6 +265,13 @@ class Plan(abstract.VLMPlan):
         done = flops.with_gradient(parts) | self.optimizer_work(run.policy.minibatches)
         if run.policy.kl > 0:
             done |= {"reference": sum(flops.without_gradient(parts).values())}
+        if truths:
+            parts = [
+                *counter.read(rows, read, prompts.images.patches.shape[1]),
+                counter.extend(rows, truths, length - 1, behind=read),
+                counter.head(rows * truths, length, run.loss_chunk),
+            ]
+            done |= {"truth": sum(flops.without_gradient(parts).values())}
         return done
 
 
@@ -217,17 +294,24 @@ def train(
     show: Show = lambda step, prompts, rollout: None,
 ) -> stage.Trained:
     """Returns the trained state; the stage resumes from what it finds in its place."""
+    run.check_finite()
     mesh, bundle = run.mesh.build(), start.bundle
     encoder = Encoder(bundle.tokenizer, bundle.layout)
-    drawn = sharded_batches(run, bundle.task, encoder, mesh=mesh, rows="prompts")
+    drawn = sharded_batches(
+        run, bundle.task, encoder, mesh=mesh, rows="prompts", first=run.priority
+    )
     batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
     draw = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
+    weights = run.weights or bundle.task.reward_weights
+    gather = None
+    if run.gathers:
+        gather = steps.gathering_step(actor, bundle.task, policy=run.policy, weights=weights)
     learn = steps.reinforcing_step(
         actor,
         bundle.task,
         policy=run.policy,
-        weights=run.weights or bundle.task.reward_weights,
+        weights=weights,
         optimizer=run.optimizer,
         sampling=run.sampling,
     )
@@ -238,16 +322,19 @@ def train(
     if run.probe:
         start = start._replace(weights=_weights_probed(run, start, draw=draw, mesh=mesh))
     clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
+    drawing = Drawing(
+        batches, to_device, draw, clock, gather=gather, rounds=run.rounds, prompts=run.feed.batch
+    )
 
     def body(current: state.State):
         step = clock.start(current)
-        batch = next(batches)
-        prompts = clock.lap("data", to_device(batch))
-        rollout = clock.lap("sampling", draw(current.params, prompts, current.step))
+        prompts, rollout, shown, told = drawing(current)
         current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
-        show(step, batch, rollout)
+        show(step, *shown)
         if clock.seconds:
-            metrics |= clock.step_metrics(float(metrics["length/mean"]) * answers)
+            count = float(metrics["length/mean"]) * answers
+            metrics |= clock.step_metrics(count, batches=told.get("rounds", 1))
+        metrics |= told
         return current, metrics
 
     return stage.run_stage(

@@ -131,6 +131,11 @@ class TrainingRun(datasets.Data):
                 f"got {task.decimals}; do: leave it out"
             )
 
+    @property
+    def answer_tokens(self) -> int | None:
+        """Columns of the true answer that prompts have with them; None: without it."""
+        return None
+
     def unlowered(self) -> tuple[str, ...]:
         """Returns the names of the options that no step depends on.
 

@@ -41,18 +41,27 @@ class Clock:
         return self._step
 
     def lap(self, phase: str, value: Value) -> Value:
-        """Returns what a part has made; waits for it and takes its time if the step is timed."""
+        """Returns what a part has made; waits for it and takes its time if the step is timed.
+
+        The times of a part that comes several times in a step add up.
+        """
         if self._timed:
             jax.block_until_ready(value)
             now = time.monotonic()
-            self.seconds[phase], self._last = now - self._last, now
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+            self._last = now
         return value
 
-    def step_metrics(self, tokens: float) -> dict[str, float]:
-        """Returns seconds, and of parts that handle the answers' tokens how many a second."""
+    def step_metrics(self, tokens: float, *, batches: int = 1) -> dict[str, float]:
+        """Returns seconds, and of parts that handle the answers' tokens how many a second.
+
+        Args:
+          tokens: of the answers that are learnt from.
+          batches: of answers about as long that were sampled for them.
+        """
         rates = {
-            f"tokens_per_second/{part}": tokens / self.seconds[part]
-            for part in ("sampling", "learning")
+            f"tokens_per_second/{part}": times * tokens / self.seconds[part]
+            for part, times in (("sampling", batches), ("learning", 1))
             if part in self.seconds
         }
         return {f"seconds/{name}": value for name, value in self.seconds.items()} | rates

@@ -65,9 +65,10 @@ class Policy:
     | GRPO, 2402.03300       | token          | answers  | population | 0.2 0.2   | kl 0.04     |
     | DAPO, 2503.14476       | token          | tokens   | population | 0.2 0.28  | drop_equal  |
     | Dr. GRPO, 2503.20783   | token          | constant | none       | 0.2 0.2   |             |
+    | GOPO, 2602.03876       | token          | answers  | none       | 0.2 0.2   | ranked      |
 
-    Differs: DAPO samples on until a batch is full of groups that differ; here the equal ones are
-    left out and the others weigh more.
+    DAPO samples on until a batch is full of groups that differ: `rounds` of `reinforce`. Without it
+    the equal ones are left out and the others weigh more.
     """
 
     ratio: Literal["sequence", "sequence_token", "token"] = "sequence"
@@ -80,8 +81,19 @@ class Policy:
     """What a group's centred rewards are divided by: the root of their mean square; the same with
     G - 1 instead of G, as torch.std and so TRL have it; nothing. The papers write `std` alone."""
     spread_floor: float = 0.0
-    """Least standard deviation that a group's rewards are divided by. With 0 every group is
-    scaled to unit spread, which turns noise into gradient where all answers are equally bad."""
+    """Least standard deviation that a group's rewards, or their ranks, are divided by. With 0 every
+    group is scaled to unit spread, which turns noise into gradient where all answers are equally
+    bad."""
+    ranked: bool = False
+    """Put ranks in the place of a group's rewards: 2 for the best answer, -2 for the worst, equal
+    steps between; equal answers share the mean of their ranks. How far rewards differ is lost."""
+    truth: Literal["off", "judged", "smoothed"] = "off"
+    """Whether the true answer, as it is written, is one more answer of its group, G + 1 in all, as
+    in ViSurf (2510.10606, equations 6 and 7): with the reward that it is judged to have or, where a
+    sampled one has no less (smoothed), with the mean of the sampled ones, so that it teaches
+    nothing where the model does as well. It was not sampled: its old log-probabilities are the
+    trainer's own before the first update, so its ratio begins at 1 and is clipped as the others'
+    are, of tokens or of the whole answer."""
     drop_equal: bool = False
     """Leave groups of equal rewards out of the averages; they have no advantage either way."""
     clip_low: float = 3e-4
@@ -97,9 +109,9 @@ class Policy:
 
     def __post_init__(self):
         check_least(self, "policy", minibatches=1, accumulate=1, spread_floor=0)
-        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0 and self.kl >= 0):
+        if not (0 <= self.clip_low <= 1 and self.clip_high >= 0 and 0 <= self.kl < math.inf):
             raise ValueError(
-                "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and kl >= 0, "
+                "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and a finite kl >= 0, "
                 f"got {self.clip_low}, {self.clip_high} and {self.kl}"
                 "; do: correct the one that is out of range"
             )
@@ -128,21 +140,63 @@ def reward(
     return jnp.sum(jnp.stack([weight * scores[name] for name, weight in weights.items()]), 0)
 
 
+def share_of_attainable(
+    rewards: Float[Array, "*n"], weights: Mapping[str, float]
+) -> Float[Array, "*n"]:
+    """Returns rewards as shares of the way from the least to the largest that weights allow, 0..1.
+
+    Scores lie in 0..1.
+    """
+    least = sum(min(weight, 0.0) for weight in weights.values())
+    largest = sum(max(weight, 0.0) for weight in weights.values())
+    if least == largest:
+        raise ValueError(
+            f"weights: expected a score that counts, got {dict(weights)}; do: weigh one above 0"
+        )
+    return jnp.clip((rewards - least) / (largest - least), 0.0, 1.0)
+
+
 def advantages(
-    rewards: Float[Array, "B G"], *, spread: Spread = "population", spread_floor: float = 0.0
+    rewards: Float[Array, "B G"],
+    *,
+    spread: Spread = "population",
+    spread_floor: float = 0.0,
+    ranked: bool = False,
 ) -> Float[Array, "B G"]:
     """Returns (r - mean) / max(std, floor) within each group; 0 where all rewards are equal.
 
-    Source: GSPO equation 6; without the division Dr. GRPO, section 3.2.
+    Args:
+      rewards: of the answers of each group.
+      spread: what std is.
+      spread_floor: its least value.
+      ranked: whether r is the `ranks` of the rewards.
+
+    Source: GSPO equation 6; without the division Dr. GRPO, section 3.2; ranks without it GOPO.
     """
-    centred, population, scale = _deviations(rewards)
+    differs = differ(rewards)[:, None]
+    centred, population, scale = _deviations(ranks(rewards) if ranked else rewards)
     if spread == "none":
         scaled = centred * scale
     else:
         answers = rewards.shape[1]
         bessel = math.sqrt(answers / max(answers - 1, 1)) if spread == "sample" else 1.0
         scaled = centred / jnp.maximum(bessel * population, jnp.maximum(spread_floor / scale, TINY))
-    return jnp.where(population > TINY, scaled, 0.0)
+    return jnp.where(differs, scaled, 0.0)
+
+
+def ranks(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
+    """Returns 2 - 4 (rank - 1) / (G - 1) within each group, ranks from 1 for the best to G.
+
+    Equal rewards share the mean of their ranks; those within roundings of each other are equal.
+
+    Source: GOPO, arXiv 2602.03876, its advantage; mean ranks as in Kendall 1945.
+    """
+    _, _, scale = _deviations(rewards)
+    shares = rewards / scale
+    above = shares[:, :, None] - shares[:, None, :]
+    # Answers below less answers above: twice the distance of a mean rank from the middle one.
+    lead = jnp.sum(jnp.where(jnp.abs(above) > TINY, jnp.sign(above), 0.0), -1)
+    return 2.0 * lead / max(rewards.shape[1] - 1, 1)
 
 
 def differ(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
@@ -158,6 +212,21 @@ def _deviations(rewards):
     shares = rewards / scale
     centred = shares - shares.mean(1, keepdims=True)
     return centred, jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True)), scale
+
+
+def smooth_truth(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
+    """Returns rewards whose last, the true answer's, is the others' mean where one has no less.
+
+    Source: ViSurf, arXiv 2510.10606, section 3.4, which smooths the reward of labels.
+    """
+    own, truth = rewards[:, :-1], rewards[:, -1:]
+    reached = own.max(1, keepdims=True) >= truth
+    return jnp.concatenate([own, jnp.where(reached, own.mean(1, keepdims=True), truth)], 1)
+
+
+def rewards_to_learn(config: Policy, rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
+    """Returns rewards as the policy learns from them; a true answer's is the last of a group."""
+    return smooth_truth(rewards) if config.truth == "smoothed" else rewards
 
 
 class Loss(NamedTuple):
@@ -312,12 +381,47 @@ class Experience(NamedTuple):
 def experience(
     config: Policy, prompts: Prompts, rollout: Rollout, *, rewards: Float[Array, "B G"]
 ) -> Experience:
-    """Returns what is learned from: rewarded answers with their advantages."""
-    advantage = advantages(rewards, spread=config.spread, spread_floor=config.spread_floor)
+    """Returns what is learned from: rewarded answers with their advantages.
+
+    With `config.truth` the last answer of each group is the true one, as `with_truth` adds it.
+    """
+    rewards = rewards_to_learn(config, rewards)
+    advantage = advantages(
+        rewards,
+        spread=config.spread,
+        spread_floor=config.spread_floor,
+        ranked=config.ranked,
+    )
     kept = None
     if config.drop_equal:
         kept = jnp.broadcast_to(differ(rewards)[:, None], rewards.shape)
     return Experience(prompts, rollout, advantage, kept)
+
+
+def with_truth(config: Policy, prompts: Prompts, rollout: Rollout) -> Rollout:
+    """Returns the answers of each group and, if the policy has it so, the true one after them.
+
+    Nobody has drawn it: until the update scores it, its log-probabilities are 0.
+    """
+    if config.truth == "off":
+        return rollout
+    if prompts.answer is None:
+        raise ValueError(
+            f"policy.truth: expected prompts with their true answers for {config.truth}, got "
+            "prompts without; do: make them with answer_tokens"
+        )
+    ids, used = (leaf[:, None] for leaf in prompts.answer)
+    added = Rollout(
+        ids, used, jnp.zeros(ids.shape, rollout.logp.dtype), jnp.zeros(ids.shape[:2], jnp.int32)
+    )
+    if rollout.computed is None:
+        added = added._replace(computed=None)
+    return jax.tree.map(lambda *both: jnp.concatenate(both, 1), rollout, added)
+
+
+def own_answers(config: Policy, values: Array) -> Array:
+    """Returns values [B G ..] of the sampled answers alone."""
+    return values if config.truth == "off" else values[:, :-1]
 
 
 class _Seen(NamedTuple):
@@ -342,7 +446,8 @@ def update(
 
     A step is a batch of prompts: its minibatches share a learning rate and count once. The old
     log-probabilities are the sampler's, which runs the same code as `score`, unless the
-    correction is on. A minibatch with a loss or gradient that is not finite changes no weight.
+    correction is on; those of a true answer are always scored. A minibatch with a loss or
+    gradient that is not finite changes no weight.
     """
     rows, pieces = experience.advantage.shape[0], config.minibatches * config.accumulate
     if rows % pieces:
@@ -351,12 +456,9 @@ def update(
             f"got {config.minibatches} times {config.accumulate}"
             "; do: choose numbers whose product divides the prompts of a step"
         )
-    if config.correction.level != "off":
-        scored = jax.lax.map(
-            lambda piece: score(state.params, piece.prompts, piece.rollout).logp,
-            gradients.split(experience, pieces),
-        )
-        experience = experience._replace(old_logp=jax.lax.stop_gradient(gradients.merge(scored)))
+    experience = _with_old_logp(
+        config, experience, lambda *row: score(state.params, *row).logp, pieces
+    )
 
     def one(state, minibatch):
         value, grads, seen = _gradient(config, score, state.params, minibatch, reference)
@@ -373,6 +475,30 @@ def update(
     metrics = _metrics(config, experience, gradients.merge(seen), rows // config.minibatches)
     metrics |= {name: values.mean() for name, values in shown.items()}
     return after._replace(step=state.step + 1), metrics
+
+
+def _with_old_logp(
+    config: Policy, experience: Experience, logp: Callable[..., Array], pieces: int
+) -> Experience:
+    """Returns experience with the old log-probabilities that are not the sampler's.
+
+    Args:
+      config: says which: all with a correction, those of true answers.
+      experience: before the first update.
+      logp: (prompts, rollout) -> log-probabilities under the trainer.
+      pieces: that are scored one after the other.
+    """
+    corrects, rollout = config.correction.level != "off", experience.rollout
+    if not corrects and config.truth == "off":
+        return experience
+    given = rollout if corrects else jax.tree.map(lambda leaf: leaf[:, -1:], rollout)
+    parts = gradients.split((experience.prompts, given), pieces)
+    scored = gradients.merge(jax.lax.map(lambda part: logp(*part), parts))
+    scored = jax.lax.stop_gradient(scored)
+    if config.truth != "off":
+        own = jnp.concatenate([own_answers(config, rollout.logp), scored[:, -1:]], 1)
+        experience = experience._replace(rollout=rollout._replace(logp=own))
+    return experience._replace(old_logp=scored) if corrects else experience
 
 
 def _gradient(
@@ -414,13 +540,18 @@ def _loss(config: Policy, logp, experience: Experience, reference_logp=None, tot
 
 def _metrics(config: Policy, experience: Experience, seen: _Seen, first: int) -> dict[str, Array]:
     """Returns what to log of all minibatches; the first rows were scored before any update."""
-    used = experience.rollout.used
     metrics = _loss(config, seen.logp, experience, seen.reference_logp).metrics
-    metrics["entropy"] = jnp.sum(jnp.where(used, seen.entropy, 0.0)) / jnp.maximum(used.sum(), 1)
-    gap = jnp.abs(seen.logp - experience.rollout.logp)[:first]
+    rollout = jax.tree.map(lambda leaf: own_answers(config, leaf), experience.rollout)
+    entropy, logp = own_answers(config, seen.entropy), own_answers(config, seen.logp)
+    old = rollout.logp if experience.old_logp is None else own_answers(config, experience.old_logp)
+    used, count = rollout.used, jnp.maximum(rollout.used.sum(), 1)
+    metrics["policy_kl"] = jnp.sum(jnp.where(used, old - logp, 0.0)) / count
+    metrics["entropy"] = jnp.sum(jnp.where(used, entropy, 0.0)) / count
+    gap = jnp.abs(logp - rollout.logp)[:first]
     metrics["sampler_gap/p99"] = quantile(gap, used[:first], 0.99)
     metrics["sampler_gap/max"] = jnp.max(jnp.where(used[:first], gap, 0.0))
     if experience.old_logp is not None:
+        used = experience.rollout.used
         weights = importance_weights(
             config.correction, experience.old_logp, experience.rollout.logp, used=used
         )

@@ -30,7 +30,7 @@ from seg_jax.records import (
     check_least,
 )
 from seg_jax.tasks.task import Judgement, Task, judge
-from seg_jax.training import optimizers, sft
+from seg_jax.training import optimizers, rounds, sft
 from seg_jax.training import policy as policies
 from seg_jax.training.state import State, step_key
 
@@ -170,13 +170,17 @@ class Sampling:
 
 
 def sampler(actor: Actor, sampling: Sampling, *, seed: int, task: Task | None = None) -> Any:
-    """Returns the jitted function (params, prompts, step) -> Rollout; every step has its key.
+    """Returns the jitted (params, prompts, step, first) -> Rollout; every step has its key.
 
+    Of several batches of a step `first` counts the prompts before; it may be left out of one.
     The task is asked for with a grammar only: its decimals and limits are the grammar's.
     """
     grammar = _grammar(actor, sampling, task)
 
-    def draw(params: Any, prompts: Prompts, step: Int[Array, ""]) -> Rollout:
+    def draw(
+        params: Any, prompts: Prompts, step: Int[Array, ""], first: Int[Array, ""] | None = None
+    ) -> Rollout:
+        rows = None if first is None else first + jnp.arange(prompts.tokens.ids.shape[0])
         return samplers.generate(
             actor.model(params),
             prompts.tokens,
@@ -187,6 +191,7 @@ def sampler(actor: Actor, sampling: Sampling, *, seed: int, task: Task | None = 
             end_ids=actor.end_ids,
             pad_id=actor.tokenizer.pad_id,
             key=step_key(seed, step),
+            rows=rows,
             grammar=grammar,
             kinds=None if task is None or grammar is None else task.grammar_start(prompts.truth),
             refill=sampling.refill,
@@ -219,6 +224,37 @@ def scorer(
         return Worth(reward, judged.scores, policies.differ(reward))
 
     return jax.jit(score)
+
+
+def gathering_step(
+    actor: Actor,
+    task: Task,
+    *,
+    policy: policies.Policy,
+    weights: Mapping[str, float],
+    segment: Segment | None = None,
+) -> Any:
+    """Returns the jitted (groups, prompts, rollout, segmenter) -> (groups, told).
+
+    It judges the answers to a batch and adds their groups to those gathered of this step, None
+    before the first; see `rounds.fill`.
+    """
+    judge_rows = _judge(actor, task, segment)
+
+    def gather(
+        groups: rounds.Groups | None, prompts: Prompts, rollout: Rollout, segmenter: Any = None
+    ) -> tuple[rounds.Groups, rounds.Told]:
+        group = policies.with_truth(policy, prompts, rollout)
+        judged = judge_rows(group, prompts.truth, segmenter)
+        reward = policies.reward(judged.scores, weights)
+        differ = policies.differ(policies.rewards_to_learn(policy, reward))
+        own = policies.own_answers(policy, reward)
+        groups = rounds.fill(groups, rounds.Groups(prompts, rollout, differ))
+        solved = policies.share_of_attainable(own.mean(1), weights)
+        told = rounds.Told(groups.differ.sum(), differ.mean(), own.mean(), solved)
+        return groups, sharding.constrain_whole(told)
+
+    return jax.jit(gather, donate_argnums=0)
 
 
 def reinforcing_step(
@@ -264,9 +300,10 @@ def reinforcing_step(
     def step(
         state: State, prompts: Prompts, rollout: Rollout, reference: Any, segmenter: Any = None
     ):
-        judged = judge_rows(rollout, prompts.truth, segmenter)
+        group = policies.with_truth(policy, prompts, rollout)
+        judged = judge_rows(group, prompts.truth, segmenter)
         reward = policies.reward(judged.scores, weights)
-        experience = policies.experience(policy, prompts, rollout, rewards=reward)
+        experience = policies.experience(policy, prompts, group, rewards=reward)
         state, metrics = policies.update(
             policy,
             state,
@@ -276,15 +313,25 @@ def reinforcing_step(
             transform=transform,
             reference=reference,
         )
-        metrics |= {f"scores/{name}": values.mean() for name, values in judged.scores.items()}
-        metrics |= {f"verdicts/{v.name}": (judged.verdict == v).mean() for v in Verdict}
-        metrics["reward"] = reward.mean()
-        metrics["reward_spread"] = reward.std(1).mean()
-        metrics["groups_that_differ"] = policies.differ(reward).mean()
-        metrics |= _lengths(rollout, actor.end_ids)
+        metrics |= _judged_metrics(policy, judged, reward) | _lengths(rollout, actor.end_ids)
         return sharding.constrain_weights(state), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _judged_metrics(policy: policies.Policy, judged: Judgement, reward: Float[Array, "B G"]):
+    """Returns how sampled answers were judged, and the true ones among them."""
+    own = functools.partial(policies.own_answers, policy)
+    told = {f"scores/{name}": own(values).mean() for name, values in judged.scores.items()}
+    told |= {f"verdicts/{v.name}": (own(judged.verdict) == v).mean() for v in Verdict}
+    told["reward"] = own(reward).mean()
+    told["reward_spread"] = own(reward).std(1).mean()
+    told["groups_that_differ"] = policies.differ(policies.rewards_to_learn(policy, reward)).mean()
+    if policy.truth != "off":
+        truth = reward[:, -1]
+        told["truth/reward"] = truth.mean()
+        told["truth/reached"] = (own(reward).max(1) >= truth).mean()
+    return told
 
 
 def _lengths(rollout: Rollout, end_ids: tuple[int, ...]) -> dict[str, Array]:

@@ -14,11 +14,12 @@ import pytest
 import small_run
 
 from seg_jax.cli import arguments, compile, main
+from seg_jax.data.priority import Priority
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
 from seg_jax.runs import start
-from seg_jax.training import hlo, topology
+from seg_jax.training import hlo, policy, topology
 from seg_jax.training import steps as jitted_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +168,49 @@ def test_sampling_has_the_moments_beside_it():
     weights = hlo.device_bytes(plan.state.params)
     beside = hlo.device_bytes(steps["sample"]().beside)
     assert weights < beside < 2.1 * weights  # Two moments of AdamW for each weight.
+
+
+def reinforcing(**changes):
+    """Returns the small run of reinforcement with options."""
+    return dataclasses.replace(
+        small_run.gspo_config(), model=small_run.sft_config().model, **changes
+    )
+
+
+@pytest.mark.slow
+def test_options_of_reinforcement_are_in_the_steps_that_are_lowered():
+    plain = reinforcing().plan(jax.devices()[:8])
+    assert "gather" not in plain.steps()
+    chosen = policy.Policy(minibatches=2, drop_equal=True, ranked=True, truth="smoothed", kl=1e-3)
+    plan, done = lowered(reinforcing(policy=chosen, rounds=2), ("sample", "gather", "update"))
+    shape = small_run.BATCH, small_run.gspo_config().sampling.max_tokens
+    update, _ = done["update"]
+    assert update.arguments[1].answer.ids.shape == shape
+    work = update.work, plain.update().work
+    assert work[0]["truth"] > 0
+    assert work[0]["text"] > work[1]["text"]
+    assert "truth" not in work[1]
+    after, told = done["update"][1].out_info
+    assert jax.tree.structure(after) == jax.tree.structure(plan.state)
+    assert {"truth/reward", "reference_kl"} < set(told)
+    gathered, told = done["gather"][1].out_info
+    before, prompts, rollout = done["gather"][0].arguments
+    for one, other in zip(*map(jax.tree.leaves, (gathered, before)), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    assert gathered.prompts.tokens.ids.shape == prompts.tokens.ids.shape
+    assert gathered.rollout.ids.shape == rollout.ids.shape
+    assert told.solved.shape == (small_run.BATCH,)
+    assert len(done["sample"][0].arguments) == 4
+
+
+@pytest.mark.slow
+def test_what_gathers_groups_is_compiled_and_judged():
+    past = Priority(by="learnability")
+    result, target = made(reinforcing(priority=past), "gather", "cpu:8")
+    assert result.operations == {}
+    plan = reinforcing(priority=past).plan(target.devices)
+    compile._show([result], plan, target)
+    assert compile._record(result, target)["verdict"] == "compiles"
 
 
 def test_a_random_model_of_another_family_speaks_with_the_tokenizer():

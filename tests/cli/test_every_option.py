@@ -18,7 +18,7 @@ from fingerprints import Notes, walk
 
 from seg_jax.cli import finetune, main, reinforce
 from seg_jax.cli.benchmarks import harness
-from seg_jax.data import pipeline
+from seg_jax.data import pipeline, priority, sources
 from seg_jax.data.encode import Layout, Native
 from seg_jax.data.packing import Pack
 from seg_jax.data.sources import Built, Mixed
@@ -102,6 +102,20 @@ REINFORCE = {
         ("policy",),
     ),
     "validation": (small_run.gspo_config(validate=Validation(samples=8)), ("validate",)),
+    "true answers, ranked": (
+        small_run.gspo_config(policy=policy.Policy(truth="judged", ranked=True)),
+        ("policy", "sampling"),
+    ),
+    "further batches": (
+        small_run.gspo_config(rounds=3, policy=policy.Policy(minibatches=2, drop_equal=True)),
+        ("rounds", "policy.drop_equal", "layout.buckets"),
+    ),
+    "by past answers": (
+        small_run.gspo_config(
+            source=sources.Scenes(count=64), priority=priority.Priority(by="learnability")
+        ),
+        ("priority", "feed", "source.count"),
+    ),
     "Muon": (small_run.gspo_config(optimizer=optimizers.Muon()), ("optimizer",)),
 }
 """Configurations, and which of their options are walked over."""

@@ -115,6 +115,14 @@ RUNS = {
     "reinforce": (GSPO, ("",)),
     "refilled rows": (dataclasses.replace(GSPO, sampling=steps.Sampling(rows=8)), ("sampling",)),
     "a reference": (dataclasses.replace(GSPO, policy=policy.Policy(kl=0.1)), ("policy",)),
+    "a true answer": (
+        dataclasses.replace(GSPO, policy=policy.Policy(truth="judged")),
+        ("policy", "rounds", "priority"),
+    ),
+    "groups that differ": (
+        dataclasses.replace(GSPO, policy=policy.Policy(drop_equal=True)),
+        ("rounds", "priority"),
+    ),
     "a smaller sampler": (dataclasses.replace(GSPO, compute=Compute(decode_gib=0.0)), ("compute",)),
 }
 """Runs, and which of their options are walked over."""

@@ -1,4 +1,4 @@
-"""Advantages, losses and updates against values by hand and the papers' formulas in torch."""
+"""Rewards, losses and updates against values by hand and the papers' formulas in torch."""
 
 import dataclasses
 
@@ -19,61 +19,6 @@ def test_reward_is_the_weighted_sum_of_named_scores():
     np.testing.assert_allclose(policy.reward(scores, {"iou": 1.0, "format": 0.1}), [0.6, 1.0])
     with pytest.raises(ValueError, match="expected weights for"):
         policy.reward(scores, {"iuo": 1.0})
-
-
-REWARDS = np.array(
-    [[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]], np.float32
-)
-
-
-def test_advantages_by_hand():
-    out = np.asarray(policy.advantages(REWARDS))
-    np.testing.assert_allclose(out[0], [-1, 1, -1, 1], atol=1e-6)
-    np.testing.assert_allclose(out[1], 0.0)
-    np.testing.assert_allclose(out[2], np.array([0, 1, -1, 0]) * np.sqrt(2), atol=1e-4)
-    floored = np.asarray(policy.advantages(REWARDS, spread_floor=0.1))
-    np.testing.assert_allclose(floored[0], out[0], atol=1e-6)
-    np.testing.assert_allclose(floored[2], [0, 0.1, -0.1, 0], atol=1e-5)
-
-
-def test_spreads_by_hand():
-    sample = np.asarray(policy.advantages(REWARDS, spread="sample"))
-    np.testing.assert_allclose(sample[0], np.array([-1, 1, -1, 1]) * np.sqrt(3 / 4), atol=1e-6)
-    centred = REWARDS[0] - REWARDS[0].mean()
-    deviation = torch.tensor(REWARDS[0].tolist()).std().item()
-    np.testing.assert_allclose(sample[0], centred / deviation, rtol=1e-6)
-    none = np.asarray(policy.advantages(REWARDS, spread="none"))
-    np.testing.assert_allclose(none[0], [-0.5, 0.5, -0.5, 0.5])
-    np.testing.assert_allclose(none[2], [0, 0.01, -0.01, 0], atol=1e-6)
-    np.testing.assert_array_equal(none[1], 0.0)
-    for one in (policy.advantages(REWARDS[:, :1], spread=s) for s in ("sample", "none")):
-        np.testing.assert_array_equal(one, 0.0)
-    np.testing.assert_array_equal(policy.differ(REWARDS), [True, False, True])
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e25])
-def test_advantages_do_not_depend_on_the_scale_of_rewards(scale):
-    rewards = np.float32(REWARDS.astype(np.float64) * scale)
-    for spread in ("population", "sample"):
-        plain, scaled = (policy.advantages(r, spread=spread) for r in (REWARDS, rewards))
-        np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=2e-5)
-        floored = policy.advantages(rewards, spread=spread, spread_floor=0.1 * scale)
-        wanted = policy.advantages(REWARDS, spread=spread, spread_floor=0.1)
-        np.testing.assert_allclose(floored, wanted, rtol=1e-5, atol=2e-5)
-    none = np.asarray(policy.advantages(rewards, spread="none"), np.float64) / scale
-    np.testing.assert_allclose(none, policy.advantages(REWARDS, spread="none"), atol=1e-6)
-    np.testing.assert_array_equal(policy.differ(rewards), [True, False, True])
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_roundings_of_equal_rewards_are_no_difference(scale):
-    """Sums of the same scores in another order differ in the last bits, whatever their size."""
-    scores = np.float32(np.array([[0.1, 0.7, 0.2], [0.7, 0.2, 0.1], [0.2, 0.1, 0.7]]) * scale)
-    rewards = np.float32([[a + b + c for a, b, c in scores]])
-    rewards = np.concatenate([rewards, np.nextafter(rewards, np.float32(np.inf))], 1)
-    assert len(np.unique(rewards)) > 1
-    np.testing.assert_array_equal(policy.advantages(rewards), 0.0)
-    assert not policy.differ(rewards).any()
 
 
 # Two answers, of two and of one token; the padding holds what must not count.
@@ -124,6 +69,7 @@ def test_the_default_is_gspo():
     assert (config.ratio, config.average, config.spread) == ("sequence", "answers", "population")
     assert (config.clip_low, config.clip_high) == (3e-4, 4e-4)
     assert (config.kl, config.spread_floor, config.drop_equal) == (0, 0, False)
+    assert not config.ranked
     assert (config.correction.level, config.correction.cap) == ("off", 2)
 
 
@@ -284,6 +230,31 @@ def test_kl_is_zero_at_the_reference_and_positive_away():
     ).metrics
     assert abs(float(same["reference_kl"])) < 1e-7
     assert float(away["reference_kl"]) > 1e-4
+
+
+@pytest.mark.parametrize("kl", [1e-3, 5e-3])
+@pytest.mark.parametrize("average", ["answers", "tokens", "constant"])
+def test_the_kl_penalty_is_k3(average, kl):
+    """Schulman's estimator q/p - log(q/p) - 1 of KL(p, q), p the policy, as GRPO equation 4."""
+    new, old, used, advantage = batch(spread=0.3)
+    config = Policy(average=average, kl=kl, clip_low=0.2, clip_high=0.2)
+
+    def ours(logp, config):
+        return policy.loss(
+            config, logp, old_logp=old, used=used, advantage=advantage, reference_logp=old
+        ).value
+
+    configs = config, dataclasses.replace(config, kl=0.0)
+    both = jax.jit(lambda x: [jax.value_and_grad(ours)(x, one) for one in configs])
+    (value, grad), (without, grad_without) = both(jnp.asarray(new))
+    leaf = torch.tensor(new, requires_grad=True)
+    k3 = torch.exp(torch.tensor(old) - leaf) - (torch.tensor(old) - leaf) - 1
+    k3 = torch.where(torch.tensor(used), k3, 0.0)
+    shares = {"answers": used.sum(1)[:, None] * len(used), "tokens": used.sum()}
+    penalty = kl * (k3 / torch.tensor(shares.get(average, used.size))).sum()
+    penalty.backward()
+    np.testing.assert_allclose(value - without, penalty.item(), rtol=2e-3)
+    np.testing.assert_allclose(grad - grad_without, leaf.grad.numpy(), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("average", ["answers", "tokens", "constant"])
@@ -574,7 +545,9 @@ def test_prompts_that_do_not_divide_are_refused():
         {"accumulate": 0},
         {"clip_low": 1.5},
         {"clip_high": -0.1},
-        {"kl": -1.0},
+        {"kl": -1e-6},
+        {"kl": np.inf},
+        {"kl": np.nan},
         {"spread": "none", "spread_floor": 0.1},
     ],
     ids=str,

@@ -15,6 +15,8 @@ from lives import Group
 from seg_jax.training import processes
 from seg_jax.training.cluster import Place, Processes, find_place
 
+CHOSEN = ("rounds/kept", "rounds/reward", "priority/taken", "priority/solved", "truth/reward")
+"""What is logged of prompts that were chosen."""
 SLOW = [(0, "kill"), (0, "hang")]
 SLURM = {
     "SLURM_JOB_ID": "4100",
@@ -191,7 +193,7 @@ def few_steps(folder, program, count, *more):
     """Runs three steps on four devices in so many processes; returns the numbers and weights."""
     out = folder / f"{program}{count}"
     config = str(Path(__file__).parent / f"few_steps_{program}.py")
-    arguments = ["reinforce" if program == "gspo" else "finetune", config, "--out", str(out)]
+    arguments = ["finetune" if program == "packed" else "reinforce", config, "--out", str(out)]
     told = folder / f"told{count}"
     group = Group(count, lives.seg_jax, [*arguments, *more], told, devices=4 // count)
     assert group.wait(900) == [0] * count, group.told(0)[-2000:]
@@ -201,9 +203,12 @@ def few_steps(folder, program, count, *more):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("program", ["packed", "gspo"])
+@pytest.mark.parametrize("program", ["packed", "gspo", "chosen"])
 def test_three_steps_do_not_depend_on_the_number_of_processes(start, tmp_path, program):
-    """Lanes of packed rows are put together; plain rows are those of GSPO."""
+    """Lanes of packed rows are put together; plain rows are those of GSPO.
+
+    Chosen prompts hang on what all processes have answered before.
+    """
     more = ["--checkpoint", str(start)]
     if program == "packed":
         validate = {"samples": 6, "every": 3, "batch": 4, "score": "distance", "kept": "last"}
@@ -215,14 +220,9 @@ def test_three_steps_do_not_depend_on_the_number_of_processes(start, tmp_path, p
     assert all(record["grad_norm"] > 1e-3 for record in wanted if record not in validated)
     told, others = few_steps(tmp_path, program, 2, *more)
     for record, one in zip(told, wanted, strict=True):
-        for name in (
-            "loss",
-            "grad_norm",
-            "reward",
-            "length/mean",
-            "answer_tokens",
-            "validation/distance",
-        ):
+        assert record.get("rounds") == one.get("rounds")
+        names = ("loss", "grad_norm", "reward", "length/mean", "answer_tokens")
+        for name in (*names, "validation/distance", *CHOSEN):
             if name in one:
                 np.testing.assert_allclose(record[name], one[name], rtol=1e-4, atol=1e-6)
     assert others.keys() == weights.keys()

@@ -216,6 +216,14 @@ def constrain_rows(x: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def spread_rows(tree: Any) -> Any:
+    """Returns a tree [B ..] divided by rows as a batch is, inside `jax.set_mesh` only."""
+    on = current_mesh()
+    if on is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec(MESH["batch"]))
+
+
 def tokens(x: Any) -> PartitionSpec:
     """Returns how x [B .. T D] is divided by rows and by tokens, as far as they divide.
 
@@ -349,9 +357,10 @@ def decoding_layout(tree: Any, *, gib: float | None, divides: bool) -> DecodingL
     return DecodingLayout(on, DIVIDED) if divides and asked else None
 
 
-def constrain_whole(x: Any) -> Any:
-    """Returns x whole on every device."""
-    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+def constrain_whole(tree: Any) -> Any:
+    """Returns the leaves of a tree whole on every device, inside `jax.set_mesh` only."""
+    on = jax.sharding.get_abstract_mesh()
+    return tree if on.empty else jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def constrain_channels(x: Any) -> Any:
