@@ -130,9 +130,13 @@ def find_damage(
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             return f"{name}: expected a file in the folder"
-        if not path.is_file():
-            return f"{name}: expected a file, got none"
-        if (size := path.stat().st_size) != one.bytes:
+        try:
+            if not path.is_file():
+                return f"{name}: expected a file, got none"
+            size = path.stat().st_size
+        except OSError as error:  # As of a name that no file system can hold.
+            return f"{name}: cannot be read ({error.strerror})"
+        if size != one.bytes:
             return f"{name}: expected {one.bytes} bytes, got {size}"
     heavy = sorted(sums, key=lambda name: (-sums[name].bytes, name))
     mine = heavy[share[0] :: share[1]]

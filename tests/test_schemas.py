@@ -16,6 +16,7 @@ class Part(schemas.Record, frozen=True):
     id: schemas.Id
     points: tuple[schemas.Coordinate, ...] = ()
     kinds: dict[str, int] | None = None
+    named: dict[str, "Part"] = {}  # noqa: RUF012
 
 
 class Whole(schemas.Record, frozen=True):
@@ -83,7 +84,17 @@ def test_a_value_that_holds_is_returned_and_what_is_unknown_is_left_alone():
             {"parts": [{"id": 1, "kinds": {5: 5}}]},
             "a.json, parts[0].kinds: expected texts as names of fields, got others; do: x",
         ),
+        (
+            # The name between is not in the message of msgspec: what lies below is not looked for.
+            {"parts": [{"id": 1, "named": {"a": {"id": 1}, "id": {"id": "q"}}}]},
+            "a.json, parts[0].named[...].id: expected int, got a dict of 2; do: x",
+        ),
+        (
+            {"parts": [{"id": -(2**63) - 1}]},
+            f"a.json, parts[0].id: expected int >= {-(2**63)}, got {-(2**63) - 1}; do: x",
+        ),
         ({"size": 0}, "a.json, size: expected int >= 1, got 0; do: x"),
+        ({"size": 1_000_001}, "a.json, size: expected int <= 1000000, got 1000001; do: x"),
         ({"size": 1.5}, "a.json, size: expected int, got 1.5; do: x"),
         (
             {"text": "a" * 100_001},
@@ -98,6 +109,10 @@ def test_a_value_that_holds_is_returned_and_what_is_unknown_is_left_alone():
             "a.json, file: expected str without the character 0 and lone surrogates, got "
             "'a\\x00'; do: x",
         ),
+        (
+            {"file": "a" * 4097},
+            f"a.json, file: expected str of length <= 4096, got '{'a' * 56}...; do: x",
+        ),
         ({"file": ""}, "a.json, file: expected str of length >= 1, got ''; do: x"),
         ({"file": b"a"}, "a.json, file: expected str, got b'a'; do: x"),
     ],
@@ -109,6 +124,28 @@ def test_what_does_not_hold_is_told_with_its_place(value, message):
     assert str(caught.value) == message
     again = pickle.loads(pickle.dumps(caught.value))  # From a process of a pool.
     assert (str(again), again.reason) == (message, caught.value.reason)
+
+
+def test_values_at_their_bounds_hold():
+    value = {"file": "a" * 4096, "text": "b" * 100_000, "size": 1_000_000}
+    value["parts"] = [{"id": -(2**63), "points": [-1e7, 1e7]}]
+    got = schemas.check(value, Whole, where="a.json")
+    assert (len(got.file), len(got.text), got.size) == (4096, 100_000, 1_000_000)
+    assert got.parts == (Part(id=-(2**63), points=(-1e7, 1e7)),)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], "expected object"),
+        ({"parts": [{"id": 1}, {}]}, "expected a field 'id' at parts[]"),
+        ({"parts": [{"id": 1, "points": [1, "q"]}]}, "expected float at parts[].points[]"),
+    ],
+)
+def test_reasons_name_the_field_and_no_place_in_a_list(value, reason):
+    with pytest.raises(schemas.Invalid) as caught:
+        schemas.check(value, Whole, where="a.json")
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("value", ["x\ud800", {"parts": ["x\ud800"]}])
@@ -135,10 +172,14 @@ def test_a_value_of_too_many_levels_is_told():
     [
         ("a\x1b]0;b\n", r"'a\x1b]0;b\n'"),
         ("é", r"'\xe9'"),
+        ("a" * 58, f"'{'a' * 58}'"),
+        ("a" * 59, f"'{'a' * 56}..."),
         ("a" * 10**8, f"'{'a' * 56}..."),
         (b"a" * 10**8, f"b'{'a' * 55}..."),
         (nested(200_000), "a list of 1"),
         ({"a": 1}, "a dict of 1"),
+        (10**60 - 1, "9" * 60),
+        (10**60, "an integer of more digits than fit"),
         (-(10**70), "an integer of more digits than fit"),
         (math.nan, "nan"),
         (True, "True"),

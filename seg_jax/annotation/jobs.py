@@ -89,6 +89,8 @@ class _Head(schemas.Record, frozen=True):
     """Digest of the lines below."""
     counts: dict[schemas.Text, Annotated[int, Meta(ge=0, le=2**53)]]
     findings: Any
+    own: schemas.Text | None = None
+    """Digest of all of this line but itself; older versions wrote none."""
 
 
 def list_images(source: str, findings: Findings | None = None) -> list[ImageFile]:
@@ -232,8 +234,8 @@ def damaged_shards(every: Sequence[Shard], job: Job) -> Findings:
     return met
 
 
-def _read_lines(shard: Shard, job: Job) -> tuple[_Head, bytes]:
-    """Returns the first line of a finished shard and the bytes below it.
+def _read_lines(shard: Shard, job: Job) -> tuple[_Head, Findings, bytes]:
+    """Returns the first line of a finished shard, its findings, and the bytes below it.
 
     Raises:
       ValueError: there is none, or it is damaged.
@@ -242,9 +244,17 @@ def _read_lines(shard: Shard, job: Job) -> tuple[_Head, bytes]:
     first, _, rest = files.read_bytes(path, advice=_AGAIN).partition(b"\n")
     value = files.parse_json(first, where=str(path), advice=_AGAIN)
     head = schemas.check(value, _Head, where=str(path), advice=_AGAIN)
-    if hashlib.sha256(rest).hexdigest() != head.sha256:
+    met = Findings.from_json(head.findings, where=str(path), advice=_AGAIN)
+    own = _own_digest(head.digest, head.sha256, counts=head.counts, met=met)
+    if hashlib.sha256(rest).hexdigest() != head.sha256 or head.own not in (None, own):
         raise ValueError(f"{path}: expected a whole shard, got other bytes; do: {_AGAIN}")
-    return head, rest
+    return head, met, rest
+
+
+def _own_digest(digest: str, sha256: str, *, counts: dict[str, int], met: Findings) -> str:
+    """Returns the digest of the first line of a shard."""
+    parts = [digest, sha256, sorted(counts.items()), met.as_json()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_shard(shard: Shard, job: Job) -> ShardResult:
@@ -253,13 +263,13 @@ def read_shard(shard: Shard, job: Job) -> ShardResult:
     Raises:
       ValueError: it is not.
     """
-    head, rest = _read_lines(shard, job)
+    head, met, rest = _read_lines(shard, job)
     where = str(shard_path(shard, job))
     # The digest holds: these are the lines that `annotate_shard` wrote.
     every = [files.parse_json(line, where=where) for line in rest.splitlines()]
     lines = [one["line"] for one in every if "line" in one]
     failed = [one["failed"] for one in every if "failed" in one]
-    return ShardResult(lines, failed, head.counts, Findings.from_json(head.findings, where=where))
+    return ShardResult(lines, failed, head.counts, met)
 
 
 def forget_failures(every: Sequence[Shard], job: Job) -> int:
@@ -331,11 +341,13 @@ def _write_shard(
 ) -> None:
     """Writes a finished shard, with what tells that it is whole."""
     below = "".join(f"{json.dumps(one)}\n" for one in rest).encode()
+    digest, sha256 = shard_digest(shard, job), hashlib.sha256(below).hexdigest()
     head = {
-        "digest": shard_digest(shard, job),
-        "sha256": hashlib.sha256(below).hexdigest(),
+        "digest": digest,
+        "sha256": sha256,
         "counts": dict(sorted(counts.items())),
         "findings": met.as_json(),
+        "own": _own_digest(digest, sha256, counts=counts, met=met),
     }
     path = shard_path(shard, job)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
+from msgspec import Meta
 
 from seg_jax import checksums, files, locks, schemas
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
@@ -301,7 +302,8 @@ class _Partial:
                 )
             self._file = stack.enter_context(path.open("a+", encoding="utf-8", errors="replace"))
             self._file.seek(0)
-            self._resume([line for text in self._file if (line := _parse_line(text)) is not None])
+            texts = self._file.read(files.MOST_TEXT_BYTES).split("\n")  # Ours are far shorter.
+            self._resume([line for text in texts if (line := _parse_line(text)) is not None])
             self._open = stack.pop_all()
         return self
 
@@ -309,13 +311,13 @@ class _Partial:
         if lines[:1] == [self._fingerprint]:
             for line in lines[1:]:
                 try:
-                    written = safetensors.Written(**schemas.check(line, dict, where=JOURNAL))
-                    one = checksums.Sum(bytes=written.nbytes, xxh3=written.xxh3)
-                    same = checksums.find_damage(self.folder, {written.name: one}) is None
-                except (TypeError, ValueError):  # No line of ours.
+                    told = schemas.check(line, _Whole, where=JOURNAL)
+                except ValueError:  # No line of ours.
                     continue
-                if same:
-                    self._whole[written.name] = written
+                one = checksums.Sum(bytes=told.nbytes, xxh3=told.xxh3)
+                if checksums.find_damage(self.folder, {told.name: one}) is None:
+                    written = safetensors.Written(told.name, told.nbytes, told.xxh3)
+                    self._whole[told.name] = written
             if self._whole:
                 console.say(f"{self.folder}: {len(self._whole)} whole files are kept")
             self._file.write("\n")  # A line that was cut off ends here.
@@ -361,10 +363,18 @@ class _Partial:
         self._open.close()
 
 
+class _Whole(schemas.Record, frozen=True):
+    """A line of the journal about a file that is whole."""
+
+    name: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_-][0-9A-Za-z._-]{0,200}\Z")]
+    nbytes: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    xxh3: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+
+
 def _parse_line(line: str) -> Any:
-    """Returns what a line of the journal holds; None if it was cut off."""
+    """Returns what a line of the journal holds; None if it was cut off, or is none of ours."""
     with contextlib.suppress(ValueError):
-        return json.loads(line)
+        return files.parse_json(line, where=JOURNAL)
     return None
 
 

@@ -68,17 +68,20 @@ class Findings:
         }
 
     @staticmethod
-    def from_json(value: Any, *, where: str = "findings") -> Findings:
+    def from_json(
+        value: Any, *, where: str = "findings", advice: str = "build the data anew"
+    ) -> Findings:
         """Returns what `as_json` wrote.
 
         Args:
           value: as it was read from a file.
           where: names the file.
+          advice: what to do where it is something else; it ends the message.
 
         Raises:
           ValueError: it is something else.
         """
-        read = schemas.check(value, dict[str, _Finding], where=where, advice="build the data anew")
+        read = schemas.check(value, dict[str, _Finding], where=where, advice=advice)
         return Findings(
             {reason: one.count for reason, one in read.items()},
             {reason: [*one.examples] for reason, one in read.items()},

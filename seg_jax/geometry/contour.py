@@ -12,7 +12,7 @@ from seg_jax.records import Ring
 
 # A lattice vertex sees four pixels; their bits in the vertex code:
 _TL, _TR, _BL, _BR = 1, 2, 4, 8
-_FALLING, _RISING = _TL | _BR, _TR | _BL
+_FALLING = _TL | _BR
 # How many corners of rings lie at a vertex, by its code: none where the border runs straight
 # or is absent, two where pixels touch only diagonally.
 _CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.uint8)

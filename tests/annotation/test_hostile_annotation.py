@@ -95,11 +95,24 @@ def damage_head(data):
     return data.replace(b'"sha256": "', b'"sha256": 7, "x": "', 1)
 
 
+def damage_count(data):
+    assert data.count(b'"annotated": 2') == 1
+    return data.replace(b'"annotated": 2', b'"annotated": 3')
+
+
+def damage_findings(data):
+    assert data.count(b'"findings": {}') == 1
+    return data.replace(b'"findings": {}', b'"findings": {"a": 5}')
+
+
 def damage_depth(data):
     return b"[" * 100_000 + b"\n" + data
 
 
-@pytest.mark.parametrize("damage", [damage_tail, damage_bit, damage_head, damage_depth])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_tail, damage_bit, damage_head, damage_count, damage_findings, damage_depth],
+)
 def test_a_damaged_shard_is_told_and_made_again(tmp_path, damage):
     known.make(tmp_path / "web", 4)
     job = known.job(tmp_path / "out", 4)
@@ -115,6 +128,20 @@ def test_a_damaged_shard_is_told_and_made_again(tmp_path, damage):
     annotate(tmp_path / "web", job)
     assert path.read_bytes() == whole
     assert not jobs.damaged_shards(every, job).lines()
+
+
+def test_a_shard_of_an_older_version_stays(tmp_path):
+    known.make(tmp_path / "web", 2)
+    job = known.job(tmp_path / "out", 2)
+    annotate(tmp_path / "web", job)
+    path = job.out / jobs.DONE / "000000.jsonl"
+    first, _, rest = path.read_bytes().partition(b"\n")
+    head = json.loads(first)
+    assert len(head.pop("own")) == 64
+    path.write_bytes(json.dumps(head).encode() + b"\n" + rest)
+    (shard,) = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+    assert jobs.is_whole(shard, job)
+    assert not jobs.damaged_shards([shard], job).lines()
 
 
 def test_a_damaged_list_of_a_pipeline_is_one_line(tmp_path):

@@ -9,5 +9,6 @@ sys.path += [str(Path(__file__).parents[1])]
 import data_formats
 import model_formats
 import run_formats
+import work_formats
 
-FORMATS = data_formats.FORMATS | model_formats.FORMATS | run_formats.FORMATS
+FORMATS = data_formats.FORMATS | model_formats.FORMATS | run_formats.FORMATS | work_formats.FORMATS

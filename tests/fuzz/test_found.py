@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seg_jax import escapes
-from seg_jax.cli import main
+from seg_jax import checksums, escapes
+from seg_jax.cli import convert, main
 from seg_jax.data import record_schema, tf_example
 from seg_jax.data.build import claims
 from seg_jax.evaluation.referring import protocols
@@ -154,6 +154,42 @@ def test_a_size_of_a_model_that_is_no_number_is_told_with_its_name(tmp_path):
     assert len(lines) == 4
     for line in lines:
         assert re.search(r"/config.json: .*vision_start_token_id: expected .*, got .*; do: ", line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        json.dumps({"name": "a" * 5000, "nbytes": 1, "xxh3": "0" * 32}),
+        json.dumps({"name": "a/" * 100 + "b", "nbytes": 1, "xxh3": "0" * 32}),
+        '{"name": ["a"], "nbytes": 1, "xxh3": "0"}',
+        '{"name": "config.json", "nbytes": 1e999, "xxh3": "0"}',
+        "\udcff\x00",
+    ],
+    ids=["deep", "a long name", "a path", "a list", "a size", "bytes"],
+)
+def test_a_line_of_a_journal_that_is_none_of_ours_counts_for_nothing(tmp_path, line):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    config = convert.Config(source=str(source), dest=tmp_path / "dest")
+    one = safetensors.Written("model.safetensors", 3, checksums.of_bytes(b"abc"))
+    with convert._Partial(config, source) as partial:
+        (partial.folder / one.name).write_bytes(b"abc")
+        partial.add(one)
+    journal = partial.folder / convert.JOURNAL
+    journal.write_bytes(journal.read_bytes() + f"{line}\n".encode("utf-8", "surrogateescape"))
+    with convert._Partial(config, source) as again:
+        assert again.has(one.name)
+        assert again.whole_bytes() == 3
+
+
+def test_a_name_that_no_file_system_holds_is_damage(tmp_path):
+    sums = {"a" * 5000: checksums.Sum(bytes=1, xxh3="0" * 32)}
+    assert (
+        checksums.find_damage(tmp_path, sums)
+        == f"{'a' * 5000}: cannot be read (File name too long)"
+    )
 
 
 @pytest.mark.parametrize("entry", [["F32", [2], [0, 8]], {"dtype": "F32", "shape": 2}])

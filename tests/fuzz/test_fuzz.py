@@ -41,6 +41,8 @@ NAMES = (
     "metrics",
     "run",
     "http",
+    "shards",
+    "journal",
 )
 CASES = 120
 """Of each format; about a minute in all on a quiet machine."""

@@ -5,6 +5,7 @@ import inspect
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage import measure
@@ -154,6 +155,36 @@ def test_simplified_by_nothing_the_raster_gives_the_mask_back(mask, clockwise):
         for ring in contour.trace(mask)
     ]
     np.testing.assert_array_equal(filled(rings, 14, 14), canvas)
+
+
+@given(masks)
+@example(np.zeros((3, 4), bool))
+@example(np.pad(np.pad(np.eye(3, dtype=bool), 1, constant_values=True), 2))
+def test_holes_are_filled_as_scipy_fills_them(mask):
+    whole = contour.fill_holes(mask)
+    np.testing.assert_array_equal(whole, scipy.ndimage.binary_fill_holes(mask))
+    assert (whole is mask) == (whole == mask).all()  # Without holes nothing is made.
+
+
+@given(masks)
+@example(np.zeros((3, 4), bool))
+def test_the_box_is_tight_and_half_open(mask):
+    x0, y0, x1, y1 = contour.box_px(mask)
+    assert mask[y0:y1, x0:x1].sum() == mask.sum()
+    if mask.any():
+        assert all(side.any() for side in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]))
+    else:
+        assert (x0, y0, x1, y1) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("moved", [(-1, 0), (0, -1), (1, 0), (0, 1)])
+def test_rings_that_leave_the_mask_are_refused(moved):
+    ring = np.array([[0, 0], [4, 0], [4, 3], [0, 3]], np.float64)
+    assert contour.fill([ring, ring[:0]], height=3, width=4).all()  # At all sides; an empty one.
+    low, high = (ring + moved).min(0).tolist(), (ring + moved).max(0).tolist()
+    with pytest.raises(ValueError, match="expected corners of pixels of 3x4, got ") as caught:
+        contour.fill([ring + moved], height=3, width=4)
+    assert f"got {low} to {high}; do: give rings of contour.trace" in str(caught.value)
 
 
 @given(masks)
