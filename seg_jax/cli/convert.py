@@ -22,7 +22,7 @@ from seg_jax import checksums, files, locks, schemas
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
-from seg_jax.models.io import orbax_params, safetensors, weights
+from seg_jax.models.io import orbax_params, safetensors, torch_archive, weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.runs import console
 
@@ -46,7 +46,8 @@ class Config:
     """Copies a model into another folder: checked, in another dtype or another format."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Folder of a model, or its name on the hub, as Qwen/Qwen2.5-VL-7B-Instruct."""
+    """Folder of a model, its name on the hub, as Qwen/Qwen2.5-VL-7B-Instruct, or Meta's .pt of a
+    SAM 2, read as data."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Folder to make; what an interrupted convert has done is kept beside it until the next."""
     dtype: Literal["bfloat16", "float32"] | None = None
@@ -58,13 +59,14 @@ class Config:
 def main(config: Config) -> int:
     """Converts, and prints what has been made."""
     _check_free(config.dest)
-    source = _folder(config.source, config.dest)
+    source = _place(config.source, config.dest)
     if config.dest.resolve() == source.resolve():
         raise ValueError(
             f"{source}: expected another folder to write, got the source; do: choose another DEST"
         )
     model = _open(source, config)
-    checksums.check_folder(source, lambda name: True)
+    if source.is_dir():
+        checksums.check_folder(source, lambda name: True)
     for warning in departures(source, model.config):
         console.say(f"warning: {warning}")
     with _Partial(config, source) as partial:
@@ -72,7 +74,7 @@ def main(config: Config) -> int:
         write = _write_orbax if config.to == "orbax" else _write_hf
         write(model, partial)
         dtype = model.exact.param_dtype if config.to == "orbax" else model.dtype
-        _finish(source, partial.folder, dtype)
+        _finish(source, model.config, partial.folder, dtype=dtype)
         partial.publish()
     family = families.family_of(model.config).model_type
     made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
@@ -88,7 +90,12 @@ def departures(source: Path, config: Any) -> list[str]:
     """
     family = families.family_of(config)
     if family.vlm is None:
-        return []
+        names, hub = [], {}
+        if source.is_file():
+            names = torch_archive.Archive(source).names()
+        else:
+            hub = files.read_json_object(source / "config.json")
+        return [f"{source}: {remark}" for remark in family.remarks(hub, names)]
     complaints = []
     if family.vlm.tokenizer == "qwen" and _is_moonshots(source):
         complaints.append(
@@ -131,10 +138,10 @@ def _is_moonshots(source: Path) -> bool:
 # Where a model comes from.
 
 
-def _folder(source: str, dest: Path) -> Path:
-    """Returns the folder of a model, fetched if it is a name on the hub."""
+def _place(source: str, dest: Path) -> Path:
+    """Returns the folder of a model, fetched if it is a name on the hub, or its only file."""
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() or (weights.is_archive(path) and path.is_file()):
         return path
     if path.exists():
         raise ValueError(
@@ -195,7 +202,10 @@ class _Model:
 
 def _open(source: Path, config: Config) -> _Model:
     """Returns the model in a folder, its names and shapes checked."""
-    ours = families.read(source)
+    if source.is_file():
+        ours, tensors = weights.open_archive(source)
+    else:
+        ours, tensors = families.read(source), None
     wide = {slot.name for slot in weights.tensor_parts(ours) if slot.dtype == np.float32}
     if (source / orbax_params.FOLDER).is_dir():
         dtype = config.dtype or _noted_dtype(source)
@@ -207,7 +217,7 @@ def _open(source: Path, config: Config) -> _Model:
             yield reader.read(name)
 
         return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
-    theirs = weights.HubTensors(ours, safetensors.open_folder(source))
+    theirs = weights.HubTensors(ours, tensors or safetensors.open_folder(source))
     entries = {}
     for name, entry in theirs.entries.items():
         kept = config.dtype is None or name in wide
@@ -271,7 +281,8 @@ def _check_space(folder: Path, need: int) -> None:
 
 
 def _sizes(source: Path) -> int:
-    return sum(path.stat().st_size for path in families.companions(source))
+    companions = families.companions(source) if source.is_dir() else []
+    return sum(path.stat().st_size for path in companions)
 
 
 class _Partial:
@@ -380,7 +391,13 @@ def _parse_line(line: str) -> Any:
 
 def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
     """Returns what tells one conversion from another."""
-    files = [*source.glob("*.safetensors"), *families.companions(source), source / "config.json"]
+    files = [source]
+    if source.is_dir():
+        files = [
+            *source.glob("*.safetensors"),
+            *families.companions(source),
+            source / "config.json",
+        ]
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     options = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
     return options | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
@@ -431,10 +448,16 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield move
 
 
-def _finish(source: Path, folder: Path, dtype: str) -> None:
+def _finish(source: Path, config: Any, folder: Path, *, dtype: str) -> None:
     """Copies what travels with the weights; what makes a folder look whole comes last."""
-    for path in families.companions(source):
-        if path.name != orbax_params.NOTE:
-            shutil.copyfile(path, folder / path.name)
-    hub = families.with_dtype(files.read_json_object(source / "config.json"), dtype)
+    if source.is_file():
+        known = families.family_of(config).published
+        assert known is not None
+        files.write_json(folder / "preprocessor_config.json", known.preprocessor(config))
+        hub = config.to_hf() | {"dtype": dtype}
+    else:
+        for path in families.companions(source):
+            if path.name != orbax_params.NOTE:
+                shutil.copyfile(path, folder / path.name)
+        hub = families.with_dtype(families.copied_config(source, config), dtype)
     files.write_json(folder / "config.json", hub)

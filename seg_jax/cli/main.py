@@ -28,6 +28,7 @@ PROGRAMS = {
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
     "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
     "predict": "outline an object of one image",
+    "segment": "draw the mask of a box or of clicks in one image, by a SAM 2",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
     "preview": "show a data set as a page: images, outlines, what was left out and why",
@@ -51,6 +52,7 @@ examples:
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --world tiny --scenes 512
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
+  seg-jax segment --segmenter models/sam2-l --image FILE --box 0.1 0.2 0.6 0.9 --out masks
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
   seg-jax preview data/refcoco_unc --split val
@@ -225,6 +227,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import evaluate as program
         case "predict":
             from seg_jax.cli import predict as program
+        case "segment":
+            from seg_jax.cli import segment as program
         case "convert":
             from seg_jax.cli import convert as program
         case "build":

@@ -11,6 +11,7 @@ from seg_jax import checksums, files
 from seg_jax.models.facts import hub_config
 from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.facts.image_layout import ImageLayout
+from seg_jax.models.sam2 import sam2
 from seg_jax.models.vlm import kimi_vl, qwen3_vl, qwen25_vl
 
 FAMILIES: dict[str, Family] = {
@@ -19,6 +20,7 @@ FAMILIES: dict[str, Family] = {
         qwen25_vl.FAMILY,
         qwen3_vl.FAMILY,
         kimi_vl.FAMILY,
+        sam2.FAMILY,
     )
 }
 """Every family by its `model_type`."""
@@ -42,6 +44,16 @@ def vlm_facts(config: Any) -> VLM:
             f"no answers; do: give one of {', '.join(_vlms())}"
         )
     return family.vlm
+
+
+def check_segmenter(config: Any) -> None:
+    """Raises ValueError where models of a config draw no masks of points and boxes."""
+    if (family := family_of(config)).segmenter is None:
+        known = [name for name, family in FAMILIES.items() if family.segmenter is not None]
+        raise ValueError(
+            f"model_type: expected a model that draws masks of points and boxes, got "
+            f"{family.model_type!r}; do: give one of {', '.join(known)}"
+        )
 
 
 def read(folder: Path) -> Any:
@@ -105,8 +117,9 @@ def find(model_type: object) -> Family:
     Raises:
       ValueError: there is no such family; the known ones are named.
     """
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    for family in FAMILIES.values():
+        if model_type == family.model_type or model_type in family.other_types:
+            return family
     close = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.8)
     guess = f" (near {close[0]})" if close else ""
     for family in FAMILIES.values():
@@ -186,6 +199,18 @@ def companions(folder: Path) -> list[Path]:
         and path.name not in ("config.json", checksums.FILE)
         and not path.name.endswith(".index.json")
     ]
+
+
+def copied_config(folder: Path, config: Any) -> dict[str, Any]:
+    """Returns the `config.json` of a copy of a folder, whose config this is.
+
+    Of a larger model's folder only this one's part is copied, and its file says so.
+    """
+    hub = files.read_json_object(folder / "config.json")
+    if hub.get("model_type") == family_of(config).model_type:
+        return hub
+    dtype = {name: hub[name] for name in ("dtype", "torch_dtype") if name in hub}
+    return config.to_hf() | dtype
 
 
 _COMPANIONS = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")

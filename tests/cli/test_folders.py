@@ -277,7 +277,9 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     whole = path.read_text()
     path.write_text(json.dumps(json.loads(whole) | {"model_type": "kimi_lv"}))
     line = refused(folder)
-    assert "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, got 'kimi_lv' (near kimi_vl)" in line
+    assert (
+        "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, got 'kimi_lv' (near kimi_vl)" in line
+    )
     status, _, lines = run("convert", folder, tmp_path / "dest")
     assert (status, len(lines), list(tmp_path.glob("dest*"))) == (1, 1, [])
     path.write_text(whole)

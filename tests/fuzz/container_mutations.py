@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import pickle
 import pickletools
 import random
 import struct
+import zipfile
 
 from byte_mutations import NUMBERS, mutated
 from json_mutations import mutated_json
@@ -51,8 +53,29 @@ def _moved_tensor(header: bytes, rng: random.Random) -> bytes:
 def mutated_pickle(data: bytes, rng: random.Random) -> bytes:
     """Returns a pickle, written by any protocol, with changed instructions, or changed bytes."""
     data = pickle.dumps(pickle.loads(data), rng.randrange(6))
-    if rng.random() < 0.25:
+    return mutated(data, rng) if rng.random() < 0.25 else mutated_instructions(data, rng)
+
+
+def mutated_archive(data: bytes, rng: random.Random) -> bytes:
+    """Returns an archive of torch with a changed pickle or entry, or with changed bytes."""
+    if rng.random() < 0.3:
         return mutated(data, rng)
+    out = io.BytesIO()
+    kind = zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", kind) as new:
+        for name in old.namelist():
+            part = old.read(name)
+            if name.endswith(".pkl") and rng.random() < 0.8:
+                part = mutated_instructions(part, rng)
+            elif rng.random() < 0.1:
+                part = mutated(part, rng)
+            if rng.random() < 0.97:
+                new.writestr(name, part)
+    return out.getvalue()
+
+
+def mutated_instructions(data: bytes, rng: random.Random) -> bytes:
+    """Returns a pickle with changed instructions."""
     starts = [at for _, _, at in pickletools.genops(data)] + [len(data)]
     steps = [data[a:b] for a, b in itertools.pairwise(starts)]
     for _ in range(rng.choice((1, 1, 2, 4))):

@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle
 from seg_jax.models import families
-from seg_jax.models.io import safetensors
+from seg_jax.models.io import safetensors, torch_archive
 from seg_jax.records import Kind
 from seg_jax.runs import experiments, protocol
 from seg_jax.tasks.referring import Referring, draw
@@ -48,6 +49,28 @@ def _make_index(folder: Path) -> None:
     names = dict.fromkeys(("a.weight", "a.bias", "scale"), "one.safetensors")
     index = {"metadata": {"total_size": 124}, "weight_map": names}
     (folder / safetensors.INDEX).write_text(json.dumps(index))
+
+
+_PICKLE = (
+    b"\x80\x02}(X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\n"
+    b"FloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0K\x02K\x03\x86K\x03K\x01\x86\x89"
+    b"ccollections\nOrderedDict\n)RtRX\x05\0\0\0epochK\x03u."
+)
+"""What torch.save writes of a tensor of two rows and three columns, and of a number."""
+
+
+def _make_archive(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "weights.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", _PICKLE)
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/data/0", bytes(24))
+
+
+def _read_archive(folder: Path) -> None:
+    found = torch_archive.Archive(folder / "weights.pt")
+    for name in found.names():
+        for _, block in found.blocks(name):
+            block.tobytes()
 
 
 def _read_safetensors(folder: Path) -> None:
@@ -193,6 +216,12 @@ _TOKENIZERS = (
         make=_make_safetensors,
         mutations={"*": container_mutations.mutated_safetensors},
         read=_read_safetensors,
+    ),
+    Format(
+        name="torch_archive",
+        make=_make_archive,
+        mutations={"*": container_mutations.mutated_archive},
+        read=_read_archive,
     ),
     Format(
         name="index",

@@ -29,6 +29,7 @@ NAMES = (
     "example",
     "parts",
     "safetensors",
+    "torch_archive",
     "index",
     "tokenizer",
     "tiktoken",

@@ -12,6 +12,8 @@ from published_configs import QWEN25, qwen25
 
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
+from seg_jax.models.sam2 import meta_names
+from seg_jax.models.sam2.config import Config
 from seg_jax.models.vlm import qwen3_vl, qwen25_vl
 from seg_jax.records import Images
 
@@ -115,6 +117,24 @@ def test_published_sizes_of_qwen3_vl(size):
     params = _check_count(lambda rngs: qwen3_vl.Qwen3VL(config, rngs=rngs), want, QWEN3[size][-1])
     found = {place.name: place.shape for place in tables.places(qwen3_vl.NAMES, params)}
     assert found == {name: tables.matrix(shape) for name, shape in want.items()}
+
+
+SAM2 = {"tiny": 31.4, "small": 38.5, "base-plus": 73.3, "large": 216.9}
+"""Millions of weights of the image path."""
+
+
+@pytest.mark.parametrize("size", SAM2)
+def test_published_sizes_of_sam2(size):
+    config = Config(backbone=meta_names.SIZES[size])
+    with torch.device("meta"):
+        model = transformers.Sam2Model(transformers.Sam2Config(**config.to_hf()))
+    want = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    parts = weights.tensor_parts(config)
+    assert {part.name: part.shape for part in parts} == want
+    ours = weights.leaves(weights.blank(config, Compute()))
+    count = sum(leaf.size for leaf in ours.values())
+    assert count == sum(map(math.prod, want.values()))
+    assert round(count / 1e6, 1) == SAM2[size]
 
 
 def _check_count(make, want, billions):

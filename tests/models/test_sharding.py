@@ -158,8 +158,9 @@ def test_eight_devices_hold_an_eighth_of_every_family(family, sizes):
     leaves = jax.tree.leaves(params)
     pairs = zip(leaves, places, strict=True)
     here = sum(math.prod(place.shard_shape(leaf.shape)) for leaf, place in pairs)
-    # Learned positions, norms and a few biases are whole.
-    assert here < 0.126 * sum(leaf.size for leaf in leaves)
+    # Learned positions, norms and a few biases are whole; of a segmenter, a few narrow layers.
+    most = 0.126 if families.FAMILIES[family].vlm is not None else 0.17
+    assert here < most * sum(leaf.size for leaf in leaves)
 
 
 def test_what_does_not_divide_is_named_with_what_would(setting):

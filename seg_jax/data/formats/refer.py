@@ -9,9 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta
 
-from seg_jax import files, schemas
+from seg_jax import files, safe_pickle, schemas
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import annotations, foreign, safe_pickle
+from seg_jax.data.formats import annotations, foreign
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,

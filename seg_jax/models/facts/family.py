@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from seg_jax.models.facts.arithmetic import Arithmetic
@@ -60,6 +61,30 @@ class VLM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmenter:
+    """What only models have that draw masks of points and boxes; their configs have `side`."""
+
+    encoding: Callable[[Any], float]
+    """Returns the operations of encoding one image."""
+    decoding: Callable[[Any, int], float]
+    """Returns the operations of one prompt of so many clicks and corners."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """Weights as the authors of a model publish them: one file of tensors, without a config."""
+
+    is_of: Callable[[Mapping[str, tuple[int, ...]]], bool]
+    """Returns whether the names and shapes of a file are of this family."""
+    config: Callable[[Mapping[str, tuple[int, ...]]], Any]
+    """Returns the config that they are of."""
+    sources: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Sequence[str]]]
+    """Returns the names of the hub, each with the tensors that it is made of, row behind row."""
+    preprocessor: Callable[[Any], Mapping[str, Any]]
+    """Returns the `preprocessor_config.json` of a config, which such a file lacks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
     """All that programs need to know of a family of models.
 
@@ -72,8 +97,13 @@ class Family:
     """Class of its configs: a frozen dataclass with `from_hf` and `to_hf`."""
     model: type[Any]
     """Class of its models, made by (config, compute=.., rngs=..); they keep both arguments."""
-    names: Mapping[str, str]
-    """Our names of weights to those of the hub, as `io.weights` reads them."""
+    names: Mapping[str, str] | Callable[[Any], Mapping[str, str]]
+    """Our names of weights to those of the hub, as `io.weights` reads them; of a config where they
+    depend on its sizes."""
+    other_types: tuple[str, ...] = ()
+    """Names of larger models in `config.json` whose folders hold all of this one."""
+    surplus: re.Pattern[str] | None = None
+    """Beginnings of the tensors that only those larger models have: they are passed over."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Beginnings of names that some files have, each with that of the hub."""
     relatives: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -86,5 +116,17 @@ class Family:
     over."""
     with_preprocessor: Callable[[Any, Mapping[str, Any]], Any] = lambda config, found: config
     """Returns a config with what `preprocessor_config.json` says of its images."""
+    remarks: Callable[[Mapping[str, Any], Collection[str]], list[str]] = lambda hub, names: []
+    """Returns what is unusual about a `config.json`, or about the names of a file of its authors',
+    a sentence each; the other one is empty."""
+    segmenter: Segmenter | None = None
+    """What it has as one whose models draw masks of points and boxes, as `models/promptable.py`
+    has it; None: they draw none."""
+    published: Published | None = None
+    """Reads the names of its authors' own files; None: there are none but the hub's."""
     vlm: VLM | None = None
     """What it has as a vision-language model; None: it is none, and has no tokenizer."""
+
+    def table(self, config: Any) -> Mapping[str, str]:
+        """Returns our names of the weights of a config to those of the hub."""
+        return self.names if isinstance(self.names, Mapping) else self.names(config)

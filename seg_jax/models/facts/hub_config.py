@@ -77,9 +77,18 @@ def with_pixel_statistics(config: Any, preprocessor: Mapping[str, Any]) -> Any:
     Raises:
       ValueError: they are not of three channels, or a deviation is not above 0.
     """
+    vision = dataclasses.replace(config.vision, **pixel_statistics(preprocessor))
+    return dataclasses.replace(config, vision=vision)
+
+
+def pixel_statistics(preprocessor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Returns the `image_mean` and `image_std` of a preprocessor, as far as it names them.
+
+    Raises:
+      ValueError: they are not of three channels, or a deviation is not above 0.
+    """
     names = [name for name in ("image_mean", "image_std") if name in preprocessor]
-    found = {name: _three(name, preprocessor[name]) for name in names}
-    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, **found))
+    return {name: _three(name, preprocessor[name]) for name in names}
 
 
 _MOST = {"num_hidden_layers": 1000, "depth": 1000, "n_routed_experts": 1024}

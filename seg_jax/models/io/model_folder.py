@@ -73,6 +73,6 @@ def _keep_config(model: Any, folder: Path, source: Path) -> None:
     except ValueError:  # A folder of a tokenizer alone.
         return
     if before == model.config:
-        hub = files.read_json_object(source / "config.json")
+        hub = families.copied_config(source, model.config)
         hub = families.with_dtype(hub, model.compute.param_dtype)
         files.write_json(folder / "config.json", hub)

@@ -1,7 +1,7 @@
 """Turns the weights of hubs into models and back, by the table of names of each port.
 
 A table says where each of ours stands among theirs. `{}` is the layer (ours are stacked on a
-leading axis), `{+1}` the layer of a stack that begins at their layer 1, `{e}` the expert (ours on
+leading axis), `{+2}` the layer of a stack that begins at their layer 2, `{e}` the expert (ours on
 the next axis), `*` kernel and weight or bias and bias, `[i/n]` the i-th of n equal parts of the
 rows of theirs. Kernels are transposed weights.
 """
@@ -22,9 +22,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from seg_jax import checksums, files
+from seg_jax import checksums, files, schemas
 from seg_jax.models import families
-from seg_jax.models.io import orbax_params, safetensors
+from seg_jax.models.io import orbax_params, safetensors, torch_archive
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 
@@ -62,7 +62,7 @@ def load(
 
     Args:
       source: folder with `config.json` and `model.safetensors` (or shards and their index, or an
-        Orbax checkpoint of ours in `params`).
+        Orbax checkpoint of ours in `params`); or a file of a family's authors (`.pt`).
       config: replaces the folder's `config.json`; needed for a mapping.
       compute: how to compute, and the dtype that parameters are kept in.
       on: the mesh to lay the parameters over as `sharding.shardings` has it; each process reads
@@ -79,6 +79,9 @@ def load(
             )
         return _assemble(config, compute, safetensors.Arrays(source), on=on)
     folder = Path(source)
+    if is_archive(folder):
+        found, archive = open_archive(folder)
+        return _assemble(config or found, compute, archive, on=on)
     config = config or families.read(folder)
     if (folder / orbax_params.FOLDER).is_dir():
         model = _restore(config, compute, folder, on=on)
@@ -86,6 +89,34 @@ def load(
         model = _assemble(config, compute, safetensors.open_folder(folder), on=on)
     check_files(folder)  # Last: what is wrong in a way of its own is told in its own words.
     return model
+
+
+def is_archive(path: Path) -> bool:
+    """Returns whether a path is that of a file of a model's authors, not of a folder."""
+    return path.suffix in torch_archive.SUFFIXES and not path.is_dir()
+
+
+def open_archive(path: Path) -> tuple[Any, safetensors.Arrays]:
+    """Returns the config of a file of a model's authors, and its tensors by the hub's names.
+
+    Raises:
+      ValueError: no weights that `torch.save` wrote, or those of no family that is published so.
+    """
+    archive = torch_archive.Archive(path)
+    shapes = {name: archive.shape(name) for name in archive.names()}
+    for family in families.FAMILIES.values():
+        if (known := family.published) is not None and known.is_of(shapes):
+            try:
+                config = known.config(shapes)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            return config, torch_archive.Renamed(archive, known.sources(shapes))
+    names = [one for one, family in families.FAMILIES.items() if family.published is not None]
+    raise ValueError(
+        f"{path}: expected weights as the authors of {', '.join(names)} publish them, got the "
+        f"tensor {schemas.short_repr(min(shapes))} and {len(shapes) - 1} more; do: give a folder "
+        "of the hub with safetensors"
+    )
 
 
 def check_files(folder: Path) -> None:
@@ -169,7 +200,10 @@ class HubTensors:
         wanted = {piece.name: piece.shape for piece in self.parts}
         for name in source.names():
             hub_name = _hub_name(name, family.aliases)
-            if safetensors.BUFFER.search(hub_name) and hub_name not in wanted:
+            if hub_name not in wanted and (
+                safetensors.BUFFER.search(hub_name)
+                or (family.surplus is not None and family.surplus.match(hub_name))
+            ):
                 continue
             if (other := self._names.setdefault(hub_name, name)) != name:
                 raise ValueError(
@@ -178,7 +212,7 @@ class HubTensors:
                 )
         for name in family.repeated(config):
             if name in self._names and name not in wanted:
-                self._check_repeats(name, family.names["embed/embedding"])
+                self._check_repeats(name, family.table(config)["embed/embedding"])
                 del self._names[name]
         _check_names(set(wanted), set(self._names), source.where)
         wrong = [
@@ -241,15 +275,15 @@ def tensor_parts(config: Any) -> tuple[TensorPart, ...]:
     """Returns every array of a model, layer by layer, with its place in their files."""
     found: list[TensorPart] = []
     family = families.family_of(config)
-    convolutions = family.convolutions(config)
+    names, convolutions = family.table(config), family.convolutions(config)
     rough = Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
     dtypes = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
     for path, leaf in leaves(blank(config, Compute())).items():
-        pattern = _pattern(family.names, path)
+        pattern = _pattern(names, path)
         part, parts = 0, 1
         if match := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
             pattern, part, parts = match[1], int(match[2]), int(match[3])
-        lead = ("{}" in pattern or "{+1}" in pattern) + ("{e}" in pattern)
+        lead = bool(_LAYER.search(pattern)) + ("{e}" in pattern)
         shape = leaf.shape[lead:]
         shape = shape[::-1] if path[-1] == "kernel" else shape
         shape = (shape[0] * parts, *shape[1:])
@@ -294,8 +328,11 @@ def _pattern(names: Mapping[str, str], path: tuple[str, ...]) -> str:
 def _numbered(pattern: str, at: tuple[int, ...]) -> str:
     if not at:
         return pattern
-    name = pattern.replace("{}", str(at[0])).replace("{+1}", str(at[0] + 1))
+    name = _LAYER.sub(lambda found: str(at[0] + int(found[1] or 0)), pattern)
     return name.replace("{e}", str(at[-1]))
+
+
+_LAYER = re.compile(r"\{(\+\d+)?\}")
 
 
 def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, *, on: Mesh | None) -> Any:

@@ -67,6 +67,33 @@ def attend(
     return out.swapaxes(0, 1).reshape(batch, parts * size, *out.shape[3:])[:, :length]
 
 
+def attend_keys(
+    heads: Heads, used: Bool[Array, "B S"] | None = None
+) -> Float[Array, "B T heads vd"]:
+    """Returns attention of queries to all keys, or to the used ones; there may be fewer queries.
+
+    Of more than `LONG_ROW` queries, part after part is worked off, as by `attend`.
+
+    Args:
+      heads: queries [B T ..], keys and values [B S ..].
+      used: where a key counts; None: everywhere.
+    """
+    allowed = None if used is None else used[:, None, :]
+    batch, length, *rest = heads.q.shape
+
+    def part(q):
+        return _weigh_values(q, heads.k, heads.v, allowed=allowed)
+
+    if length <= LONG_ROW:
+        return part(heads.q)
+    parts = -(-length // (LONG_ROW // 2))
+    size = -(-length // parts)
+    q = jnp.pad(heads.q, ((0, 0), (0, parts * size - length), (0, 0), (0, 0)))
+    q = q.reshape(batch, parts, size, *rest).swapaxes(0, 1)
+    out = jax.lax.map(jax.checkpoint(part), q).swapaxes(0, 1)
+    return out.reshape(batch, parts * size, *out.shape[3:])[:, :length]
+
+
 def attend_windows(
     heads: Heads, segments: Int[Array, "B T"], *, reach: int
 ) -> Float[Array, "B T heads vd"]:
@@ -104,14 +131,16 @@ def _weigh_values(
     k: Float[Array, "B S kv hd"],
     v: Float[Array, "B S kv vd"],
     *,
-    allowed: Bool[Array, "B T S"],
+    allowed: Bool[Array, "B _ S"] | None,
 ) -> Float[Array, "B T heads vd"]:
-    """Returns the values of allowed keys, weighted by the softmax of their scores."""
+    """Returns the values of allowed keys (None: all), weighted by the softmax of their scores."""
     batch, length, count, width = q.shape
     kv = k.shape[2]
     q = q.reshape(batch, length, kv, count // kv, width)
     scores = jnp.einsum("btkrd,bskd->bkrts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed[:, None, None], scores * width**-0.5, MASKED_SCORE)
+    scores = scores * width**-0.5
+    if allowed is not None:
+        scores = jnp.where(allowed[:, None, None], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, -1).astype(v.dtype)
     out = jnp.einsum("bkrts,bskd->btkrd", weights, v)
     return out.reshape(batch, length, count, v.shape[-1])

@@ -224,6 +224,20 @@ def spread_rows(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec(MESH["batch"]))
 
 
+def constrain_maps(x: Any) -> Any:
+    """Returns maps x [B H W D] kept divided by images, each whole but for its channels.
+
+    Inside `jax.set_mesh` only. Left to itself the compiler may divide the places of maps that are
+    cut into windows and joined again.
+    """
+    on = current_mesh()
+    if on is None or x.shape[0] % parts_of(MESH["batch"], on):
+        return x
+    whole = (None,) * (x.ndim - 2)
+    spec = PartitionSpec(MESH["batch"], *whole, PartitionSpec.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def tokens(x: Any) -> PartitionSpec:
     """Returns how x [B .. T D] is divided by rows and by tokens, as far as they divide.
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from seg_jax.data.formats import safe_pickle
+from seg_jax import safe_pickle
 
 VALUES = st.recursive(
     st.none()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import gc
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,24 @@ def load(path: Path) -> Any:
         raise ValueError(f"{path}: {error}; do: {advice}") from None
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, *, more: Mapping[bytes, Step] | None = None) -> Any:
     """Returns the value in a pickle of plain values; protocols 0 to 5.
+
+    Args:
+      data: the pickle.
+      more: what instructions beyond those of plain values do; they raise `RefusedInstruction` or
+        another `ValueError` for whatever they do not know, and call nothing that is named in the
+        pickle.
 
     Raises:
       ValueError: the pickle holds anything else, or is broken.
     """
-    machine = _Machine(data)
+    machine = Machine(data, _STEPS | dict(more or {}))
     collecting = gc.isenabled()
     gc.disable()  # Millions of new values, none of them garbage.
     try:
         return machine.run()
-    except _RefusedInstruction:
+    except RefusedInstruction:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
         raise ValueError(
@@ -69,21 +75,22 @@ def loads(data: bytes) -> Any:
             gc.enable()
 
 
-class _RefusedInstruction(ValueError):
+class RefusedInstruction(ValueError):
     """An instruction that plain values do not need."""
 
 
-class _Machine:
+class Machine:
     """The stack and the memory of a pickle being read."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, steps: Mapping[bytes, Step]):
         self.data, self.at = data, 0
+        self._steps = [steps.get(bytes([code])) for code in range(256)]
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
 
     def run(self) -> Any:
         """Returns what the pickle leaves behind."""
-        data, steps = self.data, [_STEPS.get(bytes([code])) for code in range(256)]
+        data, steps = self.data, self._steps
         while data[self.at] != _STOP:
             code = data[self.at]
             self.at += 1
@@ -98,7 +105,7 @@ class _Machine:
         name = _REFUSED.get(code.decode("latin1"))
         if name is None:
             raise ValueError(f"unknown instruction {code!r}")
-        raise _RefusedInstruction(
+        raise RefusedInstruction(
             "expected a pickle of lists, dicts, texts and numbers, "
             f"got the instruction {name} at byte {self.at - 1}, which could run code; none was run"
         )
@@ -177,6 +184,10 @@ class _Machine:
         self.number(_U64)
 
 
+Step = Callable[[Machine], object]
+"""What an instruction does."""
+
+
 def _integer(text: bytes) -> int | bool:
     """Returns the integer on a line of protocol 0; 00 and 01 mean False and True."""
     if text in (b"00", b"01"):
@@ -193,48 +204,48 @@ def _quoted(text: bytes) -> str:
     return decoded.decode("latin1")
 
 
-def _append(machine: _Machine) -> None:
+def _append(machine: Machine) -> None:
     value = machine.pop()
     machine.top(list).append(value)
 
 
-def _extend(machine: _Machine) -> None:
+def _extend(machine: Machine) -> None:
     values = machine.pop_to_mark()
     machine.top(list).extend(values)
 
 
-def _set_one(machine: _Machine) -> None:
+def _set_one(machine: Machine) -> None:
     value, key = machine.pop(), machine.pop()
     machine.set_items([key, value])
 
 
-def _dict(machine: _Machine) -> None:
+def _dict(machine: Machine) -> None:
     items = machine.pop_to_mark()
     machine.push({})
     machine.set_items(items)
 
 
-def _pop(machine: _Machine) -> None:
+def _pop(machine: Machine) -> None:
     machine.stack.pop()
 
 
-def _long(machine: _Machine, size: int) -> None:
+def _long(machine: Machine, size: int) -> None:
     machine.push(int.from_bytes(machine.take(size), "little", signed=True))
 
 
-def _text(form: struct.Struct) -> Callable[[_Machine], None]:
+def _text(form: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(form)).decode("utf-8", "surrogatepass"))
 
 
-def _old_text(form: struct.Struct) -> Callable[[_Machine], None]:
+def _old_text(form: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(form)).decode("latin1"))
 
 
-def _bytes(form: struct.Struct) -> Callable[[_Machine], None]:
+def _bytes(form: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(form)))
 
 
-_STEPS: dict[bytes, Callable[[_Machine], object]] = {
+_STEPS: dict[bytes, Step] = {
     b"\x80": lambda m: m.byte(),
     b"\x95": lambda m: m.frame(),
     b"(": lambda m: m.push(_MARK),
