@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a small model from nothing and reports: bash launch/quickstart.sh [--minutes N] [--seed N] ...
+# Fine-tunes and reinforces a small model and reports: bash launch/quickstart.sh [--minutes N] [--seed N] ...
 #
 # Installs the package where needed (with CUDA where there is an NVIDIA driver), then hands all its
 # arguments to `seg-jax quickstart`.

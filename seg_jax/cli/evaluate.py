@@ -46,9 +46,10 @@ class Config(ModelOptions):
     """Seed of the scenes; training uses others."""
     source: Scenes = dataclasses.field(default_factory=Scenes)
     """Kind of the scenes; `scenes` and `seed` override count and seed."""
-    world: Literal["easy", "tiny", "nano"] | None = None
-    """Scenes by name, `source` aside: two easy things, those of the quickstart, or those that the
-    model of the package knows, which is asked about these if left out."""
+    world: Literal["easy", "tiny", "quickstart", "nano"] | None = None
+    """Scenes by name, `source` aside: two easy things, those of `tiny_sft.py`, those of the
+    quickstart, or those that the model of the package knows, which is asked about these if left
+    out."""
     data: tuple[Path, ...] = ()
     """Data sets that `seg-jax build` made, one after the other, all of a split, instead of scenes:
     of each the folder with dataset_info.json in it."""
@@ -258,9 +259,13 @@ def held_out(config: Config) -> Source:
     if name is not None:
         source = Scenes()
         if name != "easy":
-            source = experiments.load(f"simpleseg/{name}_sft.py").scenes(seed=config.seed)
+            source = experiments.load(f"simpleseg/{_WORLDS[name]}").scenes(seed=config.seed)
     source = dataclasses.replace(source, seed=config.seed, count=config.scenes)
     return datasets.fitting(source, config.mixture.needs) if config.protocol is None else source
+
+
+_WORLDS = {"tiny": "tiny_sft.py", "quickstart": "quickstart_base.py", "nano": "nano_sft.py"}
+"""Whose scenes have names."""
 
 
 def _built_source(config: Config) -> Built:

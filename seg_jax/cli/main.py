@@ -23,9 +23,10 @@ from seg_jax.cli import arguments as command_line
 # This file imports neither jax nor a program before it is needed: `seg-jax --help` stays quick.
 
 PROGRAMS = {
-    "quickstart": "learn to outline from nothing in minutes: SFT, GSPO, a report",
+    "quickstart": "learn to outline in minutes: SFT, GSPO beyond its teacher, a report",
     "finetune": "supervised fine-tuning (SFT) of a configuration",
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
+    "study": "train variants of one setting and compare them on the same unseen scenes",
     "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
     "predict": "outline an object of one image",
     "segment": "draw the mask of a box or of clicks in one image, by a SAM 2",
@@ -49,7 +50,8 @@ examples:
   seg-jax quickstart
   seg-jax finetune configs/simpleseg/tiny_sft.py --optimizer.lr 1e-3
   seg-jax reinforce configs/simpleseg/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
-  seg-jax evaluate --checkpoint runs/quickstart/checkpoint --world tiny --scenes 512
+  seg-jax study configs/simpleseg/study_points.py
+  seg-jax evaluate --checkpoint runs/quickstart/checkpoint --world quickstart --scenes 512
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax segment --segmenter models/sam2-l --image FILE --box 0.1 0.2 0.6 0.9 --out masks
@@ -219,6 +221,8 @@ def _load(name: str) -> ModuleType:
     match name:
         case "quickstart":
             from seg_jax.cli import quickstart as program
+        case "study":
+            from seg_jax.cli import study as program
         case "finetune":
             from seg_jax.cli import finetune as program
         case "reinforce":

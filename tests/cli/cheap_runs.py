@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 
@@ -34,7 +35,12 @@ def small(base):
         mrope_section=(2, 3, 3),
     )
     vision = dataclasses.replace(
-        base.vision, depth=1, hidden_size=32, intermediate_size=32, num_heads=2
+        base.vision,
+        depth=1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_heads=2,
+        fullatt_block_indexes=(0,),
     )
     return dataclasses.replace(base, text=text, vision=vision)
 
@@ -57,3 +63,7 @@ def curve_of(out):
         {name: value for name, value in json.loads(line).items() if not name.startswith(timed)}
         for line in lines
     ]
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)

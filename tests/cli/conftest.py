@@ -16,7 +16,11 @@ from PIL import Image
 from seg_jax.cli import main
 from seg_jax.data import pipeline
 from seg_jax.inference import bundle as bundles
+from seg_jax.inference.predictor import Predictor
+from seg_jax.records import Rollout, Verdict
+from seg_jax.runs import sampled_answers
 from seg_jax.runs import start as start_of_run
+from seg_jax.tasks.task import Judgement
 from seg_jax.training import loop, optimizers
 from seg_jax.training import steps as jitted_steps
 
@@ -127,3 +131,57 @@ def small_disk(tmp_path):
 
     yield folder, fill
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def reinforcing(monkeypatch):
+    """Puts a cheap step of reinforcement in the place of the real one, as `steps` does."""
+    events = {}
+
+    def stand_in(*_, **__):
+        def step(state, prompts, rollout, reference):
+            number = int(state.step) + 1
+            events.get(number, lambda: None)()
+            change = float(np.asarray(prompts.tokens.ids).mean()) * 1e-4
+            state = state._replace(step=state.step + 1, params=moved(state.params, change))
+            told = dict.fromkeys(("loss", "reward", "length/mean"), jnp.asarray(change))
+            return state, told
+
+        return step
+
+    monkeypatch.setattr(jitted_steps, "reinforcing_step", stand_in)
+    nothing = Rollout(*(jnp.zeros((2, 8, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
+    monkeypatch.setattr(jitted_steps, "sampler", lambda *_, **__: lambda *_: nothing)
+    monkeypatch.setattr(sampled_answers, "tell_before", lambda *_, **__: None)
+    monkeypatch.setattr(
+        jitted_steps,
+        "scorer",
+        lambda *_, **__: (
+            lambda _, truth: jitted_steps.Worth(
+                np.zeros((len(truth.kind), 8)),
+                {"iou": np.zeros((len(truth.kind), 8))},
+                np.zeros(len(truth.kind), bool),
+            )
+        ),
+    )
+    return events
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Puts empty answers in the place of a model's; `answers[n]` is called at the n-th batch."""
+    events, asked = {}, []
+
+    def answer(self, prompts, params=None):
+        asked.append(len(prompts.tokens.ids))
+        events.get(len(asked), lambda: None)()
+        rows = (asked[-1], 1)
+        ids = np.full((*rows, 1), self.bundle.tokenizer.end_id, np.int32)
+        rollout = Rollout(ids, np.ones_like(ids, bool), np.zeros(ids.shape, np.float32))
+        none = np.zeros(rows, np.int32)
+        scores = dict.fromkeys(("iou", "distance", "format"), np.zeros(rows, np.float32))
+        measures = {"intersection": none, "union": none + 1, "centroid_error": none + np.nan}
+        return rollout, Judgement(scores, measures, none + Verdict.EMPTY)
+
+    monkeypatch.setattr(Predictor, "answer", answer)
+    return events

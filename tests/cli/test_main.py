@@ -230,7 +230,11 @@ def test_a_wrong_value_is_told_without_the_frames_of_the_parser(
 @pytest.mark.parametrize(
     ("program", "options", "told"),
     [
-        ("finetune", "--loop.steps abc", "--loop.steps: expected a whole number, got 'abc'"),
+        (
+            "finetune",
+            "--loop.steps abc",
+            "--loop.steps: expected a whole number or None, got 'abc'",
+        ),
         ("finetune", "--loop.minutes x", "--loop.minutes: expected a number, got 'x'"),
         ("finetune", "--loss-chunk x", "--loss-chunk: expected a whole number or None, got 'x'"),
         (

@@ -16,7 +16,7 @@ from PIL import Image
 
 from seg_jax import checksums
 from seg_jax.cli import main as shell
-from seg_jax.cli import model_options, predict, quickstart
+from seg_jax.cli import model_options, predict
 from seg_jax.evaluation import task_metrics
 from seg_jax.runs import evaluation, experiments
 from seg_jax.tasks.referring import Mixture
@@ -35,7 +35,7 @@ def test_it_is_small_and_says_how_it_was_made():
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("folder", [model_options.NANO, quickstart.START])
+@pytest.mark.parametrize("folder", [model_options.NANO, experiments.QUICKSTART_START])
 def test_damage_to_a_packaged_model_is_noticed(folder):
     sums = checksums.read(folder / checksums.FILE)
     others = {"README.md", "curves.svg", checksums.FILE}  # no part of the model

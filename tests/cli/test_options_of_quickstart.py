@@ -13,18 +13,17 @@ import run_stand_ins
 import small_run
 
 from seg_jax import files
-from seg_jax.cli import quickstart
-from seg_jax.data import image_files, pipeline
-from seg_jax.evaluation import task_metrics
+from seg_jax.cli import quickstart, quickstart_results
+from seg_jax.data import pipeline
+from seg_jax.evaluation import best_of, task_metrics
 from seg_jax.inference import bundle as bundles
-from seg_jax.report import html_page, metrics_log, panels
 from seg_jax.runs import (
-    console,
+    chapters,
     evaluation,
     reinforcement,
     run_folder,
     sampled_answers,
-    start,
+    stage,
     supervised,
 )
 
@@ -45,68 +44,53 @@ def _stand_for_stages(patch, note):
 
     def train(run, begin, place):
         note("stage", run, begin.bundle.task, begin.bundle.layout, place.folder, place.stage)
-        return types.SimpleNamespace(params=given.params), 60.0
-
-    def with_random_weights(run, folder):
-        note("random", run, folder)
-        return start.Start(given, lambda: given.params)
+        begin.weights()
+        return stage.Trained(types.SimpleNamespace(params=given.params), 60.0)
 
     def load(folder, *, compute=None, on=None):
         note("load", folder, compute, on is not None)
         return given
 
-    def describe(folder):
-        note("describe", folder)
-        return given.layout, given.task
-
     patch.setattr(supervised, "train", train)
     patch.setattr(reinforcement, "train", train)
-    patch.setattr(start, "with_random_weights", with_random_weights)
     patch.setattr(bundles, "load", load)
-    patch.setattr(bundles, "describe", describe)
     patch.setattr(bundles, "save", lambda bundle, folder: note("save", folder))
     run_stand_ins.put_mesh(patch, note)
 
 
 def _stand_for_evaluations(patch, note):
     """Notes on what the models are compared."""
+    (scene,) = chapters.held_out(1)
+    nothing = task_metrics.Outcome(
+        examples=[],
+        texts=[],
+        scores={},
+        measures={},
+        verdicts=np.zeros(0, int),
+        tokens=np.zeros(0, int),
+    )
 
     def answer_greedily(predictor, source, *, title, task, batch, **_):
         note("evaluate", len(source), title, task, batch)
+        return nothing
 
-    def worths(bundle, prompts, *, task, sampling, weights, seed, rows, mesh, models):
-        note("rewards", list(prompts), task, sampling, weights, seed, rows, len(models))
-        return [types.SimpleNamespace(reward=np.ones((2, 2)))] * len(models)
+    def worths(bundle, prompts, *, seed, models, mesh, **drawn):
+        note("worths", drawn, seed, len(models))
+        return [best_of.Groups(np.zeros((0, 8)), {}, np.zeros(0, bool))] * len(models)
 
     def batches_in_order(source, task, encoder, *, batch):
         note("sampled", len(source), batch)
-        return [len(source)]
 
     patch.setattr(evaluation, "answer_greedily", answer_greedily)
     patch.setattr(sampled_answers, "worths", worths)
     patch.setattr(pipeline, "batches_in_order", batches_in_order)
     patch.setattr(task_metrics, "summarise", lambda task, outcome: {})
-    patch.setattr(quickstart, "Chapter", lambda caption, bundle, *_: _Chapter(caption, bundle))
-
-
-@dataclasses.dataclass
-class _Chapter:
-    """A trained model without answers."""
-
-    caption: str
-    bundle: object
+    patch.setattr(chapters, "teacher", lambda one: nothing)
+    patch.setattr(chapters, "held_out", lambda count: [scene] * count)
 
 
 def _stand_for_files(patch, note):
     """Notes where results go and what is shown; no echo of options."""
-    interval = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    reward = {"start_reward": 0.0, "reward": 0.0}
-    summary = {
-        "seconds": 60.0,
-        "config": {},
-        "versions": {},
-        "gspo": reward | {"reward_gain": interval, "gain_over_control": interval},
-    }
 
     @contextlib.contextmanager
     def hold(folder, config, *, resume, anew, reads):
@@ -114,20 +98,17 @@ def _stand_for_files(patch, note):
         folder.mkdir(parents=True)
         yield
 
+    def write_report(story, summary, folder, *, gallery, configs, command):
+        note("report", folder, gallery)
+
     patch.setattr(run_folder, "hold", hold)
-    patch.setattr(quickstart, "_summary", lambda *_: summary)
-    patch.setattr(quickstart, "_rows", lambda *_: [])
-    patch.setattr(quickstart, "_exhibit", lambda chapters, index: note("shown", index))
-    patch.setattr(panels, "sheet", len)
-    patch.setattr(image_files, "write", lambda path, image: note("write", path, image))
-    patch.setattr(metrics_log, "read", lambda path: note("metrics", path))
-    patch.setattr(html_page, "Report", lambda **_: None)
-    patch.setattr(html_page, "write", lambda path, page: note("page", path))
+    patch.setattr(quickstart_results, "summary", lambda *_: {"seconds": 60.0})
+    patch.setattr(quickstart_results, "write_report", write_report)
+    patch.setattr(quickstart_results, "say", lambda *_: None)
     patch.setattr(files, "write_json", lambda path, value: note("write", path))
-    patch.setattr(console, "table", lambda *_: None)
 
 
-BASE = quickstart.Config(scenes=4, sampled_scenes=3, gallery=2)
+BASE = quickstart.Config(scenes=4, sampled_scenes=3, gallery=2, labelled=20, validation=5)
 
 
 def test_every_option_of_quickstart(prints):

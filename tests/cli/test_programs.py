@@ -8,11 +8,10 @@ import importlib.util
 import json
 import signal
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from cheap_runs import CONFIG, curve_of, moved, small, weights_of
+from cheap_runs import CONFIG, curve_of, interrupt, weights_of
 from PIL import Image
 
 from seg_jax import files
@@ -20,12 +19,9 @@ from seg_jax.cli import main
 from seg_jax.data import image_files
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
-from seg_jax.records import Rollout, Verdict
 from seg_jax.report import html_page
-from seg_jax.runs import experiments, sampled_answers
-from seg_jax.tasks.task import Judgement
+from seg_jax.runs import experiments
 from seg_jax.training import optimizers
-from seg_jax.training import steps as jitted_steps
 
 WORDS = ("--text", "the red star")
 
@@ -36,58 +32,6 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         small_run.on_one_device(patch)
         yield
-
-
-@pytest.fixture
-def reinforcing(monkeypatch):
-    """Puts a cheap step of reinforcement in the place of the real one, as `steps` does."""
-    events = {}
-
-    def stand_in(*_, **__):
-        def step(state, prompts, rollout, reference):
-            number = int(state.step) + 1
-            events.get(number, lambda: None)()
-            change = float(np.asarray(prompts.tokens.ids).mean()) * 1e-4
-            state = state._replace(step=state.step + 1, params=moved(state.params, change))
-            told = dict.fromkeys(("loss", "reward", "length/mean"), jnp.asarray(change))
-            return state, told
-
-        return step
-
-    monkeypatch.setattr(jitted_steps, "reinforcing_step", stand_in)
-    nothing = Rollout(*(jnp.zeros((2, 8, 1), kind) for kind in (jnp.int32, bool, jnp.float32)))
-    monkeypatch.setattr(jitted_steps, "sampler", lambda *_, **__: lambda *_: nothing)
-    monkeypatch.setattr(sampled_answers, "tell_before", lambda *_, **__: None)
-    monkeypatch.setattr(
-        jitted_steps,
-        "scorer",
-        lambda *_, **__: (
-            lambda _, truth: jitted_steps.Worth(
-                np.zeros((len(truth.kind), 8)), {}, np.zeros(len(truth.kind), bool)
-            )
-        ),
-    )
-    return events
-
-
-@pytest.fixture
-def answers(monkeypatch):
-    """Puts empty answers in the place of a model's; `answers[n]` is called at the n-th batch."""
-    events, asked = {}, []
-
-    def answer(self, prompts, params=None):
-        asked.append(len(prompts.tokens.ids))
-        events.get(len(asked), lambda: None)()
-        rows = (asked[-1], 1)
-        ids = np.full((*rows, 1), self.bundle.tokenizer.end_id, np.int32)
-        rollout = Rollout(ids, np.ones_like(ids, bool), np.zeros(ids.shape, np.float32))
-        none = np.zeros(rows, np.int32)
-        scores = dict.fromkeys(("iou", "distance", "format"), np.zeros(rows, np.float32))
-        measures = {"intersection": none, "union": none + 1, "centroid_error": none + np.nan}
-        return rollout, Judgement(scores, measures, none + Verdict.EMPTY)
-
-    monkeypatch.setattr(Predictor, "answer", answer)
-    return events
 
 
 # Images and questions.
@@ -283,10 +227,6 @@ def listening():
     signal.signal(signal.SIGINT, before)
 
 
-def interrupt():
-    signal.raise_signal(signal.SIGINT)
-
-
 def test_interrupted_reinforcement_resumes_as_if_undisturbed(run, reinforcing, given, tmp_path):
     file = tmp_path / "four.py"
     file.write_text(CONFIG.replace("tiny_sft", "tiny_gspo"))
@@ -332,12 +272,13 @@ def little(monkeypatch):
         def config(**words):
             base = real(**words)
             feed = dataclasses.replace(base.feed, batch=8)
-            changes = {"model": small(base.model), "feed": feed, "optimizer": optimizers.AdamW()}
+            validate = dataclasses.replace(base.validate, every=2)
+            changes = {"feed": feed, "optimizer": optimizers.AdamW(), "validate": validate}
             return dataclasses.replace(base, **changes)
 
         return config
 
-    for name in ("simpleseg/tiny_sft.py", "simpleseg/tiny_gspo.py"):
+    for name in ("simpleseg/quickstart_sft.py", "simpleseg/quickstart_gspo.py"):
         experiment = experiments.load(name)
         monkeypatch.setattr(experiment, "config", lessened(experiment.config))
 
@@ -348,28 +289,31 @@ def test_a_quickstart_that_is_interrupted_in_every_stage_resumes(
 ):
     out = tmp_path / "run"
     words = "quickstart", "--start", given, "--out", out, "--sft-steps", 3, "--gspo-steps", 3
-    words = *words, "--scenes", 4, "--sampled-scenes", 4, "--gallery", 2
+    words = *words, "--scenes", 4, "--sampled-scenes", 4, "--gallery", 2, "--labelled", 8
+    words = *words, "--validation", 2
 
     def control():
         if (out / "state" / "control").exists():
             interrupt()
 
     # One run, resumed where the last interrupt left it: in SFT, an evaluation, GSPO, the control.
-    places = [(steps, 2, interrupt), (answers, 2, interrupt), (reinforcing, 2, interrupt)]
-    places += [(steps, 1, control)]
+    places = [(steps, 2, interrupt), (answers, 1, interrupt), (reinforcing, 2, interrupt)]
+    places += [(answers, 4, interrupt), (steps, 1, control)]
     for begun, (events, number, act) in enumerate(places):
         events[number] = act
         status, printed, line = run(*words, *["--resume"][:begun])
-        assert (status, printed) == (130, "")
+        assert (begun, status, printed) == (begun, 130, "")
         assert line.startswith("seg-jax quickstart: interrupted")
         assert not (out / "checkpoint").exists()
         assert not (out / "report.html").exists()
         events.clear()
     assert run(*words, "--resume")[0] == 0
     bundles.load(out / "checkpoint")
-    curve = [(line["stage"], line["step"]) for line in curve_of(out)]
-    assert len(set(curve)) == len(curve)
-    assert {("sft", 3), ("gspo", 3)} <= set(curve)
+    lines = curve_of(out)
+    for name in ("loss", "validation/iou"):
+        curve = [(line["stage"], line["step"]) for line in lines if name in line]
+        assert len(set(curve)) == len(curve)
+        assert {("sft", 3), ("gspo", 3)} <= set(curve)
     assert "<html" in (out / "report.html").read_text()
     assert image_files.read(out / "gallery.png").shape[0] > 100
     assert json.loads((out / "summary.json").read_text())["gspo"]["giou"] == 0.0

@@ -184,6 +184,25 @@ def test_threads_take_turns():
     assert texts == {(n, t): f"{n}/{t}" for n in range(8) for t in range(20)}
 
 
+def test_a_short_text_is_made_once(monkeypatch):
+    asked, worker = [], template_sandbox._WORKER
+
+    class Counting:
+        def reply(self, request):
+            asked.append(request)
+            return worker.reply(request)
+
+    monkeypatch.setattr(template_sandbox, "_WORKER", Counting())
+    template_sandbox._remembered.cache_clear()
+    for word, count in (("a", 1), ("a", 1), ("b", 2), ("a", 2), ("c" * 5000, 3), ("c" * 5000, 4)):
+        assert template_sandbox.render("<{{ word }}>", word=word) == f"<{word}>"
+        assert len(asked) == count
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected a chat template that renders"):
+            template_sandbox.render("{{ 1 / 0 }}")
+    assert len(asked) == 6
+
+
 SCRIPT = """
 import multiprocessing, pickle, sys
 from pathlib import Path
@@ -192,6 +211,7 @@ from seg_jax.grammar.tokenizer import template_sandbox, tokens
 TALK = [{"role": "user", "content": "Where?"}]
 
 def render(tokenizer):
+    template_sandbox._remembered.cache_clear()
     text = tokenizer.render(TALK)
     return text, template_sandbox._WORKER._process.pid
 

@@ -28,7 +28,11 @@ from seg_jax.training import optimizers, state, steps
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import published_configs
 
-FILES = sorted((experiments.folder() / "simpleseg").glob("*.py"))
+FILES = sorted(
+    path
+    for path in (experiments.folder() / "simpleseg").glob("*.py")
+    if not path.name.startswith("study")  # Their runs are those of the quickstart.
+)
 TRAIN = start.make_tokenizer
 PROGRAMS = {"finetune": finetune, "reinforce": reinforce}
 
@@ -100,7 +104,7 @@ def hub_folder(folder, name):
 def trained_folder(folder, name):
     """Writes what the run of a configuration leaves: all of its files but weights."""
     run = experiments.load(f"simpleseg/{name}.py").config()
-    if "tiny" in name or "nano" in name:
+    if name.startswith(("tiny", "nano", "quickstart")):
         tokenizer = TRAIN(run.source, run.task, folder)
         hub = families.with_tokens(run.model, tokenizer).to_hf()
         (folder / "config.json").write_text(json.dumps(hub))

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from seg_jax.cli import main, quickstart
+from seg_jax.cli import main
 from seg_jax.data import held_out
 from seg_jax.data.packing import Pack
 from seg_jax.data.pipeline import Feed
@@ -18,7 +18,7 @@ from seg_jax.data.sources import Mixed, Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
-from seg_jax.runs import evaluation, validation
+from seg_jax.runs import evaluation, experiments, validation
 from seg_jax.tasks.referring import Mixture
 from seg_jax.training import loop
 from seg_jax.training.validation import Validation
@@ -66,7 +66,7 @@ def test_nothing_that_is_not_judged_is_asked():
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")
 def test_means_are_those_of_an_evaluation_on_any_mesh():
     """The start of the quickstart answers twelve questions, in batches of eight."""
-    model = bundles.load(quickstart.START)
+    model = bundles.load(experiments.QUICKSTART_START)
     run = dataclasses.replace(
         small_run.TINY.config(), validate=Validation(samples=12, batch=8, mixture=Mixture())
     )

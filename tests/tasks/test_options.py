@@ -36,6 +36,21 @@ def test_the_order_is_one_of_two(mask):
 ORDERS = ("clockwise", "counterclockwise")
 
 
+def test_shuffled_vertices_are_the_same_ones_in_another_order():
+    plain, shuffled = Referring(wordings="one"), Referring(order="shuffled", wordings="one")
+    ring = outline.read(outline_text(MASKS[0], Kind.MASK, plain), Kind.MASK).rings[0]
+    seen = set()
+    for seed in range(8):
+        text = outline_text(MASKS[0], Kind.MASK, shuffled, rng=np.random.default_rng(seed))
+        other = outline.read(text, Kind.MASK).rings[0]
+        assert sorted(map(tuple, other)) == sorted(map(tuple, ring))
+        seen.add(text)
+    assert len(seen) > 4
+    assert outline_text(MASKS[0], Kind.MASK, shuffled) == outline_text(MASKS[0], Kind.MASK, plain)
+    with pytest.raises(ValueError, match=r"task\.start: expected 'first' beside a shuffled order"):
+        Referring(order="shuffled", start="random")
+
+
 def test_rings_start_anywhere_where_that_is_random():
     task = Referring(start="random", wordings="one")
     first = outline.read(outline_text(MASKS[0], Kind.MASK, task), Kind.MASK).rings

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from flax import nnx
 
-from seg_jax.cli.quickstart import START
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
@@ -48,7 +47,7 @@ def questions(count: int, seed: int, size: Size = "tiny") -> Questions:
     if size == "tiny":
         tiny = experiments.load("simpleseg/tiny_sft.py")
         compute, source = tiny.COMPUTE, tiny.scenes(seed=seed)
-        bundle = bundles.load(START, compute=compute)
+        bundle = bundles.load(experiments.QUICKSTART_START, compute=compute)
     else:
         compute, source = Compute(dtype="bfloat16", param_dtype="bfloat16"), large(seed)
         run = experiments.load(f"simpleseg/qwen25_vl_{size}_sft.py").config()
@@ -99,7 +98,7 @@ def model(questions: Questions, size: Size = "tiny") -> Any:
     transformers.utils.logging.disable_progress_bar()
     kind = transformers.Qwen2_5_VLForConditionalGeneration
     if size == "tiny":
-        theirs = kind.from_pretrained(START, dtype=torch.float32)
+        theirs = kind.from_pretrained(experiments.QUICKSTART_START, dtype=torch.float32)
         return theirs.to(device()).eval()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -169,6 +168,6 @@ def processor(questions: Questions) -> Any:
         image_std=list(vision.image_std),
     )
     tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
-        START, padding_side="left"
+        experiments.QUICKSTART_START, padding_side="left"
     )
     return Stills(cutter, tokenizer, chat_template=tokenizer.chat_template)

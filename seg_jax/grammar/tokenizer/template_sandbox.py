@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import signal
@@ -41,18 +42,28 @@ def render(template: str, **variables: Any) -> str:
 
     The first call starts a process, `template_worker.py`, which goes on until this one ends: that
     is some 0.1 s of work, a text 0.1 ms. Threads take turns at it; a process that was forked or
-    spawned has one of its own.
+    spawned has one of its own. Short texts are remembered: a finite set asks the same every epoch.
 
     Raises:
       BeyondLimits: it takes too much time or memory, or its text is too long.
       ValueError: the template is not Jinja, fails, or tries what the sandbox forbids.
     """
+    plain = json.dumps(variables)
+    return (_remembered if len(plain) <= _SHORT else _rendered)(template, plain)
+
+
+_SHORT = 4096
+"""Most characters of variables whose text is remembered."""
+
+
+def _rendered(template: str, variables: str) -> str:
+    """Returns the text of a template with variables as JSON, see `render`."""
     beyond = _BEYOND.get(template)
     if len(template) > MOST_TEMPLATE:
         beyond = f"one of {len(template)} characters"
     if beyond is None:
-        request = json.dumps({"template": template, "variables": variables}).encode("ascii")
-        reply = _WORKER.reply(request)
+        request = f'{{"template": {json.dumps(template)}, "variables": {variables}}}'
+        reply = _WORKER.reply(request.encode("ascii"))
         if "error" in reply:
             raise ValueError(
                 f"chat template: expected a chat template that renders, got {reply['error']}; do: "
@@ -67,6 +78,9 @@ def render(template: str, **variables: Any) -> str:
         f"chat template: expected a chat template that renders, got {beyond}; do: check the chat "
         "template of the tokenizer's folder, no chat needs that much"
     )
+
+
+_remembered = functools.lru_cache(maxsize=4096)(_rendered)
 
 
 _BEYOND: dict[str, str] = {}

@@ -35,15 +35,20 @@ class OutlineStyle:
     and `order` beside it, which are then not read."""
     holes: bool = True
     """Whether true outlines have rings for their holes."""
-    order: Literal["clockwise", "counterclockwise"] = "clockwise"
+    order: Literal["clockwise", "counterclockwise", "shuffled"] = "clockwise"
     """Order of the vertices of every ring, as seen on the screen; the data script's is the
-    second."""
+    second. Shuffled: another one for every question, for ablations: such a ring means nothing."""
     start: Literal["first", "random"] = "first"
     """Where a ring begins: at its topmost vertex (the data script's at whatever it found first),
     or at a random one for every question."""
 
     def __post_init__(self):
         check_least(self, "task", digits=1, max_points=3, max_rings=1, epsilon=0, min_area=0)
+        if self.order == "shuffled" and self.start != "first":
+            raise ValueError(
+                f"task.start: expected 'first' beside a shuffled order, got {self.start!r}; do: "
+                "leave it out"
+            )
 
     def check_tracing(self) -> None:
         """Raises ValueError for an option that the tracing of the data script does not read."""
@@ -69,22 +74,26 @@ def outline_text(
       mask: to be pointed at, boxed or outlined.
       kind: of the answer.
       style: how outlines are written.
-      rng: draws where rings start if the style has them start at random; None: they do not.
+      rng: draws where rings start, or the order of their vertices, if the style has them at
+        random; None: they are not.
     """
     if kind == Kind.POINT:
         return outline.write_point(central_point_unit(mask), digits=style.digits)
     if kind == Kind.BOX:
         return outline.write_box(box_unit(mask), digits=style.digits)
-    if rng is None or style.start == "first":
+    shuffled = style.order == "shuffled"
+    if rng is None or (style.start == "first" and not shuffled):
         x0, y0, x1, y1 = contour.box_px(mask).tolist()
         part = mask[y0:y1, x0:x1]
-        return _mask_text(part.tobytes(), part.shape, (y0, x0), mask.shape, style)
+        write = _text_of_small if part.size <= _SMALL_PX else _text_of_large
+        return write(part.tobytes(), part.shape, (y0, x0), mask.shape, style)
     rings = rings_unit(mask, style)
+    if shuffled:
+        return _rings_text(mask, [rng.permutation(ring) for ring in rings], style)
     rolled = [np.roll(ring, -int(rng.integers(len(ring))), axis=0) for ring in rings]
     return _rings_text(mask, rolled, style)
 
 
-@functools.lru_cache(maxsize=32)
 def _mask_text(
     part: bytes,
     size: tuple[int, int],
@@ -92,7 +101,7 @@ def _mask_text(
     shape: tuple[int, int],
     style: OutlineStyle,
 ) -> str:
-    """Returns the outline of a mask; several questions about an image ask for the same one.
+    """Returns the outline of a mask.
 
     Args:
       part: its pixels within its box.
@@ -105,6 +114,12 @@ def _mask_text(
     inside = tuple(slice(at, at + side) for at, side in zip(corner, size, strict=True))
     mask[inside] = np.frombuffer(part, bool).reshape(size)
     return _rings_text(mask, rings_unit(mask, style), style)
+
+
+_SMALL_PX = 4096
+# A finite set of small images comes back every epoch: at most 33 MB.
+_text_of_small = functools.lru_cache(maxsize=8192)(_mask_text)
+_text_of_large = functools.lru_cache(maxsize=32)(_mask_text)
 
 
 def _rings_text(mask: Bool[np.ndarray, "H W"], rings: list[np.ndarray], style: OutlineStyle) -> str:
@@ -134,7 +149,7 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.nd
         rings = [
             polygon.simplify_to(ring, share) for ring, share in zip(traced, shares, strict=True)
         ]
-    clockwise = style.order == "clockwise"
+    clockwise = style.order != "counterclockwise"
     return [polygon.canonical(ring, clockwise=clockwise) / size for ring in rings]
 
 
