@@ -284,7 +284,7 @@ class _Kept:
         """Returns which of the checkpoints stay, in their order."""
         steps = [info.step for info in checkpoints]
         kept = {*sorted(steps)[-self._newest :], *self._ranked(steps)[: self._best]}
-        for step in kept - self.validated.keys():
+        for step in sorted(kept - self.validated.keys()):
             self.validated[step] = _best_of(_saved(self._folder / str(step)))
         kept |= {self.validated[step] for step in kept}
         return [step in kept for step in steps]
