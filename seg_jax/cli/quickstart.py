@@ -160,7 +160,7 @@ def _chapters(
     console.say("3 of 3: the control, more SFT of that model on the same pictures, as long")
     control = _control(config, trained.seconds)
     trained = supervised.train(control, again(), Place(config.out, "control", log))
-    told["control"] = tell("control: more SFT", trained)
+    told["control"] = tell("more SFT", trained)
     seconds["control"] = trained.seconds
     return told, seconds
 

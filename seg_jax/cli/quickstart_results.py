@@ -220,7 +220,7 @@ def _exhibit(story: Story, index: int) -> exhibits.Exhibit:
     fine = referring.Referring(digits=3)
     shown = [
         exhibits.Panel("truth", fine.truth_rings(truth)),
-        _panel("teacher: 4 points", story.teacher, task, truth, index),
+        _panel("its teacher", story.teacher, task, truth, index),
     ]
     for name in ("sft", "control", "gspo"):
         chapter = story.chapters[name]

@@ -116,7 +116,8 @@ def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:
         canvas.paste(Image.fromarray(tile), (left, _LINE_PX))
         words = panel.caption
         if panel.verdict is not None:
-            words = f"IoU {panel.iou:.3f}  {panel.verdict.name}"
+            odd = "" if panel.verdict == Verdict.OK else f", {panel.verdict.name}"
+            words = f"{panel.caption}: {panel.iou:.3f}{odd}"
         _write(canvas, (left, _LINE_PX + height), words)
     return np.asarray(canvas)
 
