@@ -46,6 +46,7 @@ def one_tokenizer(tmp_path_factory):
     def trained(source, task):
         return train(source, task, tmp_path_factory.mktemp("tokenizer"))
 
+    small_run.bundle()  # Its tokenizer lies in its own folder, for whoever comes later.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "make_tokenizer", lambda source, task, _: trained(source, task))
         yield

@@ -27,6 +27,7 @@ from seg_jax.training import optimizers, state, steps
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import published_configs
+import small_run
 
 FILES = sorted(
     path
@@ -70,6 +71,7 @@ def one_tokenizer(tmp_path_factory):
     def trained(source, task):
         return TRAIN(source, task, tmp_path_factory.mktemp("tokenizer"))
 
+    small_run.bundle()  # Its tokenizer lies in its own folder, for whoever comes later.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "make_tokenizer", lambda source, task, _: trained(source, task))
         yield
