@@ -220,6 +220,26 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_folder(folder: Path, what: str) -> None:
+    """Makes the folder that something is to be written to, or finds it there.
+
+    Args:
+      folder: to make, with those above it.
+      what: is written, for the error, as "the overlay".
+
+    Raises:
+      ValueError: it is a file, or lies below one.
+      OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"{folder}: expected a folder for {what}, got a file, or a path below one; do: name a "
+            "folder"
+        ) from None
+
+
 def write_bytes(path: Path, data: bytes, *, aside: Path | None = None) -> None:
     """Writes a file whole or not at all: the old one stays until the disk has all of the new.
 

@@ -9,13 +9,11 @@ seg-jax finetune configs/simpleseg/quickstart_base.py
 import dataclasses
 from pathlib import Path
 
-from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.runs import experiments, supervised
-from seg_jax.scenes import phrases, world
-from seg_jax.scenes.things import Colour, Kind
+from seg_jax.scenes.things import Kind
 from seg_jax.tasks.referring import Mixture
-from seg_jax.training import loop, optimizers, sft
+from seg_jax.training import loop
 
 TINY = experiments.sibling(__file__, "tiny_sft.py")
 MODEL, LAYOUT, COMPUTE = TINY.MODEL, TINY.LAYOUT, TINY.COMPUTE
@@ -39,31 +37,20 @@ def scenes(*, seed: int, count: int | None = None) -> Scenes:
       seed: of the scenes.
       count: how many there are; None: no end of them.
     """
-    simple = dataclasses.replace(
-        world.easy(),
-        kinds=KINDS,
-        colours=(Colour.RED, Colour.GREEN, Colour.BLUE, Colour.YELLOW),
-        size_unit=(0.38, 0.58),
+    base = TINY.scenes(seed=seed)
+    return dataclasses.replace(
+        base, world=dataclasses.replace(base.world, kinds=KINDS), count=count
     )
-    return Scenes(world=simple, style=phrases.Style(full=True), seed=seed, count=count)
 
 
 def config(*, seed: int = 0) -> supervised.Config:
     """Returns the run."""
-    return supervised.Config(
+    base = TINY.config(seed=seed)
+    return dataclasses.replace(
+        base,
         out=Path("runs/quickstart_base"),
-        seed=seed,
-        model=MODEL,
-        compute=COMPUTE,
         source=scenes(seed=1000 + seed),
         task=TASK,
-        layout=LAYOUT,
-        feed=Feed(batch=16, questions=6, packed_rows=2, packed_tokens=60, seed=seed),
-        objective=sft.Objective(soften_bins=2.0),
-        optimizer=optimizers.Muon(
-            lr=4e-3,
-            newton_schulz_dtype="float32",
-            schedule=optimizers.Schedule(warmup=0.05),
-        ),
+        feed=dataclasses.replace(base.feed, questions=6),
         loop=loop.Loop(steps=6000, log_every=20),
     )

@@ -9,10 +9,9 @@ seg-jax finetune configs/simpleseg/quickstart_start.py --checkpoint runs/quickst
 import dataclasses
 from pathlib import Path
 
-from seg_jax.data.pipeline import Feed
 from seg_jax.runs import experiments, supervised
 from seg_jax.tasks.referring import Mixture
-from seg_jax.training import loop, optimizers, sft
+from seg_jax.training import loop, sft
 
 BASE = experiments.sibling(__file__, "quickstart_base.py")
 POINTS = 4
@@ -29,19 +28,14 @@ def answer_tokens(points: int) -> int:
 
 def config() -> supervised.Config:
     """Returns the run."""
-    return supervised.Config(
+    base = BASE.config()
+    return dataclasses.replace(
+        base,
         out=Path("runs/quickstart_start"),
-        model=BASE.MODEL,
-        compute=BASE.COMPUTE,
         source=BASE.scenes(seed=3000),
         task=TASK,
         layout=dataclasses.replace(BASE.LAYOUT, max_answer=answer_tokens(POINTS)),
-        feed=Feed(batch=16, questions=4, packed_rows=2, packed_tokens=48),
+        feed=dataclasses.replace(base.feed, questions=4, packed_tokens=48),
         objective=sft.Objective(soften_bins=1.0),
-        optimizer=optimizers.Muon(
-            lr=4e-3,
-            newton_schulz_dtype="float32",
-            schedule=optimizers.Schedule(warmup=0.05),
-        ),
         loop=loop.Loop(steps=2000, log_every=20),
     )

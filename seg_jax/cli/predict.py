@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seg_jax import files
 from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files
 from seg_jax.report import overlay
@@ -45,13 +46,7 @@ def main(config: Config) -> int:
     clue = _clue(config)
     image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ValueError(
-                f"{config.out}: expected a folder for the overlay, got a file, or a path below "
-                "one; do: name a folder"
-            ) from None
+        files.make_folder(config.out, "the overlay")
     predictor = config.predictor()
     kind = _kind(predictor.bundle.task, config.answer)
     try:

@@ -186,7 +186,7 @@ def _control(config: Config, seconds: float) -> supervised.Config:
     """
     base = experiments.load(SFT).config(seed=config.seed)
     minutes = min(config.minutes * GSPO_SHARE, seconds / 60)
-    # As much as the probe of both rates found best from a finished start.
+    # A lower rate than that of `sft`, and no giving up: the control is to have its best chance.
     base = dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, lr=5e-4),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from seg_jax import files
 from seg_jax.data import image_files
 from seg_jax.geometry import bitmask, contour
 from seg_jax.inference import segmenter as segmenters
@@ -41,13 +42,7 @@ def main(config: Config) -> int:
     _check(config)
     image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ValueError(
-                f"{config.out}: expected a folder for the mask, got a file, or a path below one; "
-                "do: name a folder"
-            ) from None
+        files.make_folder(config.out, "the mask")
     size = np.array(image.shape[1::-1], np.float64)
     clicks = np.reshape(config.click, (-1, 3))
     box = None if config.box is None else np.reshape(np.reshape(config.box, (2, 2)) * size, 4)
