@@ -14,6 +14,7 @@ from seg_jax.data import encode
 from seg_jax.data.encode import Encoder, Layout, Native
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
+from seg_jax.inference import processing
 from seg_jax.models import families
 from seg_jax.models.io import model_folder, weights
 from seg_jax.models.nn.compute import Compute
@@ -71,6 +72,9 @@ def save(bundle: Bundle, folder: Path) -> None:
                 f"{bundle.tokenizer_folder}: expected the tokenizer that the model was loaded "
                 "with, got none; do: put its folder back"
             )
+        processing.write(
+            temporary, config=model.config, layout=bundle.layout, tokenizer=bundle.tokenizer
+        )
         write_manifest(temporary, bundle.layout, bundle.task)
 
 

@@ -142,7 +142,14 @@ def test_a_manifest_that_is_missing_or_cut(broken):
     manifest.write_bytes(b"\xff\xfe\x00")
     complaint(broken, bundles.MANIFEST)
     manifest.unlink()
+    (broken / "preprocessor_config.json").unlink()
     assert "or preprocessor_config.json, got neither" in complaint(broken, bundles.MANIFEST)
+
+
+def test_a_manifest_that_was_there_is_missed(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    (folder / bundles.MANIFEST).unlink()
+    complaint(folder, bundles.MANIFEST)
 
 
 @pytest.mark.parametrize(

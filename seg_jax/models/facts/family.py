@@ -54,6 +54,8 @@ class VLM:
     """Returns a config with the special tokens of a tokenizer."""
     image_layout: Callable[..., ImageLayout]
     """Returns how images are cut: (preprocessor_config.json, visual_tokens=most of a row)."""
+    preprocessor: Callable[[Any, ImageLayout], dict[str, Any]]
+    """Returns the `preprocessor_config.json` of a config and of how its images are cut."""
     arithmetic: Callable[[Any], Arithmetic]
     """Returns what a model of a config computes for a token and for a patch."""
     window_tokens: Callable[[Any], int] | None = None

@@ -95,6 +95,40 @@ def native_layout(found: Mapping[str, Any], *, visual_tokens: int) -> ImageLayou
     )
 
 
+def scaled_preprocessor(config: Any, images: ImageLayout) -> dict[str, Any]:
+    """Returns a `preprocessor_config.json` of Qwen's kind, the inverse of `scaled_layout`.
+
+    Args:
+      config: of the model.
+      images: how its images are cut.
+    """
+    return _of_pixels(config) | {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": images.patch,
+        "merge_size": images.merge,
+        "temporal_patch_size": config.vision.temporal_patch_size,
+        "size": {"shortest_edge": images.min_pixels, "longest_edge": images.max_pixels},
+        "min_pixels": images.min_pixels,
+        "max_pixels": images.max_pixels,
+    }
+
+
+def native_preprocessor(config: Any, images: ImageLayout) -> dict[str, Any]:
+    """Returns a `preprocessor_config.json` of Kimi's kind, the inverse of `native_layout`."""
+    return _of_pixels(config) | {
+        "image_processor_type": "KimiVLImageProcessor",
+        "patch_size": images.patch,
+        "merge_kernel_size": [images.merge, images.merge],
+        "in_token_limit": images.native_limit,
+        "pad_input": images.native_pad,
+    }
+
+
+def _of_pixels(config: Any) -> dict[str, Any]:
+    mean, deviation = config.vision.image_mean, config.vision.image_std
+    return {"image_mean": list(mean), "image_std": list(deviation), "resample": BICUBIC}
+
+
 def _check_filter(found: Mapping[str, Any]) -> None:
     if (kernel := found.get("resample") or BICUBIC) != BICUBIC:
         raise ValueError(

@@ -337,6 +337,7 @@ FAMILY = Family(
         tokenizer="moonshot",
         with_tokens=with_tokens,
         image_layout=image_layout.native_layout,
+        preprocessor=image_layout.native_preprocessor,
         arithmetic=count_products,
     ),
 )

@@ -396,6 +396,7 @@ FAMILY = Family(
         tokenizer="qwen",
         with_tokens=qwen_decoder.with_tokens,
         image_layout=image_layout.scaled_layout,
+        preprocessor=image_layout.scaled_preprocessor,
         arithmetic=count_products,
         window_tokens=lambda config: config.vision.window_tokens,
     ),

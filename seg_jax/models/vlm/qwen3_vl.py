@@ -242,6 +242,7 @@ FAMILY = Family(
         tokenizer="qwen",
         with_tokens=qwen_decoder.with_tokens,
         image_layout=image_layout.scaled_layout,
+        preprocessor=image_layout.scaled_preprocessor,
         arithmetic=count_products,
     ),
 )
