@@ -102,6 +102,11 @@ class Batches(Iterator[Any]):
         return batch
 
     @property
+    def turns(self) -> float:
+        """Batches whose samples had their turn so far, by which passes are counted."""
+        return float(self._drawn)
+
+    @property
     def findings(self) -> Findings:
         """What was passed over, in the rows of this process and before."""
         return self.tally.findings
@@ -154,6 +159,11 @@ class PriorityBatches(Batches):
         """
         super().__init__(rows, feed, len(held), **given)
         self.memory, self._held = memory, tuple(held)
+
+    @property
+    def turns(self) -> float:
+        """Batches that those make up whose turn came, also of prompts that were not taken."""
+        return self.memory.turns / self._feed.batch
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position and what is remembered as JSON values."""

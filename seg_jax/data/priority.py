@@ -79,6 +79,11 @@ class Memory:
         self._turn, self._taken = 0, np.zeros(0, np.int64)
         self._considered = 0
 
+    @property
+    def turns(self) -> int:
+        """How many prompts had their turn so far, whether they were taken or not."""
+        return self._turn
+
     def next_turns(self, count: int) -> list[int]:
         """Returns the turns of the prompts that are taken next."""
         turns, begin = [], self._turn

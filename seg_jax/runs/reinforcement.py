@@ -54,7 +54,8 @@ class Config(TrainingRun):
     """Batches of prompts that a step may draw until it has its number of groups whose rewards
     differ, which needs policy.drop_equal (DAPO's dynamic sampling, 2503.14476, equation 11). What
     the last batch has too many is lost; if even it is not enough, the step has fewer groups that
-    count. 1: the groups of a batch as they come."""
+    count. 1: the groups of a batch as they come. More go over a finite set the faster: the log's
+    `epoch` counts its passes, which loop.epochs cannot plan."""
     priority: priority.Priority = priority.Priority()
     sampling: steps.Sampling = steps.Sampling()
     policy: policy.Policy = policy.Policy()
@@ -69,7 +70,8 @@ class Config(TrainingRun):
 
     probe: int = 2
     """Batches whose answers are judged before the first step, to say whether reinforcement can
-    pay: greedy, mean and best by truth; 0: none. The run is the same either way."""
+    pay: greedy, mean and best by truth; 0: none. They are the first prompts to learn from, not
+    held-out ones, of which `validate` tells. The run is the same either way."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,6 +111,13 @@ class Config(TrainingRun):
             raise ValueError(
                 f"rounds: expected policy.drop_equal beside {self.rounds}, as groups that do not "
                 "differ fill what places are left, got none; do: give --policy.drop-equal"
+            )
+        chosen = f"{self.rounds} rounds" if self.rounds > 1 else f"priority.by {self.priority.by}"
+        if self.loop.epochs is not None and self.gathers:
+            raise ValueError(
+                f"loop.epochs: expected loop.steps beside {chosen}, as how many steps a pass has "
+                f"is not known before, got {self.loop.epochs} passes; do: give --loop.steps, and "
+                "see epoch in the log"
             )
         if self.rounds > 1 and self.layout is not None and self.layout.buckets > 1:
             raise ValueError(

@@ -170,6 +170,7 @@ def _text(interval: Mapping[str, float]) -> str:
 def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh) -> None:
     """Says on two lines what the first prompts of a run are answered with before its first step.
 
+    These are prompts to learn from, not held-out ones: what the run begins to be rewarded for.
     The run itself goes on untouched: the prompts are read by an iterator of their own, and random
     numbers belong to steps.
 
@@ -181,7 +182,12 @@ def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh)
       mesh: of the run.
     """
     actor = steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids)
-    score = steps.scorer(actor, bundle.task, weights=run.weights or bundle.task.reward_weights)
+    weights = run.weights or bundle.task.reward_weights
+    # The greedy decoder may have more room: what a token costs is the same.
+    penalty = run.policy.length_penalty / run.sampling.max_tokens
+    score = steps.scorer(actor, bundle.task, weights=weights, token_penalty=penalty)
+    # As the run calls its sampler: another signature would be another program to compile.
+    first = (np.int32(0),) if run.gathers else ()
     alone = dataclasses.replace(run, feed=dataclasses.replace(run.feed, workers=0))
     encoder = Encoder(bundle.tokenizer, bundle.layout)
     source = sharded_batches(alone, bundle.task, encoder, mesh=mesh, rows="prompts")
@@ -191,16 +197,15 @@ def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh)
         with jax.set_mesh(mesh):
             prompts = source.to_device(next(source.iterator))
             step = jax.device_put(jnp.int32(number), sharding.replicated_sharding(mesh))
-            one, _ = asked.judged_answer(params, prompts)
-            greedy.append(sharding.gather(score(one, prompts.truth)))
-            drawn.append(sharding.gather(score(draw(params, prompts, step), prompts.truth)))
+            answers, _ = asked.judged_answer(params, prompts)
+            greedy.append(sharding.gather(score(answers, prompts.truth)))
+            rollout = draw(params, prompts, step, *first)
+            drawn.append(sharding.gather(score(rollout, prompts.truth)))
     if not processes.is_first():
         return
-    first, many = (
-        _concatenate([_host(w, run.feed.batch) for w in part]) for part in (greedy, drawn)
-    )
-    told = {"reward": first.reward, **first.scores}
+    one, many = (_concatenate([_host(w, run.feed.batch) for w in part]) for part in (greedy, drawn))
+    told = {"reward": one.reward, **one.scores}
     found = best_of.summarise({name: values[:, 0] for name, values in told.items()}, many)
-    asked_about = f"{len(many.differ)} prompts, {found['answers']} answers each"
+    asked_about = f"{len(many.differ)} prompts to learn from, {found['answers']} answers each"
     console.say(f"before the first step, {asked_about}: {best_of.line(found)}")
     console.say(best_of.INDICATION)

@@ -94,6 +94,10 @@ class Policy:
     nothing where the model does as well. It was not sampled: its old log-probabilities are the
     trainer's own before the first update, so its ratio begins at 1 and is clipped as the others'
     are, of tokens or of the whole answer."""
+    length_penalty: float = 0.0
+    """What the reward loses for an answer as long as there is room for, and a shorter one in
+    proportion: reward - length_penalty tokens / sampling.max_tokens. The formula is ours: SimpleSeg
+    says no more than that such a term did harm."""
     drop_equal: bool = False
     """Leave groups of equal rewards out of the averages; they have no advantage either way."""
     clip_low: float = 3e-4
@@ -114,6 +118,11 @@ class Policy:
                 "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and a finite kl >= 0, "
                 f"got {self.clip_low}, {self.clip_high} and {self.kl}"
                 "; do: correct the one that is out of range"
+            )
+        if not 0 <= self.length_penalty < math.inf:
+            raise ValueError(
+                f"policy.length_penalty: expected a finite number >= 0, got {self.length_penalty}"
+                "; do: give one, as 0.2, which is taken from the reward"
             )
         if self.spread == "none" and self.spread_floor > 0:
             raise ValueError(
@@ -140,14 +149,23 @@ def reward(
     return jnp.sum(jnp.stack([weight * scores[name] for name, weight in weights.items()]), 0)
 
 
+def without_length(
+    config: Policy, rewards: Float[Array, "*n"], used: Bool[Array, "*n L"]
+) -> Float[Array, "*n"]:
+    """Returns rewards less the policy's penalty on the share of all token places that are used."""
+    if not config.length_penalty:
+        return rewards
+    return rewards - config.length_penalty * used.mean(-1)
+
+
 def share_of_attainable(
-    rewards: Float[Array, "*n"], weights: Mapping[str, float]
+    rewards: Float[Array, "*n"], weights: Mapping[str, float], *, length_penalty: float = 0.0
 ) -> Float[Array, "*n"]:
     """Returns rewards as shares of the way from the least to the largest that weights allow, 0..1.
 
-    Scores lie in 0..1.
+    Scores lie in 0..1; what is taken for the length is the penalty at most, and at least nothing.
     """
-    least = sum(min(weight, 0.0) for weight in weights.values())
+    least = sum(min(weight, 0.0) for weight in weights.values()) - length_penalty
     largest = sum(max(weight, 0.0) for weight in weights.values())
     if least == largest:
         raise ValueError(

@@ -210,17 +210,25 @@ class Worth(NamedTuple):
 
 
 def scorer(
-    actor: Actor, task: Task, *, weights: Mapping[str, float], segment: Segment | None = None
+    actor: Actor,
+    task: Task,
+    *,
+    weights: Mapping[str, float],
+    segment: Segment | None = None,
+    token_penalty: float = 0.0,
 ) -> Any:
     """Returns the jitted function (rollout, truth, segmenter) -> Worth: what a step would learn of.
 
-    The segmenter, the weights of `segment`, is left out where there is none.
+    The reward loses the penalty with each token of an answer. The segmenter, the weights of
+    `segment`, is left out where there is none.
     """
     judge_rows = _judge(actor, task, segment)
 
     def score(rollout: Rollout, truth: Any, segmenter: Any = None) -> Worth:
         judged = judge_rows(rollout, truth, segmenter)
         reward = policies.reward(judged.scores, weights)
+        if token_penalty:
+            reward = reward - token_penalty * rollout.used.sum(-1)
         return Worth(reward, judged.scores, policies.differ(reward))
 
     return jax.jit(score)
@@ -247,10 +255,12 @@ def gathering_step(
         group = policies.with_truth(policy, prompts, rollout)
         judged = judge_rows(group, prompts.truth, segmenter)
         reward = policies.reward(judged.scores, weights)
+        reward = policies.without_length(policy, reward, group.used)
         differ = policies.differ(policies.rewards_to_learn(policy, reward))
         own = policies.own_answers(policy, reward)
         groups = rounds.fill(groups, rounds.Groups(prompts, rollout, differ))
-        solved = policies.share_of_attainable(own.mean(1), weights)
+        penalty = policy.length_penalty
+        solved = policies.share_of_attainable(own.mean(1), weights, length_penalty=penalty)
         told = rounds.Told(groups.differ.sum(), differ.mean(), own.mean(), solved)
         return groups, sharding.constrain_whole(told)
 
@@ -303,6 +313,7 @@ def reinforcing_step(
         group = policies.with_truth(policy, prompts, rollout)
         judged = judge_rows(group, prompts.truth, segmenter)
         reward = policies.reward(judged.scores, weights)
+        reward = policies.without_length(policy, reward, group.used)
         experience = policies.experience(policy, prompts, group, rewards=reward)
         state, metrics = policies.update(
             policy,

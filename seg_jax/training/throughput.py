@@ -30,9 +30,10 @@ class Throughput:
 
         Args:
           batches: iterator of the batches; its `waited`, if any, is the seconds spent on drawing,
-            its `findings` what was passed over.
+            its `findings` what was passed over, its `turns` how many batches' samples had their
+            turn, where that may be another number than that of the steps.
           best: seconds of a step whose devices do the necessary arithmetic at their peak.
-          steps_per_pass: steps of a pass over the source; None: it has no end.
+          steps_per_pass: steps of a batch each in a pass over the source; None: it has no end.
         """
         self._steps_per_pass = steps_per_pass
         self._batches, self._best = batches, best
@@ -47,7 +48,9 @@ class Throughput:
         It is called when the devices have finished the step. The first call returns no seconds,
         because programs were compiled before it.
         """
-        passes = {} if self._steps_per_pass is None else {"epoch": step / self._steps_per_pass}
+        passes = {}
+        if self._steps_per_pass is not None:
+            passes["epoch"] = getattr(self._batches, "turns", step) / self._steps_per_pass
         now = time.monotonic()
         waited = getattr(self._batches, "waited", 0.0)
         before, self._before = self._before, (step, now, waited)

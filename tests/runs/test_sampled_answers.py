@@ -95,7 +95,7 @@ def test_a_run_that_is_told_of_before_it_begins_is_the_same(said, tmp_path):
                 assert sum("before the first" in str(line) for line in said) == 1
     small_run.assert_same(*ends)
     (line,) = told
-    assert f"{2 * small_run.BATCH} prompts, {small_run.ANSWERS} answers each" in line
+    assert f"{2 * small_run.BATCH} prompts to learn from, {small_run.ANSWERS} answers each" in line
     assert "reward " in line
     assert "groups that differ" in line
 

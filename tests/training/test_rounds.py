@@ -226,6 +226,11 @@ def test_a_run_that_was_stopped_draws_the_very_same_groups(run, tmp_path):
     assert max(record["rounds"] for record in records) > 1
     assert 0 < min(record["priority/taken"] for record in records) < 1
     assert records[-1]["priority/known"] == 1.0
+    # Passes over the 24 prompts: of all whose turn came, in every batch of a step.
+    passes = [record["epoch"] for record in records]
+    drawn = np.cumsum([record["rounds"] for record in records]) * ROWS / 24
+    assert all(one >= other for one, other in zip(passes, drawn, strict=True))
+    assert passes[-1] > drawn[-1] > 6 * ROWS / 24
     for record in records:
         assert record["rounds/kept"] * record["rounds"] == pytest.approx(record["rounds/full"])
     for _, ids in wanted:
@@ -239,7 +244,7 @@ def test_a_run_that_was_stopped_draws_the_very_same_groups(run, tmp_path):
     for one, other in zip(again, wanted[3:], strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
-    names = ("rounds", "rounds/kept", "rounds/reward", "priority/solved", "priority/taken")
+    names = ("epoch", "rounds", "rounds/kept", "rounds/reward", "priority/solved", "priority/taken")
     for one, other in zip(rest[-3:], records[-3:], strict=True):
         assert [one[name] for name in names] == [other[name] for name in names]
 
@@ -265,6 +270,11 @@ def test_further_batches_of_a_step_have_draws_of_their_own():
         (
             {"layout": dataclasses.replace(small_run.gspo_config().layout, buckets=2)},
             "rounds: expected prompts of one length",
+        ),
+        ({"loop": loop.Loop(epochs=2)}, "loop.epochs: expected loop.steps beside 3 rounds, .* 2 "),
+        (
+            {"loop": loop.Loop(epochs=2), "rounds": 1},
+            "loop.epochs: expected loop.steps beside priority.by learnability",
         ),
         ({"feed": dataclasses.replace(CHOSEN.feed, workers=1)}, "feed.workers: expected 0 beside"),
         ({"feed": dataclasses.replace(CHOSEN.feed, prefetch=1)}, "feed.prefetch: expected 8"),
