@@ -6,11 +6,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jax.sharding import Mesh
 
+from seg_jax.cli import scene_options
 from seg_jax.cli.model_options import ModelOptions
+from seg_jax.cli.scene_options import SceneOptions
 from seg_jax.data import fitting, split_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes, Source
@@ -19,11 +21,11 @@ from seg_jax.evaluation.referring import protocols
 from seg_jax.evaluation.referring.answers import Model, Saved
 from seg_jax.grammar import chat
 from seg_jax.models.vlm import sampler
+from seg_jax.records import check_least
 from seg_jax.runs import (
     console,
     datasets,
     evaluation,
-    experiments,
     protocol,
     run_folder,
     sampled_answers,
@@ -33,23 +35,13 @@ from seg_jax.training import steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ModelOptions):
+class Config(ModelOptions, SceneOptions):
     """An evaluation."""
 
     protocol: protocols.Name | None = None
     """All questions of a benchmark instead of one random question about each image, judged at the
     images' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
     and rec with the defects of the released evaluators."""
-    scenes: int = 512
-    """Held-out scenes, one question each."""
-    seed: int = evaluation.HELD_OUT
-    """Seed of the scenes; training uses others."""
-    source: Scenes = dataclasses.field(default_factory=Scenes)
-    """Kind of the scenes; `scenes` and `seed` override count and seed."""
-    world: Literal["easy", "tiny", "quickstart", "nano"] | None = None
-    """Scenes by name, `source` aside: two easy things, those of `tiny_sft.py`, those of the
-    quickstart, or those that the model of the package knows, which is asked about these if left
-    out."""
     data: tuple[Path, ...] = ()
     """Data sets that `seg-jax build` made, one after the other, all of a split, instead of scenes:
     of each the folder with dataset_info.json in it."""
@@ -88,12 +80,7 @@ class Config(ModelOptions):
 
     def __post_init__(self):
         self.mixture.check_judged()
-        if self.scenes < 1 or self.batch < 1 or self.seed < 0 or self.rows < 0:
-            raise ValueError(
-                "evaluate: expected scenes and batch >= 1, a seed and rows >= 0, "
-                f"got {self.scenes} scenes, batch {self.batch}, seed {self.seed}, rows {self.rows}"
-                "; do: correct the one that is out of range"
-            )
+        check_least(self, "evaluate", scenes=1, batch=1, seed=0, rows=0, absent=0)
         if self.data and self.world is not None:
             raise ValueError(
                 f"data: expected data or a world, got both {self.data[0]} and {self.world}"
@@ -114,7 +101,7 @@ class Config(ModelOptions):
         """Raises ValueError for an option that this kind of evaluation does not read."""
         of_protocols = ("answers", "out", "beside", "name", "form", "gallery")
         of_models = ("grammar", "dtype", "visual_tokens", "task", "batch", "rows", "mesh")
-        of_scenes = ("scenes", "source", "world")
+        of_scenes = ("scenes", "source", "world", *scene_options.CHANGES)
         if self.protocol is None:
             self._refuse(of_protocols, "--protocol", got="none", advice="name a protocol")
             if self.data:
@@ -140,6 +127,14 @@ class Config(ModelOptions):
             self._refuse(("split",), "--data", got="none", advice="give data sets")
         if self.world is not None:
             self._refuse(("source",), "no --world", got=self.world, advice="leave one out")
+        if not self._asks_by_text:
+            advice = "leave it out, or ask about what text tells of"
+            got = self.protocol or "no share of text_mask, text_box or text_point"
+            self._refuse(scene_options.CHANGES, "questions with text", got=got, advice=advice)
+        if self.protocol is None and not self.mixture.absent:
+            self._refuse(
+                ("absent",), "--mixture.absent or --protocol", got="neither", advice="give one"
+            )
         if self.answers is not None and self.checkpoint is None:
             self._refuse(of_models, "--checkpoint", got="--answers alone", advice="leave it out")
         for name, instead in (("seed", "seed"), ("count", "scenes")):
@@ -148,6 +143,13 @@ class Config(ModelOptions):
                     f"source.{name}: expected --{instead} in its place, got "
                     f"{getattr(self.source, name)}; do: give --{instead}"
                 )
+
+    @property
+    def _asks_by_text(self) -> bool:
+        """Whether any question has an expression."""
+        if self.protocol is not None:
+            return not protocols.PROTOCOLS[self.protocol].singly
+        return any(self.mixture.text_shares)
 
     def _refuse(self, names: Sequence[str], required: str, *, got: object, advice: str) -> None:
         """Raises ValueError if one of the options has another value than its default."""
@@ -252,20 +254,14 @@ def held_out(config: Config) -> Source:
     """Returns the samples of an evaluation."""
     if config.data:
         return _built_source(config)
-    source, name = config.source, config.world
     ours = config.checkpoint is None and config.answers is None
-    if name is None and ours and source == Scenes():
-        name = "nano"
-    if name is not None:
-        source = Scenes()
-        if name != "easy":
-            source = experiments.load(f"simpleseg/{_WORLDS[name]}").scenes(seed=config.seed)
-    source = dataclasses.replace(source, seed=config.seed, count=config.scenes)
-    return datasets.fitting(source, config.mixture.needs) if config.protocol is None else source
-
-
-_WORLDS = {"tiny": "tiny_sft.py", "quickstart": "quickstart_base.py", "nano": "nano_sft.py"}
-"""Whose scenes have names."""
+    name = "nano" if ours and config.source == Scenes() else None
+    scenes = config.named_scenes(config.world or name)
+    if config.protocol is None:
+        fitting_scenes = datasets.fitting(scenes, config.mixture.needs)
+        assert isinstance(fitting_scenes, Scenes)
+        scenes = fitting_scenes
+    return config.unseen(scenes)
 
 
 def _built_source(config: Config) -> Built:
@@ -292,7 +288,9 @@ def _built_source(config: Config) -> Built:
 def _set_name(config: Config) -> str:
     """Returns how tables call the scenes or data."""
     if config.set_name or not config.data:
-        return config.set_name or "scenes"
+        asked = ("held_out_looks", "held_out_wordings")
+        parts = [name.replace("_", " ") for name in asked if getattr(config, name)]
+        return config.set_name or ", ".join(["scenes", *parts])
     known = {"refcoco_unc": "refcoco", "refcocoplus_unc": "refcoco+", "refcocog_umd": "refcocog"}
     names = [split_files.read_info(folder).name for folder in config.data]
     return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)

@@ -16,6 +16,7 @@ from tyro.conf import Suppress
 
 from seg_jax import files
 from seg_jax.cli.arguments import UsageError
+from seg_jax.data.sources import Scenes
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
@@ -63,6 +64,8 @@ class Study:
     title: str
     variants: tuple[Variant, ...]
     """The first one is what the others are compared with."""
+    asked: Scenes | None = None
+    """Kind of the unseen scenes, whatever their seed and number; None: the quickstart's."""
 
     def __post_init__(self):
         names = [one.name for one in self.variants]
@@ -137,7 +140,7 @@ def main(config: Config) -> int:
         ),
         Log(config.out) as log,
     ):
-        held_out = chapters.held_out(config.scenes)
+        held_out = chapters.held_out(config.scenes, config.study.asked)
         runner = _Runner(config, held_out, log)
         variants = [v for v in config.study.variants if not config.only or v.name in config.only]
         rows = [runner.row(variant) for variant in variants]
@@ -151,9 +154,10 @@ def main(config: Config) -> int:
             "versions": run_folder.versions(),
         }
         files.write_json(config.out / "summary.json", summary)
-        files.write_text(config.out / "table.md", _markdown(table))
+        files.write_text(config.out / "table.md", f"{_markdown(table)}\n{_note()}\n")
     names = list(table[0])
     console.table(config.study.title, names, [[row[name] for name in names] for row in table])
+    console.say(_note())
     return 0
 
 
@@ -240,15 +244,38 @@ def _slug(name: str) -> str:
 def _table(rows: list[_Row]) -> list[dict[str, str]]:
     """Returns the rows of the table as text; gains are paired, with their intervals."""
     base = rows[0].last.outcome.scores["iou"]
-    return [_cells(row, None if row is rows[0] else base) for row in rows]
+    summaries = [row.last.summary for row in rows]
+    more = [name for name in _MORE if any(name in summary for summary in summaries)]
+    return [
+        _cells(row, None if row is rows[0] else base)
+        | {_MORE[name]: _mean(row.last.summary.get(name)) for name in more}
+        for row in rows
+    ]
+
+
+_MORE = {
+    "n_acc_said": "N-acc",
+    "t_acc_said": "T-acc",
+    "several_giou": "gIoU, several",
+    "several_recall": "recall, several",
+    "several_duplicates": "repeated outlines",
+}
+"""Further columns, where absent or several things were asked about."""
+
+
+def _mean(interval: Mapping[str, float] | None) -> str:
+    return "" if interval is None else f"{interval['mean']:.3f}"
 
 
 def _cells(row: _Row, base: np.ndarray | None) -> dict[str, str]:
     last, first = row.last.outcome, None if row.first is None else row.first.outcome
     curved = chapters.is_curved(last.examples)
+    straight = np.array([bool(one.category) for one in last.examples], bool) & ~curved
 
     def mean(outcome: task_metrics.Outcome | None, among: Any = slice(None)) -> str:
-        return "" if outcome is None else f"{outcome.scores['iou'][among].mean():.3f}"
+        if outcome is None or not len(asked := outcome.scores["iou"][among]):
+            return ""
+        return f"{asked.mean():.3f}"
 
     def gain(before: np.ndarray | None) -> str:
         if before is None:
@@ -262,12 +289,20 @@ def _cells(row: _Row, base: np.ndarray | None) -> dict[str, str]:
         "after SFT": mean(first),
         "at the end": mean(last),
         "curved": mean(last, curved),
-        "straight": mean(last, ~curved),
+        "straight": mean(last, straight),
         "tokens": f"{last.tokens.mean():.1f}",
         "seconds": f"{row.last.trained.seconds:.0f}",
         "over SFT": gain(first.scores["iou"]) if moved and first is not None else "",
         "over the first": gain(base),
     }
+
+
+def _note() -> str:
+    """Returns what the table does not say of its gains."""
+    return (
+        "Over SFT, over the first row: differences of the mean IoU on the same scenes, paired, "
+        f"with {bootstrap.level()} bootstrap intervals."
+    )
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
+from seg_jax.data.sources import Scenes
 from seg_jax.evaluation import task_metrics
 from seg_jax.evaluation.task_metrics import Outcome
 from seg_jax.inference.bundle import Bundle
@@ -87,9 +88,15 @@ def finds_the_thing(outcome: Outcome, samples: Sequence[Sample]) -> Bool[np.ndar
     return found
 
 
-def held_out(count: int) -> list[Sample]:
-    """Returns so many unseen scenes of the quickstart's world, drawn once for all who ask."""
-    source = experiments.load(_WORLD).scenes(seed=evaluation.HELD_OUT)
+def held_out(count: int, like: Scenes | None = None) -> list[Sample]:
+    """Returns so many unseen scenes, drawn once for all who ask.
+
+    Args:
+      count: of the scenes.
+      like: what they are like, but for seed and count; None: those of the quickstart's world.
+    """
+    source = experiments.load(_WORLD).scenes(seed=0) if like is None else like
+    source = dataclasses.replace(source, seed=evaluation.HELD_OUT, count=count)
     return [source[index] for index in range(count)]
 
 

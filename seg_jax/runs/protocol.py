@@ -178,7 +178,7 @@ def read(folder: Path) -> dict[str, Any]:
     summary = files.read_json_object(path, advice=advice)
     known = schemas.check(summary, _Summary, where=str(path), advice=advice)
     for name in protocols.PROTOCOLS[known.protocol].metrics:
-        mean = summary.get(name, "nothing")
+        mean = summary.get(name, None if name in scoring.LATER else "nothing")
         if mean is not None:  # As where no question is of the kind that is counted.
             schemas.check(mean, _Interval, where=f"{path}, {name}", advice=advice)
     return summary

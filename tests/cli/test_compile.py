@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FULL = sorted(
     path.stem
     for path in (ROOT / "configs" / "simpleseg").glob("*.py")
-    if not path.stem.startswith(("tiny", "nano", "quickstart", "study"))
+    if not path.stem.startswith(("tiny", "nano", "quickstart", "several", "study"))
 )
 
 pytestmark = pytest.mark.skipif(

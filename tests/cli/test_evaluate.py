@@ -7,7 +7,7 @@ import pytest
 import small_run
 
 from seg_jax.cli import main
-from seg_jax.evaluation.referring import protocols
+from seg_jax.evaluation.referring import protocols, scoring
 from seg_jax.evaluation.referring.answers import Model
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
@@ -281,3 +281,20 @@ def test_the_same_question_twice_has_one_answer():
     asked = [first, first, other, other, first]
     assert [text for _, text, _ in model(asked)] == ["[", "[", "[", "[", "["]
     assert len(calls) == 5
+
+
+def test_an_evaluation_of_an_earlier_version_stands_beside_a_new_one(run, given, model, tmp_path):
+    words = ("--checkpoint", given, "--protocol", "gres", *SHOWN)
+    assert run(*words, "--name", "old", "--out", tmp_path / "old")[0] == 0
+    file = tmp_path / "old" / "summary.json"
+    summary = json.loads(file.read_text())
+    kept = {name: value for name, value in summary.items() if name not in scoring.LATER}
+    file.write_text(json.dumps(kept))
+    words = (*words, "--beside", tmp_path / "old", "--name", "new", "--out")
+    assert run(*words, tmp_path / "new")[0] == 0
+    table = (tmp_path / "new" / "table.md").read_text()
+    assert "| old | scenes |" in table
+    assert "| - | - | - |" in table
+    file.write_text(json.dumps({name: value for name, value in kept.items() if name != "t_acc"}))
+    line = run(*words, tmp_path / "another")[2]
+    assert "summary.json, t_acc: expected" in line

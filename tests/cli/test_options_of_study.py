@@ -66,7 +66,7 @@ def prints(monkeypatch, tmp_path):
     monkeypatch.setattr(run_folder, "hold", hold)
     monkeypatch.setattr(chapters, "chapter", chapter)
     monkeypatch.setattr(chapters, "teacher", lambda one: NOTHING)
-    monkeypatch.setattr(chapters, "held_out", lambda count: [scene] * count)
+    monkeypatch.setattr(chapters, "held_out", lambda count, like: [scene] * count)
     monkeypatch.setattr(study, "_table", lambda rows: [{"variant": row.name} for row in rows])
     monkeypatch.setattr(console, "table", lambda *_: None)
     monkeypatch.setattr(files, "write_json", lambda path, value: note("write", path))

@@ -1,15 +1,18 @@
 """Studies: variants of one setting, trained and compared on the same unseen scenes."""
 
 import json
+import types
 
+import numpy as np
 import pytest
 import small_run
 from cheap_runs import interrupt
 
 from seg_jax.cli import study
-from seg_jax.runs import (
-    experiments,
-)
+from seg_jax.evaluation import task_metrics
+from seg_jax.records import Kind
+from seg_jax.runs import chapters, experiments, stage
+from seg_jax.tasks.referring import RegionExample
 
 FILE = """
 import dataclasses
@@ -42,7 +45,7 @@ def config():
         ),
     )
 """
-SHIPPED = ("points", "epsilon", "reward", "order", "stages")
+SHIPPED = ("points", "epsilon", "reward", "order", "stages", "options", "several")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,7 +81,8 @@ def test_a_study_that_is_interrupted_resumes_to_the_same_table(
     # The fine-tuning that three variants share is done once.
     assert states == {"SFT-only-sft", "then-GSPO-gspo", "then-more-more-sft", "GSPO-only-gspo"}
     table = (tmp_path / "run" / "table.md").read_text().splitlines()
-    assert len(table) == 6
+    assert len(table) == 8
+    assert table[-1].endswith("paired, with 95 % bootstrap intervals.")
     assert table[0].startswith("| variant | teacher | after SFT |")
     only = *words[:-1], tmp_path / "one", "--only", "GSPO only"
     assert run(*only)[0] == 0
@@ -93,6 +97,45 @@ def test_shipped_studies_compare_what_their_names_say(name):
     for variant in found.variants:
         for run in (variant.sft, variant.gspo, variant.more_sft):
             assert run is None or run.completed(experiments.QUICKSTART_START)
+
+
+def test_a_study_about_several_things_tells_of_them():
+    examples = [
+        RegionExample(
+            key=str(number),
+            image=np.zeros((2, 2, 3), np.uint8),
+            question="q",
+            answer="a",
+            category=category,
+            kind=Kind.MASK,
+            mask=np.ones((2, 2), bool),
+        )
+        for number, category in enumerate(("circle", "square", "", ""))
+    ]
+
+    def row(name, iou, summary):
+        outcome = task_metrics.Outcome(
+            examples=examples,
+            texts=["[]"] * 4,
+            scores={"iou": np.array(iou)},
+            measures={},
+            verdicts=np.zeros(4, int),
+            tokens=np.ones(4, int),
+        )
+        trained = stage.Trained(types.SimpleNamespace(), 60.0)
+        last = chapters.Chapter(name, small_run.bundle(), outcome, summary, trained)
+        return study._Row(name, None, last, outcome)
+
+    number = {"mean": 0.25, "low": 0.2, "high": 0.3}
+    first = row("first", [0.5, 0.7, 0.9, 0.1], {"n_acc_said": number, "several_recall": number})
+    second = row("second", [0.6, 0.7, 0.9, 0.4], {"several_recall": number})
+    one, other = study._table([first, second])
+    assert (one["curved"], one["straight"]) == ("0.500", "0.700")  # Groups are neither.
+    assert (one["N-acc"], one["recall, several"]) == ("0.250", "0.250")
+    assert other["N-acc"] == ""
+    assert other["over the first"].startswith("0.100 [0.0")
+    assert "T-acc" not in one
+    assert one.keys() == other.keys()
 
 
 def test_what_is_no_study_is_refused_in_one_line(fails, tmp_path):

@@ -129,6 +129,39 @@ def test_gres_counts_targets_and_the_lack_of_them():
     assert [row.fault for row in rows] == faults
 
 
+def test_gres_counts_several_things_and_what_is_repeated():
+    right = rectangle(40, 0, 50, 10)
+    pair = TRUE | right
+    image = sample(
+        "a",
+        [TRUE, right, pair, NOTHING],
+        (("the square",), ("the right one",), ("both", "all of them"), ("a dog",)),
+        together=(False, False, True, False),
+    )
+    unknown = sample("b", [pair], (("both",),), together=(True,))
+    other = "[[[0.800, 0.000], [1.000, 0.000], [1.000, 0.250], [0.800, 0.250]]]"
+    two = f"[{SQUARE[1:-1]}, {other[1:-1]}]"
+    thrice = f"[{SQUARE[1:-1]}, {SQUARE[1:-1]}, {SQUARE[1:-1]}]"
+    answers = [thrice, "[]", two, thrice, "[]", two]
+    rows = benchmark.rows("gres", Listed([image, unknown]), answers)
+    assert [row.meant for row in rows] == [1, 1, 2, 2, 0, None]
+    assert [row.found for row in rows] == [1, 0, 2, 1, 0, 0]
+    assert [row.duplicates for row in rows] == [2, 0, 0, 2, 0, 0]
+    summary = summarise("gres", rows)
+    # Of things that are not known one by one the recall says nothing.
+    assert means(summary, "several_giou", "several_recall", "duplicates") == pytest.approx(
+        {
+            "several_giou": (1.0 + 400 / 500 + 1.0) / 3,
+            "several_recall": 3 / 4,
+            "duplicates": 4 / 6,
+        },
+        abs=EXACT,
+    )
+    alone = summarise("gres", rows[:2])
+    assert (alone["several_giou"], alone["several_recall"]) == (None, None)
+    assert [row.meant for row in benchmark.rows("res", Listed([unknown]), [two])] == [None]
+
+
 def test_ignored_pixels_count_for_nothing():
     ignored = rectangle(20, 0, 50, 40)
     plain = sample("a", [TRUE, rectangle(20, 10, 30, 30)], (("a",), ("b",)))

@@ -49,6 +49,16 @@ def test_what_the_paper_does_not_report_has_no_rows_of_it():
     assert "| 50.0 [49.0, 51.0] | 50.0 [49.0, 51.0] | - |" in text
 
 
+def test_what_an_earlier_version_did_not_count_is_left_open():
+    new = summary("val", 0.5, "gres")
+    old = {name: value for name, value in new.items() if name not in scoring.LATER}
+    assert len(old) == len(new) - 3
+    first, second = tables.markdown({"old": [old], "new": [new]}).splitlines()[4:6]
+    assert first.startswith("| old |")
+    assert first.endswith("| 50.0 [49.0, 51.0] | - | - | - |")
+    assert "-" not in second
+
+
 def test_the_gallery_shows_each_answer_once_under_the_first_heading_that_fits():
     other = rectangle(34, 10, 50, 30)
     source = Listed([sample(str(n), [TRUE, other], (("a", "b"), ())) for n in range(9)])

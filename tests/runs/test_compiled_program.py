@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,7 +107,11 @@ def hub_folder(folder, name):
 def trained_folder(folder, name):
     """Writes what the run of a configuration leaves: all of its files but weights."""
     run = experiments.load(f"simpleseg/{name}.py").config()
-    if name.startswith(("tiny", "nano", "quickstart")):
+    if name.startswith("several"):  # It speaks with the tokenizer of its start.
+        for path in experiments.QUICKSTART_START.iterdir():
+            if path.suffix != ".safetensors" and path.name != "checksums.json":
+                shutil.copy(path, folder)
+    elif name.startswith(("tiny", "nano", "quickstart")):
         tokenizer = TRAIN(run.source, run.task, folder)
         hub = families.with_tokens(run.model, tokenizer).to_hf()
         (folder / "config.json").write_text(json.dumps(hub))

@@ -16,7 +16,7 @@ from seg_jax.evaluation.referring.protocols import Protocol, Question
 from seg_jax.geometry import boxes, contour
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Verdict
-from seg_jax.tasks.referring import DrawnAnswer, draw
+from seg_jax.tasks.referring import DrawnAnswer, draw, several
 
 Fault = Literal["none", "format", "semantic", "geometric"]
 FAULTS: tuple[Fault, ...] = ("none", "format", "semantic", "geometric")
@@ -58,6 +58,13 @@ class Row:
     """Pixels of the answer's mask."""
     truth_px: int
     """Pixels of the true mask; 0: the expression means nothing in the image."""
+    meant: int | None
+    """Things that the expression means, 0 for nothing; None where they are not known one by one,
+    or the protocol does not count them."""
+    found: int
+    """Those of them that the answer outlines, see `several.count`."""
+    duplicates: int
+    """Outlines of the answer that repeat another of it."""
     height: int
     width: int
     fault: Fault
@@ -95,6 +102,7 @@ def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row
     else:
         iou = shared / union if union else 1.0
         box_iou = boxes.iou(drawn.box_px, contour.box_px(truth))
+    meant, counted = _count(protocol, asked, drawn)
     return Row(
         key=sample.key,
         index=asked.index,
@@ -113,10 +121,26 @@ def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row
         box_iou=box_iou,
         answer_px=int(drawn.mask.sum()),
         truth_px=int(truth.sum()),
+        meant=meant,
+        found=counted.found,
+        duplicates=counted.duplicates,
         height=height,
         width=width,
         fault=fault_of(asked, drawn, iou=iou),
     )
+
+
+def _count(
+    protocol: Protocol, asked: Question, drawn: DrawnAnswer
+) -> tuple[int | None, several.Counted]:
+    """Returns how many things are meant, if that is known, and what of them was outlined."""
+    if not protocol.counts_things:
+        return None, several.Counted(0, 0)
+    things = several.things_of(asked.sample, asked.which)
+    if things is None:
+        together = several.count(drawn.rings_unit, (asked.truth,))
+        return None, together._replace(found=0)
+    return len(things), several.count(drawn.rings_unit, things)
 
 
 def fault_of(asked: Question, drawn: DrawnAnswer, *, iou: float) -> Fault:

@@ -36,6 +36,11 @@ class Protocol:
     """Whether it is asked, read and scored as the released evaluators do (`text4seg`)."""
 
     @property
+    def counts_things(self) -> bool:
+        """Whether each thing that an expression means is looked for in the answer."""
+        return "several_recall" in self.metrics
+
+    @property
     def singly(self) -> bool:
         """Whether each object is asked about by itself: no question has an expression."""
         return all(given != "text" for given, _ in self.asks)
@@ -60,7 +65,16 @@ PROTOCOLS: dict[Name, Protocol] = {
         Protocol(
             name="gres",
             title="Generalised referring segmentation (gRefCOCO)",
-            metrics=("giou", "ciou", "n_acc", "n_acc_said", "t_acc"),
+            metrics=(
+                "giou",
+                "ciou",
+                "n_acc",
+                "n_acc_said",
+                "t_acc",
+                "several_giou",
+                "several_recall",
+                "duplicates",
+            ),
             absent=True,
         ),
         Protocol(

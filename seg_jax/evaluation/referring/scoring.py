@@ -24,8 +24,13 @@ TITLES = {
     "n_acc": "N-acc",
     "n_acc_said": "N-acc, said so",
     "t_acc": "T-acc",
+    "several_giou": "gIoU, several",
+    "several_recall": "recall, several",
+    "duplicates": "repeated outlines per 100 answers",
 }
 """How tables call the numbers."""
+LATER = ("several_giou", "several_recall", "duplicates")
+"""Numbers that evaluations of earlier versions lack."""
 
 
 def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict[str, Any]:
@@ -39,6 +44,9 @@ def summarise(rows: Sequence[Row], protocol: Protocol, *, seed: int = 0) -> dict
     - n_acc: share of the expressions without a target whose answer has no pixel; n_acc_said: where
       the answer also says so (`outline.Reading.says_nothing`), and is not just unreadable. t_acc:
       share of the others whose answer has pixels. None where there are no such expressions.
+    - several_giou: giou of the expressions that mean several things; several_recall: share of these
+      things that are outlined (`several.count`), in data sets of those that are known one by one.
+    - duplicates: outlines of an answer that repeat another of it, a mean over the answers.
 
     Each carries a 95 % interval, for which images are drawn, each with all of its questions:
     questions about one image are not independent. `faults` counts what went wrong by kind of
@@ -95,12 +103,19 @@ class _Table:
         self._box_iou = np.array([row.box_iou for row in rows])
         self._shared = np.array([row.intersection for row in rows], np.float64)
         self._union = np.array([row.union for row in rows], np.float64)
+        # What is not known one by one is of several things; a single one always is.
+        self._several = np.array([row.meant is None or row.meant > 1 for row in rows])
+        self._meant = np.array([row.meant or 0 for row in rows], np.float64)
+        self._found = np.array([row.found for row in rows], np.float64)
+        self._duplicates = np.array([row.duplicates for row in rows])
 
     def number(self, name: str) -> dict[str, float] | None:
         """Returns a metric with its interval; None where nothing was asked for it."""
         mask, empty = self._mask, self._empty
         if name == "ciou":
             return self._ratio(self._shared, self._union + (1e-10 if self._released else 0), mask)
+        if name == "several_recall":
+            return self._ratio(self._found, self._meant, mask & self._several)
         if name.startswith("p_at_"):
             return self.share(self._iou > float(name.removeprefix("p_at_")), mask)
         values, among = {
@@ -110,6 +125,8 @@ class _Table:
             "n_acc": (empty, mask & self._absent),
             "n_acc_said": (empty & self._said, mask & self._absent),
             "t_acc": (~empty, mask & ~self._absent),
+            "several_giou": (self._iou, mask & self._several),
+            "duplicates": (self._duplicates, mask),
         }[name]
         return self.share(values, among)
 

@@ -88,7 +88,8 @@ def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 model,
                 summary["split"],
                 f"{summary['questions']:,}",
-                *(_interval(summary[name]) for name in protocol.metrics),
+                # An evaluation of an earlier version may lack what is counted since.
+                *(_interval(summary.get(name)) for name in protocol.metrics),
             ]
             for model, of_model in summaries.items()
             for summary in of_model

@@ -1,5 +1,6 @@
 """Referring segmentation, the task of SimpleSeg: questions, true answers, scores and metrics."""
 
+from seg_jax.tasks.referring import several
 from seg_jax.tasks.referring.mixture import Mixture
 from seg_jax.tasks.referring.outlines import (
     OutlineStyle,
@@ -27,4 +28,5 @@ __all__ = [
     "interior_point_unit",
     "outline_text",
     "rings_unit",
+    "several",
 ]

@@ -14,7 +14,7 @@ from seg_jax.grammar import automaton, chat, outline, reader
 from seg_jax.records import Array, Automaton, Kind, Polygons, Sample
 from seg_jax.tasks import masks as packed_masks
 from seg_jax.tasks import task
-from seg_jax.tasks.referring import boundaries, outlines, reading, scores
+from seg_jax.tasks.referring import boundaries, outlines, reading, scores, several
 from seg_jax.tasks.referring.mixture import Mixture
 from seg_jax.tasks.referring.outlines import OutlineStyle
 from seg_jax.tasks.referring.reading import RegionPrediction
@@ -31,6 +31,9 @@ class RegionExample(task.Example):
     mask: Bool[np.ndarray, "H W"] | None
     """The true region, whatever the kind of answer; empty where nothing is meant, None where
     nobody knows."""
+    things: tuple[Bool[np.ndarray, "H W"], ...] | None = None
+    """Where an outline of several things is asked for, their masks one by one, if they are
+    known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,7 @@ class Referring(OutlineStyle, Task):
             answer = chat.answer(written, kind, rng=template_rng)
         else:
             answer = chat.denial(rng=template_rng)
+        together = kind == Kind.MASK and bool(sample.together) and sample.together[which]
         return RegionExample(
             key=sample.key,
             image=sample.image,
@@ -159,6 +163,7 @@ class Referring(OutlineStyle, Task):
             category=sample.categories[which] if sample.categories else "",
             kind=kind,
             mask=mask,
+            things=several.things_of(sample, which) if together else None,
         )
 
     def naming_example(
@@ -315,7 +320,9 @@ class Referring(OutlineStyle, Task):
         gIoU, cIoU, P@0.5 and Boundary IoU are over mask answers; box and point answers have their
         own lines. Of questions about what is not there the IoU is 1 where the answer says so, else
         0; with such questions n_acc_said is the share of these answers, t_acc_said of the others
-        that do not.
+        that do not. With questions for outlines of several things several_giou is the gIoU of
+        these, several_recall the share of these things that are outlined, and several_duplicates
+        the outlines of an answer that repeat another of it.
         """
         examples = [_region(example) for example in outcome.examples]
         kinds = np.array([example.kind for example in examples])
@@ -332,6 +339,7 @@ class Referring(OutlineStyle, Task):
         for kind, name in ((Kind.BOX, "box_iou"), (Kind.POINT, "point_in_mask")):
             if (kinds == kind).any():
                 metrics.append(Metric(name, iou[kinds == kind]))
+        metrics += self._several(outcome, examples)
         absent = np.array([not np.any(example.mask) for example in examples])
         if absent.any():
             said = _says_nothing(outcome.texts, kinds).astype(np.float64)
@@ -341,6 +349,25 @@ class Referring(OutlineStyle, Task):
         error = outcome.measures["centroid_error"]
         error = error[np.isfinite(error)]
         return [*metrics, Metric("centroid_error", error)] if error.size else metrics
+
+    def _several(self, outcome: Outcome, examples: Sequence[RegionExample]) -> list[Metric]:
+        """Returns the numbers of the questions about several things, none if there are none."""
+        asked = [(row, one.image.shape[:2], one.things) for row, one in enumerate(examples)]
+        rows, meant, counted = [], [], []
+        for row, size, things in asked:
+            if things:
+                drawn = reading.draw(outcome.texts[row], Kind.MASK, size, rule=self.rule)
+                counted.append(several.count(drawn.rings_unit, things, rule=self.rule))
+                meant.append(float(len(things)))
+                rows.append(row)
+        if not rows:
+            return []
+        found, duplicates = np.array(counted, np.float64).T
+        return [
+            Metric("several_giou", outcome.scores["iou"][rows]),
+            Metric("several_recall", found, np.array(meant)),
+            Metric("several_duplicates", duplicates),
+        ]
 
     def _boundary_ious(
         self,
