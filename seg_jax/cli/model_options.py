@@ -15,10 +15,8 @@ from seg_jax.inference.predictor import Predictor
 from seg_jax.models import families
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.vlm import sampler
+from seg_jax.runs import experiments
 from seg_jax.tasks.task import Task
-
-NANO = Path(__file__).parent / "nano_model"
-"""The model that comes with the package; its README.md says how it was made and what it can."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class ModelOptions:
     @property
     def folder(self) -> Path:
         """Where the model lies."""
-        return self.checkpoint or NANO
+        return self.checkpoint or experiments.NANO
 
     def predictor(
         self,

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+NANO = _PACKAGE / "cli" / "nano_model"
+"""The model that answers where none is named; its README.md says how it was made, what it can."""
 QUICKSTART_START = _PACKAGE / "cli" / "quickstart_start"
 """A model that outlines with four points; configs/simpleseg/quickstart_start.py made it."""
 

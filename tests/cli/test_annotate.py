@@ -11,10 +11,11 @@ import pytest
 import small_run
 
 from seg_jax.annotation import jobs, results
-from seg_jax.cli import finetune, model_options
+from seg_jax.cli import finetune
 from seg_jax.cli import main as shell
 from seg_jax.data import sources
 from seg_jax.data.build import dataset
+from seg_jax.runs import experiments
 from seg_jax.training import optimizers
 
 sys.path.append(str(Path(__file__).parents[1] / "annotation"))
@@ -205,7 +206,7 @@ def test_a_model_learns_from_what_was_annotated(made, tmp_path, monkeypatch):
 def test_a_model_of_ours_describes(run, models, tmp_path):
     known.make(tmp_path / "web", 2)
     words = ("annotate", "--images", tmp_path / "web", "--prompts", "red star", *models, *LOOSE)
-    words = (*words, "--describer", model_options.NANO, "--wording.question", "Name {label}.")
+    words = (*words, "--describer", experiments.NANO, "--wording.question", "Name {label}.")
     status, _, errors = run(*words, "--endpoint.max-tokens", 12, "--out", tmp_path / "out")
     letters = (tmp_path / "out" / "dead_letters.jsonl").read_text().splitlines()
     reasons = {(one["stage"], one["transient"]) for one in map(json.loads, letters)}

@@ -26,16 +26,16 @@ LIMIT = 8 * 2**20
 
 
 def test_it_is_small_and_says_how_it_was_made():
-    files = [path for path in model_options.NANO.iterdir() if path.is_file()]
+    files = [path for path in experiments.NANO.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in files
     }
-    with safetensors.safe_open(model_options.NANO / "model.safetensors", "np") as file:
+    with safetensors.safe_open(experiments.NANO / "model.safetensors", "np") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("folder", [model_options.NANO, experiments.QUICKSTART_START])
+@pytest.mark.parametrize("folder", [experiments.NANO, experiments.QUICKSTART_START])
 def test_damage_to_a_packaged_model_is_noticed(folder):
     sums = checksums.read(folder / checksums.FILE)
     others = {"README.md", "curves.svg", checksums.FILE}  # no part of the model
@@ -69,7 +69,7 @@ def test_a_prediction_needs_no_checkpoint(tmp_path, capsys):
     assert shell.main(told) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "OK"
-    assert predict.Config(image=Path(image)).folder == model_options.NANO
+    assert predict.Config(image=Path(image)).folder == experiments.NANO
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from seg_jax.cli.model_options import NANO, ModelOptions
+from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data.encode import Native
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import processing
@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / name) for name in ("data", "models"
 import test_layouts as published
 import tiny_kimi
 
-SCENES = experiments.load("simpleseg/nano_sft.py").varied(seed=77)
+SCENES = experiments.load("simpleseg/nano_shapes_sft.py").varied(seed=77)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_folder_of_ours_says_how_it_sees_and_ends(nano, written):
 
 @pytest.mark.parametrize("name", [processing.PREPROCESSOR, processing.GENERATION])
 def test_the_packaged_model_has_them(name):
-    assert (NANO / name).exists()
+    assert (experiments.NANO / name).exists()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_packaged_model_has_them(name):
 def test_what_came_with_a_model_is_kept_but_for_the_cutting(found, nano, tmp_path):
     (tmp_path / processing.PREPROCESSOR).write_text(json.dumps(found | {"do_rescale": True}))
     (tmp_path / processing.GENERATION).write_text('{"temperature": 0.1}')
-    config, layout = families.read(NANO), nano.bundle.layout
+    config, layout = families.read(experiments.NANO), nano.bundle.layout
     processing.write(tmp_path, config=config, layout=layout, tokenizer=nano.bundle.tokenizer)
     says = json.loads((tmp_path / processing.PREPROCESSOR).read_text())
     assert says["do_rescale"] is True
@@ -97,7 +97,10 @@ def test_transformers_5s_file_does_not_contradict(nano, tmp_path):
     (tmp_path / processing.TRANSFORMERS_5).write_text(json.dumps(whole))
     bundle = nano.bundle
     processing.write(
-        tmp_path, config=families.read(NANO), layout=bundle.layout, tokenizer=bundle.tokenizer
+        tmp_path,
+        config=families.read(experiments.NANO),
+        layout=bundle.layout,
+        tokenizer=bundle.tokenizer,
     )
     found = families.preprocessor(tmp_path)
     assert (found["patch_size"], found["max_pixels"]) == (8, bundle.layout.max_pixels)
