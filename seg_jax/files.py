@@ -145,6 +145,8 @@ def parse_json(
         # Of a text in one line, which may be any of its file, only the place in it is told.
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
         got = f"{error.msg} at {place}character {error.colno}"
+    except UnicodeDecodeError as error:
+        got = f"bytes that are no text at byte {error.start}"
     except ValueError as error:
         got = str(error)
     raise ValueError(f"{where}: expected JSON, got {got}; do: {advice}")

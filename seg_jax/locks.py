@@ -26,7 +26,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from seg_jax import schemas
+from seg_jax import files, schemas
 
 NAME = ".lock"
 """Name of the lock file in a folder; it is there while a process works, and after a kill."""
@@ -186,11 +186,11 @@ class _Lock:
         """Returns who has written itself down; it waits so long for one to do so."""
         end = time.monotonic() + seconds
         while True:
-            with contextlib.suppress(OSError, ValueError, RecursionError):
+            with contextlib.suppress(OSError, ValueError):
                 # Opened anew: file systems of clusters look at the server's file then.
                 if self._path.is_file():
                     with self._path.open("rb") as file:
-                        text = json.loads(file.read(_BYTES))
+                        text = files.parse_json(file.read(_BYTES), where=str(self._path))
                     return schemas.check(text, Holder, where=str(self._path))
             if time.monotonic() >= end:
                 return None

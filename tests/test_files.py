@@ -20,7 +20,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
     [
         (None, "expected a file, got none"),
         (b"{", "expected JSON, got "),
-        (b"\xff", "expected JSON, got "),
+        (b"\xff", "expected JSON, got bytes that are no text at byte 0; do: "),
         (b"[" * 100_000, "expected JSON, got "),
         (b"[1]", "expected a JSON object, got "),
         (b'{"a": 1, "a": 1}', "expected JSON, got an object with the name 'a' twice"),

@@ -207,7 +207,7 @@ def _all_bytes(file: io.FileIO) -> bytes:
 def _is_beyond(line: bytes, stage: str, step: int) -> bool:
     """Returns whether a line is a record of a stage beyond a step."""
     try:
-        record = schemas.check(json.loads(line), _Line, where="line")
-    except (ValueError, RecursionError):
+        record = schemas.check(files.parse_json(line, where="line"), _Line, where="line")
+    except ValueError:
         return False
     return record.stage == stage and record.step > step

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed
 
-from seg_jax import escapes
+from seg_jax import escapes, files
 from seg_jax.training import coordination_service
 from seg_jax.training.cluster import Processes, find_place
 
@@ -101,7 +101,7 @@ def broadcast_from_first(value: Value) -> Value:
         if number >= _KEPT:
             _client().key_value_delete(f"seg_jax/broadcast/{number - _KEPT}")
         return value
-    return json.loads(_read(f"seg_jax/broadcast/{number}"))
+    return files.parse_json(_read(f"seg_jax/broadcast/{number}"), where="broadcast")
 
 
 def gather_from_all(value: Value) -> list[Value]:
@@ -111,7 +111,8 @@ def gather_from_all(value: Value) -> list[Value]:
     number = next(_numbers)
     key = f"seg_jax/all/{number}/"
     _client().key_value_set(key + str(_joined[1]), json.dumps(value))
-    return [json.loads(_read(key + str(index))) for index in range(_joined[0])]
+    every = [_read(key + str(index)) for index in range(_joined[0])]
+    return [files.parse_json(one, where=f"process {index}") for index, one in enumerate(every)]
 
 
 def run_on_first(do: Callable[[], Value]) -> Value | None:

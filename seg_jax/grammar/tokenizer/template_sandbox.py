@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from seg_jax import files, schemas
 from seg_jax.grammar.tokenizer import template_worker
 
 MOST_TEMPLATE = 1_000_000
@@ -177,7 +178,8 @@ class _Worker:
         # A character takes twelve bytes at most.
         if size > 12 * template_worker.MOST_TEXT + 1024:
             raise EOFError("a reply that is too long")
-        return json.loads(self._receive(size, deadline))
+        reply = files.parse_json(self._receive(size, deadline), where="template_sandbox: reply")
+        return schemas.check(reply, dict[str, str], where="template_sandbox: reply")
 
     def _receive(self, count: int, deadline: float) -> bytes:
         assert self._socket is not None

@@ -37,7 +37,7 @@ def serve(descriptor: int) -> None:
     """
     _warm_up()
     _limit_rights()
-    _write(descriptor, {"ready": True})
+    _write(descriptor, {"ready": "yes"})
     while (request := _read(descriptor)) is not None:
         signal.setitimer(signal.ITIMER_PROF, WORK_SECONDS)  # Its signal ends the process.
         reply = _reply(request)
