@@ -103,7 +103,7 @@ class Tokenizer:
         whole = files.parse_json(definition, where=f"tokenizer: {TOKENS}", advice=advice)
         try:
             growth.check(whole)
-            patterns.check(whole)
+            self._most_text = patterns.check(whole)
             self._decoder = json.dumps(whole.get("decoder"))
             with _panic_as_error():
                 self._backend, self._plain = (Backend.from_str(definition) for _ in range(2))
@@ -214,8 +214,13 @@ class Tokenizer:
         """Returns the ids of a text; names of special tokens are plain text unless `special`.
 
         Raises:
-          ValueError: a pattern of the file takes too long on it.
+          ValueError: it is too long for the patterns of the file, or one takes too long on it.
         """
+        if (length := self._length(text)) > self._most_text:
+            raise ValueError(
+                f"tokenizer: expected a text of at most {self._most_text} characters, as its "
+                f"patterns are, got {length}; do: shorten it, or take a published model's tokenizer"
+            )
         backend = self._backend if special else self._plain
         try:
             with _panic_as_error():
@@ -225,6 +230,14 @@ class Tokenizer:
                 f"tokenizer: expected to cut a text of {len(text)} characters, got "
                 f"{schemas.short_repr(str(error))}; do: check the patterns of tokenizer.json"
             ) from None
+
+    def _length(self, text: str) -> int:
+        """Returns the characters of a text; where time grows faster, the bytes that are cut."""
+        if self._most_text == patterns.MOST_TEXT:
+            return len(text)
+        text = _without_surrogates(text)
+        normalizer = self._plain.normalizer
+        return len((text if normalizer is None else normalizer.normalize_str(text)).encode())
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Returns the text of the ids, without special tokens unless `special`.
