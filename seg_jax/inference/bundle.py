@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flax import nnx
 from jax.sharding import Mesh
+from msgspec import Meta
 
 from seg_jax import checksums, files, schemas
 from seg_jax.data import encode
@@ -26,6 +27,8 @@ MANIFEST = "seg_jax.json"
 """What Hugging Face's files do not say: layout and task."""
 MOST_MANIFEST_BYTES = 1 << 20
 """The largest manifest that is read; they have a kilobyte."""
+MOST_ENDS = 100
+"""Tokens that may end an answer; published models have up to three."""
 TOKENIZERS = (tokens.TOKENS, tiktoken_bpe.FILE)
 """One of these is a tokenizer."""
 
@@ -233,12 +236,15 @@ def _ends(folder: Path, table: int) -> tuple[int, ...]:
         return ()
     eos = files.read_json_object(path).get("eos_token_id")
     ends = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-    if any(type(end) is not int or not 0 <= end < table for end in ends):
+    advice = "copy the file that belongs to the weights"
+    kind = list[Annotated[int, Meta(ge=0, lt=table)]]
+    schemas.check([*ends], kind, where=f"{path}: eos_token_id", advice=advice)
+    if len({*ends}) > MOST_ENDS:
         raise ValueError(
-            f"{path}: eos_token_id: expected numbers of tokens below {table}, got {eos!r}; "
-            "do: copy the file that belongs to the weights"
+            f"{path}: eos_token_id: expected at most {MOST_ENDS} tokens, got {len({*ends})}; do: "
+            f"{advice}"
         )
-    return ends
+    return tuple(dict.fromkeys(ends))
 
 
 def _check_fit(config: Any, tokenizer: Tokenizer, layout: Layout, folder: Path) -> None:

@@ -355,3 +355,28 @@ def test_an_interrupted_save_leaves_the_old_folder_whole(whole, tmp_path, monkey
                 bundles.save(small_run.bundle(), folder)
         assert contents(folder) == old, at
         assert list(tmp_path.iterdir()) == [folder], at
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ([1, True], r"eos_token_id, \[1\]: expected int, got True"),
+        ([9, 10], r"eos_token_id, \[1\]: expected int <= 9, got 10"),
+        ("1", r"eos_token_id, \[0\]: expected int, got '1'"),
+    ],
+)
+def test_tokens_that_end_answers_are_of_the_table(tmp_path, ends, told):
+    """A message once had all of a million numbers."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ValueError, match=told) as error:
+        bundles._ends(tmp_path, 10)
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+def test_tokens_that_end_answers_are_few(tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 3] * 100_000}))
+    assert bundles._ends(tmp_path, 10) == (7, 3)
+    path.write_text(json.dumps({"eos_token_id": [*range(101)]}))
+    with pytest.raises(ValueError, match="expected at most 100 tokens, got 101; do: copy the file"):
+        bundles._ends(tmp_path, 200)

@@ -237,6 +237,7 @@ def test_a_quantized_model_is_refused_and_so_are_blocks_that_are_not_there(folde
         ([-1], "fullatt_block_indexes, [0]: expected int >= 0, got -1"),
         (["1"], "fullatt_block_indexes, [0]: expected int, got '1'"),
         (7, "fullatt_block_indexes: expected list, got 7"),
+        ([0] * 9, "fullatt_block_indexes: expected each block once, got 9 numbers of 1 blocks"),
     ):
         vision = {"vision_config": part | {"fullatt_block_indexes": wrong}}
         path.write_text(json.dumps(whole | vision | {"quantization_config": None}))

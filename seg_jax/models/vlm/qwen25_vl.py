@@ -142,10 +142,10 @@ class Vision:
 
 
 def _full_blocks(vision: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the blocks of a vision part that look at the whole image; all of them are there."""
+    """Returns the blocks of a vision part that look at the whole image; all are there, once."""
     depth = vision.get("depth", Vision.depth)
     kind = list[Annotated[int, Meta(ge=0, lt=depth if type(depth) is int and depth > 0 else 2**31)]]
-    return tuple(
+    named = tuple(
         schemas.check(
             vision["fullatt_block_indexes"],
             kind,
@@ -153,6 +153,13 @@ def _full_blocks(vision: Mapping[str, Any]) -> tuple[int, ...]:
             advice="copy the file that belongs to the weights",
         )
     )
+    if len(named) > len({*named}):
+        raise ValueError(
+            "vision_config.fullatt_block_indexes: expected each block once, got "
+            f"{len(named)} numbers of {len({*named})} blocks; do: copy the file that belongs to "
+            "the weights"
+        )
+    return named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
