@@ -131,7 +131,8 @@ def _images_of_folder(folder: Path, met: Findings) -> list[ImageFile]:
             if one.suffix.lower() in SUFFIXES:
                 images.append(ImageFile(one.relative_to(folder).as_posix(), one))
             else:
-                met.add("file left out, as its name does not end as an image's", str(one))
+                reason = "file left out, as its name does not end as an image's"
+                met.add(reason, str(one), advice="rename or convert it, if it is an image")
     return images
 
 
@@ -230,7 +231,8 @@ def damaged_shards(every: Sequence[Shard], job: Job) -> Findings:
             try:
                 _read_lines(shard, job)
             except ValueError as error:
-                met.add("finished shard is damaged and made again", str(error))
+                told = str(error).partition("; do: ")[0]
+                met.add("finished shard is damaged and made again", told)
     return met
 
 

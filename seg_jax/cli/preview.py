@@ -101,11 +101,12 @@ _TOLD = {
 
 
 def _rows(met: dict[str, Findings]) -> Iterator[dict[str, Cell]]:
-    """Yields a row for each reason, with its first example."""
+    """Yields a row for each reason, with its first example and what to do about it."""
     for when, findings in met.items():
         for reason, one in findings.as_json().items():
             example = next(iter(one["examples"]), "")
-            yield {"reason": reason, "when": _TOLD[when], "cases": one["count"], "first": example}
+            row = {"reason": reason, "when": _TOLD[when], "cases": one["count"], "first": example}
+            yield row | {"do": one.get("do", "")}
 
 
 def _exhibit(sample: Sample, most: int) -> Exhibit:

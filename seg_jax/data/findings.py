@@ -19,6 +19,7 @@ MOST_CHARACTERS = 500
 class _Finding(schemas.Record, frozen=True):
     count: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     examples: Annotated[list[schemas.Text], Meta(max_length=MOST_EXAMPLES)]
+    do: schemas.Text = ""
 
 
 @dataclasses.dataclass
@@ -29,8 +30,10 @@ class Findings:
     """Cases of each reason. A reason is a fixed phrase, such as "image cannot be read"."""
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Where the first cases of each reason were met, a line each, with what was got."""
+    advice: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What to do about a reason, where something can be done: said once, whatever the cases."""
 
-    def add(self, reason: str, example: str, *, count: int = 1) -> None:
+    def add(self, reason: str, example: str, *, count: int = 1, advice: str = "") -> None:
         """Counts a case.
 
         Args:
@@ -38,8 +41,11 @@ class Findings:
           example: file, line or annotation, and what was got; kept as one line that can be printed
             and stored: other characters are escaped, and it is cut.
           count: of cases that the example stands for.
+          advice: what to do about the reason; that of its first case is kept.
         """
         self.counts[reason] = self.counts.get(reason, 0) + count
+        if advice:
+            self.advice.setdefault(reason, _one_line(advice))
         kept = self.examples.setdefault(reason, [])
         if len(kept) < MOST_EXAMPLES:
             kept.append(_one_line(example))
@@ -49,9 +55,10 @@ class Findings:
 
         Args:
           done: as "annotation left out"; the reason is this and what the error expected.
-          error: whose message says where, what was expected and what was got.
+          error: whose message says where, what was expected, what was got and what to do.
         """
-        self.add(f"{done}: {reason_of(error)}", str(error).partition("; do: ")[0])
+        told, _, advice = str(error).partition("; do: ")
+        self.add(f"{done}: {reason_of(error)}", told, advice=advice)
 
     def merge(self, other: Findings) -> None:
         """Adds the cases of another: of a later file, split or process."""
@@ -59,11 +66,16 @@ class Findings:
             self.counts[reason] = self.counts.get(reason, 0) + count
             kept = self.examples.setdefault(reason, [])
             kept += other.examples.get(reason, [])[: MOST_EXAMPLES - len(kept)]
+        self.advice = other.advice | self.advice
 
     def as_json(self) -> dict[str, Any]:
-        """Returns {reason: {"count": .., "examples": [..]}}, in the order of the reasons."""
+        """Returns {reason: {"count": .., "examples": [..], "do": ..}}, in the order of the reasons.
+
+        Reasons about which nothing can be done are without "do".
+        """
         return {
             reason: {"count": self.counts[reason], "examples": self.examples.get(reason, [])}
+            | ({"do": self.advice[reason]} if reason in self.advice else {})
             for reason in sorted(self.counts)
         }
 
@@ -85,19 +97,28 @@ class Findings:
         return Findings(
             {reason: one.count for reason, one in read.items()},
             {reason: [*one.examples] for reason, one in read.items()},
+            {reason: one.do for reason, one in read.items() if one.do},
         )
 
+    def line(self, reason: str) -> str:
+        """Returns what a terminal shows of a reason: count, reason, first example, what to do."""
+        advice = self.advice.get(reason)
+        return self._case(reason) + (f"; do: {advice}" if advice else "")
+
     def lines(self) -> list[str]:
-        """Returns a line a reason for a terminal: the count, the reason and its first example."""
-        return [
-            ", first ".join([f"{count} x {reason}", *self.examples.get(reason, [])[:1]])
-            for reason, count in sorted(self.counts.items())
-        ]
+        """Returns the line of each reason."""
+        return [self.line(reason) for reason in sorted(self.counts)]
 
     def commonest(self) -> str:
-        """Returns the line of the reason with the most cases; nothing if there are none."""
+        """Returns the reason with the most cases as `line`, without what to do; "" of none."""
         most = max(self.counts.values(), default=0)
-        return next((one for one in self.lines() if one.startswith(f"{most} x ")), "")
+        return next(
+            (self._case(one) for one in sorted(self.counts) if self.counts[one] == most), ""
+        )
+
+    def _case(self, reason: str) -> str:
+        told = f"{self.counts[reason]} x {reason}"
+        return ", first ".join([told, *self.examples.get(reason, [])[:1]])
 
 
 def reason_of(error: Exception) -> str:

@@ -89,14 +89,14 @@ def _fitting_part(
                     _tell(met, f"passed over: {reason_of(size)}", (source, number), why)
                 continue
             if size.text > longest:
-                _tell(met, _LONG_TEXT, (source, number), f"{size.text} bytes")
+                told = f"{size.text} bytes; do: raise layout.max_question or shorten it"
+                _tell(met, _LONG_TEXT, (source, number), told)
             try:
                 check(size)
             except Unfit as error:
                 keep[number] = False
                 why = str(error)
-                told = why.partition("; do: ")[0]
-                _tell(met, f"passed over: {reason_of(error)}", (source, number), told)
+                _tell(met, f"passed over: {reason_of(error)}", (source, number), why)
     if keep.all():
         return source
     if not keep.any():
@@ -111,7 +111,15 @@ _LONG_TEXT = "expression longer than layout.max_question, passed over when it is
 
 
 def _tell(met: Findings, reason: str, image: tuple[Built, int], told: str) -> None:
-    """Tells of an image; only of those that become examples the names are read."""
+    """Tells of an image; only of those that become examples the names are read.
+
+    Args:
+      met: is told.
+      reason: which cases are counted by.
+      image: a source, and the number in it.
+      told: what was got, and what to do.
+    """
+    told, _, advice = told.partition("; do: ")
     if len(met.examples.get(reason, ())) < MOST_EXAMPLES:
         source, number = image
         try:
@@ -119,7 +127,7 @@ def _tell(met: Findings, reason: str, image: tuple[Built, int], told: str) -> No
             told = f"{record.key} ({record.name}): {told}"
         except Unfit as error:
             told = f"{str(error).partition(': expected')[0]}: {told}"
-    met.add(reason, told)
+    met.add(reason, told, advice=advice)
 
 
 def _checker(

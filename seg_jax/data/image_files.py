@@ -91,6 +91,8 @@ class Unreadable(ValueError):
         """What is wrong, without the place: for reports that name the file beside it."""
         self.reason = reason
         """A fixed phrase that cases are counted by, as "image is damaged"."""
+        self.advice = advice
+        """What to do."""
         super().__init__(f"{where}: {self.fault}; do: {advice}")
 
 

@@ -45,20 +45,24 @@ def tell_usual(size: Size, met: Findings, *, where: str) -> None:
     told = f"{where}: {size.height} x {size.width} pixels, {size.groups} masks"
     try:
         check_masks(size)
-    except Unfit:
-        met.add("passed over by every run: its masks take too much memory", told)
+    except Unfit as error:
+        advice = str(error).partition("; do: ")[2]
+        met.add("passed over by every run: its masks take too much memory", told, advice=advice)
     for name, layout in USUAL.items():
         try:
             encode.fit_image(layout, size.height, size.width)
         except Unfit as error:
-            why = str(error).partition("expected ")[2].partition(",")[0]
-            met.add(f"passed over by models of {name}: expected {why}", told)
+            expected, _, advice = str(error).partition("; do: ")
+            why = expected.partition("expected ")[2].partition(",")[0]
+            met.add(f"passed over by models of {name}: expected {why}", told, advice=advice)
     try:
         check_canvas(Layout(), size)
-    except Unfit:
-        met.add("passed over by reinforce unless layout.canvas is raised", told)
+    except Unfit as error:
+        advice = str(error).partition("; do: ")[2]
+        met.add("passed over by reinforce unless layout.canvas is raised", told, advice=advice)
     if size.text > 8 * Layout().max_question:
         met.add(
             "expression passed over unless layout.max_question is raised",
             f"{where}: {size.text} bytes",
+            advice="raise layout.max_question or shorten the expression",
         )

@@ -98,7 +98,7 @@ def read_findings(folder: Path) -> tuple[Findings, Findings]:
     report, where = _read_report(folder), str(folder / record_schema.REPORT)
     if report is None:
         met = Findings()
-        met.add(UNTOLD, f"{where}: no such file")
+        met.add(UNTOLD, f"{where}: no such file", advice=REPAIR)
         return met, Findings()
     kinds = report.findings, report.limits
     left_out, limited = (Findings.from_json(one, where=where) for one in kinds)
@@ -241,8 +241,9 @@ class SplitFiles:
                 wanted = "a file" if wanted is None else f"{wanted} bytes"
                 met.add(
                     "record passed over, as its file is missing or not whole",
-                    f"{path}: expected {wanted}, got {got}; do: {REPAIR}",
+                    f"{path}: expected {wanted}, got {got}",
                     count=length,
+                    advice=REPAIR,
                 )
         return lost
 

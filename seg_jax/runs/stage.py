@@ -13,7 +13,6 @@ import jax
 
 from seg_jax import files
 from seg_jax.data import passing
-from seg_jax.data.findings import Findings
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
@@ -190,10 +189,9 @@ class _PassedOver:
     def say_new(self) -> None:
         """Says the reasons that were not said before."""
         met = self._tally.findings
-        for reason, count in met.counts.items():
+        for reason in met.counts:
             if reason not in self._said:
-                (line,) = Findings({reason: count}, met.examples).lines()
-                self._say(f"{self._stage}: {line}")
+                self._say(f"{self._stage}: {met.line(reason)}")
                 self._said.add(reason)
 
     def saying_after(self, move: loop.Progress) -> loop.Progress:

@@ -56,7 +56,7 @@ def test_files_that_are_no_images_by_name_are_told(tmp_path):
     assert len(jobs.list_images(str(tmp_path / "web"), met)) == 1
     (line,) = met.lines()
     assert line.startswith("2 x file left out, as its name does not end as an image's, first ")
-    assert line.endswith("a.txt")
+    assert line.endswith("a.txt; do: rename or convert it, if it is an image")
 
 
 def test_images_are_told_apart_by_their_paths(tmp_path):

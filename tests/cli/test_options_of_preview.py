@@ -35,9 +35,16 @@ def test_a_page_shows_images_with_outlines_and_reasons(data, tmp_path, capsys):
     assert printed == f"{page}\n"
     words = " ".join(errors.split())
     assert "warning: 1 x image left out: image is missing, first train/" in words
+    assert words.count("do: check the path") == 1
     assert "\x1b]0;OWNED" not in errors
     text = page.read_text()
-    for wanted in ("image left out: image is missing", "mask 1", "3 of 3 images", "64 x 48 pixels"):
+    for wanted in (
+        "image left out: image is missing",
+        "check the path",
+        "mask 1",
+        "3 of 3 images",
+        "64 x 48 pixels",
+    ):
         assert wanted in text
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text

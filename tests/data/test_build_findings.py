@@ -12,6 +12,7 @@ from PIL import Image
 
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.findings import Findings
+from seg_jax.data.formats import annotations
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -152,6 +153,46 @@ def test_a_strict_build_ends_with_its_first_finding(tmp_path, workers):
     build(dataclasses.replace(strict, strict=False))
     with pytest.raises(ValueError, match=line):  # What was made before is no way around it.
         build(strict)
+
+
+def test_a_strict_build_takes_images_without_annotations_for_what_they_are(tmp_path):
+    """They are no mistake; an annotation that is not taken is one."""
+    asked = coco_files(tmp_path / "coco", NAMES)
+    path = tmp_path / "coco" / "annotations" / "instances_val.json"
+    data = json.loads(path.read_text())
+    data["images"].append({"id": 77, "file_name": "empty.jpg", "height": 48, "width": 64})
+    path.write_text(json.dumps(data))
+    strict = dataclasses.replace(asked, strict=True)
+    assert build(strict)["findings"][annotations.NONE_TAKEN]["count"] == 1
+    data["annotations"].append({"id": 999, "image_id": 77, "segmentation": []})
+    path.write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError,
+        match=r"strict: expected nothing .* got annotation left out: it has no .*; do: outline",
+    ):
+        build(strict)
+
+
+def test_a_strict_build_takes_lines_without_objects_for_what_they_are(tmp_path):
+    asked = own_data(tmp_path, pictures=["a.jpg", "b.jpg"])
+    path = tmp_path / "train.jsonl"
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    path.write_text(f"{json.dumps(first)}\n{json.dumps(second | {'objects': [], 'phrases': []})}")
+    report = build(dataclasses.replace(asked, strict=True))
+    assert report["splits"]["train"]["records"] == 1
+    assert report["findings"][annotations.NONE_THERE]["count"] == 1
+
+
+def test_what_can_be_done_stands_behind_every_reason(tmp_path):
+    """Once a reason, in the report and in its line."""
+    asked = own_data(tmp_path, pictures=["a.jpg"], missing=["x.jpg", "y.jpg"])
+    flat = {"image": "a.jpg", "objects": [{"segmentation": [[1, 1, 2, 2]]}], "phrases": []}
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(f"{json.dumps(flat)}\n{{\n")
+    met = Findings.from_json(build(asked)["findings"])
+    assert len(met.counts) == 3
+    for line in met.lines():
+        assert line.count("; do: ") == 1, line
 
 
 def die(task):
@@ -394,7 +435,8 @@ def test_a_split_of_which_no_line_can_be_taken_is_told(tmp_path, text):
     asked = own_data(tmp_path, pictures=["a.jpg"])
     (tmp_path / "val.jsonl").write_text(text)
     found = build(asked)["findings"]["split without images"]
-    assert found == {"count": 1, "examples": [str(tmp_path / "val.jsonl")]}
+    told = {"count": 1, "examples": [str(tmp_path / "val.jsonl")]}
+    assert found == told | {"do": "fill or correct the file, or remove it"}
 
 
 def test_a_file_of_coco_without_images_is_told(tmp_path):
@@ -425,5 +467,5 @@ def test_findings_name_the_place_of_an_object_and_a_phrase_in_their_line(tmp_pat
 def test_a_doubt_about_a_turned_image_tells_what_to_do(tmp_path):
     met = Findings()
     record_files.build_record(turned(tmp_path, 6, height=48, width=64), met)
-    (reason,) = met.counts
-    assert 'set "upright": true if outlines are of the turned image, false if of' in reason
+    (line,) = met.lines()
+    assert '; do: set "upright": true if outlines are of the turned image, false if of' in line

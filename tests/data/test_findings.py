@@ -25,6 +25,22 @@ def test_cases_are_counted_by_reason_with_the_first_examples():
     assert Findings({"missing": 2}).lines() == ["2 x missing"]
 
 
+def test_what_to_do_is_said_once_a_reason():
+    """That of the first case; it goes with counts into files, parts and sums."""
+    whole, later = Findings(), Findings()
+    whole.add("a", "x")
+    later.add("a", "y", advice="do\nthis")
+    later.add("a", "z", advice="do that")
+    whole.merge(later)
+    whole.merge(Findings({"a": 2}, advice={"a": "other"}))
+    assert whole.lines() == ["5 x a, first x; do: do\\nthis"]
+    assert whole.commonest() == "5 x a, first x", "an error has its own advice"
+    stored = json.loads(json.dumps(whole.as_json()))
+    assert stored == {"a": {"count": 5, "examples": ["x", "y", "z"], "do": "do\\nthis"}}
+    assert Findings.from_json(stored) == whole
+    assert later.lines() == ["2 x a, first y; do: do\\nthis"]
+
+
 def test_findings_of_parts_are_those_of_the_whole():
     """Whatever the parts: the same counts, the first ten examples, the same bytes."""
     whole, parts = Findings(), [Findings() for _ in range(4)]
@@ -74,10 +90,10 @@ def test_errors_are_counted_by_what_was_expected():
     found.add_error("file left out", KeyError("x"))
     assert found.lines() == [
         "1 x annotation left out: expected int at [].count, first b.json, [0].count: expected int, "
-        "got '1'",
+        "got '1'; do: correct the annotation",
         "1 x file left out: KeyError, first 'x'",
         "2 x ring left out: expected N points of N, first a.json, 3: expected 3 points of 4x5, "
-        "got 2",
+        "got 2; do: more",
     ]
 
 

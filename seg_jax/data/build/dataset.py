@@ -183,7 +183,7 @@ def _read_annotations(plan: Plan) -> Annotations:
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])
             one = coco.read_panoptic(file, numbers=numbers, images=images, split=split)
         if not one.images:
-            one.findings.add(annotations.NO_IMAGES, str(file))
+            one.findings.add(annotations.NO_IMAGES, str(file), advice=annotations.NO_IMAGES_ADVICE)
         whole.images += one.images
         whole.findings.merge(one.findings)
         whole.refs |= one.refs
@@ -264,6 +264,7 @@ def _drop_repeated_keys(wanted: dict[str, list[AnnotatedImage]], met: Findings) 
                 met.add(
                     "image left out, as its key is that of one before",
                     f"{image.key}: {image.image}, which {first.image} has already",
+                    advice="give each image a key of its own",
                 )
         wanted[split] = list(seen.values())
 

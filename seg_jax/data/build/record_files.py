@@ -19,6 +19,8 @@ from seg_jax import checksums, files, schemas
 from seg_jax.data import findings, image_files, limits, record_schema
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats.annotations import (
+    NONE_THERE,
+    ORDINARY,
     AnnotatedImage,
     AnnotatedObject,
     PngSegment,
@@ -98,10 +100,10 @@ def _file_state(path: Path) -> tuple[int, int] | str:
 class BrokenImage(ValueError):
     """An image that cannot be stored."""
 
-    def __init__(self, reason: str, got: str):
-        """Takes the reason, which cases are summed by, and what was met in this one."""
+    def __init__(self, reason: str, got: str, *, advice: str = ""):
+        """Takes the reason, which cases are summed by, what was met here, and what to do."""
         super().__init__(f"{reason}: {got}")
-        self.reason, self.got = reason, got
+        self.reason, self.got, self.advice = reason, got, advice
 
 
 class _Part(schemas.Record, frozen=True):
@@ -191,11 +193,13 @@ def _check_strict(task: Task, met: Findings) -> None:
 
 
 def check_no_findings(met: Findings) -> None:
-    """Raises ValueError if anything was left out or changed: it tells the first case."""
+    """Raises ValueError if anything was left out or changed by mistake: it tells the first case."""
     for reason, examples in met.examples.items():
+        if reason in ORDINARY:
+            continue
         raise ValueError(
             f"strict: expected nothing to be left out or changed, got {reason}: {examples[0]}"
-            "; do: correct it, or build without --strict"
+            f"; do: {met.advice.get(reason, 'correct it')}, or build without --strict"
         )
 
 
@@ -215,7 +219,8 @@ def _write_records(task: Task, path: Path) -> dict[str, Any]:
             try:
                 record, found = build_record(image, met)
             except BrokenImage as error:
-                met.add(error.reason, f"{image.key} ({image.image}): {error.got}")
+                told = f"{image.key} ({image.image}): {error.got}"
+                met.add(error.reason, told, advice=error.advice)
                 skipped += 1
             _check_strict(task, met)
             if record is None:
@@ -262,6 +267,8 @@ def build_record(
     objects = _objects_with_masks(image, met, height=height, width=width)
     new_places = {place: new for new, (place, _, _) in enumerate(objects)}
     expressions, repeated = _expressions_left(image, new_places, met)
+    if not image.objects and not image.expressions:
+        raise BrokenImage(NONE_THERE, "0 objects and 0 expressions")
     had = f"{len(image.objects)} objects and {len(image.expressions)} expressions annotated"
     if not expressions and not objects:
         raise BrokenImage("image left out, as no object and no expression is left of it", had)
@@ -308,11 +315,13 @@ def _objects_with_masks(
         try:
             rle = one.outline.rle(height, width)
         except (ValueError, OSError) as error:
-            told = str(error).partition("; do: ")[0]
-            met.add(f"object left out: {findings.reason_of(error)}", f"{where}: {told}")
+            told, _, advice = str(error).partition("; do: ")
+            reason = f"object left out: {findings.reason_of(error)}"
+            met.add(reason, f"{where}: {told}", advice=advice)
             continue
         if not runlengths.area(rle):
-            met.add("object left out, as no pixel of the image is in it", where)
+            reason = "object left out, as no pixel of the image is in it"
+            met.add(reason, where, advice="check that its outline is of this image, in pixels")
             continue
         if isinstance(one.outline, Polygons):
             beyond = one.outline.overhang_px(height, width)
@@ -320,6 +329,7 @@ def _objects_with_masks(
                 met.add(
                     "outline cut off at the border of the image",
                     f"{where}: reaches {beyond:.1f} pixels beyond {height}x{width}",
+                    advice="check that outlines are of this size of the image",
                 )
         found.append((place, one, rle))
     return found
@@ -338,6 +348,7 @@ def _box_px(
     met.add(
         "box does not fit its outline: the outline's own is taken",
         f"{image.key} ({image.image}), object {one.id}: {told} for {', '.join(map(str, own))}",
+        advice="see which is right, box or outline",
     )
     return own
 
@@ -349,12 +360,14 @@ def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
         header = image_files.read_header(data)
         stored = image_files.storable(data, upright=_is_turned(image, header, met))
     except image_files.Unreadable as error:
-        raise BrokenImage(f"image left out: {error.reason}", error.fault) from None
+        reason = f"image left out: {error.reason}"
+        raise BrokenImage(reason, error.fault, advice=error.advice) from None
     size = stored.height, stored.width
     if image.size is not None and image.size != size:
         raise BrokenImage(
             "image left out, as it is of another size than annotated",
             f"expected {image.size[0]}x{image.size[1]} as annotated, got {size[0]}x{size[1]}",
+            advice="give the images that were annotated (--images), or correct height and width",
         )
     return stored
 
@@ -374,7 +387,7 @@ def _is_turned(image: AnnotatedImage, header: image_files.Header, met: Findings)
         met.add("image turned as its EXIF note says, as the annotated size is of the turned", where)
         return True
     if image.size is None or as_stored == turned:
-        met.add(f"image kept as stored, though its EXIF note turns it; {UPRIGHT}", where)
+        met.add("image kept as stored, though its EXIF note turns it", where, advice=UPRIGHT)
     return False
 
 
@@ -395,7 +408,7 @@ def _expressions_left(
         text = " ".join(one.text.split())
         told = f"{where}: {schemas.short_repr(text)}"
         if not text:
-            met.add("expression left out, as it has no text", where)
+            met.add("expression left out, as it has no text", where, advice="write one")
             continue
         if one.objects and not objects:
             met.add("expression left out, as none of its objects is left", told)

@@ -229,6 +229,12 @@ def _without_depths(data: bytes) -> bytes:
 
 NO_IMAGES = "split without images"
 """Reason of a file of which no image is left."""
+NO_IMAGES_ADVICE = "fill or correct the file, or remove it"
+NONE_TAKEN = "image left out: none of its annotations, if any, is taken"
+NONE_THERE = "image left out, as nothing is annotated in it"
+ORDINARY = frozenset({NONE_TAKEN, NONE_THERE})
+"""Reasons that are no mistakes: data sets have images without annotations, and annotations that are
+not taken have reasons of their own."""
 NUMBERS = ("id", "image_id", "category_id", "ref_id", "sent_id", "height", "width", "iscrowd")
 """Fields of integers that some programs write as "1" or 1.0."""
 

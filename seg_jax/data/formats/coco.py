@@ -25,6 +25,7 @@ from seg_jax.data.formats.annotations import (
 ADVICE = "get the file from where it was published"
 LEFT_OUT = "annotation left out"
 NUMBERED = "annotation without id: numbered by its place"
+_OWN_ID = "give each annotation an id of its own"
 
 
 class CocoImage(schemas.Record, frozen=True):
@@ -97,7 +98,8 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
             objects[number].append(one)
             if one.id in seen:
                 told = f"{sheet.place(place)}: id {one.id}"
-                read.findings.add("annotation id listed twice: both are kept", told)
+                reason = "annotation id listed twice: both are kept"
+                read.findings.add(reason, told, advice=_OWN_ID)
             seen.add(one.id)
         except ValueError as error:
             read.findings.add_error(LEFT_OUT, error)
@@ -130,7 +132,8 @@ def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Ann
             number = sheet.image_of(note.image_id, where).id
             if number in seen:
                 told = f"{where}: image_id {note.image_id}"
-                read.findings.add(f"{LEFT_OUT}: its image has one already", told)
+                reason = f"{LEFT_OUT}: its image has one already"
+                read.findings.add(reason, told, advice="leave one annotation an image")
                 continue
             seen.add(number)
             objects[number] += _segments(sheet, note, numbers / note.file_name, where=where)
@@ -154,7 +157,9 @@ def _segments(
     ):
         if segment.id in seen:
             sheet.findings.add(
-                "segment left out: its number is another one's", f"{inside}: id {segment.id}"
+                "segment left out: its number is another one's",
+                f"{inside}: id {segment.id}",
+                advice="give each segment of an image a number of its own",
             )
             continue
         seen.add(segment.id)
@@ -221,7 +226,7 @@ class CocoFile:
         number = note.id
         if number is None:
             number = place
-            self.findings.add(NUMBERED, where)
+            self.findings.add(NUMBERED, where, advice=_OWN_ID)
         return image.id, self.object_of(note, outline, number=number, where=where)
 
     def places_by_id(self) -> dict[int, int]:
@@ -234,7 +239,8 @@ class CocoFile:
                 continue
             doubtful.add(number)
             told = f"{self.place(place)}: id {number}"
-            self.findings.add("annotation id of different annotations: none is taken", told)
+            reason = "annotation id of different annotations: none is taken"
+            self.findings.add(reason, told, advice=_OWN_ID)
         return {number: place for number, place in places.items() if number not in doubtful}
 
     def object_of(
@@ -243,11 +249,13 @@ class CocoFile:
         """Returns an annotated object with this outline and number."""
         name = self.names.get(note.category_id, "") if note.category_id is not None else ""
         if self.names and note.category_id is None:
-            self.findings.add("object without a name: it has no category_id", where)
+            reason = "object without a name: it has no category_id"
+            self.findings.add(reason, where, advice="give it one of categories")
         elif self.names and note.category_id not in self.names:
             self.findings.add(
                 "object without a name: its category is not listed",
                 f"{where}: category_id {note.category_id}",
+                advice="list it in categories, or correct category_id",
             )
         return AnnotatedObject(
             id=number,
@@ -276,10 +284,11 @@ class CocoFile:
             if image.id in self._doubtful:
                 if image != first[image.id]:
                     reason = "image left out: its id is listed with different values"
-                    self.findings.add(reason, told)
+                    self.findings.add(reason, told, advice="give each image an id of its own")
             elif image.file_name in torn:
                 self._torn.add(image.id)
-                self.findings.add("image left out: its file is listed with different sizes", told)
+                reason = "image left out: its file is listed with different sizes"
+                self.findings.add(reason, told, advice="correct height and width in images")
             elif image.id in self.images:
                 self.findings.add("image listed twice: joined", told)
             elif (other := by_file.setdefault(image.file_name, image.id)) != image.id:
@@ -304,7 +313,11 @@ class CocoFile:
     def _read_names(self, listed: list[Any] | None) -> dict[int, str]:
         """Returns the names of categories; nothing is the name of those that have none."""
         if not listed:
-            self.findings.add("no categories are listed: objects have no names", str(self.path))
+            self.findings.add(
+                "no categories are listed: objects have no names",
+                str(self.path),
+                advice="list them in categories, with id and name",
+            )
         names: dict[int, str] = {}
         for where, one in annotations.checked_list(
             listed or (),
@@ -316,10 +329,11 @@ class CocoFile:
             name = " ".join((one.name or "").split())
             told = f"{where}: id {one.id}, {schemas.short_repr(name)}"
             if not name:
-                self.findings.add("category without a name", told)
+                self.findings.add("category without a name", told, advice="name it")
             if names.setdefault(one.id, name) != name:
                 names[one.id] = ""
-                self.findings.add("category id of several names: its objects have none", told)
+                reason = "category id of several names: its objects have none"
+                self.findings.add(reason, told, advice="give each category an id of its own")
         return names
 
 
@@ -345,8 +359,8 @@ def _annotated_images(
     for number, some in objects.items():
         if not some:
             name = schemas.short_repr(sheet.images[number].file_name)
-            reason = "image left out: none of its annotations, if any, is taken"
-            sheet.findings.add(reason, f"{sheet.path}: image {number}, {name}")
+            told = f"{sheet.path}: image {number}, {name}"
+            sheet.findings.add(annotations.NONE_TAKEN, told)
         meant: dict[str, list[int]] = {}
         for place, one in enumerate(some):
             if one.name:

@@ -94,7 +94,9 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
                 except ValueError as error:
                     found.findings.add_error("line left out", error)
         if not by_key:
-            found.findings.add(annotations.NO_IMAGES, str(file))
+            found.findings.add(
+                annotations.NO_IMAGES, str(file), advice=annotations.NO_IMAGES_ADVICE
+            )
         found.images += [
             AnnotatedImage(
                 key=f"{file.stem}/{key}",

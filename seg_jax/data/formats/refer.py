@@ -171,11 +171,11 @@ def _references_by_image(
                 f"{where}: expected at most {most} sentences in all, got more; do: {ADVICE}"
             )
         if not ref.sentences:
-            found.findings.add(f"{LEFT_OUT}: it has no sentences", where)
+            found.findings.add(f"{LEFT_OUT}: it has no sentences", where, advice=ADVICE)
             continue
         if ref.ref_id in seen:
             told = f"{where}: ref_id {ref.ref_id}"
-            found.findings.add("ref_id listed twice: both are kept", told)
+            found.findings.add("ref_id listed twice: both are kept", told, advice=ADVICE)
         seen.add(ref.ref_id)
         grouped.setdefault((ref.split, number), []).append(_Placed(where, ref))
     return grouped
@@ -202,7 +202,7 @@ def _objects_and_expressions(
         meant = [] if meant == [-1] else meant
         if ref.no_target and meant:
             got = f"{where}: no_target beside ann_id {schemas.short_repr(ref.ann_id)}"
-            sheet.findings.add(f"{LEFT_OUT}: it means something and nothing", got)
+            sheet.findings.add(f"{LEFT_OUT}: it means something and nothing", got, advice=ADVICE)
             continue
         try:
             for one in meant:
@@ -263,7 +263,7 @@ def _expressions(
     ):
         if one.sent_id in seen:
             told = f"{inside}: sent_id {one.sent_id}"
-            findings.add("sent_id listed twice in an image: both are kept", told)
+            findings.add("sent_id listed twice in an image: both are kept", told, advice=ADVICE)
         seen.add(one.sent_id)
         yield Expression(id=one.sent_id, text=one.sent, objects=which, ref=ref.ref_id)
 

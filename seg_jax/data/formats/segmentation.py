@@ -15,6 +15,8 @@ MOST_COUNTS = 2**26
 """Characters or numbers of a mask's run lengths."""
 FRACTION_MARGIN = 0.02
 """How far fractions of an image may lie beyond 0 and 1."""
+_TO_PIXELS = "multiply x by the image's width and y by its height"
+_BOX = "correct bbox: x, y, width, height in pixels"
 _Rings = tuple[tuple[schemas.Coordinate, ...], ...]
 _Box = tuple[schemas.Coordinate, schemas.Coordinate, schemas.Coordinate, schemas.Coordinate]
 _FORM = "a list of polygons [x, y, x, y, ..] or run lengths with size and counts"
@@ -117,13 +119,15 @@ def _polygons(
             "no polygon has three points",
         )
     for told in short:
-        findings.add("polygon left out: it has fewer than three points", told)
+        reason = "polygon left out: it has fewer than three points"
+        findings.add(reason, told, advice="outline it with three points or more")
     pixels = [ring for ring in whole if size == (1, 1) or not are_fractions(ring)]
     if not pixels:
         raise fractions_error(where)
     if len(pixels) < len(whole):
         reason = "polygon left out: its coordinates are fractions of the image, not pixels"
-        findings.add(reason, f"{where}: {len(whole) - len(pixels)} of {len(whole)} polygons")
+        told = f"{where}: {len(whole) - len(pixels)} of {len(whole)} polygons"
+        findings.add(reason, told, advice=_TO_PIXELS)
     return Polygons(tuple(pixels))
 
 
@@ -146,8 +150,7 @@ def are_fractions(numbers: Sequence[float]) -> bool:
 def fractions_error(where: str) -> BadAnnotation:
     """Returns the error that says that coordinates are no pixels."""
     return BadAnnotation(
-        f"{where}: expected pixels, got fractions of the image, from 0 to 1; do: multiply x by its "
-        "width and y by its height",
+        f"{where}: expected pixels, got fractions of the image, from 0 to 1; do: {_TO_PIXELS}",
         "coordinates are fractions of the image, not pixels",
     )
 
@@ -208,9 +211,9 @@ def box_px(
     try:
         x, y, width, height = schemas.check(value, _Box, where=f"{where}, bbox")
     except schemas.Invalid as error:
-        findings.add(reason, str(error).partition("; do: ")[0])
+        findings.add(reason, str(error).partition("; do: ")[0], advice=_BOX)
         return None
     if width < 0 or height < 0 or are_fractions((x, y, width, height)):
-        findings.add(reason, f"{where}: {x:g}, {y:g}, {width:g}, {height:g}")
+        findings.add(reason, f"{where}: {x:g}, {y:g}, {width:g}, {height:g}", advice=_BOX)
         return None
     return x, y, x + width, y + height

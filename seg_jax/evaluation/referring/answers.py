@@ -104,7 +104,8 @@ class Saved:
         met.merge(self._findings)
         for key, which, given, kind, phrase in sorted(self._unasked):
             what = f"{key}, mask {which}, {kind} by {given} {schemas.short_repr(phrase)}"
-            met.add("an answer to no question of this protocol and source is left out", what)
+            reason = "an answer to no question of this protocol and source is left out"
+            met.add(reason, what, advice="check --protocol, --data and --split, if it should count")
         return met
 
     def __call__(self, asked: Iterable[Question]) -> Iterator[Answered]:
