@@ -23,6 +23,9 @@ from seg_jax.data.build import dataset, record_files
 from seg_jax.data.findings import Findings
 from seg_jax.runs import console, run_folder
 
+MOST_LABEL = 1000
+"""Characters of a name: longer is a text without ends of lines, which no detector reads."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Choice):
@@ -155,6 +158,11 @@ def _labels(config: Config) -> tuple[str, ...]:
             raise ValueError(
                 f"labels: expected names in plain text, got the character {odd} in {name!a:.60}; "
                 "do: write the name again"
+            )
+        if len(name) > MOST_LABEL:
+            raise ValueError(
+                f"labels: expected names of at most {MOST_LABEL} characters, got {len(name)}; do: "
+                "write each on a line of its own"
             )
     if len(names) < len(every):
         console.say(f"{len(every) - len(names)} labels stand there twice and are taken once")

@@ -244,6 +244,7 @@ def test_labels_are_read_as_people_write_them(tmp_path, capsys):
         (b"\n \r\n", "expected what to look for, got nothing"),
         (b"cup\x00", "got the character U\\+0000 in 'cup.x00'"),
         (b"\x1b[2Jcup", "got the character U\\+001B"),
+        (b"cup " * 300, "expected names of at most 1000 characters, got 1199; do: write each"),
         ("cup\u202e".encode(), "got the character U\\+202E"),
     ],
 )
