@@ -23,7 +23,7 @@ from seg_jax.records import Prompts, Sample
 from seg_jax.runs import console, evaluation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.tasks.task import Example, Task
-from seg_jax.training import policy, processes, steps
+from seg_jax.training import advantages, processes, steps
 
 
 def worths(
@@ -113,7 +113,7 @@ def beside_greedy(
             mesh=mesh,
             models=[bundle.params],
         )
-    greedy = {"reward": np.asarray(policy.reward(outcome.scores, task.reward_weights))}
+    greedy = {"reward": np.asarray(advantages.reward(outcome.scores, task.reward_weights))}
     greedy |= {name: np.asarray(values) for name, values in outcome.scores.items()}
     found = best_of.summarise(greedy, drawn)
     main = next(iter(task.reward_weights))

@@ -1,10 +1,10 @@
-"""Reinforcement on judged answers: group advantages, the clipped objectives, the update."""
+"""Reinforcement on judged answers: the clipped objectives and their update."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,14 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Array, Prompts, Rollout, check_least
-from seg_jax.training import gradients
+from seg_jax.training import advantages, gradients
 from seg_jax.training import state as states
 from seg_jax.training.optimizers import Optimizer
-
-Spread = Literal["population", "sample", "none"]
-TINY = 1e-6
-"""A group has nothing to tell whose rewards deviate by less than this share of the largest one:
-no more than roundings of their sums."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +61,10 @@ class Policy:
     | DAPO, 2503.14476       | token          | tokens   | population | 0.2 0.28  | drop_equal  |
     | Dr. GRPO, 2503.20783   | token          | constant | none       | 0.2 0.2   |             |
     | GOPO, 2602.03876       | token          | answers  | none       | 0.2 0.2   | ranked      |
+    | Seg-R1, 2506.22624     | token          | answers  | sample     | none      | kl 0.04     |
+
+    Seg-R1's release, whose one update a batch leaves nothing to clip, has `anchor` self and
+    `spread_eps` 1e-4 as well, as TRL had where it was taken from.
 
     DAPO samples on until a batch is full of groups that differ: `rounds` of `reinforce`. Without it
     the equal ones are left out and the others weigh more.
@@ -77,13 +76,16 @@ class Policy:
     average: Literal["answers", "tokens", "constant"] = "answers"
     """The mean over the tokens of each answer, then over answers; over all tokens of the
     minibatch; or a sum over tokens divided by answers times the longest that could be sampled."""
-    spread: Spread = "population"
+    spread: advantages.Spread = "population"
     """What a group's centred rewards are divided by: the root of their mean square; the same with
     G - 1 instead of G, as torch.std and so TRL have it; nothing. The papers write `std` alone."""
     spread_floor: float = 0.0
     """Least standard deviation that a group's rewards, or their ranks, are divided by. With 0 every
     group is scaled to unit spread, which turns noise into gradient where all answers are equally
     bad."""
+    spread_eps: float = 0.0
+    """Added to what a group's rewards, or their ranks, are divided by; TRL has 1e-4 here and
+    no floor."""
     ranked: bool = False
     """Put ranks in the place of a group's rewards: 2 for the best answer, -2 for the worst, equal
     steps between; equal answers share the mean of their ranks. How far rewards differ is lost."""
@@ -100,6 +102,11 @@ class Policy:
     says no more than that such a term did harm."""
     drop_equal: bool = False
     """Leave groups of equal rewards out of the averages; they have no advantage either way."""
+    anchor: Literal["sampler", "self"] = "sampler"
+    """What ratios begin at: the sampler's log-probabilities; or the trainer's own of the same
+    update, held constant. Every ratio is 1 then and nothing is clipped: the gradient is that of
+    the advantage times the log-probability. Only for one update a batch and a ratio of tokens; how
+    far the sampler's numbers are from the trainer's does not enter."""
     clip_low: float = 3e-4
     clip_high: float = 4e-4
     kl: float = 0.0
@@ -112,7 +119,7 @@ class Policy:
     the whole, however long the answers of a piece are."""
 
     def __post_init__(self):
-        check_least(self, "policy", minibatches=1, accumulate=1, spread_floor=0)
+        check_least(self, "policy", minibatches=1, accumulate=1, spread_floor=0, spread_eps=0)
         if not (0 <= self.clip_low <= 1 and self.clip_high >= 0 and 0 <= self.kl < math.inf):
             raise ValueError(
                 "policy: expected 0 <= clip_low <= 1, clip_high >= 0 and a finite kl >= 0, "
@@ -124,29 +131,27 @@ class Policy:
                 f"policy.length_penalty: expected a finite number >= 0, got {self.length_penalty}"
                 "; do: give one, as 0.2, which is taken from the reward"
             )
-        if self.spread == "none" and self.spread_floor > 0:
-            raise ValueError(
-                f"policy.spread_floor: expected 0 where nothing is divided by the spread, "
-                f"got {self.spread_floor}"
-                "; do: set it to 0, or choose another policy.spread"
-            )
+        for name in ("spread_floor", "spread_eps"):
+            if self.spread == "none" and getattr(self, name) > 0:
+                raise ValueError(
+                    f"policy.{name}: expected 0 where nothing is divided by the spread, "
+                    f"got {getattr(self, name)}"
+                    "; do: set it to 0, or choose another policy.spread"
+                )
+        if self.anchor == "self":
+            self._check_alone()
 
-
-def reward(
-    scores: Mapping[str, Float[Array, "*n"]], weights: Mapping[str, float]
-) -> Float[Array, "*n"]:
-    """Returns the weighted sum of named scores.
-
-    Raises:
-      ValueError: a weight names no score.
-    """
-    unknown = set(weights) - set(scores)
-    if unknown:
-        raise ValueError(
-            f"reward: expected weights for {sorted(scores)}, got {sorted(unknown)}"
-            "; do: correct the names of these weights"
-        )
-    return jnp.sum(jnp.stack([weight * scores[name] for name, weight in weights.items()]), 0)
+    def _check_alone(self) -> None:
+        """Raises ValueError where a choice could do nothing while every ratio is 1."""
+        fields = type(self).__dataclass_fields__
+        wanted = {"ratio": "token", "minibatches": 1}
+        wanted |= {name: fields[name].default for name in ("clip_low", "clip_high", "correction")}
+        for name, value in wanted.items():
+            if (found := getattr(self, name)) != value:
+                raise ValueError(
+                    f"policy.{name}: expected {value} beside policy.anchor self, whose ratios are "
+                    f"all 1, got {found}; do: set it so, or leave the anchor out"
+                )
 
 
 def without_length(
@@ -158,93 +163,9 @@ def without_length(
     return rewards - config.length_penalty * used.mean(-1)
 
 
-def share_of_attainable(
-    rewards: Float[Array, "*n"], weights: Mapping[str, float], *, length_penalty: float = 0.0
-) -> Float[Array, "*n"]:
-    """Returns rewards as shares of the way from the least to the largest that weights allow, 0..1.
-
-    Scores lie in 0..1; what is taken for the length is the penalty at most, and at least nothing.
-    """
-    least = sum(min(weight, 0.0) for weight in weights.values()) - length_penalty
-    largest = sum(max(weight, 0.0) for weight in weights.values())
-    if least == largest:
-        raise ValueError(
-            f"weights: expected a score that counts, got {dict(weights)}; do: weigh one above 0"
-        )
-    return jnp.clip((rewards - least) / (largest - least), 0.0, 1.0)
-
-
-def advantages(
-    rewards: Float[Array, "B G"],
-    *,
-    spread: Spread = "population",
-    spread_floor: float = 0.0,
-    ranked: bool = False,
-) -> Float[Array, "B G"]:
-    """Returns (r - mean) / max(std, floor) within each group; 0 where all rewards are equal.
-
-    Args:
-      rewards: of the answers of each group.
-      spread: what std is.
-      spread_floor: its least value.
-      ranked: whether r is the `ranks` of the rewards.
-
-    Source: GSPO equation 6; without the division Dr. GRPO, section 3.2; ranks without it GOPO.
-    """
-    differs = differ(rewards)[:, None]
-    centred, population, scale = _deviations(ranks(rewards) if ranked else rewards)
-    if spread == "none":
-        scaled = centred * scale
-    else:
-        answers = rewards.shape[1]
-        bessel = math.sqrt(answers / max(answers - 1, 1)) if spread == "sample" else 1.0
-        scaled = centred / jnp.maximum(bessel * population, jnp.maximum(spread_floor / scale, TINY))
-    return jnp.where(differs, scaled, 0.0)
-
-
-def ranks(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """Returns 2 - 4 (rank - 1) / (G - 1) within each group, ranks from 1 for the best to G.
-
-    Equal rewards share the mean of their ranks; those within roundings of each other are equal.
-
-    Source: GOPO, arXiv 2602.03876, its advantage; mean ranks as in Kendall 1945.
-    """
-    _, _, scale = _deviations(rewards)
-    shares = rewards / scale
-    above = shares[:, :, None] - shares[:, None, :]
-    # Answers below less answers above: twice the distance of a mean rank from the middle one.
-    lead = jnp.sum(jnp.where(jnp.abs(above) > TINY, jnp.sign(above), 0.0), -1)
-    return 2.0 * lead / max(rewards.shape[1] - 1, 1)
-
-
-def differ(rewards: Float[Array, "B G"]) -> Bool[Array, " B"]:
-    """Returns which groups have rewards that differ; the others have no advantage."""
-    return _deviations(rewards)[1][:, 0] > TINY
-
-
-def _deviations(rewards):
-    """Returns rewards less the mean of their group, their deviation, and the unit of both."""
-    largest = jnp.max(jnp.abs(rewards), 1, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1.0)
-    # Squares of small numbers would be 0, and of large ones infinite.
-    shares = rewards / scale
-    centred = shares - shares.mean(1, keepdims=True)
-    return centred, jnp.sqrt(jnp.mean(jnp.square(centred), 1, keepdims=True)), scale
-
-
-def smooth_truth(rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
-    """Returns rewards whose last, the true answer's, is the others' mean where one has no less.
-
-    Source: ViSurf, arXiv 2510.10606, section 3.4, which smooths the reward of labels.
-    """
-    own, truth = rewards[:, :-1], rewards[:, -1:]
-    reached = own.max(1, keepdims=True) >= truth
-    return jnp.concatenate([own, jnp.where(reached, own.mean(1, keepdims=True), truth)], 1)
-
-
 def rewards_to_learn(config: Policy, rewards: Float[Array, "B G"]) -> Float[Array, "B G"]:
     """Returns rewards as the policy learns from them; a true answer's is the last of a group."""
-    return smooth_truth(rewards) if config.truth == "smoothed" else rewards
+    return advantages.smooth_truth(rewards) if config.truth == "smoothed" else rewards
 
 
 class Loss(NamedTuple):
@@ -269,11 +190,12 @@ def loss(
     """Returns the clipped surrogate min(s A, clip(s, 1 - low, 1 + high) A), averaged, negated.
 
     The ratio s is exp of the log-ratio: of each token, or its mean over the tokens of the answer.
+    With the anchor self it is exp(logp - constant logp), which is not clipped.
 
     Args:
       config: what is maximised.
       logp: of the answers' tokens under the weights that learn.
-      old_logp: under the weights before the first update.
+      old_logp: under the weights before the first update; the anchor self does not ask for it.
       used: tokens that count.
       advantage: of each answer, or of each token.
       reference_logp: under the frozen weights, for the KL penalty.
@@ -292,10 +214,13 @@ def loss(
     total = normaliser(config, used, kept) if total is None else total
     length = jnp.maximum(used.sum(-1, keepdims=True), 1)
     counts = (used if kept is None else used & kept[..., None]).astype(jnp.float32)
+    alone = config.anchor == "self"
+    old_logp = jax.lax.stop_gradient(logp) if alone else old_logp
     gap = jnp.where(used, logp - old_logp, 0.0)
     ratio = _ratio(config, jnp.where(used, logp, 0.0), gap, length)
     gain = advantage if advantage.ndim == used.ndim else advantage[..., None]
-    bounded = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+    clips = 1.0 - config.clip_low, 1.0 + config.clip_high
+    bounded = ratio if alone else jnp.clip(ratio, *clips)
     surrogate = jnp.minimum(ratio * gain, bounded * gain)
     share = _shares(config, counts if importance is None else counts * importance, length)
     value = -jnp.sum(share * surrogate) / total
@@ -404,15 +329,16 @@ def experience(
     With `config.truth` the last answer of each group is the true one, as `with_truth` adds it.
     """
     rewards = rewards_to_learn(config, rewards)
-    advantage = advantages(
+    advantage = advantages.within_groups(
         rewards,
         spread=config.spread,
         spread_floor=config.spread_floor,
+        spread_eps=config.spread_eps,
         ranked=config.ranked,
     )
     kept = None
     if config.drop_equal:
-        kept = jnp.broadcast_to(differ(rewards)[:, None], rewards.shape)
+        kept = jnp.broadcast_to(advantages.differ(rewards)[:, None], rewards.shape)
     return Experience(prompts, rollout, advantage, kept)
 
 
@@ -507,7 +433,7 @@ def _with_old_logp(
       pieces: that are scored one after the other.
     """
     corrects, rollout = config.correction.level != "off", experience.rollout
-    if not corrects and config.truth == "off":
+    if not corrects and (config.truth == "off" or config.anchor == "self"):
         return experience
     given = rollout if corrects else jax.tree.map(lambda leaf: leaf[:, -1:], rollout)
     parts = gradients.split((experience.prompts, given), pieces)

@@ -30,7 +30,7 @@ from seg_jax.records import (
     check_least,
 )
 from seg_jax.tasks.task import Judgement, Task, judge
-from seg_jax.training import optimizers, rounds, sft
+from seg_jax.training import advantages, optimizers, rounds, sft
 from seg_jax.training import policy as policies
 from seg_jax.training.state import State, step_key
 
@@ -226,10 +226,10 @@ def scorer(
 
     def score(rollout: Rollout, truth: Any, segmenter: Any = None) -> Worth:
         judged = judge_rows(rollout, truth, segmenter)
-        reward = policies.reward(judged.scores, weights)
+        reward = advantages.reward(judged.scores, weights)
         if token_penalty:
             reward = reward - token_penalty * rollout.used.sum(-1)
-        return Worth(reward, judged.scores, policies.differ(reward))
+        return Worth(reward, judged.scores, advantages.differ(reward))
 
     return jax.jit(score)
 
@@ -254,13 +254,13 @@ def gathering_step(
     ) -> tuple[rounds.Groups, rounds.Told]:
         group = policies.with_truth(policy, prompts, rollout)
         judged = judge_rows(group, prompts.truth, segmenter)
-        reward = policies.reward(judged.scores, weights)
+        reward = advantages.reward(judged.scores, weights)
         reward = policies.without_length(policy, reward, group.used)
-        differ = policies.differ(policies.rewards_to_learn(policy, reward))
+        differ = advantages.differ(policies.rewards_to_learn(policy, reward))
         own = policies.own_answers(policy, reward)
         groups = rounds.fill(groups, rounds.Groups(prompts, rollout, differ))
         penalty = policy.length_penalty
-        solved = policies.share_of_attainable(own.mean(1), weights, length_penalty=penalty)
+        solved = advantages.share_of_attainable(own.mean(1), weights, length_penalty=penalty)
         told = rounds.Told(groups.differ.sum(), differ.mean(), own.mean(), solved)
         return groups, sharding.constrain_whole(told)
 
@@ -312,7 +312,7 @@ def reinforcing_step(
     ):
         group = policies.with_truth(policy, prompts, rollout)
         judged = judge_rows(group, prompts.truth, segmenter)
-        reward = policies.reward(judged.scores, weights)
+        reward = advantages.reward(judged.scores, weights)
         reward = policies.without_length(policy, reward, group.used)
         experience = policies.experience(policy, prompts, group, rewards=reward)
         state, metrics = policies.update(
@@ -337,7 +337,7 @@ def _judged_metrics(policy: policies.Policy, judged: Judgement, reward: Float[Ar
     told |= {f"verdicts/{v.name}": (own(judged.verdict) == v).mean() for v in Verdict}
     told["reward"] = own(reward).mean()
     told["reward_spread"] = own(reward).std(1).mean()
-    told["groups_that_differ"] = policies.differ(policies.rewards_to_learn(policy, reward)).mean()
+    told["groups_that_differ"] = advantages.differ(policies.rewards_to_learn(policy, reward)).mean()
     if policy.truth != "off":
         truth = reward[:, -1]
         told["truth/reward"] = truth.mean()

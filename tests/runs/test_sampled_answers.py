@@ -13,7 +13,7 @@ from seg_jax.runs import console, evaluation, reinforcement, sampled_answers
 from seg_jax.runs.stage import Place
 from seg_jax.runs.start import Start
 from seg_jax.tasks.referring import Mixture
-from seg_jax.training import loop, policy, steps
+from seg_jax.training import advantages, loop, steps
 from seg_jax.training.log import SilentLog
 
 SOURCE = dataclasses.replace(small_run.sft_config().source, count=10, seed=5)
@@ -50,7 +50,7 @@ def test_answers_beside_the_greedy_ones_are_those_of_training(said):
     for number, (examples, rows) in enumerate(prompts):
         rollout = draw(bundle.params, rows, np.int32(number))
         judged = steps.judge(TASK, rollout, rows.truth, reader=reader)
-        reward = policy.reward(judged.scores, TASK.reward_weights)
+        reward = advantages.reward(judged.scores, TASK.reward_weights)
         iou += np.asarray(judged.scores["iou"])[: len(examples)].tolist()
         rewards += np.asarray(reward)[: len(examples)].tolist()
     assert np.shape(iou) == (10, 3)

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from seg_jax.training import policy
+from seg_jax.training import advantages
 
 REWARDS = np.array(
     [[0.0, 1.0, 0.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.50, 0.51, 0.49, 0.50]], np.float32
@@ -13,28 +13,28 @@ REWARDS = np.array(
 
 
 def test_advantages_by_hand():
-    out = np.asarray(policy.advantages(REWARDS))
+    out = np.asarray(advantages.within_groups(REWARDS))
     np.testing.assert_allclose(out[0], [-1, 1, -1, 1], atol=1e-6)
     np.testing.assert_allclose(out[1], 0.0)
     np.testing.assert_allclose(out[2], np.array([0, 1, -1, 0]) * np.sqrt(2), atol=1e-4)
-    floored = np.asarray(policy.advantages(REWARDS, spread_floor=0.1))
+    floored = np.asarray(advantages.within_groups(REWARDS, spread_floor=0.1))
     np.testing.assert_allclose(floored[0], out[0], atol=1e-6)
     np.testing.assert_allclose(floored[2], [0, 0.1, -0.1, 0], atol=1e-5)
 
 
 def test_spreads_by_hand():
-    sample = np.asarray(policy.advantages(REWARDS, spread="sample"))
+    sample = np.asarray(advantages.within_groups(REWARDS, spread="sample"))
     np.testing.assert_allclose(sample[0], np.array([-1, 1, -1, 1]) * np.sqrt(3 / 4), atol=1e-6)
     centred = REWARDS[0] - REWARDS[0].mean()
     deviation = torch.tensor(REWARDS[0].tolist()).std().item()
     np.testing.assert_allclose(sample[0], centred / deviation, rtol=1e-6)
-    none = np.asarray(policy.advantages(REWARDS, spread="none"))
+    none = np.asarray(advantages.within_groups(REWARDS, spread="none"))
     np.testing.assert_allclose(none[0], [-0.5, 0.5, -0.5, 0.5])
     np.testing.assert_allclose(none[2], [0, 0.01, -0.01, 0], atol=1e-6)
     np.testing.assert_array_equal(none[1], 0.0)
-    for one in (policy.advantages(REWARDS[:, :1], spread=s) for s in ("sample", "none")):
+    for one in (advantages.within_groups(REWARDS[:, :1], spread=s) for s in ("sample", "none")):
         np.testing.assert_array_equal(one, 0.0)
-    np.testing.assert_array_equal(policy.differ(REWARDS), [True, False, True])
+    np.testing.assert_array_equal(advantages.differ(REWARDS), [True, False, True])
 
 
 def gopo(rewards):
@@ -48,15 +48,15 @@ def test_ranks_are_those_of_scipy_and_their_advantages_gopos():
     rewards = rng.integers(0, 5, (50, 8)).astype(np.float32) / 5  # Many of them equal.
     rewards = np.concatenate([rewards, rng.random((50, 8), dtype=np.float32)])
     expected = np.array([gopo(group) for group in rewards])
-    np.testing.assert_allclose(policy.ranks(rewards), expected, atol=1e-6)
+    np.testing.assert_allclose(advantages.ranks(rewards), expected, atol=1e-6)
     np.testing.assert_allclose(
-        policy.advantages(rewards, spread="none", ranked=True), expected, atol=1e-6
+        advantages.within_groups(rewards, spread="none", ranked=True), expected, atol=1e-6
     )
-    scaled = policy.advantages(rewards, ranked=True)
+    scaled = advantages.within_groups(rewards, ranked=True)
     np.testing.assert_allclose(scaled, scipy.stats.zscore(expected, axis=1), atol=1e-5)
-    floored = policy.advantages(rewards, ranked=True, spread_floor=3.0)
+    floored = advantages.within_groups(rewards, ranked=True, spread_floor=3.0)
     np.testing.assert_allclose(floored, expected / 3, atol=1e-6)
-    np.testing.assert_array_equal(policy.ranks(REWARDS[:, :1]), 0.0)
+    np.testing.assert_array_equal(advantages.ranks(REWARDS[:, :1]), 0.0)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
@@ -64,8 +64,8 @@ def test_ranks_by_hand_do_not_depend_on_the_scale_nor_on_roundings(scale):
     rewards = np.float32(np.array([[-0.1, 0.7, 0.7, 0.2], [0.4, 0.4, 0.4, 0.4]]) * scale)
     rewards[:, 2] = np.nextafter(rewards[:, 2], np.float32(np.inf))
     expected = [[-2, 4 / 3, 4 / 3, -2 / 3], [0, 0, 0, 0]]
-    np.testing.assert_allclose(policy.ranks(rewards), expected, atol=1e-6)
-    given = policy.advantages(rewards, spread="none", ranked=True)
+    np.testing.assert_allclose(advantages.ranks(rewards), expected, atol=1e-6)
+    given = advantages.within_groups(rewards, spread="none", ranked=True)
     np.testing.assert_allclose(given, expected, atol=1e-6)
 
 
@@ -73,14 +73,14 @@ def test_ranks_by_hand_do_not_depend_on_the_scale_nor_on_roundings(scale):
 def test_advantages_do_not_depend_on_the_scale_of_rewards(scale):
     rewards = np.float32(REWARDS.astype(np.float64) * scale)
     for spread in ("population", "sample"):
-        plain, scaled = (policy.advantages(r, spread=spread) for r in (REWARDS, rewards))
+        plain, scaled = (advantages.within_groups(r, spread=spread) for r in (REWARDS, rewards))
         np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=2e-5)
-        floored = policy.advantages(rewards, spread=spread, spread_floor=0.1 * scale)
-        wanted = policy.advantages(REWARDS, spread=spread, spread_floor=0.1)
+        floored = advantages.within_groups(rewards, spread=spread, spread_floor=0.1 * scale)
+        wanted = advantages.within_groups(REWARDS, spread=spread, spread_floor=0.1)
         np.testing.assert_allclose(floored, wanted, rtol=1e-5, atol=2e-5)
-    none = np.asarray(policy.advantages(rewards, spread="none"), np.float64) / scale
-    np.testing.assert_allclose(none, policy.advantages(REWARDS, spread="none"), atol=1e-6)
-    np.testing.assert_array_equal(policy.differ(rewards), [True, False, True])
+    none = np.asarray(advantages.within_groups(rewards, spread="none"), np.float64) / scale
+    np.testing.assert_allclose(none, advantages.within_groups(REWARDS, spread="none"), atol=1e-6)
+    np.testing.assert_array_equal(advantages.differ(rewards), [True, False, True])
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -90,5 +90,5 @@ def test_roundings_of_equal_rewards_are_no_difference(scale):
     rewards = np.float32([[a + b + c for a, b, c in scores]])
     rewards = np.concatenate([rewards, np.nextafter(rewards, np.float32(np.inf))], 1)
     assert len(np.unique(rewards)) > 1
-    np.testing.assert_array_equal(policy.advantages(rewards), 0.0)
-    assert not policy.differ(rewards).any()
+    np.testing.assert_array_equal(advantages.within_groups(rewards), 0.0)
+    assert not advantages.differ(rewards).any()

@@ -13,7 +13,7 @@ from seg_jax.grammar import outline
 from seg_jax.records import Kind, Rollout
 from seg_jax.scenes import phrases
 from seg_jax.tasks.referring import Mixture
-from seg_jax.training import optimizers, policy, steps
+from seg_jax.training import advantages, optimizers, policy, steps
 
 ADAM = optimizers.AdamW(lr=3e-3, schedule=optimizers.Schedule(warmup=0.0, final=1.0))
 MIXTURE = Mixture(text_mask=0.6, text_box=0.2, text_point=0.2, absent=1.0)
@@ -108,7 +108,7 @@ def test_to_deny_is_worth_all_where_nothing_is_and_nothing_where_something_is():
     answers = [["[].", SHOWN[Kind(kind)], "no", "[["] for kind in prompts.truth.kind.tolist()]
     judge = jax.jit(steps._judge(small_run.actor(), TASK))
     judged = judge(rollout_of(answers, prompts), prompts.truth)
-    reward = np.asarray(policy.reward(judged.scores, WEIGHTS))
+    reward = np.asarray(advantages.reward(judged.scores, WEIGHTS))
     np.testing.assert_allclose(reward[absent, 0], FULL)
     np.testing.assert_allclose(reward[absent, 1], WEIGHTS["format"])
     np.testing.assert_allclose(reward[~absent, 0], WEIGHTS["format"])

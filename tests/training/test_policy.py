@@ -10,15 +10,15 @@ import torch
 
 from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Prompts, Rollout
-from seg_jax.training import optimizers, policy, state
+from seg_jax.training import advantages, optimizers, policy, state
 from seg_jax.training.policy import Correction, Policy
 
 
 def test_reward_is_the_weighted_sum_of_named_scores():
     scores = {"iou": jnp.array([0.5, 1.0]), "format": jnp.array([1.0, 0.0])}
-    np.testing.assert_allclose(policy.reward(scores, {"iou": 1.0, "format": 0.1}), [0.6, 1.0])
+    np.testing.assert_allclose(advantages.reward(scores, {"iou": 1.0, "format": 0.1}), [0.6, 1.0])
     with pytest.raises(ValueError, match="expected weights for"):
-        policy.reward(scores, {"iuo": 1.0})
+        advantages.reward(scores, {"iuo": 1.0})
 
 
 # Two answers, of two and of one token; the padding holds what must not count.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from seg_jax.training import policy
+from seg_jax.training import advantages, policy
 from seg_jax.training.policy import Correction, Policy
 
 N, LENGTH, VOCABULARY = 6, 7, 11
@@ -141,9 +141,49 @@ def test_loss_gradient_and_clip_fraction_are_those_of_trl(
         assert 0 < clipped < 1
 
 
+@pytest.mark.parametrize(("loss_type", "average"), [("grpo", "answers"), ("bnpo", "tokens")])
+def test_ratios_that_begin_at_themselves_are_trls_where_it_has_no_old_ones(
+    trl, case, loss_type, average
+):
+    logits, ids, used, old, reference, _, advantage = case
+    config = Policy(ratio="token", average=average, kl=0.04, minibatches=1, anchor="self")
+
+    def ours(logits):
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), ids[..., None], -1)[..., 0]
+        given = {"used": used, "advantage": advantage, "reference_logp": reference}
+        return policy.loss(config, logp, old_logp=old, **given).value
+
+    value, grad = jax.value_and_grad(ours)(jnp.asarray(logits))
+    leaf = torch.tensor(logits, requires_grad=True)
+    trainer = Trainer(
+        leaf,
+        torch.tensor(ids),
+        importance_sampling_level="token",
+        loss_type=loss_type,
+        beta=0.04,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+    )
+    given = {
+        "prompt_ids": torch.zeros((N, 1), dtype=torch.long),
+        "prompt_mask": torch.ones((N, 1), dtype=torch.long),
+        "completion_ids": torch.tensor(ids),
+        "completion_mask": torch.tensor(used, dtype=torch.long),
+        "advantages": torch.tensor(advantage),
+        "ref_per_token_logps": torch.tensor(reference),
+    }
+    expected = trl.GRPOTrainer._compute_loss(trainer, trainer.model, given)
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-4, atol=1e-6)
+    assert np.abs(leaf.grad.numpy()).max() > 1e-3
+
+
 def test_the_deviation_of_a_sample_is_trls(trl):
     rewards = np.random.default_rng(0).random((5, 8)).astype(np.float32)
     given = torch.tensor(rewards)
     expected = (given - given.mean(1, keepdim=True)) / (trl.nanstd(given, dim=1)[:, None] + 1e-4)
-    ours = policy.advantages(rewards, spread="sample")
-    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-3)  # Theirs adds 1e-4 to it.
+    ours = advantages.within_groups(rewards, spread="sample", spread_eps=1e-4)
+    np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-5)
+    without = advantages.within_groups(rewards, spread="sample")
+    assert np.abs(without / expected.numpy() - 1).min() > 1e-4

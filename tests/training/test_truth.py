@@ -15,7 +15,7 @@ from seg_jax.models.vlm import likelihood
 from seg_jax.models.vlm.likelihood import Likelihood
 from seg_jax.records import Prompts, Rollout, WrittenAnswer
 from seg_jax.tasks.task import TooLong
-from seg_jax.training import optimizers, policy, state, steps
+from seg_jax.training import advantages, optimizers, policy, state, steps
 from seg_jax.training.policy import Correction, Policy
 
 ROWS, ANSWERS, LENGTH, VOCABULARY = 4, 3, 5, 6
@@ -25,16 +25,16 @@ RATE = optimizers.AdamW(lr=0.1, schedule=optimizers.Schedule(warmup=0.0, final=1
 def test_a_truth_that_is_reached_has_the_mean_of_the_others():
     rewards = np.array([[0.2, 0.4, 0.9], [0.2, 0.9, 0.9], [1.0, 0.4, 0.9]], np.float32)
     expected = [[0.2, 0.4, 0.9], [0.2, 0.9, 0.55], [1.0, 0.4, 0.7]]
-    np.testing.assert_allclose(policy.smooth_truth(rewards), expected, rtol=1e-6)
+    np.testing.assert_allclose(advantages.smooth_truth(rewards), expected, rtol=1e-6)
     for truth, wanted in (("smoothed", expected), ("judged", rewards)):
         shaped = policy.rewards_to_learn(Policy(truth=truth), rewards)
         np.testing.assert_allclose(shaped, wanted, rtol=1e-6)
     # As good as the model is no lesson, neither for the truth nor for whether a group is one.
-    gains = policy.advantages(policy.smooth_truth(rewards))
+    gains = advantages.within_groups(advantages.smooth_truth(rewards))
     np.testing.assert_allclose(np.asarray(gains)[1:, -1], 0.0, atol=1e-6)
     equal = np.array([[0.5, 0.5, 0.4]], np.float32)
     told = [
-        policy.differ(policy.rewards_to_learn(Policy(truth=t), equal))
+        advantages.differ(policy.rewards_to_learn(Policy(truth=t), equal))
         for t in ("judged", "smoothed")
     ]
     assert [bool(one[0]) for one in told] == [True, False]
