@@ -16,6 +16,9 @@ from seg_jax.training import muon
 
 MATRICES = ("kernel",)
 """Last path entries of the leaves that are matrices, apart from embeddings and heads."""
+FROZEN = ("directions",)
+"""Last path entries of the leaves that no training moves, and that no moments are kept of: SAM 2's
+random directions, which decay would move though no gradient reaches them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,9 +120,18 @@ def _check(config: Optimizer) -> None:
 
 def is_matrix(path: tuple[Any, ...]) -> bool:
     """Returns whether the leaf at a key path is a (stack of) matrices that Muon trains."""
-    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-    names = [name for name in names if name != "value"]
+    names = _names(path)
     return names[-1] in MATRICES and not any("head" in name for name in names)
+
+
+def is_frozen(path: tuple[Any, ...]) -> bool:
+    """Returns whether the leaf at a key path stays as it is, whatever is trained."""
+    return _names(path)[-1] in FROZEN
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return [name for name in names if name != "value"]
 
 
 def build(config: Optimizer) -> optax.GradientTransformation:
@@ -132,7 +144,7 @@ def build(config: Optimizer) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay, mask=_decays),
     )
     if isinstance(config, AdamW):
-        return optax.chain(optax.clip_by_global_norm(config.clip), adam)
+        return _beside_frozen(optax.chain(optax.clip_by_global_norm(config.clip), adam))
     matrices = optax.chain(
         muon.scale_by_muon(
             momentum=config.momentum,
@@ -141,10 +153,33 @@ def build(config: Optimizer) -> optax.GradientTransformation:
         ),
         optax.add_decayed_weights(config.weight_decay),
     )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.partition({"muon": matrices, "adam": adam}, _labels),
-    )
+    both = optax.partition({"muon": matrices, "adam": adam}, _labels)
+    return _beside_frozen(optax.chain(optax.clip_by_global_norm(config.clip), both))
+
+
+def _beside_frozen(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the transformation of all leaves but the frozen ones, whose direction is 0.
+
+    Where there is no frozen leaf the moments lie as those of the transformation do.
+    """
+
+    def trained(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: optax.MaskedNode() if is_frozen(path) else leaf, tree
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        direction, state = transform.update(trained(updates), state, trained(params))
+        hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+        filled = jax.tree.map(
+            lambda leaf, grad: jnp.zeros_like(grad) if hidden(leaf) else leaf,
+            direction,
+            updates,
+            is_leaf=hidden,
+        )
+        return filled, state
+
+    return optax.GradientTransformation(lambda params: transform.init(trained(params)), update)
 
 
 def _labels(params: Any) -> Any:
@@ -157,7 +192,6 @@ def _decays(params: Any) -> Any:
     """Returns a mask of the leaves that weight decay shrinks: not norms, not biases."""
 
     def decays(path, leaf) -> bool:
-        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-        return not any(name in ("bias", "scale") for name in names)
+        return not any(name in ("bias", "scale") for name in _names(path))
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
+from seg_jax.models.parallel import mesh_axes
+from seg_jax.models.sam2.config import Config
+from seg_jax.models.sam2.sam2 import Sam2
 from seg_jax.training import muon, optimizers, state
 
 
@@ -128,6 +132,34 @@ def test_embeddings_head_and_vectors_get_adamw_not_nadamw():
             weight.grad = torch.tensor(jax.tree.leaves(grad)[index])
             peer.step()
         np.testing.assert_allclose(ours[index], weight.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [optimizers.AdamW, optimizers.Muon])
+def test_frozen_weights_stay_whatever_their_gradient_and_the_others_do_not_notice(kind):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    trained = {"q": {"kernel": draw(3, 4), "bias": draw(4)}}
+    frozen = {"fourier": {"directions": draw(2, 5)}}
+    grads = [{"q": {"kernel": draw(3, 4), "bias": draw(4)}} for _ in range(3)]
+    constant = optimizers.Schedule(warmup=0.0, final=1.0)
+    config = kind(lr=0.1, weight_decay=0.5, clip=0.5, schedule=constant)
+    alone = train(config, trained, grads)
+    whole = [grad | frozen for grad in grads]
+    both = train(config, trained | frozen, whole)
+    np.testing.assert_array_equal(both["fourier"]["directions"], frozen["fourier"]["directions"])
+    for name, value in alone["q"].items():
+        np.testing.assert_array_equal(both["q"][name], value)
+        assert np.abs(value - trained["q"][name]).max() > 0.1
+    transform = optimizers.build(config)
+    kept = [jax.tree.map(jnp.shape, transform.init(p)) for p in (trained, trained | frozen)]
+    assert jax.tree.leaves(kept[0]) == jax.tree.leaves(kept[1])
+
+
+def test_the_frozen_weights_of_a_segmenter_are_those_that_no_gradient_reaches():
+    model = nnx.eval_shape(lambda: Sam2(Config(), rngs=nnx.Rngs(0)))
+    paths = jax.tree_util.tree_leaves_with_path(nnx.split(model)[1])
+    frozen = [mesh_axes.names_of(path) for path, _ in paths if optimizers.is_frozen(path)]
+    assert frozen == [("fourier", "directions"), ("prompts", "fourier", "directions")]
 
 
 def test_schedule_follows_the_papers_numbers():
