@@ -8,8 +8,8 @@ Axes, by their letters in the shapes of arrays:
 | `G`    | answers per prompt                    | `K`    | 32-row words of a packed mask       |
 | `N`    | answers, shapes or masks in all       | `M`    | masks (objects) per image           |
 | `T`    | tokens of a row                       | `R`    | rings per answer                    |
-| `L`    | tokens of an answer                   | `P`    | points per ring                     |
-| `Q`    | tokens that one step computes         | `S`    | image patches of a row              |
+| `L`    | tokens of an answer                   | `P`    | points per ring, clicks per answer  |
+| `Q`    | tokens of a step, boxes per answer    | `S`    | image patches of a row              |
 | `V`    | vocabulary                            | `C`    | numbers per patch                   |
 | `D`    | width of the model                    |        |                                     |
 
@@ -103,6 +103,25 @@ class Polygons(NamedTuple):
     points_unit: Float[Array, "*n R P 2"]
     used: Bool[Array, "*n R P"]
     """False for padding; the used vertices of a ring come first."""
+
+
+class Clicks(NamedTuple):
+    """Boxes and clicks of many answers, padded to one shape: what a segmenter draws of (device).
+
+    Axes here: `Q` boxes and `P` clicks of an answer.
+    """
+
+    boxes_unit: Float[Array, "*n Q 4"]
+    """x0 y0 x1 y1."""
+    boxed: Bool[Array, "*n Q"]
+    """False for padding; the boxes of an answer come first, as do its clicks."""
+    points_unit: Float[Array, "*n P 2"]
+    labels: Int[Array, "*n P"]
+    """1 for a click on the object, 0 for one beside it; 0 for padding."""
+    used: Bool[Array, "*n P"]
+    """False for padding, and for all clicks of an answer whose labels do not fit its points."""
+    thought: Bool[Array, "*n"]
+    """Whether the answer has a thought that is closed."""
 
 
 class Images(NamedTuple):

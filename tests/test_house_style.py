@@ -273,7 +273,7 @@ def declared_here(path: Path) -> set[str]:
 
 
 USUAL = {
-    "P": r"R P\b|^P( 2)*$",
+    "P": r"R P\b|^P( 2)*$|^\*n P\b",
     "R": r"\bR P\b",
     "S": r"^(B )?S( C| 2| D)?$",
     "G": r"\bB (kv )?G\b",

@@ -35,10 +35,9 @@ DIVIDED: dict[str, tuple[str, ...]] = WHOLE | {"inner": ALL}
 tokens of a step travel to the weights. The tables of the vocabulary are whole all the same."""
 
 _INTO, _OUT_OF = ("width", "inner"), ("inner", "width")
-_MAPS = ("fine", "middle", "coarse", "coarsest", "to_fine", "to_middle")
-"""Layers of a segmenter that bring maps to another width. That of a block that halves its map
-(`widen`) and the heads of its decoder (`first`, `between`, `last`) stay whole: programs of eight
-CPU devices that divide these gave wrong masks on some meshes (jaxlib 0.10.2; cause not found)."""
+_MAPS = ("fine", "middle", "coarse", "coarsest", "to_fine", "to_middle", "widen")
+"""Layers of a segmenter that bring maps to another width. The heads of its decoder (`first`,
+`between`, `last`) are too small to be divided."""
 
 WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
     **{(name, "kernel"): _INTO for name in ("q", "k", "v", "gate", "up", "merge_in")},

@@ -225,17 +225,17 @@ def spread_rows(tree: Any) -> Any:
 
 
 def constrain_maps(x: Any) -> Any:
-    """Returns maps x [B H W D] kept divided by images, each whole but for its channels.
+    """Returns maps x [B H W D] kept divided by images, each whole.
 
-    Inside `jax.set_mesh` only. Left to itself the compiler may divide the places of maps that are
-    cut into windows and joined again.
+    Inside `jax.set_mesh` only; where every device works on rows of its own (`map_rows`) there is
+    nothing to divide. Left to itself the compiler may divide the places of maps that are cut into
+    windows and joined again; and some products, whose channels it divides, come out with their
+    rows exchanged (an error of XLA, see README.md).
     """
     on = current_mesh()
-    if on is None or x.shape[0] % parts_of(MESH["batch"], on):
+    if on is None or on.manual_axes or x.shape[0] % parts_of(MESH["batch"], on):
         return x
-    whole = (None,) * (x.ndim - 2)
-    spec = PartitionSpec(MESH["batch"], *whole, PartitionSpec.UNCONSTRAINED)
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(MESH["batch"]))
 
 
 def tokens(x: Any) -> PartitionSpec:
@@ -284,19 +284,26 @@ def shards_of_rows(rows: int) -> int:
     return 1 if on is None or rows % row_parts(on) else row_parts(on)
 
 
-def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+def map_rows(function: Callable[..., Any], *, whole: Any = None) -> Callable[..., Any]:
     """Returns a function of trees [B ..] that every device runs on its own rows alone.
 
     For what the compiler cannot divide by itself: sorts, loops of run-time length, own kernels.
     Outside `jax.set_mesh`, and where the rows do not divide, it is the function.
+
+    Args:
+      function: of trees [B ..]; given `whole`, of that tree before them.
+      whole: a tree that all devices get all of, such as weights; None: there is none.
     """
+    first = () if whole is None else (whole,)
 
     def divided(*values):
         on = current_mesh()
         if on is None or any(x.shape[0] % row_parts(on) for x in jax.tree.leaves(values)):
-            return function(*values)
+            return function(*first, *values)
         spec = PartitionSpec(MESH["batch"])
-        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*values)
+        specs = (*(PartitionSpec() for _ in first), *(spec for _ in values))
+        mapped = jax.shard_map(function, in_specs=specs, out_specs=spec, check_vma=False)
+        return mapped(*first, *values)
 
     return divided
 

@@ -64,6 +64,13 @@ class Placed(NamedTuple):
     at: Float[Array, "*b _ _ D"]
 
 
+class Projected(NamedTuple):
+    """An image as a block compares it with tokens, which it does before it changes it."""
+
+    keys: layers.Keys
+    queries: Float[Array, "B _ heads S hd"]
+
+
 class TwoWayBlock(nnx.Module):
     """Tokens see each other, then the image, then the image sees tokens; norms behind each."""
 
@@ -85,18 +92,39 @@ class TwoWayBlock(nnx.Module):
             norm() for _ in range(4)
         )
 
+    def project(self, image: Placed) -> Projected:
+        """Returns what tokens see of an image, and what it asks of them."""
+        placed = image.x + image.at
+        return Projected(self.to_image.keys(placed, image.x), self.from_image.queries(placed))
+
     def __call__(
-        self, tokens: Placed, image: Placed, used: Bool[Array, "B N T"], *, first: bool
+        self,
+        tokens: Placed,
+        image: Placed,
+        *,
+        projected: Projected,
+        used: Bool[Array, "B N T"],
+        first: bool,
     ) -> tuple[Placed, Placed]:
-        """Returns tokens and image behind the block; the first one adds nothing to its input."""
+        """Returns tokens and image behind the block; the first one adds nothing to its input.
+
+        Args:
+          tokens: of the prompts.
+          image: one for all of them, or one for each.
+          projected: the image by `project`.
+          used: which tokens may be seen.
+          first: whether it is the first block.
+        """
         x, at = tokens
         seen = x if first else x + at
         out = self.among(seen, seen, x, used=used)
         x = self.norm_among(out if first else x + out)
         whole, where = image
-        x = self.norm_to_image(x + self.to_image(x + at, whole + where, whole))
+        asked = self.to_image.queries(x + at)
+        x = self.norm_to_image(x + self.to_image.attend(asked, projected.keys))
         x = self.norm_ffn(x + self.down(jax.nn.relu(self.up(x))))
-        whole = self.norm_image(whole + self.from_image(whole + where, x + at, x, used=used))
+        seen = self.from_image.attend(projected.queries, self.from_image.keys(x + at, x), used=used)
+        whole = self.norm_image(whole + seen)
         return Placed(x, at), Placed(whole, where)
 
 
@@ -128,11 +156,16 @@ class Decoder(nnx.Module):
         self.quality = layers.MLP(sizes, config.iou_head_depth, stack=0, **options)
         self.presence = layers.MLP((width, width, 1), 3, stack=0, **options)
 
+    def project(self, image: Placed) -> Projected:
+        """Returns an image as the first block sees it, which no prompt has changed yet."""
+        return layer_stack.unstack(self.blocks)[0].project(image)
+
     def __call__(
         self,
         features: Features,
         image: Placed,
         *,
+        projected: Projected,
         tokens: Float[Array, "B N T D"],
         used: Bool[Array, "B N T"],
     ) -> Candidates:
@@ -142,6 +175,7 @@ class Decoder(nnx.Module):
           features: of the images.
           image: the coarse ones with what is known of earlier masks, and the positions of their
             places; one for all prompts, or one for each.
+          projected: that image by `project`.
           tokens: of the prompts.
           used: which of them may be seen.
         """
@@ -153,7 +187,8 @@ class Decoder(nnx.Module):
         seen = jnp.concatenate([jnp.ones(own.shape[:3], bool), used], 2)
         placed, whole = Placed(x, x), image
         for layer, block in enumerate(layer_stack.unstack(self.blocks)):
-            placed, whole = block(placed, whole, seen, first=layer == 0)
+            projected = projected if layer == 0 else block.project(whole)
+            placed, whole = block(placed, whole, projected=projected, used=seen, first=layer == 0)
         x = placed.x
         x = self.norm(x + self.to_image(x + placed.at, whole.x + whole.at, whole.x))
         count = self.config.num_multimask_outputs + 1

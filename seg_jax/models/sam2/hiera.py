@@ -92,7 +92,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B h w O"]:
         """Returns the block's output; rows and columns are halved where the run halves."""
         seen = self.norm_attention(x)
-        kept = x if self.widen is None else _pool(self.widen(seen))
+        kept = x if self.widen is None else sharding.constrain_maps(_pool(self.widen(seen)))
         side = self.run.window
         cells = seen if not side else _cut_windows(seen, side)
         q, k, v = linear.project([self.q, self.k, self.v], cells, fuse=self.fuse)

@@ -6,6 +6,7 @@ Axes here: `N` prompts of an image, `T` queries, `S` keys.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,13 @@ STD = 0.02
 def affine(size: tuple[int, int], *, stack: int, compute: Compute, rngs: nnx.Rngs) -> Linear:
     """Draws a linear layer with a bias, or a stack of them."""
     return Linear(size, bias=True, stack=stack, std=STD, dtype=compute.param_dtype, rngs=rngs)
+
+
+class Keys(NamedTuple):
+    """What attention compares its queries with, and what it hands on."""
+
+    k: Float[Array, "B m heads S hd"]
+    v: Float[Array, "B m heads S hd"]
 
 
 class Attention(nnx.Module):
@@ -50,7 +58,25 @@ class Attention(nnx.Module):
         Prompts of an image may share queries or keys, with one in the place of N: what they share
         is projected once.
         """
-        q, k, v = (self._by_heads(layer(x)) for layer, x in ((self.q, q), (self.k, k), (self.v, v)))
+        return self.attend(self.queries(q), self.keys(k, v), used=used)
+
+    def queries(self, x: Float[Array, "B n T D"]) -> Float[Array, "B n heads T hd"]:
+        """Returns the queries of each head."""
+        return self._by_heads(self.q(x))
+
+    def keys(self, k: Float[Array, "B m S D"], v: Float[Array, "B m S D"]) -> Keys:
+        """Returns the keys and values of each head."""
+        return Keys(self._by_heads(self.k(k)), self._by_heads(self.v(v)))
+
+    def attend(
+        self,
+        q: Float[Array, "B n heads T hd"],
+        keys: Keys,
+        *,
+        used: Bool[Array, "B N S"] | None = None,
+    ) -> Float[Array, "B N T D"]:
+        """Returns the same of what is projected already."""
+        k, v = keys
         scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
         scores = scores * q.shape[-1] ** -0.5
         if used is not None:

@@ -8,6 +8,8 @@ Axes here: `N` prompts of an image, `T` clicks and corners of a prompt.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool, Float, Int, Real
@@ -19,6 +21,14 @@ from seg_jax.models.sam2 import arithmetic, decoder, hiera, layers, meta_names, 
 from seg_jax.models.sam2.config import MODEL_TYPE, VIDEO_TYPE, Config, with_preprocessor
 from seg_jax.models.sam2.decoder import Candidates, Features, Masks
 from seg_jax.records import Array
+
+
+class Prepared(NamedTuple):
+    """Images as their prompts find them."""
+
+    features: Features
+    image: decoder.Placed
+    projected: decoder.Projected
 
 
 class Neck(nnx.Module):
@@ -119,15 +129,33 @@ class Sam2(nnx.Module):
             order of sums; a prompt without any is answered as the models answer none.
           earlier: logits of masks that the prompts correct; None: there are none.
         """
-        dtype = self.compute.dtype
-        tokens, seen = self.prompts.tokens(points_px, labels, used)
+        return self.answers(self.prepare(features, earlier), points_px, labels, used=used)
+
+    def prepare(
+        self, features: Features, earlier: Float[Array, "B N _ _"] | None = None
+    ) -> Prepared:
+        """Returns what all prompts of images share; of earlier masks each has its own."""
         batch, side, _, width = features.coarse.shape
-        image = features.coarse[:, None] + self.prompts.dense(earlier, dtype)
+        image = features.coarse[:, None] + self.prompts.dense(earlier, self.compute.dtype)
         image = image.reshape(batch, -1, side * side, width)
         centres = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
         where = self.fourier(jnp.stack(jnp.meshgrid(centres, centres), -1))
-        placed = decoder.Placed(image, where.reshape(1, 1, -1, width).astype(dtype))
-        return self.decoder(features, placed, tokens=tokens.astype(dtype), used=seen)
+        placed = decoder.Placed(image, where.reshape(1, 1, -1, width).astype(self.compute.dtype))
+        return Prepared(features, placed, self.decoder.project(placed))
+
+    def answers(
+        self,
+        prepared: Prepared,
+        points_px: Float[Array, "B N T 2"],
+        labels: Int[Array, "B N T"],
+        *,
+        used: Bool[Array, "B N T"],
+    ) -> Candidates:
+        """Returns the candidates of prompts of prepared images, see `candidates`."""
+        tokens, seen = self.prompts.tokens(points_px, labels, used)
+        tokens = tokens.astype(self.compute.dtype)
+        features, image, projected = prepared
+        return self.decoder(features, image, projected=projected, tokens=tokens, used=seen)
 
 
 def _convolutions(config: Config) -> dict[str, tuple[int, ...]]:
