@@ -30,6 +30,7 @@ PROGRAMS = {
     "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
     "predict": "outline an object of one image",
     "segment": "draw the mask of a box or of clicks in one image, by a SAM 2",
+    "teach": "teach a SAM 2 the masks of drawn scenes, asked for by boxes and clicks",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
     "preview": "show a data set as a page: images, outlines, what was left out and why",
@@ -55,6 +56,7 @@ examples:
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
   seg-jax segment --segmenter models/sam2-l --image FILE --box 0.1 0.2 0.6 0.9 --out masks
+  seg-jax teach configs/seg_r1/toy_sam2.py --out runs/toy_sam2
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
   seg-jax preview data/refcoco_unc --split val
@@ -233,6 +235,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import predict as program
         case "segment":
             from seg_jax.cli import segment as program
+        case "teach":
+            from seg_jax.cli import teach as program
         case "convert":
             from seg_jax.cli import convert as program
         case "build":
@@ -251,6 +255,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import boundary as program
         case "benchmark reward":
             from seg_jax.cli.benchmarks import reward as program
+        case "benchmark masks":
+            from seg_jax.cli.benchmarks import masks as program
         case "benchmark data":
             from seg_jax.cli.benchmarks import data as program
         case "benchmark decode":

@@ -22,6 +22,7 @@ from seg_jax.cli.benchmarks import (
     data,
     decode,
     harness,
+    masks,
     policy,
     polygon_cases,
     raster,
@@ -59,7 +60,7 @@ def note(monkeypatch, tmp_path):
     patch(run_folder, "tell_json", lambda results, path: note("numbers", path))
     patch(console, "say", lambda text: None)
     patch(console, "table", lambda *_: None)
-    for program in (boundary, data, decode, policy, raster, reward, rollout):
+    for program in (boundary, data, decode, masks, policy, raster, reward, rollout):
         patch(program, "_show", lambda results: None)
     return note
 
@@ -475,3 +476,16 @@ def test_an_option_that_is_dropped_is_found(case, note, monkeypatch):
 
     with pytest.raises(AssertionError, match=f"{name}: read and dropped"):
         fingerprints.walk(note.of, types.SimpleNamespace(main=dropping), base, parts=(name,))
+
+
+def test_every_option_of_masks(note, monkeypatch):
+    def drawer(seed):
+        def draw(view, clicks):
+            note("asked", _digest(view), *map(_digest, clicks))
+            return np.zeros((*clicks.used.shape[:2], 1, 32), np.uint32)
+
+        note("weights", seed)
+        return draw, 32
+
+    monkeypatch.setattr(masks, "drawer", drawer)
+    fingerprints.walk(note.of, masks, masks.Config(images=2, answers=2, boxes=2, clicks=3))

@@ -17,6 +17,7 @@ PARTS = {
     "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
     "boundary": "boundary IoU and F of masks against OpenCV",
     "reward": "reading, filling and scoring of sampled answers on this device",
+    "masks": "masks of boxes and clicks in a step: each image encoded once, or for every box",
     "decode": "the sampler against generate of transformers (PyTorch)",
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
     "data": "the pipeline with packed rows against a PyTorch DataLoader",

@@ -1,0 +1,89 @@
+"""A segmenter is taught on drawn scenes: the program from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import small_run
+import tiny_sam2
+
+from seg_jax.cli import main
+from seg_jax.inference import segmenter
+from seg_jax.runs import teaching
+from seg_jax.scenes import world
+from seg_jax.training.loop import Loop
+from seg_jax.training.mask_learning import Objective
+
+SIDE = 32
+TINY = dataclasses.replace(
+    tiny_sam2.CONFIG,
+    side=SIDE,
+    backbone=dataclasses.replace(tiny_sam2.HIERA, window_size_per_stage=(4, 4, 2, 1)),
+)
+SMALL = teaching.Config(
+    model=TINY,
+    world=world.Config(height=48, width=40, size_unit=(0.4, 0.45)),
+    feed=teaching.Feed(batch=2, objects=2),
+    objective=Objective(corrections=1),
+    loop=Loop(steps=4, log_every=1),
+    held_out=2,
+)
+RUN = """\
+import test_teach
+
+
+def config():
+    return test_teach.SMALL
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    small_run.on_one_device(monkeypatch)
+
+
+def test_a_run_stops_goes_on_and_leaves_a_segmenter(tmp_path, capsys):
+    path, out = tmp_path / "run.py", tmp_path / "out"
+    path.write_text(RUN)
+    words = ["teach", str(path), "--out", str(out)]
+    assert main.main(words) == 0
+    assert capsys.readouterr().out == f"{out / 'checkpoint'}\n"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all(0 <= line[name] <= 1 for line in steps for name in ("iou", "iou/first", "dice"))
+    told = json.loads((out / "summary.json").read_text())
+    assert told["steps"] == 4
+    assert {"iou_box", "iou_click", "seconds"} <= set(told)
+    model = segmenter.load(out / "checkpoint")
+    drawn = model.draw(
+        np.zeros((20, 30, 3), np.uint8), [segmenter.prompt(box_px=np.array([1.0, 1.0, 9.0, 9.0]))]
+    )
+    assert drawn[0].mask.shape == (20, 30)
+    assert main.main(words) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_scenes_go_on_where_they_stood():
+    scenes = teaching.Scenes(SMALL, SIDE)
+    first = next(scenes)
+    assert first.images.shape == (2, SIDE, SIDE, 3)
+    assert first.masks.shape == (2, 2, SIDE, SIDE)
+    assert first.masks.any((-2, -1)).all()
+    again = teaching.Scenes(SMALL, SIDE)
+    again.set_state(json.loads(json.dumps(scenes.get_state())))
+    for one, other in zip(next(scenes), next(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_innermost_pixel_is_within():
+    mask = np.zeros((20, 20), bool)
+    mask[3:14, 2:9] = True
+    ((x, y),) = teaching._inner(mask)
+    assert (x, y) == (5.5, 8.5)
+    alone = np.zeros((5, 5), bool)
+    alone[4, 0] = True
+    np.testing.assert_array_equal(teaching._inner(alone), [[0.5, 4.5]])
