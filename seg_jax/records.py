@@ -106,19 +106,16 @@ class Polygons(NamedTuple):
 
 
 class Clicks(NamedTuple):
-    """Boxes and clicks of many answers, padded to one shape: what a segmenter draws of (device).
+    """Boxes and clicks of many answers, padded to one shape: what a segmenter draws of (device)."""
 
-    Axes here: `Q` boxes and `P` clicks of an answer.
-    """
-
-    boxes_unit: Float[Array, "*n Q 4"]
+    boxes_unit: Float[Array, "*n boxes 4"]
     """x0 y0 x1 y1."""
-    boxed: Bool[Array, "*n Q"]
+    boxed: Bool[Array, "*n boxes"]
     """False for padding; the boxes of an answer come first, as do its clicks."""
-    points_unit: Float[Array, "*n P 2"]
-    labels: Int[Array, "*n P"]
+    points_unit: Float[Array, "*n clicks 2"]
+    labels: Int[Array, "*n clicks"]
     """1 for a click on the object, 0 for one beside it; 0 for padding."""
-    used: Bool[Array, "*n P"]
+    used: Bool[Array, "*n clicks"]
     """False for padding, and for all clicks of an answer whose labels do not fit its points."""
     thought: Bool[Array, "*n"]
     """Whether the answer has a thought that is closed."""
@@ -234,6 +231,15 @@ class Rollout(NamedTuple):
     end included; all of them add up to what the sampler computed. None: nobody counted."""
 
 
+class Integers(NamedTuple):
+    """What whole numbers in answers are compared by (device)."""
+
+    digits: Int[Array, "classes 2"]
+    """Value and count of the digits that a token of each class holds, all of one number."""
+    furthest: Int[Array, " _"]
+    """The largest number that begins with the digits of each number, of those that may be."""
+
+
 class Automaton(NamedTuple):
     """Which tokens may follow which in an answer that keeps to the grammar (device).
 
@@ -257,6 +263,9 @@ class Automaton(NamedTuple):
     the ring before it, 3 for more."""
     start: Int[Array, " kinds"]
     """State before the first token, by the kind of answer that is asked for."""
+    integers: Integers | None = None
+    """For grammars of whole numbers without leading zeros. Of `spots` they have the digits written,
+    0 or 1 for more, and the place, -1 for a number that is compared with nothing."""
 
 
 def check_least(config: object, room: str, **least: int) -> None:

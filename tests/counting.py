@@ -107,7 +107,7 @@ class Counting(Task):
     def grammar(self, pieces, ends, *, nothing: bool | None = None) -> Automaton:
         """Returns the automaton of a digit and a full stop."""
         machine = automaton.machine_of_texts([[f"{n}." for n in range(self.most + 1)]])
-        return automaton.machine_table(machine, pieces, ends=ends)
+        return automaton.table(pieces, ends=ends, machine=machine)
 
     def predict(self, example: task.Example, text: str) -> CountPrediction:
         """Returns the first digit."""

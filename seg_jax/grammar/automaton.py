@@ -1,95 +1,48 @@
-"""Compiles the grammar of answers for a tokenizer: which tokens may follow which, as tables.
+"""Compiles a grammar of answers for a tokenizer: which tokens may follow which, as tables.
 
-An answer is what `outline` writes, with the full stop of `chat.answer`'s fixed form and an end
-token. Its characters are read by a machine written down here as a walk along short scripts; a
-token walks as many steps as it has bytes. Tokens that take every state to the same states are one
-class, so that the tables grow with the grammar, not with the vocabulary.
+A grammar is a machine over bytes (`outline_automaton.py`, `clicks_automaton.py`); a token walks as
+many steps as it has bytes, and an answer ends with an end token. Tokens that take every state to
+the same states are one class, so that the tables grow with the grammar, not with the vocabulary.
 
-Two promises are not a matter of states, since they compare numbers: that the corners of a box are
-in order, and that a point differs from the one before and the third of a ring from the first. The
-tables say of each state which digits come next and of each token which digits it holds;
-`models.constraint` compares them.
+Some promises are not a matter of states, since they compare numbers: that the corners of a box are
+in order, and of outlines that a point differs from the one before and the third of a ring from the
+first. The tables say of each state which digits come next and of each token which digits it holds;
+`models.vlm.constraint` compares them.
 """
 
 from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from seg_jax.grammar import chat, outline
-from seg_jax.records import Automaton, Kind
+from seg_jax.records import Automaton, Integers, Kind
 
-FREE, FEWEST = 0, 3
-"""The state without rules, where an answer is after its end; the fewest points of a ring."""
+FREE = 0
+"""The state without rules, where an answer is after its end."""
 LATE = np.iinfo(np.int16).max
 """Stands for the number of tokens to the end where the end cannot be reached."""
 WORD = 32
 """Classes are padded to whole words of so many bits."""
 
 
-class _State(NamedTuple):
-    """Where in the grammar a text has arrived."""
-
-    kind: Kind
-    rest: str
-    """What remains of the script: W a whole digit, 0 or 1; Z a whole digit 0; F a digit of a
-    fraction; : after a point and ; after a ring of a mask; ? after the first bracket, where the
-    list may stay empty; $ the end token; others themselves."""
-    one: bool = False
-    """The number's whole digit is 1, so that only zeros follow."""
-    ring: int = 0
-    """Rings before this one, 0 where they are not limited."""
-    point: int = 0
-    """Complete points of this ring; stays at the highest number that makes a difference."""
+S = TypeVar("S", bound=Hashable)
 
 
-def _scripts(digits: int) -> dict[Kind, str]:
-    fraction = "." + "F" * digits
-    low, high = f"Z{fraction}", f"W{fraction}"
-    return {
-        Kind.POINT: f"[{high}, {high}]",
-        Kind.BOX: f"[{low}, {low}, {high}, {high}]",
-        Kind.MASK: f"[{high}, {high}]:",
-    }
+class WholeNumbers(NamedTuple):
+    """How whole numbers without leading zeros are written (host)."""
 
-
-def _moves(state: _State, item: str, rings: int | None, points: int | None) -> dict[str, _State]:
-    """Returns the state after each character that may follow."""
-    head, tail = state.rest[:1], state.rest[1:]
-    end = chat.answer("", state.kind) + "$"
-    if head == "?":
-        usual = _moves(state._replace(rest=tail), item, rings, points)
-        return usual | {"]": state._replace(rest=end)}
-    if head == ":":
-        moves = {}
-        if state.point >= FEWEST:
-            moves["]"] = state._replace(rest=";")
-        if points is None or state.point < points:
-            moves[","] = state._replace(rest=f" {item}")
-        return moves
-    if head == ";":
-        moves = {"]": state._replace(rest=end, point=0)}
-        if rings is None or state.ring + 1 < rings:
-            ring = 0 if rings is None else state.ring + 1
-            moves[","] = state._replace(rest=f" [{item}", ring=ring, point=0)
-        return moves
-    if head == "$":
-        return {}
-    if tail == ":":
-        state = state._replace(point=min(state.point + 1, FEWEST if points is None else points))
-    if head == "F":
-        after = state._replace(rest=tail, one=state.one and tail[:1] == "F")
-        return dict.fromkeys("0" if state.one else "0123456789", after)
-    if head in "WZ":
-        moves = {digit: state._replace(rest=tail, one=digit == "1") for digit in "01"}
-        return moves if head == "W" else {"0": moves["0"]}
-    return {head: state._replace(rest=tail)}
+    largest: int
+    """The largest number."""
+    words: Bool[np.ndarray, " states"]
+    """Where any text may stand, digits that are no numbers among it."""
+    counted: Bool[np.ndarray, "states_and_one 256"]
+    """The bytes that ways to the end are counted in: no comparison bars the last of them."""
 
 
 class Machine(NamedTuple):
@@ -105,7 +58,42 @@ class Machine(NamedTuple):
     """What is known of the coordinate that the next digit belongs to, see `Automaton`; None: no
     numbers are compared with each other."""
     digits: int = 0
-    """Decimals of such a coordinate."""
+    """Decimals of such a coordinate; 0 where numbers are whole."""
+    whole: WholeNumbers | None = None
+    """How whole numbers are written; None: there are none to be compared."""
+
+
+def explore(
+    states: Sequence[S], moves: Callable[[S], Mapping[str, S]], *, limits: str
+) -> tuple[Int[np.ndarray, "states_and_one 256"], list[S]]:
+    """Returns the edges of a machine and its states in the order of their numbers.
+
+    Args:
+      states: the one without rules and those before the first byte.
+      moves: the state after each byte, a letter of Latin-1, that may follow.
+      limits: of the grammar, for the message.
+
+    Raises:
+      ValueError: there are too many states.
+    """
+    number = {state: place for place, state in enumerate(states)}
+    queue, found = collections.deque(states[1:]), []
+    while queue:
+        state = queue.popleft()
+        for character, after in moves(state).items():
+            if after not in number:
+                number[after] = len(number)
+                queue.append(after)
+            found.append((number[state], ord(character), number[after]))
+        if len(number) >= LATE:
+            raise ValueError(
+                f"automaton: expected limits that make fewer than {LATE} states, got {limits}; "
+                "do: lower them or pass None for no limit"
+            )
+    edges = np.full((len(number) + 1, 256), len(number), np.int32)
+    before, byte, after = np.array(found).T
+    edges[before, byte] = after
+    return edges, list(number)
 
 
 def machine_of_texts(texts: Sequence[Iterable[str]]) -> Machine:
@@ -131,92 +119,98 @@ def machine_of_texts(texts: Sequence[Iterable[str]]) -> Machine:
     return Machine(table, start, np.isin(np.arange(count), sorted(finals)))
 
 
-def _machine(digits: int, rings: int | None, points: int | None, *, nothing: bool) -> Machine:
-    scripts = _scripts(digits)
-    first = []
-    for kind, script in scripts.items():
-        rest = f"[[{script}" if kind == Kind.MASK else f"{script}{chat.answer('', kind)}$"
-        first.append(_State(kind, f"{rest[0]}?{rest[1:]}" if nothing else rest))
-    number = {_State(Kind.POINT, ""): FREE} | {state: 1 + i for i, state in enumerate(first)}
-    queue, found = collections.deque(first), []
-    while queue:
-        state = queue.popleft()
-        for character, after in _moves(state, scripts[state.kind], rings, points).items():
-            if after not in number:
-                number[after] = len(number)
-                queue.append(after)
-            found.append((number[state], ord(character), number[after]))
-        if len(number) >= LATE:
-            raise ValueError(
-                f"automaton: expected limits that make fewer than {LATE} states, got {rings} rings "
-                f"of {points} points; do: lower them or pass None for no limit"
-            )
-    edges = np.full((len(number) + 1, 256), len(number), np.int32)
-    before, byte, after = np.array(found).T
-    edges[before, byte] = after
-    return Machine(
-        edges,
-        start=[number[state] for state in first],
-        final=np.array([state.rest == "$" for state in number]),
-        coordinates=np.array([_coordinate_state(state, digits) for state in number], np.int32),
-        digits=digits,
-    )
-
-
-def _coordinate_state(state: _State, digits: int) -> tuple[int, int, int, int]:
-    """Returns what is known of the number that the next digit belongs to; see `Automaton`."""
-    within = re.match(r"F+|\.F+", state.rest)
-    left = within.group().count("F") if within else digits + 1
-    numbers = state.rest.count("W") + state.rest.count("Z") + bool(within)
-    total = 4 if state.kind == Kind.BOX else 2
-    role = total - numbers if numbers else 0
-    return digits + 1 - left, left, role, min(state.point, FEWEST)
-
-
 class _Lifted(NamedTuple):
     """The machine over tokens (host)."""
 
     classes: Int[np.ndarray, " V"]
     following: Int[np.ndarray, "states classes"]
     """`FREE` where a token is not allowed."""
-    allowed: np.ndarray
-    """bool[states, classes]"""
+    allowed: Bool[np.ndarray, "states classes"]
+    counted: Bool[np.ndarray, "states classes"]
+    """Where ways to the end are counted in a token."""
+    values: Int[np.ndarray, "classes 2"]
+    """Value and count of the digits of tokens that are whole numbers."""
 
 
 def _lift_to_tokens(
     machine: Machine, pieces: Sequence[bytes | None], ends: Iterable[int]
 ) -> _Lifted:
-    trap = len(machine.final)
-    compares = machine.coordinates is not None
+    trap, whole = len(machine.final), machine.whole
+    decimal = machine.coordinates is not None and whole is None
     signs = [column.tobytes() for column in machine.edges.T]
-    alike = bytes(signs.index(sign) for sign in signs)
+    alike = bytearray(signs.index(sign) for sign in signs)
+    if whole is not None:
+        alike[48:58] = b"0123456789"  # Their values count.
     useless = bytes(byte for byte in range(256) if (machine.edges[:trap, byte] == trap).all())
-    start = np.arange(trap, dtype=np.int32)
     dead = np.full(trap, trap, np.int32)
-    columns, number = [dead], {dead.tobytes(): 0}
-    known: dict[bytes, int] = {}
+    columns, counted, number = [dead], [np.zeros(trap, bool)], {(dead.tobytes(), _WORDS): 0}
+    values, known = [_WORDS], dict[bytes, int]()
     classes = np.zeros(len(pieces), np.int16)
     for token, piece in enumerate(pieces):
         if not piece or len(piece.translate(None, useless)) < len(piece):
             continue
-        if compares and _TWO.search(piece):
+        if decimal and _TWO.search(piece):
             continue
         text = piece.translate(alike)
         if text not in known:
-            column = start
-            for byte in text:
-                column = machine.edges[column, byte]
-            known[text] = number.setdefault(column.tobytes(), len(columns))
+            column, sure = _walk(machine, text)
+            dies = whole is None or (column == trap).all()
+            value = _WORDS if dies else _value(text)
+            known[text] = number.setdefault((column.tobytes(), value), len(columns))
             if known[text] == len(columns):
                 columns.append(column)
+                counted.append(sure)
+                values.append(value)
         classes[token] = known[text]
     for token in ends:
         classes[token] = len(columns)
     following = np.stack([*columns, np.where(machine.final, FREE, trap)], 1)
     allowed = following != trap
-    return _Lifted(classes, np.where(allowed, following, FREE), allowed)
+    return _Lifted(
+        classes,
+        following=np.where(allowed, following, FREE),
+        allowed=allowed,
+        counted=np.stack([*counted, np.ones(trap, bool)], 1),
+        values=np.array([*values, _WORDS], np.int32),
+    )
 
 
+_WORDS: tuple[int, int] = (0, 0)
+"""Value and count of the digits of a token that is no number."""
+
+
+def _value(text: bytes) -> tuple[int, int]:
+    return (int(text), len(text)) if text.isdigit() and len(text) <= _LONGEST else _WORDS
+
+
+def _walk(machine: Machine, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where a token leads from each state, and from where ways are counted in it.
+
+    Of whole numbers a token is a part or has none of their digits: what it holds is compared. Ways
+    through a number that is compared are counted digit by digit.
+    """
+    trap, whole = len(machine.final), machine.whole
+    column = np.arange(trap, dtype=np.int32)
+    sure = np.ones(trap, bool)
+    for byte in text:
+        if whole is not None:
+            sure &= whole.counted[column, byte]
+        column = machine.edges[column, byte]
+    if whole is not None and _DIGIT.search(text):
+        if _value(text) == _WORDS:
+            within = whole.words & np.append(whole.words, False)[column]
+            column = np.where(within, column, trap)
+        elif len(text) > 1 and machine.coordinates is not None:
+            sure &= machine.coordinates[:, 2] < SECOND
+    return column, sure
+
+
+_LONGEST = 4
+"""Digits of a whole number that one token may hold."""
+SECOND = 2
+"""Places of coordinates from this one on belong to the second corner of a box; one that is compared
+with nothing has the place -1."""
+_DIGIT = re.compile(rb"[0-9]")
 _TWO = re.compile(rb"[0-9][^0-9.]+[0-9]")
 """A token with digits of two numbers; such tokens are not used, others can write the same."""
 _NUMBER = re.compile(rb"d\.d*|\.d+|d+")
@@ -246,7 +240,7 @@ def _complete_classes(pieces: Sequence[bytes | None], lifted: _Lifted) -> np.nda
     return complete
 
 
-def _tokens_to_end(lifted: _Lifted, complete: np.ndarray) -> Int[np.ndarray, "states classes"]:
+def _tokens_to_end(lifted: _Lifted, counted: np.ndarray) -> Int[np.ndarray, "states classes"]:
     """Returns the fewest tokens from each token to the end of an answer, both included."""
 
     def through(least: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -256,7 +250,7 @@ def _tokens_to_end(lifted: _Lifted, complete: np.ndarray) -> Int[np.ndarray, "st
     least = np.full(len(lifted.following), LATE)
     least[FREE] = 0
     while True:
-        shorter = np.minimum(least, through(least, lifted.allowed & complete).min(1))
+        shorter = np.minimum(least, through(least, lifted.allowed & counted).min(1))
         if (shorter == least).all():
             break
         least = shorter
@@ -276,56 +270,15 @@ def _digit_keys(pieces: Sequence[bytes | None], classes: np.ndarray, digits: int
     return keys
 
 
-def table(
-    pieces: Sequence[bytes | None],
-    *,
-    ends: Sequence[int],
-    digits: int = 3,
-    rings: int | None = None,
-    points: int | None = None,
-    nothing: bool = False,
-) -> Automaton:
-    """Returns the grammar's automaton over the tokens of a tokenizer.
+def table(pieces: Sequence[bytes | None], *, ends: Sequence[int], machine: Machine) -> Automaton:
+    """Returns the automaton of a grammar over the tokens of a tokenizer.
 
-    It takes every text that `outline` writes within the limits, however it is cut into tokens,
-    but for a ring that returns to its first point with the third, and for "[]" unless it is
-    switched on. Whatever it takes, `outline.read` with these limits reads with the verdict `OK`,
-    and `outline` writes alike, but for a ring that ends with its first point, which it leaves out.
+    It takes every text of the grammar, however it is cut into tokens.
 
     Args:
       pieces: the bytes of every token by id (`Tokenizer.pieces`); None for tokens without text.
       ends: tokens that end an answer.
-      digits: decimals of each number, 1 to 6.
-      rings: at most so many rings of a mask; None: no limit.
-      points: at most so many points of a ring; None: no limit.
-      nothing: whether "[]" is an answer of every kind: there is no such object.
-
-    Raises:
-      ValueError: the tokenizer cannot write an answer, or limits are too low or too high.
-    """
-    if not 1 <= digits <= outline.DECIMALS:
-        raise ValueError(
-            f"automaton.table: expected 1 to {outline.DECIMALS} decimals, got {digits}; do: choose "
-            "a value in this range"
-        )
-    if (rings is not None and rings < 1) or (points is not None and points < FEWEST):
-        raise ValueError(
-            f"automaton.table: expected 1 ring of {FEWEST} points or more, got {rings} of "
-            f"{points}; do: raise the limits"
-        )
-    machine = _machine(digits, rings, points, nothing=nothing)
-    return machine_table(machine, pieces, ends=ends)
-
-
-def machine_table(
-    machine: Machine, pieces: Sequence[bytes | None], *, ends: Sequence[int]
-) -> Automaton:
-    """Returns the automaton of any grammar over the tokens of a tokenizer.
-
-    Args:
       machine: the grammar over bytes.
-      pieces: the bytes of every token by id (`Tokenizer.pieces`); None for tokens without text.
-      ends: tokens that end an answer.
 
     Raises:
       ValueError: the tokenizer cannot write an answer, or has no such end tokens.
@@ -336,16 +289,16 @@ def machine_table(
             "ids of the tokenizer"
         )
     lifted = _lift_to_tokens(machine, pieces, ends)
-    if machine.coordinates is None:
-        complete = np.ones(lifted.following.shape[1], bool)
-        keys = np.zeros(len(pieces), np.int32)
+    keys = np.zeros(len(pieces), np.int32)
+    counted, coordinates = lifted.counted, machine.coordinates
+    if coordinates is None:
         coordinates = np.zeros((len(machine.final), 4), np.int32)
-    else:
-        complete = _complete_classes(pieces, lifted)
+    elif machine.whole is None:
+        counted = counted & _complete_classes(pieces, lifted)
         keys = _digit_keys(pieces, lifted.classes, machine.digits)
-        coordinates = machine.coordinates
-    need = _tokens_to_end(lifted, complete)
-    if (need[machine.start].min(1) == LATE).any():
+    need = _tokens_to_end(lifted, counted)
+    digits = {b"%d" % digit for digit in range(10)} if machine.whole else set[bytes]()
+    if (need[machine.start].min(1) == LATE).any() or not digits.issubset(pieces):
         raise ValueError(
             "automaton.table: expected a tokenizer with every digit, bracket, comma, stop and "
             "blank as a token, got one that cannot write every answer; do: use a byte-level "
@@ -359,6 +312,18 @@ def machine_table(
         need=jnp.asarray(np.pad(need, wide, constant_values=LATE).astype(np.int16)),
         spots=jnp.asarray(coordinates),
         start=jnp.asarray(machine.start, jnp.int32),
+        integers=None if machine.whole is None else _integers(machine.whole, lifted, wide[1]),
+    )
+
+
+def _integers(whole: WholeNumbers, lifted: _Lifted, wide: tuple[int, int]) -> Integers:
+    """Returns what comparisons of whole numbers need; see `Integers`."""
+    furthest = np.arange(whole.largest + 1)
+    for number in range(whole.largest // 10, 0, -1):
+        furthest[number] = furthest[10 * number : 10 * number + 10].max()
+    return Integers(
+        digits=jnp.asarray(np.pad(lifted.values, (wide, (0, 0)))),
+        furthest=jnp.asarray(furthest, jnp.int32),
     )
 
 

@@ -1,7 +1,4 @@
-"""Reads token ids on the device: the machine of `outline`, over many answers at once.
-
-Axes here: `C` characters of the longest token.
-"""
+"""Reads token ids on the device: the machine of `outline`, over many answers at once."""
 
 from __future__ import annotations
 
@@ -12,19 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, Int8
+from jaxtyping import Bool, Int
 
-from seg_jax.grammar import outline
+from seg_jax.grammar import outline, token_table
+from seg_jax.grammar.token_table import Table
 from seg_jax.records import Array, Kind, Polygons, Verdict
 
 _LATE = np.iinfo(np.int32).max
-
-
-class Table(NamedTuple):
-    """The characters of every token as the machine sees them (host)."""
-
-    classes: Int8[np.ndarray, "V C"]
-    """Classes of `outline`; NOTHING after the last one."""
 
 
 def table(pieces: Sequence[bytes | None], *, vocab_size: int | None = None) -> Table:
@@ -37,19 +28,11 @@ def table(pieces: Sequence[bytes | None], *, vocab_size: int | None = None) -> T
     A token is shortened to what the machine can distinguish, so one long token of blanks or
     letters does not lengthen the table.
     """
-    texts = [_shorten((piece or b"").translate(outline.BYTE_CLASS)) for piece in pieces]
-    rows = len(texts) if vocab_size is None else vocab_size
-    if rows < len(texts):
-        raise ValueError(
-            f"reader.table: expected a vocab_size of at least {len(texts)}, got {rows}; do: pass "
-            "the size of the model's embedding table"
-        )
-    longest = max([len(text) for text in texts], default=0)
-    classes = np.full((rows, max(longest, 1)), outline.NOTHING, np.int8)
-    for row, text in zip(classes, texts, strict=False):
-        row[: len(text)] = np.frombuffer(text, np.uint8)
-    # Not on a device yet: a mesh in force would lay it out, for its own programs only.
-    return Table(classes)
+
+    def classes(piece: bytes) -> bytes:
+        return _shorten(piece.translate(outline.BYTE_CLASS))
+
+    return token_table.make(pieces, classes, nothing=outline.NOTHING, vocab_size=vocab_size)
 
 
 _LONGEST_RUN = {
@@ -282,14 +265,10 @@ def read(
             f"reader.read: expected room for 1 ring of 2 points or more, got {rings} of {points}; "
             "do: raise rings or points"
         )
-    lead, length = ids.shape[:-1], ids.shape[-1]
+    lead = ids.shape[:-1]
     lanes = int(np.prod(lead))
     kinds = jnp.broadcast_to(jnp.asarray(kind, jnp.int32), lead).reshape(lanes)
-    rows = table.classes.shape[0]
-    known = used & (ids >= 0) & (ids < rows)
-    classes = jnp.asarray(table.classes)[jnp.where(known, ids, 0)].astype(jnp.int32)
-    classes = jnp.where(known[..., None], classes, outline.NOTHING)
-    classes = classes.reshape(lanes, length * table.classes.shape[1]).T
+    classes = token_table.characters(table, ids, used, nothing=outline.NOTHING)
     step = functools.partial(_step, kind=kinds, rings=rings, points=points)
     end, events = jax.lax.scan(step, _initial_registers(lanes), classes)
 

@@ -82,6 +82,8 @@ def test_raster_measures_and_writes_its_numbers(tmp_path, capfd):
     assert {g["points"] for g in found["growth"]} == {16, 64, 256}
     assert found["roofline"]["floor_microseconds"] > 0
     assert found["reader"]["tokens"] > 16 * 10
+    assert found["clicks"]["ok"] == 1.0
+    assert found["clicks"]["read_microseconds"] > 0
     assert "differ from pycocotools" in capfd.readouterr().err
 
 

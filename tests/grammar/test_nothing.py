@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from seg_jax.grammar import automaton, chat, outline, reader
+from seg_jax.grammar import automaton, chat, outline, outline_automaton, reader
 from seg_jax.records import Kind, Verdict
 
 RINGS, POINTS = 2, 4
@@ -89,10 +89,11 @@ def test_the_device_reads_empty_lists_as_the_host_does(single):
 def test_tables_take_the_empty_list_where_it_is_switched_on(mode, request):
     _, tokenizer = request.getfixturevalue(mode)
     digits = 2 if mode == "whole" else 3
-    limits = {"ends": [tokenizer.end_id], "digits": digits, "rings": RINGS, "points": POINTS}
+    limits = {"digits": digits, "rings": RINGS, "points": POINTS}
+    machines = {nothing: outline_automaton.machine(nothing=nothing, **limits) for nothing in (0, 1)}
     tables = {
-        nothing: automaton.table(tokenizer.pieces, nothing=nothing, **limits)
-        for nothing in (False, True)
+        nothing: automaton.table(tokenizer.pieces, ends=[tokenizer.end_id], machine=machine)
+        for nothing, machine in machines.items()
     }
     usual = {
         Kind.POINT: outline.write_point((0.1, 0.2), digits=digits),

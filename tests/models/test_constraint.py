@@ -15,7 +15,7 @@ import pytest
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.grammar import automaton, outline
+from seg_jax.grammar import automaton, outline, outline_automaton
 from seg_jax.models.vlm import constraint, likelihood
 from seg_jax.models.vlm import sampler as samplers
 from seg_jax.records import Kind, Verdict
@@ -47,7 +47,7 @@ def grammar(digits=2, rings=RINGS, points=POINTS, numbers=False, nothing=False):
     more += [b"1." + b"0" * digits] if numbers else []
     pieces = PIECES + more + [b", " + piece for piece in more]
     limits = {"digits": digits, "rings": rings, "points": points, "nothing": nothing}
-    return automaton.table(pieces, ends=[END], **limits)
+    return automaton.table(pieces, ends=[END], machine=outline_automaton.machine(**limits))
 
 
 def text_of(ids):

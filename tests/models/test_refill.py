@@ -14,7 +14,7 @@ import tiny_qwen3
 import tiny_vlm
 from flax import nnx
 
-from seg_jax.grammar import automaton
+from seg_jax.grammar import automaton, outline_automaton
 from seg_jax.models.io import weights
 from seg_jax.models.nn import batching
 from seg_jax.models.nn.compute import Compute
@@ -172,7 +172,9 @@ def test_a_long_tail_keeps_rows_busy(capsys):
 def grammar():
     digits = [str(digit).encode() for digit in range(10)]
     pieces = [b"", *digits, *(bytes([one]) for one in b"[](),. "), b"0.", b"], [", b"]]"]
-    return automaton.table(pieces, ends=(0,), digits=2, rings=1, points=4)
+    return automaton.table(
+        pieces, ends=(0,), machine=outline_automaton.machine(digits=2, rings=1, points=4)
+    )
 
 
 @pytest.mark.slow

@@ -133,6 +133,7 @@ def measure(config: Config) -> dict[str, Any]:
             results["roofline"] = raster_costs.roofline(base, results["cases"][0], **options)
             move(len(todo) + 2, len(todo) + 3, "reader")
             results["reader"] = raster_costs.reading(base, **options)
+            results["clicks"] = raster_costs.clicking(**options)
     results["missing"] = [name for name, module in peers.items() if module is None]
     return results
 
@@ -261,6 +262,11 @@ def _show_rest(results: dict[str, Any]) -> None:
         f"reading {read['tokens']} tokens: {read['read_microseconds']:.1f} us an answer, "
         f"{read['nanoseconds_per_token']:.0f} ns a token, {read['read_over_score']:.1f} times its "
         "score: a token waits for the one before it, edges do not"
+    )
+    clicks = results["clicks"]
+    console.say(
+        f"reading {clicks['tokens']} tokens of thoughts, boxes and clicks: "
+        f"{clicks['read_microseconds']:.1f} us an answer"
     )
     for case in results["accelerator"]:
         rate = math.inf if not case["microseconds"] else 1 / case["microseconds"]

@@ -132,3 +132,58 @@ def reading(case: Case, *, rounds: int, seed: int) -> dict[str, Any]:
         "nanoseconds_per_token": 1e9 * taken["read"] / case.batch / longest,
         "read_over_score": taken["read"] / taken["score"],
     }
+
+
+_WORDS = (
+    b" the",
+    b" red",
+    b" star",
+    b" lies",
+    b" in",
+    b" front",
+    b" of",
+    b" it",
+    b"think",
+    b"bbox",
+)
+_MARKS = (b"points", b"labels", b"],[", b"[[", b"]]", b"</", b">,", b" <", b"]</", b">[[")
+
+
+def clicking(*, rounds: int, seed: int, batch: int = 256, tokens: int = 400) -> dict[str, Any]:
+    """Returns what reading thoughts, boxes and clicks costs, in words and single digits."""
+    import random
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from seg_jax.grammar import clicks, clicks_reader
+
+    rng = random.Random(seed)
+    pieces = [*_WORDS, *_MARKS, *(bytes([byte]) for byte in range(256))]
+    ids = np.zeros((batch, tokens), np.int32)
+    for row in ids:
+        places = [[rng.random() / 2 for _ in range(4)] for _ in range(14)]
+        boxes = [[x, y, x + 0.1 + w, y + 0.1 + h] for x, y, w, h in places[:2]]
+        points, labels = [place[:2] for place in places[2:]], [rng.randrange(2) for _ in places[2:]]
+        data = clicks.write(boxes, points, labels, frame=768, thought="Look").encode()
+        before, data, after = data[:12], data[12:], []
+        while data:
+            after.append(next(n for n, piece in enumerate(pieces) if data.startswith(piece)))
+            data = data[len(pieces[after[-1]]) :]
+        start = [pieces.index(bytes([byte])) for byte in before]
+        words = [rng.randrange(8) for _ in range(tokens - len(start) - len(after))]
+        row[:] = [*start, *words, *after]
+    table = clicks_reader.table(pieces)
+    read = jax.jit(
+        lambda ids: clicks_reader.read(ids, ids >= 0, table, frame=768, boxes=4, points=16)
+    )
+    given = jnp.asarray(ids)
+    timed = {"read": lambda: jax.block_until_ready(read(given))}
+    taken = harness.by_turns(timed, rounds, harness.process_seconds)["read"]
+    return {
+        "tokens": tokens,
+        "characters_per_token": table.classes.shape[1],
+        "ok": float((np.asarray(read(given)[1]) == 0).mean()),
+        "read_microseconds": 1e6 * taken / batch,
+    }

@@ -9,6 +9,9 @@ vocabulary: three comparisons for each token and row beside the product that gav
 Gaps: while a coordinate may still become too small for the second corner of a box, the digits that
 would make it so; at the last digits of y, those that would repeat the point before or, in the
 third point of a ring, the first. A whole 1 decides a coordinate as its last digit does.
+
+Whole numbers without leading zeros have no gaps: after the same digits they may end or grow, so
+each class of tokens is looked at by itself while a second corner is written.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from seg_jax.models.nn import xla_attention
-from seg_jax.records import Array, Automaton
+from seg_jax.records import Array, Automaton, Integers
 
 _WORD = 32
 _SECOND = 2
@@ -82,6 +85,8 @@ def permit(automaton: Automaton, held: Progress, left: Int[Array, "*left"] | int
     late = np.iinfo(need.dtype).max
     left = jnp.minimum(jnp.asarray(left), late - 1)[..., None].astype(need.dtype)
     may = need[held.state] <= left
+    if automaton.integers is not None:
+        may &= _keep_order(automaton, automaton.integers, held)
     bits = may.reshape(*may.shape[:-1], -1, _WORD).astype(jnp.uint32)
     words = jnp.sum(bits << jnp.arange(_WORD, dtype=jnp.uint32), -1, dtype=jnp.uint32)
     gaps = _gaps(automaton, held)
@@ -92,10 +97,12 @@ def permit(automaton: Automaton, held: Progress, left: Int[Array, "*left"] | int
 
 def _gaps(automaton: Automaton, held: Progress) -> list[tuple[Array, Array]]:
     """Returns two ranges of keys that may not come next, each from its low up to below its high."""
+    nothing = jnp.full_like(held.state, _NOWHERE)
+    if automaton.integers is not None:
+        return [(nothing, nothing)] * 2
     written, left, place, points = _spot(automaton, held.state)
     step, rest = _tens(written), _tens(left)
     one = _tens(written + left - 1)
-    nothing = jnp.full_like(held.state, _NOWHERE)
 
     # The second corner: digits below those of first + 1, as long as the ones so far are the same.
     least = jnp.where(place == _SECOND, *held.first) + 1
@@ -115,6 +122,20 @@ def _gaps(automaton: Automaton, held: Progress) -> list[tuple[Array, Array]]:
         before = ranges[index]
         ranges[index] = jnp.where(same, low, before[0]), jnp.where(same, high, before[1])
     return ranges
+
+
+def _keep_order(
+    automaton: Automaton, integers: Integers, held: Progress
+) -> Bool[Array, "*n classes"]:
+    """Returns after which classes the second corner of a box can still lie beyond the first."""
+    written, _, place, _ = _spot(automaton, held.state)
+    least = jnp.where(place == _SECOND, *held.first)[..., None] + 1
+    value, count = jnp.asarray(integers.digits).T
+    grown = held.number[..., None] * _tens(count) + value
+    furthest = jnp.asarray(integers.furthest)
+    reach = furthest[jnp.clip(grown, 0, len(furthest) - 1)]
+    ends = (written == 0)[..., None] | (held.number[..., None] >= least)
+    return (place < _SECOND)[..., None] | jnp.where(count > 0, reach >= least, ends)
 
 
 def allowed_tokens(
@@ -161,6 +182,11 @@ def advance(automaton: Automaton, held: Progress, ids: Int[Array, "*n"]) -> Prog
     known = (ids >= 0) & (ids < len(automaton.classes))
     ids = jnp.where(known, ids, 0)
     klass = jnp.where(known, jnp.asarray(automaton.classes)[ids], 0).astype(jnp.int32)
+    following = jnp.asarray(automaton.following)[held.state, klass].astype(jnp.int32)
+    if automaton.integers is not None:
+        return _advance_integers(automaton, automaton.integers, held, klass)._replace(
+            state=following
+        )
     key = jnp.asarray(automaton.keys)[ids]
     written, left, place, points = _spot(automaton, held.state)
     count = jnp.minimum(key % 8, left)
@@ -172,11 +198,24 @@ def advance(automaton: Automaton, held: Progress, ids: Int[Array, "*n"]) -> Prog
 
     y = ends & (place == 1)
     return Progress(
-        state=jnp.asarray(automaton.following)[held.state, klass].astype(jnp.int32),
+        state=following,
         number=jnp.where(ends, 0, number),
         x=jnp.where(ends & (place == 0), number, held.x),
         first=put(held.first, y & (points == 0)),
         last=put(held.last, y),
+    )
+
+
+def _advance_integers(
+    automaton: Automaton, integers: Integers, held: Progress, klass: Int[Array, "*n"]
+) -> Progress:
+    """Returns the numbers of answers after one more token each: one without digits ends them."""
+    written, _, place, _ = _spot(automaton, held.state)
+    value, count = jnp.moveaxis(jnp.asarray(integers.digits)[klass], -1, 0)
+    ends = (written > 0) & (count == 0)
+    x, y = (jnp.where(ends & (place == p), held.number, old) for p, old in enumerate(held.first))
+    return held._replace(
+        number=jnp.where(count > 0, held.number * _tens(count) + value, 0), first=(x, y)
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from seg_jax.geometry import boxes
-from seg_jax.grammar import automaton, chat, outline, reader
+from seg_jax.grammar import automaton, chat, outline, outline_automaton, reader
 from seg_jax.records import Array, Automaton, Kind, Polygons, Sample
 from seg_jax.tasks import masks as packed_masks
 from seg_jax.tasks import task
@@ -287,10 +287,12 @@ class Referring(OutlineStyle, Task):
         return automaton.table(
             pieces,
             ends=ends,
-            digits=self.digits,
-            rings=self.max_rings,
-            points=self.max_points,
-            nothing=self.nothing if nothing is None else nothing,
+            machine=outline_automaton.machine(
+                digits=self.digits,
+                rings=self.max_rings,
+                points=self.max_points,
+                nothing=self.nothing if nothing is None else nothing,
+            ),
         )
 
     def grammar_start(self, truth: Truth) -> Int[Array, " B"]:
