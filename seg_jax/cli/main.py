@@ -253,6 +253,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import raster as program
         case "benchmark boundary":
             from seg_jax.cli.benchmarks import boundary as program
+        case "benchmark saliency":
+            from seg_jax.cli.benchmarks import saliency as program
         case "benchmark reward":
             from seg_jax.cli.benchmarks import reward as program
         case "benchmark masks":

@@ -25,7 +25,9 @@ MOST_PIXELS = 2**28
 _MOST_DIGITS = 7
 """Digits of five bits that a compressed number may have: more than any run of `MOST_PIXELS`."""
 # For each bit of a row number within its word: the rows that have it.
-_BITS = tuple(np.uint32(sum(1 << row for row in range(WORD) if row >> bit & 1)) for bit in range(5))
+ROWS_OF_BITS = tuple(
+    np.uint32(sum(1 << row for row in range(WORD) if row >> bit & 1)) for bit in range(5)
+)
 
 
 def pack(mask: Bool[Array, "*n H W"]) -> UInt32[Array, "*n K W"]:
@@ -145,7 +147,7 @@ def centroid_px(words: UInt32[Array, "*n K W"]) -> Float32[Array, "*n 2"]:
     x = 64.0 * _weighted_sum(columns, high) + _weighted_sum(columns, low)
     within = sum(
         (1 << bit) * _bit_count(words & rows).sum((-1, -2), dtype=jnp.int32)
-        for bit, rows in enumerate(_BITS)
+        for bit, rows in enumerate(ROWS_OF_BITS)
     )
     word = jnp.arange(words.shape[-2], dtype=jnp.int32)
     y = 1.0 * WORD * _weighted_sum(counts.sum(-1, dtype=jnp.int32), word) + within

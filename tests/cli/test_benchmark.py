@@ -43,6 +43,7 @@ def test_every_part_can_be_loaded():
         (["raster", "--full", "--kinds", "blob"], "expected no --kinds beside --full"),
         (["raster", "--full", "--sizes", "64"], "expected no --sizes beside --full"),
         (["boundary", "--size", "8"], "expected a size of 16 to 4096"),
+        (["saliency", "--batch", "0"], "expected a size of 16 to 4096, batch"),
         (["reward", "--answers", "0"], "expected prompts, answers, columns and rounds >= 1"),
         (["decode", "--rows", "12"], "expected rows of a multiple of 8 and 2 to 1024 tokens"),
         (["decode", "--rounds", "0"], "expected rounds >= 1"),
@@ -127,6 +128,17 @@ def test_the_default_adds_sizes_and_batches_and_full_takes_all():
     assert {c.batch for c in usual} == {64, 256, 4096}
     assert len(full) == 3 * 3 * 3 * 4
     assert len(raster.cases(Config(points=(32,), kinds=("star",)))) == 1
+
+
+@pytest.mark.slow
+def test_measures_of_maps_agree_with_their_peer(tmp_path, capfd):
+    path = tmp_path / "saliency.json"
+    words = ["--size", "96", "--batch", "3", "--rounds", "1", "--json", str(path)]
+    assert shell.main(["benchmark", "saliency", *words]) == 0
+    masks, maps = json.loads(path.read_text())["measures"]
+    assert masks["largest_gap"] < 1e-5 > 1e-9 > maps["largest_gap"]
+    assert masks["ratio"] > 0 < maps["ratio"]
+    assert "S, E, IoU, MAE of masks" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from seg_jax.cli.benchmarks import (
     raster_peers,
     reward,
     rollout,
+    saliency,
     torch_loader,
     torch_peer,
 )
@@ -60,7 +61,7 @@ def note(monkeypatch, tmp_path):
     patch(run_folder, "tell_json", lambda results, path: note("numbers", path))
     patch(console, "say", lambda text: None)
     patch(console, "table", lambda *_: None)
-    for program in (boundary, data, decode, masks, policy, raster, reward, rollout):
+    for program in (boundary, data, decode, masks, policy, raster, reward, rollout, saliency):
         patch(program, "_show", lambda results: None)
     return note
 
@@ -106,6 +107,21 @@ def test_every_option_of_boundary(note, monkeypatch):
     monkeypatch.setattr(boundary, "_f", lambda mask, other: 0.0)
     monkeypatch.setattr(jax, "jit", jit)
     fingerprints.walk(note.of, boundary, boundary.Config(size=16, batch=2))
+
+
+def test_every_option_of_saliency(note, monkeypatch):
+    maps = saliency._maps
+
+    def noted(config):
+        greys, truths = maps(config)
+        note("maps", _digest(np.stack(greys)), _digest(np.stack(truths)))
+        return greys, truths
+
+    monkeypatch.setattr(saliency, "_maps", noted)
+    monkeypatch.setattr(saliency, "_peer_of_masks", lambda grey, truth: (0.0,))
+    monkeypatch.setattr(saliency, "_peer_of_maps", lambda grey, truth: (0.0,))
+    monkeypatch.setattr(jax, "jit", lambda function: lambda words, *_: np.zeros((len(words), 1)))
+    fingerprints.walk(note.of, saliency, saliency.Config(size=16, batch=2))
 
 
 def test_every_option_of_reward(note, monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any
 PARTS = {
     "raster": "masks and IoU of polygons against pycocotools, OpenCV, scikit-image, shapely",
     "boundary": "boundary IoU and F of masks against OpenCV",
+    "saliency": "S, E, IoU, MAE of masks, and all measures of grey maps, against numpy and scipy",
     "reward": "reading, filling and scoring of sampled answers on this device",
     "masks": "masks of boxes and clicks in a step: each image encoded once, or for every box",
     "decode": "the sampler against generate of transformers (PyTorch)",

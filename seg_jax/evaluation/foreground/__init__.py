@@ -1,0 +1,1 @@
+"""Foreground maps (camouflaged, salient objects): measures, protocols, numbers and tables."""
