@@ -70,6 +70,14 @@ class Verdict(enum.IntEnum):
     """No usable point at all, nor the empty list, which is `OK`: it says that there is nothing."""
 
 
+class Trace(NamedTuple):
+    """A question about an image with a thought and an answer that somebody wrote (host)."""
+
+    question: str
+    thought: str
+    answer: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """An image with the true masks of its objects and what one may call them (host)."""
@@ -95,6 +103,8 @@ class Sample:
     covers: UInt8[np.ndarray, "M H W"] | None = None
     """For each mask how many polygons of its annotation cover a pixel, where a source knows; only
     the released evaluators ask for it."""
+    traces: tuple[Trace, ...] = ()
+    """Conversations about the image as they were written, which no mask stands behind."""
 
 
 class Polygons(NamedTuple):

@@ -304,3 +304,27 @@ def folder(root: Path):
     for split, some in (("train", lines[:3]), ("val", lines[3:])):
         (root / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in some))
     return lines
+
+
+def masks(root: Path, name: str, *, images=2, seed=0):
+    """Makes a data set of images and grey masks as it is published; returns the true masks.
+
+    The result is by split and name of the image.
+    """
+    from seg_jax.data.formats import mask_folders
+
+    layout, made = mask_folders.LAYOUTS[name], {}
+    rng = np.random.default_rng(seed)
+    ending = "png" if name == "hku_is" else "jpg"
+    for split, pair in layout.splits.items():
+        for number in range(images):
+            stem = f"COD10K-CAM-1-Aquatic-{number}-Crab-{split}" if name == "cod10k" else ""
+            stem = stem or f"{split}#{number}"
+            form = "PNG" if ending == "png" else "JPEG"
+            image(root / pair.images[0] / f"{stem}.{ending}", number, form=form)
+            mask = rectangle(*rng.integers(0, 15, 2), *rng.integers(20, 40, 2))
+            folder = root / pair.masks[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(255 * mask.astype(np.uint8)).save(folder / f"{stem}.png")
+            made[split, f"{stem}.{ending}"] = mask
+    return made

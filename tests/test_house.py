@@ -114,7 +114,7 @@ def normal(name: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
 def test_what_the_package_imports_is_declared(path):
-    asked = declared("train", "data", "beam", "wandb", "benchmark", "torch")
+    asked = declared("train", "data", "parquet", "beam", "wandb", "benchmark", "torch")
     for name in imports(path):
         given = {normal(giver) for giver in givers().get(name, [name])}
         assert given & asked, f"expected {name} in pyproject.toml, do: add it to an extra"

@@ -14,6 +14,7 @@ from seg_jax import files
 from seg_jax.data import sources
 from seg_jax.data.build import beam, dataset, record_files, token_budget
 from seg_jax.data.findings import Findings
+from seg_jax.data.formats import mask_folders, refer
 from seg_jax.runs import console, run_folder
 from seg_jax.tasks.referring import Referring
 
@@ -60,18 +61,35 @@ class Config(dataset.Plan):
                         f"{name}: expected --family DIR beside it, whose val and test images "
                         f"it is about, got {value} alone; do: give --family, or leave it out"
                     )
-        if self.name == "reasonseg" and self.images is not None:
-            raise ValueError(
-                "images: expected none for reasonseg, whose images lie beside their annotations, "
-                f"got {self.images}; do: leave it out"
-            )
-        if self.name in ("reasonseg", "folder"):
+        self._check_folders()
+        if self.name not in refer.FAMILY and not self.name.startswith("coco_"):
             for name in ("paper", "family", "held_out"):
                 if value := getattr(self, name):
                     raise ValueError(
                         f"{name}: expected none for {self.name}, whose images belong to no family "
                         f"of data sets, got {value}; do: leave it out"
                     )
+
+    def _check_folders(self) -> None:
+        """Raises ValueError for a folder of images or masks where the data set has its own."""
+        if self.name in ("reasonseg", "fcot") and self.images is not None:
+            raise ValueError(
+                f"images: expected none for {self.name}, whose images lie beside their "
+                f"annotations, got {self.images}; do: leave it out"
+            )
+        layout = mask_folders.LAYOUTS.get(self.name)
+        for name, allowed in (
+            ("images", layout is None or len(layout.splits) == 1),
+            ("masks", layout is not None and len(layout.splits) == 1),
+        ):
+            if (value := getattr(self, name)) is not None and not allowed:
+                why = "masks in a folder of their own"
+                if layout is not None:
+                    why = f"one split; {self.name} has {', '.join(layout.splits)}"
+                raise ValueError(
+                    f"{name}: expected a data set of {why}, got {value} for {self.name}; do: leave "
+                    "it out"
+                )
 
     def plan(self) -> dataset.Plan:
         """Returns what is built, without the options of how."""

@@ -219,6 +219,19 @@ def read_numbers(
         return numbers
 
 
+def read_alpha(source: bytes, *, where: str) -> UInt8[np.ndarray, "H W"] | None:
+    """Returns how opaque the pixels of an image are, 0..255; None where all of them are.
+
+    Raises:
+      Unreadable: as `read`.
+    """
+    with _opened(source, where, FORMATS) as image:
+        if not image.has_transparency_data:
+            return None
+        alpha = np.array(image.convert("RGBA").getchannel("A"))
+    return None if alpha.min() == 255 else alpha
+
+
 def read_mask(source: bytes, *, where: str) -> Bool[np.ndarray, "H W"]:
     """Returns the pixels of a one-channel PNG that are not 0.
 

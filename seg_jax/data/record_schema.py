@@ -10,6 +10,7 @@
 | `object/box` | its annotated box, x0 y0 x1 y1 in pixels |
 | `phrase/id`, `phrase/ref`, `phrase/text`, `phrase/sentence` | of each expression |
 | `phrase/count`, `phrase/objects` | how many objects each means, and their places, run together |
+| `trace/question`, `trace/thought`, `trace/answer` | of each conversation; in sets of these |
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from seg_jax import schemas
 from seg_jax.data import image_files, tf_example
 from seg_jax.data.formats.annotations import Role
 from seg_jax.geometry import bitmask
+from seg_jax.records import Trace
 
 FILE_FORMAT = "array_record"
 VERSION = "1.0.0"
@@ -60,6 +62,8 @@ _FEATURES: dict[str, tuple[str, bool]] = {
     "phrase/objects": ("int64", _LIST),
 }
 """Kind of each feature, and whether it is a list."""
+_TRACE_FEATURES = {f"trace/{name}": ("text", _LIST) for name in Trace._fields}
+"""The same of data sets of conversations."""
 
 
 class Expression(NamedTuple):
@@ -95,6 +99,7 @@ class Record:
     boxes_px: Float[np.ndarray, "M 4"]
     """Annotated boxes, x0 y0 x1 y1."""
     expressions: tuple[Expression, ...]
+    traces: tuple[Trace, ...] = ()
 
     def rle(self, which: int) -> dict[str, Any]:
         """Returns the mask of an object as COCO run lengths."""
@@ -119,8 +124,13 @@ class Record:
 def encode(record: Record) -> bytes:
     """Returns the bytes of a stored image."""
     expressions = record.expressions
+    traces = {
+        f"trace/{name}": [getattr(one, name).encode() for one in record.traces]
+        for name in (Trace._fields if record.traces else ())
+    }
     return tf_example.encode(
-        {
+        traces
+        | {
             "key": [record.key.encode()],
             "split": [record.split.encode()],
             "image": [record.image],
@@ -252,7 +262,16 @@ def _decode_own(features: dict[str, tf_example.Value]) -> Record:
         areas=tuple(whole["object/area"].tolist()),
         boxes_px=np.asarray(features["object/box"], np.float32).reshape(-1, 4),
         expressions=_decode_expressions(text["phrase/text"], whole),
+        traces=_decode_traces(features),
     )
+
+
+def _decode_traces(features: dict[str, tf_example.Value]) -> tuple[Trace, ...]:
+    """Returns the conversations about an image; most data sets have none."""
+    if not _TRACE_FEATURES.keys() & features.keys():
+        return ()
+    columns = ([one.decode() for one in _bytes(features[name])] for name in _TRACE_FEATURES)
+    return tuple(Trace(*one) for one in zip(*columns, strict=True))
 
 
 def _decode_expressions(
@@ -274,9 +293,10 @@ def _decode_expressions(
     )
 
 
-def features_json() -> str:
-    """Returns the file `features.json` that TFDS reads."""
-    inner = {name: _feature_json(*spec) for name, spec in _FEATURES.items()}
+def features_json(*, traces: bool = False) -> str:
+    """Returns the file `features.json` that TFDS reads, of conversations or without any."""
+    every = _FEATURES | (_TRACE_FEATURES if traces else {})
+    inner = {name: _feature_json(*spec) for name, spec in every.items()}
     whole = {
         "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         "content": {"features": inner},

@@ -182,6 +182,7 @@ class Built:
             categories=tuple(_only({record.names[one] for one in which}) for which in groups),
             together=tuple(len(which) > 1 for which in groups),
             ignored=_ignored_pixels(record, list(groups)),
+            traces=record.traces,
         )
 
     def record(self, index: int) -> record_schema.Record:

@@ -36,6 +36,8 @@ def root(tmp_path_factory):
         formats.instances(root / "instances", split)
         formats.panoptic(root / "panoptic", split, images=3)
     formats.folder(root / "folder")
+    for name in ("cod10k", "ecssd"):
+        formats.masks(root / name, name)
     return root
 
 
@@ -117,6 +119,8 @@ BUILD = {
     "panoptic": config("coco_panoptic", "panoptic"),
     "panoptic beside a family": config("coco_panoptic", "panoptic", family=Path("refer")),
     "folder": config("folder", "folder"),
+    "masks in splits": config("cod10k", "cod10k"),
+    "masks in one split": config("ecssd", "ecssd"),
     "one edition": config("refcoco_unc", "refer", held_out=("refcocog_umd",)),
     "no train split": config("refcoco_unc", "refer", splits=("val",)),
     "no train split of COCO": config("coco_instances", "instances", splits=("val2017",)),

@@ -105,6 +105,12 @@ _ANNOTATIONS = (
         read=_builder("grefcoco_unc"),
     ),
     Format(
+        name="masks",
+        make=lambda folder: published_formats.masks(folder, "ecssd", images=1),
+        mutations={"*.png": image_mutations.mutated_png},
+        read=_builder("ecssd"),
+    ),
+    Format(
         name="reasonseg",
         make=lambda folder: published_formats.reasonseg(folder, images=2),
         mutations={"*.json": lambda data, rng: _JSON(_utf8(data), rng)},

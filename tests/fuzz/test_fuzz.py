@@ -15,6 +15,7 @@ NAMES = (
     "refer",
     "refclef",
     "grefs",
+    "masks",
     "reasonseg",
     "folder",
     "png",

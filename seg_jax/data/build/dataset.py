@@ -24,8 +24,10 @@ from seg_jax.data.formats import (
     annotations,
     coco,
     expected_sizes,
+    fcot,
     folder,
     foreign,
+    mask_folders,
     reasonseg,
     refer,
 )
@@ -43,6 +45,14 @@ Name = Literal[
     "reasonseg",
     "coco_instances",
     "coco_panoptic",
+    "cod10k",
+    "camo",
+    "duts",
+    "dut_omron",
+    "hku_is",
+    "ecssd",
+    "dis5k",
+    "fcot",
     "folder",
 ]
 """The formats that are read; the refer family by the names that TFDS gives them."""
@@ -70,6 +80,9 @@ class Plan:
     images: Path | None = None
     """Folder of the images; None: where others keep them below the source, or for data of your own
     where the lines are."""
+    masks: Path | None = None
+    """Folder of the masks, for data sets of masks in one split (dut_omron, hku_is, ecssd); None:
+    where others keep them below the source."""
     splits: tuple[str, ...] = ()
     """Splits to build; all if empty."""
     paper: bool = False
@@ -101,6 +114,7 @@ def plan_files(plan: Plan) -> FilePlan:
       ValueError: a file is missing, or none of its format; nothing in it is ever run.
       OSError: a file cannot be read.
     """
+    _check_known(plan)
     if plan.records < 1:
         raise ValueError(
             f"records: expected at least 1 image a file, got {plan.records}; do: raise --records"
@@ -142,6 +156,16 @@ def plan_files(plan: Plan) -> FilePlan:
     return FilePlan(tasks, report, met)
 
 
+def _check_known(plan: Plan) -> None:
+    """Raises ValueError for splits that a data set of masks does not have."""
+    layout = mask_folders.LAYOUTS.get(plan.name)
+    if layout and (unknown := sorted({*plan.splits} - {*layout.splits})):
+        raise ValueError(
+            f"splits: expected some of {', '.join(layout.splits)}, got {', '.join(unknown)}"
+            "; do: choose --splits among them"
+        )
+
+
 def _read_annotations(plan: Plan) -> Annotations:
     """Returns the annotated images of a data set."""
     source = plan.source
@@ -156,6 +180,12 @@ def _read_annotations(plan: Plan) -> Annotations:
         return reasonseg.read(source)
     if plan.name == "folder":
         return folder.read(source, images=plan.images)
+    if plan.name == "fcot":
+        return fcot.read(source)
+    if plan.name in mask_folders.LAYOUTS:
+        return mask_folders.read(
+            source, plan.name, images=plan.images, masks=plan.masks, splits=plan.splits
+        )
     prefix = plan.name.removeprefix("coco_")
     sheets = sorted((source / "annotations").glob(f"{prefix}_*.json"))
     if not sheets:
@@ -298,7 +328,8 @@ def claim_build(plan: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if plan.family is None else str(plan.family),
         "records": plan.records,
     }
-    reads = [one for one in (plan.source, plan.images, plan.family) if one is not None]
+    places = plan.source, plan.images, plan.masks, plan.family
+    reads = [one for one in places if one is not None]
     with claims.claim_folder(plan.out, wanted, anew=anew, reads=reads):
         yield
 
@@ -393,7 +424,7 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         "xxh3_of_sizes": checksums.of_bytes(sizes_text.encode()),
     }
     info = record_schema.info_json(plan.name, f"{plan.name} as seg-jax builds it.", lengths)
-    features = record_schema.features_json()
+    features = record_schema.features_json(traces=any("traces" in one for one in splits.values()))
     report["xxh3_of_features"] = checksums.of_bytes(features.encode())
     aside = plan.out / record_files.UNFINISHED
     # The file that makes the folder a data set goes first and comes last.

@@ -31,7 +31,8 @@ def remove_leaks(
       findings: are told of references of other editions that cannot be read.
     """
     trains = [split for split in splits if split.startswith("train")]
-    if name in ("reasonseg", "folder") or not trains:
+    of_family = name in refer.FAMILY or name.startswith("coco_")
+    if not of_family or not trains:
         return {"filter": "does not apply: no train split with images of the family"}
     if family is None:
         return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}

@@ -18,11 +18,13 @@ from msgspec import Meta
 from seg_jax import checksums, files, schemas
 from seg_jax.data import findings, image_files, limits, record_schema
 from seg_jax.data.findings import Findings
+from seg_jax.data.formats import parquet_rows
 from seg_jax.data.formats.annotations import (
     NONE_THERE,
     ORDINARY,
     AnnotatedImage,
     AnnotatedObject,
+    GreyMask,
     PngSegment,
     Polygons,
     Role,
@@ -83,8 +85,9 @@ class Task:
 
 
 def _image_paths(image: AnnotatedImage) -> list[Path]:
-    """Returns the files of pixels that a record is made of: the image, and PNGs of segments."""
-    masks = {one.outline.file for one in image.objects if isinstance(one.outline, PngSegment)}
+    """Returns the files of pixels that a record is made of: the image, and those of masks."""
+    kinds = (PngSegment, GreyMask)
+    masks = {one.outline.file for one in image.objects if isinstance(one.outline, kinds)}
     return [image.image, *sorted(masks)]
 
 
@@ -267,10 +270,10 @@ def build_record(
     objects = _objects_with_masks(image, met, height=height, width=width)
     new_places = {place: new for new, (place, _, _) in enumerate(objects)}
     expressions, repeated = _expressions_left(image, new_places, met)
-    if not image.objects and not image.expressions:
+    if not (image.objects or image.expressions or image.traces):
         raise BrokenImage(NONE_THERE, "0 objects and 0 expressions")
     had = f"{len(image.objects)} objects and {len(image.expressions)} expressions annotated"
-    if not expressions and not objects:
+    if not expressions and not objects and not image.traces:
         raise BrokenImage("image left out, as no object and no expression is left of it", had)
     meant = any(one.objects for one in expressions)
     if any(one.objects for one in image.expressions) and not meant:
@@ -291,6 +294,7 @@ def build_record(
         areas=tuple(runlengths.area(rle) for _, _, rle in objects),
         boxes_px=np.asarray(boxes, np.float32).reshape(-1, 4),
         expressions=tuple(expressions),
+        traces=image.traces,
     )
     counts = {
         "objects": len(objects),
@@ -299,7 +303,8 @@ def build_record(
         "expressions_repeated": repeated,
         "expressions_without_object": sum(not one.objects for one in expressions),
         "expressions_of_many_objects": sum(len(one.objects) > 1 for one in expressions),
-        "records_with_objects": int(meant),
+        "records_with_objects": int(meant or bool(image.traces)),
+        "traces": len(image.traces),
         "images_converted": int(stored.changed),
     }
     return record, {name: number for name, number in counts.items() if number}
@@ -323,6 +328,9 @@ def _objects_with_masks(
             reason = "object left out, as no pixel of the image is in it"
             met.add(reason, where, advice="check that its outline is of this image, in pixels")
             continue
+        if isinstance(one.outline, GreyMask):
+            for remark in one.outline.remarks():
+                met.add(remark, where)
         if isinstance(one.outline, Polygons):
             beyond = one.outline.overhang_px(height, width)
             if beyond > OVERHANG_PX:
@@ -356,9 +364,13 @@ def _box_px(
 def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
     """Returns an image as it is stored."""
     try:
-        data = image_files.read_bytes(image.image)
+        if image.row is None:
+            data = image_files.read_bytes(image.image)
+        else:
+            data = parquet_rows.image_bytes(image.image, image.row)
         header = image_files.read_header(data)
-        stored = image_files.storable(data, upright=_is_turned(image, header, met))
+        told = image.size or _size_of_mask(image)
+        stored = image_files.storable(data, upright=_is_turned(image, header, told, met))
     except image_files.Unreadable as error:
         reason = f"image left out: {error.reason}"
         raise BrokenImage(reason, error.fault, advice=error.advice) from None
@@ -372,21 +384,32 @@ def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
     return stored
 
 
-def _is_turned(image: AnnotatedImage, header: image_files.Header, met: Findings) -> bool:
+def _size_of_mask(image: AnnotatedImage) -> tuple[int, int] | None:
+    """Returns height and width of the grey mask of an image; None where there is none."""
+    masks = [one.outline for one in image.objects if isinstance(one.outline, GreyMask)]
+    return masks[0].size() if masks else None
+
+
+def _is_turned(
+    image: AnnotatedImage,
+    header: image_files.Header,
+    told: tuple[int, int] | None,
+    met: Findings,
+) -> bool:
     """Returns whether an image is stored as its camera's note (EXIF) turns it.
 
     Outlines are of the image as its file stores it, unless the annotation says otherwise: by its
-    word (`upright`), or by a size that only the turned image has. Where no size can tell, it is
-    said.
+    word (`upright`), or by a size that only the turned image has: its own, or its mask's. Where no
+    size can tell, it is said.
     """
     if image.upright is not None or header.orientation == 1:
         return bool(image.upright)
     as_stored, turned = (header.height, header.width), header.upright_size
     where = f"{image.key} ({image.image}): orientation {header.orientation}"
-    if image.size == turned != as_stored:
+    if told == turned != as_stored:
         met.add("image turned as its EXIF note says, as the annotated size is of the turned", where)
         return True
-    if image.size is None or as_stored == turned:
+    if told is None or as_stored == turned:
         met.add("image kept as stored, though its EXIF note turns it", where, advice=UPRIGHT)
     return False
 
@@ -440,8 +463,12 @@ def tasks_of_split(
       records: number of images in each file but the last.
       strict: whether the first thing that is left out or changed is an error.
     """
+
     # Training on objects alone reads a split up to the first image without any.
-    ordered = sorted(images, key=lambda image: not any(one.objects for one in image.expressions))
+    def has_nothing(image: AnnotatedImage) -> bool:
+        return not image.traces and not any(one.objects for one in image.expressions)
+
+    ordered = sorted(images, key=has_nothing)
     groups = [tuple(ordered[at : at + records]) for at in range(0, len(ordered), records)]
     return [
         Task(name, split, index, len(groups), one, out, strict) for index, one in enumerate(groups)

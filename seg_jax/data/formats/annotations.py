@@ -19,9 +19,10 @@ import numpy as np
 from jaxtyping import Int
 
 from seg_jax import files, schemas
-from seg_jax.data import image_files
+from seg_jax.data import grey_images, image_files
 from seg_jax.data.findings import Findings
 from seg_jax.geometry import bitmask, runlengths
+from seg_jax.records import Trace
 
 Value = TypeVar("Value")
 
@@ -102,7 +103,43 @@ class PaintedShapes:
         return bitmask.to_rle(_paint_shapes(self.shapes, height, width) == self.label)
 
 
-Outline = Polygons | RunLengths | PngSegment | PaintedShapes
+@dataclasses.dataclass(frozen=True)
+class GreyMask:
+    """The pixels of a grey image above a value, as masks of foreground objects are published."""
+
+    file: Path
+    above: int = 128
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        grey = _grey_image(self.file).pixels
+        if grey.shape != (height, width):
+            raise BadAnnotation(
+                f"{self.file}: expected {height}x{width} pixels as the image, got "
+                f"{grey.shape[0]}x{grey.shape[1]}; do: get the file from where it was published",
+                "mask is of another size than the image",
+            )
+        if 0 < grey.max() <= self.above:
+            raise BadAnnotation(
+                f"{self.file}: expected greys above {self.above} on the object, got none above "
+                f"{grey.max()}; do: write 255 where the object is",
+                f"mask has no grey above {self.above}, though some above 0",
+            )
+        return bitmask.to_rle(grey > self.above)
+
+    def size(self) -> tuple[int, int] | None:
+        """Returns height and width of the mask; None where it cannot be read."""
+        try:
+            return _grey_image(self.file).pixels.shape
+        except image_files.Unreadable:
+            return None
+
+    def remarks(self) -> tuple[str, ...]:
+        """Returns what is odd about a mask that can be read, fixed phrases."""
+        return _grey_image(self.file).remarks
+
+
+Outline = Polygons | RunLengths | PngSegment | PaintedShapes | GreyMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +185,10 @@ class AnnotatedImage:
     upright: bool | None = None
     """Whether outlines are of the image as its camera's note (EXIF) turns it; None: the annotation
     does not say, and they are of the pixels as stored unless its size is of the turned image."""
+    traces: tuple[Trace, ...] = ()
+    """Conversations about it."""
+    row: int | None = None
+    """Row of the table that `image` is then, a Parquet file; None: `image` is its file."""
 
 
 @dataclasses.dataclass
@@ -314,6 +355,20 @@ def _numbers_in_disguise(value: Any) -> dict[str, int]:
 def _png_numbers(file: Path) -> Int[np.ndarray, "H W"]:
     """Returns the numbers of a PNG's pixels."""
     return image_files.read_numbers(file)
+
+
+def _grey_image(file: Path) -> grey_images.Grey:
+    """Returns the greys of a mask; the last ones are kept while their files do not change."""
+    try:
+        state = file.stat()
+    except OSError:  # The reader says what is wrong.
+        return grey_images.read(file)
+    return _kept_grey_image(file, (state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_grey_image(file: Path, _state: tuple[int, int]) -> grey_images.Grey:
+    return grey_images.read(file)
 
 
 MOST_BEYOND_PX = 32_000

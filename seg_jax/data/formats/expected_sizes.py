@@ -56,13 +56,26 @@ SIZES: dict[str, dict[str, Size]] = {
         "train2017": Size(860001, 117266, None),
         "val2017": Size(36781, 4952, None),
     },
+    "cod10k": {"train": Size(None, 3040, None), "test": Size(None, 2026, None)},
+    "camo": {"train": Size(None, 1000, None), "test": Size(None, 250, None)},
+    "duts": {"train": Size(None, 10553, None), "test": Size(None, 5019, None)},
+    "dut_omron": {"test": Size(None, 5168, None)},
+    "hku_is": {"test": Size(None, 4447, None)},
+    "ecssd": {"test": Size(None, 1000, None)},
+    "dis5k": {
+        "train": Size(None, 3000, None),
+        "val": Size(None, 470, None),
+        **{f"test{number}": Size(None, 500, None) for number in range(1, 5)},
+    },
+    "fcot": {"train": Size(None, 1500, None)},
     "coco_panoptic": {"train2017": Size(None, 118287, None), "val2017": Size(None, 5000, None)},
 }
 """Sizes by data set and split.
 
 Source: TFDS's catalogue of ref_coco for references and images; the papers' sentence counts of
 refCOCO, refCOCO+ (unc) and refCOCOg (umd); Liu et al. 2023 (gRefCOCO keeps UNC's images); Lai et
-al. 2023 (ReasonSeg); cocodataset.org.
+al. 2023 (ReasonSeg); cocodataset.org; the papers of data sets of masks, see `mask_folders`, whose
+counts of COD10K are of camouflaged images.
 """
 
 

@@ -1,0 +1,130 @@
+"""FCoT: conversations and images of Parquet files, kept as they were written, bad rows told."""
+
+import io
+
+import numpy as np
+import published_formats as formats
+import pytest
+from PIL import Image
+from test_mask_folders import build
+
+from seg_jax.data import record_schema, sources
+from seg_jax.data.formats import fcot, parquet_rows
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def picture(tmp_path, seed):
+    return formats.image(tmp_path / "one.jpg", seed).read_bytes()
+
+
+def write(tmp_path, rows, name="data/train-00000-of-00001.parquet", group=2, **columns):
+    """Writes rows (image, problem, thinking, solution) as the hub's files have them."""
+    import pyarrow.parquet
+
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": image, "path": f"{n}.jpg"} for n, (image, *_) in enumerate(rows)]
+    table = {"image": images}
+    for place, column in enumerate(fcot.COLUMNS, 1):
+        table[column] = [row[place] for row in rows]
+    table = pyarrow.table({name: values for name, values in (table | columns).items() if values})
+    pyarrow.parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+def rows(tmp_path, count=5):
+    return [
+        (
+            picture(tmp_path, number),
+            f"Question {number}?",
+            f"The thing is {number} high.",
+            f"<bbox>[{number},1,30,40]</bbox>, <points>[[5,6]]</points>, <labels>[1]</labels>",
+        )
+        for number in range(count)
+    ]
+
+
+def test_conversations_and_images_are_kept_as_they_are_written(tmp_path):
+    given = rows(tmp_path)
+    write(tmp_path, given)
+    report = build(tmp_path, "fcot")
+    assert report["findings"] == {}
+    assert report["splits"]["train"]["traces"] == 5
+    assert report["warnings"] == ["fcot train: expected 1500 images as published, got 5"]
+    source = sources.Built(folders=(tmp_path / "out",))
+    assert len(source) == 5
+    for number, (image, *texts) in enumerate(given):
+        sample = source[number]
+        assert sample.traces == (tuple(texts),)
+        assert sample.masks.shape == (0, 48, 64)
+        np.testing.assert_array_equal(sample.image, np.asarray(Image.open(io.BytesIO(image))))
+    features = (tmp_path / "out" / record_schema.FEATURES).read_text()
+    assert '"trace/answer"' in features
+    assert '"trace/answer"' not in record_schema.features_json()
+
+
+def test_bad_rows_cost_themselves(tmp_path):
+    given = rows(tmp_path)
+    given[0] = (b"no image", *given[0][1:])
+    given[1] = (None, *given[1][1:])
+    given[2] = (*given[2][:3], " ")
+    given[3] = (*given[3][:2], None, given[3][3])
+    write(tmp_path, given)
+    report = build(tmp_path, "fcot")
+    assert {reason: told["count"] for reason, told in report["findings"].items()} == {
+        "image left out: file is no image that is read": 1,
+        "image left out: image is missing": 1,
+        "conversation left out: it has no question or no answer": 1,
+        "conversation without a thought": 1,
+    }
+    assert report["splits"]["train"]["records"] == 2
+
+
+def test_files_that_are_none_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"expected data/train-\*.parquet, got an empty folder"):
+        fcot.read(tmp_path)
+    path = write(tmp_path, rows(tmp_path))
+    data = path.read_bytes()
+    for bad in (b"", b"PAR1", data[: len(data) // 2], data[:-8] + b"\xff" * 8):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"expected a Parquet file, got a damaged one.*; do: "):
+            fcot.read(tmp_path)
+    write(tmp_path, rows(tmp_path), solution=[])
+    with pytest.raises(ValueError, match=r"got none named solution; do: "):
+        fcot.read(tmp_path)
+
+
+def test_damage_within_a_file_costs_rows_or_the_file_and_never_more(tmp_path):
+    path = write(tmp_path, rows(tmp_path, 3))
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        spoilt = bytearray(data)
+        for place in rng.integers(0, len(data), 3):
+            spoilt[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(spoilt)
+        told = "; do: "
+        try:
+            for image in fcot.read(tmp_path).images:
+                parquet_rows.image_bytes(image.image, image.row)
+        except ValueError as error:
+            told = str(error)
+        assert "; do: " in told
+        assert "\n" not in told
+
+
+def test_without_pyarrow_it_is_told_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    write(tmp_path, rows(tmp_path, 1))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"do: pip install 'seg-jax\[parquet\]'"):
+        fcot.read(tmp_path)
+
+
+def test_other_sets_store_the_bytes_that_they_stored(tmp_path):
+    formats.masks(tmp_path, "ecssd", images=1)
+    build(tmp_path, "ecssd")
+    assert "trace" not in (tmp_path / "out" / record_schema.FEATURES).read_text()
+    assert sources.Built(folders=(tmp_path / "out",), split="test")[0].traces == ()
