@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -17,6 +17,9 @@ from seg_jax.data import fitting, split_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes, Source
 from seg_jax.evaluation import bootstrap, task_metrics
+from seg_jax.evaluation.foreground import maps as map_answers
+from seg_jax.evaluation.foreground import protocols as foreground_protocols
+from seg_jax.evaluation.foreground import scoring as foreground_scoring
 from seg_jax.evaluation.referring import protocols
 from seg_jax.evaluation.referring.answers import Model, Saved
 from seg_jax.grammar import chat
@@ -26,6 +29,7 @@ from seg_jax.runs import (
     console,
     datasets,
     evaluation,
+    foreground,
     protocol,
     run_folder,
     sampled_answers,
@@ -38,10 +42,18 @@ from seg_jax.training import steps
 class Config(ModelOptions, SceneOptions):
     """An evaluation."""
 
-    protocol: protocols.Name | None = None
+    protocol: Literal[protocols.Name, foreground_protocols.Name] | None = None
     """All questions of a benchmark instead of one random question about each image, judged at the
     images' own resolution: res, rec, gres, reasonseg, point_mask or box_mask; text4seg is res
-    and rec with the defects of the released evaluators."""
+    and rec with the defects of the released evaluators; cod and sod judge maps of camouflaged and
+    salient objects by S, E, F and MAE."""
+    maps: Path | None = None
+    """Folder of grey maps that cod or sod judges, named as the images, in place of a model; those
+    of several data sets in folders of their names."""
+    released: bool = False
+    """Whether cod and sod count as Seg-R1's code does: maps of another size are scaled by the
+    nearest pixel, S is 0 where a quarter of the image is empty, and the reward has 1 - area in the
+    place of S."""
     data: tuple[Path, ...] = ()
     """Data sets that `seg-jax build` made, one after the other, all of a split, instead of scenes:
     of each the folder with dataset_info.json in it."""
@@ -102,6 +114,12 @@ class Config(ModelOptions, SceneOptions):
         of_protocols = ("answers", "out", "beside", "name", "form", "gallery")
         of_models = ("grammar", "dtype", "visual_tokens", "task", "batch", "rows", "mesh")
         of_scenes = ("scenes", "source", "world", *scene_options.CHANGES)
+        if self._is_foreground:
+            self._check_foreground()
+        else:
+            for name in ("maps", "released"):
+                got = self.protocol or "none"
+                self._refuse((name,), "--protocol cod or sod", got=got, advice="leave it out")
         if self.protocol is None:
             self._refuse(of_protocols, "--protocol", got="none", advice="name a protocol")
             if self.data:
@@ -109,7 +127,7 @@ class Config(ModelOptions, SceneOptions):
         else:
             asked = ("mixture", "samples")
             self._refuse(asked, "no --protocol", got=self.protocol, advice="leave one out")
-            points = any(given == "point" for given, _ in protocols.PROTOCOLS[self.protocol].asks)
+            points = self.rules and any(given == "point" for given, _ in self.rules.asks)
             if self.data and not points:
                 self._refuse(
                     ("seed",),
@@ -147,9 +165,35 @@ class Config(ModelOptions, SceneOptions):
     @property
     def _asks_by_text(self) -> bool:
         """Whether any question has an expression."""
+        if self.rules is not None:
+            return not self.rules.singly
         if self.protocol is not None:
-            return not protocols.PROTOCOLS[self.protocol].singly
+            return True
         return any(self.mixture.text_shares)
+
+    @property
+    def rules(self) -> protocols.Protocol | None:
+        """The protocol of questions, None without one and where maps are judged."""
+        every = (one for one in protocols.PROTOCOLS.values() if one.name == self.protocol)
+        return next(every, None)
+
+    @property
+    def _is_foreground(self) -> bool:
+        return self.protocol in foreground_protocols.PROTOCOLS
+
+    def _check_foreground(self) -> None:
+        """Raises ValueError for an option that has no meaning where maps are judged."""
+        if not self.data:
+            raise ValueError(
+                f"protocol {self.protocol}: expected data sets of masks as --data, got none; do: "
+                "give what seg-jax build cod10k, camo, duts, .. made"
+            )
+        here = ("gallery", "set_name")
+        self._refuse(here, "another protocol", got=self.protocol, advice="leave it out")
+        if self.maps is not None:
+            of_models = ("checkpoint", "answers", "form", "grammar", "dtype", "visual_tokens")
+            more = ("task", "batch", "rows", "mesh")
+            self._refuse((*of_models, *more), "no --maps", got=self.maps, advice="leave one out")
 
     def _refuse(self, names: Sequence[str], required: str, *, got: object, advice: str) -> None:
         """Raises ValueError if one of the options has another value than its default."""
@@ -177,8 +221,10 @@ class Config(ModelOptions, SceneOptions):
 
 def main(config: Config) -> int:
     """Prints the numbers as a table and, on standard output, as JSON if no file is given."""
+    if config.rules is not None:
+        return _by_protocol(config, config.rules)
     if config.protocol is not None:
-        return _by_protocol(config, config.protocol)
+        return _by_foreground(config, foreground_protocols.PROTOCOLS[config.protocol])
     run_folder.check_json(config.json)
     mesh, source = config.mesh.build(), held_out(config)
     refill = sampler.Refill(rows=config.rows) if config.rows else None
@@ -270,7 +316,7 @@ def _built_source(config: Config) -> Built:
     Raises:
       ValueError: a folder holds none, or lacks what a protocol asks for.
     """
-    rules = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    rules = config.rules
     absent, singly = (rules.absent, rules.singly) if rules else (config.mixture.absent > 0, False)
     source = Built(folders=config.data, split=config.split, absent=absent, singly=singly)
     len(source)  # What is wrong with a folder is told before weights are read.
@@ -296,7 +342,7 @@ def _set_name(config: Config) -> str:
     return " + ".join(f"{known.get(name, name)}-{config.split}" for name in names)
 
 
-def _by_protocol(config: Config, name: protocols.Name) -> int:
+def _by_protocol(config: Config, rules: protocols.Protocol) -> int:
     """Asks and judges all questions of a protocol; prints its numbers and writes its files."""
     run_folder.check_json(config.json)
     others = [protocol.read(folder) for folder in config.beside]
@@ -308,7 +354,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     else:
         mesh = config.mesh.build()
         answered, task = answering(config, mesh, saved)
-    if name == "text4seg" and config.data:
+    if rules.name == "text4seg" and config.data:
         console.say(
             "text4seg: data sets hold masks, not polygons: holes where polygons of one object "
             "overlap are left out, the other defects are there"
@@ -316,7 +362,7 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
     asking = protocol.Asking(
-        protocol=protocols.PROTOCOLS[name],
+        protocol=rules,
         source=source,
         task=task,
         form=config.form,
@@ -359,6 +405,46 @@ def _by_protocol(config: Config, name: protocols.Name) -> int:
     return 0
 
 
+def _by_foreground(config: Config, rules: foreground_protocols.Protocol) -> int:
+    """Judges the maps of a folder, or those of a model's outlines; prints and writes numbers."""
+    run_folder.check_json(config.json)
+    others = [foreground.read(folder) for folder in config.beside]
+    source, met, released = _built_source(config), Findings(), config.released
+    if config.maps is not None:
+        folder = map_answers.MapFolder(config.maps, [one.name for one in config.data])
+        mapped, model = folder.answers(source, met, released=released), str(config.maps)
+    else:
+        answered, task = _answers(config)
+        asked = protocols.questions(
+            protocols.PROTOCOLS["res"], source, task=task, form=config.form, findings=met
+        )
+        mapped = map_answers.of_outlines(answered(asked))
+        model = str(config.checkpoint or config.answers or config.folder)
+    rows = foreground.judged_rows(mapped, len(source), name=rules.name, released=released)
+    _say_passed_over(met, questions=len(rows))
+    summary = {
+        "model": config.name or model,
+        "protocol": rules.name,
+        "released": released,
+        **foreground_scoring.summarise(rows),
+        "passed_over": met.as_json(),
+        "versions": run_folder.versions(),
+    }
+    foreground.show(summary, rules.title)
+    if config.out is not None:
+        foreground.write(config.out, rows, summary=summary, others=others)
+    run_folder.tell_json(summary, config.json)
+    return 0
+
+
+def _answers(config: Config) -> tuple[Model | Saved, Referring]:
+    """Returns what answers in outlines, a model or a file, and the task that asks."""
+    saved = None if config.answers is None else Saved(config.answers)
+    if saved is not None and config.checkpoint is None:
+        return saved, Referring()
+    return answering(config, config.mesh.build(), saved)
+
+
 def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[Model, Referring]:
     """Returns the model of a configuration, ready to be asked, and its task.
 
@@ -368,7 +454,7 @@ def answering(config: Config, mesh: Mesh, saved: Saved | None = None) -> tuple[M
       saved: answers that are known and not asked for again.
     """
     refill = sampler.Refill(rows=config.rows) if config.rows else None
-    rules = None if config.protocol is None else protocols.PROTOCOLS[config.protocol]
+    rules = config.rules
     nothing = True if rules and rules.absent else None
     predictor = config.predictor(on=mesh, nothing=nothing, refill=refill)
     count, bundle = evaluation.whole_rows(config.batch, mesh), predictor.bundle

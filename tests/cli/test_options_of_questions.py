@@ -22,12 +22,20 @@ from seg_jax.data import fitting, image_files, split_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.evaluation import task_metrics
+from seg_jax.evaluation.foreground import maps, scoring
 from seg_jax.evaluation.referring import answers, protocols
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import predictor
 from seg_jax.models import families
 from seg_jax.report import overlay
-from seg_jax.runs import console, evaluation, protocol, run_folder, sampled_answers
+from seg_jax.runs import (
+    console,
+    evaluation,
+    foreground,
+    protocol,
+    run_folder,
+    sampled_answers,
+)
 
 CHECKPOINT, DATA, ANSWERS = Path("checkpoint"), (Path("one"),), Path("answers.jsonl")
 OUT = Path("out")
@@ -118,6 +126,33 @@ def _stand_for_answers(patch, note):
             self.too_long, self._findings = 0, Findings()
             note("model", batch, saved is not None)
 
+    questions = protocols.questions
+
+    def asked(protocol, source, *, task, form=0, **more):
+        note("asked", protocol.name, form, getattr(source, "folders", ()))
+        note("split", getattr(source, "split", ""))
+        return questions(protocol, source, task=task, form=form, **more)
+
+    class MapFolder(maps.MapFolder):
+        def __init__(self, path, sets):
+            note("maps", path, sets)
+
+        def answers(self, source, met, *, released):
+            note("mapped", source.folders, source.split, released)
+            return iter(())
+
+    def judged_rows(mapped, count, *, name, released):
+        note("judged", name, released)
+        return []
+
+    def of_outlines(answered):
+        note("outlines")
+        return iter(())
+
+    patch.setattr(protocols, "questions", asked)
+    patch.setattr(maps, "MapFolder", MapFolder)
+    patch.setattr(maps, "of_outlines", of_outlines)
+    patch.setattr(foreground, "judged_rows", judged_rows)
     patch.setattr(evaluation, "answer_greedily", answer_greedily)
     patch.setattr(sampled_answers, "beside_greedy", beside_greedy)
     patch.setattr(protocol, "answer_and_judge", answer_and_judge)
@@ -146,6 +181,12 @@ def _stand_for_files(patch, note):
         note("image", path)
         return np.zeros((2, 2, 3), np.uint8)
 
+    patch.setattr(foreground, "read", read)
+    patch.setattr(foreground, "show", lambda summary, title: None)
+    patch.setattr(scoring, "summarise", lambda rows: {})
+    patch.setattr(
+        foreground, "write", lambda folder, rows, *, summary, others: note("write", folder, others)
+    )
     patch.setattr(protocol, "read", read)
     patch.setattr(protocol, "write", write)
     patch.setattr(protocol, "numbers", lambda rows, asking, **more: more)
@@ -175,6 +216,10 @@ EVALUATE = {
     "a protocol's answers": {"protocol": "res", "answers": ANSWERS},
     "a protocol's answers on data": {"protocol": "gres", "answers": ANSWERS, "data": DATA},
     "answers to points": {"protocol": "point_mask", "answers": ANSWERS, "data": DATA},
+    "maps": {"protocol": "cod", "data": DATA, "maps": Path("maps")},
+    "maps with files": {"protocol": "sod", "data": DATA, "maps": Path("maps"), "out": OUT},
+    "outlines as maps": {"protocol": "cod", "data": DATA},
+    "answers as maps": {"protocol": "sod", "data": DATA, "answers": ANSWERS, "out": OUT},
     "some answers": {"protocol": "res", "answers": ANSWERS, "checkpoint": CHECKPOINT, "out": OUT},
 }
 PREDICT = {

@@ -97,7 +97,7 @@ def _ours(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ]
         if rows:
             header = ["model", "set", "questions", *(TITLES[name] for name in protocol.metrics)]
-            parts.append(f"### {protocol.title}\n\n{_table(header, rows)}")
+            parts.append(f"### {protocol.title}\n\n{markdown_table(header, rows)}")
     note = f"In percent, with {bootstrap.level()} bootstrap intervals over images.\n"
     return "\n".join(parts) + f"\n{note}"
 
@@ -123,7 +123,8 @@ def _table_beside_paper(
                     label += f": {TITLES[name]}" if len(names) > 1 else ""
                     lines.append([label, *_cells(found, list(more))])
     header = ["method", *SPLITS, "mean", *more]
-    return f"### {title} beside the paper\n\n{_table(header, lines)}\nPublished rows: {SOURCE}.\n"
+    table = markdown_table(header, lines)
+    return f"### {title} beside the paper\n\n{table}\nPublished rows: {SOURCE}.\n"
 
 
 def _cells(found: Mapping[str, float], more: Sequence[str]) -> list[str]:
@@ -141,7 +142,8 @@ def _interval(value: Mapping[str, float] | None) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of Markdown; no text in it can break it."""
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 

@@ -1,0 +1,125 @@
+"""Answers as grey maps: those of a folder, or masks filled from a model's outlines (host).
+
+Whatever else answers, a segmenter say, yields the same: samples with a map each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from seg_jax.data import grey_images, image_files, sources
+from seg_jax.data.findings import Findings
+from seg_jax.data.sources import Source
+from seg_jax.evaluation.referring.answers import Answered
+from seg_jax.records import Sample
+from seg_jax.tasks.referring import draw
+
+_IMAGE = re.compile(r"[^.].*\.(png|jpe?g|bmp|webp|tiff?)", re.IGNORECASE)
+Mapped = tuple[Sample, UInt8[np.ndarray, "H W"]]
+"""A sample and its map, of the image's size."""
+
+
+class MapFolder:
+    """A folder of maps, each named as its image, for one data set or with a folder for each."""
+
+    def __init__(self, path: Path, sets: Sequence[str]):
+        """Looks through the folder.
+
+        Args:
+          path: of the folder.
+          sets: names of the data sets' folders; maps of several lie in folders of these names.
+
+        Raises:
+          ValueError: there is no such folder, or none for a data set.
+        """
+        self._path = path
+        self._files: dict[str, dict[str, Path]] = {}
+        if not path.is_dir():
+            raise ValueError(f"{path}: expected a folder of maps, got no folder; do: check --maps")
+        for name in sets:
+            inner = path / name
+            if not inner.is_dir() and len(sets) > 1:
+                raise ValueError(
+                    f"{path}: expected a folder {name} in it, as there are {len(sets)} data sets, "
+                    "got none; do: put the maps of each data set into a folder of its name"
+                )
+            folder = inner if inner.is_dir() else path
+            files = sorted(one for one in folder.iterdir() if _IMAGE.fullmatch(one.name))
+            # Of a name with two endings the PNG counts: it comes last in no order, so it is put so.
+            files.sort(key=lambda one: one.suffix.lower() == ".png")
+            self._files[name] = {one.stem: one for one in files}
+
+    def answers(self, source: Source, met: Findings, *, released: bool = False) -> Iterator[Mapped]:
+        """Yields every sample with its map; one that has none counts as one without foreground.
+
+        Args:
+          source: of the samples.
+          met: is told of maps that are missing, damaged, of another size or of no image.
+          released: whether maps of another size are scaled by the nearest pixel, not linearly.
+
+        Raises:
+          ValueError: no sample has a map.
+        """
+        unused = {name: {*files} for name, files in self._files.items()}
+        taken = 0
+        for _, sample in sources.readable(source, range(len(source)), met):
+            name, stem = sample.key.partition("/")[0], Path(sample.key).stem
+            file = self._files[name].get(stem)
+            unused[name].discard(stem)
+            taken += file is not None
+            yield sample, self._read(sample, file, met, released=released)
+        for name, stems in unused.items():
+            for stem in sorted(stems):
+                met.add("map of no image of the data is left out", str(self._files[name][stem]))
+        if not taken:
+            raise ValueError(
+                f"{self._path}: expected maps named as the images, got none of {len(source)}; do: "
+                "name each map as its image, as COD10K-CAM-1-Aquatic-1-BatFish-1.png"
+            )
+
+    def _read(
+        self, sample: Sample, file: Path | None, met: Findings, *, released: bool
+    ) -> UInt8[np.ndarray, "H W"]:
+        height, width = sample.image.shape[:2]
+        nothing = np.zeros((height, width), np.uint8)
+        if file is None:
+            met.add("no map: counted as one without foreground", sample.key)
+            return nothing
+        try:
+            grey = grey_images.read(file).pixels
+        except image_files.Unreadable as error:
+            met.add(f"{error.reason}: counted as one without foreground", f"{file}: {error.fault}")
+            return nothing
+        if grey.shape == (height, width):
+            return grey
+        met.add(
+            "map of another size than its image: scaled",
+            f"{file}: {grey.shape[0]}x{grey.shape[1]} for {height}x{width}",
+        )
+        return scaled_map(grey, (height, width), nearest=released)
+
+
+def scaled_map(
+    grey: UInt8[np.ndarray, "h w"], size: tuple[int, int], *, nearest: bool = False
+) -> UInt8[np.ndarray, "H W"]:
+    """Returns a map at another size, height and width, as OpenCV scales it."""
+    import cv2
+
+    how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grey, size[::-1], interpolation=how), np.uint8)
+
+
+def of_outlines(answered: Iterable[Answered]) -> Iterator[Mapped]:
+    """Yields samples with the masks that answers outline, 0 and 255.
+
+    Args:
+      answered: questions about samples with their answers, see `referring.answers`.
+    """
+    for question, text, _ in answered:
+        drawn = draw(text, question.kind, question.sample.image.shape[:2])
+        yield question.sample, 255 * drawn.mask.astype(np.uint8)
