@@ -146,7 +146,7 @@ class Encoder:
                 "do: encode the examples of each image on their own"
             )
         images, patches = self.image(image)
-        turns = [self.turn(e.question, patches, e.answer) for e in examples]
+        turns = [self.turn(e.question, patches, e.answer, system=e.system) for e in examples]
         # All turns begin alike, up to the question; the image must be in that part.
         head = self._head(turns[0].prompt)
         if any(turn.prompt[: len(head)] != head for turn in turns):
@@ -239,7 +239,7 @@ class Encoder:
           ValueError: nothing judges the answer.
         """
         truth = task.truth(example, canvas=self.layout.canvas)
-        tokens, images = self.question(example.image, example.question)
+        tokens, images = self.question(example.image, example.question, system=example.system)
         if answer_tokens is None:
             return Prompts(tokens, images, truth)
         return Prompts(tokens, images, truth, self._answer_row(example, answer_tokens))
@@ -257,10 +257,12 @@ class Encoder:
         row[: len(ids)] = ids
         return WrittenAnswer(row, np.arange(length) < len(ids))
 
-    def question(self, image: UInt8[np.ndarray, "H W 3"], text: str) -> tuple[Tokens, Images]:
+    def question(
+        self, image: UInt8[np.ndarray, "H W 3"], text: str, *, system: str | None = None
+    ) -> tuple[Tokens, Images]:
         """Returns the prompt for a question about an image, right-aligned (no batch axis)."""
         images, patches = self.image(image)
-        prompt = self.turn(text, patches).prompt
+        prompt = self.turn(text, patches, system=system).prompt
         start = self.layout.max_prompt - len(prompt)
         return self._tokens(prompt, patches, start=start, length=self.layout.max_prompt), images
 
@@ -307,8 +309,21 @@ class Encoder:
         image[place[:, 0], place[:, 1]] = images.patches[mine].reshape(-1, 3, patch, patch)
         return image.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)
 
-    def turn(self, question: str, patches: PatchGrid, answer: str | None = None) -> Turn:
+    def turn(
+        self,
+        question: str,
+        patches: PatchGrid,
+        answer: str | None = None,
+        *,
+        system: str | None = None,
+    ) -> Turn:
         """Returns the ids of a question about one image and, if given, of its answer.
+
+        Args:
+          question: of the user.
+          patches: rows and columns of the image.
+          answer: of the assistant.
+          system: what the system turn says; None: what the chat template has.
 
         Raises:
           TooLong: the prompt or the answer exceeds the layout.
@@ -318,6 +333,7 @@ class Encoder:
             question,
             visual_tokens=patches[0] * patches[1] // self.layout.merge**2,
             answer=answer,
+            system=system,
         )
         for name, ids, most in (
             ("prompt", prompt, self.layout.max_prompt),

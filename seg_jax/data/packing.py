@@ -94,7 +94,9 @@ def item_from_patches(encoder: Encoder, examples: Sequence[Example], image: Patc
     Raises:
       TooLong: prompt or answer exceeds the layout.
     """
-    turns = [encoder.turn(one.question, image.grid, one.answer) for one in examples]
+    turns = [
+        encoder.turn(one.question, image.grid, one.answer, system=one.system) for one in examples
+    ]
     ids = np.array([token for turn in turns for part in turn for token in part], np.int32)
     targets = np.append(ids[1:], np.int32(encoder.tokenizer.pad_id))
     weights = np.zeros(len(ids), np.float32)

@@ -210,7 +210,7 @@ class Built:
         """Returns which kinds of questions the first images allow.
 
         "text": expressions of objects; "place": single objects, which a point or a box can name;
-        "absent": expressions that fit nothing in their image.
+        "absent": expressions that fit nothing in their image; "trace": written conversations.
 
         Args:
           wanted: kinds to look for; once all were seen, no further image is read.
@@ -227,6 +227,7 @@ class Built:
                 "text": any(which and texts for which, texts in groups.items()),
                 "place": any(len(which) == 1 for which in groups),
                 "absent": () in groups,
+                "trace": bool(record.traces),
             }
             seen |= {name for name, there in has.items() if there}
             if seen.issuperset(wanted):

@@ -128,6 +128,7 @@ _WORDS = {
     "text": "expressions of objects",
     "place": "single objects",
     "absent": "expressions without a target",
+    "trace": "written conversations",
 }
 
 

@@ -49,8 +49,10 @@ def answer_greedily(
       findings: is told which samples were passed over; None: the first one is an error.
 
     Raises:
-      ValueError: no question is left; the line says why the first one was passed over.
+      ValueError: no question is left, where the line says why the first one was passed over; or
+        another model has to draw before the task can judge.
     """
+    check_judged_alone(task)
     bundle = predictor.bundle
     count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.batches_in_order(
@@ -71,6 +73,15 @@ def answer_greedily(
             f"evaluation: expected at least one question, got none that fits: {findings.lines()[0]}"
             "; do: take smaller images or a model trained with more room, or name a --protocol"
         ) from None
+
+
+def check_judged_alone(task: Task) -> None:
+    """Raises ValueError for a task whose scores are of masks that another model draws."""
+    if task.needs_segmenter:
+        raise ValueError(
+            f"task: expected one that is judged without another model, got {task.name!r}, whose "
+            "scores are of masks that a segmenter draws; do: look at its answers by seg-jax predict"
+        )
 
 
 def with_mixture(task: Task, mixture: Mixture) -> Task:

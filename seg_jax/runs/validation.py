@@ -63,6 +63,7 @@ def _score_and_task(config: Validation, task: Task) -> tuple[str, Task]:
     Raises:
       ValueError: the task has no such score, or cannot be asked so.
     """
+    evaluation.check_judged_alone(task)
     score = config.score or next(iter(task.reward_weights))
     if score not in task.reward_weights:
         raise ValueError(

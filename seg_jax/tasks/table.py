@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from seg_jax import schemas
+from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
 from seg_jax.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Referring,)}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Referring, Prompted)}
 """The tasks of the package; a new one is a line here, one of a user is handed over."""
 
 

@@ -39,6 +39,8 @@ class Example:
     """The true answer; empty where a user asks and nobody knows it."""
     category: str = ""
     """Kind of thing that is asked about, by which numbers are told apart; empty where unknown."""
+    system: str | None = None
+    """What the system turn before the question says; None: what the chat template has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,9 @@ class Metric(NamedTuple):
     """The metric is sum(values) / sum(weights); None: the mean of the values."""
 
 
-Need = Literal["text", "place", "absent"]
+Need = Literal["text", "place", "absent", "trace"]
 """What a question needs of a sample: an expression of an object, an object alone, which a point or
-box can mean, or an expression of what is not there."""
+box can mean, an expression of what is not there, or a conversation as somebody wrote it."""
 
 Reader = Callable[[Int[Array, "*n L"], Bool[Array, "*n L"], Any], tuple[Any, Int[Array, "*n"]]]
 """(ids, used tokens, truth) -> (what the answers say, a tree [*n ..], and their verdicts)."""
@@ -117,6 +119,8 @@ class Task(abc.ABC):
     """The kinds of its answers; their numbers are those of the grammar's starts."""
     reward_weights: ClassVar[Mapping[str, float]]
     """The names of its scores with their usual weights in a reward; the first is the main one."""
+    needs_segmenter: ClassVar[bool] = False
+    """Whether its scores are of masks that a model draws of answers, judged with a `Segment`."""
 
     @property
     def kinds(self) -> tuple[int, ...]:

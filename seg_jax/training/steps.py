@@ -367,6 +367,11 @@ Segment = Callable[[Any, Any, Any], Any]
 
 def _judge(actor: Actor, task: Task, segment: Segment | None = None) -> Any:
     """Returns the function (rollout, truth, segmenter) -> judgement; devices judge their rows."""
+    if task.needs_segmenter and segment is None:
+        raise ValueError(
+            f"segment: expected a model that draws for the task {task.name!r}, whose scores are of "
+            "masks, got none; do: hand one over, or reinforce another task"
+        )
     reader = task.reader(actor.tokenizer.pieces)
 
     def judge_rows(rollout: Rollout, truth: Any, segmenter: Any = None) -> Judgement:

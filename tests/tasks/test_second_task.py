@@ -134,7 +134,9 @@ def test_scores_of_another_task_are_refused_in_one_line(files, capsys):
 def test_a_task_is_stored_by_its_name_and_known_when_handed_over():
     stored = json.loads(json.dumps(table.as_json(Counting(most=4))))
     assert table.from_json(stored, Counting) == Counting(most=4)
-    with pytest.raises(ValueError, match="expected one of referring, got 'counting'; do: give a"):
+    with pytest.raises(
+        ValueError, match="expected one of referring, prompted, got 'counting'; do: give"
+    ):
         table.from_json(stored)
     for wrong in ({"most": 2.5}, {"least": 1}):
         with pytest.raises(ValueError, match="^task.*: expected .*, got .*; do: give"):

@@ -1,0 +1,84 @@
+"""True answers: boxes and clicks of masks with a thought, and what can be drawn of them (host)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from seg_jax.geometry import boxes as box_geometry
+from seg_jax.geometry import contour
+from seg_jax.grammar import clicks as grammar
+from seg_jax.tasks.prompted import clicker
+
+
+def write(
+    masks: Bool[np.ndarray, "M H W"],
+    *,
+    frame: int,
+    clicks: int,
+    boxes: int,
+    meant: str,
+    rng: np.random.Generator | None,
+) -> str:
+    """Returns a thought, a box for each mask, and clicks on and beside them.
+
+    Args:
+      masks: of the objects, each with pixels.
+      frame: side of the frame that numbers are written in.
+      clicks: at most so many, of each object at least one if there are as many boxes.
+      boxes: at most so many; more masks than boxes are one object. 0: clicks alone, no thought.
+      meant: what the objects are, for the thought; empty where unknown.
+      rng: draws the clicks; None: the deepest places.
+    """
+    whole = np.asarray(masks.any(0))
+    parts = list(masks) if len(masks) <= min(boxes, clicks) else [whole]
+    each = [clicks // len(parts) + (n < clicks % len(parts)) for n in range(len(parts))]
+    traced = [
+        clicker.trace(part, clicks=count, rng=rng, meant=whole)
+        for part, count in zip(parts, each, strict=True)
+    ]
+    return grammar.write(
+        np.stack([one.box_unit for one in traced]) if boxes else (),
+        np.concatenate([one.points_unit for one in traced]),
+        np.concatenate([one.labels for one in traced]),
+        frame=frame,
+        thought=thought_about(meant, len(parts)) if boxes else "",
+    )
+
+
+def thought_about(meant: str, boxes: int) -> str:
+    """Returns the words before an answer of so many boxes."""
+    what = meant.replace("<", "") or ("the object" if boxes == 1 else "the objects")
+    where = "a box around it" if boxes == 1 else f"{boxes} boxes around them"
+    return f"What is meant is {what}: {where}, clicks on and beside."
+
+
+EXAMPLE = grammar.write(
+    [(0.1, 0.2, 0.8, 0.9), (0.3, 0.4, 0.6, 0.7)],
+    [(0.3, 0.6), (0.2, 0.5)],
+    [1, 0],
+    frame=768,
+    thought=thought_about("", 2),
+)
+"""A whole answer."""
+
+
+def conversation_text(thought: str, answer: str) -> str:
+    """Returns the text of a written conversation's answer; a thought has its tags once."""
+    if not thought:
+        return answer
+    tagged = thought if "<think>" in thought else f"<think> {thought} </think>"
+    return f"{tagged} {answer}"
+
+
+def corners(boxes_unit: Float[np.ndarray, "n 4"]) -> Sequence[Float[np.ndarray, "4 2"]]:
+    """Returns the corners of each box."""
+    return list(box_geometry.corners(boxes_unit))
+
+
+def outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:
+    """Returns the borders of a mask, unit."""
+    size = np.array([mask.shape[1], mask.shape[0]], np.float64)
+    return [ring / size for ring in contour.trace(mask)]

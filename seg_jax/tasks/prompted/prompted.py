@@ -1,0 +1,380 @@
+"""Prompted: boxes and clicks are answered, and judged by the masks that a model draws of them.
+
+Axes here: `E` rows and columns of the frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8, UInt32
+
+from seg_jax.grammar import automaton, clicks, clicks_automaton, clicks_reader
+from seg_jax.grammar.chat import Clue
+from seg_jax.records import Array, Automaton, Clicks, Sample, Verdict, check_least
+from seg_jax.tasks import masks as packed_masks
+from seg_jax.tasks import task
+from seg_jax.tasks.prompted import answers, questions, scores
+from seg_jax.tasks.prompted.mixture import Mixture
+from seg_jax.tasks.prompted.questions import Question, Stage
+from seg_jax.tasks.prompted.scores import Truth
+from seg_jax.tasks.task import Judgement, Metric, Outcome, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClicksExample(task.Example):
+    """A question that is answered by boxes and clicks (host)."""
+
+    mask: Bool[np.ndarray, "H W"] | None
+    """All that is meant; None where nobody knows, and of a written conversation."""
+    judged: bool = True
+    """False for a written conversation, which no mask stands behind."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClicksPrediction(task.Prediction):
+    """Boxes and clicks that a user asked for (host)."""
+
+    boxes_unit: Float[np.ndarray, "n 4"]
+    points_unit: Float[np.ndarray, "m 2"]
+    labels: Int[np.ndarray, " m"]
+    """1 for a click on the object, 0 for one beside it."""
+    thought: bool
+    """Whether the answer has a thought that is closed."""
+    size: tuple[int, int]
+    """Height and width of the image in pixels."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values: the text, its verdict, boxes and clicks in the image's pixels."""
+        scale = np.array(self.size[::-1], np.float64)
+        boxes_px, points_px = self.boxes_unit * np.tile(scale, 2), self.points_unit * scale
+        return {
+            **super().as_json(),
+            "thought": self.thought,
+            "boxes_unit": np.round(self.boxes_unit, 6).tolist(),
+            "boxes_px": np.round(boxes_px, 3).tolist(),
+            "points_unit": np.round(self.points_unit, 6).tolist(),
+            "points_px": np.round(points_px, 3).tolist(),
+            "labels": self.labels.tolist(),
+            "size": {"height": self.size[0], "width": self.size[1]},
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompted(Task):
+    """The task of Seg-R1: an image, perhaps with an expression -> thought, boxes and clicks.
+
+    Source: Seg-R1, arXiv 2506.22624, its stages, grammar and reward.
+    Differs: the image stands before the question in stage sft too.
+    """
+
+    name: ClassVar[str] = "prompted"
+    kind_names: ClassVar[tuple[str, ...]] = ("clicks",)
+    reward_weights: ClassVar[Mapping[str, float]] = {"iou": 0.7, "structure": 0.3, "format": 1.0}
+    needs_segmenter: ClassVar[bool] = True
+
+    stage: Stage = "rl"
+    """Which question is asked in whose words: prerl, for clicks alone; rl, for a thought, boxes
+    and clicks; sft, the same without the meaning of labels."""
+    frame: int = 768
+    """Side of the square that every image is stretched to, in which numbers are written and masks
+    compared; a multiple of 32. A model keeps the frame that it was taught: 768, for what was
+    released about referring 1024."""
+    boxes: int = 4
+    """Boxes of an answer that are read."""
+    points: int = 16
+    """Clicks of an answer that are read."""
+    clicks: int = 6
+    """Clicks of a true answer, at most; of several objects at least one each."""
+    released: bool = False
+    """Whether answers are read and scored with the quirks of the release."""
+    mixture: Mixture = Mixture()
+
+    def __post_init__(self):
+        check_least(self, "task", frame=32, boxes=1, points=1, clicks=1)
+        clicks.check_frame(self.frame)
+        if self.frame % 32:
+            raise ValueError(
+                f"task.frame: expected a multiple of 32, got {self.frame}; do: take "
+                f"{self.frame // 32 * 32}"
+            )
+        if self.clicks > self.points:
+            raise ValueError(
+                f"task.clicks: expected at most the {self.points} clicks that are read, got "
+                f"{self.clicks}; do: raise task.points"
+            )
+        wrong = {"prerl": ("text", "trace"), "rl": ("trace",), "sft": ()}[self.stage]
+        for share in wrong:
+            if getattr(self.mixture, share):
+                raise ValueError(
+                    f"task.mixture.{share}: expected 0 in stage {self.stage!r}, which has no such "
+                    f"questions, got {getattr(self.mixture, share)}; do: leave it out"
+                )
+
+    @property
+    def needs(self) -> dict[str, task.Need]:
+        """The questions of the mixture, with what each needs of a sample."""
+        return self.mixture.needs
+
+    def without_unjudged(self) -> Prompted:
+        """Returns the task without written conversations."""
+        return dataclasses.replace(self, mixture=self.mixture.without_traces())
+
+    @property
+    def boxed(self) -> bool:
+        """Whether answers have boxes, and a thought before them."""
+        return self.stage != "prerl"
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> ClicksExample:
+        """Returns a random question of the mixture that the sample allows for.
+
+        Raises:
+          Unfit: it allows for none of them, or its conversation cannot be read.
+        """
+        objects = [m for m, mask in enumerate(sample.masks) if mask.any()]
+        named = [m for m in objects if sample.phrases[m]]
+        there = {"whole": objects, "text": named, "trace": sample.traces}
+        shares = {name: share * bool(there[name]) for name, share in vars(self.mixture).items()}
+        if not sum(shares.values()):
+            raise task.Unfit(
+                f"sample {sample.key}: expected what one of {', '.join(self.needs)} asks about, "
+                f"got {len(objects)} masks, {len(named)} with phrases, {len(sample.traces)} "
+                "conversations; do: leave the sample out, or give other questions a share in "
+                "task.mixture"
+            )
+        edges = np.cumsum(list(shares.values()))
+        drawn = list(shares)[np.searchsorted(edges, rng.random() * edges[-1], side="right")]
+        if drawn == "trace":
+            return self._conversation(sample, int(rng.integers(len(sample.traces))))
+        if drawn == "text":
+            which = int(rng.choice(named))
+            phrase = sample.phrases[which][int(rng.integers(len(sample.phrases[which])))]
+            question = questions.referring(self.stage, phrase)
+            return self._about(sample, [which], question, rng, meant=phrase)
+        question = questions.everything(self.stage)
+        if self.stage == "prerl":
+            objects = [max(objects, key=lambda one: int(sample.masks[one].sum()))]
+        return self._about(sample, objects, question, rng)
+
+    def _about(
+        self,
+        sample: Sample,
+        objects: Sequence[int],
+        question: Question,
+        rng: np.random.Generator,
+        *,
+        meant: str = "",
+    ) -> ClicksExample:
+        """Returns a question about some masks of a sample with its true answer."""
+        masks = sample.masks[list(objects)]
+        if not meant and len(sample.names) == len(sample.masks):
+            meant = ", ".join(sample.names[one] for one in objects)
+        answer = answers.write(
+            masks,
+            frame=self.frame,
+            clicks=self.clicks,
+            boxes=self.boxes if self.boxed else 0,
+            meant=meant,
+            rng=rng,
+        )
+        known = len(objects) == 1 and bool(sample.categories)
+        return ClicksExample(
+            key=sample.key,
+            image=sample.image,
+            question=question.text,
+            system=question.system,
+            answer=answer,
+            category=sample.categories[objects[0]] if known else "",
+            mask=np.asarray(masks.any(0)),
+        )
+
+    def _conversation(self, sample: Sample, which: int) -> ClicksExample:
+        """Returns a conversation of a sample as it was written."""
+        asked, thought, answer = sample.traces[which]
+        question = questions.conversation(self.stage, asked)
+        text = answers.conversation_text(thought, answer)
+        verdict = clicks.read(text, frame=self.frame).verdict
+        if verdict not in (Verdict.OK, Verdict.CLAMPED):
+            raise task.Unfit(
+                f"sample {sample.key}: expected a written answer of boxes or clicks, got one that "
+                f"is {verdict.name}; do: mend the conversation or leave it out"
+            )
+        return ClicksExample(
+            key=sample.key,
+            image=sample.image,
+            question=question.text,
+            system=question.system,
+            answer=text,
+            mask=None,
+            judged=False,
+        )
+
+    def ask(
+        self, image: UInt8[np.ndarray, "H W 3"], clue: Clue, kind: int | None = None
+    ) -> ClicksExample:
+        """Returns the question of a user: for an expression or, if it is blank, the foreground."""
+        if not isinstance(clue, str):
+            raise ValueError(
+                f"prompted: expected an expression, got {np.asarray(clue).tolist()}; do: tell by "
+                "--text what is meant"
+            )
+        question = questions.of_user(self.stage, clue)
+        return ClicksExample(
+            key="",
+            image=image,
+            question=question.text,
+            system=question.system,
+            answer="",
+            mask=None,
+        )
+
+    def truth(self, example: task.Example, *, canvas: tuple[int, int]) -> Truth:
+        """Returns the true mask and the image, both stretched to the frame; blank if unknown.
+
+        The frame takes the place of the canvas, which is not read.
+        """
+        del canvas
+        example = _own(example)
+        if not example.judged:
+            raise ValueError(
+                f"sample {example.key}: expected a question whose answer is judged, got a written "
+                "conversation; do: set task.mixture.trace to 0"
+            )
+        edge = self.frame
+        words: UInt32[np.ndarray, "K E"] = np.zeros((edge // 32, edge), np.uint32)
+        if example.mask is not None:
+            grey = _stretched(example.mask.astype(np.uint8) * 255, edge)
+            words = packed_masks.pack(grey > 127, (edge, edge))
+        return Truth(words, _stretched(example.image, edge))
+
+    def sentences(self, expressions: Iterable[str]) -> Iterator[str]:
+        """Yields the words of the stage's questions and of answers."""
+        systems = [questions.SYSTEMS[self.stage]]
+        yield questions.everything(self.stage).text
+        if self.boxed:
+            systems.append(questions.SYSTEM_OF_USERS)
+        yield from (system for system in systems if system is not None)
+        yield answers.EXAMPLE
+        for expression in expressions:
+            yield questions.referring(self.stage, expression).text
+            yield answers.thought_about(expression, 1)
+
+    def reader(self, pieces: Sequence[bytes | None]) -> task.Reader:
+        """Returns the reader of boxes and clicks within the limits of the task."""
+        table = clicks_reader.table(pieces)
+
+        def read(ids: Array, used: Array, truth: Truth) -> tuple[Clicks, Array]:
+            del truth
+            return clicks_reader.read(
+                ids,
+                used,
+                table,
+                frame=self.frame,
+                boxes=self.boxes,
+                points=self.points,
+                released=self.released,
+            )
+
+        return read
+
+    def judge(
+        self, answer: Clicks, verdict: Int[Array, "*n"], truth: Truth, *, masks: Any = None
+    ) -> Judgement:
+        """Returns `iou`, `structure` and `format` of each answer: see `scores.judge`."""
+        return scores.judge(
+            answer,
+            verdict,
+            truth,
+            masks=masks,
+            boxes=self.boxed,
+            thoughts=self.boxed,
+            released=self.released,
+        )
+
+    def grammar(
+        self, pieces: Sequence[bytes | None], ends: Sequence[int], *, nothing: bool | None = None
+    ) -> Automaton:
+        """Returns the automaton of the answers of the stage within the limits of the task."""
+        if nothing:
+            raise ValueError(
+                "grammar: expected answers with boxes or clicks, got nothing=True; do: leave it "
+                "out, as these answers cannot say that there is nothing"
+            )
+        machine = clicks_automaton.machine(
+            frame=self.frame,
+            boxes=self.boxes if self.boxed else 0,
+            points=self.points,
+            thinks=self.boxed,
+        )
+        return automaton.table(pieces, ends=ends, machine=machine)
+
+    def predict(self, example: task.Example, text: str) -> ClicksPrediction:
+        """Returns the boxes and clicks of an answer; to be drawn: corners, and dots for clicks."""
+        read = self._read(text)
+        return ClicksPrediction(
+            question=example.question,
+            text=text,
+            verdict=read.verdict,
+            rings_unit=tuple(self.answer_rings(text, None)),
+            boxes_unit=read.boxes_unit,
+            points_unit=read.points_unit,
+            labels=read.labels,
+            thought=read.thought,
+            size=(example.image.shape[0], example.image.shape[1]),
+        )
+
+    def _read(self, text: str) -> clicks.Reading:
+        return clicks.read(
+            text, frame=self.frame, boxes=self.boxes, points=self.points, released=self.released
+        )
+
+    def metrics(self, outcome: Outcome) -> list[Metric]:
+        """Returns gIoU, cIoU, S and mean absolute error of the masks, and the share of formats.
+
+        A mask counts as it was drawn, whatever the answer lacks; without masks there is the last
+        number alone.
+        """
+        shape = Metric("format", outcome.scores["format"])
+        if "union" not in outcome.measures:
+            return [shape]
+        shared, union = (
+            np.asarray(outcome.measures[name], np.float64) for name in ("intersection", "union")
+        )
+        return [
+            Metric("giou", np.divide(shared, union, out=np.zeros_like(union), where=union > 0)),
+            Metric("ciou", shared, union),
+            Metric("structure", outcome.measures["drawn_structure"]),
+            Metric("error", outcome.measures["error"]),
+            shape,
+        ]
+
+    def answer_rings(self, text: str, truth: Any) -> list[np.ndarray]:
+        """Returns the corners of boxes, and clicks as rings of one vertex."""
+        del truth
+        read = self._read(text)
+        return [*answers.corners(read.boxes_unit), *read.points_unit[:, None]]
+
+    def truth_rings(self, truth: Truth) -> list[np.ndarray]:
+        """Returns the outlines of the true mask."""
+        mask = packed_masks.unpack(np.asarray(truth.words), (self.frame, self.frame))
+        return answers.outlines(mask)
+
+
+def _own(example: task.Example) -> ClicksExample:
+    """Returns an example that this task has made."""
+    if not isinstance(example, ClicksExample):
+        raise TypeError(
+            f"prompted: expected an example of its own, got {type(example).__name__}; "
+            "do: judge examples by the task that made them"
+        )
+    return example
+
+
+def _stretched(pixels: UInt8[np.ndarray, "H W *c"], edge: int) -> UInt8[np.ndarray, "E E *c"]:
+    """Returns pixels at edge x edge, bilinear, averaged where they shrink."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((edge, edge), Image.Resampling.BILINEAR))
