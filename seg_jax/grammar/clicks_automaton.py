@@ -143,7 +143,7 @@ def machine(*, frame: int, boxes: int, points: int, thinks: bool) -> Machine:
     edges, states = automaton.explore([_State(""), first], grammar.moves, limits=limits)
     counted = np.ones(edges.shape, bool)
     for place, state in enumerate(states):
-        for character in set(grammar.moves(state)) - grammar.counted_bytes(state):
+        for character in sorted(set(grammar.moves(state)) - grammar.counted_bytes(state)):
             counted[place, ord(character)] = False
     return Machine(
         edges,

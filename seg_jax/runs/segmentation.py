@@ -70,7 +70,7 @@ class Config:
         """
         folder = checkpoint or self.checkpoint
         if folder is None:
-            if self.model is None:
+            if check and self.model is None:
                 raise ValueError(
                     "model: expected the sizes of a model or a checkpoint, got neither; do: give "
                     "--checkpoint DIR"

@@ -129,6 +129,9 @@ def test_a_bundle_keeps_the_files_of_its_family(kind, sources, tmp_path):
     assert after.keys() == before.keys() | {bundles.MANIFEST}
     config = json.loads(after.pop("config.json"))
     assert config == json.loads(before.pop("config.json"))
+    # Of images it may say more than before; how they are cut, no less.
+    told = json.loads(after.pop("preprocessor_config.json"))
+    assert json.loads(before.pop("preprocessor_config.json")).items() <= told.items()
     assert {name: after[name] for name in before} == before
     again = bundles.load(tmp_path / "saved")
     assert again.layout == bundle.layout

@@ -90,7 +90,9 @@ def test_tables_take_the_empty_list_where_it_is_switched_on(mode, request):
     _, tokenizer = request.getfixturevalue(mode)
     digits = 2 if mode == "whole" else 3
     limits = {"digits": digits, "rings": RINGS, "points": POINTS}
-    machines = {nothing: outline_automaton.machine(nothing=nothing, **limits) for nothing in (0, 1)}
+    machines = {
+        nothing: outline_automaton.machine(nothing=nothing, **limits) for nothing in (False, True)
+    }
     tables = {
         nothing: automaton.table(tokenizer.pieces, ends=[tokenizer.end_id], machine=machine)
         for nothing, machine in machines.items()

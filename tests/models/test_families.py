@@ -149,9 +149,16 @@ def test_a_model_that_is_no_vlm_is_not_asked(encoder):
         families.image_layout("tiny_encoder", {}, visual_tokens=64)
 
 
-# The model that a run begins with if none is named, a benchmark against Hugging Face's own, and the
-# models that PyTorch runs for annotation.
-NAMES_A_PORT = {"runs/supervised.py", "cli/benchmarks/torch_peer.py", "annotation/sam.py"}
+# The model that a run begins with if none is named, what teaches and measures SAM 2, a benchmark
+# against Hugging Face's own, and the models that PyTorch runs for annotation.
+NAMES_A_PORT = {
+    "runs/supervised.py",
+    "runs/teaching.py",
+    "training/mask_learning.py",
+    "cli/benchmarks/masks.py",
+    "cli/benchmarks/torch_peer.py",
+    "annotation/sam.py",
+}
 
 
 def ports_named(source: str) -> set[str]:
