@@ -59,7 +59,7 @@ class Viewer:
                 Panel(
                     f"answer {number + 1}",
                     task.answer_rings(text, prompt.truth),
-                    iou=float(score[number]),
+                    iou=None if np.isnan(score[number]) else float(score[number]),
                     verdict=Verdict(int(verdicts[number])),
                     text=text,
                 )
@@ -117,7 +117,8 @@ def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:
         words = panel.caption
         if panel.verdict is not None:
             odd = "" if panel.verdict == Verdict.OK else f", {panel.verdict.name}"
-            words = f"{panel.caption}: {panel.iou:.3f}{odd}"
+            value = "" if panel.iou is None else f": {panel.iou:.3f}"
+            words = f"{panel.caption}{value}{odd}"
         _write(canvas, (left, _LINE_PX + height), words)
     return np.asarray(canvas)
 

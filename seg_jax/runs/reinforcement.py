@@ -20,9 +20,10 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, check_least
-from seg_jax.runs import abstract, datasets, sampled_answers, stage, validation
+from seg_jax.runs import abstract, datasets, frozen_segmenter, sampled_answers, stage, validation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.drawing import Drawing
+from seg_jax.runs.frozen_segmenter import Frozen
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
@@ -61,6 +62,9 @@ class Config(TrainingRun):
     policy: policy.Policy = policy.Policy()
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weights of the task's scores in the reward, by their names; none: the task's usual ones."""
+    segmenter: Path | None = None
+    """Folder of a model that draws what answers point at (SAM 2), its weights frozen: for tasks
+    whose scores are of masks, which need one; others refuse it."""
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
         lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
@@ -169,6 +173,8 @@ class Config(TrainingRun):
         """
         run = super().completed(checkpoint, check=check)
         assert run.task is not None
+        if check:
+            frozen_segmenter.check(run.task, run.segmenter)
         return dataclasses.replace(run, weights=run.weights or dict(run.task.reward_weights))
 
     def default_task(self, taught: Task | None) -> Task:
@@ -224,11 +230,12 @@ class Plan(abstract.VLMPlan):
             weights=run.weights,
             optimizer=run.optimizer,
             sampling=run.sampling,
+            segment=self._frozen.segment,
         )
         return Step(
             "update",
             function,
-            (self.state, prompts, self._rollout(), self._reference),
+            (self.state, prompts, self._rollout(), self._reference, *self._frozen.argument),
             self._learning_work(prompts),
             advice=self.training_advice(run.policy.minibatches, "policy.minibatches"),
         )
@@ -236,13 +243,24 @@ class Plan(abstract.VLMPlan):
     def gather(self) -> Step:
         """Returns the step that judges the answers to a further batch and keeps what differs."""
         run, prompts, rollout = self.run, self.rows("prompts"), self._rollout()
+        frozen = self._frozen
         function = steps.gathering_step(
-            self.actor, self.bundle.task, policy=run.policy, weights=run.weights
+            self.actor,
+            self.bundle.task,
+            policy=run.policy,
+            weights=run.weights,
+            segment=frozen.segment,
         )
         differ = self.batch(np.zeros(1, bool), run.feed.batch)
         groups = rounds.Groups(prompts, rollout, differ) if run.rounds > 1 else None
         beside = [self.state, self._reference]
-        return Step("gather", function, (groups, prompts, rollout), {}, beside=beside)
+        arguments = (groups, prompts, rollout, *frozen.argument)
+        return Step("gather", function, arguments, {}, beside=beside)
+
+    @property
+    def _frozen(self) -> Frozen:
+        """Shapes of the model that draws beside the run, if there is one."""
+        return frozen_segmenter.shapes(self.bundle.task, self.run.segmenter, on=self.mesh)
 
     @property
     def _reference(self) -> Any:
@@ -312,24 +330,17 @@ def train(
     batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
     draw = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
-    weights = run.weights or bundle.task.reward_weights
-    gather = None
-    if run.gathers:
-        gather = steps.gathering_step(actor, bundle.task, policy=run.policy, weights=weights)
-    learn = steps.reinforcing_step(
-        actor,
-        bundle.task,
-        policy=run.policy,
-        weights=weights,
-        optimizer=run.optimizer,
-        sampling=run.sampling,
-    )
+    frozen = frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
+    gather = _gathering(run, actor, bundle.task, frozen) if run.gathers else None
+    learn = _learning(run, actor, bundle.task, frozen)
     reference = None
     if run.policy.kl > 0:
         reference = start.weights()
         start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
     if run.probe:
-        start = start._replace(weights=_weights_probed(run, start, draw=draw, mesh=mesh))
+        start = start._replace(
+            weights=_weights_probed(run, start, draw=draw, mesh=mesh, frozen=frozen)
+        )
     clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
     drawing = Drawing(
         batches, to_device, draw, clock, gather=gather, rounds=run.rounds, prompts=run.feed.batch
@@ -358,14 +369,39 @@ def train(
     )
 
 
+def _learning(run: Config, actor: steps.Actor, task: Task, frozen: Frozen) -> Callable[..., Any]:
+    """Returns the step (state, prompts, rollout, reference) -> (state, metrics)."""
+    learn = steps.reinforcing_step(
+        actor,
+        task,
+        policy=run.policy,
+        weights=run.weights or task.reward_weights,
+        optimizer=run.optimizer,
+        sampling=run.sampling,
+        segment=frozen.segment,
+    )
+    return lambda *arguments: learn(*arguments, *frozen.argument)
+
+
+def _gathering(
+    run: Config, actor: steps.Actor, task: Task, frozen: Frozen
+) -> Callable[[Any, Prompts, Rollout], Any]:
+    """Returns what judges the answers to a batch and keeps what differs."""
+    weights = run.weights or task.reward_weights
+    gather = steps.gathering_step(
+        actor, task, policy=run.policy, weights=weights, segment=frozen.segment
+    )
+    return lambda groups, prompts, rollout: gather(groups, prompts, rollout, *frozen.argument)
+
+
 def _weights_probed(
-    run: Config, start: Start, *, draw: Any, mesh: jax.sharding.Mesh
+    run: Config, start: Start, *, draw: Any, mesh: jax.sharding.Mesh, frozen: Frozen
 ) -> Callable[[], Any]:
     """Returns what gives the weights of a run that begins afresh, and says what they answer."""
 
     def weights() -> Any:
         params = start.weights()
-        sampled_answers.tell_before(run, start.bundle, params, draw=draw, mesh=mesh)
+        sampled_answers.tell_before(run, start.bundle, params, draw=draw, mesh=mesh, frozen=frozen)
         return params
 
     return weights

@@ -22,6 +22,7 @@ from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Sample
 from seg_jax.runs import console, evaluation
 from seg_jax.runs.batches import sharded_batches
+from seg_jax.runs.frozen_segmenter import Frozen
 from seg_jax.tasks.task import Example, Task
 from seg_jax.training import advantages, processes, steps
 
@@ -167,7 +168,9 @@ def _text(interval: Mapping[str, float]) -> str:
     return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh) -> None:
+def tell_before(
+    run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh, frozen: Frozen
+) -> None:
     """Says on two lines what the first prompts of a run are answered with before its first step.
 
     These are prompts to learn from, not held-out ones: what the run begins to be rewarded for.
@@ -180,12 +183,15 @@ def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh)
       params: its weights on the mesh.
       draw: the jitted sampler of the run.
       mesh: of the run.
+      frozen: the model that draws beside it, if there is one.
     """
     actor = steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids)
     weights = run.weights or bundle.task.reward_weights
     # The greedy decoder may have more room: what a token costs is the same.
     penalty = run.policy.length_penalty / run.sampling.max_tokens
-    score = steps.scorer(actor, bundle.task, weights=weights, token_penalty=penalty)
+    score = steps.scorer(
+        actor, bundle.task, weights=weights, token_penalty=penalty, segment=frozen.segment
+    )
     # As the run calls its sampler: another signature would be another program to compile.
     first = (np.int32(0),) if run.gathers else ()
     alone = dataclasses.replace(run, feed=dataclasses.replace(run.feed, workers=0))
@@ -198,9 +204,9 @@ def tell_before(run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh)
             prompts = source.to_device(next(source.iterator))
             step = jax.device_put(jnp.int32(number), sharding.replicated_sharding(mesh))
             answers, _ = asked.judged_answer(params, prompts)
-            greedy.append(sharding.gather(score(answers, prompts.truth)))
+            greedy.append(sharding.gather(score(answers, prompts.truth, *frozen.argument)))
             rollout = draw(params, prompts, step, *first)
-            drawn.append(sharding.gather(score(rollout, prompts.truth)))
+            drawn.append(sharding.gather(score(rollout, prompts.truth, *frozen.argument)))
     if not processes.is_first():
         return
     one, many = (_concatenate([_host(w, run.feed.batch) for w in part]) for part in (greedy, drawn))

@@ -153,18 +153,18 @@ def _peer_of_maps(grey: UInt8[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"]
     over = value >= min(2 * value.mean(), 1)
     right, wrong = np.array([(over & truth).sum()]), np.array([(over & ~truth).sum()])
     stored = (value * 255).astype(np.uint8)
-    curves = [
+    hits, alarms = (
         np.histogram(stored[where], bins=np.arange(257))[0][::-1].cumsum()
         for where in (truth, ~truth)
-    ]
+    )
     return (
         np.abs(value - truth).mean(),
         _structure(value, truth),
         _weighted_f(value, truth),
         _f(right, wrong, truth),
         _e(right, wrong, truth),
-        _f(*curves, truth),
-        _e(*curves, truth),
+        _f(hits, alarms, truth),
+        _e(hits, alarms, truth),
     )
 
 

@@ -1,0 +1,107 @@
+"""A model with frozen weights that draws, beside a run, what answers point at.
+
+Its weights are arguments of the steps: closed over they would be constants of their programs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from seg_jax.models import families
+from seg_jax.models.io import weights
+from seg_jax.models.nn.compute import Compute
+from seg_jax.models.parallel import sharding
+from seg_jax.models.sam2 import pointed_masks
+from seg_jax.tasks.task import Task
+from seg_jax.training import steps
+
+
+class Frozen(NamedTuple):
+    """What a task's answers are judged with beside the task; of a task that needs none, nothing."""
+
+    segment: steps.Segment | None = None
+    params: Any = None
+    """Weights, whole on every device, or their shapes."""
+
+    @property
+    def argument(self) -> tuple[Any, ...]:
+        """The weights as the last argument of a step, which is left out where there are none."""
+        return () if self.segment is None else (self.params,)
+
+
+def check(task: Task, folder: Path | None) -> None:
+    """Raises ValueError if a task and the folder of a segmenter do not go together.
+
+    Args:
+      task: that judges.
+      folder: of the model that draws; None: none was given.
+    """
+    if folder is None:
+        if task.needs_segmenter:
+            raise ValueError(
+                f"segmenter: expected the folder of a model that draws for the task {task.name!r}, "
+                "whose scores are of masks, got none; do: give --segmenter DIR"
+            )
+        return
+    if not task.needs_segmenter:
+        raise ValueError(
+            f"segmenter: expected none for the task {task.name!r}, whose answers are judged as "
+            f"they are, got {folder}; do: leave --segmenter out"
+        )
+    try:
+        families.check_segmenter(families.read(folder))
+    except ValueError as error:
+        raise ValueError(f"segmenter: {error}") from None
+
+
+def load(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
+    """Returns the model of a folder with its weights whole on every device of a mesh.
+
+    Raises:
+      ValueError: as `check`, or a file of the folder is broken.
+    """
+    check(task, folder)
+    if folder is None:
+        return Frozen()
+    graph, params = nnx.split(weights.load(folder, compute=_compute(folder)))
+    params = jax.device_put(params, sharding.replicated_sharding(on))
+    return Frozen(_segment(graph, task), params)
+
+
+def shapes(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
+    """Returns the same from shapes alone; the folder needs no weights.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    check(task, folder)
+    if folder is None:
+        return Frozen()
+    graph, params = nnx.split(weights.blank(families.read(folder), _compute(folder)))
+    whole = sharding.replicated_sharding(on)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params
+    )
+    return Frozen(_segment(graph, task), params)
+
+
+def _compute(folder: Path) -> Compute:
+    dtype = families.noted_dtype(folder)
+    return Compute(dtype=dtype, param_dtype=dtype)
+
+
+def _segment(graph: Any, task: Task) -> steps.Segment:
+    """Returns the function (weights, truth, answers) -> masks in the frame of the truth."""
+    # What was released shows the model blue first.
+    channels = "bgr" if getattr(task, "released", False) else "rgb"
+
+    def segment(params: Any, truth: Any, answer: Any) -> Any:
+        model = nnx.merge(graph, params)
+        return pointed_masks.masks(model, truth.view, answer, channels=channels)
+
+    return segment
