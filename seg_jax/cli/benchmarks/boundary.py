@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from seg_jax.cli.benchmarks import harness
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import run_folder
 
 # This file is imported again in a process of its own: JAX has to find itself on one core there.
 
@@ -45,20 +45,9 @@ def main(config: Config) -> int:
 
 def _show(results: dict[str, Any]) -> None:
     """Prints the table."""
-    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
-    console.table(
-        f"Boundary scores of {results['batch']} pairs of {results['size']} px masks",
-        ("score", "ours, us", "OpenCV, us", "ratio", "largest gap"),
-        [
-            (
-                row["score"],
-                f"{row['ours_microseconds']:.0f}",
-                f"{row['opencv_microseconds']:.0f}",
-                f"{row['ratio']:.1f}",
-                f"{row['largest_gap']:.1e}",
-            )
-            for row in results["scores"]
-        ],
+    title = f"Boundary scores of {results['batch']} pairs of {results['size']} px masks"
+    harness.show_ratios(
+        results, title, rows="scores", name="score", peer=("OpenCV", "opencv_microseconds")
     )
 
 

@@ -137,3 +137,35 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def show_ratios(
+    results: dict[str, Any], title: str, *, rows: str, name: str, peer: tuple[str, str]
+) -> None:
+    """Prints what functions take beside a peer, and how far their values are apart.
+
+    Args:
+      results: the numbers; each row has its name, "ours_microseconds", those of the peer, "ratio",
+        "largest_gap".
+      title: of the table.
+      rows: where in the results the rows are.
+      name: of what a row is about, there and in the table.
+      peer: its name in the table, and where its microseconds are.
+    """
+    from seg_jax.runs import console
+
+    console.say(" ".join(f"{part} {value}" for part, value in results["machine"].items()))
+    console.table(
+        title,
+        (name, "ours, us", f"{peer[0]}, us", "ratio", "largest gap"),
+        [
+            (
+                row[name],
+                f"{row['ours_microseconds']:.0f}",
+                f"{row[peer[1]]:.0f}",
+                f"{row['ratio']:.1f}",
+                f"{row['largest_gap']:.1e}",
+            )
+            for row in results[rows]
+        ],
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from seg_jax.cli.benchmarks import harness
-from seg_jax.runs import console, run_folder
+from seg_jax.runs import run_folder
 
 # This file is imported again in a process of its own: JAX has to find itself on one core there.
 
@@ -51,20 +51,13 @@ def main(config: Config) -> int:
 
 def _show(results: dict[str, Any]) -> None:
     """Prints the table."""
-    console.say(" ".join(f"{name} {value}" for name, value in results["machine"].items()))
-    console.table(
-        f"Measures of {results['batch']} maps of {results['size']} px",
-        ("measures", "ours, us", "numpy and scipy, us", "ratio", "largest gap"),
-        [
-            (
-                row["measures"],
-                f"{row['ours_microseconds']:.0f}",
-                f"{row['peer_microseconds']:.0f}",
-                f"{row['ratio']:.1f}",
-                f"{row['largest_gap']:.1e}",
-            )
-            for row in results["measures"]
-        ],
+    title = f"Measures of {results['batch']} maps of {results['size']} px"
+    harness.show_ratios(
+        results,
+        title,
+        rows="measures",
+        name="measures",
+        peer=("numpy and scipy", "peer_microseconds"),
     )
 
 
