@@ -145,6 +145,26 @@ def test_wordings_are_those_of_the_stage():
     assert Prompted(stage="prerl").ask(SCENES[0].image, "").question == questions.CLICKS
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_brief_questions_are_short_alone_and_the_same_for_users(stage):
+    asks, drawn_examples = drawn(stage, count=4, brief=True, mixture=Mixture(whole=0.5, text=0.5))
+    for sample, example in drawn_examples:
+        assert example.system is None
+        assert len(example.question) < 80
+        phrases = [phrase for every in sample.phrases for phrase in every]
+        meant = [phrase for phrase in phrases if phrase in example.question]
+        expression = max(meant, key=len, default="")
+        assert asks.ask(sample.image, expression).question == example.question
+    said = asks.ask(SCENES[0].image, "the cup")
+    assert "the cup" in said.question
+    assert said.system is None
+    assert not any("conversation" in text for text in asks.sentences(["the cup"]))
+    with pytest.raises(ValueError, match="stage 'prerl'"):
+        Prompted(stage="prerl", mixture=Mixture(text=1.0))
+    with pytest.raises(ValueError, match=r"mixture\.trace"):
+        Prompted(stage="prerl", brief=True, mixture=Mixture(trace=1.0))
+
+
 def test_the_system_turn_stands_in_prompts_and_in_rows_of_fine_tuning():
     tokenizer = blank().tokenizer
     layout = encode.Layout(

@@ -91,6 +91,9 @@ class Prompted(Task):
     """Clicks of a true answer, at most; of several objects at least one each."""
     released: bool = False
     """Whether answers are read and scored with the quirks of the release."""
+    brief: bool = False
+    """Whether questions are our own, of few words and without a system turn, for models too small
+    to read those of the release; stage prerl may then ask for what an expression means too."""
     mixture: Mixture = Mixture()
 
     def __post_init__(self):
@@ -106,7 +109,8 @@ class Prompted(Task):
                 f"task.clicks: expected at most the {self.points} clicks that are read, got "
                 f"{self.clicks}; do: raise task.points"
             )
-        wrong = {"prerl": ("text", "trace"), "rl": ("trace",), "sft": ()}[self.stage]
+        clicks_alone = ("trace",) if self.brief else ("text", "trace")
+        wrong = {"prerl": clicks_alone, "rl": ("trace",), "sft": ()}[self.stage]
         for share in wrong:
             if getattr(self.mixture, share):
                 raise ValueError(
@@ -152,9 +156,9 @@ class Prompted(Task):
         if drawn == "text":
             which = int(rng.choice(named))
             phrase = sample.phrases[which][int(rng.integers(len(sample.phrases[which])))]
-            question = questions.referring(self.stage, phrase)
+            question = questions.referring(self.stage, phrase, brief=self.brief)
             return self._about(sample, [which], question, rng, meant=phrase)
-        question = questions.everything(self.stage)
+        question = questions.everything(self.stage, brief=self.brief)
         if self.stage == "prerl":
             objects = [max(objects, key=lambda one: int(sample.masks[one].sum()))]
         return self._about(sample, objects, question, rng)
@@ -194,7 +198,7 @@ class Prompted(Task):
     def _conversation(self, sample: Sample, which: int) -> ClicksExample:
         """Returns a conversation of a sample as it was written."""
         asked, thought, answer = sample.traces[which]
-        question = questions.conversation(self.stage, asked)
+        question = questions.conversation(self.stage, asked, brief=self.brief)
         text = answers.conversation_text(thought, answer)
         verdict = clicks.read(text, frame=self.frame).verdict
         if verdict not in (Verdict.OK, Verdict.CLAMPED):
@@ -221,7 +225,7 @@ class Prompted(Task):
                 f"prompted: expected an expression, got {np.asarray(clue).tolist()}; do: tell by "
                 "--text what is meant"
             )
-        question = questions.of_user(self.stage, clue)
+        question = questions.of_user(self.stage, clue, brief=self.brief)
         return ClicksExample(
             key="",
             image=image,
@@ -252,14 +256,14 @@ class Prompted(Task):
 
     def sentences(self, expressions: Iterable[str]) -> Iterator[str]:
         """Yields the words of the stage's questions and of answers."""
-        systems = [questions.SYSTEMS[self.stage]]
-        yield questions.everything(self.stage).text
-        if self.boxed:
+        systems = [questions.system(self.stage, brief=self.brief)]
+        yield questions.everything(self.stage, brief=self.brief).text
+        if self.boxed and not self.brief:
             systems.append(questions.SYSTEM_OF_USERS)
         yield from (system for system in systems if system is not None)
         yield answers.EXAMPLE
         for expression in expressions:
-            yield questions.referring(self.stage, expression).text
+            yield questions.referring(self.stage, expression, brief=self.brief).text
             yield answers.thought_about(expression, 1)
 
     def reader(self, pieces: Sequence[bytes | None]) -> task.Reader:

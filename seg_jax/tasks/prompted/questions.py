@@ -67,33 +67,52 @@ OBJECTS = (
 REFERRING = "Identify and segment {expression}"
 """What the evaluation of referring asks."""
 
+BRIEF_CLICKS = "Point at {expression}."
+BRIEF = "Draw a box around {expression} and point at it."
+"""Our own forms, for models too small to read those of the release: they have no system turn."""
+SALIENT, PRIMARY = "the most salient object", "each primary object"
+"""What they say of an image as a whole."""
 
-def everything(stage: Stage) -> Question:
+
+def system(stage: Stage, *, brief: bool = False) -> str | None:
+    """Returns what the system turn of a stage says; None: there is none of the task's."""
+    return None if brief else SYSTEMS[stage]
+
+
+def everything(stage: Stage, *, brief: bool = False) -> Question:
     """Returns the question of a stage about an image as a whole."""
+    if brief:
+        return referring(stage, SALIENT if stage == "prerl" else PRIMARY, brief=True)
     return Question(SYSTEMS[stage], CLICKS if stage == "prerl" else OBJECTS)
 
 
-def referring(stage: Stage, expression: str) -> Question:
+def referring(stage: Stage, expression: str, *, brief: bool = False) -> Question:
     """Returns the question of a stage for what an expression means."""
-    return Question(SYSTEMS[stage], REFERRING.format(expression=expression))
+    form = (BRIEF_CLICKS if stage == "prerl" else BRIEF) if brief else REFERRING
+    return Question(system(stage, brief=brief), form.format(expression=expression))
 
 
-def conversation(stage: Stage, question: str) -> Question:
+def conversation(stage: Stage, question: str, *, brief: bool = False) -> Question:
     """Returns the question of a written conversation, which comes without a system turn."""
-    return Question(SYSTEMS[stage], question)
+    return Question(system(stage, brief=brief), question)
 
 
-def of_user(stage: Stage, expression: str) -> Question:
+def of_user(stage: Stage, expression: str, *, brief: bool = False) -> Question:
     """Returns what a user asks a model of a stage.
 
     Args:
       stage: that the model was trained in.
       expression: of what is meant; blank, the foreground.
+      brief: whether it was asked in our own forms.
 
     Raises:
       ValueError: a model of the first stage is asked for an expression, which it never saw.
     """
     expression = expression.strip()
+    if brief and expression:
+        return referring(stage, expression, brief=True)
+    if brief:
+        return everything(stage, brief=True)
     if stage == "prerl":
         if expression:
             raise ValueError(
