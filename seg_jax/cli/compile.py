@@ -260,7 +260,16 @@ _PLACES = {
     name: place
     for place, names in enumerate(
         (
-            ("vision", "text", "head", "backward", "recomputed", "reference", "optimizer"),
+            (
+                "vision",
+                "text",
+                "head",
+                "backward",
+                "recomputed",
+                "reference",
+                "optimizer",
+                "segmenter",
+            ),
             ("needed in all",),
             hlo.COLLECTIVES,
             ("kernels", "loops", "least time by operations*", "least time by collectives*"),

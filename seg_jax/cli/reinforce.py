@@ -15,7 +15,16 @@ from seg_jax.data import image_files
 from seg_jax.inference.bundle import Bundle
 from seg_jax.records import Prompts, Rollout
 from seg_jax.report import exhibits, html_page, metrics_log, panels
-from seg_jax.runs import console, datasets, reinforcement, run_folder, stage, start, validation
+from seg_jax.runs import (
+    console,
+    datasets,
+    frozen_segmenter,
+    reinforcement,
+    run_folder,
+    stage,
+    start,
+    validation,
+)
 from seg_jax.runs.reinforcement import Config
 from seg_jax.training import processes
 
@@ -31,6 +40,7 @@ def main(config: Config) -> int:
         )
     config.log.check()
     config = config.completed()
+    frozen_segmenter.check_weights(config.segmenter)
     with processes.join(config.processes):
         start.check_divisions(config)
         config = datasets.with_source(config)

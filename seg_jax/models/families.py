@@ -56,6 +56,12 @@ def check_segmenter(config: Any) -> None:
         )
 
 
+def published_segmenters() -> dict[str, Any]:
+    """Returns the configs of published models that draw masks, by their names on the hub."""
+    drawing = [family.segmenter for family in FAMILIES.values() if family.segmenter is not None]
+    return {name: config for one in drawing for name, config in one.sizes.items()}
+
+
 def read(folder: Path) -> Any:
     """Returns our config of a hub folder.
 

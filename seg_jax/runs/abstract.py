@@ -92,9 +92,8 @@ class VLMPlan(Plan):
         """Returns the shapes of a batch of the kind, as the pipeline makes it."""
         run, bundle = self.run, self.bundle
         feed = dataclasses.replace(run.feed, batch=1, workers=0, threads=1, prefetch=1)
-        task = bundle.task
-        if kind == "prompts":
-            task = task.without_unjudged()
+        # Nor do shapes on the question, and scenes have no written conversations to ask about.
+        task = bundle.task.without_unjudged()
         # Of the lengths that prompts may have, what fits the longest fits all.
         encoder = Encoder(bundle.tokenizer, dataclasses.replace(bundle.encoder.layout, buckets=1))
         more = {"answer_tokens": run.answer_tokens} if kind == "prompts" else {}

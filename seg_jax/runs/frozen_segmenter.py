@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from seg_jax.models import families
+from seg_jax.models import families, flops
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
@@ -39,7 +39,8 @@ def check(task: Task, folder: Path | None) -> None:
 
     Args:
       task: that judges.
-      folder: of the model that draws; None: none was given.
+      folder: of the model that draws, or the name that a published one has on the hub; None: none
+        was given.
     """
     if folder is None:
         if task.needs_segmenter:
@@ -54,18 +55,38 @@ def check(task: Task, folder: Path | None) -> None:
             f"they are, got {folder}; do: leave --segmenter out"
         )
     try:
-        families.check_segmenter(families.read(folder))
+        families.check_segmenter(_sizes(folder))
     except ValueError as error:
         raise ValueError(f"segmenter: {error}") from None
+
+
+def check_weights(folder: Path | None) -> None:
+    """Raises ValueError for the name of a published model: steps compile for it, none runs."""
+    if folder is not None and _published(folder) is not None:
+        raise ValueError(
+            f"segmenter: expected the folder of a model with its weights, got {folder}, a name "
+            f"that only compile takes; do: seg-jax convert {folder} DIR, and give --segmenter DIR"
+        )
+
+
+def _published(folder: Path) -> Any:
+    """Returns the sizes of a published model, named as on the hub; None of any other folder."""
+    return None if folder.exists() else families.published_segmenters().get(folder.as_posix())
+
+
+def _sizes(folder: Path) -> Any:
+    """Returns the sizes of a segmenter that has a folder, or of a published one by its name."""
+    return _published(folder) or families.read(folder)
 
 
 def load(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
     """Returns the model of a folder with its weights whole on every device of a mesh.
 
     Raises:
-      ValueError: as `check`, or a file of the folder is broken.
+      ValueError: as `check` and `check_weights`, or a file of the folder is broken.
     """
     check(task, folder)
+    check_weights(folder)
     if folder is None:
         return Frozen()
     graph, params = nnx.split(weights.load(folder, compute=_compute(folder)))
@@ -74,7 +95,7 @@ def load(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
 
 
 def shapes(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
-    """Returns the same from shapes alone; the folder needs no weights.
+    """Returns the same from shapes alone: of a folder without weights, or of a published name.
 
     Raises:
       ValueError: as `check`.
@@ -82,7 +103,7 @@ def shapes(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
     check(task, folder)
     if folder is None:
         return Frozen()
-    graph, params = nnx.split(weights.blank(families.read(folder), _compute(folder)))
+    graph, params = nnx.split(weights.blank(_sizes(folder), _compute(folder)))
     whole = sharding.replicated_sharding(on)
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), params
@@ -90,7 +111,26 @@ def shapes(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
     return Frozen(_segment(graph, task), params)
 
 
+def work(task: Task, folder: Path | None, *, images: int, answers: int) -> flops.Flops:
+    """Returns the operations of drawing what answers point at, a prompt for each.
+
+    Args:
+      task: that judges.
+      folder: of the model that draws; None: there is none.
+      images: of a step.
+      answers: to each.
+    """
+    if folder is None:
+        return {}
+    config = _sizes(folder)
+    counts = families.family_of(config).segmenter
+    assert counts is not None
+    each = counts.decoding(config, getattr(task, "points", 0) + 2)
+    return {"segmenter": images * (counts.encoding(config) + answers * each)}
+
+
 def _compute(folder: Path) -> Compute:
+    """Returns how a model computes: as its file notes, published ones in float32."""
     dtype = families.noted_dtype(folder)
     return Compute(dtype=dtype, param_dtype=dtype)
 

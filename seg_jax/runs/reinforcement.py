@@ -64,7 +64,8 @@ class Config(TrainingRun):
     """Weights of the task's scores in the reward, by their names; none: the task's usual ones."""
     segmenter: Path | None = None
     """Folder of a model that draws what answers point at (SAM 2), its weights frozen: for tasks
-    whose scores are of masks, which need one; others refuse it."""
+    whose scores are of masks, which need one; others refuse it. To compile the name of a published
+    one is enough: facebook/sam2.1-hiera-large, -base-plus, -small or -tiny."""
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
         lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
@@ -216,7 +217,7 @@ class Plan(abstract.VLMPlan):
             function,
             (self.state.params, prompts, number, *first),
             self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
-            beside=[self.state.moments, self._reference],
+            beside=[self.state.moments, self._reference, self._frozen.params],
             advice=self.decoding_advice(),
         )
 
@@ -299,7 +300,8 @@ class Plan(abstract.VLMPlan):
                 counter.head(rows * truths, length, run.loss_chunk),
             ]
             done |= {"truth": sum(flops.without_gradient(parts).values())}
-        return done
+        drawn = {"images": rows, "answers": run.sampling.answers + truths}
+        return done | frozen_segmenter.work(self.bundle.task, run.segmenter, **drawn)
 
 
 def task_to_save(run: Config) -> Task:

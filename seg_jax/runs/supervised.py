@@ -118,8 +118,8 @@ class Plan(abstract.VLMPlan):
         """Returns a batch of the plan's source, on the host."""
         run, bundle = self.run, self.bundle
         feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
-        encoder = bundle.encoder
-        return next(pipeline.batches(run.source, bundle.task, encoder, feed=feed, rows="sft"))
+        task = bundle.task.without_unjudged()  # Scenes have no written conversations.
+        return next(pipeline.batches(run.source, task, bundle.encoder, feed=feed, rows="sft"))
 
 
 def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:

@@ -23,7 +23,9 @@ from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
 from seg_jax.models.parallel import sharding
-from seg_jax.runs import datasets, experiments, stage, start
+from seg_jax.models.sam2 import config as sam2_config
+from seg_jax.models.sam2 import meta_names
+from seg_jax.runs import datasets, experiments, frozen_segmenter, stage, start
 from seg_jax.training import optimizers, state, steps
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -32,8 +34,10 @@ import small_run
 
 FILES = sorted(
     path
-    for path in (experiments.folder() / "simpleseg").glob("*.py")
-    if not path.name.startswith("study")  # Their runs are those of the quickstart.
+    for room in ("simpleseg", "seg_r1")
+    for path in (experiments.folder() / room).glob("*.py")
+    # The runs of studies are those of the quickstart; segmenters alone are no such runs.
+    if not path.name.startswith("study") and "sam2" not in path.name
 )
 TRAIN = start.make_tokenizer
 PROGRAMS = {"finetune": finetune, "reinforce": reinforce}
@@ -59,7 +63,8 @@ def built_data(monkeypatch):
 
     def with_scenes(run):
         drawn = isinstance(run.source, Scenes)
-        return real(run if drawn else dataclasses.replace(run, source=Scenes()))
+        count = None if run.loop.epochs is None else 1000  # Passes are over what has an end.
+        return real(run if drawn else dataclasses.replace(run, source=Scenes(count=count)))
 
     monkeypatch.setattr(datasets, "with_source", with_scenes)
 
@@ -81,9 +86,8 @@ def one_tokenizer(tmp_path_factory):
 def documented_command(path):
     """Returns the words of the command in a file's docstring, from the program on."""
     text = " ".join(path.read_text().split('"""')[1].split())
-    command = (
-        rf"seg-jax ((?:finetune|reinforce) configs/simpleseg/{path.name}(?: --checkpoint \S+)?)"
-    )
+    file = f"configs/{path.parent.name}/{path.name}"
+    command = rf"seg-jax ((?:finetune|reinforce) {file}(?: --(?:checkpoint|segmenter) \S+)*)"
     (found,) = re.findall(command, text)
     return shlex.split(found)
 
@@ -106,7 +110,9 @@ def hub_folder(folder, name):
 
 def trained_folder(folder, name):
     """Writes what the run of a configuration leaves: all of its files but weights."""
-    run = experiments.load(f"simpleseg/{name}.py").config()
+    short = name.removeprefix("seg_r1_")
+    room = "simpleseg" if short == name else "seg_r1"
+    run = experiments.load(f"{room}/{short}.py").config()
     if name.startswith("several"):  # It speaks with the tokenizer of its start.
         for path in experiments.QUICKSTART_START.iterdir():
             if path.suffix != ".safetensors" and path.name != "checksums.json":
@@ -116,7 +122,8 @@ def trained_folder(folder, name):
         hub = families.with_tokens(run.model, tokenizer).to_hf()
         (folder / "config.json").write_text(json.dumps(hub))
     else:
-        hub_folder(folder, name.removesuffix("_sft").replace("qwen25_vl_", "qwen25-vl-"))
+        size = short.removeprefix("qwen25_vl_").partition("_")[0]
+        hub_folder(folder, short if "kimi" in short else f"qwen25-vl-{size}")
     bundles.write_manifest(folder, run.layout, run.task)
 
 
@@ -124,7 +131,10 @@ def make_checkpoint(checkpoint):
     """Makes the folder that a documented command names, in the true format, without weights."""
     folder = Path(checkpoint)
     folder.mkdir(parents=True)
-    if folder.parts[0] == "models":
+    if folder.name.startswith("sam2"):
+        sizes = sam2_config.Config(backbone=meta_names.LARGE)
+        (folder / "config.json").write_text(json.dumps(sizes.to_hf()))
+    elif folder.parts[0] == "models":
         hub_folder(folder, folder.name)
     else:
         trained_folder(folder, folder.parts[1])
@@ -153,6 +163,7 @@ def started(program, run, monkeypatch):
             ),
         )
         patch.setattr(pipeline, "batches", note)
+        patch.setattr(frozen_segmenter, "load", frozen_segmenter.shapes)
         with pytest.raises(ReachedError):
             program.main(run)
     return made, real
@@ -166,12 +177,13 @@ def shapes(tree):
 def test_the_documented_command_runs_what_is_compiled(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, file, *options = documented_command(path)
-    if options:
-        make_checkpoint(options[1])
+    for folder in options[1::2]:
+        make_checkpoint(folder)
     program = PROGRAMS[name]
     wanted = arguments.read(program.Config, [file, *options], program=name)
     made, batches = started(program, wanted, monkeypatch)
-    alone = arguments.read(compile.Config, [file], program="compile").run
+    drawing = options[options.index("--segmenter") :] if "--segmenter" in options else []
+    alone = arguments.read(compile.Config, [file, *drawing], program="compile").run
     plan = alone.plan(jax.devices()[:8])
     run, bundle = made["run"], made["start"].bundle
 
@@ -183,7 +195,9 @@ def test_the_documented_command_runs_what_is_compiled(path, tmp_path, monkeypatc
     # All rows of a batch are alike, and of the lengths of prompts the longest is compiled.
     encoder = dataclasses.replace(encoder, layout=dataclasses.replace(encoder.layout, buckets=1))
     one = dataclasses.replace(feed, batch=1, workers=0)
-    row = next(batches(given["source"], given["task"], encoder, feed=one, rows=rows))
+    # Scenes have no written conversations; what is asked about them has the same shapes.
+    asked = given["task"].without_unjudged()
+    row = next(batches(given["source"], asked, encoder, feed=one, rows=rows))
     assert rows == ("sft" if name == "finetune" else "prompts")
     assert shapes(plan.rows(rows)) == [
         ((feed.batch, *shape[1:]), dtype) for shape, dtype in shapes(row)

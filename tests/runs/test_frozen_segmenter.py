@@ -15,11 +15,12 @@ from seg_jax.grammar import clicks
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import segmenter
 from seg_jax.models.parallel import sharding
+from seg_jax.models.sam2 import config, meta_names
 from seg_jax.records import Rollout
 from seg_jax.runs import frozen_segmenter, start
 from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
-from seg_jax.training import steps
+from seg_jax.training import hlo, steps
 
 FRAME = tiny_sam2.SIDE
 ASKS = Prompted(frame=FRAME, boxes=2, points=4, clicks=4)
@@ -138,6 +139,68 @@ def test_reinforce_takes_a_segmenter_and_learns_of_its_masks(folder, tmp_path, m
     assert main.main([*words[:5], str(tmp_path / "other")]) != 0
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert "segmenter: expected the folder of a model that draws for the task 'prompted'" in told
+
+
+def test_a_published_segmenter_is_compiled_for_by_its_name(tmp_path, monkeypatch, capsys):
+    """Shapes are those of a folder that has the published sizes and no weights."""
+    monkeypatch.chdir(tmp_path)
+    name = Path("facebook/sam2.1-hiera-tiny")
+    known = frozen_segmenter.shapes(ASKS, name, on=small_run.alone())
+    hub = config.Config(backbone=meta_names.TINY).to_hf()
+    (tmp_path / "sam2-t").mkdir()
+    (tmp_path / "sam2-t" / "config.json").write_text(json.dumps(hub))
+    folder = frozen_segmenter.shapes(ASKS, tmp_path / "sam2-t", on=small_run.alone())
+    assert jax.tree.structure(known.params) == jax.tree.structure(folder.params)
+    for one, other in zip(*map(jax.tree.leaves, (known.params, folder.params)), strict=True):
+        assert (one.shape, one.dtype, one.sharding) == (other.shape, other.dtype, other.sharding)
+    assert 31e6 < sum(leaf.size for leaf in jax.tree.leaves(known.params)) < 32e6
+    work = [
+        frozen_segmenter.work(ASKS, one, images=2, answers=3)["segmenter"]
+        for one in (name, tmp_path / "sam2-t")
+    ]
+    assert work[0] == work[1]
+    assert 2 * 0.29e12 < work[0] < 2 * 0.33e12
+    # No run can begin with a name: it says so before anything is read.
+    (tmp_path / "gspo.py").write_text(GSPO)
+    bundles.save(small_run.bundle(), tmp_path / "start")
+    words = ["reinforce", str(tmp_path / "gspo.py"), "--checkpoint", str(tmp_path / "start")]
+    monkeypatch.setattr(start, "from_checkpoint", None)
+    assert main.main([*words, "--segmenter", str(name), "--out", str(tmp_path / "run")]) == 1
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert "segmenter: expected the folder of a model with its weights" in told
+    assert "do: seg-jax convert facebook/sam2.1-hiera-tiny DIR" in told
+    # A folder of that name is a folder as any other.
+    name.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"segmenter: .*config\.json"):
+        frozen_segmenter.check(ASKS, name)
+
+
+def test_a_step_with_a_segmenter_is_compiled_from_a_name_or_from_sizes(
+    tmp_path, monkeypatch, capsys
+):
+    """A user without one file of a model sees what a step takes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "config.json").write_text(json.dumps(tiny_sam2.CONFIG.to_hf()))
+    own = "model=None,", "model=small_run.sft_config().model,"
+    (tmp_path / "gspo.py").write_text(GSPO.replace(*own))
+    words = ["compile", str(tmp_path / "gspo.py"), "--topology", "cpu:8"]
+    words += ["--feed.batch", "8", "--sampling.max-tokens", "80"]
+    for folder, step in (("sizes", "update"), ("sizes", "sample")):
+        out = tmp_path / f"{step}.json"
+        more = ["--segmenter", folder, "--only", step, "--json", str(out)]
+        assert main.main([*words, *more]) == 0
+        (told,) = json.loads(out.read_text())["steps"]
+        assert told["verdict"] == "compiles"
+        if step == "update":
+            assert told["operations"]["segmenter"] > 0
+        else:  # Its weights lie on the devices meanwhile.
+            on = small_run.alone()
+            weights = hlo.device_bytes(frozen_segmenter.shapes(ASKS, Path(folder), on=on).params)
+            assert told["beside_bytes"] > weights
+    capsys.readouterr()
+    assert main.main(words) == 1
+    assert "do: give --segmenter DIR" in capsys.readouterr().err
 
 
 def test_a_task_and_a_segmenter_go_together_or_are_refused(folder, tmp_path):

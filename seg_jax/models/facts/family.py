@@ -70,6 +70,9 @@ class Segmenter:
     """Returns the operations of encoding one image."""
     decoding: Callable[[Any, int], float]
     """Returns the operations of one prompt of so many clicks and corners."""
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Configs of published models by their names on the hub: what is compiled for weights that are
+    not here yet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

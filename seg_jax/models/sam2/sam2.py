@@ -184,7 +184,14 @@ FAMILY = Family(
     convolutions=_convolutions,
     with_preprocessor=with_preprocessor,
     remarks=meta_names.remarks,
-    segmenter=Segmenter(encoding=arithmetic.encoding, decoding=arithmetic.decoding),
+    segmenter=Segmenter(
+        encoding=arithmetic.encoding,
+        decoding=arithmetic.decoding,
+        sizes={
+            f"facebook/sam2.1-hiera-{size}": Config(backbone=trunk)
+            for size, trunk in meta_names.SIZES.items()
+        },
+    ),
     published=Published(
         is_of=meta_names.is_meta,
         config=meta_names.config_of,
