@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seg_jax.annotation import endpoint as endpoints
 from seg_jax.annotation import hub
-from seg_jax.annotation.stages import Describer, Model, Models, Stages
+from seg_jax.annotation.stages import Describer, Model, Models, Segmenter, Stages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Choice:
         Raises:
           Unusable: one cannot be loaded.
         """
-        from seg_jax.annotation import grounding, sam
+        from seg_jax.annotation import grounding
 
         # PyTorch and JAX share the memory of a GPU here.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -62,7 +62,7 @@ class Choice:
             describer = captioner.Captioner.load(Path(self.describer), max_tokens=most)
         return Stages(
             grounding.GroundingDino(self.detector, device=self.device),
-            sam.Sam(self.segmenter, device=self.device),
+            segmenter(self.segmenter, device=self.device),
             describer,
         )
 
@@ -71,3 +71,20 @@ class Choice:
         if self.describer is None or "://" not in self.describer:
             return None
         return endpoints.Endpoint(self.describer, self.endpoint)
+
+
+def segmenter(folder: Path, *, device: str = "auto") -> Segmenter:
+    """Returns the segmenter of a folder: SAM 2 runs in JAX, SAM in PyTorch.
+
+    Args:
+      folder: of the model.
+      device: of PyTorch.
+
+    Raises:
+      Unusable: it cannot be loaded, or is none of both.
+    """
+    # What one of them needs is not waited for, nor asked for, by the other.
+    from seg_jax.annotation import sam, sam2
+
+    found = hub.read_config(folder, (*sam.TYPES, *sam2.TYPES), "segmenter").model_type
+    return sam2.Sam2(folder) if found in sam2.TYPES else sam.Sam(folder, device=device)

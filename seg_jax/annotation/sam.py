@@ -1,4 +1,4 @@
-"""Segments by SAM or SAM 2, of transformers: a mask for every box."""
+"""Segments by SAM, of transformers: a mask for every box."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 from seg_jax.annotation import hub
 from seg_jax.annotation.stages import Segment, Unusable
 
-CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
-"""Classes by `model_type`; SAM 2's published folders name the class that follows videos."""
+TYPES = ("sam",)
+"""The `model_type`s."""
 OFFSET = 1.0
 """How far the stability score moves the threshold of logits."""
 MOST_SIDE_PX = 4096
@@ -24,10 +24,9 @@ _AT_ONCE = 16
 class Sam:
     """A segmenter that boxes prompt.
 
-    An image is encoded once for all its boxes, each box gives one mask. Images are prepared
-    here: the processor of SAM 2 in transformers needs torchvision.
+    An image is encoded once for all its boxes, each box gives one mask.
 
-    Source: Segment Anything, Kirillov et al. 2023; SAM 2, Ravi et al. 2024.
+    Source: Segment Anything, Kirillov et al. 2023.
     """
 
     def __init__(self, folder: Path, *, device: str = "auto"):
@@ -36,14 +35,12 @@ class Sam:
         Raises:
           Unusable: the folder holds no such model, or PyTorch is missing.
         """
-        found = hub.read_config(folder, CLASSES, "segmenter")
+        hub.read_config(folder, TYPES, "segmenter")
         self._prepare = hub.read_preprocessor(folder, "segmenter")
         with hub.load_context(folder, "segmenter") as (torch, transformers):
             self._torch = torch
             self._device = hub.pick_device(torch, device)
-            kind = getattr(transformers, CLASSES[found.model_type])
-            self._model = hub.load_model(kind, folder, self._device)
-            self._padded = found.model_type == "sam"
+            self._model = hub.load_model(transformers.SamModel, folder, self._device)
             self._side = int(self._model.config.prompt_encoder_config.image_size)
         if not 1 <= self._side <= MOST_SIDE_PX:
             raise Unusable(
@@ -67,10 +64,8 @@ class Sam:
             encoded = self._model.get_image_embeddings(inputs)
             for begin in range(0, boxes.shape[1], _AT_ONCE):
                 some = boxes[:, begin : begin + _AT_ONCE]
-                # The decoder of SAM 2 may change its input.
-                copied = encoded if self._padded else list(encoded)
                 found = self._model(
-                    image_embeddings=copied, input_boxes=some, multimask_output=False
+                    image_embeddings=encoded, input_boxes=some, multimask_output=False
                 )
                 quality = found.iou_scores[0, :, 0].float().tolist()
                 logits = self._enlarge(found.pred_masks[0].float(), size, image.shape[:2])
@@ -80,21 +75,17 @@ class Sam:
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the height and width that an image is resized to.
 
-        SAM keeps the shape and fills up with the mean colour to the right or below; SAM 2
-        squeezes the image into a square.
+        It keeps its shape, and is filled up with the mean colour to the right or below.
         """
-        if not self._padded:
-            return self._side, self._side
         scale = self._side / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def _enlarge(self, logits: Any, size: tuple[int, int], whole: tuple[int, ...]) -> Any:
         """Returns logits n 1 h w of the model at the image's own size."""
         resize = self._torch.nn.functional.interpolate
-        if self._padded:
-            side = (self._side, self._side)
-            logits = resize(logits, side, mode="bilinear", align_corners=False)
-            logits = logits[..., : size[0], : size[1]]
+        side = (self._side, self._side)
+        logits = resize(logits, side, mode="bilinear", align_corners=False)
+        logits = logits[..., : size[0], : size[1]]
         return resize(logits, tuple(whole), mode="bilinear", align_corners=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -58,6 +58,7 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Draws the masks of objects that boxes show."""
 

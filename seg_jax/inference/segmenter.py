@@ -21,6 +21,8 @@ from seg_jax.models.promptable import Promptable
 
 OUTSIDE, INSIDE, FIRST_CORNER, SECOND_CORNER = 0, 1, 2, 3
 """Labels of the points of a prompt."""
+OFFSET = 1.0
+"""How far stability moves the threshold of logits."""
 AT_ONCE = 16
 """Most prompts that are decoded together."""
 
@@ -64,6 +66,8 @@ class Drawn:
     """The IoU with the true mask that the model expects, 0..1."""
     presence: float
     """How sure it is that there is an object at all, 0..1; it changes no mask."""
+    stability: float
+    """IoU of the masks at a threshold of logits higher and lower by 1, 0..1."""
 
 
 class Segmenter:
@@ -94,10 +98,16 @@ class Segmenter:
             found = self._decode(self._params, features, *_rows(some, scale))
             logits, quality, presence = (np.asarray(x[0], np.float32) for x in found)
             for place in range(len(some)):
-                mask = enlarged(logits[place], (height, width)) > 0
+                whole = enlarged(logits[place], (height, width))
                 sure = float(1 / (1 + np.exp(-presence[place])))
-                drawn.append(Drawn(mask, float(quality[place]), sure))
+                drawn.append(Drawn(whole > 0, float(quality[place]), sure, _stability(whole)))
         return drawn
+
+
+def _stability(logits: Float[np.ndarray, "H W"]) -> float:
+    """Returns the IoU of the masks of logits at two thresholds around 0; 0 if both are empty."""
+    inner, outer = (np.count_nonzero(logits > edge) for edge in (OFFSET, -OFFSET))
+    return inner / outer if outer else 0.0
 
 
 def load(source: Path, *, dtype: Literal["float32", "bfloat16"] | None = None) -> Segmenter:

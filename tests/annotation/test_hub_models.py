@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 
 import known_scenes as known
@@ -13,10 +14,11 @@ import torch
 import transformers
 from PIL import Image
 
-from seg_jax.annotation import filters, hub
+from seg_jax.annotation import choice, filters, hub
 from seg_jax.annotation.annotator import Contour, ImageFile, annotate
 from seg_jax.annotation.grounding import GroundingDino
 from seg_jax.annotation.sam import Sam
+from seg_jax.annotation.sam2 import Sam2
 from seg_jax.annotation.stages import Stages, Unusable
 
 SIZES = [(64, 64), (50, 90), (100, 30), (7, 7)]
@@ -136,7 +138,7 @@ def test_masks_are_those_of_transformers(folders, kind, size):
     corners = rng.uniform(0, 0.5, (18, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.5, (18, 2))], 1)
     boxes *= [width, height, width, height]
-    found = Sam(folders[kind], device="cpu").segment(image, boxes)
+    found = choice.segmenter(folders[kind], device="cpu").segment(image, boxes)
     official = official_sam if kind == "sam" else official_sam2
     logits, quality = official(folders[kind], image, boxes)
     assert len(found) == 18
@@ -153,16 +155,18 @@ def test_masks_are_those_of_transformers(folders, kind, size):
         assert one.stability == pytest.approx(wanted, abs=0.01)
 
 
+def counted(times, encode):
+    return lambda *given: times.append(1) or encode(*given)
+
+
 def test_an_image_is_encoded_once_for_all_its_boxes(folders, monkeypatch):
-    for kind in ("sam", "sam2"):
-        model = Sam(folders[kind], device="cpu")
-        times = []
-        encode = model._model.get_image_embeddings
-        monkeypatch.setattr(
-            model._model,
-            "get_image_embeddings",
-            lambda *given, times=times, encode=encode: times.append(1) or encode(*given),
-        )
+    sam, sam2 = Sam(folders["sam"], device="cpu"), Sam2(folders["sam2"])
+    for model, of, name in (
+        (sam, sam._model, "get_image_embeddings"),
+        (sam2, sam2._segmenter, "_encode"),
+    ):
+        times: list[int] = []
+        monkeypatch.setattr(of, name, counted(times, getattr(of, name)))
         boxes = np.tile([[4.0, 4.0, 30.0, 40.0]], (40, 1))
         drawn = model.segment(drawn_image(64, 64), boxes)
         assert (len(drawn), len(times)) == (40, 1)
@@ -170,11 +174,33 @@ def test_an_image_is_encoded_once_for_all_its_boxes(folders, monkeypatch):
         assert all((one.mask == drawn[0].mask).all() for one in drawn)
 
 
+def test_sam2_draws_without_pytorch(folders):
+    """Neither PyTorch nor transformers is there; SAM asks for its extra."""
+    code = f"""
+import sys
+sys.modules.update(torch=None, transformers=None)
+from pathlib import Path
+import numpy as np
+from seg_jax.annotation import choice
+from seg_jax.annotation.stages import Unusable
+model = choice.segmenter(Path({str(folders["sam2_video"])!r}))
+(one,) = model.segment(np.zeros((30, 40, 3), np.uint8), np.array([[1.0, 2.0, 20.0, 9.0]]))
+print(one.mask.shape, sys.modules["torch"])
+try:
+    choice.segmenter(Path({str(folders["sam"])!r}))
+except Unusable as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shape, told = done.stdout.splitlines()
+    assert shape == "(30, 40) None"
+    assert "expected the package 'torch', got none" in told
+
+
 def test_the_models_annotate_together(folders, tmp_path):
     known.make(tmp_path, 1)
-    stages = Stages(
-        GroundingDino(folders["detector"], device="cpu"), Sam(folders["sam2"], device="cpu"), None
-    )
+    stages = Stages(GroundingDino(folders["detector"], device="cpu"), Sam2(folders["sam2"]), None)
     loose = filters.Filters(
         min_score=0.0, min_box=0.0, max_box=1.0, max_box_iou=0.99, min_quality=0.0
     )
@@ -246,14 +272,33 @@ def test_a_folder_that_is_no_model_is_one_line(folders, tmp_path, spoil, told):
     folder = shutil.copytree(folders["sam"], tmp_path / "sam")
     spoil(folder)
     with pytest.raises(Unusable) as caught:
-        Sam(folder, device="cpu")
+        choice.segmenter(folder, device="cpu")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (thinned, "mask_decoder.iou_token.weight"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_sam2_is_one_line(folders, tmp_path, spoil, told):
+    folder = shutil.copytree(folders["sam2"], tmp_path / "sam2")
+    spoil(folder)
+    with pytest.raises(Unusable) as caught:
+        choice.segmenter(folder)
+    assert told in str(caught.value)
+    assert "; do: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_detector_is_no_segmenter(folders):
-    with pytest.raises(Unusable, match="segmenter: expected a model of type sam"):
-        Sam(folders["detector"])
+    for load in (choice.segmenter, Sam, Sam2):
+        with pytest.raises(Unusable, match="segmenter: expected a model of type sam"):
+            load(folders["detector"])
     with pytest.raises(Unusable, match="detector: expected a model of type grounding-dino"):
         GroundingDino(folders["sam"])
 

@@ -19,13 +19,13 @@ from seg_jax.annotation import (
     annotator,
     beam,
     captioner,
+    choice,
     endpoint,
     filters,
     grounding,
     hub,
     jobs,
     results,
-    sam,
     words,
 )
 from seg_jax.annotation.stages import Model
@@ -109,7 +109,7 @@ def _stand_for_models(patch, note):
 
     patch.setattr(hub, "fingerprint", lambda folder: Model(str(folder), "1"))
     patch.setattr(grounding, "GroundingDino", Boxes)
-    patch.setattr(sam, "Sam", Masks)
+    patch.setattr(choice, "segmenter", Masks)
     patch.setattr(endpoint, "Endpoint", Endpoint)
     patch.setattr(captioner, "Captioner", Captioner)
 

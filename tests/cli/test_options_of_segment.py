@@ -30,7 +30,7 @@ def prints(monkeypatch, tmp_path):
         def draw(self, image, prompts):
             for one in prompts:
                 note("prompt", one.points_px.tolist(), one.labels.tolist())
-            return [segmenter.Drawn(np.ones(image.shape[:2], bool), 0.5, 0.5)]
+            return [segmenter.Drawn(np.ones(image.shape[:2], bool), 0.5, 0.5, 0.5)]
 
     def load(source, *, dtype):
         note("load", source, dtype)
