@@ -259,6 +259,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import reward as program
         case "benchmark masks":
             from seg_jax.cli.benchmarks import masks as program
+        case "benchmark segmenter":
+            from seg_jax.cli.benchmarks import segmenter as program
         case "benchmark data":
             from seg_jax.cli.benchmarks import data as program
         case "benchmark decode":

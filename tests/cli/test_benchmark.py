@@ -142,6 +142,17 @@ def test_measures_of_maps_agree_with_their_peer(tmp_path, capfd):
 
 
 @pytest.mark.slow
+def test_a_segmenter_agrees_with_its_peer(tmp_path, capfd):
+    path = tmp_path / "segmenter.json"
+    words = ["--side", "256", "--prompts", "3", "--rounds", "1", "--json", str(path)]
+    assert shell.main(["benchmark", "segmenter", *words]) == 0
+    told = json.loads(path.read_text())
+    assert [row["step"] for row in told["steps"]] == ["encode", "prompts"]
+    assert all(row["largest_gap"] < 1e-3 and row["ratio"] > 0 for row in told["steps"])
+    assert "SAM 2.1 tiny at 256, 3 prompts" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_boundary_scores_agree_with_their_peer(tmp_path, capfd):
     path = tmp_path / "boundary.json"
     words = ["--size", "96", "--batch", "3", "--rounds", "1", "--json", str(path)]

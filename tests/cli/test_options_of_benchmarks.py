@@ -31,6 +31,7 @@ from seg_jax.cli.benchmarks import (
     reward,
     rollout,
     saliency,
+    segmenter,
     torch_loader,
     torch_peer,
 )
@@ -61,7 +62,8 @@ def note(monkeypatch, tmp_path):
     patch(run_folder, "tell_json", lambda results, path: note("numbers", path))
     patch(console, "say", lambda text: None)
     patch(console, "table", lambda *_: None)
-    for program in (boundary, data, decode, masks, policy, raster, reward, rollout, saliency):
+    programs = (boundary, data, decode, masks, policy, raster, reward, rollout, saliency, segmenter)
+    for program in programs:
         patch(program, "_show", lambda results: None)
     return note
 
@@ -505,3 +507,25 @@ def test_every_option_of_masks(note, monkeypatch):
 
     monkeypatch.setattr(masks, "drawer", drawer)
     fingerprints.walk(note.of, masks, masks.Config(images=2, answers=2, boxes=2, clicks=3))
+
+
+def test_every_option_of_segmenter(note, monkeypatch):
+    def side():
+        def embed(image):
+            note("image", _digest(image))
+            return None, image
+
+        def draw(features, *asked):
+            note("asked", *map(_digest, asked))
+            return asked[0]
+
+        return segmenter.Side(embed, draw)
+
+    def theirs(config):
+        note("weights", config.size, config.side, config.seed)
+        return side(), {}, None
+
+    monkeypatch.setattr(segmenter, "_theirs", theirs)
+    monkeypatch.setattr(segmenter, "_ours", lambda tensors, sizes: side())
+    monkeypatch.setattr(torch_peer, "missing", lambda *names: [])
+    fingerprints.walk(note.of, segmenter, segmenter.Config(side=256, prompts=2))

@@ -19,6 +19,7 @@ PARTS = {
     "saliency": "S, E, IoU, MAE of masks, and all measures of grey maps, against numpy and scipy",
     "reward": "reading, filling and scoring of sampled answers on this device",
     "masks": "masks of boxes and clicks in a step: each image encoded once, or for every box",
+    "segmenter": "SAM 2 encoding an image and drawing prompts, against transformers (PyTorch)",
     "decode": "the sampler against generate of transformers (PyTorch)",
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
     "data": "the pipeline with packed rows against a PyTorch DataLoader",
