@@ -156,6 +156,8 @@ def test_commands_name_programs_options_and_files_that_exist(path):
         if started := programs(words):
             program, rest = started
             known = options(program)
+            if program == "compile":  # It takes those of the run, too.
+                known = known | options("finetune") | options("reinforce")
             asked = {w.partition("=")[0].replace("_", "-") for w in rest if w.startswith("--")}
             assert asked <= known, f"{line!r}: {program} has no option {asked - known}"
 

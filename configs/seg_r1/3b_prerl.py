@@ -8,7 +8,7 @@ Published (arXiv 2506.22624 and its release): data and one pass over them, wordi
 four answers of up to 256 tokens at temperature 1, 24 prompts a step in three pieces, rate 1e-6
 constant, 0.7 IoU + 0.3 S-measure + format. Not set by its scripts, so the defaults of what they
 call: kl 0.04, betas 0.9 and 0.999, clipping at 1.0, no decay. Ours: float32 weights, and the
-S-measure that the paper means (--task.released: what its code computes).
+S-measure that the paper means (task.released: what its code computes).
 """
 
 from pathlib import Path

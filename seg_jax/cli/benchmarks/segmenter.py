@@ -23,7 +23,7 @@ class Config:
     """A measurement of a segmenter."""
 
     size: Literal["tiny", "small", "base-plus", "large"] = "tiny"
-    """Of SAM 2.1, as published."""
+    """Which of the published SAM 2.1."""
     side: int = 1024
     """Rows and columns of the image; the published ones take 1024."""
     prompts: int = 16
