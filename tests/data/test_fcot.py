@@ -1,6 +1,8 @@
 """FCoT: conversations and images of Parquet files, kept as they were written, bad rows told."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import published_formats as formats
@@ -114,9 +116,58 @@ def test_damage_within_a_file_costs_rows_or_the_file_and_never_more(tmp_path):
         assert "\n" not in told
 
 
-def test_without_pyarrow_it_is_told_what_to_install(tmp_path, monkeypatch):
-    import sys
+BOMB = """
+import resource, sys
+from pathlib import Path
+import pyarrow, pyarrow.parquet
+from seg_jax.data.formats import parquet_rows
+path, rows = Path(sys.argv[1]), 300
+ones = pyarrow.array([0] * rows, pyarrow.int32())
+def table(value):
+    return pyarrow.DictionaryArray.from_arrays(ones, pyarrow.array([value]))
+pyarrow.parquet.write_table(
+    pyarrow.table({"image": table(bytes(16 << 20)), "problem": table("x" * (16 << 20))}),
+    path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False,
+)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)
+assert path.stat().st_size < 100_000
+assert sum(1 for _ in parquet_rows.texts(path, ["problem"], "image")) == rows
+assert len(parquet_rows.image_bytes(path, rows - 1)) == 16 << 20
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
+"""
+"""A small file whose rows all name one long value; twice 4.7 GiB if they are decoded at once."""
 
+
+def test_rows_that_share_a_long_value_are_decoded_one_at_a_time(tmp_path):
+    command = [sys.executable, "-c", BOMB, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300
+
+
+def test_images_are_the_same_in_whatever_order_they_are_read(tmp_path):
+    given = rows(tmp_path, 7)
+    path = write(tmp_path, given, group=3)
+    for row in (0, 1, 2, 3, 6, 5, 4, 4, 0, 6):
+        assert parquet_rows.image_bytes(path, row) == given[row][0]
+    with pytest.raises(ValueError, match="image is missing|expected the bytes of an image") as told:
+        parquet_rows.image_bytes(path, 7)
+    assert "a row below 7" in str(told.value)
+    assert parquet_rows.image_bytes(path, 6) == given[6][0]
+
+
+def test_a_release_of_pyarrow_that_runs_what_it_reads_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, rows(tmp_path, 1))
+    for version in ("14.0.0", "0.17.1", "9.0.0.dev3"):
+        monkeypatch.setattr(pyarrow, "__version__", version)
+        with pytest.raises(ValueError, match=rf"14.0.1 or newer, got {version}; do: pip install"):
+            fcot.read(tmp_path)
+    monkeypatch.setattr(pyarrow, "__version__", "14.0.1")
+    assert len(fcot.read(tmp_path).images) == 1
+
+
+def test_without_pyarrow_it_is_told_what_to_install(tmp_path, monkeypatch):
     write(tmp_path, rows(tmp_path, 1))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"do: pip install 'seg-jax\[parquet\]'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import container_mutations
 import image_mutations
 import json_mutations
 import numpy as np
+import parquet_mutations
 import published_formats
 from byte_mutations import mutated
 from harness import Format, Mutation
@@ -64,6 +66,23 @@ def _make_instances(folder: Path) -> None:
     value = json.loads(path.read_bytes())
     value["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": "PPYo1"}
     path.write_text(json.dumps(value))
+
+
+def _make_parquet(folder: Path) -> None:
+    import pyarrow.parquet
+
+    folder.joinpath("data").mkdir()
+    image = published_formats.image(folder / "one.jpg", 0)
+    rows = [
+        {"image": {"bytes": image.read_bytes(), "path": f"{n}.jpg"}}
+        | {"problem": f"Question {n}?", "thinking": "One thing.", "solution": "[[1,2,3,4]]"}
+        for n in range(3)
+    ]
+    image.unlink()
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(
+        table, folder / "data" / "train-00000-of-00001.parquet", row_group_size=2
+    )
 
 
 def _make_folder(folder: Path) -> None:
@@ -123,6 +142,13 @@ _ANNOTATIONS = (
         read=_builder("folder"),
     ),
 )
+_PARQUET = Format(
+    name="parquet",
+    make=_make_parquet,
+    mutations={"*.parquet": parquet_mutations.mutated_parquet},
+    read=_builder("fcot"),
+)
+_ROWS = (_PARQUET,) if importlib.util.find_spec("pyarrow") else ()
 
 
 def _utf8(data: bytes) -> bytes:
@@ -293,4 +319,4 @@ _BUILT = (
     ),
 )
 
-FORMATS = {form.name: form for form in (*_ANNOTATIONS, *_IMAGES, *_BUILT)}
+FORMATS = {form.name: form for form in (*_ANNOTATIONS, *_ROWS, *_IMAGES, *_BUILT)}

@@ -1,5 +1,6 @@
 """A minute of fuzzing with fixed seeds, and proof that the harness sees what it should."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ NAMES = (
     "masks",
     "reasonseg",
     "folder",
+    *(["parquet"] if importlib.util.find_spec("pyarrow") else []),  # As the reader does without.
     "png",
     "jpeg",
     "webp",

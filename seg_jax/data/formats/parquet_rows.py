@@ -1,12 +1,15 @@
 """Reads rows of Parquet files, texts and images, as data sets of Hugging Face's hub come.
 
 They are read as tables of values; nothing of a file is looked up or run (pyarrow from 14.0.1 on). A
-file is a regular one, and what it says of its rows and bytes is bounded before they are read.
+file is a regular one, what it says of its rows and bytes is bounded before they are read, and they
+are decoded a row at a time: rows that name one long value of a dictionary would fill any memory.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,14 @@ from seg_jax.data import image_files
 MOST_BYTES = 8 << 30
 """Bytes of a file; rows are read by groups."""
 MOST_ROWS = 1_000_000
-"""Rows of a file."""
+"""Rows of a file, and groups of rows."""
 MOST_GROUP_BYTES = 2 << 30
 """Bytes of a group of rows once decompressed, as the file tells them."""
+FIRST_SAFE = (14, 0, 1)
+"""The release of pyarrow from which on nothing of a file's schema is run (CVE-2023-47248)."""
 _ADVICE = "fetch the file again"
+_BUFFER_BYTES = 1 << 20
+_INSTALL = "pip install 'seg-jax[parquet]'"
 
 
 def _bad(path: Path, expected: str, got: object, advice: str = _ADVICE) -> ValueError:
@@ -30,38 +37,47 @@ def _opened(path: Path) -> Any:
     """Returns a file of rows, closed by whoever asked.
 
     Raises:
-      ValueError: pyarrow is not there, or it is no such file.
+      ValueError: pyarrow is not there or runs what it reads, or it is no such file.
     """
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        advice = "pip install 'seg-jax[parquet]'"
-        raise _bad(path, "pyarrow, which reads Parquet", "none", advice) from None
+        raise _bad(path, "pyarrow, which reads Parquet", "none", _INSTALL) from None
+    if _release(pyarrow.__version__) < FIRST_SAFE:
+        raise _bad(path, "pyarrow 14.0.1 or newer", pyarrow.__version__, _INSTALL)
     if not path.is_file():
         raise _bad(path, "a regular file", "none or another kind", "check --source")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise _bad(path, f"at most {MOST_BYTES} bytes", size)
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except Exception as error:  # A damaged file fails in any way it can.
         raise _bad(path, "a Parquet file", f"a damaged one ({type(error).__name__})") from None
     told = file.metadata
-    if told.num_rows > MOST_ROWS:
-        raise _bad(path, f"at most {MOST_ROWS} rows", told.num_rows, "cut it in pieces")
+    if (count := max(told.num_rows, told.num_row_groups)) > MOST_ROWS:
+        raise _bad(path, f"at most {MOST_ROWS} rows", count, "cut it in pieces")
     for group in range(told.num_row_groups):
         if (size := told.row_group(group).total_byte_size) > MOST_GROUP_BYTES:
             raise _bad(path, f"groups of at most {MOST_GROUP_BYTES} bytes", size)
     return file
 
 
-def _values(path: Path, file: Any, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns some columns of a group of rows, a dict a row.
+def _release(version: str) -> tuple[int, ...]:
+    """Returns the numbers of a release, for comparison."""
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
+
+
+def _rows(path: Path, file: Any, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields some columns of a group of rows, a dict a row.
 
     Raises:
       ValueError: the file is damaged there.
     """
     try:
-        return file.read_row_group(group, columns=[*columns], use_threads=False).to_pylist()
+        for batch in file.iter_batches(
+            1, row_groups=[group], columns=[*columns], use_threads=False
+        ):
+            yield from batch.to_pylist()
     except Exception as error:
         raise _bad(path, "rows", f"damaged ones ({type(error).__name__})") from None
 
@@ -87,7 +103,7 @@ def texts(path: Path, columns: Sequence[str], image: str) -> Iterator[dict[str, 
                 "give the files of the data set as published",
             )
         for group in range(file.metadata.num_row_groups):
-            yield from _values(path, file, group, columns)
+            yield from _rows(path, file, group, columns)
 
 
 def _names(file: Any) -> list[str]:
@@ -97,15 +113,16 @@ def _names(file: Any) -> list[str]:
 
 
 def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
-    """Returns the bytes of an image's file that a row holds; the last group of rows is kept.
+    """Returns the bytes of an image's file that a row holds; rows are read one after the other.
 
     Raises:
       image_files.Unreadable: the row holds none, or the file is damaged.
     """
     try:
         state = path.stat()
-        value = _images(path, (state.st_size, state.st_mtime_ns), *_place(path, row), column)
-    except (OSError, ValueError, IndexError) as error:
+        value = _images(path, (state.st_size, state.st_mtime_ns), column).read(row)
+        value = value.get("bytes") if isinstance(value, dict) else value
+    except (OSError, ValueError) as error:
         value, got = None, str(error).partition("; do: ")[0]
     else:
         got = "none"
@@ -121,25 +138,38 @@ def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
     return value
 
 
-def _place(path: Path, row: int) -> tuple[int, int]:
-    """Returns the group of a row, and its place there."""
-    with _opened(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            if row < count:
-                return group, row
-            row -= count
-    raise IndexError(f"{path}: expected a row of the file, got one beyond; do: {_ADVICE}")
+class _Images:
+    """A column of a file; the row after the one that was read last costs no more than itself."""
 
+    def __init__(self, path: Path, column: str):
+        self._path, self._column, self._file = path, column, _opened(path)
+        told = self._file.metadata
+        counts = (told.row_group(group).num_rows for group in range(told.num_row_groups))
+        self._ends = list(itertools.accumulate(counts))
+        self._rows: Iterator[dict[str, Any]] = iter(())
+        self._group, self._next = -1, 0
 
-def _images(path: Path, state: tuple[int, int], group: int, place: int, column: str) -> Any:
-    """Returns what a row holds as the bytes of its image."""
-    value = _group(path, state, group, column)[place].get(column)
-    return value.get("bytes") if isinstance(value, dict) else value
+    def read(self, row: int) -> Any:
+        """Returns what a row holds.
+
+        Raises:
+          ValueError: there is no such row, or the file is damaged there.
+        """
+        group = bisect.bisect_right(self._ends, row)
+        if group == len(self._ends):
+            raise _bad(self._path, f"a row below {sum(self._ends[-1:])}", row)
+        if group != self._group or row < self._next:
+            self._rows = _rows(self._path, self._file, group, [self._column])
+            self._group, self._next = group, self._ends[group - 1] if group else 0
+        skipped, self._next = row - self._next, row + 1
+        found = next(itertools.islice(self._rows, skipped, None), None)
+        if found is None:
+            self._group = -1
+            raise _bad(self._path, "as many rows as it tells", "fewer")
+        return found.get(self._column)
 
 
 @functools.lru_cache(maxsize=1)
-def _group(path: Path, _state: tuple[int, int], group: int, column: str) -> list[dict[str, Any]]:
-    """Returns the images of a group of rows; it is kept while its file does not change."""
-    with _opened(path) as file:
-        return _values(path, file, group, [column])
+def _images(path: Path, _state: tuple[int, int], column: str) -> _Images:
+    """Returns a column of a file; it is kept while the file does not change."""
+    return _Images(path, column)
