@@ -15,7 +15,7 @@ from seg_jax.cli.model_options import ModelOptions
 from seg_jax.cli.scene_options import SceneOptions
 from seg_jax.data import fitting, split_files
 from seg_jax.data.findings import Findings
-from seg_jax.data.sources import Built, Scenes, Source
+from seg_jax.data.sources import Built, Scenes, Source, set_name
 from seg_jax.evaluation import bootstrap, task_metrics
 from seg_jax.evaluation.foreground import maps as map_answers
 from seg_jax.evaluation.foreground import protocols as foreground_protocols
@@ -411,7 +411,7 @@ def _by_foreground(config: Config, rules: foreground_protocols.Protocol) -> int:
     others = [foreground.read(folder) for folder in config.beside]
     source, met, released = _built_source(config), Findings(), config.released
     if config.maps is not None:
-        folder = map_answers.MapFolder(config.maps, [one.name for one in config.data])
+        folder = map_answers.MapFolder(config.maps, [*map(set_name, config.data)])
         mapped, model = folder.answers(source, met, released=released), str(config.maps)
     else:
         answered, task = _answers(config)

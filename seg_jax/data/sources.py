@@ -106,6 +106,11 @@ def scene_seed(seed: int, index: int) -> int:
     return seed * 2**40 + index
 
 
+def set_name(folder: Path) -> str:
+    """Returns the name of a data set's folder, which `.` and `..` have too."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Built:
     """Data sets that `seg-jax build` made, or TFDS's ref_coco, one after the other.
@@ -131,9 +136,9 @@ class Built:
                 "folder that seg-jax build wrote"
             )
         # Keys begin with the name of the folder: two samples would share one.
-        names = [folder.name for folder in self.folders]
+        names = [set_name(folder) for folder in self.folders]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            alike = [str(folder) for folder in self.folders if folder.name == twice[0]]
+            alike = [str(folder) for folder in self.folders if set_name(folder) == twice[0]]
             raise ValueError(
                 f"source.folders: expected data sets with different names, got {alike[0]!r} and "
                 f"{alike[1]!r}; do: rename a folder, or take one at a time"
@@ -174,7 +179,7 @@ class Built:
         named = [_name(record, which) for which in groups]
         nameless = any(which and not name for which, name in zip(groups, named, strict=True))
         return Sample(
-            key=f"{self.folders[self._place(index)[0]].name}/{record.key}",
+            key=f"{set_name(self.folders[self._place(index)[0]])}/{record.key}",
             image=image,
             masks=masks,
             phrases=tuple(tuple(texts) for texts in groups.values()),

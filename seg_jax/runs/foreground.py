@@ -66,9 +66,9 @@ def write(
 class _Interval(schemas.Record, frozen=True):
     """A number with its interval."""
 
-    mean: float
-    low: float
-    high: float
+    mean: schemas.Finite
+    low: schemas.Finite
+    high: schemas.Finite
 
 
 class _Images(schemas.Record, frozen=True):

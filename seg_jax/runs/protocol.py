@@ -154,9 +154,9 @@ def write(
 class _Interval(schemas.Record, frozen=True):
     """A number with its interval."""
 
-    mean: float
-    low: float
-    high: float
+    mean: schemas.Finite
+    low: schemas.Finite
+    high: schemas.Finite
 
 
 class _Summary(schemas.Record, frozen=True):

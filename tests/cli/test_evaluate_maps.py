@@ -1,6 +1,7 @@
 """Protocols of camouflaged and salient objects: from published layouts to numbers and tables."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import published_formats as formats
@@ -9,7 +10,9 @@ from PIL import Image
 
 from seg_jax.cli import main as shell
 from seg_jax.data import sources
-from seg_jax.evaluation.foreground import measures, tables
+from seg_jax.data.findings import Findings
+from seg_jax.evaluation.foreground import maps, measures, tables
+from seg_jax.records import Sample
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,13 @@ def run(capfd, root):
 
     def run(*words, data=("cod10k", "camo"), protocol="cod"):
         capfd.readouterr()
-        given = ["--data", *(root / name for name in data), "--split", "test", *words]
+        given = [
+            "--data",
+            *(name if isinstance(name, Path) else root / name for name in data),
+            "--split",
+            "test",
+            *words,
+        ]
         status = shell.main(["evaluate", "--protocol", protocol, *map(str, given)])
         out, err = capfd.readouterr()
         return status, json.loads(out) if status == 0 else {}, err
@@ -97,13 +106,13 @@ def test_maps_of_several_data_sets_are_judged(root, run, tmp_path):
 def test_missing_damaged_strange_and_small_maps_are_told(root, run, tmp_path):
     one, two, three = samples(root, "camo")
     stems = [sample.key.rpartition("/")[2].removesuffix(".jpg") for sample in (one, two, three)]
-    maps = tmp_path / "maps"
-    maps.mkdir()
+    folder = tmp_path / "maps"
+    folder.mkdir()
     half = Image.fromarray(255 * one.masks[0].astype(np.uint8)).resize((32, 24))
-    half.save(maps / f"{stems[0]}.png")
-    (maps / f"{stems[1]}.png").write_bytes(b"no image")
-    half.save(maps / "other.png")
-    status, found, said = run("--maps", maps, data=("camo",))
+    half.save(folder / f"{stems[0]}.png")
+    (folder / f"{stems[1]}.png").write_bytes(b"no image")
+    half.save(folder / "other.png")
+    status, found, said = run("--maps", folder, data=("camo",))
     assert status == 0
     assert {reason: told["count"] for reason, told in found["passed_over"].items()} == {
         "map of another size than its image: scaled": 1,
@@ -119,13 +128,68 @@ def test_missing_damaged_strange_and_small_maps_are_told(root, run, tmp_path):
     assert least < found["sets"]["camo"]["structure"]["mean"] < least + 1 / 3
 
 
+def test_maps_that_are_alike_or_dull_are_told(root, run, tmp_path):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    one, *others = samples(root, "camo")
+    stem = one.key.rpartition("/")[2].removesuffix(".jpg")
+    Image.fromarray(255 * one.masks[0].astype(np.uint8)).save(folder / f"{stem}.png")
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(folder / f"{stem}.jpg")
+    for sample in others:
+        name = sample.key.rpartition("/")[2].removesuffix(".jpg")
+        Image.fromarray(sample.masks[0].astype(np.uint8)).save(folder / f"{name}.png")
+    status, found, _ = run("--maps", folder, data=("camo",))
+    assert status == 0
+    assert {reason: told["count"] for reason, told in found["passed_over"].items()} == {
+        "map left out: another one has its name": 1,
+        "map has greys of 0 and 1 alone, of 255": 2,
+    }
+    assert found["sets"]["camo"]["iou"]["mean"] == pytest.approx(1 / 3)  # The PNG counts.
+
+
+def test_a_map_of_two_images_is_told(tmp_path):
+    Image.fromarray(np.full((4, 5), 255, np.uint8)).save(tmp_path / "a.png")
+    image = np.zeros((4, 5, 3), np.uint8)
+    same = [
+        Sample(key=f"set/{name}", image=image, masks=np.ones((1, 4, 5), bool), phrases=((),))
+        for name in ("train/x/a.jpg", "train/y/a.jpg")
+    ]
+    met = Findings()
+    mapped = maps.MapFolder(tmp_path, ["set"]).answers(same, met)
+    assert [grey.min() for _, grey in mapped] == [255, 255]
+    assert met.counts == {"map taken for several images, whose names are alike": 1}
+
+
+def test_data_sets_may_be_told_by_where_one_is(root, run, monkeypatch):
+    monkeypatch.chdir(root / "camo")
+    for words in ((".",), ("../cod10k", "."), ("../camo/../cod10k", "../camo/.")):
+        status, found, said = run("--maps", root / "maps", data=map(Path, words))
+        assert status == 0, said
+        assert list(found["sets"]) == ["cod10k", "camo"][-len(words) :]
+    monkeypatch.chdir(root / "maps" / "camo")
+    assert sources.set_name(Path("..")) == "maps"
+    assert sources.set_name(Path()) == "camo"
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+def test_numbers_beside_are_finite(root, run, tmp_path, number):
+    assert run("--maps", root / "maps", "--out", tmp_path / "one")[0] == 0
+    path = tmp_path / "one/summary.json"
+    summary = json.loads(path.read_text())
+    summary["sets"]["camo"]["iou"]["low"] = "here"
+    path.write_text(json.dumps(summary).replace('"here"', number))
+    status, _, said = run("--maps", root / "maps", "--out", tmp_path, "--beside", tmp_path / "one")
+    assert status == 1
+    assert "camo, iou, low: expected" in said.replace("\n", " ")
+
+
 def test_released_counts_the_free_share_in_the_reward(root, run, tmp_path):
-    maps = tmp_path / "maps"
-    maps.mkdir()
+    folder = tmp_path / "maps"
+    folder.mkdir()
     for one in samples(root, "camo"):
         stem = one.key.rpartition("/")[2].removesuffix(".jpg")
-        Image.fromarray(255 * one.masks[0].astype(np.uint8)).save(maps / f"{stem}.png")
-    found = run("--maps", maps, "--released", data=("camo",))[1]
+        Image.fromarray(255 * one.masks[0].astype(np.uint8)).save(folder / f"{stem}.png")
+    found = run("--maps", folder, "--released", data=("camo",))[1]
     shares = [one.masks[0].mean() for one in samples(root, "camo")]
     assert found["sets"]["camo"]["reward"]["mean"] == pytest.approx(1 - 0.3 * np.mean(shares))
     assert found["released"] is True

@@ -116,6 +116,23 @@ def test_damage_within_a_file_costs_rows_or_the_file_and_never_more(tmp_path):
         assert "\n" not in told
 
 
+def test_names_of_files_are_those_of_the_hub_and_others_are_told(tmp_path):
+    for name in (
+        "data/train-00000-of-00003-0123456789abcdef.parquet",
+        "data/train-00002-of-00003.parquet",
+        "test.parquet",
+        "data/train copy.parquet",
+    ):
+        write(tmp_path, rows(tmp_path, 1), name)
+    read = fcot.read(tmp_path)
+    assert [image.split for image in read.images] == ["train", "train", "test"]
+    assert read.findings.counts == {
+        "file left out: its name is none of a split": 1,
+        "files of a split are missing": 1,
+    }
+    assert "train: 2 of 3 are there" in str(read.findings.as_json())
+
+
 BOMB = """
 import resource, sys
 from pathlib import Path

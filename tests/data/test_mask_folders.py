@@ -97,6 +97,31 @@ def test_what_has_no_partner_is_told(tmp_path):
     assert report["splits"]["test"]["records"] == 1
 
 
+@pytest.mark.parametrize("gone", ["DUTS-Test", "Image", "Mask"])
+def test_a_split_of_which_half_is_there_is_told(tmp_path, gone):
+    formats.masks(tmp_path, "duts")
+    for file in sorted((tmp_path / "DUTS-TE").rglob(f"*{gone}"), reverse=True):
+        file.rename(tmp_path / f"elsewhere-{file.name}")
+    if gone == "DUTS-Test":
+        (tmp_path / "DUTS-TE").rename(tmp_path / "elsewhere")
+    read = mask_folders.read(tmp_path, "duts")
+    assert {image.split for image in read.images} == {"train"}
+    kind = {"Image": "images", "Mask": "masks"}.get(gone)
+    told = {f"split left out: it has no folder of {kind}": 1} if kind else {}
+    assert read.findings.counts == told
+    with pytest.raises(ValueError, match=r"expected (images|masks) in DUTS-TE/.*; do: "):
+        mask_folders.read(tmp_path, "duts", splits=["test"])
+
+
+@pytest.mark.parametrize("option", ["images", "masks"])
+def test_a_folder_that_is_none_is_told_by_its_option(tmp_path, option):
+    formats.masks(tmp_path, "ecssd")
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(ValueError, match=rf"a folder of {option}, got none; do: check --"):
+            mask_folders.read(tmp_path, "ecssd", **{option: folder})
+
+
 def spoil(path, kind):
     """Writes a mask in an odd way; returns the true one."""
     mask = formats.rectangle(5, 6, 30, 40)

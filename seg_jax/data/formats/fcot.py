@@ -6,7 +6,9 @@ data/train-*.parquet with the columns image, problem, thinking and solution. The
 
 from __future__ import annotations
 
+import collections
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from seg_jax import schemas
@@ -16,7 +18,10 @@ from seg_jax.data.formats.annotations import AnnotatedImage, Annotations
 from seg_jax.records import Trace
 
 COLUMNS = ("problem", "thinking", "solution")
-_FILE = re.compile(r"(\w+?)(-\d+-of-\d+)?\.parquet")
+_FILE = re.compile(
+    r"(?P<split>\w+?)(?:-(?P<part>\d{1,9})-of-(?P<of>\d{1,9})(?:-[0-9a-f]{8,64})?)?\.parquet"
+)
+"""Names of the hub: train.parquet, train-00000-of-00002.parquet, older ones with a hash behind."""
 
 
 class _Row(schemas.Record, frozen=True, kw_only=True):
@@ -33,7 +38,7 @@ def read(source: Path) -> Annotations:
     """
     found = Annotations([])
     files = [*sorted((source / "data").glob("*.parquet")), *sorted(source.glob("*.parquet"))]
-    named = [(match[1], file) for file in files if (match := _FILE.fullmatch(file.name))]
+    named = _named(files, found.findings)
     if not named:
         what, advice = foreign.found_instead(source)
         raise ValueError(
@@ -56,6 +61,32 @@ def read(source: Path) -> Annotations:
                         row=number,
                     )
                 )
+    return found
+
+
+def _named(files: Sequence[Path], met: Findings) -> list[tuple[str, Path]]:
+    """Returns files with their splits; tells of those with other names, and of missing parts."""
+    found: list[tuple[str, Path]] = []
+    parts: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
+    for file in files:
+        match = _FILE.fullmatch(file.name)
+        if match is None:
+            met.add(
+                "file left out: its name is none of a split",
+                str(file),
+                advice="name it SPLIT.parquet or SPLIT-00000-of-00001.parquet",
+            )
+            continue
+        found.append((match["split"], file))
+        if match["of"]:
+            parts[match["split"], int(match["of"])].add(int(match["part"]))
+    for (split, count), there in parts.items():
+        if len(there) < count:
+            met.add(
+                "files of a split are missing",
+                f"{split}: {len(there)} of {count} are there",
+                advice="fetch the others",
+            )
     return found
 
 

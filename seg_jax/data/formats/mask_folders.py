@@ -133,8 +133,13 @@ def read(
       splits: to read; all that are there if empty.
 
     Raises:
-      ValueError: a split has no folder of images or of masks.
+      ValueError: a split that is asked for has no folder of images or of masks.
     """
+    for option, folder in (("images", images), ("masks", masks)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"{folder}: expected a folder of {option}, got none; do: check --{option}"
+            )
     layout, found = LAYOUTS[name], Annotations([])
     roots = [source, *(source / one for one in layout.inside)]
     wanted = [one for one in layout.splits if one in splits or not splits]
@@ -145,6 +150,13 @@ def read(
             found.images += _images(layout, split, (pictures, greys), met=found.findings)
         elif splits or len(layout.splits) == 1:
             raise _missing(source, pair, images=pictures is None)
+        elif pictures or (greys and not layout.pooled):
+            kind, places = ("masks", pair.masks) if pictures else ("images", pair.images)
+            found.findings.add(
+                f"split left out: it has no folder of {kind}",
+                f"{split}: {pictures or greys}, but none of {', '.join(places)}",
+                advice=f"fetch the {kind}, or choose other --splits",
+            )
     if not found.images and not found.findings.counts:
         raise _missing(source, layout.splits[wanted[0]], images=True)
     return found

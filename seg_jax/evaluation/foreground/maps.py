@@ -39,6 +39,8 @@ class MapFolder:
         """
         self._path = path
         self._files: dict[str, dict[str, Path]] = {}
+        self._doubles: list[Path] = []
+        """Files whose maps have the name of another one, which counts."""
         if not path.is_dir():
             raise ValueError(f"{path}: expected a folder of maps, got no folder; do: check --maps")
         for name in sets:
@@ -50,16 +52,19 @@ class MapFolder:
                 )
             folder = inner if inner.is_dir() else path
             files = sorted(one for one in folder.iterdir() if _IMAGE.fullmatch(one.name))
-            # Of a name with two endings the PNG counts: it comes last in no order, so it is put so.
-            files.sort(key=lambda one: one.suffix.lower() == ".png")
-            self._files[name] = {one.stem: one for one in files}
+            # Of a name with two endings the PNG counts.
+            files.sort(key=lambda one: one.suffix.lower() != ".png")
+            first: dict[str, Path] = {}
+            self._doubles += [one for one in files if first.setdefault(one.stem, one) is not one]
+            self._files[name] = first
 
     def answers(self, source: Source, met: Findings, *, released: bool = False) -> Iterator[Mapped]:
         """Yields every sample with its map; one that has none counts as one without foreground.
 
         Args:
           source: of the samples.
-          met: is told of maps that are missing, damaged, of another size or of no image.
+          met: is told of maps that are missing, damaged, dull, of another size, of no image or of
+            several.
           released: whether maps of another size are scaled by the nearest pixel, not linearly.
 
         Raises:
@@ -67,9 +72,13 @@ class MapFolder:
         """
         unused = {name: {*files} for name, files in self._files.items()}
         taken = 0
+        for one in self._doubles:
+            met.add("map left out: another one has its name", str(one))
         for _, sample in sources.readable(source, range(len(source)), met):
             name, stem = sample.key.partition("/")[0], Path(sample.key).stem
             file = self._files[name].get(stem)
+            if file is not None and stem not in unused[name]:
+                met.add("map taken for several images, whose names are alike", str(file))
             unused[name].discard(stem)
             taken += file is not None
             yield sample, self._read(sample, file, met, released=released)
@@ -95,6 +104,8 @@ class MapFolder:
         except image_files.Unreadable as error:
             met.add(f"{error.reason}: counted as one without foreground", f"{file}: {error.fault}")
             return nothing
+        if 0 < grey.max() <= 1:
+            met.add("map has greys of 0 and 1 alone, of 255", str(file))
         if grey.shape == (height, width):
             return grey
         met.add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seg_jax import escapes
 from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.foreground.scoring import OF_GROUPS, TITLES
 from seg_jax.evaluation.referring.tables import markdown_table
@@ -123,7 +124,7 @@ def _beside_published(name: str, known: str, summaries: Sequence[Mapping[str, An
             cells = (f"{told[key]['mean']:.3f}".removeprefix("0") for key in _COLUMNS)
             rows.append([f"**{one['model']}**", *cells])
     table = markdown_table(["method", *(TITLES[key] for key in _COLUMNS)], rows)
-    return f"### {name} beside published rows\n\n{table}\nPublished rows: {SOURCE}.\n"
+    return f"### {escapes.line(name)} beside published rows\n\n{table}\nPublished rows: {SOURCE}.\n"
 
 
 def _interval(value: Mapping[str, float]) -> str:
