@@ -23,7 +23,10 @@ MOST_CHARACTERS = 100_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(ModelOptions):
-    """One question about one image; tell the object by exactly one of text, point and box."""
+    """One question about one image; tell the object by exactly one of text, point and box.
+
+    A model of the task prompted is asked for all of the foreground without any of them.
+    """
 
     image: Path
     """Image file."""
@@ -48,6 +51,10 @@ def main(config: Config) -> int:
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         files.make_folder(config.out, "the overlay")
     predictor = config.predictor()
+    if clue is None:
+        if not predictor.bundle.task.asks_whole:
+            raise _unclear(0)
+        clue = ""
     kind = _kind(predictor.bundle.task, config.answer)
     try:
         prediction = predictor.predict(image, clue, kind)
@@ -99,13 +106,20 @@ def _expression(text: str) -> str:
     return text
 
 
-def _clue(config: Config) -> str | np.ndarray:
+def _unclear(count: int) -> ValueError:
+    return ValueError(
+        f"predict: expected exactly one of --text, --point and --box, got {count}; "
+        'do: give one, as --text "the red star"'
+    )
+
+
+def _clue(config: Config) -> str | np.ndarray | None:
+    """Returns what tells the object; None if nothing does."""
     clues = [x for x in (config.text, config.point, config.box) if x is not None]
+    if not clues:
+        return None
     if len(clues) != 1:
-        raise ValueError(
-            f"predict: expected exactly one of --text, --point and --box, got {len(clues)}; "
-            'do: give one, as --text "the red star"'
-        )
+        raise _unclear(len(clues))
     if isinstance(clues[0], str):
         if not clues[0].strip():
             raise ValueError(

@@ -54,13 +54,14 @@ def main(config: Config) -> int:
     met = {"built": built, "limits": limits, "read": Findings()}
     for _, of in source.parts():
         of.lost_records(met["read"])
-    numbers = np.unique(np.linspace(0, len(source) - 1, config.images).astype(int)).tolist()
+    count = min(config.images, len(source))
+    numbers = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
     shown = tuple(
         _exhibit(sample, config.masks)
         for _, sample in sources.readable(source, numbers, met["read"])
     )
     page = html_page.Report(
-        title=f"{config.data.name}: {split}",
+        title=f"{sources.set_name(config.data)}: {split}",
         summary_rows=[*_rows(met)],
         curves=None,
         exhibits=shown,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from seg_jax import files
 from seg_jax.cli.arguments import UsageError
 from seg_jax.data.sources import Scenes
 from seg_jax.evaluation import bootstrap, task_metrics
+from seg_jax.evaluation.referring import tables
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
@@ -72,6 +73,12 @@ class Study:
         if not names or len(set(names)) < len(names):
             raise ValueError(
                 f"study: expected variants with different names, got {names}; do: rename them"
+            )
+        slugs = [_slug(name).lower() for name in names]  # They name the folders of stages.
+        if not all(slugs) or len(set(slugs)) < len(names):
+            raise ValueError(
+                f"study: expected variants whose names differ in letters or digits, got {names}; "
+                "do: rename them"
             )
 
 
@@ -154,7 +161,9 @@ def main(config: Config) -> int:
             "versions": run_folder.versions(),
         }
         files.write_json(config.out / "summary.json", summary)
-        files.write_text(config.out / "table.md", f"{_markdown(table)}\n{_note()}\n")
+        rows_of_text = [[*row.values()] for row in table]
+        markdown = tables.markdown_table([*table[0]], rows_of_text)
+        files.write_text(config.out / "table.md", f"{markdown}\n{_note()}\n")
     names = list(table[0])
     console.table(config.study.title, names, [[row[name] for name in names] for row in table])
     console.say(_note())
@@ -303,10 +312,3 @@ def _note() -> str:
         "Over SFT, over the first row: differences of the mean IoU on the same scenes, paired, "
         f"with {bootstrap.level()} bootstrap intervals."
     )
-
-
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Returns the table as Markdown."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -32,6 +32,8 @@ from seg_jax.training.mask_learning import Objects
 
 HELD_OUT = 2**20
 """Added to the seed of the scenes that are learnt from: those that the segmenter is tried on."""
+MOST_EMPTY = 100
+"""Scenes in succession whose things are all too small for the model's side."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,12 +211,24 @@ class Scenes:
         images = np.empty((feed.batch, side, side, 3), np.uint8)
         masks = np.empty((feed.batch, feed.objects, side, side), bool)
         for row in range(feed.batch):
-            image, found = scene(self._run, self._drawn, seed=feed.seed, side=side)
-            rng = np.random.default_rng((feed.seed, self._drawn))
+            number, image, found = self._next_scene()
+            rng = np.random.default_rng((feed.seed, number))
             places = rng.permutation(len(found))
             images[row], masks[row] = image, found[np.resize(places, feed.objects)]
-            self._drawn += 1
         return Objects(images, masks)
+
+    def _next_scene(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Returns the next scene of which a mask is left, with its number."""
+        for _ in range(MOST_EMPTY):
+            number, self._drawn = self._drawn, self._drawn + 1
+            image, found = scene(self._run, number, seed=self._run.feed.seed, side=self._side)
+            if len(found):
+                return number, image, found
+        raise ValueError(
+            f"world: expected things that have a pixel left at {self._side}x{self._side}, got "
+            f"none in {MOST_EMPTY} scenes; do: draw larger things (world.size_unit) or smaller "
+            "images (world.height, world.width)"
+        )
 
     def get_state(self) -> dict[str, int]:
         """Returns the position, as plain values."""
@@ -270,6 +284,8 @@ def tried(run: Config, model: Any) -> dict[str, float]:
     seed = run.feed.seed + HELD_OUT
     for index in range(run.held_out):
         image, masks = scene(run, index, seed=seed, side=model.config.side)
+        if not len(masks):
+            continue
         mask = masks[0]
         rows, columns = np.nonzero(mask)
         box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float64)

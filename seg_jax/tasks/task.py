@@ -122,6 +122,9 @@ class Task(abc.ABC):
     needs_segmenter: ClassVar[bool] = False
     """Whether its scores are of masks that a model draws of answers, judged with a `Segment`."""
 
+    asks_whole: ClassVar[bool] = False
+    """Whether a user may ask about an image as a whole, by a blank expression."""
+
     @property
     def kinds(self) -> tuple[int, ...]:
         """The numbers of the kinds of answers that are asked for and judged."""

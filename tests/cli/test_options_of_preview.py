@@ -50,6 +50,14 @@ def test_a_page_shows_images_with_outlines_and_reasons(data, tmp_path, capsys):
     assert "&lt;script&gt;alert" in text
 
 
+def test_any_number_of_images_is_that_of_the_data(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    page = tmp_path / "page.html"
+    assert shell.main(["preview", ".", "--images", str(10**13), "--out", str(page)]) == 0
+    assert "3 of 3 images" in page.read_text()
+    assert "out: train" in page.read_text()
+
+
 def test_damage_is_shown(data, tmp_path, capsys):
     """A file that is gone: what is left is shown, and the reason."""
     first, *_ = sorted(data.glob("*-train.array_record-*"))

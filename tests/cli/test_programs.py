@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from PIL import Image
 
 from seg_jax import files
 from seg_jax.cli import main
+from seg_jax.cli import predict as cli_predict
 from seg_jax.data import image_files
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.predictor import Predictor
 from seg_jax.report import html_page
 from seg_jax.runs import experiments
+from seg_jax.tasks.prompted import Prompted
 from seg_jax.training import optimizers
 
 WORDS = ("--text", "the red star")
@@ -55,6 +58,22 @@ def test_predict_refuses_wrong_images(fails, given, tmp_path):
     }.items():
         line = fails("predict", "--checkpoint", given, "--image", tmp_path / name, *WORDS)
         assert word in line
+
+
+def test_a_model_of_clicks_is_asked_for_all_of_the_foreground(image, monkeypatch, capsys):
+    task = Prompted(stage="prerl")
+
+    def predict(image, clue, kind):
+        return task.predict(
+            task.ask(image, clue, kind), "<points>[[3,4]]</points> <labels>[1]</labels>"
+        )
+
+    asked = types.SimpleNamespace(bundle=types.SimpleNamespace(task=task), predict=predict)
+    monkeypatch.setattr(cli_predict.Config, "predictor", lambda config: asked)
+    assert main.main(["predict", "--image", str(image)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"], told["labels"]) == ("OK", [1])
+    assert "sparse set of point prompts" in told["question"]
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,11 @@ def test_what_is_no_study_is_refused_in_one_line(fails, tmp_path):
     with pytest.raises(ValueError, match="expected variants with different names"):
         study.Study(title="", variants=())
     gspo = experiments.load("simpleseg/quickstart_gspo.py").config()
+    for alike in (("a b", "a-b"), ("GSPO", "gspo!"), ("+",)):  # They would share a folder.
+        with pytest.raises(ValueError, match="expected variants whose names differ in letters"):
+            study.Study(
+                title="", variants=tuple(study.Variant(name=one, gspo=gspo) for one in alike)
+            )
     sft = experiments.load("simpleseg/quickstart_sft.py").config()
     with pytest.raises(ValueError, match="expected sft or gspo, and more_sft only without gspo"):
         study.Variant(name="both", gspo=gspo, more_sft=sft)

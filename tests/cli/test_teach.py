@@ -79,6 +79,17 @@ def test_scenes_go_on_where_they_stood():
         np.testing.assert_array_equal(one, other)
 
 
+def test_scenes_whose_things_vanish_are_passed_over(monkeypatch):
+    small = world.Config(height=1024, width=1024, count=(1, 1), size_unit=(0.01, 0.012))
+    run = dataclasses.replace(SMALL, world=small)
+    scenes = teaching.Scenes(run, SIDE)
+    assert next(scenes).masks.any((-2, -1)).all()
+    assert scenes.get_state()["drawn"] > 2, "the test needs scenes of which nothing is left"
+    monkeypatch.setattr(teaching, "MOST_EMPTY", 1)
+    with pytest.raises(ValueError, match=r"^world: expected things .*, got none in 1 scenes; do: "):
+        next(teaching.Scenes(run, SIDE))
+
+
 def test_the_innermost_pixel_is_within():
     mask = np.zeros((20, 20), bool)
     mask[3:14, 2:9] = True

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_mask_folders import build
 
-from seg_jax.data import record_schema, sources
+from seg_jax.data import held_out, record_schema, sources
 from seg_jax.data.formats import fcot, parquet_rows
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -64,6 +64,19 @@ def test_conversations_and_images_are_kept_as_they_are_written(tmp_path):
     features = (tmp_path / "out" / record_schema.FEATURES).read_text()
     assert '"trace/answer"' in features
     assert '"trace/answer"' not in record_schema.features_json()
+
+
+def test_images_of_one_file_are_held_out_one_by_one(tmp_path):
+    folders = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, rows(tmp_path, 6))
+        build(tmp_path / name, "fcot")
+        folders.append((tmp_path / name / "out").rename(tmp_path / f"set-{name}"))
+    learnt, asked = held_out.hold_out(sources.Built(folders=tuple(folders)), 2)
+    names = [{part.record(n).name for n in range(len(part))} for part in (learnt, asked)]
+    assert (len(names[0]), len(names[1]), len(asked)) == (6 - len(names[1]), len(names[1]), 2)
+    assert not names[0] & names[1]
 
 
 def test_bad_rows_cost_themselves(tmp_path):

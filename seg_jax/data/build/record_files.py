@@ -284,7 +284,7 @@ def build_record(
         split=image.split,
         image=stored.data,
         image_id=image.image_id,
-        name=image.image.name,
+        name=_file_name(image),
         height=height,
         width=width,
         ids=tuple(one.id for _, one, _ in objects),
@@ -308,6 +308,11 @@ def build_record(
         "images_converted": int(stored.changed),
     }
     return record, {name: number for name, number in counts.items() if number}
+
+
+def _file_name(image: AnnotatedImage) -> str:
+    """Returns by which name an image is known in other data sets: rows of a file have no other."""
+    return image.image.name if image.row is None else f"{image.image.name}#{image.row}"
 
 
 def _objects_with_masks(

@@ -75,6 +75,7 @@ class Prompted(Task):
     kind_names: ClassVar[tuple[str, ...]] = ("clicks",)
     reward_weights: ClassVar[Mapping[str, float]] = {"iou": 0.7, "structure": 0.3, "format": 1.0}
     needs_segmenter: ClassVar[bool] = True
+    asks_whole: ClassVar[bool] = True
 
     stage: Stage = "rl"
     """Which question is asked in whose words: prerl, for clicks alone; rl, for a thought, boxes
