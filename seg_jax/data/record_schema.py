@@ -163,13 +163,14 @@ class Size(NamedTuple):
     """Masks that a sample of it has: one for each set of objects that expressions mean, or for each
     object, whichever are more."""
     text: int
-    """Bytes of its longest expression."""
+    """Bytes of its longest expression, or question of a conversation."""
 
 
 def size_of(record: Record) -> Size:
     """Returns what decides whether a record fits the rows of a model."""
     groups = len({tuple(sorted({*one.objects})) for one in record.expressions})
-    longest = max((len(one.text.encode()) for one in record.expressions), default=0)
+    asked = [one.text for one in record.expressions] + [one.question for one in record.traces]
+    longest = max((len(text.encode()) for text in asked), default=0)
     return Size(record.height, record.width, max(groups, len(record.ids)), longest)
 
 

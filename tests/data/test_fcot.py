@@ -66,6 +66,15 @@ def test_conversations_and_images_are_kept_as_they_are_written(tmp_path):
     assert '"trace/answer"' not in record_schema.features_json()
 
 
+def test_a_question_that_no_usual_row_holds_is_told_when_it_is_built(tmp_path):
+    given = rows(tmp_path, 2)
+    given[1] = (given[1][0], "what is " * 1000, *given[1][2:])
+    write(tmp_path, given)
+    report = build(tmp_path, "fcot")
+    told = {reason: one["count"] for reason, one in report["limits"].items()}
+    assert told == {"expression passed over unless layout.max_question is raised": 1}
+
+
 def test_images_of_one_file_are_held_out_one_by_one(tmp_path):
     folders = []
     for name in ("one", "two"):

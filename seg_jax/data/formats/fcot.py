@@ -38,7 +38,7 @@ def read(source: Path) -> Annotations:
     """
     found = Annotations([])
     files = [*sorted((source / "data").glob("*.parquet")), *sorted(source.glob("*.parquet"))]
-    named = _named(files, found.findings)
+    named = _split_files(files, found.findings)
     if not named:
         what, advice = foreign.found_instead(source)
         raise ValueError(
@@ -64,7 +64,7 @@ def read(source: Path) -> Annotations:
     return found
 
 
-def _named(files: Sequence[Path], met: Findings) -> list[tuple[str, Path]]:
+def _split_files(files: Sequence[Path], met: Findings) -> list[tuple[str, Path]]:
     """Returns files with their splits; tells of those with other names, and of missing parts."""
     found: list[tuple[str, Path]] = []
     parts: dict[tuple[str, int], set[int]] = collections.defaultdict(set)
