@@ -127,7 +127,7 @@ def _rows(path: Path, scores: Iterable[str]) -> list[dict[str, Any]]:
     rows = []
     titles = {f"scores/{name}": f"mean {name}" for name in scores}
     for name, words in ({"reward": ""} | titles | _REPORTED).items():
-        values = [record[name] for record in records if record.get(name) is not None]
+        values = metrics_log.numbers(records, name)
         if values:
             tenth = -(-len(values) // 10)
             begin, end = float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +65,7 @@ def read(path: Path | str) -> tuple[Curve, ...]:
     for head, record in records(Path(path)):
         stage = stages.setdefault(head.stage, {})
         for name, value in record.items():
-            if name in _NO_CURVES or isinstance(value, bool | str | list | dict):
+            if name in _NO_CURVES or not _is_number(value):
                 continue
             frame, _, part = name.rpartition("/")
             series = stage.setdefault(frame or name, {}).setdefault(part, {})
@@ -104,6 +104,17 @@ def records(path: Path) -> Iterator[tuple[Head, dict[str, Any]]]:
             except ValueError:
                 if number < len(lines):
                     raise
+
+
+def numbers(records: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """Returns the numbers of a name in some records, in order, without those that are unknown."""
+    values = (record.get(name) for record in records)
+    return [_number(value) for value in values if value is not None and _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether a value of a record is a number, or null, which stands for NaN."""
+    return not isinstance(value, bool | str | list | dict)
 
 
 def _number(value: float | None) -> float:

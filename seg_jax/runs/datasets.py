@@ -84,7 +84,7 @@ def with_source(config: ConfigT) -> ConfigT:
 
 
 def folders_read(config: Any) -> list[Path]:
-    """Returns the folders that a run reads: its checkpoint and its data sets.
+    """Returns the folders that a run reads: its models and its data sets.
 
     Args:
       config: of a run, with its `source` and its `checkpoint`.
@@ -92,7 +92,8 @@ def folders_read(config: Any) -> list[Path]:
     source = config.source
     parts = source.parts if isinstance(source, Mixed) else (source,)
     data = [folder for part in parts if isinstance(part, Built) for folder in part.folders]
-    return data if config.checkpoint is None else [config.checkpoint, *data]
+    models = (config.checkpoint, getattr(config, "segmenter", None))
+    return [*(folder for folder in models if folder is not None), *data]
 
 
 def fitting(source: Scenes | Built | Mixed, needs: Mapping[str, Need]) -> Scenes | Built | Mixed:

@@ -78,6 +78,16 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert logged(path) == ()
 
 
+def test_values_that_are_no_numbers_are_none_of_a_name(tmp_path):
+    line = '{"stage": "gspo", "step": 1, "reward": %s}\n'
+    path = tmp_path / "metrics.jsonl"
+    odd = ("0.5", '"0.7"', "null", "true", "[1]", '{"a": 1}', "1" + "0" * 400, "2")
+    path.write_text("".join(line % value for value in odd))
+    records = [record for _, record in metrics_log.records(path)]
+    assert metrics_log.numbers(records, "reward") == [0.5, np.inf, 2.0]
+    assert metrics_log.numbers(records, "other") == []
+
+
 def test_other_damage_is_named(tmp_path):
     path = tmp_path / "m.jsonl"
     for bad in ("{torn\n", "[]\n", '{"stage":"gspo"}\n'):

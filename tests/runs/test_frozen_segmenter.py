@@ -1,6 +1,7 @@
 """Answers judged by the masks that a frozen model draws of them, in the steps of reinforcement."""
 
 import json
+import typing
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from seg_jax.inference import segmenter
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import config, meta_names
 from seg_jax.records import Rollout
-from seg_jax.runs import frozen_segmenter, start
+from seg_jax.runs import datasets, frozen_segmenter, reinforcement, run_folder, start
 from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import hlo, steps
@@ -217,3 +218,21 @@ def test_a_task_and_a_segmenter_go_together_or_are_refused(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             frozen_segmenter.check(task, given)
+
+
+def test_a_run_never_replaces_the_folder_of_its_segmenter(tmp_path):
+    """--anew would have removed a segmenter that was taught below the run's own folder."""
+    models = [tmp_path / "run" / name for name in ("start", "taught")]
+    run = reinforcement.Config(checkpoint=models[0], segmenter=models[1])
+    hints = typing.get_type_hints(type(run))
+    paths = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
+    known = {"out", "checkpoint", "segmenter", "data"}  # Those of data are the source's.
+    assert paths == known, "expected every folder of a run to be known"
+    assert datasets.folders_read(run) == models
+    for one in models:
+        one.mkdir(parents=True)
+    with (
+        pytest.raises(ValueError, match=r"got --anew, which would remove .*/taught; do: "),
+        run_folder.hold(tmp_path / "run", {}, resume=False, anew=True, reads=models[1:]),
+    ):
+        pass

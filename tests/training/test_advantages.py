@@ -92,3 +92,23 @@ def test_roundings_of_equal_rewards_are_no_difference(scale):
     assert len(np.unique(rewards)) > 1
     np.testing.assert_array_equal(advantages.within_groups(rewards), 0.0)
     assert not advantages.differ(rewards).any()
+
+
+def test_shares_of_what_rewards_can_be_by_hand():
+    rewards = np.float32([-1.0, 0.0, 0.5, 1.0, 3.0, 9.0])
+    for weights, penalty, least, largest in (
+        ({"iou": 2.0, "format": 1.0}, 0.0, 0.0, 3.0),
+        ({"iou": 0.5, "format": 0.25}, 0.0, 0.0, 0.75),
+        ({"iou": 2.0, "tokens": -1.0}, 0.0, -1.0, 2.0),
+        ({"iou": 1.0}, 0.5, -0.5, 1.0),
+    ):
+        shares = advantages.share_of_attainable(rewards, weights, length_penalty=penalty)
+        wanted = np.clip((rewards - least) / (largest - least), 0, 1)
+        np.testing.assert_allclose(shares, wanted, rtol=1e-6)
+        if not penalty:
+            np.testing.assert_array_equal(advantages.share_of_attainable(rewards, weights), shares)
+    for weights in ({}, {"iou": 0.0}):
+        with pytest.raises(
+            ValueError, match=r"^weights: expected a score that counts, got .*; do:"
+        ):
+            advantages.share_of_attainable(rewards, weights)
