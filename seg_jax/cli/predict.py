@@ -51,13 +51,14 @@ def main(config: Config) -> int:
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         files.make_folder(config.out, "the overlay")
     predictor = config.predictor()
-    if clue is None:
-        if not predictor.bundle.task.asks_whole:
-            raise _unclear(0)
-        clue = ""
+    if clue is None and not predictor.bundle.task.asks_whole:
+        raise ValueError(
+            "predict: expected exactly one of --text, --point and --box, got 0; "
+            'do: give one, as --text "the red star"'
+        )
     kind = _kind(predictor.bundle.task, config.answer)
     try:
-        prediction = predictor.predict(image, clue, kind)
+        prediction = predictor.predict(image, "" if clue is None else clue, kind)
     except Unfit as error:
         raise ValueError(f"{config.image}: {error}") from error
     result = prediction.as_json()
@@ -106,20 +107,16 @@ def _expression(text: str) -> str:
     return text
 
 
-def _unclear(count: int) -> ValueError:
-    return ValueError(
-        f"predict: expected exactly one of --text, --point and --box, got {count}; "
-        'do: give one, as --text "the red star"'
-    )
-
-
 def _clue(config: Config) -> str | np.ndarray | None:
     """Returns what tells the object; None if nothing does."""
     clues = [x for x in (config.text, config.point, config.box) if x is not None]
     if not clues:
         return None
     if len(clues) != 1:
-        raise _unclear(len(clues))
+        raise ValueError(
+            f"predict: expected exactly one of --text, --point and --box, got {len(clues)}; "
+            'do: give one, as --text "the red star"'
+        )
     if isinstance(clues[0], str):
         if not clues[0].strip():
             raise ValueError(

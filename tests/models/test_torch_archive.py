@@ -219,3 +219,14 @@ def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
         archive.writestr("archive/byteorder", "big")
     with pytest.raises(ValueError, match="numbers whose first byte is the largest"):
         torch_archive.Archive(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/version"])
+def test_an_entry_that_is_there_twice_is_refused(tmp_path, name):
+    path = spoil(tmp_path / "w.pt", tensor_pickle())
+    for _ in range(2):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, bytes(24))
+    with pytest.raises(ValueError, match="got two entries of one name; do: "):
+        torch_archive.Archive(path)

@@ -1,6 +1,7 @@
 """Several things at once: which an answer outlines, which it repeats, against pixels by hand."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_without_holes_and_parts_counts_are_those_of_pairs_of_masks():
         assert several.count([ring(*one) for one in moved], things, rule="center") == wanted
         seen.add(wanted)
     assert {(2, 1), (1, 0)} < seen
+
+
+def test_a_mask_of_dust_takes_no_more_memory_than_its_borders():
+    dust = np.zeros((120, 120), bool)
+    dust[::2, ::2] = True  # 3,600 borders.
+    one = np.array([[4, 6], [5, 6], [5, 7], [4, 7]]) / 120
+    tracemalloc.start()
+    assert several.count([one, one, one + 1 / 120], (dust,)) == (0, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
 
 
 def sample(**changes):

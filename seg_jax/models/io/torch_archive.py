@@ -158,6 +158,8 @@ class Archive(safetensors.Arrays):
             if pickles[0].file_size > MOST_PICKLE_BYTES:
                 raise ValueError(f"a pickle of more than {MOST_PICKLE_BYTES} bytes")
             named = {one.filename: one for one in entries}
+            if len(named) < len(entries):  # Nobody can know which was meant.
+                raise ValueError("two entries of one name")
             if f"{root}byteorder" in named:
                 order = named[f"{root}byteorder"]
                 if order.file_size > 16 or archive.read(order) != b"little":
