@@ -12,7 +12,7 @@ import tyro
 
 from seg_jax import files
 from seg_jax.data import sources
-from seg_jax.data.build import beam, dataset, record_files, token_budget
+from seg_jax.data.build import beam, dataset, readers, record_files, token_budget
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import mask_folders, refer
 from seg_jax.runs import console, run_folder
@@ -62,6 +62,7 @@ class Config(dataset.Plan):
                         f"it is about, got {value} alone; do: give --family, or leave it out"
                     )
         self._check_folders()
+        readers.check_options(self)
         if self.name not in refer.FAMILY and not self.name.startswith("coco_"):
             for name in ("paper", "family", "held_out"):
                 if value := getattr(self, name):

@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import fingerprints
+import label_folders
 import published_formats as formats
 import pytest
 
@@ -19,6 +20,7 @@ from seg_jax import files
 from seg_jax.cli import build
 from seg_jax.data.build import beam, claims, dataset, token_budget
 from seg_jax.data.formats import refer
+from seg_jax.data.formats.conventions import Numbers
 from seg_jax.runs import console, run_folder
 
 
@@ -36,6 +38,8 @@ def root(tmp_path_factory):
         formats.instances(root / "instances", split)
         formats.panoptic(root / "panoptic", split, images=3)
     formats.folder(root / "folder")
+    for name in ("yolo", "labelme", "conversations"):
+        getattr(label_folders, name)(root / name, label_folders.pictures(boxes=True))
     for name in ("cod10k", "ecssd"):
         formats.masks(root / name, name)
     return root
@@ -58,7 +62,10 @@ def prints(monkeypatch, tmp_path, root):
 
 def _note_tasks(note, tasks):
     for one in tasks:
-        images = [(image.key, image.image) for image in one.images]
+        images = [
+            (i.key, i.image, i.upright, i.expressions, [thing.outline for thing in i.objects])
+            for i in one.images
+        ]
         note("file", one.name, one.split, one.index, one.files, one.out, one.strict, images)
 
 
@@ -119,6 +126,13 @@ BUILD = {
     "panoptic": config("coco_panoptic", "panoptic"),
     "panoptic beside a family": config("coco_panoptic", "panoptic", family=Path("refer")),
     "folder": config("folder", "folder"),
+    "yolo": config("yolo", "yolo"),
+    "labelme": config("labelme", "labelme"),
+    "conversations": config(
+        "conversations",
+        "conversations",
+        numbers=Numbers(meaning="resized", least_pixels=1_000_000),
+    ),
     "masks in splits": config("cod10k", "cod10k"),
     "masks in one split": config("ecssd", "ecssd"),
     "one edition": config("refcoco_unc", "refer", held_out=("refcocog_umd",)),
@@ -131,9 +145,18 @@ BUILD = {
 """Modes: families of formats, and ways to make files."""
 
 
+_SIZES = "numbers.least_pixels", "numbers.most_pixels"
+ALIASES = {
+    "yolo": ("upright",),
+    "conversations": (*_SIZES, "numbers.factor", "numbers.order", "upright"),
+}
+"""Options that have a value without effect there: YOLO's outlines are of turned images, and images
+are resized alike within a little more or less."""
+
+
 @pytest.mark.parametrize("mode", BUILD)
 def test_every_option_of_build(mode, prints):
-    fingerprints.walk(prints, build, BUILD[mode])
+    fingerprints.walk(prints, build, BUILD[mode], aliases=ALIASES.get(mode, ()))
 
 
 def test_an_option_of_build_that_nothing_reads_is_found(prints):

@@ -27,11 +27,11 @@ _JSON = json_mutations.mutated_json
 _LINES = json_mutations.mutated_lines
 
 
-def _builder(name: dataset.Name) -> Callable[[Path], Iterator[str]]:
+def build_reader(name: dataset.Name, **options: Any) -> Callable[[Path], Iterator[str]]:
     """Returns what builds a data set but writes no files; it yields what it tells."""
 
     def build(source: Path) -> Iterator[str]:
-        plan = dataset.Plan(name=name, source=source, out=source / "out")
+        plan = dataset.Plan(name=name, source=source, out=source / "out", **options)
         planned = dataset.plan_files(plan)
         yield from texts(planned.report)
         met = planned.findings
@@ -97,49 +97,49 @@ _ANNOTATIONS = (
         name="coco",
         make=_make_instances,
         mutations={"*.json": _JSON},
-        read=_builder("coco_instances"),
+        read=build_reader("coco_instances"),
     ),
     Format(
         name="panoptic",
         make=lambda folder: published_formats.panoptic(folder, images=2),
         mutations={"*.json": _JSON, "annotations/*/*.png": image_mutations.mutated_png},
-        read=_builder("coco_panoptic"),
+        read=build_reader("coco_panoptic"),
     ),
     Format(
         name="refer",
         make=lambda folder: published_formats.refer(folder, "refcoco_unc", images=1),
         mutations={"*.json": _JSON, "*.p": container_mutations.mutated_pickle},
-        read=_builder("refcoco_unc"),
+        read=build_reader("refcoco_unc"),
     ),
     Format(
         name="refclef",
         make=lambda folder: published_formats.refer(folder, "refclef_unc", images=1),
         mutations={"*.json": _JSON, "*.p": container_mutations.mutated_pickle},
-        read=_builder("refclef_unc"),
+        read=build_reader("refclef_unc"),
     ),
     Format(
         name="grefs",
         make=lambda folder: published_formats.refer(folder, "grefcoco_unc", images=1),
         mutations={"*.json": _JSON},
-        read=_builder("grefcoco_unc"),
+        read=build_reader("grefcoco_unc"),
     ),
     Format(
         name="masks",
         make=lambda folder: published_formats.masks(folder, "ecssd", images=1),
         mutations={"*.png": image_mutations.mutated_png},
-        read=_builder("ecssd"),
+        read=build_reader("ecssd"),
     ),
     Format(
         name="reasonseg",
         make=lambda folder: published_formats.reasonseg(folder, images=2),
         mutations={"*.json": lambda data, rng: _JSON(_utf8(data), rng)},
-        read=_builder("reasonseg"),
+        read=build_reader("reasonseg"),
     ),
     Format(
         name="folder",
         make=_make_folder,
         mutations={"*.jsonl": _LINES},
-        read=_builder("folder"),
+        read=build_reader("folder"),
     ),
 )
 _PARQUET = Format(

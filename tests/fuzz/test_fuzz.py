@@ -20,6 +20,9 @@ NAMES = (
     "reasonseg",
     "folder",
     *(["parquet"] if importlib.util.find_spec("pyarrow") else []),  # As the reader does without.
+    "yolo",
+    "labelme",
+    "conversations",
     "png",
     "jpeg",
     "webp",

@@ -11,90 +11,18 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from seg_jax import checksums, files
 from seg_jax.data import record_schema
 from seg_jax.data import workers as processes
-from seg_jax.data.build import claims, leaks, record_files
+from seg_jax.data.build import claims, leaks, readers, record_files
+from seg_jax.data.build.readers import Name as Name
+from seg_jax.data.build.readers import Plan
 from seg_jax.data.build.record_files import Task
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import (
-    annotations,
-    coco,
-    expected_sizes,
-    fcot,
-    folder,
-    foreign,
-    mask_folders,
-    reasonseg,
-    refer,
-)
+from seg_jax.data.formats import annotations, expected_sizes, mask_folders, refer
 from seg_jax.data.formats.annotations import AnnotatedImage, Annotations
-
-Name = Literal[
-    "refcoco_unc",
-    "refcoco_google",
-    "refcocoplus_unc",
-    "refcocog_umd",
-    "refcocog_google",
-    "refclef_unc",
-    "refclef_berkeley",
-    "grefcoco_unc",
-    "reasonseg",
-    "coco_instances",
-    "coco_panoptic",
-    "cod10k",
-    "camo",
-    "duts",
-    "dut_omron",
-    "hku_is",
-    "ecssd",
-    "dis5k",
-    "fcot",
-    "folder",
-]
-"""The formats that are read; the refer family by the names that TFDS gives them."""
-
-PLACES = {
-    "coco": (
-        "images/coco_2014/train2014",
-        "images/mscoco/images/train2014",
-        "images/train2014",
-        "coco_train2014",
-        "train2014",
-    ),
-    "saiapr": ("images/saiapr_tc-12", "saiapr_tc-12"),
-}
-"""Where images lie in common folders; the first that exists is taken."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is built, from what, and where."""
-
-    name: Name
-    source: Path
-    out: Path
-    images: Path | None = None
-    """Folder of the images; None: where others keep them below the source, or for data of your own
-    where the lines are."""
-    masks: Path | None = None
-    """Folder of the masks, for data sets of masks in one split (dut_omron, hku_is, ecssd); None:
-    where others keep them below the source."""
-    splits: tuple[str, ...] = ()
-    """Splits to build; all if empty."""
-    paper: bool = False
-    """Whether images in train stay that a val or test split of the family holds."""
-    family: Path | None = None
-    """Folder of refcoco, refcoco+, ..; None: the source, for data sets of the family."""
-    held_out: tuple[str, ...] = ()
-    """Editions whose val and test images are removed; all that are there if empty."""
-    records: int = 1024
-    """Number of images in a file."""
-    strict: bool = False
-    """Whether the build ends at the first thing that would be left out or changed."""
 
 
 @dataclasses.dataclass
@@ -119,7 +47,7 @@ def plan_files(plan: Plan) -> FilePlan:
         raise ValueError(
             f"records: expected at least 1 image a file, got {plan.records}; do: raise --records"
         )
-    read = _read_annotations(plan)
+    read = readers.read(plan)
     _check_any(plan, read.images, read.findings)
     every = annotations.images_by_split(read.images)
     _check_splits(plan, every)
@@ -166,60 +94,6 @@ def _check_known(plan: Plan) -> None:
         )
 
 
-def _read_annotations(plan: Plan) -> Annotations:
-    """Returns the annotated images of a data set."""
-    source = plan.source
-    if not source.is_dir():
-        raise ValueError(
-            f"{source}: expected the folder of the data set, got no folder; do: check --source"
-        )
-    if plan.name in refer.FAMILY:
-        kind = refer.FAMILY[plan.name].images
-        return refer.read(source, plan.name, _images_folder(plan, PLACES[kind]))
-    if plan.name == "reasonseg":
-        return reasonseg.read(source)
-    if plan.name == "folder":
-        return folder.read(source, images=plan.images)
-    if plan.name == "fcot":
-        return fcot.read(source)
-    if plan.name in mask_folders.LAYOUTS:
-        return mask_folders.read(
-            source, plan.name, images=plan.images, masks=plan.masks, splits=plan.splits
-        )
-    prefix = plan.name.removeprefix("coco_")
-    sheets = sorted((source / "annotations").glob(f"{prefix}_*.json"))
-    if not sheets:
-        what, advice = foreign.found_instead(source)
-        raise ValueError(
-            f"{source}: expected annotations/{prefix}_SPLIT.json, got {what}; do: give the folder "
-            f"that holds annotations and the images' folders as --source, or {advice}"
-        )
-    whole = Annotations([])
-    known = [file.stem.removeprefix(f"{prefix}_") for file in sheets]
-    if unknown := sorted({*plan.splits} - {*known}):
-        raise ValueError(
-            f"splits: expected some of {', '.join(known)}, got {', '.join(unknown)}"
-            "; do: choose --splits among them"
-        )
-    for file in sheets:
-        split = file.stem.removeprefix(f"{prefix}_")
-        if plan.splits and split not in plan.splits:
-            continue
-        images = _images_folder(plan, (split, f"images/{split}"))
-        if prefix == "instances":
-            one = coco.read_instances(file, images=images, split=split)
-        else:
-            numbers = [source / "annotations" / file.stem, source / file.stem]
-            numbers = next((place for place in numbers if place.is_dir()), numbers[0])
-            one = coco.read_panoptic(file, numbers=numbers, images=images, split=split)
-        if not one.images:
-            one.findings.add(annotations.NO_IMAGES, str(file), advice=annotations.NO_IMAGES_ADVICE)
-        whole.images += one.images
-        whole.findings.merge(one.findings)
-        whole.refs |= one.refs
-    return whole
-
-
 class NothingKept(ValueError):
     """Nothing of a data set, or of a split, can be kept; the findings tell all the reasons."""
 
@@ -237,18 +111,6 @@ def _check_any(plan: Plan, some: Sequence[Any], met: Findings) -> None:
             "and --splits",
             met,
         )
-
-
-def _images_folder(plan: Plan, places: Sequence[str]) -> Path:
-    if plan.images is not None:
-        return plan.images
-    for place in places:
-        if (plan.source / place).is_dir():
-            return plan.source / place
-    raise ValueError(
-        f"{plan.source}: expected the images in one of {', '.join(places)}, got no such "
-        "folder; do: --images DIR"
-    )
 
 
 def _check_splits(plan: Plan, every: dict[str, list[AnnotatedImage]]) -> None:
@@ -328,6 +190,7 @@ def claim_build(plan: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if plan.family is None else str(plan.family),
         "records": plan.records,
     }
+    wanted |= readers.chosen(plan)
     places = plan.source, plan.images, plan.masks, plan.family
     reads = [one for one in places if one is not None]
     with claims.claim_folder(plan.out, wanted, anew=anew, reads=reads):

@@ -28,6 +28,7 @@ from seg_jax.data.formats.annotations import (
     PngSegment,
     Polygons,
     Role,
+    UnitPolygons,
 )
 from seg_jax.geometry import runlengths
 
@@ -336,7 +337,7 @@ def _objects_with_masks(
         if isinstance(one.outline, GreyMask):
             for remark in one.outline.remarks():
                 met.add(remark, where)
-        if isinstance(one.outline, Polygons):
+        if isinstance(one.outline, Polygons | UnitPolygons):
             beyond = one.outline.overhang_px(height, width)
             if beyond > OVERHANG_PX:
                 met.add(

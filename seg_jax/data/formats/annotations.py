@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,35 @@ class Polygons:
             return 0.0
         every = np.concatenate(points)
         return float(max(0.0, -every.min(), *(every.max(0) - [width, height])))
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitPolygons:
+    """Rings x, y, x, y, .. in fractions of the image's width and height, united.
+
+    Products with the size are rounded to a millionth of a pixel: what a tool divided by the size
+    comes back as it was, where its decimals allow for it.
+    """
+
+    rings: tuple[tuple[float, ...], ...]
+
+    def in_pixels(self, height: int, width: int) -> Polygons:
+        """Returns the same rings in pixels of an image of this size."""
+        size = width, height
+        return Polygons(
+            tuple(
+                tuple(round(number * size[place % 2], 6) for place, number in enumerate(ring))
+                for ring in self.rings
+            )
+        )
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        return self.in_pixels(height, width).rle(height, width)
+
+    def overhang_px(self, height: int, width: int) -> float:
+        """Returns how far it reaches beyond an image, in pixels; 0 within."""
+        return self.in_pixels(height, width).overhang_px(height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +168,7 @@ class GreyMask:
         return _grey_image(self.file).remarks
 
 
-Outline = Polygons | RunLengths | PngSegment | PaintedShapes | GreyMask
+Outline = Polygons | UnitPolygons | RunLengths | PngSegment | PaintedShapes | GreyMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +196,17 @@ class Expression:
     """Number of the annotation that it belongs to, as others may; -1: none."""
     sentence: bool = False
     """Whether it is a whole sentence, as ReasonSeg's questions are."""
+
+
+def names_as_expressions(objects: Sequence[AnnotatedObject]) -> tuple[Expression, ...]:
+    """Returns an expression for each name that objects have; it means all of that name."""
+    meant: dict[str, list[int]] = {}
+    for place, one in enumerate(objects):
+        if one.name:
+            meant.setdefault(one.name, []).append(place)
+    return tuple(
+        Expression(place, name, tuple(which)) for place, (name, which) in enumerate(meant.items())
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from seg_jax.data.formats.annotations import (
     AnnotatedObject,
     Annotations,
     BadAnnotation,
-    Expression,
     Outline,
     PngSegment,
     Role,
@@ -361,10 +360,6 @@ def _annotated_images(
             name = schemas.short_repr(sheet.images[number].file_name)
             told = f"{sheet.path}: image {number}, {name}"
             sheet.findings.add(annotations.NONE_TAKEN, told)
-        meant: dict[str, list[int]] = {}
-        for place, one in enumerate(some):
-            if one.name:
-                meant.setdefault(one.name, []).append(place)
         if some:
             image = sheet.images[number]
             yield AnnotatedImage(
@@ -373,9 +368,6 @@ def _annotated_images(
                 image=images / image.file_name,
                 image_id=number,
                 objects=tuple(some),
-                expressions=tuple(
-                    Expression(place, name, tuple(which))
-                    for place, (name, which) in enumerate(meant.items())
-                ),
+                expressions=annotations.names_as_expressions(some),
                 size=image.size,
             )

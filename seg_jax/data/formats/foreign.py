@@ -17,6 +17,7 @@ _CONVERT = (
     "convert it to annotations/instances_SPLIT.json of COCO, or write SPLIT.jsonl as "
     "seg_jax/data/formats/folder.py says"
 )
+_BUILD = "build {}, with the folder that holds it as --source"
 _NO_OUTLINES = "annotate objects with outlines; seg-jax annotate makes them of bare images"
 _COCO = "put it into DIR/annotations as {}_SPLIT.json, the images into DIR/SPLIT, and build {}"
 _SIGNS = (
@@ -49,7 +50,8 @@ _SIGNS = (
         "COCO without outlines",
         "get instances_SPLIT.json from the same place",
     ),
-    (r"(^|/)(data\.ya?ml|obj\.(names|data))$", "labels of YOLO", _CONVERT),
+    (r"(^|/)data\.ya?ml$", "labels of YOLO", _BUILD.format("yolo")),
+    (r"(^|/)obj\.(names|data)$", "labels of YOLO", "write data.yaml, and build yolo"),
     (r"(^|/)_annotations\.createml\.json$", "boxes of CreateML", _NO_OUTLINES),
     (r"(^|/)_classes\.csv$", "classes of images", _NO_OUTLINES),
     (r"\.xml$", "XML, as CVAT, LabelMe and Pascal VOC write it", _CONVERT),
@@ -58,7 +60,7 @@ _SIGNS = (
 )
 """Names that tell a format, what it is called, and what to do; the first one counts."""
 _KEYS = (
-    ((b'"shapes"', b'"imagePath"'), "JSON of LabelMe", _CONVERT),
+    ((b'"shapes"', b'"imagePath"'), "JSON of LabelMe", _BUILD.format("labelme")),
     ((b'"annotations"', b'"segmentation"', b'"counts"'), "masks as Segment Anything's", _CONVERT),
     ((b'"completions"',), "JSON of Label Studio", _CONVERT),
     ((), "JSON of another format", _CONVERT),

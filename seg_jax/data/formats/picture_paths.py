@@ -1,0 +1,113 @@
+"""Finds the images that annotation files name, by the relative rules of labelling tools."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from seg_jax import files, schemas
+
+IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|gif|tiff?|ppm)", re.IGNORECASE)
+"""Names of images; those that a file manager leaves, as ._a.jpg, are none."""
+MOST_FILES = 2_000_000
+"""Files of a folder, with those below it."""
+
+
+def relative(told: str) -> str:
+    """Returns the path that an annotation gives, with slashes, without scheme, host and query."""
+    told = told.strip()
+    parts = urllib.parse.urlsplit(told) if re.match(r"[a-z][a-z0-9+.-]+://", told, re.I) else None
+    if parts is None:
+        path = told.replace("\\", "/")
+        path, _, query = path.partition("?")
+        if query.startswith("d="):  # Label Studio's files of its own machine.
+            path = urllib.parse.unquote(query[2:])
+        elif query:
+            path = urllib.parse.unquote(path)
+    else:
+        path = urllib.parse.unquote(parts.path)
+    return path.lstrip("/") if parts else path
+
+
+def find(told: str, *, folders: list[Path]) -> Path:
+    """Returns the image that a path means.
+
+    Tried are the path as it stands, below each folder, and what is left of it without its first
+    folders: tools write where the image lay on their own machine.
+
+    Args:
+      told: the path as the annotation gives it, with slashes or backslashes, or a URL.
+      folders: where to look, in this order.
+
+    Returns:
+      The first that is there; else the likeliest, which is missing.
+    """
+    path = PurePosixPath(re.sub(r"^[A-Za-z]:", "", relative(told)) or "image")
+    if path.is_absolute() and is_file(Path(path)):
+        return Path(path)
+    parts = [part for part in path.parts if part != "/"]
+    for begin in range(len(parts)):
+        for folder in folders:
+            place = folder.joinpath(*parts[begin:])
+            if is_file(place):
+                return place
+    return folders[0].joinpath(*parts)
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def files_below(folder: Path, *, ending: str) -> list[Path]:
+    """Returns files below a folder by the ending of their names, in order.
+
+    Args:
+      folder: that is looked through, with those in it; hidden ones are passed over.
+      ending: a regular expression of names, as `IMAGE.pattern`.
+
+    Raises:
+      ValueError: there are too many.
+    """
+    kept = re.compile(ending, re.IGNORECASE)
+    found = [path for path in _walk(folder) if kept.fullmatch(path.name)]
+    if len(found) > MOST_FILES:
+        raise ValueError(
+            f"{folder}: expected at most {MOST_FILES} files, got more; do: build part by part"
+        )
+    return sorted(found)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    import os
+
+    for top, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(top) / name for name in names if not name.startswith("."))
+
+
+def name_within(path: Path, folder: Path) -> str:
+    """Returns a path as it names an image: relative to a folder that it lies in."""
+    try:
+        return path.relative_to(folder).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text that names images or labels.
+
+    Raises:
+      ValueError: see `files.read_text`.
+    """
+    return files.read_text(path, most=2**28, advice="save it in UTF-8").splitlines()
+
+
+def shown(told: str) -> str:
+    """Returns a path as messages show it."""
+    return schemas.short_repr(told)
