@@ -19,6 +19,7 @@ from seg_jax.data.sources import Built
 from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
+from seg_jax.models.adapters import lora
 from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
@@ -133,10 +134,27 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
-    def validator(run, bundle, asked, *, mesh, stage):
+    def validator(run, bundle, asked, *, mesh, stage, whole):
         note("validator", run.validate, asked, stage)
 
+    real_plan = lora.plan
+    lora.layers(nnx.merge(given.graph, given.params).config)  # Found once, with the true shapes.
+
+    def plan(config, adapter, parts):
+        note("learning", adapter, parts)
+        return real_plan(config, adapter, parts)
+
+    def draw(shapes, *, seed, on):
+        note("adapters", seed)
+        return shapes
+
+    def save_adapter(bundle, folder, *, learning, learned, base):
+        note("save", bundle.task, bundle.layout, base)
+
     put_mesh(patch, note)
+    patch.setattr(lora, "plan", plan)
+    patch.setattr(lora, "draw", draw)
+    patch.setattr(bundles, "save_adapter", save_adapter)
     patch.setattr(validation, "validator", validator)
     patch.setattr(processes, "join", join)
     patch.setattr(bundles, "load", read)

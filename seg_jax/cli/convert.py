@@ -22,6 +22,7 @@ from seg_jax import checksums, files, locks, schemas
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
+from seg_jax.models.adapters import peft_folder
 from seg_jax.models.io import orbax_params, safetensors, torch_archive, weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.runs import console
@@ -54,6 +55,14 @@ class Config:
     """Dtype of the weights; None: as they are."""
     to: Literal["hf", "orbax"] = "hf"
     """Format: Hugging Face's safetensors, or an Orbax checkpoint."""
+    merge: Path | None = None
+    """Folder of an adapter (LoRA, peft's format) to add to the weights of SOURCE, its base."""
+
+    def __post_init__(self):
+        if self.merge is not None and self.to == "orbax":
+            raise ValueError(
+                "merge: expected --to hf beside it, got orbax; do: merge first, then convert DEST"
+            )
 
 
 def main(config: Config) -> int:
@@ -75,6 +84,8 @@ def main(config: Config) -> int:
         write(model, partial)
         dtype = model.exact.param_dtype if config.to == "orbax" else model.dtype
         _finish(source, model.config, partial.folder, dtype=dtype)
+        if config.merge is not None and (config.merge / bundles.MANIFEST).exists():
+            shutil.copyfile(config.merge / bundles.MANIFEST, partial.folder / bundles.MANIFEST)
         partial.publish()
     family = families.family_of(model.config).model_type
     made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
@@ -206,6 +217,10 @@ def _open(source: Path, config: Config) -> _Model:
         ours, tensors = weights.open_archive(source)
     else:
         ours, tensors = families.read(source), None
+    added = None
+    if config.merge is not None:
+        added = peft_folder.Folder(config.merge, ours)
+        added.check()
     wide = {slot.name for slot in weights.tensor_parts(ours) if slot.dtype == np.float32}
     if (source / orbax_params.FOLDER).is_dir():
         dtype = config.dtype or _noted_dtype(source)
@@ -214,7 +229,8 @@ def _open(source: Path, config: Config) -> _Model:
         reader = weights.ModelTensors(ours, nnx.state(loaded))
 
         def piece(name: str) -> Iterator[np.ndarray]:
-            yield reader.read(name)
+            whole = reader.read(name)
+            yield from _with_adapter(added, name, iter([(0, whole)]), dtype=whole.dtype)
 
         return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
     theirs = weights.HubTensors(ours, tensors or safetensors.open_folder(source))
@@ -227,13 +243,24 @@ def _open(source: Path, config: Config) -> _Model:
     exact = Compute(param_dtype="bfloat16" if set(kinds) == {"bfloat16"} else "float32")
 
     def pieces(name: str) -> Iterator[np.ndarray]:
-        for _, block in theirs.blocks(name):
-            yield block.astype(entries[name].dtype, copy=False)
+        yield from _with_adapter(added, name, theirs.blocks(name), dtype=entries[name].dtype)
 
     def whole() -> Any:
         return weights.load(source, compute=exact)
 
     return _Model(ours, dtype, exact, list(entries.values()), pieces, whole)
+
+
+def _with_adapter(
+    added: peft_folder.Folder | None,
+    name: str,
+    blocks: Iterator[tuple[int, np.ndarray]],
+    *,
+    dtype: np.dtype,
+) -> Iterator[np.ndarray]:
+    """Yields rows of a tensor with an adapter added to it, if there is one."""
+    for _, block in blocks if added is None else added.add_to(name, blocks):
+        yield block.astype(dtype, copy=False)
 
 
 def _dtype(name: Any) -> np.dtype:
@@ -398,8 +425,11 @@ def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
             *families.companions(source),
             source / "config.json",
         ]
+    if config.merge is not None:
+        files += [config.merge / peft_folder.CONFIG, config.merge / peft_folder.WEIGHTS]
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     options = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
+    options["merge"] = None if config.merge is None else str(config.merge.resolve())
     return options | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
 
 

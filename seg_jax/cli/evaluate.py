@@ -112,7 +112,8 @@ class Config(ModelOptions, SceneOptions):
     def _check_read(self) -> None:
         """Raises ValueError for an option that this kind of evaluation does not read."""
         of_protocols = ("answers", "out", "beside", "name", "form", "gallery")
-        of_models = ("grammar", "dtype", "visual_tokens", "task", "batch", "rows", "mesh")
+        of_models = ("adapter", "grammar", "dtype", "visual_tokens", "task")
+        of_models += ("batch", "rows", "mesh")
         of_scenes = ("scenes", "source", "world", *scene_options.CHANGES)
         if self._is_foreground:
             self._check_foreground()
@@ -191,8 +192,8 @@ class Config(ModelOptions, SceneOptions):
         here = ("gallery", "set_name")
         self._refuse(here, "another protocol", got=self.protocol, advice="leave it out")
         if self.maps is not None:
-            of_models = ("checkpoint", "answers", "form", "grammar", "dtype", "visual_tokens")
-            more = ("task", "batch", "rows", "mesh")
+            of_models = ("checkpoint", "adapter", "answers", "form", "grammar", "dtype")
+            more = ("visual_tokens", "task", "batch", "rows", "mesh")
             self._refuse((*of_models, *more), "no --maps", got=self.maps, advice="leave one out")
 
     def _refuse(self, names: Sequence[str], required: str, *, got: object, advice: str) -> None:
@@ -243,7 +244,7 @@ def main(config: Config) -> int:
     )
     summary = task_metrics.summarise(task, outcome)
     summary |= {
-        "checkpoint": str(config.folder),
+        "checkpoint": config.title,
         "set": _set_name(config),
         "seed": config.seed,
         "grammar": config.grammar,
@@ -263,11 +264,17 @@ def main(config: Config) -> int:
             mesh=mesh,
         )
     _say_passed_over(met)
-    console.table(str(config.folder), ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
+    console.table(config.title, ("", "mean", f"{bootstrap.level()} interval"), lines(summary))
     if drawn:
         sampled_answers.tell(drawn, main=next(iter(task.reward_weights)))
     run_folder.tell_json(summary, config.json)
     return 0
+
+
+def _model_title(config: Config) -> str:
+    """Returns how a table names the model, or the answers that were given."""
+    ours = config.checkpoint is not None or config.answers is None
+    return config.title if ours else str(config.answers)
 
 
 def _sampling(config: Config, longest: int) -> steps.Sampling:
@@ -376,7 +383,7 @@ def _by_protocol(config: Config, rules: protocols.Protocol) -> int:
     summary = protocol.numbers(
         rows,
         asking,
-        model=config.name or str(config.checkpoint or config.answers or config.folder),
+        model=config.name or _model_title(config),
         split=set_name,
         too_long=answered.too_long,
         passed_over=met.as_json(),
@@ -419,7 +426,7 @@ def _by_foreground(config: Config, rules: foreground_protocols.Protocol) -> int:
             protocols.PROTOCOLS["res"], source, task=task, form=config.form, findings=met
         )
         mapped = map_answers.of_outlines(answered(asked))
-        model = str(config.checkpoint or config.answers or config.folder)
+        model = _model_title(config)
     rows = foreground.judged_rows(mapped, len(source), name=rules.name, released=released)
     _say_passed_over(met, questions=len(rows))
     summary = {

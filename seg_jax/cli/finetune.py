@@ -25,7 +25,7 @@ def main(config: Config) -> int:
                 )
                 place = stage.Place(config.out, "sft", log)
                 trained = supervised.train(config, begin, place)
-            stage.save_model(config.out, begin.bundle, trained.state)
+            stage.save_model(config, begin, trained.state)
             stage.tell_best(config.out, "sft", trained)
             if processes.is_first():
                 console.tell(config.out / "checkpoint")

@@ -26,6 +26,8 @@ class ModelOptions:
     checkpoint: Path | None = None
     """Folder of a trained model, as runs/quickstart/checkpoint, or one of Hugging Face's; left
     out: the small model that comes with the package, for drawn scenes."""
+    adapter: Path | None = None
+    """Folder of an adapter (LoRA, peft's format) that works beside the checkpoint, its base."""
     grammar: bool = False
     """Hold answers to the grammar, so that each can be read whatever the model knows."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -42,6 +44,11 @@ class ModelOptions:
     def folder(self) -> Path:
         """Where the model lies."""
         return self.checkpoint or experiments.NANO
+
+    @property
+    def title(self) -> str:
+        """How tables name the model."""
+        return str(self.folder) if self.adapter is None else f"{self.folder} + {self.adapter}"
 
     def predictor(
         self,
@@ -69,6 +76,11 @@ class ModelOptions:
                 f"visual_tokens: expected 4 to {encode.MAX_VISUAL_TOKENS}, got {self.visual_tokens}"
                 "; do: give a number in this range, or leave --visual-tokens out"
             )
+        if self.adapter is not None and self.checkpoint is None:
+            raise ValueError(
+                f"adapter: expected --checkpoint BASE beside it, got {self.adapter} alone; do: "
+                "give the folder of the model that it was trained on"
+            )
         folder = self.folder
         dtype = self.dtype or families.noted_dtype(folder)
         compute = Compute(dtype=dtype, param_dtype=dtype)
@@ -78,5 +90,6 @@ class ModelOptions:
             on=on,
             visual_tokens=self.visual_tokens,
             task_kind=self.task,
+            adapter=self.adapter,
         )
         return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ def main(config: Config) -> int:
             with stage.open_log(config.out, config.log) as log:
                 place = stage.Place(config.out, "gspo", log)
                 trained = reinforcement.train(config, begin, place, show=gallery.show)
-            saved = dataclasses.replace(begin.bundle, task=reinforcement.task_to_save(config))
-            stage.save_model(config.out, saved, trained.state)
+            task = reinforcement.task_to_save(config)
+            stage.save_model(config, begin, trained.state, task=task)
             best = stage.tell_best(config.out, "gspo", trained)
             if processes.is_first():
                 _report(config, gallery, best)

@@ -22,6 +22,7 @@ from seg_jax.evaluation.referring import tables
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
+from seg_jax.models.adapters import lora
 from seg_jax.records import Sample, check_least
 from seg_jax.runs import (
     chapters,
@@ -56,6 +57,12 @@ class Variant:
                 f"study, {self.name}: expected sft or gspo, and more_sft only without gspo, got "
                 "others; do: correct the stages of this variant"
             )
+        for run in (self.sft, self.gspo, self.more_sft):
+            if run is not None and (lora.is_wanted(run.adapter) or run.parts != lora.Parts()):
+                raise ValueError(
+                    f"study, {self.name}: expected stages that train all weights, got adapters or "
+                    "frozen parts; do: compare these by finetune and evaluate"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

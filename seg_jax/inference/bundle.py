@@ -17,6 +17,8 @@ from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import processing
 from seg_jax.models import families
+from seg_jax.models.adapters import lora, peft_folder
+from seg_jax.models.adapters.lora import Learning
 from seg_jax.models.io import model_folder, weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.tasks import table
@@ -81,6 +83,26 @@ def save(bundle: Bundle, folder: Path) -> None:
         write_manifest(temporary, bundle.layout, bundle.task)
 
 
+def save_adapter(
+    bundle: Bundle, folder: Path, *, learning: Learning, learned: Any, base: Path
+) -> None:
+    """Writes the folder of an adapter, in peft's format and the manifest; whole or not at all.
+
+    Args:
+      bundle: the model that it belongs to, its layout and task those that were learnt.
+      folder: where to.
+      learning: which weights have learnt.
+      learned: these, on the host.
+      base: folder of the model.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    with model_folder.replacing(folder) as temporary:
+        peft_folder.write(temporary, learning, learned, base=str(base))
+        write_manifest(temporary, bundle.layout, bundle.task)
+
+
 def write_manifest(folder: Path, layout: Layout, task: Task) -> None:
     """Writes what Hugging Face's files do not say."""
     manifest = {"layout": dataclasses.asdict(layout), "task": table.as_json(task)}
@@ -94,6 +116,7 @@ def load(
     on: Mesh | None = None,
     visual_tokens: int | None = None,
     task_kind: type[Task] | None = None,
+    adapter: Path | None = None,
 ) -> Bundle:
     """Returns the model of a folder that `save` wrote, or of a plain one of Hugging Face's.
 
@@ -106,14 +129,30 @@ def load(
       on: the mesh to lay the parameters over; None: the default device.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
       task_kind: class of the task that the folder stores, if it is none of the package's.
+      adapter: folder of an adapter that works beside the weights; layout and task are its own
+        where it says them.
 
     Raises:
-      ValueError: the folder is not such a one, a file in it is broken, or `visual_tokens` are
-        given for a model that was trained with others.
+      ValueError: the folder is not such a one, a file in it is broken, `visual_tokens` are
+        given for a model that was trained with others, or the adapter is of another base.
     """
-    bundle = blank(folder, compute=compute, visual_tokens=visual_tokens, task_kind=task_kind)
+    bundle = blank(
+        folder,
+        compute=compute,
+        visual_tokens=visual_tokens,
+        task_kind=task_kind,
+        adapter=adapter,
+    )
+    found = None
+    if adapter is not None:  # A wrong one is told before weights are read.
+        found = peft_folder.Folder(adapter, nnx.merge(bundle.graph, bundle.params).config)
     _, params = nnx.split(weights.load(folder, compute=compute, on=on))
-    return dataclasses.replace(bundle, params=params)
+    if found is None:
+        return dataclasses.replace(bundle, params=params)
+    graph, shapes = lora.attach(bundle.graph, params, found.learning)
+    params = lora.all_weights(params, peft_folder.lay_arrays(found.leaves(), shapes, on=on))
+    found.check()
+    return dataclasses.replace(bundle, graph=graph, params=params)
 
 
 def blank(
@@ -122,6 +161,7 @@ def blank(
     compute: Compute | None = None,
     visual_tokens: int | None = None,
     task_kind: type[Task] | None = None,
+    adapter: Path | None = None,
 ) -> Bundle:
     """Returns the model of a folder with shapes for weights: only its small files are read.
 
@@ -130,12 +170,15 @@ def blank(
       compute: how it is to compute; float32 if None.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
       task_kind: as in `load`.
+      adapter: whose layout and task these are; its weights are not there.
 
     Raises:
       ValueError: as `load`, of these files.
     """
     _check_folder(folder)
-    layout, task = describe(folder, visual_tokens=visual_tokens, task_kind=task_kind)
+    layout, task = describe(
+        folder, visual_tokens=visual_tokens, task_kind=task_kind, adapter=adapter
+    )
     tokenizer, config = Tokenizer.load(folder), families.read(folder)
     _check_fit(config, tokenizer, layout, folder)
     graph, shapes = nnx.split(weights.blank(config, compute or Compute()))
@@ -144,18 +187,21 @@ def blank(
     return Bundle(graph, shapes, tokenizer, folder, layout, task, ends)
 
 
-def own_task(folder: Path, task_kind: type[Task] | None = None) -> Task | None:
+def own_task(
+    folder: Path, task_kind: type[Task] | None = None, *, adapter: Path | None = None
+) -> Task | None:
     """Returns the task that was saved with a model; None for a plain folder of Hugging Face's.
 
     Args:
       folder: of the model.
       task_kind: as in `load`.
+      adapter: folder of an adapter that was learnt beside it.
 
     Raises:
       ValueError: it is no folder, or its manifest is broken.
     """
     _check_folder(folder)
-    path = folder / MANIFEST
+    path = _teller(folder, adapter) / MANIFEST
     return _manifest(path, task_kind)[1] if path.exists() else None
 
 
@@ -168,8 +214,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _teller(folder: Path, adapter: Path | None) -> Path:
+    """Returns the folder whose manifest tells layout and task: the adapter's, if it has one."""
+    return adapter if adapter is not None and (adapter / MANIFEST).exists() else folder
+
+
 def describe(
-    folder: Path, *, visual_tokens: int | None = None, task_kind: type[Task] | None = None
+    folder: Path,
+    *,
+    visual_tokens: int | None = None,
+    task_kind: type[Task] | None = None,
+    adapter: Path | None = None,
 ) -> tuple[Layout, Task]:
     """Returns layout and task of a model's folder.
 
@@ -177,12 +232,13 @@ def describe(
       folder: of the model.
       visual_tokens: image tokens of a row of a plain folder, 1280 if None.
       task_kind: as in `load`; the task of a plain folder is the default one.
+      adapter: folder of an adapter that was learnt beside it.
 
     Raises:
       ValueError: the manifest is broken or says how many visual tokens there are, or there is
         none and nothing says how images are cut.
     """
-    path = folder / MANIFEST
+    path = _teller(folder, adapter) / MANIFEST
     families.check_no_adapter(folder)
     if path.exists():
         layout, task = _manifest(path, task_kind)

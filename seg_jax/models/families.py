@@ -112,8 +112,8 @@ def check_no_adapter(folder: Path) -> None:
         if (folder / name).exists():
             raise ValueError(
                 f"{folder}: expected the weights of a model, got {name}, an adapter (LoRA) that "
-                "changes another one; do: merge it into its model first (peft's merge_and_unload, "
-                "then save_pretrained), or remove it to take the model without it"
+                "changes another one; do: give its base here and this folder as the adapter, or "
+                "merge both: seg-jax convert BASE DEST --merge ADAPTER"
             )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from seg_jax.models import families
@@ -34,6 +34,8 @@ class Part(NamedTuple):
     """Operations of the gradient, where the pass is differentiated."""
     again: float
     """Operations that the backward pass then computes a second time."""
+    pairs: float = 0.0
+    """Operations of the forward pass that multiply no weights: those of attention."""
 
 
 def without_gradient(parts: Iterable[Part]) -> Flops:
@@ -44,11 +46,33 @@ def without_gradient(parts: Iterable[Part]) -> Flops:
     return done
 
 
-def with_gradient(parts: Iterable[Part]) -> Flops:
-    """Returns the operations of passes and of their gradient."""
+def with_gradient(parts: Iterable[Part], modes: Mapping[str, str] | None = None) -> Flops:
+    """Returns the operations of passes and of their gradient.
+
+    Args:
+      parts: passes.
+      modes: of vision, merger and text: `frozen`, `adapted` or `trained`; None: all are trained.
+        Weights that do not learn have no gradient; the products of adapters are left out.
+    """
     parts = list(parts)
-    backward, again = sum(p.backward for p in parts), sum(p.again for p in parts)
+    backward, again = sum(_backward(p, modes) for p in parts), sum(p.again for p in parts)
+    if modes is not None and _is_apart(modes):
+        again = sum(p.again for p in parts if p.name != "vision")
     return without_gradient(parts) | {"backward": backward, "recomputed": again}
+
+
+def _backward(part: Part, modes: Mapping[str, str] | None) -> float:
+    """Returns the operations of the gradient of a pass."""
+    if modes is None or modes["vision" if part.name == "vision" else "text"] == "trained":
+        return part.backward
+    if part.name == "vision" and _is_apart(modes):
+        return 0.0
+    return part.forward + part.pairs  # Of a product with frozen weights one factor's alone.
+
+
+def _is_apart(modes: Mapping[str, str]) -> bool:
+    """Returns whether nothing in the tower learns, so that no gradient goes back through it."""
+    return modes["vision"] == "frozen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +97,7 @@ class Counter:
 
     def extend(self, rows: int, answers: int, length: int, *, behind: int) -> Part:
         """Returns the operations on whole answers that look at prompts of `behind` tokens."""
-        done = again = 0.0
+        done = again = pairs = 0.0
         for stack in self.arithmetic.decoder:
             tokens = rows * answers * length
             scores = stack.pair * tokens * (behind + length) * stack.count
@@ -81,7 +105,8 @@ class Counter:
             weights = stack.weights * tokens * stack.count
             done += weights + scores + spread
             again += self._recomputed(weights + spread, stack.last * tokens * stack.count, scores)
-        return Part("text", done, 2 * done, again)
+            pairs += scores
+        return Part("text", done, 2 * done, again, pairs)
 
     def head(self, rows: int, length: int, chunk: int | None) -> Part:
         """Returns the operations on the scores of the next token at every token of rows."""
@@ -110,18 +135,20 @@ class Counter:
             part.forward + embed + merge,
             part.backward + embed + 2 * merge,
             part.again,
+            part.pairs,
         )
 
     def _blocks(self, name: str, stacks: list[Blocks], *, rows: int, tokens: int) -> Part:
-        done = again = 0.0
+        done = again = looked = 0.0
         for stack in stacks:
             weights = stack.weights * rows * tokens * stack.count
             pairs, divided = _pairs(tokens, stack.reach)
             scores = stack.pair * rows * pairs * stack.count
+            looked += scores
             done += weights + scores
             again += self._recomputed(weights, stack.last * rows * tokens * stack.count, scores)
             again += scores if divided else 0.0
-        return Part(name, done, 2 * done, again)
+        return Part(name, done, 2 * done, again, looked)
 
     def _recomputed(self, weights: float, last: float, scores: float) -> float:
         """Returns what `Compute.remat` makes the backward pass compute a second time."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,8 @@ from seg_jax.data.encode import Encoder
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import flops
+from seg_jax.models.adapters import lora
+from seg_jax.models.adapters.lora import Learning
 from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Prompts
 from seg_jax.runs import start
@@ -54,14 +56,14 @@ class VLMPlan(Plan):
         if not isinstance(run.source, sources.Scenes):
             run = dataclasses.replace(run, source=sources.Scenes())
         if run.checkpoint is not None:
-            return cls(run, start.blank_from_checkpoint(run), mesh)
+            return cls(run, start.with_adapters(run, start.blank_from_checkpoint(run)), mesh)
         if run.model is None:
             raise ValueError(
                 "CONFIG.py: expected a checkpoint or a model in the configuration, got neither; "
                 "do: give --checkpoint FOLDER"
             )
         with tempfile.TemporaryDirectory() as folder:
-            return cls(run, start.blank_model(run, Path(folder)), mesh)
+            return cls(run, start.with_adapters(run, start.blank_model(run, Path(folder))), mesh)
 
     @property
     def params(self) -> Any:
@@ -74,11 +76,34 @@ class VLMPlan(Plan):
         return nnx.merge(self.bundle.graph, self.bundle.params).config
 
     @functools.cached_property
+    def learning(self) -> Learning:
+        """Which weights learn."""
+        return start.learning(self.run, self.config)
+
+    @property
+    def modes(self) -> Mapping[str, str]:
+        """What becomes of each part of the model."""
+        return self.learning.modes
+
+    @functools.cached_property
     def state(self) -> state.State:
         """State of the training, as it lies on the devices."""
         transform = optimizers.build(self.run.optimizer)
-        offload = self.run.offload
-        return state.shapes(self.bundle.params, transform, self.mesh, offload=offload)
+        offload, learned = self.run.offload, self.learning.split(self.bundle.params)[0]
+        return state.shapes(learned, transform, self.mesh, offload=offload)
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """Shapes of the weights that do not learn, None where all do."""
+        found = self.learning.split(self.bundle.params)[1]
+        if found is None:
+            return None
+        return sharding.with_shardings(found, sharding.shardings(found, self.mesh))
+
+    @property
+    def weights(self) -> Any:
+        """Shapes of all weights as they lie on the devices."""
+        return lora.all_weights(self.state.params, self.frozen)
 
     @functools.cached_property
     def actor(self) -> jitted_steps.Actor:
@@ -114,7 +139,7 @@ class VLMPlan(Plan):
         prompts: Prompts = self.rows("prompts")._replace(answer=None)
         function = Predictor(self.bundle).judged_answer
         done = self.decoding_work(prompts, 1, self.bundle.layout.max_answer)
-        arguments = (self.state.params, prompts)
+        arguments = (self.weights, prompts)
         return Step("evaluate", function, arguments, done, advice=self.decoding_advice())
 
     def decoding_work(self, prompts: Prompts, answers: int, length: int) -> flops.Flops:
@@ -137,7 +162,7 @@ class VLMPlan(Plan):
         if not isinstance(chosen, optimizers.Muon):
             return {}
         done = 0.0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.bundle.params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.state.params):
             if optimizers.is_matrix(path):
                 *stack, m, n = *leaf.shape[:-2], *sorted(leaf.shape[-2:])
                 done += float(np.prod(stack, dtype=float)) * (4.0 * m * m * n + 2.0 * m**3)

@@ -84,15 +84,15 @@ def with_source(config: ConfigT) -> ConfigT:
 
 
 def folders_read(config: Any) -> list[Path]:
-    """Returns the folders that a run reads: its models and its data sets.
+    """Returns the folders that a run reads: its models, its adapter and its data sets.
 
     Args:
-      config: of a run, with its `source` and its `checkpoint`.
+      config: of a run, with its `source`, its `checkpoint` and its `adapter`.
     """
     source = config.source
     parts = source.parts if isinstance(source, Mixed) else (source,)
     data = [folder for part in parts if isinstance(part, Built) for folder in part.folders]
-    models = (config.checkpoint, getattr(config, "segmenter", None))
+    models = (config.checkpoint, getattr(config, "segmenter", None), config.adapter.folder)
     return [*(folder for folder in models if folder is not None), *data]
 
 

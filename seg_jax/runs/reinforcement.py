@@ -47,7 +47,8 @@ class Config(TrainingRun):
     out: Path = Path("runs/reinforce")
     """Folder of the run; its model ends up in OUT/checkpoint."""
     seed: int = 0
-    """Seed of the sampled answers; `feed.seed` is that of the order of the samples."""
+    """Seed of the sampled answers and of new adapters; `feed.seed` is that of the order of the
+    samples."""
     source: datasets.Source = dataclasses.field(default_factory=lambda: Scenes(seed=1))
     feed: Feed = Feed(batch=32)
     """Prompts of a step."""
@@ -215,7 +216,7 @@ class Plan(abstract.VLMPlan):
         return Step(
             "sample",
             function,
-            (self.state.params, prompts, number, *first),
+            (self.weights, prompts, number, *first),
             self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
             beside=[self.state.moments, self._reference, self._frozen.params],
             advice=self.decoding_advice(),
@@ -236,7 +237,7 @@ class Plan(abstract.VLMPlan):
         return Step(
             "update",
             function,
-            (self.state, prompts, self._rollout(), self._reference, *self._frozen.argument),
+            (self.state, prompts, self._rollout(), self._reference, *self._unchanged),
             self._learning_work(prompts),
             advice=self.training_advice(run.policy.minibatches, "policy.minibatches"),
         )
@@ -264,8 +265,16 @@ class Plan(abstract.VLMPlan):
         return frozen_segmenter.shapes(self.bundle.task, self.run.segmenter, on=self.mesh)
 
     @property
+    def _unchanged(self) -> tuple[Any, ...]:
+        """Shapes of all weights that an update only reads, as its last arguments."""
+        return _last_arguments(self._frozen, self.frozen)
+
+    @property
     def _reference(self) -> Any:
-        """Shapes of the weights that the policy is held to, None where it is held to none."""
+        """Shapes of the weights that the policy is held to, None where it is held to none.
+
+        Those that are frozen are the policy's own.
+        """
         return self.state.params if self.run.policy.kl > 0 else None
 
     def _rollout(self) -> Rollout:
@@ -290,7 +299,8 @@ class Plan(abstract.VLMPlan):
             counter.extend(rows, answers, length - 1, behind=read),
             counter.head(rows * answers, length, run.loss_chunk),
         ]
-        done = flops.with_gradient(parts) | self.optimizer_work(run.policy.minibatches)
+        done = flops.with_gradient(parts, self.modes)
+        done |= self.optimizer_work(run.policy.minibatches)
         if run.policy.kl > 0:
             done |= {"reference": sum(flops.without_gradient(parts).values())}
         if truths:
@@ -311,7 +321,9 @@ def task_to_save(run: Config) -> Task:
     left out.
     """
     task = run.task or Referring()
-    stored = None if run.checkpoint is None else bundles.own_task(run.checkpoint, type(task))
+    stored = None
+    if run.checkpoint is not None:
+        stored = bundles.own_task(run.checkpoint, type(task), adapter=run.adapter.folder)
     return task if stored is None else task.with_questions_of(stored)
 
 
@@ -331,18 +343,22 @@ def train(
     )
     batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
-    draw = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
+    draw_by = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
     frozen = frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
     gather = _gathering(run, actor, bundle.task, frozen) if run.gathers else None
-    learn = _learning(run, actor, bundle.task, frozen)
-    reference = None
+    learn = _learning(run, actor, bundle.task, _last_arguments(frozen, start.frozen), frozen)
+    whole, reference = start.all_weights, None
     if run.policy.kl > 0:
         reference = start.weights()
         start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
     if run.probe:
         start = start._replace(
-            weights=_weights_probed(run, start, draw=draw, mesh=mesh, frozen=frozen)
+            weights=_weights_probed(run, start, draw=draw_by, mesh=mesh, frozen=frozen)
         )
+
+    def draw(learned: Any, *prompts: Any) -> Rollout:
+        return draw_by(whole(learned), *prompts)
+
     clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
     drawing = Drawing(
         batches, to_device, draw, clock, gather=gather, rounds=run.rounds, prompts=run.feed.batch
@@ -367,11 +383,20 @@ def train(
         place=place,
         mesh=mesh,
         samples=drawn.samples,
-        validator=validation.validator(run, bundle, drawn.asked, mesh=mesh, stage=place.stage),
+        validator=validation.validator(
+            run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=whole
+        ),
     )
 
 
-def _learning(run: Config, actor: steps.Actor, task: Task, frozen: Frozen) -> Callable[..., Any]:
+def _last_arguments(segmenter: Frozen, frozen: Any) -> tuple[Any, ...]:
+    """Returns the last arguments of an update: a segmenter's weights and the frozen ones."""
+    return segmenter.argument if frozen is None else (segmenter.params, frozen)
+
+
+def _learning(
+    run: Config, actor: steps.Actor, task: Task, beside: tuple[Any, ...], frozen: Frozen
+) -> Callable[..., Any]:
     """Returns the step (state, prompts, rollout, reference) -> (state, metrics)."""
     learn = steps.reinforcing_step(
         actor,
@@ -382,7 +407,7 @@ def _learning(run: Config, actor: steps.Actor, task: Task, frozen: Frozen) -> Ca
         sampling=run.sampling,
         segment=frozen.segment,
     )
-    return lambda *arguments: learn(*arguments, *frozen.argument)
+    return lambda *arguments: learn(*arguments, *beside)
 
 
 def _gathering(
@@ -403,7 +428,9 @@ def _weights_probed(
 
     def weights() -> Any:
         params = start.weights()
-        sampled_answers.tell_before(run, start.bundle, params, draw=draw, mesh=mesh, frozen=frozen)
+        sampled_answers.tell_before(
+            run, start.bundle, start.all_weights(params), draw=draw, mesh=mesh, frozen=frozen
+        )
         return params
 
     return weights

@@ -14,10 +14,10 @@ import jax
 from seg_jax import files
 from seg_jax.data import passing
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference.bundle import Bundle
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import console, run_folder
 from seg_jax.runs.start import Start
+from seg_jax.tasks.task import Task
 from seg_jax.training import loop, optimizers, processes, state
 from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.log import Board, Log, SilentLog
@@ -65,12 +65,31 @@ def open_log(folder: Path, board: Board | None = None) -> Log:
     return Log(folder, board or Board()) if processes.is_first() else SilentLog()
 
 
-def save_model(folder: Path, bundle: Bundle, trained: state.State) -> None:
-    """Saves the model of a run in FOLDER/checkpoint, by the first of its processes."""
-    params = sharding.gather(trained.params)
-    processes.run_on_first(
-        lambda: bundles.save(dataclasses.replace(bundle, params=params), folder / "checkpoint")
-    )
+def save_model(run: Any, start: Start, trained: state.State, *, task: Task | None = None) -> None:
+    """Saves what a run has made in OUT/checkpoint, by the first of its processes.
+
+    That is a whole model or, of a run with adapters, all that has learnt beside its base.
+
+    Args:
+      run: its configuration.
+      start: what it began with.
+      trained: the state that it ended with.
+      task: that the model knows; None: as it began.
+    """
+    folder, bundle, learning = run.out / "checkpoint", start.bundle, start.learning
+    bundle = dataclasses.replace(bundle, task=task or bundle.task)
+    adapts = learning is not None and learning.adapted
+    params = sharding.gather(trained.params if adapts else start.all_weights(trained.params))
+
+    def save() -> None:
+        if learning is not None and adapts:
+            bundles.save_adapter(
+                bundle, folder, learning=learning, learned=params, base=run.checkpoint
+            )
+        else:
+            bundles.save(dataclasses.replace(bundle, params=params), folder)
+
+    processes.run_on_first(save)
 
 
 def tell_best(folder: Path, stage: str, trained: Trained) -> str:
@@ -136,7 +155,7 @@ def run_stage(
     say = console.say if first else _say_nothing
     versions, transform = run_folder.versions(), optimizers.build(run.optimizer)
     where = {"on": mesh, "offload": run.offload}
-    like = state.shapes(start.bundle.params, transform, mesh, offload=run.offload)
+    like = state.shapes(start.learned, transform, mesh, offload=run.offload)
     if checkpoints.latest() is None:
         log.forget_after(stage, -1)  # A validation may have been told before the first save.
         current = state.fresh(start.weights(), transform, horizon=plan.steps or 0, **where)

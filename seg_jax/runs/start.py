@@ -18,6 +18,8 @@ from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import families
+from seg_jax.models.adapters import lora, peft_folder
+from seg_jax.models.adapters.lora import Learning
 from seg_jax.models.io import weights
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import number_embedding
@@ -44,12 +46,27 @@ class Start(NamedTuple):
     bundle: Bundle
     """The model, perhaps with shapes for weights."""
     weights: Callable[[], Any]
-    """Gives weights in their shards on the run's mesh away: the steps of the run overwrite them.
-    Called once, and not at all where the run goes on from a checkpoint of its own."""
+    """Gives the weights that learn, in their shards on the run's mesh, away: the steps of the run
+    overwrite them. Called once, and not at all where the run goes on from a checkpoint of its own.
+    """
+    learning: Learning | None = None
+    """Which weights learn; None: all."""
+    frozen: Any = None
+    """The weights that do not, which no step overwrites; None: there are none."""
+
+    @property
+    def learned(self) -> Any:
+        """The weights that learn, perhaps their shapes, as the bundle has them."""
+        params = self.bundle.params
+        return params if self.learning is None else self.learning.split(params)[0]
+
+    def all_weights(self, learned: Any) -> Any:
+        """Returns all weights of the model with those that have learnt; no copies."""
+        return lora.all_weights(learned, self.frozen)
 
 
 def check_divisions(run: Any) -> None:
-    """Raises ValueError where the devices do not divide the weights, or the rows of a batch.
+    """Raises ValueError where devices do not divide weights or rows, or no weights can learn.
 
     Only shapes are made, so a run that cannot begin says so before it reads weights, makes a
     tokenizer or holds a folder.
@@ -57,6 +74,12 @@ def check_divisions(run: Any) -> None:
     Args:
       run: a completed configuration with a model.
     """
+    if run.checkpoint is None and lora.is_wanted(run.adapter):
+        raise ValueError(
+            "adapter: expected a --checkpoint whose weights stay as they are, got random ones; do: "
+            "give the base, or leave the adapter out"
+        )
+    learning(run, run.model)
     mesh = run.mesh.build()
     _, shapes = nnx.split(weights.blank(run.model, run.compute))
     sharding.shardings(shapes, mesh)
@@ -80,10 +103,55 @@ def from_checkpoint(run: Any) -> Start:
             bundles.load(run.checkpoint, compute=run.compute, on=mesh, task_kind=type(run.task)),
         )
 
-    if run.resume:
+    if run.resume and learning(run, run.model).is_whole:
         return Start(blank_from_checkpoint(run), lambda: read().params)
-    bundle = read()
-    return Start(bundle, lambda: bundle.params)
+    return _beginning(run, read(), mesh)
+
+
+def learning(run: Any, config: Any) -> Learning:
+    """Returns which weights of a model a run teaches.
+
+    Raises:
+      ValueError: its options contradict each other, or the adapter is of another base.
+    """
+    folder = run.adapter.folder
+    if folder is None:
+        return lora.plan(config, run.adapter, run.parts)
+    for part, mode in vars(run.parts).items():
+        if mode is not None:
+            raise ValueError(
+                f"parts.{part}: expected none beside adapter.folder, which says what learns, got "
+                f"{mode}; do: leave it out"
+            )
+    return peft_folder.Folder(folder, config).learning
+
+
+def with_adapters(run: Any, bundle: Bundle) -> Bundle:
+    """Returns a model with the adapters of a run, all weights as shapes where it has any."""
+    learns = learning(run, nnx.merge(bundle.graph, bundle.params).config)
+    if not learns.adapted:
+        return bundle
+    graph, shapes = lora.attach(bundle.graph, bundle.params, learns)
+    return dataclasses.replace(bundle, graph=graph, params=shapes)
+
+
+def _beginning(run: Any, bundle: Bundle, mesh: jax.sharding.Mesh) -> Start:
+    """Returns what a run begins with of a model with its weights."""
+    config = nnx.merge(bundle.graph, bundle.params).config
+    learns = learning(run, config)
+    if learns.is_whole:
+        return Start(bundle, lambda: bundle.params)
+    made = with_adapters(run, bundle)
+    params = bundle.params
+    if run.adapter.folder is not None:
+        found = peft_folder.Folder(run.adapter.folder, config).leaves()
+        params = lora.all_weights(params, peft_folder.lay_arrays(found, made.params, on=mesh))
+    elif learns.adapted:
+        shapes = lora.only_adapters(made.params)
+        params = lora.all_weights(params, lora.draw(shapes, seed=run.seed, on=mesh))
+    learned, frozen = learns.split(params)
+    bundle = dataclasses.replace(made, params=params)
+    return Start(bundle, lambda: learned, learns, frozen)
 
 
 def blank_from_checkpoint(run: Any) -> Bundle:
@@ -114,8 +182,11 @@ def with_random_weights(run: Any, tokenizer_folder: Path) -> Start:
     Raises:
       ValueError: the configured model fits no tokenizer.
     """
-    bundle = blank_model(run, tokenizer_folder)
-    return Start(bundle, weight_initializer(run, bundle, run.mesh.build()))
+    bundle, mesh = blank_model(run, tokenizer_folder), run.mesh.build()
+    initializer = weight_initializer(run, bundle, mesh)
+    if learning(run, run.model).is_whole:
+        return Start(bundle, initializer)
+    return _beginning(run, dataclasses.replace(bundle, params=initializer()), mesh)
 
 
 def blank_model(run: Any, tokenizer_folder: Path) -> Bundle:

@@ -14,6 +14,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import flops
+from seg_jax.models.adapters.lora import Learning
 from seg_jax.models.vlm import qwen25_vl
 from seg_jax.records import Batch, PackedBatch
 from seg_jax.runs import abstract, stage, validation
@@ -35,7 +36,8 @@ class Config(TrainingRun):
     """Folder of the run; its model ends up in OUT/checkpoint."""
     objective: sft.Objective = sft.Objective()
     seed: int = 0
-    """Seed of random weights; `feed.seed` is that of the order of the samples."""
+    """Seed of random weights and of new adapters; `feed.seed` is that of the order of the
+    samples."""
     ordered_numbers: bool = True
     """Random weights only: number tokens begin close to those of close values."""
 
@@ -56,7 +58,8 @@ class Config(TrainingRun):
         if checkpoint is None and self.checkpoint is None:
             run = dataclasses.replace(self, model=self.model or qwen25_vl.Config())
             return super(Config, run).completed(check=check)
-        for name in ("seed", "ordered_numbers"):
+        random = ("ordered_numbers",) if self.adapter.rank else ("seed", "ordered_numbers")
+        for name in random:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if check and value != default:
                 raise ValueError(
@@ -78,7 +81,8 @@ class Config(TrainingRun):
         step = plan.sft()
 
         def draw() -> tuple[Any, ...]:
-            return plan.random_state(), jax.device_put(plan.drawn_batch())
+            current, frozen = plan.random_state()
+            return current, jax.device_put(plan.drawn_batch()), *last_arguments(frozen)
 
         return Measured(step, draw, self.compute.dtype)
 
@@ -94,23 +98,25 @@ class Plan(abstract.VLMPlan):
         """Returns the step of training."""
         run, batch = self.run, self.rows("sft")
         parts = passes_of_step(run, self.config, batch, rows=batch.weights.shape[0])
-        done = flops.with_gradient(parts) | self.optimizer_work()
+        done = flops.with_gradient(parts, self.modes) | self.optimizer_work()
         function = steps.supervised_step(self.actor, run.objective, run.optimizer)
         advice = self.training_advice(run.objective.accumulate, "objective.accumulate")
-        return Step("sft", function, (self.state, batch), done, advice=advice)
+        arguments = (self.state, batch, *last_arguments(self.frozen))
+        return Step("sft", function, arguments, done, advice=advice)
 
-    def random_state(self) -> state.State:
-        """Returns a state of normal weights of deviation 0.02, on the devices."""
+    def random_state(self) -> tuple[state.State, Any]:
+        """Returns a state and frozen weights, normal of deviation 0.02, on the devices."""
         transform = optimizers.build(self.run.optimizer)
 
-        def draw(key: jax.Array) -> state.State:
+        def draw(key: jax.Array) -> tuple[state.State, Any]:
             leaves, tree = jax.tree.flatten(self.params)
             keys = jax.random.split(key, len(leaves))
             drawn = [
                 (0.02 * jax.random.normal(one, leaf.shape, leaf.dtype)).astype(leaf.dtype)
                 for one, leaf in zip(keys, leaves, strict=True)
             ]
-            return state.fresh(jax.tree.unflatten(tree, drawn), transform, horizon=1)
+            learned, frozen = self.learning.split(jax.tree.unflatten(tree, drawn))
+            return state.fresh(learned, transform, horizon=1), frozen
 
         return jax.jit(draw)(jax.random.key(0))
 
@@ -130,9 +136,10 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
     batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk)
     step = steps.supervised_step(actor, run.objective, run.optimizer)
+    unchanged = last_arguments(start.frozen)
 
     def body(current: state.State):
-        return step(current, to_device(next(batches)))
+        return step(current, to_device(next(batches)), *unchanged)
 
     return stage.run_stage(
         run,
@@ -141,10 +148,17 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
         batches=batches,
         place=place,
         mesh=mesh,
-        best_seconds=_seconds_at_peak(run, bundle, encoder),
+        best_seconds=_seconds_at_peak(run, bundle, encoder, start.learning),
         samples=drawn.samples,
-        validator=validation.validator(run, bundle, drawn.asked, mesh=mesh, stage=place.stage),
+        validator=validation.validator(
+            run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=start.all_weights
+        ),
     )
+
+
+def last_arguments(frozen: Any) -> tuple[Any, ...]:
+    """Returns the frozen weights as the last argument of a step, left out where there are none."""
+    return () if frozen is None else (frozen,)
 
 
 def passes_of_step(
@@ -166,12 +180,15 @@ def passes_of_step(
     ]
 
 
-def _seconds_at_peak(run: Config, bundle: Bundle, encoder: Encoder) -> float | None:
+def _seconds_at_peak(
+    run: Config, bundle: Bundle, encoder: Encoder, learning: Learning | None
+) -> float | None:
     """Returns the seconds of a step at the devices' peak, None where that is not known."""
     if throughput.best_seconds(1.0) is None:
         return None
     feed = dataclasses.replace(run.feed, batch=1, threads=0, prefetch=0, workers=0)
     batch = next(pipeline.batches(run.source, bundle.task, encoder, feed=feed, rows="sft"))
     sizes = nnx.merge(bundle.graph, bundle.params).config
-    done = flops.with_gradient(passes_of_step(run, sizes, batch, rows=run.feed.batch))
+    modes = None if learning is None else learning.modes
+    done = flops.with_gradient(passes_of_step(run, sizes, batch, rows=run.feed.batch), modes)
     return throughput.best_seconds(sum(done.get(name, 0.0) for name in flops.NEEDED))

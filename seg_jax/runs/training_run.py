@@ -12,6 +12,7 @@ from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.models import families
+from seg_jax.models.adapters.lora import LoRA, Parts
 from seg_jax.models.nn.compute import Compute
 from seg_jax.runs import datasets
 from seg_jax.runs.start import Model
@@ -41,6 +42,8 @@ class TrainingRun(datasets.Data):
     layout: Layout | None = None
     """Shapes of a row; None: those of the checkpoint."""
     compute: Compute = Compute()
+    adapter: LoRA = LoRA()
+    parts: Parts = Parts()
     mesh: steps.Mesh = steps.Mesh()
     offload: bool = False
     """Keep the optimizer's moments in the memory of the hosts between steps: slower, with more
@@ -100,7 +103,7 @@ class TrainingRun(datasets.Data):
                 _check_layout(layout, run.model, where="the model")
             return run
         kind = None if self.task is None else type(self.task)
-        own_layout, own_task = bundles.describe(folder, task_kind=kind)
+        own_layout, own_task = bundles.describe(folder, task_kind=kind, adapter=self.adapter.folder)
         sizes = families.read(folder)
         task, layout = self.task or self.default_task(own_task), self.layout or own_layout
         run = dataclasses.replace(
@@ -118,7 +121,7 @@ class TrainingRun(datasets.Data):
         _check_model(self.model, sizes, folder)
         _check_token_ids(self.model, sizes, of_checkpoint=True)
         _check_layout(layout, sizes, where=str(folder))
-        taught = bundles.own_task(folder, type(task))
+        taught = bundles.own_task(folder, type(task), adapter=self.adapter.folder)
         if (layout.native is None) != (own_layout.native is None):
             raise ValueError(
                 f"layout.native: expected {own_layout.native}, as {folder} has it, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +37,13 @@ def check(run: Any) -> None:
 
 
 def validator(
-    run: Any, bundle: Bundle, asked: Source | None, *, mesh: jax.sharding.Mesh, stage: str
+    run: Any,
+    bundle: Bundle,
+    asked: Source | None,
+    *,
+    mesh: jax.sharding.Mesh,
+    stage: str,
+    whole: Callable[[Any], Any] = lambda learned: learned,
 ) -> Validator | None:
     """Returns what measures the weights of a run while it trains; None where it has no validation.
 
@@ -46,15 +53,18 @@ def validator(
       asked: the held-out images.
       mesh: that the weights lie on.
       stage: its name, for what is told.
+      whole: returns all weights of those that learn.
     """
     if asked is None:
         return None
     score, task = _score_and_task(run.validate, bundle.task)
     questions = _Questions(dataclasses.replace(bundle, task=task), asked, run.validate.batch, mesh)
     tell = console.say if processes.is_first() else _say_nothing
-    return Validator(
-        run.validate, score, questions.mean_scores, tell=lambda text: tell(f"{stage}: {text}")
-    )
+
+    def measure(learned: Any) -> dict[str, float]:
+        return questions.mean_scores(whole(learned))
+
+    return Validator(run.validate, score, measure, tell=lambda text: tell(f"{stage}: {text}"))
 
 
 def _score_and_task(config: Validation, task: Task) -> tuple[str, Task]:

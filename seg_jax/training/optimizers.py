@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from seg_jax.records import Array, check_least
 from seg_jax.training import muon
 
-MATRICES = ("kernel",)
+MATRICES = ("kernel", "lora_a", "lora_b")
 """Last path entries of the leaves that are matrices, apart from embeddings and heads."""
 FROZEN = ("directions",)
 """Last path entries of the leaves that no training moves, and that no moments are kept of: SAM 2's

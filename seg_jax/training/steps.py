@@ -79,13 +79,21 @@ class Actor:
         """The tokens that end an answer."""
         return tuple(dict.fromkeys((self.tokenizer.end_id, *self.ends)))
 
-    def model(self, params: Any) -> Any:
-        """Returns the model with the weights; merge inside jit only."""
-        return nnx.merge(self.graph, params)
+    def model(self, params: Any, frozen: Any = None) -> Any:
+        """Returns the model with its weights; merge inside jit only.
+
+        Args:
+          params: all weights, or those that learn.
+          frozen: the others, if there are any.
+        """
+        return nnx.merge(self.graph, params, *(() if frozen is None else (frozen,)))
 
 
 def supervised_step(actor: Actor, objective: sft.Objective, optimizer: optimizers.Optimizer) -> Any:
-    """Returns the jitted function (state, batch) -> (state, metrics); the state is donated."""
+    """Returns the jitted function (state, batch, frozen) -> (state, metrics).
+
+    The state, whose weights learn, is donated; the frozen ones are left out where there are none.
+    """
     transform = optimizers.build(optimizer)
     soft = None
     if objective.soften_bins > 0:
@@ -93,8 +101,8 @@ def supervised_step(actor: Actor, objective: sft.Objective, optimizer: optimizer
         near = tokens.neighbours(actor.tokenizer, objective.soften_bins, reach)
         soft = [jnp.asarray(part) for part in near]
 
-    def token_loss(params: Any, batch: Batch | PackedBatch) -> Float[Array, "*n L"]:
-        model = actor.model(params)
+    def token_loss(params: Any, batch: Batch | PackedBatch, *, frozen: Any) -> Float[Array, "*n L"]:
+        model = actor.model(params, frozen)
         hidden = outputs(model, batch)
         if soft is None:
             return -likelihood.token_logp(hidden, model.unembed(), batch.targets, chunk=actor.chunk)
@@ -107,12 +115,12 @@ def supervised_step(actor: Actor, objective: sft.Objective, optimizer: optimizer
             chunk=actor.chunk,
         )
 
-    def step(state: State, batch: Batch | PackedBatch):
+    def step(state: State, batch: Batch | PackedBatch, frozen: Any = None):
         state, metrics = sft.update(
             objective,
             state,
             batch,
-            token_loss=token_loss,
+            token_loss=functools.partial(token_loss, frozen=frozen),
             optimizer=optimizer,
             transform=transform,
         )
@@ -277,9 +285,11 @@ def reinforcing_step(
     sampling: Sampling,
     segment: Segment | None = None,
 ) -> Any:
-    """Returns the jitted (state, prompts, rollout, reference, segmenter) -> (state, metrics).
+    """Returns the jitted (state, prompts, rollout, reference, segmenter, frozen) -> (state, ..).
 
-    It reads, judges and learns without returning to the host; the state is donated.
+    It reads, judges and learns without returning to the host, and tells metrics; the state, whose
+    weights learn, is donated. The reference has weights as the state has them: frozen ones, left
+    out where there are none, are those of both.
 
     Args:
       actor: that learns.
@@ -289,15 +299,17 @@ def reinforcing_step(
       optimizer: of the updates.
       sampling: how the answers were drawn.
       segment: draws what answers point at, for a task that prompts a model for masks; its weights
-        are the step's last argument, which is left out where there is none.
+        are an argument of the step, which is left out where there is none.
     """
     transform = optimizers.build(optimizer)
     judge_rows = _judge(actor, task, segment)
     grammar = _grammar(actor, sampling, task)
 
-    def score(params: Any, prompts: Prompts, rollout: Rollout) -> likelihood.Likelihood:
+    def score(
+        params: Any, prompts: Prompts, rollout: Rollout, *, frozen: Any
+    ) -> likelihood.Likelihood:
         return likelihood.answer_likelihood(
-            actor.model(params),
+            actor.model(params, frozen),
             prompts.tokens,
             prompts.images,
             ids=rollout.ids,
@@ -308,7 +320,12 @@ def reinforcing_step(
         )
 
     def step(
-        state: State, prompts: Prompts, rollout: Rollout, reference: Any, segmenter: Any = None
+        state: State,
+        prompts: Prompts,
+        rollout: Rollout,
+        reference: Any,
+        segmenter: Any = None,
+        frozen: Any = None,
     ):
         group = policies.with_truth(policy, prompts, rollout)
         judged = judge_rows(group, prompts.truth, segmenter)
@@ -319,7 +336,7 @@ def reinforcing_step(
             policy,
             state,
             experience,
-            score=score,
+            score=functools.partial(score, frozen=frozen),
             optimizer=optimizer,
             transform=transform,
             reference=reference,

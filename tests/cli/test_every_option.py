@@ -23,6 +23,7 @@ from seg_jax.data.encode import Layout, Native
 from seg_jax.data.packing import Pack
 from seg_jax.data.sources import Built, Mixed
 from seg_jax.inference import bundle as bundles
+from seg_jax.models.adapters.lora import LoRA
 from seg_jax.models.vlm import kimi_vl, qwen3_vl
 from seg_jax.runs import supervised
 from seg_jax.training import loop, optimizers, policy, steps
@@ -130,6 +131,16 @@ def test_every_option_of_finetune(name, prints):
 def test_every_option_of_finetune_from_a_checkpoint(prints, checkpoint):
     bare = dataclasses.replace(SMALL, checkpoint=checkpoint, model=None, task=None, layout=None)
     walk(prints, finetune, bare.completed())
+
+
+def test_every_option_of_finetune_with_adapters(prints, checkpoint):
+    bare = dataclasses.replace(
+        SMALL,
+        checkpoint=checkpoint,
+        model=None,
+        adapter=LoRA(rank=4, alpha=8.0, targets=("q_proj", "v_proj")),
+    )
+    walk(prints, finetune, bare.completed(), parts=("adapter", "parts", "seed"))
 
 
 @pytest.mark.parametrize("name", REINFORCE)

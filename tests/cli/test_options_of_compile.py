@@ -189,7 +189,9 @@ def measured(note, monkeypatch):
 
     def drawn(self):
         note("normal", sorted(str(leaf.dtype) for leaf in jax.tree.leaves(self.params)))
-        return state.fresh(self.params, optimizers.build(self.run.optimizer), horizon=1)
+        learned, frozen = self.learning.split(self.params)
+        begun = state.fresh(learned, optimizers.build(self.run.optimizer), horizon=1)
+        return begun, frozen
 
     def show(results):
         ours = results["ours"]

@@ -65,8 +65,8 @@ def _stand_for_models(patch, note):
             note("predict", image, clue if isinstance(clue, str) else clue.tolist(), kind)
             return types.SimpleNamespace(as_json=dict, rings_unit=[])
 
-    def load(folder, *, compute, on, visual_tokens, task_kind):
-        note("load", folder, compute, on is not None, visual_tokens, task_kind)
+    def load(folder, *, compute, on, visual_tokens, task_kind, adapter):
+        note("load", folder, compute, on is not None, visual_tokens, task_kind, adapter)
         return given
 
     patch.setattr(model_options, "Predictor", Predictor)

@@ -94,7 +94,7 @@ def test_an_adapter_is_named(folder):
         assert "got adapter_model.safetensors, an adapter (LoRA) that changes another" in line
         assert line.count("; do: ") == 1
     (folder / "config.json").unlink()
-    assert "do: merge it into its model first" in fails(folder, bundles.load)
+    assert "do: give its base here and this folder as the adapter" in fails(folder, bundles.load)
 
 
 def test_an_adapters_tensors_are_named(folder):

@@ -9,6 +9,7 @@ import pytest
 import small_run
 
 from seg_jax.data.sources import Built, Mixed
+from seg_jax.models.adapters.lora import LoRA
 from seg_jax.runs import datasets, run_folder
 
 
@@ -75,10 +76,12 @@ def test_a_run_never_replaces_the_data_that_it_reads(tmp_path):
     data.mkdir(parents=True)
     parts = (Built(folders=(second,)), Built(folders=(data,)))
     config = SimpleNamespace(
-        source=Mixed(parts=parts, weights=(1.0, 1.0)), checkpoint=tmp_path / "c"
+        source=Mixed(parts=parts, weights=(1.0, 1.0)),
+        checkpoint=tmp_path / "c",
+        adapter=LoRA(folder=tmp_path / "a"),
     )
     reads = datasets.folders_read(config)
-    assert reads == [tmp_path / "c", second, data]
+    assert reads == [tmp_path / "c", tmp_path / "a", second, data]
     with pytest.raises(ValueError, match="does not read from, got --anew, .* remove .*data; do"):
         claim(run, Options(), resume=False, anew=True, reads=reads)
     assert data.exists()

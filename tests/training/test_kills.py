@@ -117,10 +117,13 @@ def test_twenty_kills_of_a_toy_change_nothing(folder):
     assert alive == 20, "it ended before it was killed so often: make its steps longer"
 
 
-def small(folder, start, steps=STEPS):
+ADAPTED = ("--adapter.rank", "4", "--parts.merger", "trained")
+
+
+def small(folder, start, steps=STEPS, more=()):
     config = str(Path(__file__).parent / "few_steps_sft.py")
     arguments = ["finetune", config, *SAVES, "--resume"]
-    arguments += ["--checkpoint", str(start), "--loop.steps", str(steps)]
+    arguments += ["--checkpoint", str(start), "--loop.steps", str(steps), *more]
     run = Run(folder, lives.seg_jax, arguments)
     run.out.rmdir()
     return run
@@ -128,11 +131,13 @@ def small(folder, start, steps=STEPS):
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_four_kills_of_finetune_change_nothing(folder, start):
-    undisturbed = small(folder / "finetune", start)
+@pytest.mark.parametrize("more", [(), ADAPTED], ids=["all weights", "adapters"])
+def test_four_kills_of_finetune_change_nothing(folder, start, more):
+    name = "adapter_model" if more else "model"
+    undisturbed = small(folder / f"finetune-{name}", start, more=more)
     undisturbed.live().end()
     assert len(metrics(undisturbed.out)) == STEPS
-    run = small(folder / "finetune-killed", start)
+    run = small(folder / f"killed-{name}", start, more=more)
     alive = run.killed(4, STEPS, state="state/sft", seed=0)
     run.live().end()
     resumed = (run.folder / "told").read_text(errors="replace").count("resuming after step")
@@ -141,7 +146,7 @@ def test_four_kills_of_finetune_change_nothing(folder, start):
     assert resumed >= 1, "every life was too short to save"
     assert metrics(run.out) == metrics(undisturbed.out)
     end, wanted = (
-        safetensors.numpy.load_file(one.out / "checkpoint" / "model.safetensors")
+        safetensors.numpy.load_file(one.out / "checkpoint" / f"{name}.safetensors")
         for one in (run, undisturbed)
     )
     assert end.keys() == wanted.keys()

@@ -58,6 +58,8 @@ class VLM:
     """Returns the `preprocessor_config.json` of a config and of how its images are cut."""
     arithmetic: Callable[[Any], Arithmetic]
     """Returns what a model of a config computes for a token and for a patch."""
+    merger: tuple[str, ...]
+    """Our names of the layers between the vision tower, `vision`, and the decoder."""
     window_tokens: Callable[[Any], int] | None = None
     """Returns the side of an attention window in visual tokens; None: the tower has no windows."""
 

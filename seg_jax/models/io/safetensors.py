@@ -138,6 +138,15 @@ def open_folder(folder: Path) -> Files:
     raise ValueError(f"{folder}: expected {WHOLE} or its index, got neither; do: fetch the weights")
 
 
+def open_file(path: Path) -> Files:
+    """Returns the tensors of one file.
+
+    Raises:
+      ValueError: it is missing, broken or truncated.
+    """
+    return Files(_header(path), path)
+
+
 def _indexed(folder: Path) -> dict[str, Place]:
     path = folder / INDEX
     try:
@@ -258,6 +267,11 @@ def plan(entries: Iterable[Entry]) -> list[File]:
         File(f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors", _aligned(group))
         for i, group in enumerate(groups)
     ]
+
+
+def one_file(name: str, entries: Iterable[Entry]) -> File:
+    """Returns a file of tensors, however large."""
+    return File(name, _aligned(list(entries)))
 
 
 def write(file: File, folder: Path, pieces: Callable[[str], Iterator[np.ndarray]]) -> Written:

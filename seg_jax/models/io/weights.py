@@ -199,13 +199,13 @@ class HubTensors:
         self._names: dict[str, str] = {}
         wanted = {piece.name: piece.shape for piece in self.parts}
         for name in source.names():
-            hub_name = _hub_name(name, family.aliases)
-            if hub_name not in wanted and (
-                safetensors.BUFFER.search(hub_name)
-                or (family.surplus is not None and family.surplus.match(hub_name))
+            known = hub_name(name, family.aliases)
+            if known not in wanted and (
+                safetensors.BUFFER.search(known)
+                or (family.surplus is not None and family.surplus.match(known))
             ):
                 continue
-            if (other := self._names.setdefault(hub_name, name)) != name:
+            if (other := self._names.setdefault(known, name)) != name:
                 raise ValueError(
                     f"{source.where}{name}: expected each tensor once, got it as {other} too; do: "
                     "remove the one that is wrong"
@@ -472,7 +472,7 @@ def _several(what: str, lines: list[str], of: list[str] | None = None) -> str:
     return f"{count} {what}: {shown}"
 
 
-def _hub_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
+def hub_name(name: str, aliases: tuple[tuple[str, str], ...]) -> str:
     """Returns the hub's name of a tensor; transformers' own state_dict names differ."""
     for start, hub in aliases:
         if name.startswith(start):

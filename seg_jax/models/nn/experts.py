@@ -3,12 +3,13 @@
 Source: DeepSeek-V3, arXiv 2412.19437, section 2.1.2 (sigmoid scores, selection by biased ones);
 Moonlight, arXiv 2502.16982.
 
-Axes here: `E` experts, `F` width of an expert.
+Axes here: `E` experts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 
 from seg_jax.models.nn import linear
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.nn.linear import Linear
+from seg_jax.models.nn.linear import Adaptable, Linear
 from seg_jax.models.parallel import mesh_axes, sharding
 from seg_jax.records import Array
 
@@ -113,7 +114,16 @@ class Router(nnx.Module):
         return jnp.where(open_[..., None], grouped, -jnp.inf).reshape(liking.shape)
 
 
-class Kernels(nnx.Module):
+class Factors(NamedTuple):
+    """What the experts of a layer multiply tokens with, stacked by expert."""
+
+    kernel: Float[Array, "E i o"]
+    a: Float[Array, "E i rank"] | None = None
+    """With b the adapters of the experts: x kernel + (x a) b."""
+    b: Float[Array, "E rank o"] | None = None
+
+
+class Kernels(Adaptable):
     """One kernel per expert."""
 
     def __init__(self, size: tuple[int, int, int], *, std: float, stack: int, dtype: str, rngs):
@@ -121,6 +131,14 @@ class Kernels(nnx.Module):
         lead = (stack,) if stack else ()
         draw = std * jax.random.normal(rngs.params(), (*lead, *size), jnp.dtype(dtype))
         self.kernel = nnx.Param(draw)
+
+    def factors(self, dtype: jnp.dtype) -> Factors:
+        """Returns what tokens are multiplied with, adapters scaled."""
+        kernel = self.kernel[...].astype(dtype)
+        if self.lora_a is None or self.lora_b is None:
+            return Factors(kernel)
+        scaled = (self.lora_scale * self.lora_b[...]).astype(dtype)
+        return Factors(kernel, self.lora_a[...].astype(dtype), scaled)
 
 
 class Mixture(nnx.Module):
@@ -147,8 +165,7 @@ class Mixture(nnx.Module):
         """Returns the output in the dtype of x."""
         chosen, weights = self.router(x)
         gate, up, down = (
-            part.kernel[...].astype(x.dtype)
-            for part in (self.expert_gate, self.expert_up, self.expert_down)
+            part.factors(x.dtype) for part in (self.expert_gate, self.expert_up, self.expert_down)
         )
         return visit(x, chosen, weights, gate=gate, up=up, down=down) + self.shared(x)
 
@@ -158,9 +175,9 @@ def visit(
     chosen: Int[Array, "*n visits"],
     weights: Float[Array, "*n visits"],
     *,
-    gate: Float[Array, "E D F"],
-    up: Float[Array, "E D F"],
-    down: Float[Array, "E F D"],
+    gate: Factors,
+    up: Factors,
+    down: Factors,
 ) -> Float[Array, "*n D"]:
     """Returns the weighted outputs of the experts that each token chose.
 
@@ -179,7 +196,7 @@ def visit(
             x, chosen, weights = (
                 jax.lax.all_gather(part, "expert", tiled=True) for part in (x, chosen, weights)
             )
-        first = jax.lax.axis_index(axes) * kernels[0].shape[0]
+        first = jax.lax.axis_index(axes) * kernels[0].kernel.shape[0]
         out = _visit(x, chosen, weights, kernels=kernels, first=first)
         if split:
             out = jax.lax.psum_scatter(out, "expert", tiled=True)
@@ -199,7 +216,7 @@ def _visit(x, chosen, weights, *, kernels, first):
     elsewhere come last, beyond the groups.
     """
     gate, up, down = kernels
-    here, visits = gate.shape[0], chosen.shape[-1]
+    here, visits = gate.kernel.shape[0], chosen.shape[-1]
     tokens = x.reshape(-1, x.shape[-1])
     expert = chosen.reshape(-1) - first
     expert = jnp.where((expert >= 0) & (expert < here), expert, here)
@@ -208,8 +225,8 @@ def _visit(x, chosen, weights, *, kernels, first):
     # What a grouped product leaves beyond its groups is no one's promise.
     local = (expert[order] < here)[:, None]
     rows = jnp.where(local, tokens[order // visits], 0)
-    inner = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
-    out = jax.lax.ragged_dot(jnp.where(local, inner, 0), down, sizes)
+    inner = jax.nn.silu(_grouped_product(rows, gate, sizes)) * _grouped_product(rows, up, sizes)
+    out = _grouped_product(jnp.where(local, inner, 0), down, sizes)
     out = jnp.where(local, out, 0)[jnp.argsort(order)].reshape(-1, visits, x.shape[-1])
     mixed = jnp.einsum(
         "nkd,nk->nd",
@@ -218,3 +235,14 @@ def _visit(x, chosen, weights, *, kernels, first):
         preferred_element_type=jnp.float32,
     )
     return mixed.astype(x.dtype).reshape(x.shape)
+
+
+def _grouped_product(rows, factors: Any, sizes):
+    """Returns the product of each group of rows with its expert's `Factors`."""
+    out = jax.lax.ragged_dot(rows, factors.kernel, sizes)
+    if factors.a is None or factors.b is None:
+        return out
+    # Beyond the groups anything may stand, which a further product must not meet.
+    inside = (jnp.arange(rows.shape[0]) < jnp.sum(sizes))[:, None]
+    low = jnp.where(inside, jax.lax.ragged_dot(rows, factors.a, sizes), 0)
+    return out + jax.lax.ragged_dot(low, factors.b, sizes)

@@ -141,7 +141,7 @@ class Attention(nnx.Module):
         one that makes values to the output. Rows are [B G], or any with slots.
         """
         shape = self.shape
-        made = self.kv_out.kernel[...].astype(q.dtype).reshape(shape.rank, shape.heads, -1)
+        made = self.kv_out.whole_kernel(q.dtype).reshape(shape.rank, shape.heads, -1)
         to_keys, to_values = made[..., : shape.plain], made[..., shape.plain :]
         seeking = jnp.einsum("...hd,rhd->...hr", q[..., : shape.plain], to_keys)
         out = cached_attention.attend_slots(

@@ -1,4 +1,7 @@
-"""Linear layers, tables of embeddings, and the scores of tokens by such a table."""
+"""Linear layers with or without low-rank adapters, tables of embeddings, and scores of tokens.
+
+Source of the adapters: LoRA, arXiv 2106.09685, section 4.1: y = x kernel + scale (x A) B.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,25 @@ from jaxtyping import Float
 
 from seg_jax.records import Array
 
+MATRICES = ("kernel", "embedding", "lora_a", "lora_b")
+"""Names of the weights that products are made with, in the dtype of their other factor."""
 
-class Linear(nnx.Module):
+
+class Adaptable(nnx.Module):
+    """A layer whose kernel can have an adapter beside it; `models/adapters` adds it.
+
+    Both matrices are stacked as the kernel is. Layers that are parts of one layer of the hub share
+    A, which the first of them holds.
+    """
+
+    lora_a: nnx.Param | None = None
+    """A [.. in rank]."""
+    lora_b: nnx.Param | None = None
+    """B [.. rank out]; None: no adapter."""
+    lora_scale: float = 1.0
+
+
+class Linear(Adaptable):
     """y = x kernel + bias; the kernel is the transpose of torch's weight."""
 
     def __init__(
@@ -24,7 +44,15 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
         """Returns the product in the dtype of x."""
-        return _in_one_product([self], x)[0]
+        return project([self], x, fuse=False)[0]
+
+    def whole_kernel(self, dtype: jnp.dtype) -> Float[Array, "*lead i o"]:
+        """Returns the kernel with its adapter added, for products that are not x kernel."""
+        kernel = self.kernel[...].astype(dtype)
+        if self.lora_a is None or self.lora_b is None:
+            return kernel
+        a, b = self.lora_a[...].astype(dtype), self.lora_b[...].astype(dtype)
+        return kernel + self.lora_scale * (a @ b)
 
 
 def _in_one_product(linears: list[Linear], x: Float[Array, "*n i"]) -> list:
@@ -69,7 +97,20 @@ _dot.defvjp(_dot_forward, _dot_backward)
 
 def project(linears: list[Linear], x: Float[Array, "*n i"], *, fuse: bool) -> list:
     """Returns the outputs of layers with the same input, in one product or one by one."""
-    return _in_one_product(linears, x) if fuse else [linear(x) for linear in linears]
+    if fuse:
+        found = _in_one_product(linears, x)
+    else:
+        found = [_in_one_product([linear], x)[0] for linear in linears]
+    low = None
+    for number, linear in enumerate(linears):
+        if linear.lora_b is None:
+            continue
+        if linear.lora_a is not None:
+            low = _dot(x, linear.lora_a[...].astype(x.dtype))
+        assert low is not None, "a layer that shares A stands behind the one that holds it"
+        more = _dot(linear.lora_scale * low, linear.lora_b[...].astype(x.dtype))
+        found[number] = found[number] + more
+    return found
 
 
 class Embedding(nnx.Module):

@@ -39,7 +39,7 @@ _MAPS = ("fine", "middle", "coarse", "coarsest", "to_fine", "to_middle", "widen"
 """Layers of a segmenter that bring maps to another width. The heads of its decoder (`first`,
 `between`, `last`) are too small to be divided."""
 
-WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
+_PLAIN: dict[tuple[str, str], tuple[str, ...]] = {
     **{(name, "kernel"): _INTO for name in ("q", "k", "v", "gate", "up", "merge_in")},
     **{(name, "bias"): ("inner",) for name in ("q", "k", "v", "gate", "up", "merge_in")},
     **{(name, "kernel"): _OUT_OF for name in ("o", "down", "merge_out")},
@@ -56,8 +56,16 @@ WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("expert_up", "kernel"): ("expert", "expert_width", "whole"),
     ("expert_down", "kernel"): ("expert", "whole", "expert_width"),
 }
+_KERNELS = {layer: axes for (layer, kind), axes in _PLAIN.items() if kind == "kernel"}
+
+WEIGHTS: dict[tuple[str, str], tuple[str, ...]] = {
+    **_PLAIN,
+    **{(layer, "lora_a"): (*axes[:-1], "whole") for layer, axes in _KERNELS.items()},
+    **{(layer, "lora_b"): (*axes[:-2], "whole", axes[-1]) for layer, axes in _KERNELS.items()},
+}
 """Logical axes of the last axes of weights, by layer and kind. Axes before them (layers of a
-stack) and all other arrays (norms, counters) are whole on every device."""
+stack) and all other arrays (norms, counters) are whole on every device. The matrices of an adapter
+lie as the side of its kernel that they have."""
 
 
 def names_of(path: tuple[Any, ...]) -> tuple[str, ...]:

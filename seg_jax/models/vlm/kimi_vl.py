@@ -253,7 +253,7 @@ class Decoder:
     def __init__(self, model: KimiVL):
         def cast(path, leaf):
             names = [getattr(key, "key", None) for key in path]
-            matrix = ("kernel" in names or "embedding" in names) and "router" not in names
+            matrix = any(name in linear.MATRICES for name in names) and "router" not in names
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)
@@ -339,5 +339,6 @@ FAMILY = Family(
         image_layout=image_layout.native_layout,
         preprocessor=image_layout.native_preprocessor,
         arithmetic=count_products,
+        merger=("vision/merge_norm", "vision/merge_in", "vision/merge_out"),
     ),
 )

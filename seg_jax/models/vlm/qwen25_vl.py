@@ -405,6 +405,7 @@ FAMILY = Family(
         image_layout=image_layout.scaled_layout,
         preprocessor=image_layout.scaled_preprocessor,
         arithmetic=count_products,
+        merger=("vision/norm", "vision/merge_in", "vision/merge_out"),
         window_tokens=lambda config: config.vision.window_tokens,
     ),
 )

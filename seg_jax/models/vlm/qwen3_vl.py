@@ -244,5 +244,6 @@ FAMILY = Family(
         image_layout=image_layout.scaled_layout,
         preprocessor=image_layout.scaled_preprocessor,
         arithmetic=count_products,
+        merger=("vision/merger", "vision/deep"),
     ),
 )

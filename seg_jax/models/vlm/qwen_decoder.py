@@ -220,7 +220,7 @@ class Decoder:
 
     def __init__(self, model: Dense):
         def cast(path, leaf):
-            matrix = any(getattr(k, "key", None) in ("kernel", "embedding") for k in path)
+            matrix = any(getattr(k, "key", None) in linear.MATRICES for k in path)
             return leaf.astype(model.compute.dtype) if matrix else leaf
 
         graph, params = nnx.split(model)

@@ -1,0 +1,1 @@
+"""Low-rank adapters beside the frozen weights of a model."""
