@@ -17,6 +17,8 @@ SOFT_SHARE = 0.05
 """Share of pixels from 6 to 249 above which a mask is told to be soft: edges alone have less."""
 _WEIGHTS = np.array([19595, 38470, 7471], np.uint32)
 """Weights of red, green, blue, in 65536ths (ITU-R 601)."""
+_ROWS = 256
+"""Rows that are made grey at a time."""
 
 
 class Grey(NamedTuple):
@@ -36,7 +38,10 @@ def read(path: Path) -> Grey:
     data, where = image_files.read_bytes(path), repr(str(path))
     header = image_files.read_header(data, where=where)
     colours = image_files.read(data, upright=False, where=where)
-    grey = ((colours @ _WEIGHTS + 0x8000) >> 16).astype(np.uint8)
+    grey = np.empty(colours.shape[:2], np.uint8)
+    for top in range(0, len(grey), _ROWS):  # Of all rows at once the products take a gigabyte.
+        some = slice(top, top + _ROWS)
+        grey[some] = (colours[some] @ _WEIGHTS + 0x8000) >> 16
     remarks = []
     alpha = image_files.read_alpha(data, where=where)
     if alpha is not None:

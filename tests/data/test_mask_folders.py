@@ -245,3 +245,12 @@ def test_greys_are_pillows(tmp_path):
     formats.image(tmp_path / "a.png", 0, form="PNG")
     want = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     np.testing.assert_array_equal(grey_images.read(tmp_path / "a.png").pixels, want)
+
+
+@pytest.mark.parametrize("height", [1, 255, 256, 257, 600])
+def test_greys_of_colours_are_those_of_pillow_in_images_of_any_height(tmp_path, height):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, 3, 3), dtype=np.uint8)
+    path = tmp_path / "mask.png"
+    Image.fromarray(pixels).save(path)
+    wanted = np.asarray(Image.fromarray(pixels).convert("L"))
+    np.testing.assert_array_equal(grey_images.read(path).pixels, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -22,6 +23,7 @@ from PIL import Image
 
 from seg_jax.data import image_files, record_schema, sources
 from seg_jax.data.build import claims, dataset, record_files
+from seg_jax.records import Trace
 
 _JSON = json_mutations.mutated_json
 _LINES = json_mutations.mutated_lines
@@ -259,6 +261,8 @@ def _make_example(folder: Path) -> None:
     source = sources.Built(folders=(folder / "all" / "built",), absent=True)
     for index in range(2):
         (folder / f"{index}.example").write_bytes(record_schema.encode(source.record(index)))
+    told = dataclasses.replace(source.record(0), traces=(Trace("What?", "One.", "[[1, 2]]"),) * 2)
+    (folder / "traces.example").write_bytes(record_schema.encode(told))
     shutil.rmtree(folder / "all")
     mask = io.BytesIO()
     Image.new("L", (64, 48), 255).save(mask, "PNG")
