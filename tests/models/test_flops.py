@@ -109,11 +109,22 @@ def test_a_hand_count():
     patches = 4 * 2 * (12 * 16 + 4 * 256 + 3 * 320) + 4 * 4 * 4 * 16
     assert vision.forward == 3 * (patches + 2 * (64 * 64 + 64 * 8))
     assert vision.backward == 2 * vision.forward - 3 * 4 * 2 * 12 * 16  # none to the pixels
-    assert counter.head(3, 5, None) == ("head", 3 * 5 * 1600, 2 * 3 * 5 * 1600, 0)
+    assert counter.head(3, 5, None) == ("head", 3 * 5 * 1600, 2 * 3 * 5 * 1600, 0, 0)
     assert counter.head(3, 5, 4).forward == 3 * 8 * 1600  # two chunks of four
     drawn, head = counter.decode(3, 2, 7, behind=5)
     assert drawn.forward == 3 * 2 * 6 * 2 * (token + 2 * 2 * 11 * 8)
     assert head.forward == (3 + 3 * 2 * 6) * 1600
+    # Frozen kernels want no gradient of their own; attention has two factors that move.
+    assert text.pairs == 3 * 2 * 2 * 2 * 5 * 5 * 8
+    modes = {"vision": "frozen", "merger": "frozen", "text": "adapted"}
+    done = flops.with_gradient([vision, text], modes)
+    assert done["backward"] == text.forward + text.pairs
+    assert done["recomputed"] == text.again
+    done = flops.with_gradient([vision, text], modes | {"vision": "adapted"})
+    assert done["backward"] == sum(part.forward + part.pairs for part in (vision, text))
+    assert done["recomputed"] == vision.again + text.again
+    every = dict.fromkeys(modes, "trained")
+    assert flops.with_gradient([vision, text], every) == flops.with_gradient([vision, text])
 
 
 def test_the_7b_costs_six_operations_a_weight_and_token():
