@@ -43,13 +43,23 @@ def trim_padding(
         _bucket_number(int(patches), layout.max_patches, layout),
     )
     bucket = max(max(need) for need in gather(list(needs)))
-    first = layout.max_prompt - _columns(layout.max_prompt, bucket, layout.buckets)
-    cell = layout.merge**2
-    last = cell * _columns(layout.max_patches // cell, bucket, layout.buckets)
+    tokens, last = _lengths_of_bucket(layout, bucket)
+    first = layout.max_prompt - tokens
     return prompts._replace(
         tokens=Tokens(*(leaf[..., first:] for leaf in prompts.tokens)),
         images=Images(*(leaf[:, :last] for leaf in prompts.images)),
     )
+
+
+def lengths(layout: Layout) -> list[tuple[int, int]]:
+    """Returns the tokens and patches of each bucket, the shortest first."""
+    return [_lengths_of_bucket(layout, bucket + 1) for bucket in range(layout.buckets)]
+
+
+def _lengths_of_bucket(layout: Layout, bucket: int) -> tuple[int, int]:
+    cell = layout.merge**2
+    patches = cell * _columns(layout.max_patches // cell, bucket, layout.buckets)
+    return _columns(layout.max_prompt, bucket, layout.buckets), patches
 
 
 def _bucket_number(used: int, most: int, layout: Layout) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from seg_jax.geometry import raster
+from seg_jax.geometry import bitmask, raster, runlengths
 
 Outlines = Sequence[Float[np.ndarray, "_ 2"]]
 """Vertices of each ring; `Ring` itself would tie the lengths of all rings together."""
@@ -47,11 +47,31 @@ def fill(
             f"host_raster.fill: expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, "
             f"got {height}x{width}; do: scale it and its masks down"
         )
+    if rule == "coco":
+        sides = [width, height]
+        outlines = [ring for ring in rings_unit if len(ring) >= 3]
+        with np.errstate(over="ignore"):
+            pixels = [np.ravel(np.asarray(ring, np.float64) * sides) for ring in outlines]
+        low, high = raster.REACH_PX
+        if all(((ring > low) & (ring < high)).all() for ring in pixels):
+            return _of_run_lengths(pixels, height=height, width=width, rings=rings)
     mask = np.zeros((height, width), bool)
     for some in _batches(rings_unit):
         part = _fill(some, height=height, width=width, rule=rule, rings=rings)
         mask = mask ^ part if rings == "evenodd" else mask | part
     return mask
+
+
+def _of_run_lengths(
+    rings_px: Sequence[Float[np.ndarray, " _"]],
+    *,
+    height: int,
+    width: int,
+    rings: Literal["union", "evenodd"],
+) -> Bool[np.ndarray, "{height} {width}"]:
+    """Returns the same without a program, which would be compiled for every size of images."""
+    outlines = [ring.tolist() for ring in rings_px]
+    return bitmask.from_rle(runlengths.fill(outlines, height=height, width=width, rings=rings))
 
 
 def _batches(rings_unit: Outlines) -> Iterator[Outlines]:

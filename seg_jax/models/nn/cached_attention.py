@@ -95,9 +95,10 @@ def attend_slots(
 ) -> Float[Array, "S R Q heads vd"]:
     """Returns the same where rows may change their answers.
 
-    As many rows as prompts or fewer: each looks up its prompt, a copy for one layer at a time. Of
-    more rows the queries travel to the prompts, which stay where they are, and results back, a
-    vector per head each way.
+    Where every queue has one prompt, rows are its answers and nothing is looked up. As many rows
+    as prompts or fewer: each looks up its prompt, a copy for one layer at a time. Of more rows the
+    queries travel to the prompts, which stay where they are, and results back, a vector per head
+    each way.
 
     Args:
       q: queries of rows.
@@ -108,9 +109,9 @@ def attend_slots(
       slots: whose answers the rows decode; None: rows [B G] are the answers of their prompts.
       scale: of the scores; None: one over the root of the width of queries.
     """
-    if slots is None:
-        return attend(q, prompt, answer, used=used, seen=seen, scale=scale)
     queues, rows = q.shape[:2]
+    if slots is None or queues == used.shape[0]:
+        return attend(q, prompt, answer, used=used, seen=seen, scale=scale)
     if queues * rows > used.shape[0]:
         return _attend_travelling(q, prompt, answer, used=used, seen=seen, slots=slots, scale=scale)
     flat = jax.tree.map(

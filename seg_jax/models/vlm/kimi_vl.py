@@ -247,7 +247,7 @@ class KimiVL(nnx.Module):
         return rotary.from_angles(positions[..., None].astype(jnp.float32) * spin)
 
 
-class Decoder:
+class Decoder(nnx.Module):
     """Kimi-VL laid out for decoding: layers apart, weights in the compute dtype."""
 
     def __init__(self, model: KimiVL):
@@ -261,10 +261,9 @@ class Decoder:
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
         lies = sharding.decoding_layout(read, gib=model.compute.decode_gib, divides=False)
         stacks = nnx.merge(graph, params)
-        self.blocks = [
-            *layer_stack.unstack(stacks.first, lies),
-            *layer_stack.unstack(stacks.blocks, lies),
-        ]
+        self.blocks = nnx.List(
+            [*layer_stack.unstack(stacks.first, lies), *layer_stack.unstack(stacks.blocks, lies)]
+        )
         if lies is not None:
             stacked = ("first", "blocks")
             rest = nnx.State({name: part for name, part in read.items() if name not in stacked})

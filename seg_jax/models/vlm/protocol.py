@@ -86,7 +86,10 @@ class VLM(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """A model laid out for decoding token by token."""
+    """A model laid out for decoding token by token.
+
+    It is an `nnx.Module`: a running batch keeps its weights from call to call.
+    """
 
     def empty(
         self, prefix: Prefix, *, answers: int, length: int, queues: int | None = None

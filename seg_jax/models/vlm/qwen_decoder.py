@@ -215,7 +215,7 @@ class Dense(nnx.Module):
         return self.norm(x), extra
 
 
-class Decoder:
+class Decoder(nnx.Module):
     """A dense model laid out for decoding: layers apart, weights in the compute dtype."""
 
     def __init__(self, model: Dense):
@@ -227,7 +227,7 @@ class Decoder:
         params = jax.tree_util.tree_map_with_path(cast, params)
         read = nnx.State({name: part for name, part in params.items() if name != "vision"})
         lies = sharding.decoding_layout(read, gib=model.compute.decode_gib, divides=True)
-        self.blocks = layer_stack.unstack(nnx.merge(graph, params).blocks, lies)
+        self.blocks = nnx.List(layer_stack.unstack(nnx.merge(graph, params).blocks, lies))
         if lies is not None:
             for block in self.blocks:
                 block.travel = lies.tokens_travel
