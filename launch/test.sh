@@ -31,6 +31,15 @@ checked_meanwhile() {
     return "$status"
 }
 
+# browser: Debian's chromium for the tests of the page, which are skipped without it.
+browser() {
+    command -v chromium >/dev/null && return
+    if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium && return
+    fi >/dev/null 2>&1
+    printf 'launch: no chromium, tests of the page are skipped, do: apt-get install chromium\n' >&2
+}
+
 chosen=()
 if [[ "${1:-}" == "--quick" ]]; then
     chosen=(-m "not slow")
@@ -42,6 +51,7 @@ fi
 export PIP_NO_COMPILE=no
 unset PYTHONDONTWRITEBYTECODE
 prepare test
+browser
 cd "$root"
 workers="$(nproc)"
 found="$(mktemp)"

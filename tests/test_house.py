@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "seg_jax"
 FOLDERS = ("seg_jax", "configs", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+EXTRAS = ["train", "data", "parquet", "serve", "cvat", "beam", "wandb", "benchmark", "torch"]
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
 
@@ -114,7 +115,7 @@ def normal(name: str) -> str:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
 def test_what_the_package_imports_is_declared(path):
-    asked = declared("train", "data", "parquet", "beam", "wandb", "benchmark", "torch")
+    asked = declared(*EXTRAS)
     for name in imports(path):
         given = {normal(giver) for giver in givers().get(name, [name])}
         assert given & asked, f"expected {name} in pyproject.toml, do: add it to an extra"

@@ -271,3 +271,8 @@ def test_slurm_runs_two_tasks_to_the_end(few_steps, tmp_path):
     assert "Rank 1 is connected to" in log
     weights = out / "checkpoint" / "model.safetensors"
     assert weights.stat().st_size > 0
+
+
+def test_the_server_keeps_what_it_compiles():
+    (command,) = commands("serve.sh", "--port", "8001")
+    assert command == ["exec", "seg-jax", "serve", "--port", "8001"]

@@ -29,6 +29,7 @@ PROGRAMS = {
     "study": "train variants of one setting and compare them on the same unseen scenes",
     "evaluate": "score a checkpoint on held-out scenes or data sets that were built",
     "predict": "outline an object of one image",
+    "serve": "answer by HTTP: a page to click and edit in, and the APIs of other tools",
     "segment": "draw the mask of a box or of clicks in one image, by a SAM 2",
     "teach": "teach a SAM 2 the masks of drawn scenes, asked for by boxes and clicks",
     "convert": "bring a model of the hub into a folder, or back",
@@ -55,6 +56,7 @@ examples:
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --world quickstart --scenes 512
   seg-jax evaluate --checkpoint runs/quickstart/checkpoint --protocol res --out runs/res
   seg-jax predict --checkpoint runs/quickstart/checkpoint --image FILE --text "the red star"
+  seg-jax serve --checkpoint runs/quickstart/checkpoint --port 8000
   seg-jax segment --segmenter models/sam2-l --image FILE --box 0.1 0.2 0.6 0.9 --out masks
   seg-jax teach configs/seg_r1/toy_sam2.py --out runs/toy_sam2
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
@@ -67,6 +69,9 @@ examples:
 `seg-jax PROGRAM --help` lists the options of a program, `seg-jax --version` tells the version.
 An error is one line; with SEG_JAX_TRACEBACK=1 in the environment it is the whole traceback.
 """
+
+_EXTRAS = {"apache_beam": "beam", **dict.fromkeys(("starlette", "uvicorn"), "serve")}
+"""Extras of packages that not all programs need."""
 
 _BENCHMARK_HELP = """\
 usage: seg-jax benchmark PART [--option value ...]
@@ -233,6 +238,8 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import evaluate as program
         case "predict":
             from seg_jax.cli import predict as program
+        case "serve":
+            from seg_jax.cli import serve as program
         case "segment":
             from seg_jax.cli import segment as program
         case "teach":
@@ -249,6 +256,16 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import compile as program
         case "benchmark":
             from seg_jax.cli.benchmarks import harness as program
+        case _ if name.startswith("benchmark "):
+            return _load_benchmark(name)
+        case _:
+            raise _not_imported(name)
+    return program
+
+
+def _load_benchmark(name: str) -> ModuleType:
+    """Returns the module of a benchmark, imported only now."""
+    match name:
         case "benchmark raster":
             from seg_jax.cli.benchmarks import raster as program
         case "benchmark boundary":
@@ -269,15 +286,20 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import rollout as program
         case "benchmark policy":
             from seg_jax.cli.benchmarks import policy as program
+        case "benchmark serve":
+            from seg_jax.cli.benchmarks import serve as program
         case "benchmark step":
             from seg_jax.cli.benchmarks import step as program
         case _:
-            raise AssertionError(
-                f"{name}: expected a program that _load imports, got only its name in PROGRAMS; "
-                "do: add a "
-                "case for it"
-            )
+            raise _not_imported(name)
     return program
+
+
+def _not_imported(name: str) -> AssertionError:
+    return AssertionError(
+        f"{name}: expected a program that _load imports, got only its name in PROGRAMS; do: add a "
+        "case for it"
+    )
 
 
 def _command(name: str) -> str:
@@ -298,7 +320,7 @@ def _verdict(error: BaseException) -> tuple[str | None, int]:
         advice = "do: lower the batch or the model's size, or spread it over devices (--mesh.fsdp)"
         return f"out of memory ({text[:200]}); {advice}", 1
     if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name):
-        extra = "beam" if error.name == "apache_beam" else "train"
+        extra = _EXTRAS.get(str(error.name), "train")
         return f"expected the package {error.name!r}, do: pip install 'seg-jax[{extra}]'", 1
     if isinstance(error, OSError):
         if error.strerror and error.filename:

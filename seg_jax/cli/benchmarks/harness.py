@@ -24,6 +24,7 @@ PARTS = {
     "rollout": "what sharing prompts, refilling rows and holding to the grammar cost and save",
     "data": "the pipeline with packed rows against a PyTorch DataLoader",
     "policy": "a step of GSPO with images against TRL's trainer (PyTorch)",
+    "serve": "the server with 1, 8 and 32 clients against calls one after another; faults",
     "step": "a step of SFT of a configuration, any size, against transformers (PyTorch)",
 }
 """What `seg-jax benchmark` measures; each is a program of its own."""

@@ -1,0 +1,1 @@
+"""A server: pictures and questions come by HTTP, answers go as polygons."""
