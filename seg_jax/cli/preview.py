@@ -111,7 +111,7 @@ def _rows(met: dict[str, Findings]) -> Iterator[dict[str, Cell]]:
 
 
 def _exhibit(sample: Sample, most: int) -> Exhibit:
-    """Returns an image with the outline of each of its first masks, beside what they are called."""
+    """Returns an image with the outlines of its first masks, and its first conversations."""
     panels = [
         Panel(
             f"mask {which + 1}",
@@ -119,6 +119,11 @@ def _exhibit(sample: Sample, most: int) -> Exhibit:
             text="\n".join([*sample.phrases[which], *sample.names[which : which + 1]]),
         )
         for which, mask in enumerate(sample.masks[:most])
+    ]
+    # Of a written conversation boxes and clicks are text: in which frame, a task says.
+    panels += [
+        Panel(f"conversation {which + 1}", [], text="\n".join(trace))
+        for which, trace in enumerate(sample.traces[:most])
     ]
     height, width = sample.image.shape[:2]
     return Exhibit(

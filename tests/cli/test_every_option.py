@@ -26,6 +26,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.models.adapters.lora import LoRA
 from seg_jax.models.vlm import kimi_vl, qwen3_vl
 from seg_jax.runs import supervised
+from seg_jax.tasks.prompted import Mixture, Prompted
 from seg_jax.training import loop, optimizers, policy, steps
 from seg_jax.training.validation import Validation
 
@@ -75,6 +76,14 @@ FINETUNE = {
     "mixed data sets": (
         dataclasses.replace(SMALL, source=Mixed(parts=(SETS, SETS), weights=(1.0, 2.0))),
         ("source",),
+    ),
+    "boxes and clicks": (
+        dataclasses.replace(
+            SMALL,
+            task=Prompted(stage="sft", mixture=Mixture(text=1.0, trace=1.0)),
+            source=SETS,
+        ),
+        ("task",),
     ),
     "Qwen3-VL": (
         dataclasses.replace(

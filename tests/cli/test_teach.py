@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import small_run
 import tiny_sam2
+from cheap_runs import curve_of, interrupt, weights_of
 
 from seg_jax.cli import main
 from seg_jax.inference import segmenter
 from seg_jax.runs import teaching
 from seg_jax.scenes import world
+from seg_jax.training import mask_learning
 from seg_jax.training.loop import Loop
 from seg_jax.training.mask_learning import Objective
 
@@ -65,6 +67,34 @@ def test_a_run_stops_goes_on_and_leaves_a_segmenter(tmp_path, capsys):
     assert drawn[0].mask.shape == (20, 30)
     assert main.main(words) == 1
     assert "--resume" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_as_if_undisturbed(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.py"
+    path.write_text(RUN)
+    words = ["teach", str(path), "--loop.steps", "3", "--out"]
+    assert main.main([*words, str(tmp_path / "whole")]) == 0
+    real = mask_learning.step
+
+    def interrupted(*options, **named):
+        step = real(*options, **named)
+
+        def stopping(state, *rest):
+            if int(state.step) == 1:
+                interrupt()
+            return step(state, *rest)
+
+        stopping.lower = step.lower
+        return stopping
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_learning, "step", interrupted)
+        assert main.main([*words, str(tmp_path / "run")]) == 130
+    assert "stopped after step 2, which is saved" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert main.main([*words, str(tmp_path / "run"), "--resume"]) == 0
+    assert curve_of(tmp_path / "run") == curve_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
 def test_scenes_go_on_where_they_stood():
