@@ -276,6 +276,8 @@ def _load_benchmark(name: str) -> ModuleType:
             from seg_jax.cli.benchmarks import reward as program
         case "benchmark masks":
             from seg_jax.cli.benchmarks import masks as program
+        case "benchmark reader":
+            from seg_jax.cli.benchmarks import reader as program
         case "benchmark segmenter":
             from seg_jax.cli.benchmarks import segmenter as program
         case "benchmark data":

@@ -28,6 +28,7 @@ from seg_jax.cli.benchmarks import (
     raster,
     raster_costs,
     raster_peers,
+    reader,
     reward,
     rollout,
     saliency,
@@ -62,8 +63,8 @@ def note(monkeypatch, tmp_path):
     patch(run_folder, "tell_json", lambda results, path: note("numbers", path))
     patch(console, "say", lambda text: None)
     patch(console, "table", lambda *_: None)
-    programs = (boundary, data, decode, masks, policy, raster, reward, rollout, saliency, segmenter)
-    for program in programs:
+    programs = (boundary, data, decode, masks, policy, raster, reader, reward, rollout, saliency)
+    for program in (*programs, segmenter):
         patch(program, "_show", lambda results: None)
     return note
 
@@ -507,6 +508,20 @@ def test_every_option_of_masks(note, monkeypatch):
 
     monkeypatch.setattr(masks, "drawer", drawer)
     fingerprints.walk(note.of, masks, masks.Config(images=2, answers=2, boxes=2, clicks=3))
+
+
+def test_every_option_of_reader(note, monkeypatch):
+    real = reader._answers
+
+    def answers(config):
+        found = real(config)
+        note("answers", _digest(found[1]), _digest(found[2]))
+        return found
+
+    given = small_run.bundle()
+    monkeypatch.setattr(start, "make_tokenizer", lambda *_: given.tokenizer)
+    monkeypatch.setattr(reader, "_answers", answers)
+    fingerprints.walk(note.of, reader, reader.Config(answers=2, columns=40))
 
 
 def test_every_option_of_segmenter(note, monkeypatch):

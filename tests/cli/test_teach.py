@@ -69,6 +69,7 @@ def test_a_run_stops_goes_on_and_leaves_a_segmenter(tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_undisturbed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "run.py"
     path.write_text(RUN)

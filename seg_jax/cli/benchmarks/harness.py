@@ -18,6 +18,7 @@ PARTS = {
     "boundary": "boundary IoU and F of masks against OpenCV",
     "saliency": "S, E, IoU, MAE of masks, and all measures of grey maps, against numpy and scipy",
     "reward": "reading, filling and scoring of sampled answers on this device",
+    "reader": "reading answers of boxes and clicks, on the device and on the host",
     "masks": "masks of boxes and clicks in a step: each image encoded once, or for every box",
     "segmenter": "SAM 2 encoding an image and drawing prompts, against transformers (PyTorch)",
     "decode": "the sampler against generate of transformers (PyTorch)",
