@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_vlm
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seg_jax.models import families
 from seg_jax.models.io import weights
@@ -76,6 +77,25 @@ def test_values_gradients_and_answers_do_not_depend_on_the_mesh(setting):
     q = other["blocks"]["q"]["kernel"][...]
     assert q.sharding.spec == PartitionSpec(None, ("fsdp", "expert", "context"), "tensor")
     assert q.addressable_shards[0].data.size == q.size // 4
+
+
+def test_rows_that_a_product_is_added_to_are_not_exchanged():
+    """Left to divide the channels of the sum, jaxlib 0.10.2 exchanges its second and third row."""
+    mesh = sharding.mesh({"data": 2, "fsdp": 2, "tensor": 2})
+
+    def put(x, *axes):
+        return jax.device_put(
+            jnp.asarray(x, jnp.float32), NamedSharding(mesh, PartitionSpec(*axes))
+        )
+
+    rows = ("data", "fsdp")
+    x = put([[0, 1], [2, 3], [4, 5], [6, 7]], rows, "tensor")
+    kernel = put([[1, 2], [10, 20]], "tensor", "fsdp")
+    kept = put(np.zeros((4, 2)), rows, "tensor")
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda *a: sharding.constrain_rows(a[0] + a[1] @ a[2]))(kept, x, kernel)
+    np.testing.assert_array_equal(found, [[10, 20], [32, 64], [54, 108], [76, 152]])
+    assert found.sharding.spec == PartitionSpec(rows)
 
 
 @pytest.mark.parametrize("gib", [None, 0.0], ids=["whole", "divided"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,8 @@ class Shape:
         return self.head_width or self.width // self.heads
 
 
+_HOME = functools.partial(sharding.constrain_rows, whole=False)
+"""What comes back from weights that all devices share out: `tensor` may divide its heads."""
 Mix = Callable[[Heads], tuple[Float[Array, "*n heads hd"], Any]]
 
 
@@ -81,7 +84,7 @@ class Block(nnx.Module):
         """Returns the block's output and what `mix` returned beside the attention output."""
         # Told where a product lies, the compiler does not fetch its weights instead.
         whole, home, apart = (
-            (sharding.constrain_whole, sharding.constrain_rows, sharding.constrain_channels)
+            (sharding.constrain_whole, _HOME, sharding.constrain_channels)
             if self.travel
             else (lambda x: x,) * 3
         )
@@ -93,7 +96,7 @@ class Block(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out, extra = mix(Heads(rotary.rotate(q, turn), rotary.rotate(k, turn), v))
-        x = x + home(self.o(apart(out.reshape(*lead, -1))))
+        x = sharding.constrain_rows(x + home(self.o(apart(out.reshape(*lead, -1)))))
         found = linear.project([self.gate, self.up], whole(self.norm_ffn(x)), fuse=self.fuse)
         gate, up = map(apart, found)
         return sharding.constrain_rows(x + home(self.down(jax.nn.silu(gate) * up))), extra
@@ -130,7 +133,7 @@ class GeluBlock(nnx.Module):
         q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
         rotate = rotary.rotate_pairs if self.pairs else rotary.rotate
         out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
-        x = x + self.o(out.reshape(*lead, -1))
+        x = sharding.constrain_rows(x + self.o(out.reshape(*lead, -1)))
         return sharding.constrain_rows(
             x + self.down(jax.nn.gelu(self.up(self.norm_ffn(x)), approximate=True))
         ), extra

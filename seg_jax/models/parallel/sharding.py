@@ -198,11 +198,16 @@ def current_mesh() -> AbstractMesh | None:
     return on if not on.empty and set(AXES) <= set(on.axis_names) else None
 
 
-def constrain_rows(x: Any) -> Any:
+def constrain_rows(x: Any, *, whole: bool = True) -> Any:
     """Returns x [B .. T D] kept divided by rows between the layers, inside `jax.set_mesh` only.
 
     Long rows are divided among `context` too. Without it the compiler may divide activations as
-    it divides the weights, by width.
+    it divides the weights, by width; and where it divides channels that a product is added to, the
+    sum comes out with its rows exchanged (an error of XLA, see README.md).
+
+    Args:
+      x: what layers are added to.
+      whole: whether its channels are whole; else the compiler may divide them, as it does heads.
     """
     on = current_mesh()
     if on is None:
@@ -211,6 +216,8 @@ def constrain_rows(x: Any) -> Any:
         return x
     spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[0] = MESH["batch"]
+    if whole:
+        spec[-1] = None
     if along_rows() > 1 and x.ndim > 2 and x.shape[-2] % along_rows() == 0:
         spec[-2] = MESH["sequence"]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

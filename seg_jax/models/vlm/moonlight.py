@@ -190,7 +190,7 @@ class Block(nnx.Module):
         """Returns the block's output and what mix(attention, q, latents) returned beside it."""
         q, latents = self.attention.read(self.norm_attention(x), turn)
         out, extra = mix(self.attention, q, latents)
-        x = x + out
+        x = sharding.constrain_rows(x + out)
         return sharding.constrain_rows(x + self.ffn(self.norm_ffn(x))), extra
 
 
