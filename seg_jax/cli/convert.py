@@ -47,8 +47,8 @@ class Config:
     """Copies a model into another folder: checked, in another dtype or another format."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Folder of a model, its name on the hub, as Qwen/Qwen2.5-VL-7B-Instruct, or Meta's .pt of a
-    SAM 2, read as data."""
+    """Folder of a model, its name on the hub, as Qwen/Qwen2.5-VL-7B-Instruct, or a .pt of its
+    authors, read as data: Meta's of a SAM 2, OpenAI's or open_clip's of a CLIP."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Folder to make; what an interrupted convert has done is kept beside it until the next."""
     dtype: Literal["bfloat16", "float32"] | None = None
@@ -57,6 +57,9 @@ class Config:
     """Format: Hugging Face's safetensors, or an Orbax checkpoint."""
     merge: Path | None = None
     """Folder of an adapter (LoRA, peft's format) to add to the weights of SOURCE, its base."""
+    activation: Literal["gelu", "quick_gelu"] | None = None
+    """What a CLIP in a .pt was taught with, which no tensor says: OpenAI's have quick_gelu, most
+    others of open_clip gelu."""
 
     def __post_init__(self):
         if self.merge is not None and self.to == "orbax":
@@ -215,24 +218,23 @@ def _open(source: Path, config: Config) -> _Model:
     """Returns the model in a folder, its names and shapes checked."""
     if source.is_file():
         ours, tensors = weights.open_archive(source)
+        ours = _with_activation(ours, config)
     else:
         ours, tensors = families.read(source), None
+        if config.activation is not None:
+            raise ValueError(
+                f"activation: expected none beside {source}, whose config.json says it, got "
+                f"{config.activation}; do: leave --activation out"
+            )
     added = None
     if config.merge is not None:
         added = peft_folder.Folder(config.merge, ours)
         added.check()
     wide = {slot.name for slot in weights.tensor_parts(ours) if slot.dtype == np.float32}
     if (source / orbax_params.FOLDER).is_dir():
-        dtype = config.dtype or _noted_dtype(source)
-        exact = Compute(param_dtype=dtype)
-        loaded = weights.load(source, compute=exact)
-        reader = weights.ModelTensors(ours, nnx.state(loaded))
-
-        def piece(name: str) -> Iterator[np.ndarray]:
-            whole = reader.read(name)
-            yield from _with_adapter(added, name, iter([(0, whole)]), dtype=whole.dtype)
-
-        return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
+        return _loaded_whole(source, ours, added, dtype=config.dtype or _noted_dtype(source))
+    if tensors is not None and _has_own_names(ours):
+        return _loaded_whole(source, ours, added, dtype=config.dtype or "float32")
     theirs = weights.HubTensors(ours, tensors or safetensors.open_folder(source))
     entries = {}
     for name, entry in theirs.entries.items():
@@ -261,6 +263,52 @@ def _with_adapter(
     """Yields rows of a tensor with an adapter added to it, if there is one."""
     for _, block in blocks if added is None else added.add_to(name, blocks):
         yield block.astype(dtype, copy=False)
+
+
+def _with_activation(ours: Any, config: Config) -> Any:
+    """Returns the config of a file with the activation that it cannot say itself.
+
+    Raises:
+      ValueError: none was given where one is needed, or one where there is no choice.
+    """
+    known = families.family_of(ours).published
+    if known is None or known.choices is None:
+        if config.activation is not None:
+            raise ValueError(
+                f"activation: expected none beside {config.source}, which has only one, got "
+                f"{config.activation}; do: leave --activation out"
+            )
+        return ours
+    if config.activation is None:
+        raise ValueError(
+            f"{config.source}: expected --activation beside it, as no tensor tells it, got none; "
+            "do: give --activation quick_gelu for OpenAI's weights, gelu for most of open_clip's"
+        )
+    return known.choices(ours, config.activation)
+
+
+def _has_own_names(ours: Any) -> bool:
+    known = families.family_of(ours).published
+    return known is not None and known.names is not None
+
+
+def _loaded_whole(
+    source: Path,
+    ours: Any,
+    added: peft_folder.Folder | None,
+    *,
+    dtype: Literal["bfloat16", "float32"],
+) -> _Model:
+    """Returns the model of a source whose tensors are not those of the hub, one by one."""
+    exact = Compute(param_dtype=dtype)
+    loaded = weights.load(source, config=ours, compute=exact)
+    reader = weights.ModelTensors(ours, nnx.state(loaded))
+
+    def piece(name: str) -> Iterator[np.ndarray]:
+        whole = reader.read(name)
+        yield from _with_adapter(added, name, iter([(0, whole)]), dtype=whole.dtype)
+
+    return _Model(ours, dtype, exact, reader.entries(), piece, lambda: loaded)
 
 
 def _dtype(name: Any) -> np.dtype:
@@ -430,6 +478,7 @@ def _fingerprint(config: Config, source: Path) -> dict[str, Any]:
     stats = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     options = {"source": str(source.resolve()), "dtype": config.dtype, "to": config.to}
     options["merge"] = None if config.merge is None else str(config.merge.resolve())
+    options |= {"activation": config.activation}
     return options | {"shard": safetensors.SHARD_BYTES, "files": [list(stat) for stat in stats]}
 
 

@@ -32,6 +32,8 @@ PROGRAMS = {
     "serve": "answer by HTTP: a page to click and edit in, and the APIs of other tools",
     "segment": "draw the mask of a box or of clicks in one image, by a SAM 2",
     "teach": "teach a SAM 2 the masks of drawn scenes, asked for by boxes and clicks",
+    "align": "teach a CLIP which text fits which drawn image when one attribute differs",
+    "match": "say which text fits which image, by a CLIP: one image, or all cases of SPEC",
     "convert": "bring a model of the hub into a folder, or back",
     "build": "make a public data set, or your own, ready for training",
     "preview": "show a data set as a page: images, outlines, what was left out and why",
@@ -59,6 +61,8 @@ examples:
   seg-jax serve --checkpoint runs/quickstart/checkpoint --port 8000
   seg-jax segment --segmenter models/sam2-l --image FILE --box 0.1 0.2 0.6 0.9 --out masks
   seg-jax teach configs/seg_r1/toy_sam2.py --out runs/toy_sam2
+  seg-jax align configs/spec/tiny.py --out runs/spec_tiny
+  seg-jax match --checkpoint runs/spec_tiny/checkpoint --count 600
   seg-jax convert Qwen/Qwen2.5-VL-7B-Instruct models/qwen-7b --dtype bfloat16
   seg-jax build refcoco_unc --source refer_seg --out data/refcoco_unc
   seg-jax preview data/refcoco_unc --split val
@@ -244,6 +248,10 @@ def _load(name: str) -> ModuleType:
             from seg_jax.cli import segment as program
         case "teach":
             from seg_jax.cli import teach as program
+        case "align":
+            from seg_jax.cli import align as program
+        case "match":
+            from seg_jax.cli import match as program
         case "convert":
             from seg_jax.cli import convert as program
         case "build":

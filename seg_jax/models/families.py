@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seg_jax import checksums, files
+from seg_jax.models.clip import clip
 from seg_jax.models.facts import hub_config
 from seg_jax.models.facts.family import VLM, Family
 from seg_jax.models.facts.image_layout import ImageLayout
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
         qwen3_vl.FAMILY,
         kimi_vl.FAMILY,
         sam2.FAMILY,
+        clip.FAMILY,
     )
 }
 """Every family by its `model_type`."""
@@ -60,6 +62,16 @@ def published_segmenters() -> dict[str, Any]:
     """Returns the configs of published models that draw masks, by their names on the hub."""
     drawing = [family.segmenter for family in FAMILIES.values() if family.segmenter is not None]
     return {name: config for one in drawing for name, config in one.sizes.items()}
+
+
+def check_pairs(config: Any) -> None:
+    """Raises ValueError where models of a config bring no images and texts into one space."""
+    if (family := family_of(config)).pairs is None:
+        known = [name for name, family in FAMILIES.items() if family.pairs is not None]
+        raise ValueError(
+            f"model_type: expected a model that says which text fits which image, got "
+            f"{family.model_type!r}; do: give one of {', '.join(known)}"
+        )
 
 
 def read(folder: Path) -> Any:

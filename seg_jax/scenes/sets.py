@@ -106,7 +106,7 @@ def plurals(expression: Expression, count: int, most: int) -> tuple[str, ...]:
       count: of the things; 0 says no number.
       most: ways.
     """
-    nouns = [_plural(expression.kind)] if expression.kind else ["objects", "things"]
+    nouns = [plural(expression.kind)] if expression.kind else ["objects", "things"]
     adjectives = phrases.attributes(expression)
     cores = [" ".join([*adjectives, noun]) for noun in nouns]
     number = {2: ("both", "the two"), 3: ("the three",), 4: ("the four",)}.get(count, ())
@@ -114,7 +114,8 @@ def plurals(expression: Expression, count: int, most: int) -> tuple[str, ...]:
     return tuple(ways[:most])
 
 
-def _plural(kind: Kind) -> str:
+def plural(kind: Kind) -> str:
+    """Returns the noun of several things of a kind."""
     if kind is Kind.PAIR:
         return "pairs of discs"
     return f"{kind}es" if kind is Kind.CROSS else f"{kind}s"

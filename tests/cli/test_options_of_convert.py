@@ -60,9 +60,9 @@ def _stand_ins(patch, note, root):
         note("open", folder)
         return read_hub(folder)
 
-    def load(folder, *, compute):
+    def load(folder, *, compute, config=None):
         note("load", folder, compute)
-        return weights.blank(convert.families.read(folder), compute)
+        return weights.blank(config or convert.families.read(folder), compute)
 
     def write(file, folder, pieces):
         note("write", file.name, [(one.name, str(one.dtype)) for one in file.entries])

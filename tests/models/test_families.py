@@ -150,12 +150,13 @@ def test_a_model_that_is_no_vlm_is_not_asked(encoder):
 
 
 # The model that a run begins with if none is named, what teaches and measures SAM 2, a benchmark
-# against Hugging Face's own, and the models that PyTorch runs for annotation.
+# against Hugging Face's own, and the models that PyTorch runs for annotation. Optimizers clip.
 NAMES_A_PORT = {
     "runs/supervised.py",
     "runs/frozen_segmenter.py",
     "runs/teaching.py",
     "training/mask_learning.py",
+    "training/optimizers.py",
     "cli/benchmarks/masks.py",
     "cli/benchmarks/torch_peer.py",
     "annotation/sam.py",
@@ -181,7 +182,7 @@ def test_no_other_code_knows_one_family_from_another():
         "qwen3_vl",
     }
     found = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    ports = ("models/vlm/", "models/sam2/")
+    ports = ("models/vlm/", "models/sam2/", "models/clip/")
     outside = {p for p in found if not p.startswith(ports)} - {"models/families.py"}
     named = {path for path in outside if ports_named((PACKAGE / path).read_text())}
     assert named <= NAMES_A_PORT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -10,6 +11,8 @@ import tables
 from flax import nnx
 from published_configs import QWEN25, qwen25
 
+from seg_jax.models.clip import config as clip
+from seg_jax.models.clip import openai_names
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.sam2 import meta_names
@@ -135,6 +138,93 @@ def test_published_sizes_of_sam2(size):
     count = sum(leaf.size for leaf in ours.values())
     assert count == sum(map(math.prod, want.values()))
     assert round(count / 1e6, 1) == SAM2[size]
+
+
+CLIP = {
+    # Patch, width, layers, side, width of the texts, common width; millions of weights.
+    "ViT-B/32": (32, 768, 12, 224, 512, 512, 151.3),
+    "ViT-B/16": (16, 768, 12, 224, 512, 512, 149.6),
+    "ViT-L/14": (14, 1024, 24, 224, 768, 768, 427.6),
+    "ViT-L/14@336px": (14, 1024, 24, 336, 768, 768, 427.9),
+}
+
+
+def clip_config(size: str) -> clip.Config:
+    patch, width, layers, side, narrow, common, _ = CLIP[size]
+    return clip.Config(
+        vision=clip.Vision(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            image_size=side,
+            patch_size=patch,
+        ),
+        text=clip.Text(
+            hidden_size=narrow,
+            intermediate_size=4 * narrow,
+            num_attention_heads=narrow // 64,
+            eos_token_id=2,
+        ),
+        projection_dim=common,
+    )
+
+
+def openai_shapes(size: str) -> dict[str, tuple[int, ...]]:
+    """Returns names and shapes as `open_clip.model.CLIP` has them.
+
+    They were compared once with open_clip 3.3.0 (ViT-B-32, ViT-B-16, ViT-L-14, ViT-L-14-336).
+    """
+    patch, width, layers, side, narrow, common, _ = CLIP[size]
+    found = {
+        "logit_scale": (),
+        "positional_embedding": (77, narrow),
+        "text_projection": (narrow, common),
+        "token_embedding.weight": (49_408, narrow),
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": ((side // patch) ** 2 + 1, width),
+        "visual.proj": (width, common),
+        "visual.conv1.weight": (width, 3, patch, patch),
+    }
+    norms = {"visual.ln_pre": width, "visual.ln_post": width, "ln_final": narrow}
+    for tower, many, wide in (("visual.", layers, width), ("", 12, narrow)):
+        for layer in range(many):
+            block = f"{tower}transformer.resblocks.{layer}."
+            norms |= {f"{block}ln_1": wide, f"{block}ln_2": wide}
+            found |= {f"{block}attn.in_proj_weight": (3 * wide, wide)}
+            found |= {f"{block}attn.in_proj_bias": (3 * wide,)}
+            for name, shape in {
+                "attn.out_proj": (wide, wide),
+                "mlp.c_fc": (4 * wide, wide),
+                "mlp.c_proj": (wide, 4 * wide),
+            }.items():
+                found |= {f"{block}{name}.weight": shape, f"{block}{name}.bias": shape[:1]}
+    for name, wide in norms.items():
+        found |= {f"{name}.{kind}": (wide,) for kind in ("weight", "bias")}
+    return found
+
+
+@pytest.mark.parametrize("size", CLIP)
+def test_published_sizes_of_clip(size):
+    config = clip_config(size)
+    with torch.device("meta"):
+        model = transformers.CLIPModel(transformers.CLIPConfig(**config.to_hf()))
+    want = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert {part.name: part.shape for part in weights.tensor_parts(config)} == want
+    ours = weights.leaves(weights.blank(config, Compute()))
+    count = sum(leaf.size for leaf in ours.values())
+    assert count == sum(map(math.prod, want.values()))
+    assert round(count / 1e6, 1) == CLIP[size][-1]
+    theirs = openai_shapes(size)
+    parts = weights.tensor_parts(config, published=True)
+    assert {part.name: part.shape for part in parts} == theirs
+    assert openai_names.config_of(theirs) == config
+
+
+def test_the_defaults_of_clip_are_those_of_vit_b_32():
+    named = clip_config("ViT-B/32")
+    assert clip.Config(text=dataclasses.replace(clip.Text(), eos_token_id=2)) == named
+    assert clip.Config.from_hf({"model_type": "clip"}) == clip.Config()
 
 
 def _check_count(make, want, billions):

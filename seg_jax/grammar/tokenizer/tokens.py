@@ -184,6 +184,11 @@ class Tokenizer:
         return found
 
     @functools.cached_property
+    def bos_id(self) -> int:
+        """The token that begins a sentence, where a tokenizer has one."""
+        return self._id_of_role("bos_token")
+
+    @functools.cached_property
     def image_id(self) -> int:
         """The token that stands where a visual token of an image goes."""
         named = _token_text(self._config.get("image_token"))

@@ -78,6 +78,19 @@ class Segmenter:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """What only models have that say which text fits which image.
+
+    Their configs have `side`, `length` (most tokens of a text) and `text.vocab_size`.
+    """
+
+    image: Callable[[Any], float]
+    """Returns the operations of encoding one image."""
+    text: Callable[[Any], float]
+    """Returns the operations of encoding one text of the full length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
     """Weights as the authors of a model publish them: one file of tensors, without a config."""
 
@@ -89,6 +102,11 @@ class Published:
     """Returns the names of the hub, each with the tensors that it is made of, row behind row."""
     preprocessor: Callable[[Any], Mapping[str, Any]]
     """Returns the `preprocessor_config.json` of a config, which such a file lacks."""
+    names: Callable[[Any], Mapping[str, str]] | None = None
+    """A table of our names to those that `sources` gives; None: they are the hub's."""
+    choices: Callable[[Any, str], Any] | None = None
+    """Returns a config with an activation (`gelu`, `quick_gelu`), which stands in no shape and has
+    to be told; None: there is only one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,11 +147,20 @@ class Family:
     segmenter: Segmenter | None = None
     """What it has as one whose models draw masks of points and boxes, as `models/promptable.py`
     has it; None: they draw none."""
+    pairs: Pairs | None = None
+    """What it has as one whose models say which text fits which image; None: they do not."""
     published: Published | None = None
     """Reads the names of its authors' own files; None: there are none but the hub's."""
     vlm: VLM | None = None
     """What it has as a vision-language model; None: it is none, and has no tokenizer."""
 
-    def table(self, config: Any) -> Mapping[str, str]:
-        """Returns our names of the weights of a config to those of the hub."""
+    def table(self, config: Any, *, published: bool = False) -> Mapping[str, str]:
+        """Returns our names of the weights of a config to those of the hub.
+
+        Args:
+          config: of this family.
+          published: the names of the authors' own file instead, as far as they are others.
+        """
+        if published and self.published is not None and self.published.names is not None:
+            return self.published.names(config)
         return self.names if isinstance(self.names, Mapping) else self.names(config)

@@ -107,6 +107,9 @@ def check_sizes(config: Any, room: str) -> None:
         value, where = getattr(config, field.name), f"{room}.{field.name}"
         if dataclasses.is_dataclass(value):
             continue
+        if typing.get_origin(kinds[field.name]) is typing.Literal:
+            _check_word(value, typing.get_args(kinds[field.name]), where)
+            continue
         schemas.check(value, kinds[field.name], where=where, advice="give such a value")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -118,6 +121,15 @@ def check_sizes(config: Any, room: str) -> None:
             )
         if value > most:
             raise ValueError(f"{where}: expected at most {most}, got {value}; do: give fewer")
+
+
+def _check_word(value: object, known: tuple[str, ...], where: str) -> None:
+    """Raises ValueError unless a value is one of several words."""
+    if value not in known:
+        raise ValueError(
+            f"{where}: expected {' or '.join(known)}, got {value!r:.40}; do: take another model, "
+            "this one is not supported"
+        )
 
 
 @functools.cache

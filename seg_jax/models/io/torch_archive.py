@@ -28,6 +28,9 @@ MOST_PICKLE_BYTES = 16 << 20
 """The largest pickle that is read; that of a thousand tensors has a hundred thousand bytes."""
 MOST_ENTRIES = 100_000
 MOST_AXES = 8
+ROOTS = ("state_dict", "model", "model_state_dict")
+"""Entries that hold the tensors in a checkpoint of a training, in the order they are looked for."""
+_PARALLEL = "module."
 _LOCAL = struct.Struct("<4s22xHH")
 """What stands before an entry: a mark, and how long its name and its extra field are."""
 
@@ -72,13 +75,18 @@ class _Name(NamedTuple):
     name: str
 
 
+class _Script(ValueError):
+    """An archive with a program beside its numbers."""
+
+
 class Archive(safetensors.Arrays):
     """The tensors of an archive; a block at a time is mapped, and never more."""
 
     def __init__(self, path: Path):
         """Reads which tensors there are.
 
-        Of a dict with the entry `model` it takes that one, as published checkpoints have it.
+        Of a dict with an entry of `ROOTS` it takes that one, as published checkpoints have it; a
+        `module.` before all names, as training on several devices leaves it, is dropped.
 
         Raises:
           ValueError: no such archive, a broken one, or one with anything but tensors, plain values
@@ -90,6 +98,12 @@ class Archive(safetensors.Arrays):
             self._tensors = self._read()
         except RefusedInstruction as error:
             raise ValueError(f"{path}: {error}; do: {ADVICE}") from None
+        except _Script:
+            raise ValueError(
+                f"{path}: {_EXPECTED}, got a program of TorchScript, which is not run; do: give "
+                "the model's folder of the hub, or, where you trust the file, save what "
+                "torch.jit.load(FILE).state_dict() returns by torch.save"
+            ) from None
         except (
             OSError,
             ValueError,
@@ -148,6 +162,8 @@ class Archive(safetensors.Arrays):
             entries = archive.infolist()
             if len(entries) > MOST_ENTRIES:
                 raise ValueError(f"more than {MOST_ENTRIES} entries")
+            if any(one.filename.endswith("/constants.pkl") for one in entries):
+                raise _Script
             pickles = [one for one in entries if one.filename.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise ValueError(f"{len(pickles)} entries data.pkl, not one")
@@ -238,8 +254,9 @@ class Renamed(safetensors.Arrays):
 
 def _named_tensors(value: Any) -> dict[str, _Tensor]:
     """Returns the tensors of what a pickle holds."""
-    if isinstance(value, dict) and isinstance(value.get("model"), dict):
-        value = value["model"]
+    if isinstance(value, dict):
+        inner = (value.get(root) for root in ROOTS)
+        value = next((one for one in inner if isinstance(one, dict)), value)
     if not isinstance(value, dict):
         raise ValueError(f"{schemas.short_repr(value)} in place of a dict of tensors")
     found = {}
@@ -249,6 +266,8 @@ def _named_tensors(value: Any) -> dict[str, _Tensor]:
             found[name] = tensor
     if not found:
         raise ValueError("no tensor")
+    if all(name.startswith(_PARALLEL) for name in found):
+        found = {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
     return found
 
 

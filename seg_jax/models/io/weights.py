@@ -3,7 +3,7 @@
 A table says where each of ours stands among theirs. `{}` is the layer (ours are stacked on a
 leading axis), `{+2}` the layer of a stack that begins at their layer 2, `{e}` the expert (ours on
 the next axis), `*` kernel and weight or bias and bias, `[i/n]` the i-th of n equal parts of the
-rows of theirs. Kernels are transposed weights.
+rows of theirs. Kernels are transposed weights, but for `[kernel]`: theirs is a kernel itself.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class TensorPart(NamedTuple):
     """Number of the part of their tensor's rows."""
     parts: int
     """Number of equal parts that their tensor's rows are divided into."""
+    turned: bool
+    """Whether our array is the transpose of theirs, all axes but the first taken as one."""
     shape: tuple[int, ...]
     """Shape of their whole tensor."""
     dtype: np.dtype
@@ -81,7 +83,7 @@ def load(
     folder = Path(source)
     if is_archive(folder):
         found, archive = open_archive(folder)
-        return _assemble(config or found, compute, archive, on=on)
+        return _assemble(config or found, compute, archive, on=on, published=True)
     config = config or families.read(folder)
     if (folder / orbax_params.FOLDER).is_dir():
         model = _restore(config, compute, folder, on=on)
@@ -97,7 +99,9 @@ def is_archive(path: Path) -> bool:
 
 
 def open_archive(path: Path) -> tuple[Any, safetensors.Arrays]:
-    """Returns the config of a file of a model's authors, and its tensors by the hub's names.
+    """Returns the config of a file of a model's authors, and its tensors.
+
+    Their names are those of `family.table(config, published=True)`: the hub's in most families.
 
     Raises:
       ValueError: no weights that `torch.save` wrote, or those of no family that is published so.
@@ -177,23 +181,28 @@ class ModelTensors:
         for piece in sorted(self._parts[name], key=lambda piece: piece.part):
             leaf = self._leaves[piece.path]
             array = np.asarray(leaf[piece.at] if piece.at else leaf)
-            parts.append(array.T if piece.path[-1] == "kernel" else array)
+            parts.append(array.T if piece.turned else array)
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return np.ascontiguousarray(whole.reshape(self._parts[name][0].shape))
+        return np.ascontiguousarray(whole).reshape(self._parts[name][0].shape)
 
 
 class HubTensors:
     """Their tensors, found to be those of a config, by the names of the hub."""
 
-    def __init__(self, config: Any, source: safetensors.Arrays):
+    def __init__(self, config: Any, source: safetensors.Arrays, *, published: bool = False):
         """Checks names and shapes.
+
+        Args:
+          config: of the model.
+          source: its tensors.
+          published: whether names are those of its authors' own file.
 
         Raises:
           ValueError: tensors are missing, surplus or misshapen.
         """
         family = families.family_of(config)
         self.source = source
-        self.parts = tensor_parts(config)
+        self.parts = tensor_parts(config, published=published)
         self.entries: dict[str, safetensors.Entry] = {}
         """Every tensor that the model has, as it is in the source."""
         self._names: dict[str, str] = {}
@@ -271,28 +280,35 @@ def _is_finite(block: np.ndarray) -> bool:
 
 
 @functools.cache  # Needed at every load and save.
-def tensor_parts(config: Any) -> tuple[TensorPart, ...]:
-    """Returns every array of a model, layer by layer, with its place in their files."""
+def tensor_parts(config: Any, *, published: bool = False) -> tuple[TensorPart, ...]:
+    """Returns every array of a model, layer by layer, with its place in their files.
+
+    Args:
+      config: of the model.
+      published: by the names of its authors' own file instead of the hub's.
+    """
     found: list[TensorPart] = []
     family = families.family_of(config)
-    names, convolutions = family.table(config), family.convolutions(config)
+    names, convolutions = family.table(config, published=published), family.convolutions(config)
     rough = Compute(param_dtype="bfloat16")  # What stays wide is kept wide on purpose.
     dtypes = {path: leaf.dtype for path, leaf in leaves(blank(config, rough)).items()}
     for path, leaf in leaves(blank(config, Compute())).items():
         pattern = _pattern(names, path)
         part, parts = 0, 1
+        turned = path[-1] == "kernel" and not pattern.endswith("[kernel]")
+        pattern = pattern.removesuffix("[kernel]")
         if match := re.fullmatch(r"(.*)\[(\d+)/(\d+)\]", pattern):
             pattern, part, parts = match[1], int(match[2]), int(match[3])
         lead = bool(_LAYER.search(pattern)) + ("{e}" in pattern)
-        shape = leaf.shape[lead:]
-        shape = shape[::-1] if path[-1] == "kernel" else shape
-        shape = (shape[0] * parts, *shape[1:])
+        shape: tuple[int, ...] = leaf.shape[lead:]
+        shape = shape[::-1] if turned else shape
+        shape = (shape[0] * parts, *shape[1:]) if shape else ()
         if (inner := convolutions.get("/".join(path))) is not None:
-            shape = (shape[0], *inner)
+            shape = (*shape[:1], *inner)
         dtype = np.dtype(dtypes[path])
         for at in np.ndindex(*leaf.shape[:lead]):
             name = _numbered(pattern, at)
-            found.append(TensorPart(path, at, name, part, parts, shape, dtype))
+            found.append(TensorPart(path, at, name, part, parts, turned, shape, dtype))
     return tuple(found)
 
 
@@ -335,9 +351,16 @@ def _numbered(pattern: str, at: tuple[int, ...]) -> str:
 _LAYER = re.compile(r"\{(\+\d+)?\}")
 
 
-def _assemble(config: Any, compute: Compute, source: safetensors.Arrays, *, on: Mesh | None) -> Any:
+def _assemble(
+    config: Any,
+    compute: Compute,
+    source: safetensors.Arrays,
+    *,
+    on: Mesh | None,
+    published: bool = False,
+) -> Any:
     """Returns the model made of their tensors."""
-    theirs = HubTensors(config, source)
+    theirs = HubTensors(config, source, published=published)
     grouped: dict[tuple[str, ...], list[TensorPart]] = {}
     for piece in theirs.parts:
         grouped.setdefault(piece.path, []).append(piece)
@@ -405,7 +428,7 @@ def _read_share(
     for piece in found:
         if all(part.start <= i < part.stop for i, part in zip(piece.at, wanted, strict=True)):
             at = tuple(i - part.start for i, part in zip(piece.at, wanted, strict=True))
-            _copy_rows(theirs, piece, inner, out=out[at])
+            _copy_rows(theirs, piece, inner, out=out[(*at, ...)])
     return out
 
 
@@ -413,13 +436,16 @@ def _copy_rows(
     theirs: HubTensors, piece: TensorPart, index: tuple[slice, ...], *, out: np.ndarray
 ) -> None:
     """Copies the indexed share of one of our arrays of a layer from their rows, block by block."""
-    kernel = piece.path[-1] == "kernel"
-    rows, *rest = index[::-1] if kernel else index
+    if not index:  # A scalar.
+        for _, block in theirs.blocks(piece.name):
+            out[...] = block
+        return
+    rows, *rest = index[::-1] if piece.turned else index
     skipped = piece.part * piece.shape[0] // piece.parts
     for first, block in theirs.blocks(piece.name, skipped + rows.start, skipped + rows.stop):
         begin = first - skipped - rows.start
         span = slice(begin, begin + len(block))
-        if kernel:
+        if piece.turned:
             out[:, span] = block.reshape(len(block), -1)[:, rest[0]].T
         else:
             out[span] = block[(slice(None), *rest)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -19,6 +19,8 @@ from seg_jax.models.nn.rotary import Rotary
 from seg_jax.models.nn.xla_attention import Heads
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Array
+
+Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Shape:
     """None: width / heads."""
     head_norm: bool = False
     """Whether queries and keys are normalised head by head, before they are rotated."""
+    activation: Activation = "gelu_tanh"
+    """Between the two layers of a `GeluBlock`."""
 
     @property
     def head(self) -> int:
@@ -103,7 +107,7 @@ class Block(nnx.Module):
 
 
 class GeluBlock(nnx.Module):
-    """Pre-norm attention, then two layers with a tanh-GELU between; LayerNorm and biases."""
+    """Pre-norm attention, then two layers with a GELU between; LayerNorm and biases."""
 
     def __init__(self, shape: Shape, *, pairs: bool, stack: int, compute: Compute, rngs: nnx.Rngs):
         """Draws a stack of `stack` blocks; `pairs`: neighbouring channels rotate together."""
@@ -125,15 +129,25 @@ class GeluBlock(nnx.Module):
         self.down = affine((shape.ffn, shape.width), bias=shape.ffn_bias)
 
     def __call__(
-        self, x: Float[Array, "*n D"], turn: Rotary, mix: Mix
+        self, x: Float[Array, "*n D"], turn: Rotary | None, mix: Mix
     ) -> tuple[Float[Array, "*n D"], Any]:
-        """Returns the block's output and what `mix` returned beside the attention output."""
+        """Returns the block's output and what `mix` returned beside the attention output.
+
+        Without a `turn` nothing rotates: positions were added to the tokens.
+        """
         q, k, v = linear.project([self.q, self.k, self.v], self.norm_attention(x), fuse=self.fuse)
         lead = x.shape[:-1]
         q, k, v = (part.reshape(*lead, -1, self.shape.head) for part in (q, k, v))
-        rotate = rotary.rotate_pairs if self.pairs else rotary.rotate
-        out, extra = mix(Heads(rotate(q, turn), rotate(k, turn), v))
+        if turn is not None:
+            rotate = rotary.rotate_pairs if self.pairs else rotary.rotate
+            q, k = rotate(q, turn), rotate(k, turn)
+        out, extra = mix(Heads(q, k, v))
         x = sharding.constrain_rows(x + self.o(out.reshape(*lead, -1)))
-        return sharding.constrain_rows(
-            x + self.down(jax.nn.gelu(self.up(self.norm_ffn(x)), approximate=True))
-        ), extra
+        inner = _activate(self.up(self.norm_ffn(x)), self.shape.activation)
+        return sharding.constrain_rows(x + self.down(inner)), extra
+
+
+def _activate(x: Float[Array, "*n ffn"], activation: Activation) -> Float[Array, "*n ffn"]:
+    if activation == "quick_gelu":  # Hendrycks and Gimpel 2016 (arXiv 1606.08415), section 2.
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")

@@ -1,0 +1,1 @@
+"""Which text fits which image when one attribute differs: the protocol of SPEC."""

@@ -1,0 +1,1 @@
+"""CLIP: images and texts in one space, in Flax NNX."""
