@@ -64,6 +64,9 @@ class Config(ModelOptions):
 
 def main(config: Config) -> int:
     """Serves until it is told to stop."""
+    import starlette  # noqa: F401 - what is missing is told before minutes of work
+    import uvicorn  # noqa: F401
+
     token = _token(config.host)
     listener = server.bind(config.host, config.port)
     try:

@@ -148,6 +148,17 @@ class Segment:
                 f"size: expected at most {self._answering.limits.pixels} pixels, got "
                 f"{request.height} x {request.width}; do: ask about a smaller picture"
             )
+        sides = request.width, request.height
+        if any(
+            not 0 <= value <= side
+            for ring in request.polygons_px
+            for point in ring
+            for value, side in zip(point, sides, strict=True)
+        ):
+            raise faults.Refused(
+                f"polygons_px: expected points within 0..{sides[0]} and 0..{sides[1]}, got others; "
+                "do: cut them off at the picture's edge"
+            )
         return await self._answering.on_host(_mask_of, request)
 
 

@@ -86,7 +86,7 @@ class Run:
 
     def join(self, slot, prefix, which, wanted):
         drawn = self.batch.place(prefix, which, slot=slot, wanted=wanted)
-        self.ids[slot], self.logp[slot] = [*drawn.ids[0]], [*drawn.logp[0]]
+        self.ids[slot], self.logp[slot] = drawn.ids[0].tolist(), drawn.logp[0].tolist()
         self.live[slot] = drawn.live[0]
 
     def step(self):

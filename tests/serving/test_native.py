@@ -177,6 +177,8 @@ def test_drawn_outlines_are_filled_as_pycocotools_does(served):
     assert "413" in served.refuses("/v1/mask", big)
     half = {"height": 4, "width": 4, "polygons_px": [[[1]]]}
     assert "400" in served.refuses("/v1/mask", half)
+    far = {"height": 4, "width": 4, "polygons_px": [[[0, 0], [1, 0], [1, 4.5]]]}
+    assert "400 polygons_px: expected points within 0..4" in served.refuses("/v1/mask", far)
     none = served.send("/v1/mask", {"height": 4, "width": 4, "polygons_px": []})[1]
     assert (none["area_px"], none["box_px"]) == (0, [0, 0, 0, 0])
 

@@ -15,6 +15,7 @@ import time
 import pytest
 import scripted
 
+from seg_jax.cli import main
 from seg_jax.models.vlm.running_batch import Sizes
 from seg_jax.serving import access, faults
 from seg_jax.serving.limits import Limits
@@ -244,6 +245,14 @@ def test_addresses_of_this_machine_alone():
 def test_limits_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match="limits"):
         Limits(**change)
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_what_is_not_installed_is_told_at_once(monkeypatch, capsys, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main.main(["serve", "--port", "0"]) == 1
+    assert f"expected the package '{package}'" in (told := capsys.readouterr().err)
+    assert "pip install 'seg-jax[serve]'" in told
 
 
 CHILD = """
