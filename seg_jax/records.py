@@ -90,6 +90,8 @@ class Sample:
     together, or nothing (an empty mask) where what it means is not in the image."""
     phrases: tuple[tuple[str, ...], ...]
     """For each mask the expressions that fit it and no other object of the image."""
+    sentences: frozenset[str] = frozenset()
+    """Those of the expressions that are whole sentences, as questions are."""
     names: tuple[str, ...] = ()
     """For each mask what it shows, in a few words that others may share; or nothing at all."""
     categories: tuple[str, ...] = ()

@@ -134,7 +134,7 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
-    def validator(run, bundle, asked, *, mesh, stage, whole):
+    def validator(run, bundle, asked, *, mesh, stage, whole, frozen):
         note("validator", run.validate, asked, stage)
 
     real_plan = lora.plan
@@ -184,7 +184,7 @@ def put(patch, note):
     patch.setattr(run_folder, "hold", hold)
     patch.setattr(run_folder, "versions", dict)
     patch.setattr(html_page, "write", lambda *_: None)
-    patch.setattr(panels, "Viewer", lambda bundle, task: note("panels", task))
+    patch.setattr(panels, "Viewer", lambda bundle, task, frozen: note("panels", task))
     patch.setattr(stage.sharding, "gather", lambda params: params)
     patch.setattr(stage.jax, "set_mesh", lambda mesh: contextlib.nullcontext())
     # Data sets are not here; what would be read of them is the source itself.

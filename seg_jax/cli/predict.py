@@ -15,6 +15,7 @@ from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files
 from seg_jax.report import overlay
 from seg_jax.runs import console
+from seg_jax.tasks.prompted import ClicksPrediction
 from seg_jax.tasks.task import Task, Unfit
 
 MOST_CHARACTERS = 100_000
@@ -39,44 +40,48 @@ class Config(ModelOptions):
     answer: str | None = None
     """What is asked for: mask, box or point; left out: a mask, or what the model's task has."""
     out: Path | None = None
-    """Folder for the overlay, FILE-overlay.png for an image FILE; for one in a folder the name also
-    has a digest of that folder's path, so that equal names do not meet. None is drawn without it.
-    """
+    """Folder for the overlay, FILE-overlay.png for an image FILE, and the mask that a segmenter
+    draws, FILE-mask.png; for one in a folder the names also have a digest of that folder's path,
+    so that equal names do not meet. None is drawn without it."""
 
 
 def main(config: Config) -> int:
     """Prints the prediction."""
-    clue = _clue(config)
-    image = image_files.read(config.image)
-    if config.out is not None:  # What cannot be written is known before the model is loaded.
-        files.make_folder(config.out, "the overlay")
-    predictor = config.predictor()
-    if clue is None and not predictor.bundle.task.asks_whole:
+    clue, task = _clue(config), config.asked_task()
+    if clue is None and not task.asks_whole:
         raise ValueError(
             "predict: expected exactly one of --text, --point and --box, got 0; "
             'do: give one, as --text "the red star"'
         )
-    kind = _kind(predictor.bundle.task, config.answer)
+    image = image_files.read(config.image)
+    if config.out is not None:  # What cannot be written is known before the model is loaded.
+        files.make_folder(config.out, "the overlay")
+    kind = _kind(task, config.answer)
+    predictor = config.predictor(asked=task, draws="masks")
     try:
         prediction = predictor.predict(image, "" if clue is None else clue, kind)
     except Unfit as error:
         raise ValueError(f"{config.image}: {error}") from error
     result = prediction.as_json()
     if config.out is not None:
-        path = config.out / _overlay_name(config.image)
-        image_files.write(path, overlay.draw(image, prediction.rings_unit))
-        result["overlay"] = str(path)
+        shown = {"overlay": overlay.draw(image, prediction.rings_unit)}
+        if isinstance(prediction, ClicksPrediction) and prediction.mask is not None:
+            shown["mask"] = np.repeat(255 * prediction.mask[..., None].astype(np.uint8), 3, -1)
+        for what, pixels in shown.items():
+            path = config.out / _name(config.image, what)
+            image_files.write(path, pixels)
+            result[what] = str(path)
     console.tell_json(result, indent=2)
     return 0
 
 
-def _overlay_name(image: Path) -> str:
-    """Returns the name of the overlay of an image, which its path as given decides."""
+def _name(image: Path, what: str) -> str:
+    """Returns the name of a drawing of an image, which its path as given decides."""
     folder = str(image.parent)
     if folder == ".":
-        return f"{image.name}-overlay.png"
+        return f"{image.name}-{what}.png"
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-    return f"{image.name}-{digest}-overlay.png"
+    return f"{image.name}-{digest}-{what}.png"
 
 
 def _kind(task: Task, answer: str | None) -> int | None:

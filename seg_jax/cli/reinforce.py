@@ -11,13 +11,14 @@ import numpy as np
 
 from seg_jax.cli import arguments
 from seg_jax.data import image_files
+from seg_jax.inference import frozen_segmenter
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import Frozen
 from seg_jax.records import Prompts, Rollout
 from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
     datasets,
-    frozen_segmenter,
     reinforcement,
     run_folder,
     stage,
@@ -47,10 +48,14 @@ def main(config: Config) -> int:
         config.check_finite()
         begin = start.from_checkpoint(config)
         with stage.hold_folder(config, reads=datasets.folders_read(config)):
-            gallery = Gallery(config, begin.bundle)
+            task, mesh = begin.bundle.task, config.mesh.build()
+            frozen = frozen_segmenter.load(task, config.segmenter, on=mesh)
+            gallery = Gallery(config, begin.bundle, frozen)
             with stage.open_log(config.out, config.log) as log:
                 place = stage.Place(config.out, "gspo", log)
-                trained = reinforcement.train(config, begin, place, show=gallery.show)
+                trained = reinforcement.train(
+                    config, begin, place, show=gallery.show, frozen=frozen
+                )
             task = reinforcement.task_to_save(config)
             stage.save_model(config, begin, trained.state, task=task)
             best = stage.tell_best(config.out, "gspo", trained)
@@ -63,10 +68,10 @@ def main(config: Config) -> int:
 class Gallery:
     """Draws sampled answers every few steps into OUT/panels, and keeps the latest."""
 
-    def __init__(self, config: Config, bundle: Bundle):
+    def __init__(self, config: Config, bundle: Bundle, frozen: Frozen):
         self.exhibits: tuple[exhibits.Exhibit, ...] = ()
         self._every, self._folder = config.panel_every, config.out / "panels"
-        self._viewer = panels.Viewer(bundle, bundle.task) if self._every else None
+        self._viewer = panels.Viewer(bundle, bundle.task, frozen=frozen) if self._every else None
 
     def show(self, step: int, prompts: Prompts, rollout: Rollout) -> None:
         """Draws the answers of a step whose turn it is."""

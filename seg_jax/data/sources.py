@@ -183,6 +183,7 @@ class Built:
             image=image,
             masks=masks,
             phrases=tuple(tuple(texts) for texts in groups.values()),
+            sentences=frozenset(one.text for one in record.expressions if one.sentence),
             names=() if nameless else tuple(named),
             categories=tuple(_only({record.names[one] for one in which}) for which in groups),
             together=tuple(len(which) > 1 for which in groups),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -121,7 +122,13 @@ def summarise(task: Task, outcome: Outcome, *, seed: int = 0) -> dict[str, Any]:
 
 
 def true_answers(
-    task: Task, examples: Sequence[Example], encoder: Encoder, *, batch: int = 128
+    task: Task,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    *,
+    batch: int = 128,
+    segment: Callable[[Any, Any, Any], Any] | None = None,
+    drawing: tuple[Any, ...] = (),
 ) -> Outcome:
     """Returns the outcome of the true answers as a model is taught to write them: the teacher's.
 
@@ -134,6 +141,8 @@ def true_answers(
       encoder: whose tokens the answers are written in; an answer may be longer than its layout has
         room for.
       batch: answers judged at once.
+      segment: (weights, truth, answers) -> masks of what they point at, for a task that needs it.
+      drawing: these weights, where there are any.
 
     Raises:
       NoQuestions: there are no examples.
@@ -142,9 +151,10 @@ def true_answers(
     written = [chat.answer_ids(tokenizer, example.answer) for example in examples]
     length = max(map(len, written), default=0)
 
-    def judged(ids: Any, used: Any, truth: Any) -> tuple[Rollout, Judgement]:
+    def judged(ids: Any, used: Any, truth: Any, *weights: Any) -> tuple[Rollout, Judgement]:
         rollout = Rollout(ids[:, None], used[:, None], jnp.zeros(ids[:, None].shape))
-        return rollout, tasks.judge(task, rollout, truth, reader=reader)
+        draw = None if segment is None else functools.partial(segment, *weights)
+        return rollout, tasks.judge(task, rollout, truth, reader=reader, segment=draw)
 
     def rows() -> Iterator[tuple[list[Example], Any]]:
         for begin in range(0, len(examples), batch):
@@ -158,7 +168,7 @@ def true_answers(
             yield some, (ids, used, jax.tree.map(lambda *leaves: np.stack(leaves), *truths))
 
     judge = jax.jit(judged)
-    return run(lambda given: judge(*given), rows(), tokenizer.decode)
+    return run(lambda given: judge(*given, *drawing), rows(), tokenizer.decode)
 
 
 def by_kind(

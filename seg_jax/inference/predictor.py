@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 from seg_jax.data.encode import TooLong
 from seg_jax.grammar import automaton, chat
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
+from seg_jax.inference.segmenter import Segmenter
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Prompts, Rollout
@@ -28,6 +30,8 @@ class Predictor:
         grammar: bool = False,
         nothing: bool | None = None,
         refill: sampler.Refill | None = None,
+        frozen: Frozen = NOTHING,
+        segmenter: Segmenter | None = None,
     ):
         """Makes it ready.
 
@@ -36,16 +40,20 @@ class Predictor:
           grammar: whether answers are held to the grammar, so that each can be read.
           nothing: whether such an answer may say that there is nothing; None: as the task has it.
           refill: how many answers of a batch are decoded at once; None: all.
+          frozen: draws what answers point at where they are judged, for a task whose scores are
+            of masks; without it these are unknown.
+          segmenter: draws the mask of what `predict` finds an answer to point at.
         """
         self.bundle = bundle
-        self._refill = refill
+        self.frozen, self._refill, self._segmenter = frozen, refill, segmenter
         self._reader = bundle.task.reader(bundle.tokenizer.pieces)
         self._grammar = None
         if grammar:
             pieces, ends = bundle.tokenizer.pieces, bundle.end_ids
             self._grammar = bundle.task.grammar(pieces, ends, nothing=nothing)
         self.judged_answer = jax.jit(self._generate_and_judge)
-        """(weights, prompts) -> (rollout, judgement)."""
+        """(weights, prompts, those of the model that draws, if there is one) -> (rollout,
+        judgement)."""
         self._params = bundle.params
 
     def answer(self, prompts: Prompts, params: Any = None) -> tuple[Rollout, Judgement]:
@@ -63,7 +71,8 @@ class Predictor:
             kinds = np.unique(np.asarray(task.grammar_start(prompts.truth))).tolist()
             longest = self.bundle.layout.max_answer
             automaton.check_max_tokens(self._grammar, longest, kinds, names=task.kind_names)
-        return self.judged_answer(self._params if params is None else params, prompts)
+        params = self._params if params is None else params
+        return self.judged_answer(params, prompts, *self.frozen.argument)
 
     def predict(
         self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: int | None = None
@@ -87,9 +96,14 @@ class Predictor:
             raise ValueError(f"{example.question!r}: {reason}; do: ask in fewer words") from error
         rollout, _ = self.answer(jax.tree.map(lambda leaf: np.asarray(leaf)[None], prompt))
         ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
-        return task.predict(example, self.bundle.tokenizer.decode(ids))
+        text = self.bundle.tokenizer.decode(ids)
+        if self._segmenter is None:
+            return task.predict(example, text)
+        return task.predict(example, text, draw=self._segmenter.union)
 
-    def _generate_and_judge(self, params: Any, prompts: Prompts) -> tuple[Rollout, Judgement]:
+    def _generate_and_judge(
+        self, params: Any, prompts: Prompts, drawing: Any = None
+    ) -> tuple[Rollout, Judgement]:
         """Returns greedy answers and their judgement, as `jax.jit` traces it."""
         bundle = self.bundle
         rollout = sampler.generate(
@@ -111,6 +125,7 @@ class Predictor:
             rollout,
             prompts.truth,
             reader=self._reader,
+            segment=self.frozen.bound(drawing),
             by_rows=sharding.map_rows,
         )
         return rollout, judged

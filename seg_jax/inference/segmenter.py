@@ -18,6 +18,7 @@ from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.promptable import Promptable
+from seg_jax.tasks.task import Pointed
 
 OUTSIDE, INSIDE, FIRST_CORNER, SECOND_CORNER = 0, 1, 2, 3
 """Labels of the points of a prompt."""
@@ -40,6 +41,7 @@ def prompt(
     box_px: Float[np.ndarray, " 4"] | None = None,
     clicks_px: Float[np.ndarray, "n 2"] | None = None,
     inside: Bool[np.ndarray, " n"] | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
 ) -> Prompt:
     """Returns the prompt of a box, of clicks, or of both.
 
@@ -47,9 +49,12 @@ def prompt(
       box_px: x0 y0 x1 y1.
       clicks_px: points.
       inside: which of them lie on the object; None: all.
+      labels: of the points in its place, corners among them.
     """
     points = np.zeros((0, 2)) if clicks_px is None else np.asarray(clicks_px, np.float64)
-    labels = np.full(len(points), INSIDE) if inside is None else np.where(inside, INSIDE, OUTSIDE)
+    if labels is None:
+        labels = np.full(len(points), INSIDE)
+        labels = labels if inside is None else np.where(inside, INSIDE, OUTSIDE)
     if box_px is not None:
         points = np.concatenate([np.reshape(box_px, (2, 2)), points])
         labels = np.concatenate([[FIRST_CORNER, SECOND_CORNER], labels])
@@ -86,12 +91,13 @@ class Segmenter:
             return nnx.merge(graph, params).decode(features, points, labels, used=used)
 
         self._encode, self._decode = jax.jit(encode), jax.jit(decode)
+        self._latest: tuple[UInt8[np.ndarray, "H W 3"], Any] | None = None
 
     def draw(self, image: UInt8[np.ndarray, "H W 3"], prompts: Sequence[Prompt]) -> list[Drawn]:
         """Returns the mask of each prompt."""
         height, width = image.shape[:2]
         scale = np.array([self.config.side / width, self.config.side / height])
-        features = self._encode(self._params, stretched(image, self.config.side)[None])
+        features = self._features(image)
         drawn: list[Drawn] = []
         for begin in range(0, len(prompts), AT_ONCE):
             some = prompts[begin : begin + AT_ONCE]
@@ -102,6 +108,28 @@ class Segmenter:
                 sure = float(1 / (1 + np.exp(-presence[place])))
                 drawn.append(Drawn(whole > 0, float(quality[place]), sure, _stability(whole)))
         return drawn
+
+    def union(
+        self, image: UInt8[np.ndarray, "H W 3"], prompts: Sequence[Pointed]
+    ) -> Bool[np.ndarray, "H W"]:
+        """Returns all that is drawn of the prompts of a task as one mask; see `tasks.Draw`."""
+        size = np.array(image.shape[1::-1])
+        asked = [
+            prompt(
+                box_px=None if one.box_unit is None else one.box_unit * np.tile(size, 2),
+                clicks_px=one.points_unit * size,
+                labels=one.labels,
+            )
+            for one in prompts
+        ]
+        return np.any([one.mask for one in self.draw(image, asked)], 0)
+
+    def _features(self, image: UInt8[np.ndarray, "H W 3"]) -> Any:
+        """Returns the features of an image; of the latest one they are kept."""
+        if self._latest is None or not np.array_equal(self._latest[0], image):
+            view = stretched(image, self.config.side)
+            self._latest = image.copy(), self._encode(self._params, view[None])
+        return self._latest[1]
 
 
 def _stability(logits: Float[np.ndarray, "H W"]) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from seg_jax.evaluation.bootstrap import Interval
-from seg_jax.evaluation.referring import text4seg
+from seg_jax.evaluation.referring import judging, text4seg
 from seg_jax.evaluation.referring.judging import Row
 from seg_jax.evaluation.referring.protocols import Protocol, Question
 from seg_jax.evaluation.referring.scoring import TITLES
@@ -54,7 +54,11 @@ def groups(rows: Sequence[Row], *, each: int) -> dict[str, list[Row]]:
 
 
 def exhibits(
-    chosen: Mapping[str, Sequence[Row]], protocol: Protocol, question: Callable[[Row], Question]
+    chosen: Mapping[str, Sequence[Row]],
+    protocol: Protocol,
+    question: Callable[[Row], Question],
+    *,
+    pointed: judging.Draw | None = None,
 ) -> tuple[Exhibit, ...]:
     """Returns rows with their images, truth beside answer.
 
@@ -62,17 +66,22 @@ def exhibits(
       chosen: by the heading that they stand under.
       protocol: that they were judged by.
       question: finds the question of a row again.
+      pointed: draws what an answer of boxes and clicks points at; None: answers are outlines.
     """
     return tuple(
-        _exhibit(title, row, protocol, question(row))
+        _exhibit(title, row, protocol, question(row), pointed)
         for title, rows in chosen.items()
         for row in rows
     )
 
 
-def _exhibit(title: str, row: Row, protocol: Protocol, asked: Question) -> Exhibit:
+def _exhibit(
+    title: str, row: Row, protocol: Protocol, asked: Question, pointed: judging.Draw | None
+) -> Exhibit:
     kind, (height, width) = Kind[row.kind.upper()], asked.truth.shape
-    if protocol.released:
+    if pointed is not None:
+        truth, rings = asked.truth, pointed(asked, row.text).rings_unit
+    elif protocol.released:
         truth, rings = text4seg.truth(asked.sample, row.which), text4seg.polygons(row.text)
     else:
         truth, rings = asked.truth, draw(row.text, kind, (height, width)).rings_unit

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +12,12 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, Verdict
 from seg_jax.report import overlay
 from seg_jax.report.exhibits import Exhibit, Panel
-from seg_jax.tasks.task import Task, judge
+from seg_jax.tasks.task import Judgement, Task, judge
 
 _TILE_PX, _GAP_PX, _LINE_PX = 224, 10, 18
 _TRUTH, _ANSWER = overlay.COLOURS[:2]
@@ -25,11 +26,43 @@ _TRUTH, _ANSWER = overlay.COLOURS[:2]
 class Viewer:
     """Shows rows of prompts with a few of their sampled answers, judged as in training."""
 
-    def __init__(self, bundle: Bundle, task: Task, *, scenes: int = 4, answers: int = 4):
+    def __init__(
+        self,
+        bundle: Bundle,
+        task: Task,
+        *,
+        scenes: int = 4,
+        answers: int = 4,
+        frozen: Frozen = NOTHING,
+    ):
+        """Makes it ready.
+
+        Args:
+          bundle: the model that was asked.
+          task: that asked, and judges.
+          scenes: prompts that are shown.
+          answers: answers that are shown of each.
+          frozen: draws what answers point at, for a task whose scores are of masks.
+        """
         self._bundle, self._task = bundle, task
         self._scenes, self._answers = scenes, answers
+        # By this process alone, whatever mesh the weights lie on: here they are whole.
+        self._drawing = jax.tree.map(_own_device, frozen.argument)
         reader = task.reader(bundle.tokenizer.pieces)
-        self._judge = jax.jit(functools.partial(judge, task, reader=reader))
+
+        def judged(rollout: Rollout, truth: Any, drawing: Any = None) -> tuple[Judgement, Any]:
+            draw, masks = frozen.bound(drawing), None
+
+            def noted(truth: Any, answer: Any) -> Any:
+                nonlocal masks
+                assert draw is not None
+                masks = draw(truth, answer)
+                return masks
+
+            segment = None if draw is None else noted
+            return judge(task, rollout, truth, reader=reader, segment=segment), masks
+
+        self._judge = jax.jit(judged)
 
     def exhibits(self, prompts: Prompts, rollout: Rollout) -> tuple[Exhibit, ...]:
         """Returns the first prompts that this process holds, each with its first answers.
@@ -42,23 +75,24 @@ class Viewer:
         rollout = jax.tree.map(lambda leaf: _own(leaf)[: self._scenes, : self._answers], rollout)
         # By this process alone, whatever mesh the program works on.
         with jax.set_mesh(sharding.mesh(devices=jax.local_devices()[:1])):
-            judged = jax.device_get(self._judge(rollout, prompts.truth))
+            judged, masks = jax.device_get(self._judge(rollout, prompts.truth, *self._drawing))
         score = judged.scores[next(iter(self._task.reward_weights))]
-        rows = prompts, rollout, score, judged.verdict
+        rows = prompts, rollout, score, judged.verdict, masks
         return tuple(
             self._exhibit(*jax.tree.map(operator.itemgetter(row), rows))
             for row in range(len(rollout.ids))
         )
 
-    def _exhibit(self, prompt: Prompts, rollout: Rollout, score, verdicts) -> Exhibit:
+    def _exhibit(self, prompt: Prompts, rollout: Rollout, score, verdicts, masks) -> Exhibit:
         task, tokenizer = self._task, self._bundle.tokenizer
         panels = [Panel("truth", task.truth_rings(prompt.truth))]
         for number, (ids, used) in enumerate(zip(rollout.ids, rollout.used, strict=True)):
             text = tokenizer.decode(np.asarray(ids)[used])
+            drawn = {} if masks is None else {"mask": masks[number]}
             panels.append(
                 Panel(
                     f"answer {number + 1}",
-                    task.answer_rings(text, prompt.truth),
+                    task.answer_rings(text, prompt.truth, **drawn),
                     iou=None if np.isnan(score[number]) else float(score[number]),
                     verdict=Verdict(int(verdicts[number])),
                     text=text,
@@ -92,6 +126,11 @@ def _own(leaf) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = min(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0).data
     return np.asarray(leaf)
+
+
+def _own_device(leaf: Any) -> Any:
+    """Returns what lies of an array on the first device of this process."""
+    return leaf.addressable_shards[0].data
 
 
 def _row(exhibit: Exhibit) -> UInt8[np.ndarray, "h w 3"]:

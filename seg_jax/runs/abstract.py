@@ -16,7 +16,9 @@ from flax import nnx
 
 from seg_jax.data import pipeline, sources
 from seg_jax.data.encode import Encoder
+from seg_jax.inference import frozen_segmenter
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import Frozen
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models import flops
 from seg_jax.models.adapters import lora
@@ -113,6 +115,14 @@ class VLMPlan(Plan):
             bundle.graph, bundle.tokenizer, chunk=self.run.loss_chunk, ends=bundle.end_ids
         )
 
+    @functools.cached_property
+    def segmenter(self) -> Frozen:
+        """Shapes of the model that draws where answers are judged, if the run has one."""
+        folder = self.run.segmenter
+        if folder is None:
+            return frozen_segmenter.NOTHING
+        return frozen_segmenter.shapes(self.bundle.task, folder, on=self.mesh)
+
     def rows(self, kind: Literal["sft", "prompts"]) -> Any:
         """Returns the shapes of a batch of the kind, as the pipeline makes it."""
         run, bundle = self.run, self.bundle
@@ -137,9 +147,9 @@ class VLMPlan(Plan):
     def evaluate(self) -> Step:
         """Returns the step of evaluation: a greedy answer to each prompt, judged."""
         prompts: Prompts = self.rows("prompts")._replace(answer=None)
-        function = Predictor(self.bundle).judged_answer
+        function = Predictor(self.bundle, frozen=self.segmenter).judged_answer
         done = self.decoding_work(prompts, 1, self.bundle.layout.max_answer)
-        arguments = (self.weights, prompts)
+        arguments = (self.weights, prompts, *self.segmenter.argument)
         return Step("evaluate", function, arguments, done, advice=self.decoding_advice())
 
     def decoding_work(self, prompts: Prompts, answers: int, length: int) -> flops.Flops:

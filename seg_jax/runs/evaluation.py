@@ -14,6 +14,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.evaluation import task_metrics
+from seg_jax.inference import frozen_segmenter
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Sample
@@ -50,9 +51,9 @@ def answer_greedily(
 
     Raises:
       ValueError: no question is left, where the line says why the first one was passed over; or
-        another model has to draw before the task can judge.
+        the task's scores are of masks, and the predictor has no model that draws.
     """
-    check_judged_alone(task)
+    frozen_segmenter.check_given(task, predictor.frozen.segment)
     bundle = predictor.bundle
     count = whole_rows(min(batch, len(source)), mesh)
     prompts = pipeline.batches_in_order(
@@ -73,15 +74,6 @@ def answer_greedily(
             f"evaluation: expected at least one question, got none that fits: {findings.lines()[0]}"
             "; do: take smaller images or a model trained with more room, or name a --protocol"
         ) from None
-
-
-def check_judged_alone(task: Task) -> None:
-    """Raises ValueError for a task whose scores are of masks that another model draws."""
-    if task.needs_segmenter:
-        raise ValueError(
-            f"task: expected one that is judged without another model, got {task.name!r}, whose "
-            "scores are of masks that a segmenter draws; do: look at its answers by seg-jax predict"
-        )
 
 
 def with_mixture(task: Task, mixture: Mixture) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,37 @@ from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.foreground import protocols, scoring, tables
 from seg_jax.evaluation.foreground.maps import Mapped
 from seg_jax.evaluation.foreground.protocols import Row
+from seg_jax.evaluation.referring.answers import Answered
 from seg_jax.runs import console
 
 ROWS, SUMMARY, TABLE = FILES = ("rows.jsonl", "summary.json", "table.md")
 """What is written to the folder of an evaluation."""
+ANSWERS = "answers.jsonl"
+"""And this, where a model answers."""
+
+
+def noted_answers(answered: Iterable[Answered], folder: Path) -> Iterator[Answered]:
+    """Yields questions with their answers, each written as soon as it is known.
+
+    Until the last one is, the file is called answers.partial.jsonl; `--answers` takes either.
+    """
+    files.make_folder(folder, "the answers")
+    partial = folder / "answers.partial.jsonl"
+    with partial.open("w", encoding="utf-8") as file:
+        for question, text, tokens in answered:
+            line = {
+                "key": question.sample.key,
+                "which": question.which,
+                "given": question.given,
+                "kind": question.kind.name.lower(),
+                "phrase": question.phrase,
+                "text": text,
+                "tokens": tokens,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            yield question, text, tokens
+    partial.replace(folder / ANSWERS)
 
 
 def judged_rows(mapped: Iterable[Mapped], count: int, *, name: str, released: bool) -> list[Row]:

@@ -20,6 +20,7 @@ from seg_jax.evaluation.referring.judging import Row
 from seg_jax.evaluation.referring.protocols import Protocol, Question
 from seg_jax.report import gallery, html_page
 from seg_jax.runs import console
+from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
 
 ANSWERS, SUMMARY, TABLE, GALLERY = FILES = (
@@ -37,12 +38,14 @@ class Asking:
 
     protocol: Protocol
     source: Source
-    task: Referring
+    task: Referring | Prompted
     """Whose words and decimals the questions have."""
     form: int
     """Number of the form of all questions."""
     seed: int
     """Seed of the points that questions name."""
+    pointed: judging.Draw | None = None
+    """Draws what an answer of boxes and clicks points at; None: answers are outlines."""
 
     def questions(
         self, indices: Sequence[int] | None = None, findings: Findings | None = None
@@ -97,7 +100,9 @@ def answer_and_judge(
         partial = folder and folder / "answers.partial.jsonl"
         file = partial and stack.enter_context(partial.open("w", encoding="utf-8"))
         for question, text, tokens in answered(asking.questions(findings=findings)):
-            row = judging.judge(asking.protocol, question, text, tokens=tokens)
+            row = judging.judge(
+                asking.protocol, question, text, tokens=tokens, pointed=asking.pointed
+            )
             if file:
                 file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
                 file.flush()
@@ -138,7 +143,10 @@ def write(
         summary_rows=gallery.table(summary, asking.protocol),
         curves=None,
         exhibits=gallery.exhibits(
-            gallery.groups(rows, each=each), asking.protocol, asking.question_of
+            gallery.groups(rows, each=each),
+            asking.protocol,
+            asking.question_of,
+            pointed=asking.pointed,
         ),
         config=config,
         versions=summary["versions"],

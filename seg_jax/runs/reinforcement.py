@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax.data import priority
-from seg_jax.data.encode import Encoder
 from seg_jax.data.pipeline import Feed
 from seg_jax.data.sources import Mixed, Scenes
 from seg_jax.inference import bundle as bundles
+from seg_jax.inference import frozen_segmenter
+from seg_jax.inference.frozen_segmenter import Frozen
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, check_least
-from seg_jax.runs import abstract, datasets, frozen_segmenter, sampled_answers, stage, validation
+from seg_jax.runs import abstract, datasets, sampled_answers, stage, validation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.drawing import Drawing
-from seg_jax.runs.frozen_segmenter import Frozen
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
@@ -63,10 +63,6 @@ class Config(TrainingRun):
     policy: policy.Policy = policy.Policy()
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weights of the task's scores in the reward, by their names; none: the task's usual ones."""
-    segmenter: Path | None = None
-    """Folder of a model that draws what answers point at (SAM 2), its weights frozen: for tasks
-    whose scores are of masks, which need one; others refuse it. To compile the name of a published
-    one is enough: facebook/sam2.1-hiera-large, -base-plus, -small or -tiny."""
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
         lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
@@ -218,7 +214,7 @@ class Plan(abstract.VLMPlan):
             function,
             (self.weights, prompts, number, *first),
             self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
-            beside=[self.state.moments, self._reference, self._frozen.params],
+            beside=[self.state.moments, self._reference, self.segmenter.params],
             advice=self.decoding_advice(),
         )
 
@@ -232,7 +228,7 @@ class Plan(abstract.VLMPlan):
             weights=run.weights,
             optimizer=run.optimizer,
             sampling=run.sampling,
-            segment=self._frozen.segment,
+            segment=self.segmenter.segment,
         )
         return Step(
             "update",
@@ -245,7 +241,7 @@ class Plan(abstract.VLMPlan):
     def gather(self) -> Step:
         """Returns the step that judges the answers to a further batch and keeps what differs."""
         run, prompts, rollout = self.run, self.rows("prompts"), self._rollout()
-        frozen = self._frozen
+        frozen = self.segmenter
         function = steps.gathering_step(
             self.actor,
             self.bundle.task,
@@ -260,14 +256,9 @@ class Plan(abstract.VLMPlan):
         return Step("gather", function, arguments, {}, beside=beside)
 
     @property
-    def _frozen(self) -> Frozen:
-        """Shapes of the model that draws beside the run, if there is one."""
-        return frozen_segmenter.shapes(self.bundle.task, self.run.segmenter, on=self.mesh)
-
-    @property
     def _unchanged(self) -> tuple[Any, ...]:
         """Shapes of all weights that an update only reads, as its last arguments."""
-        return _last_arguments(self._frozen, self.frozen)
+        return _last_arguments(self.segmenter, self.frozen)
 
     @property
     def _reference(self) -> Any:
@@ -333,18 +324,26 @@ def train(
     place: stage.Place,
     *,
     show: Show = lambda step, prompts, rollout: None,
+    frozen: Frozen | None = None,
 ) -> stage.Trained:
-    """Returns the trained state; the stage resumes from what it finds in its place."""
+    """Returns the trained state; the stage resumes from what it finds in its place.
+
+    Args:
+      run: a completed configuration.
+      start: the model that it begins with.
+      place: where the stage writes.
+      show: is told of the answers of each step.
+      frozen: the run's segmenter, if it was loaded before.
+    """
     run.check_finite()
     mesh, bundle = run.mesh.build(), start.bundle
-    encoder = Encoder(bundle.tokenizer, bundle.layout)
     drawn = sharded_batches(
-        run, bundle.task, encoder, mesh=mesh, rows="prompts", first=run.priority
+        run, bundle.task, bundle.encoder, mesh=mesh, rows="prompts", first=run.priority
     )
     batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
     draw_by = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
-    frozen = frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
+    frozen = frozen or frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
     gather = _gathering(run, actor, bundle.task, frozen) if run.gathers else None
     learn = _learning(run, actor, bundle.task, _last_arguments(frozen, start.frozen), frozen)
     whole, reference = start.all_weights, None
@@ -375,6 +374,9 @@ def train(
         metrics |= told
         return current, metrics
 
+    validator = validation.validator(
+        run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=whole, frozen=frozen
+    )
     return stage.run_stage(
         run,
         body,
@@ -383,9 +385,7 @@ def train(
         place=place,
         mesh=mesh,
         samples=drawn.samples,
-        validator=validation.validator(
-            run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=whole
-        ),
+        validator=validator,
     )
 
 

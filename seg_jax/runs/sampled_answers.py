@@ -17,12 +17,12 @@ from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.evaluation import best_of, task_metrics
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Sample
 from seg_jax.runs import console, evaluation
 from seg_jax.runs.batches import sharded_batches
-from seg_jax.runs.frozen_segmenter import Frozen
 from seg_jax.tasks.task import Example, Task
 from seg_jax.training import advantages, processes, steps
 
@@ -38,6 +38,7 @@ def worths(
     rows: int,
     mesh: Mesh,
     models: Sequence[Any],
+    frozen: Frozen = NOTHING,
 ) -> list[best_of.Groups]:
     """Returns what the answers of each model are worth, drawn as training draws them (host).
 
@@ -51,16 +52,18 @@ def worths(
       rows: of a batch.
       mesh: that the weights lie on.
       models: weights of each.
+      frozen: draws what answers point at, for a task whose scores are of masks.
     """
     actor = steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids)
     draw = steps.sampler(actor, sampling, seed=seed, task=task)
-    score = steps.scorer(actor, task, weights=weights)
+    score = steps.scorer(actor, task, weights=weights, segment=frozen.segment)
     parts: list[list[best_of.Groups]] = [[] for _ in models]
     for number, (examples, batch) in enumerate(prompts):
         placed = pipeline.to_device(batch, sharding.batch(mesh), rows=rows)
         for part, params in zip(parts, models, strict=True):
             with jax.set_mesh(mesh):
-                worth = score(draw(params, placed, jnp.int32(number)), placed.truth)
+                answers = draw(params, placed, jnp.int32(number))
+                worth = score(answers, placed.truth, *frozen.argument)
             part.append(_host(worth, len(examples)))
     return [_concatenate(part) for part in parts]
 
@@ -113,13 +116,20 @@ def beside_greedy(
             rows=rows,
             mesh=mesh,
             models=[bundle.params],
+            frozen=predictor.frozen,
         )
     greedy = {"reward": np.asarray(advantages.reward(outcome.scores, task.reward_weights))}
     greedy |= {name: np.asarray(values) for name, values in outcome.scores.items()}
     found = best_of.summarise(greedy, drawn)
     main = next(iter(task.reward_weights))
     if task_metrics.rows_by_kind(outcome.examples):
-        taught = task_metrics.true_answers(task, outcome.examples, bundle.encoder)
+        taught = task_metrics.true_answers(
+            task,
+            outcome.examples,
+            bundle.encoder,
+            segment=predictor.frozen.segment,
+            drawing=predictor.frozen.argument,
+        )
         found["by_kind"] = best_of.by_kind(
             outcome.examples, greedy[main], drawn.scores[main], taught=taught.scores[main]
         )

@@ -12,6 +12,7 @@ from flax import nnx
 
 from seg_jax.data import pipeline
 from seg_jax.data.encode import Encoder
+from seg_jax.inference import frozen_segmenter
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models import flops
 from seg_jax.models.adapters.lora import Learning
@@ -57,7 +58,8 @@ class Config(TrainingRun):
         """
         if checkpoint is None and self.checkpoint is None:
             run = dataclasses.replace(self, model=self.model or qwen25_vl.Config())
-            return super(Config, run).completed(check=check)
+            run = super(Config, run).completed(check=check)
+            return run._with_segmenter_checked() if check else run
         random = ("ordered_numbers",) if self.adapter.rank else ("seed", "ordered_numbers")
         for name in random:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
@@ -66,7 +68,24 @@ class Config(TrainingRun):
                     f"{name}: expected none beside a checkpoint, whose weights are not random, "
                     f"got {value}; do: leave it out"
                 )
-        return super().completed(checkpoint, check=check)
+        run = super().completed(checkpoint, check=check)
+        return run._with_segmenter_checked() if check else run
+
+    def _with_segmenter_checked(self) -> Config:
+        """Returns the run.
+
+        Raises:
+          ValueError: it has a segmenter that nothing would be drawn by, or validates without one.
+        """
+        assert self.task is not None
+        if self.validate.samples:
+            frozen_segmenter.check(self.task, self.segmenter)
+        elif self.segmenter is not None:
+            raise ValueError(
+                "segmenter: expected validate.samples beside it, whose answers it draws, got "
+                f"{self.segmenter} alone; do: give --validate.samples 256, or leave it out"
+            )
+        return self
 
     def unlowered(self) -> tuple[str, ...]:
         """Returns the names of the options that no step depends on."""
@@ -141,6 +160,9 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
     def body(current: state.State):
         return step(current, to_device(next(batches)), *unchanged)
 
+    frozen = frozen_segmenter.NOTHING
+    if run.validate.samples:
+        frozen = frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
     return stage.run_stage(
         run,
         body,
@@ -151,7 +173,13 @@ def train(run: Config, start: Start, place: stage.Place) -> stage.Trained:
         best_seconds=_seconds_at_peak(run, bundle, encoder, start.learning),
         samples=drawn.samples,
         validator=validation.validator(
-            run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=start.all_weights
+            run,
+            bundle,
+            drawn.asked,
+            mesh=mesh,
+            stage=place.stage,
+            whole=start.all_weights,
+            frozen=frozen,
         ),
     )
 

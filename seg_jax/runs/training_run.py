@@ -54,6 +54,10 @@ class TrainingRun(datasets.Data):
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.Muon()
     loop: Loop = Loop()
     validate: Validation = Validation()
+    segmenter: Path | None = None
+    """Folder of a model that draws what answers point at (SAM 2), its weights frozen: for tasks
+    whose scores are of masks, which are judged with it; others refuse it. To compile the name of a
+    published one is enough: facebook/sam2.1-hiera-large, -base-plus, -small or -tiny."""
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
     resume: bool = False

@@ -13,7 +13,9 @@ import numpy as np
 from seg_jax.data import held_out, pipeline, sources
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
+from seg_jax.inference import frozen_segmenter
 from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import console, evaluation
@@ -44,6 +46,7 @@ def validator(
     mesh: jax.sharding.Mesh,
     stage: str,
     whole: Callable[[Any], Any] = lambda learned: learned,
+    frozen: Frozen = NOTHING,
 ) -> Validator | None:
     """Returns what measures the weights of a run while it trains; None where it has no validation.
 
@@ -54,11 +57,14 @@ def validator(
       mesh: that the weights lie on.
       stage: its name, for what is told.
       whole: returns all weights of those that learn.
+      frozen: draws what answers point at, for a task whose scores are of masks.
     """
     if asked is None:
         return None
     score, task = _score_and_task(run.validate, bundle.task)
-    questions = _Questions(dataclasses.replace(bundle, task=task), asked, run.validate.batch, mesh)
+    frozen_segmenter.check_given(task, frozen.segment)
+    predictor = Predictor(dataclasses.replace(bundle, task=task), frozen=frozen)
+    questions = _Questions(predictor, asked, run.validate.batch, mesh)
     tell = console.say if processes.is_first() else _say_nothing
 
     def measure(learned: Any) -> dict[str, float]:
@@ -73,7 +79,6 @@ def _score_and_task(config: Validation, task: Task) -> tuple[str, Task]:
     Raises:
       ValueError: the task has no such score, or cannot be asked so.
     """
-    evaluation.check_judged_alone(task)
     score = config.score or next(iter(task.reward_weights))
     if score not in task.reward_weights:
         raise ValueError(
@@ -94,13 +99,13 @@ def _score_and_task(config: Validation, task: Task) -> tuple[str, Task]:
 class _Questions:
     """The held-out questions, drawn once, and the jitted decoder that answers them."""
 
-    def __init__(self, bundle: Bundle, asked: Source, batch: int, mesh: jax.sharding.Mesh):
-        self._bundle, self._asked, self._mesh = bundle, asked, mesh
+    def __init__(self, predictor: Predictor, asked: Source, batch: int, mesh: jax.sharding.Mesh):
+        self._bundle, self._asked, self._mesh = predictor.bundle, asked, mesh
         self._count = evaluation.whole_rows(min(batch, len(asked)), mesh)
-        predictor = Predictor(bundle)
+        self._frozen = predictor.frozen
 
-        def scores(params: Any, prompts: Any) -> Any:
-            return predictor.judged_answer(params, prompts)[1].scores
+        def scores(*arguments: Any) -> Any:
+            return predictor.judged_answer(*arguments)[1].scores
 
         # Every process gets all of them, so that all decide alike.
         self._scores = jax.jit(scores, out_shardings=sharding.replicated_sharding(mesh))
@@ -112,7 +117,8 @@ class _Questions:
         with jax.set_mesh(self._mesh):
             for real, prompts in self._batches:
                 on_devices = pipeline.to_device(prompts, places, rows=self._count)
-                found.append((real, self._scores(params, on_devices)))
+                scores = self._scores(params, on_devices, *self._frozen.argument)
+                found.append((real, scores))
         means: dict[str, float] = {}
         for name in found[0][1]:
             parts = [np.asarray(scores[name])[:real, 0] for real, scores in found]

@@ -105,6 +105,20 @@ A model that draws, handed to a task that prompts one: it sees each image once w
 """
 
 
+class Pointed(NamedTuple):
+    """One prompt of a model that draws (host)."""
+
+    box_unit: Float[np.ndarray, " 4"] | None
+    """None: there is none."""
+    points_unit: Float[np.ndarray, "n 2"]
+    labels: Int[np.ndarray, " n"]
+    """1 for a click on the object, 0 for one beside it."""
+
+
+Draw = Callable[[UInt8[np.ndarray, "H W 3"], Sequence[Pointed]], Bool[np.ndarray, "H W"]]
+"""(image, prompts) -> all that a model draws of the prompts in the image, as one mask (host)."""
+
+
 class Task(abc.ABC):
     """What training, evaluation and serving share: there is no second way to ask or judge.
 
@@ -121,6 +135,11 @@ class Task(abc.ABC):
     """The names of its scores with their usual weights in a reward; the first is the main one."""
     needs_segmenter: ClassVar[bool] = False
     """Whether its scores are of masks that a model draws of answers, judged with a `Segment`."""
+
+    @property
+    def channels(self) -> Literal["rgb", "bgr"]:
+        """The order of colours that such a model is shown images in."""
+        return "rgb"
 
     asks_whole: ClassVar[bool] = False
     """Whether a user may ask about an image as a whole, by a blank expression."""
@@ -246,21 +265,28 @@ class Task(abc.ABC):
     # What is shown of it (host).
 
     @abc.abstractmethod
-    def predict(self, example: Example, text: str) -> Prediction:
-        """Returns what the answer to a question says."""
+    def predict(self, example: Example, text: str, *, draw: Draw | None = None) -> Prediction:
+        """Returns what the answer to a question says.
+
+        Args:
+          example: the question.
+          text: of the answer.
+          draw: draws the mask of what it points at, handed to a task that prompts such a model.
+        """
 
     @abc.abstractmethod
     def metrics(self, outcome: Outcome) -> list[Metric]:
         """Returns the numbers that tell how good many answers are."""
 
-    def answer_rings(self, text: str, truth: Any) -> list[np.ndarray]:
+    def answer_rings(self, text: str, truth: Any, *, mask: Any = None) -> list[np.ndarray]:
         """Returns what an answer draws on the image, in unit coordinates.
 
         Args:
           text: of the answer.
           truth: record of its prompt, without an axis of prompts.
+          mask: what a `Segment` drew of it, if one was handed over.
         """
-        del text, truth
+        del text, truth, mask
         return []
 
     def truth_rings(self, truth: Any) -> list[np.ndarray]:

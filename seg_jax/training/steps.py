@@ -316,7 +316,7 @@ def reinforcing_step(
             chunk=actor.chunk,
             temperature=sampling.temperature,
             grammar=grammar,
-            kinds=None if grammar is None else task.grammar_start(prompts.truth),
+            kinds=prompts.truth,
         )
 
     def step(
@@ -331,6 +331,10 @@ def reinforcing_step(
         judged = judge_rows(group, prompts.truth, segmenter)
         reward = advantages.reward(judged.scores, weights)
         reward = policies.without_length(policy, reward, group.used)
+        # Of the truth nothing is needed any more but where the grammar begins: images that a
+        # model has drawn on would be cut into minibatches for nothing.
+        begin = None if grammar is None else task.grammar_start(prompts.truth)
+        prompts = prompts._replace(truth=begin)
         experience = policies.experience(policy, prompts, group, rewards=reward)
         state, metrics = policies.update(
             policy,

@@ -55,7 +55,7 @@ def _stand_for_the_compiler(patch, note):
         return run_stand_ins.Compiled()
 
     class Predictor:
-        def __init__(self, bundle):
+        def __init__(self, bundle, *, frozen):
             note("predictor", bundle.task, bundle.layout)
             self.judged_answer = run_stand_ins.Jitted(note)
 

@@ -25,8 +25,10 @@ from seg_jax.evaluation import task_metrics
 from seg_jax.evaluation.foreground import maps, scoring
 from seg_jax.evaluation.referring import answers, protocols
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import predictor
+from seg_jax.inference import frozen_segmenter, predictor, segmenter
+from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.models import families
+from seg_jax.models.sam2 import config as sam2_config
 from seg_jax.report import overlay
 from seg_jax.runs import (
     console,
@@ -36,8 +38,11 @@ from seg_jax.runs import (
     run_folder,
     sampled_answers,
 )
+from seg_jax.tasks.prompted import Prompted
 
 CHECKPOINT, DATA, ANSWERS = Path("checkpoint"), (Path("one"),), Path("answers.jsonl")
+CLICKS, HUB, SAM = Path("clicks"), Path("hub"), Path("sam2")
+"""A model of boxes and clicks, one that says nothing of its task, and one that draws."""
 OUT = Path("out")
 
 
@@ -57,13 +62,25 @@ def _stand_for_models(patch, note):
     given = small_run.bundle()
 
     class Predictor(predictor.Predictor):
-        def __init__(self, bundle, *, grammar, nothing, refill):
-            note("predictor", grammar, nothing, refill)
-            self.bundle = bundle
+        def __init__(self, bundle, *, grammar, nothing, refill, frozen=NOTHING, segmenter=None):
+            note("predictor", grammar, nothing, refill, bundle.layout, segmenter is not None)
+            self.bundle, self.frozen = bundle, frozen
 
         def predict(self, image, clue, kind):
             note("predict", image, clue if isinstance(clue, str) else clue.tolist(), kind)
+            note("asked of", self.bundle.task)
             return types.SimpleNamespace(as_json=dict, rings_unit=[])
+
+    def own_task(folder, kind=None, *, adapter=None):
+        return {CLICKS: Prompted(frame=96), HUB: None}.get(folder, given.task)
+
+    def load_frozen(task, folder, *, on):
+        note("frozen", task, folder)
+        return Frozen(segment=lambda *_: None, params=())
+
+    def load_segmenter(folder):
+        note("segmenter", folder)
+        return types.SimpleNamespace(union=lambda image, prompts: image[..., 0] > 0)
 
     def load(folder, *, compute, on, visual_tokens, task_kind, adapter):
         note("load", folder, compute, on is not None, visual_tokens, task_kind, adapter)
@@ -71,6 +88,10 @@ def _stand_for_models(patch, note):
 
     patch.setattr(model_options, "Predictor", Predictor)
     patch.setattr(bundles, "load", load)
+    patch.setattr(bundles, "own_task", own_task)
+    patch.setattr(frozen_segmenter, "load", load_frozen)
+    patch.setattr(families, "read", lambda folder: sam2_config.Config())
+    patch.setattr(segmenter, "load", load_segmenter)
     patch.setattr(families, "noted_dtype", lambda folder: "bfloat16")
     run_stand_ins.put_mesh(patch, note)
 
@@ -106,7 +127,7 @@ def _stand_for_answers(patch, note):
         source = asking.source
         if isinstance(source, Built):  # All drawn samples stand for data sets.
             source = source.folders, source.split, source.absent, source.singly
-        note("source", asking.protocol, source)
+        note("source", asking.protocol, source, asking.task, asking.pointed is not None)
         for one in asking.questions():
             clue = one.clue if isinstance(one.clue, str) else np.asarray(one.clue).tolist()
             note("question", one.index, one.which, one.given, one.phrase, one.text, clue)
@@ -149,6 +170,16 @@ def _stand_for_answers(patch, note):
         note("outlines")
         return iter(())
 
+    def of_clicks(answered, task, draw):
+        note("clicks", task)
+        return iter(())
+
+    def pointing_questions(source, task, met):
+        note("whole", source.folders, source.split)
+        return iter(())
+
+    patch.setattr(maps, "of_clicks", of_clicks)
+    patch.setattr(maps, "pointing_questions", pointing_questions)
     patch.setattr(protocols, "questions", asked)
     patch.setattr(maps, "MapFolder", MapFolder)
     patch.setattr(maps, "of_outlines", of_outlines)
@@ -220,6 +251,18 @@ EVALUATE = {
     "maps with files": {"protocol": "sod", "data": DATA, "maps": Path("maps"), "out": OUT},
     "outlines as maps": {"protocol": "cod", "data": DATA},
     "answers as maps": {"protocol": "sod", "data": DATA, "answers": ANSWERS, "out": OUT},
+    "clicks": {"checkpoint": CLICKS, "segmenter": SAM},
+    "clicks on data": {"checkpoint": CLICKS, "segmenter": SAM, "data": DATA, "samples": 2},
+    "clicks for res": {"checkpoint": CLICKS, "segmenter": SAM, "protocol": "res"},
+    "clicks for reasonseg": {
+        "checkpoint": HUB,
+        "segmenter": SAM,
+        "protocol": "reasonseg",
+        "data": DATA,
+        "out": OUT,
+    },
+    "clicks as maps": {"checkpoint": HUB, "segmenter": SAM, "protocol": "sod", "data": DATA},
+    "answers of clicks": {"answers": ANSWERS, "segmenter": SAM, "protocol": "res"},
     "some answers": {"protocol": "res", "answers": ANSWERS, "checkpoint": CHECKPOINT, "out": OUT},
 }
 PREDICT = {
@@ -227,6 +270,9 @@ PREDICT = {
     "point": {"point": (0.5, 0.5)},
     "box": {"box": (0.1, 0.1, 0.5, 0.5)},
     "an overlay": {"text": "the red star", "out": OUT},
+    "all that is there": {"checkpoint": CLICKS},
+    "masks of all that is there": {"checkpoint": CLICKS, "segmenter": SAM, "out": OUT},
+    "a folder of the hub": {"checkpoint": HUB, "segmenter": SAM, "text": "the red star"},
     "a box as an answer": {"text": "the red star", "answer": "box", "checkpoint": CHECKPOINT},
 }
 """Modes, by the options that choose them."""

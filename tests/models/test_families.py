@@ -153,7 +153,7 @@ def test_a_model_that_is_no_vlm_is_not_asked(encoder):
 # against Hugging Face's own, and the models that PyTorch runs for annotation. Optimizers clip.
 NAMES_A_PORT = {
     "runs/supervised.py",
-    "runs/frozen_segmenter.py",
+    "inference/frozen_segmenter.py",
     "runs/teaching.py",
     "training/mask_learning.py",
     "training/optimizers.py",

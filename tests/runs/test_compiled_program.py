@@ -21,11 +21,12 @@ from seg_jax.cli import arguments, compile, finetune, reinforce
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
+from seg_jax.inference import frozen_segmenter
 from seg_jax.models import families
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import config as sam2_config
 from seg_jax.models.sam2 import meta_names
-from seg_jax.runs import datasets, experiments, frozen_segmenter, stage, start
+from seg_jax.runs import datasets, experiments, stage, start
 from seg_jax.training import optimizers, state, steps
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))

@@ -14,11 +14,11 @@ from seg_jax.cli import main
 from seg_jax.data import sources
 from seg_jax.grammar import clicks
 from seg_jax.inference import bundle as bundles
-from seg_jax.inference import segmenter
+from seg_jax.inference import frozen_segmenter, segmenter
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import config, meta_names
 from seg_jax.records import Rollout
-from seg_jax.runs import datasets, frozen_segmenter, reinforcement, run_folder, start
+from seg_jax.runs import datasets, reinforcement, run_folder, start
 from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import hlo, steps
@@ -102,7 +102,7 @@ def test_scores_are_of_the_masks_that_the_model_draws_alone(folder, tmp_path):
                     clicks_px=read.points_unit[within] * FRAME,
                     inside=read.labels[within] == 1,
                 )
-                drawn |= alone.draw(truth[b].view, [asked])[0].mask
+                drawn |= alone.draw(np.asarray(truth[b].view), [asked])[0].mask
             want = (drawn & true).sum() / (drawn | true).sum()
             np.testing.assert_allclose(worth.scores["iou"][b, g], want, atol=2e-3)
             assert worth.scores["format"][b, g] == 1

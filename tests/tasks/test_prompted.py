@@ -1,6 +1,7 @@
 """Boxes and clicks as a task: questions, true answers, readers, scores by masks, refusals."""
 
 import functools
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -11,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from PIL import Image
 from scipy import ndimage
 
 from seg_jax.data import encode, sources
+from seg_jax.geometry import bitmask, host_raster
 from seg_jax.grammar import clicks
+from seg_jax.inference.predictor import Predictor
 from seg_jax.records import Clicks, Sample, Trace, Verdict
 from seg_jax.runs import evaluation, start
 from seg_jax.tasks import masks as packed_masks
 from seg_jax.tasks import table, task
-from seg_jax.tasks.prompted import Mixture, Prompted, clicker, questions, scores
+from seg_jax.tasks.prompted import Mixture, Prompted, clicker, pointing, questions, scores
 from seg_jax.training import steps
 
 FRAME = 96
@@ -90,7 +94,7 @@ def test_true_answers_are_read_and_mark_what_is_meant(stage):
     for sample, example in examples:
         read = asks.predict(example, example.answer)
         assert read.verdict == Verdict.OK
-        assert read.thought == (stage != "prerl")
+        assert (read.thought is None) == (stage == "prerl")
         objects = [mask for mask in sample.masks if mask.any()]
         if stage == "prerl":
             assert not len(read.boxes_unit)
@@ -237,7 +241,7 @@ def test_the_device_reads_what_the_host_predicts():
         np.testing.assert_allclose(
             answer.points_unit[n][answer.used[n]], read.points_unit, atol=1e-6
         )
-        assert bool(answer.thought[n]) == read.thought
+        assert bool(answer.thought[n]) == (read.thought is not None)
 
 
 def some_clicks(count, *, boxed=True, used=True, thought=True):
@@ -330,8 +334,10 @@ def test_without_a_model_that_draws_nothing_is_told_of_masks():
         steps.scorer(
             steps.Actor(blank().graph, blank().tokenizer), asks, weights=asks.reward_weights
         )
-    with pytest.raises(ValueError, match="task: expected one that is judged without another model"):
-        evaluation.check_judged_alone(asks)
+    with pytest.raises(ValueError, match="segmenter: expected the folder of a model that draws"):
+        evaluation.answer_greedily(
+            Predictor(small_run.bundle()), [SCENES[0]], title="", task=asks, batch=1
+        )
 
 
 def test_the_truth_is_the_mask_stretched_to_the_frame():
@@ -407,5 +413,142 @@ def test_predictions_are_plain_values_in_pixels():
     told = json.loads(json.dumps(found.as_json()))
     assert told["boxes_px"] == [[0, 0, width / 2, height]]
     assert told["points_px"] == [[width / 4, height / 2]]
-    assert (told["labels"], told["thought"], told["verdict"]) == ([1], True, "OK")
+    assert (told["labels"], told["thought"], told["verdict"]) == ([1], "so", "OK")
     assert [len(ring) for ring in found.rings_unit] == [4, 1]
+    assert "rle" not in told
+    assert found.mask is None
+
+
+def inside_of_corners(seen):
+    """Returns a stand-in that draws what lies within corners, and disks around other clicks."""
+
+    def draw(image, prompts):
+        height, width = image.shape[:2]
+        mask = np.zeros((height, width), bool)
+        seen.append((image, prompts))
+        y, x = (np.indices((height, width)) + 0.5) / [[[height]], [[width]]]
+        for one in prompts:
+            if one.box_unit is None:
+                for px, py in one.points_unit[one.labels == 1]:
+                    mask |= (x - px) ** 2 + (y - py) ** 2 < 0.04
+            else:
+                x0, y0, x1, y1 = one.box_unit
+                mask |= (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        return mask
+
+    return draw
+
+
+TWO = (
+    "<think> two of them </think> <bbox>[0,0,48,48]</bbox>, <bbox>[48,48,96,72]</bbox>, "
+    "<points>[[12,12],[48,48],[90,90]]</points>, <labels>[1,0,1]</labels>"
+)
+
+
+def test_a_mask_is_the_union_over_boxes_each_with_the_clicks_within():
+    asks, ((_, example), *_) = drawn(count=1)
+    seen: list = []
+    found = asks.predict(example, TWO, draw=inside_of_corners(seen))
+    (image, prompts), (height, width) = seen[0], example.image.shape[:2]
+    assert image is example.whole_image
+    np.testing.assert_allclose(prompts[0].box_unit, [0, 0, 0.5, 0.5])
+    np.testing.assert_allclose(prompts[0].points_unit, [[0.125, 0.125], [0.5, 0.5]])
+    np.testing.assert_allclose(prompts[1].points_unit, [[0.5, 0.5]])
+    assert [one.labels.tolist() for one in prompts] == [[1, 0], [0]]
+    want = np.zeros((height, width), bool)
+    want[: height // 2, : width // 2] = want[height // 2 : height * 3 // 4, width // 2 :] = True
+    np.testing.assert_array_equal(found.mask, want)
+    told = json.loads(json.dumps(found.as_json()))
+    assert (told["thought"], told["area_px"]) == ("two of them", int(want.sum()))
+    assert told["box_px"] == [0, 0, width, height * 3 // 4]
+    rle = {"size": told["rle"]["size"], "counts": told["rle"]["counts"].encode()}
+    np.testing.assert_array_equal(bitmask.from_rle(rle), want)
+    filled = host_raster.fill(
+        [np.array(ring) for ring in told["polygons_unit"]], height=height, width=width, rule="coco"
+    )
+    np.testing.assert_array_equal(filled, want)
+    # Boxes frame the mask: they are lines, dots are clicks.
+    lengths = [len(ring) for ring in found.rings_unit]
+    assert (lengths.count(2), lengths.count(1)) == (8, 3)
+    alone = asks.predict(
+        example, "<points>[[48,48]]</points><labels>[1]</labels>", draw=inside_of_corners(seen)
+    )
+    assert [one.box_unit for one in seen[1][1]] == [None]
+    assert alone.mask is not None
+    assert alone.mask.any()
+    nothing = asks.predict(example, "I see none.", draw=inside_of_corners(seen))
+    assert len(seen) == 2  # Nobody is asked to draw nothing.
+    assert nothing.mask is not None
+    assert not nothing.mask.any()
+    assert nothing.as_json()["box_px"] is None
+
+
+def test_the_release_draws_in_the_frame_blue_first_and_scales_the_mask():
+    sample = SCENES[0]
+    asks = Prompted(frame=FRAME, released=True)
+    assert (asks.channels, Prompted().channels) == ("bgr", "rgb")
+    example = asks.ask(sample.image, "it")
+    seen: list = []
+    text = TWO.replace("[1,0,1]", "[1,3,2]")
+    found = asks.predict(example, text, draw=inside_of_corners(seen))
+    (view, prompts) = seen[0]
+    assert view.shape == (FRAME, FRAME, 3)
+    blue = Image.fromarray(sample.image).resize((FRAME, FRAME), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(view[..., ::-1], np.asarray(blue))
+    # Labels of corners stay what they are.
+    assert [one.labels.tolist() for one in prompts] == [[1, 3], [3]]
+    square = np.zeros((FRAME, FRAME), np.uint8)
+    square[:48, :48] = square[48:72, 48:] = 255
+    size = sample.image.shape[1::-1]
+    want = np.asarray(Image.fromarray(square).resize(size, Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(found.grey, want)
+    assert found.size == sample.image.shape[:2]
+    # A comma that lacks loses boxes too.
+    lost = asks.predict(example, TWO.replace("12,12", "012,12"), draw=inside_of_corners(seen))
+    assert lost.mask is not None
+    assert not lost.mask.any()
+
+
+def test_the_release_evaluates_on_bicubic_images_through_jpeg_and_trains_on_bilinear_ones():
+    sample = SCENES[0]
+    asks = Prompted(frame=FRAME, released=True)
+    cubic = Image.fromarray(sample.image).resize((FRAME, FRAME))  # Pillow's default.
+    file = io.BytesIO()
+    cubic.save(file, format="JPEG")  # Its default is 75.
+    evaluated = np.asarray(Image.open(file))
+    np.testing.assert_array_equal(asks.ask(sample.image, "it").image, evaluated)
+    linear = Image.fromarray(sample.image).resize((FRAME, FRAME), Image.Resampling.BILINEAR)
+    for task_ in (asks, Prompted(frame=FRAME, square=True)):
+        example = task_.example(sample, np.random.default_rng(0))
+        np.testing.assert_array_equal(example.image, np.asarray(linear))
+        np.testing.assert_array_equal(example.whole_image, sample.image)
+    assert Prompted(frame=FRAME).ask(sample.image, "it").image is sample.image
+    # What a model draws on is the image itself, whatever is shown with the question.
+    truth = asks.truth(asks.ask(sample.image, "it"), canvas=(32, 32))
+    np.testing.assert_array_equal(truth.view, np.asarray(linear))
+
+
+def test_the_release_takes_the_first_box_of_reasonseg_with_all_clicks():
+    asks, seen = Prompted(frame=FRAME, released=True), []
+    example = asks.ask(SCENES[0].image, "it")
+    draw = inside_of_corners(seen)
+    for text in (TWO, TWO.replace("48,48]</bbox>", "48,48]", 1)):
+        asks.predict(example, text, draw=draw, together=True)
+        (asked,) = seen[-1][1]
+        np.testing.assert_allclose(asked.box_unit, [0, 0, 0.5, 0.5])
+        assert len(asked.points_unit) == 3
+    asks.predict(example, TWO.replace("[1,0,1]", "[1,0]"), draw=draw, together=True)
+    (asked,) = seen[-1][1]
+    assert not len(asked.points_unit)
+    count = len(seen)
+    # A list that Python cannot read loses the box too; without a box clicks count alone.
+    for broken in (TWO.replace("[[12,", "[[012,"), "nothing"):
+        found = asks.predict(example, broken, draw=draw, together=True)
+        assert found.mask is not None
+        assert not found.mask.any()
+    assert len(seen) == count
+    clicks_alone = "<points>[[12,12]]</points> <labels>[1]</labels>"
+    asks.predict(example, clicks_alone, draw=draw, together=True)
+    assert seen[-1][1][0].box_unit is None
+    # It stays linear in what a model may write.
+    pointing.only_first_box("<bbox>[" * 100_000 + " " * 100_000)

@@ -1,6 +1,6 @@
-"""Answers as grey maps: those of a folder, or masks filled from a model's outlines (host).
+"""Answers as grey maps: those of a folder, or masks of a model's outlines, boxes or clicks (host).
 
-Whatever else answers, a segmenter say, yields the same: samples with a map each.
+Whatever else answers yields the same: samples with a map each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from jaxtyping import UInt8
 from seg_jax.data import grey_images, image_files, sources
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
+from seg_jax.evaluation.referring import protocols
 from seg_jax.evaluation.referring.answers import Answered
-from seg_jax.records import Sample
+from seg_jax.evaluation.referring.protocols import Question
+from seg_jax.records import Kind, Sample
+from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import draw
+from seg_jax.tasks.task import Draw
 
 _IMAGE = re.compile(r"[^.].*\.(png|jpe?g|bmp|webp|tiff?)", re.IGNORECASE)
 Mapped = tuple[Sample, UInt8[np.ndarray, "H W"]]
@@ -134,3 +138,30 @@ def of_outlines(answered: Iterable[Answered]) -> Iterator[Mapped]:
     for question, text, _ in answered:
         drawn = draw(text, question.kind, question.sample.image.shape[:2])
         yield question.sample, 255 * drawn.mask.astype(np.uint8)
+
+
+def pointing_questions(source: Source, task: Prompted, met: Findings) -> Iterator[Question]:
+    """Yields one question about each image as a whole, answered by boxes and clicks.
+
+    Args:
+      source: of the samples.
+      task: whose words it has.
+      met: is told of samples that cannot be read, which are passed over.
+    """
+    for index, sample in sources.readable(source, range(len(source)), met):
+        named = Question(sample, index, 0, "text", Kind.MASK, "", "", "")
+        yield protocols.pointing_question(task, named)
+
+
+def of_clicks(answered: Iterable[Answered], task: Prompted, draw: Draw) -> Iterator[Mapped]:
+    """Yields samples with the maps that a model draws of boxes and clicks.
+
+    Args:
+      answered: questions about samples with their answers.
+      task: that reads them.
+      draw: the model that draws.
+    """
+    for question, text, _ in answered:
+        found = task.predict(question.example, text, draw=draw)
+        assert found.grey is not None
+        yield question.sample, found.grey

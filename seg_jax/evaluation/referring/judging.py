@@ -6,6 +6,7 @@ What the answer says is read by `outline.read`, all of it: rings and points are 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -71,18 +72,33 @@ class Row:
     """What is wrong with the answer: see `fault_of`."""
 
 
-def judge(protocol: Protocol, asked: Question, text: str, *, tokens: int) -> Row:
+Draw = Callable[[Question, str], DrawnAnswer]
+"""Draws the mask of what an answer to a question points at."""
+
+
+def judge(
+    protocol: Protocol, asked: Question, text: str, *, tokens: int, pointed: Draw | None = None
+) -> Row:
     """Returns what an answer to a question is worth.
 
     Masks are filled under the COCO rule. The pixels that a sample ignores count neither in the
     intersection nor in the union; boxes and faults are of the whole masks.
+
+    Args:
+      protocol: by which it is judged.
+      asked: the question.
+      text: of the answer.
+      tokens: of the answer.
+      pointed: draws what it points at, of an answer of boxes and clicks; None: it is an outline.
 
     Raises:
       ValueError: the image is larger than `host_raster.fill` takes.
     """
     truth, sample = asked.truth, asked.sample
     height, width = truth.shape
-    if protocol.released:
+    if pointed is not None:
+        drawn = pointed(asked, text)
+    elif protocol.released:
         rings = text4seg.polygons(text)
         mask, truth = text4seg.answer(rings, height, width), text4seg.truth(sample, asked.which)
         nothing = outline.read(text, asked.kind).says_nothing

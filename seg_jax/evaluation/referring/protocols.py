@@ -15,7 +15,9 @@ from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.grammar import chat
 from seg_jax.records import Kind, Sample
+from seg_jax.tasks.prompted import Prompted, Wording
 from seg_jax.tasks.referring import Referring, RegionExample, box_unit, interior_point_unit
+from seg_jax.tasks.task import Example
 
 Name = Literal["res", "rec", "gres", "reasonseg", "point_mask", "box_mask", "text4seg"]
 
@@ -34,6 +36,8 @@ class Protocol:
     """Whether expressions that fit nothing in their image are asked about."""
     released: bool = False
     """Whether it is asked, read and scored as the released evaluators do (`text4seg`)."""
+    pointed: bool = False
+    """Whether boxes and clicks may answer it, of which a model draws masks."""
 
     @property
     def counts_things(self) -> bool:
@@ -55,6 +59,7 @@ PROTOCOLS: dict[Name, Protocol] = {
             name="res",
             title="Referring segmentation (RES)",
             metrics=("ciou", "giou", *_PRECISIONS, "rec_from_mask"),
+            pointed=True,
         ),
         Protocol(
             name="rec",
@@ -78,7 +83,10 @@ PROTOCOLS: dict[Name, Protocol] = {
             absent=True,
         ),
         Protocol(
-            name="reasonseg", title="Reasoning segmentation (ReasonSeg)", metrics=("giou", "ciou")
+            name="reasonseg",
+            title="Reasoning segmentation (ReasonSeg)",
+            metrics=("giou", "ciou"),
+            pointed=True,
         ),
         Protocol(
             name="point_mask",
@@ -119,10 +127,14 @@ class Question:
     clue: chat.Clue
     text: str
     """The question as it is asked."""
+    asked: Example | None = None
+    """The question as a task of boxes and clicks has it; None: it is one for outlines."""
 
     @property
-    def example(self) -> RegionExample:
+    def example(self) -> Example:
         """The question as the task has it, judged on the host: its truth on devices is blank."""
+        if self.asked is not None:
+            return self.asked
         return RegionExample(
             key=self.sample.key,
             image=self.sample.image,
@@ -142,7 +154,7 @@ def questions(
     protocol: Protocol,
     source: Source,
     *,
-    task: Referring,
+    task: Referring | Prompted,
     form: int = 0,
     seed: int = 0,
     indices: Iterable[int] | None = None,
@@ -157,8 +169,9 @@ def questions(
     Args:
       protocol: of the questions.
       source: of the samples.
-      task: whose words and decimals the questions have.
-      form: number of the form of all questions, as in `chat.question`.
+      task: whose words and decimals the questions have; one of boxes and clicks asks for what text
+        names alone.
+      form: number of the form of all questions for outlines, as in `chat.question`.
       seed: of the points.
       indices: of the samples; all if None.
       findings: is told of samples that cannot be read, which are passed over.
@@ -171,8 +184,29 @@ def questions(
         _check(sample)
         for which, (given, kind) in itertools.product(range(len(sample.masks)), protocol.asks):
             for phrase, clue in _clues(protocol, sample, which, given, (seed, index)):
-                text = task.question(clue, kind, form=form)
-                yield Question(sample, index, which, given, kind, phrase, clue, text)
+                named = Question(sample, index, which, given, kind, phrase, clue, "")
+                if isinstance(task, Referring):
+                    text = task.question(clue, kind, form=form)
+                    yield dataclasses.replace(named, text=text)
+                else:
+                    yield pointing_question(task, named, reasoning=protocol.name == "reasonseg")
+
+
+def pointing_question(task: Prompted, named: Question, *, reasoning: bool = False) -> Question:
+    """Returns a question with the words of a task of boxes and clicks.
+
+    Args:
+      task: that asks.
+      named: what is asked about.
+      reasoning: whether whole sentences and short phrases are asked about as the release asks
+        about those of ReasonSeg.
+    """
+    wording: Wording = "expression"
+    if reasoning:
+        wording = "sentence" if named.phrase in named.sample.sentences else "phrase"
+    example = task.ask(named.sample.image, named.phrase, wording=wording)
+    example = dataclasses.replace(example, key=named.sample.key)
+    return dataclasses.replace(named, text=example.question, asked=example)
 
 
 def _clues(

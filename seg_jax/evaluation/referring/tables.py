@@ -34,6 +34,9 @@ Text4Seg + SAM           79.2 81.7 75.6 72.8 77.9 66.5 74.0 75.3 75.4
 Text4Seg                 74.7 77.4 71.6 68.5 73.6 62.9 70.7 71.6 71.4
 SimpleSeg-Qwen2.5-VL     80.9 77.8 75.2 72.4 77.3 66.1 73.3 74.1 74.6
 SimpleSeg-Kimi-VL        80.0 80.6 76.2 70.4 76.2 67.1 72.8 74.7 74.8
+Seg-R1-3B, SFT and RL    58.7 65.8 54.7 49.1 56.2 45.0 57.9 57.0 55.6
+Seg-R1-3B                69.9 76.0 64.9 59.1 66.8 50.9 67.3 67.9 65.4
+Seg-R1-7B                74.3 78.7 67.6 62.6 70.9 57.9 71.0 71.4 69.3
 """
 _REC = """
 LISA                     85.4 88.8 82.6 74.2 79.5 68.4 79.3 80.4 79.8
@@ -45,7 +48,21 @@ Text4Seg                 88.3 91.4 85.8 83.5 88.2 77.9 82.4 82.5 85.0
 SimpleSeg-Qwen2.5-VL     90.2 92.9 86.1 84.6 90.5 79.0 84.9 85.6 86.7
 SimpleSeg-Kimi-VL        91.3 92.1 87.1 82.6 88.3 79.3 84.6 86.3 86.5
 """
-SOURCE = "SimpleSeg (arXiv 2601.19228), tables of github.com/songtianhui/SimpleSeg, final version"
+SOURCE = (
+    "SimpleSeg (arXiv 2601.19228), tables of github.com/songtianhui/SimpleSeg, final version. Rows "
+    "of Seg-R1 (arXiv 2506.22624) are of its project page, their means ours; its script asks one "
+    "random expression about an image"
+)
+_REASONSEG = """
+Seg-R1-3B, SFT and RL    50.3 35.5 42.4 30.0
+Seg-R1-3B                60.8 56.2 55.3 46.6
+Seg-R1-7B                58.6 41.2 56.7 53.7
+"""
+REASONSEG_SPLITS = ("reasonseg-val", "reasonseg-test")
+REASONSEG_SOURCE = (
+    "Seg-R1 (arXiv 2506.22624), its project page; its script draws images with replacement and one "
+    "sentence of each, and counts ignored pixels as background"
+)
 
 
 def published(text: str) -> dict[str, tuple[float, ...]]:
@@ -74,6 +91,8 @@ def markdown(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for title, (rows, names) in PUBLISHED.items():
         if any(s["protocol"] in REPORTED and name in s for s in told for name in names):
             parts.append(_table_beside_paper(title, rows, names, summaries))
+    if any(summary["protocol"] == "reasonseg" for summary in told):
+        parts.append(_reasonseg(summaries))
     if len(parts) == 1:
         parts.append("The paper reports no numbers for this protocol.\n")
     return "\n".join(parts)
@@ -125,6 +144,19 @@ def _table_beside_paper(
     header = ["method", *SPLITS, "mean", *more]
     table = markdown_table(header, lines)
     return f"### {title} beside the paper\n\n{table}\nPublished rows: {SOURCE}.\n"
+
+
+def _reasonseg(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Returns what is published about ReasonSeg with our numbers below."""
+    lines = [[m.strip(), *v] for m, *v in (x.rsplit(None, 4) for x in _REASONSEG.split("\n") if x)]
+    for model, of_model in summaries.items():
+        told = {s["split"]: s for s in of_model if s["protocol"] == "reasonseg"}
+        found = [told.get(split, {}).get(n) for split in REASONSEG_SPLITS for n in ("giou", "ciou")]
+        if any(found):
+            lines.append([f"**{model}**", *(f"{100 * x['mean']:.1f}" if x else "" for x in found)])
+    header = [f"{split}, {name}" for split in REASONSEG_SPLITS for name in ("gIoU", "cIoU")]
+    table = markdown_table(["method", *header], lines)
+    return f"### ReasonSeg beside published rows\n\n{table}\nPublished rows: {REASONSEG_SOURCE}.\n"
 
 
 def _cells(found: Mapping[str, float], more: Sequence[str]) -> list[str]:

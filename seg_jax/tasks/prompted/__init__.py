@@ -3,6 +3,7 @@
 from seg_jax.tasks.prompted.clicker import Clicked, trace
 from seg_jax.tasks.prompted.mixture import Mixture
 from seg_jax.tasks.prompted.prompted import ClicksExample, ClicksPrediction, Prompted
+from seg_jax.tasks.prompted.questions import Wording
 from seg_jax.tasks.prompted.scores import Truth
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Mixture",
     "Prompted",
     "Truth",
+    "Wording",
     "trace",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from seg_jax.geometry import bitmask, contour
 from seg_jax.geometry import boxes as box_geometry
-from seg_jax.geometry import contour
 from seg_jax.grammar import clicks as grammar
 from seg_jax.tasks.prompted import clicker
 
@@ -73,9 +73,46 @@ def conversation_text(thought: str, answer: str) -> str:
     return f"{tagged} {answer}"
 
 
-def corners(boxes_unit: Float[np.ndarray, "n 4"]) -> Sequence[Float[np.ndarray, "4 2"]]:
-    """Returns the corners of each box."""
-    return list(box_geometry.corners(boxes_unit))
+def thought_of(text: str) -> str:
+    """Returns the words of an answer's thought, which is known to be closed."""
+    return text.partition("<think>")[2].partition("</think>")[0].strip()
+
+
+def shown_rings(
+    boxes_unit: Float[np.ndarray, "n 4"],
+    points_unit: Float[np.ndarray, "m 2"],
+    *,
+    mask: Bool[np.ndarray, "H W"] | None = None,
+) -> list[np.ndarray]:
+    """Returns what is drawn of an answer: regions, lines of two vertices, points of one.
+
+    Args:
+      boxes_unit: of the answer.
+      points_unit: its clicks.
+      mask: that a model drew of it, which boxes only frame; None: they are regions themselves.
+    """
+    corners = list(box_geometry.corners(boxes_unit))
+    if mask is None:
+        return [*corners, *points_unit[:, None]]
+    sides = [np.stack([ring[n], ring[(n + 1) % 4]]) for ring in corners for n in range(4)]
+    return [*outlines(mask), *sides, *points_unit[:, None]]
+
+
+def mask_json(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+    """Returns plain values of a mask: its borders to the pixel, box, area and run lengths."""
+    size, area = np.array(mask.shape[::-1]), int(mask.sum())
+    rings = contour.trace(mask)
+    rle = bitmask.to_rle(mask)
+    rle["counts"] = rle["counts"].decode("ascii")
+    box = contour.box_px(mask)
+    return {
+        "polygons_unit": [np.round(ring / size, 6).tolist() for ring in rings],
+        "polygons_px": [ring.tolist() for ring in rings],
+        "box_unit": np.round(box / np.tile(size, 2), 6).tolist() if area else None,
+        "box_px": box.tolist() if area else None,
+        "area_px": area,
+        "rle": rle,
+    }
 
 
 def outlines(mask: Bool[np.ndarray, "H W"]) -> list[np.ndarray]:

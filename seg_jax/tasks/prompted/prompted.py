@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
@@ -17,7 +17,7 @@ from seg_jax.grammar.chat import Clue
 from seg_jax.records import Array, Automaton, Clicks, Sample, Verdict, check_least
 from seg_jax.tasks import masks as packed_masks
 from seg_jax.tasks import task
-from seg_jax.tasks.prompted import answers, questions, scores
+from seg_jax.tasks.prompted import answers, pointing, questions, scores, views
 from seg_jax.tasks.prompted.mixture import Mixture
 from seg_jax.tasks.prompted.questions import Question, Stage
 from seg_jax.tasks.prompted.scores import Truth
@@ -28,7 +28,9 @@ from seg_jax.tasks.task import Judgement, Metric, Outcome, Task
 class ClicksExample(task.Example):
     """A question that is answered by boxes and clicks (host)."""
 
-    mask: Bool[np.ndarray, "H W"] | None
+    whole_image: UInt8[np.ndarray, "rows columns 3"]
+    """The image itself, which a model draws on; `image` is what is shown with the question."""
+    mask: Bool[np.ndarray, "rows columns"] | None
     """All that is meant; None where nobody knows, and of a written conversation."""
     judged: bool = True
     """False for a written conversation, which no mask stands behind."""
@@ -42,17 +44,29 @@ class ClicksPrediction(task.Prediction):
     points_unit: Float[np.ndarray, "m 2"]
     labels: Int[np.ndarray, " m"]
     """1 for a click on the object, 0 for one beside it."""
-    thought: bool
-    """Whether the answer has a thought that is closed."""
+    thought: str | None
+    """The words of the answer's thought; None where it has none that is closed."""
     size: tuple[int, int]
     """Height and width of the image in pixels."""
+    grey: UInt8[np.ndarray, "H W"] | None = None
+    """What a model drew of it, 255 where the object is; None: there was no such model."""
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "H W"] | None:
+        """The pixels that a model drew."""
+        return None if self.grey is None else self.grey > 128  # As the release has it.
 
     def as_json(self) -> dict[str, Any]:
-        """Returns plain values: the text, its verdict, boxes and clicks in the image's pixels."""
+        """Returns plain values: text, verdict, thought, boxes and clicks in the image's pixels.
+
+        Of a mask that was drawn also its polygons, to the pixel, its box and COCO's run lengths.
+        """
         scale = np.array(self.size[::-1], np.float64)
         boxes_px, points_px = self.boxes_unit * np.tile(scale, 2), self.points_unit * scale
+        drawn = {} if self.mask is None else answers.mask_json(self.mask)
         return {
             **super().as_json(),
+            **drawn,
             "thought": self.thought,
             "boxes_unit": np.round(self.boxes_unit, 6).tolist(),
             "boxes_px": np.round(boxes_px, 3).tolist(),
@@ -84,6 +98,9 @@ class Prompted(Task):
     """Side of the square that every image is stretched to, in which numbers are written and masks
     compared; a multiple of 32. A model keeps the frame that it was taught: 768, for what was
     released about referring 1024."""
+    square: bool = False
+    """Whether the model that answers sees images stretched to the frame too, as what was released
+    does; else in their own shape."""
     boxes: int = 4
     """Boxes of an answer that are read."""
     points: int = 16
@@ -91,7 +108,8 @@ class Prompted(Task):
     clicks: int = 6
     """Clicks of a true answer, at most; of several objects at least one each."""
     released: bool = False
-    """Whether answers are read and scored with the quirks of the release."""
+    """Whether answers are read and scored with the quirks of the release, masks drawn on blue
+    first and in the frame, and users' images shown square, through JPEG."""
     brief: bool = False
     """Whether questions are our own, of few words and without a system turn, for models too small
     to read those of the release; stage prerl may then ask for what an expression means too."""
@@ -127,6 +145,11 @@ class Prompted(Task):
     def without_unjudged(self) -> Prompted:
         """Returns the task without written conversations."""
         return dataclasses.replace(self, mixture=self.mixture.without_traces())
+
+    @property
+    def channels(self) -> Literal["rgb", "bgr"]:
+        """The order of colours that a model which draws is shown: the release has blue first."""
+        return "bgr" if self.released else "rgb"
 
     @property
     def boxed(self) -> bool:
@@ -188,7 +211,8 @@ class Prompted(Task):
         known = len(objects) == 1 and bool(sample.categories)
         return ClicksExample(
             key=sample.key,
-            image=sample.image,
+            image=self._seen_image(sample.image),
+            whole_image=sample.image,
             question=question.text,
             system=question.system,
             answer=answer,
@@ -209,7 +233,8 @@ class Prompted(Task):
             )
         return ClicksExample(
             key=sample.key,
-            image=sample.image,
+            image=self._seen_image(sample.image),
+            whole_image=sample.image,
             question=question.text,
             system=question.system,
             answer=text,
@@ -218,7 +243,12 @@ class Prompted(Task):
         )
 
     def ask(
-        self, image: UInt8[np.ndarray, "H W 3"], clue: Clue, kind: int | None = None
+        self,
+        image: UInt8[np.ndarray, "H W 3"],
+        clue: Clue,
+        kind: int | None = None,
+        *,
+        wording: questions.Wording = "expression",
     ) -> ClicksExample:
         """Returns the question of a user: for an expression or, if it is blank, the foreground."""
         if not isinstance(clue, str):
@@ -226,15 +256,22 @@ class Prompted(Task):
                 f"prompted: expected an expression, got {np.asarray(clue).tolist()}; do: tell by "
                 "--text what is meant"
             )
-        question = questions.of_user(self.stage, clue, brief=self.brief)
+        question = questions.of_user(self.stage, clue, wording, brief=self.brief)
         return ClicksExample(
             key="",
-            image=image,
+            image=views.as_evaluated(image, self.frame)
+            if self.released
+            else self._seen_image(image),
+            whole_image=image,
             question=question.text,
             system=question.system,
             answer="",
             mask=None,
         )
+
+    def _seen_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image as it is shown with its question."""
+        return views.stretched(image, self.frame) if self.square or self.released else image
 
     def truth(self, example: task.Example, *, canvas: tuple[int, int]) -> Truth:
         """Returns the true mask and the image, both stretched to the frame; blank if unknown.
@@ -251,9 +288,9 @@ class Prompted(Task):
         edge = self.frame
         words: UInt32[np.ndarray, "K E"] = np.zeros((edge // 32, edge), np.uint32)
         if example.mask is not None:
-            grey = _stretched(example.mask.astype(np.uint8) * 255, edge)
+            grey = views.stretched(example.mask.astype(np.uint8) * 255, edge)
             words = packed_masks.pack(grey > 127, (edge, edge))
-        return Truth(words, _stretched(example.image, edge))
+        return Truth(words, views.stretched(example.whole_image, edge))
 
     def sentences(self, expressions: Iterable[str]) -> Iterator[str]:
         """Yields the words of the stage's questions and of answers."""
@@ -316,19 +353,47 @@ class Prompted(Task):
         )
         return automaton.table(pieces, ends=ends, machine=machine)
 
-    def predict(self, example: task.Example, text: str) -> ClicksPrediction:
-        """Returns the boxes and clicks of an answer; to be drawn: corners, and dots for clicks."""
-        read = self._read(text)
+    def predict(
+        self,
+        example: task.Example,
+        text: str,
+        *,
+        draw: task.Draw | None = None,
+        together: bool = False,
+    ) -> ClicksPrediction:
+        """Returns the boxes and clicks of an answer with the mask that is drawn of them.
+
+        To be shown: the mask with lines for boxes and dots for clicks; without a mask the corners
+        of boxes, and dots.
+
+        Args:
+          example: the question.
+          text: of the answer.
+          draw: draws the mask; None: nobody does.
+          together: the first box of the answer counts alone, whether it is closed or not, with all
+            clicks, as the release does it with ReasonSeg.
+        """
+        image = _own(example).whole_image
+        read = self._read(pointing.only_first_box(text) if together else text)
+        grey, rings = None, answers.shown_rings(read.boxes_unit, read.points_unit)
+        if draw is not None:
+            asked = pointing.prompts(read, together=together)
+            if self.released:
+                grey = pointing.grey_map_as_released(image, asked, draw, frame=self.frame)
+            else:
+                grey = pointing.grey_map(image, asked, draw)
+            rings = answers.shown_rings(read.boxes_unit, read.points_unit, mask=grey > 128)
         return ClicksPrediction(
             question=example.question,
             text=text,
             verdict=read.verdict,
-            rings_unit=tuple(self.answer_rings(text, None)),
+            rings_unit=tuple(rings),
             boxes_unit=read.boxes_unit,
             points_unit=read.points_unit,
             labels=read.labels,
-            thought=read.thought,
-            size=(example.image.shape[0], example.image.shape[1]),
+            thought=answers.thought_of(text) if read.thought else None,
+            size=image.shape[:2],
+            grey=grey,
         )
 
     def _read(self, text: str) -> clicks.Reading:
@@ -356,11 +421,13 @@ class Prompted(Task):
             shape,
         ]
 
-    def answer_rings(self, text: str, truth: Any) -> list[np.ndarray]:
-        """Returns the corners of boxes, and clicks as rings of one vertex."""
+    def answer_rings(self, text: str, truth: Any, *, mask: Any = None) -> list[np.ndarray]:
+        """Returns the corners of boxes, and clicks as rings of one vertex; see `predict`."""
         del truth
         read = self._read(text)
-        return [*answers.corners(read.boxes_unit), *read.points_unit[:, None]]
+        if mask is not None:
+            mask = packed_masks.unpack(np.asarray(mask), (self.frame, self.frame))
+        return answers.shown_rings(read.boxes_unit, read.points_unit, mask=mask)
 
     def truth_rings(self, truth: Truth) -> list[np.ndarray]:
         """Returns the outlines of the true mask."""
@@ -376,10 +443,3 @@ def _own(example: task.Example) -> ClicksExample:
             "do: judge examples by the task that made them"
         )
     return example
-
-
-def _stretched(pixels: UInt8[np.ndarray, "H W *c"], edge: int) -> UInt8[np.ndarray, "E E *c"]:
-    """Returns pixels at edge x edge, bilinear, averaged where they shrink."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((edge, edge), Image.Resampling.BILINEAR))

@@ -64,8 +64,17 @@ OBJECTS = (
     "<points>[[x3,y3],[x4,y4],...]</points>, <labels>[1,0,...]</labels>\n"
 )
 """What reinforcement and the evaluations of foregrounds ask."""
+Wording = Literal["expression", "phrase", "sentence"]
+"""How a user's expression is asked about: as it is; as a short phrase, or as a whole sentence, of
+ReasonSeg."""
 REFERRING = "Identify and segment {expression}"
 """What the evaluation of referring asks."""
+WORDINGS: dict[Wording, str] = {
+    "expression": REFERRING,
+    "phrase": " Identify and segment {expression}.",
+    "sentence": "{expression} Identify and segment it.",
+}
+"""What the evaluations of referring and of reasoning ask; phrases are in small letters there."""
 
 BRIEF_CLICKS = "Point at {expression}."
 BRIEF = "Draw a box around {expression} and point at it."
@@ -97,12 +106,15 @@ def conversation(stage: Stage, question: str, *, brief: bool = False) -> Questio
     return Question(system(stage, brief=brief), question)
 
 
-def of_user(stage: Stage, expression: str, *, brief: bool = False) -> Question:
+def of_user(
+    stage: Stage, expression: str, wording: Wording = "expression", *, brief: bool = False
+) -> Question:
     """Returns what a user asks a model of a stage.
 
     Args:
       stage: that the model was trained in.
       expression: of what is meant; blank, the foreground.
+      wording: how it is asked about, but in our own forms.
       brief: whether it was asked in our own forms.
 
     Raises:
@@ -121,5 +133,7 @@ def of_user(stage: Stage, expression: str, *, brief: bool = False) -> Question:
                 "later stage"
             )
         return everything(stage)
-    text = REFERRING.format(expression=expression) if expression else OBJECTS
-    return Question(SYSTEM_OF_USERS, text)
+    if not expression:
+        return Question(SYSTEM_OF_USERS, OBJECTS)
+    told = expression.lower() if wording == "phrase" else expression
+    return Question(SYSTEM_OF_USERS, WORDINGS[wording].format(expression=told))

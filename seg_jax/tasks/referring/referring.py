@@ -299,8 +299,11 @@ class Referring(OutlineStyle, Task):
         """Returns the kind of answer that each prompt asks for."""
         return truth.kind
 
-    def predict(self, example: task.Example, text: str) -> RegionPrediction:
+    def predict(
+        self, example: task.Example, text: str, *, draw: task.Draw | None = None
+    ) -> RegionPrediction:
         """Returns the point, box or outline of an answer at the image's own resolution."""
+        del draw
         example = _region(example)
         kind = Kind.MASK if example.kind is None else example.kind
         height, width = example.image.shape[:2]
@@ -382,8 +385,9 @@ class Referring(OutlineStyle, Task):
         truths = [mask for row in rows if (mask := examples[row].mask) is not None]
         return boundaries.ious([texts[row] for row in rows], truths, rule=self.rule)
 
-    def answer_rings(self, text: str, truth: Truth) -> list[np.ndarray]:
+    def answer_rings(self, text: str, truth: Truth, *, mask: Any = None) -> list[np.ndarray]:
         """Returns the rings that are read: a point is one vertex, a box its four corners."""
+        del mask
         kind = Kind(int(truth.kind))
         read = outline.read(text, kind, rings=self.max_rings, points=self.max_points)
         if read.point is not None:

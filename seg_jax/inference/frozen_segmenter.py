@@ -1,10 +1,12 @@
-"""A model with frozen weights that draws, beside a run, what answers point at.
+"""A model with frozen weights that draws, where answers are judged, what answers point at.
 
 Its weights are arguments of the steps: closed over they would be constants of their programs.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,15 @@ from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import pointed_masks
 from seg_jax.tasks.task import Task
-from seg_jax.training import steps
+
+Segment = Callable[[Any, Any, Any], Any]
+"""(weights, truth [B ..], what the answers say [B G ..]) -> masks [B G ..]: see `tasks.Segment`."""
 
 
 class Frozen(NamedTuple):
     """What a task's answers are judged with beside the task; of a task that needs none, nothing."""
 
-    segment: steps.Segment | None = None
+    segment: Segment | None = None
     params: Any = None
     """Weights, whole on every device, or their shapes."""
 
@@ -32,6 +36,14 @@ class Frozen(NamedTuple):
     def argument(self) -> tuple[Any, ...]:
         """The weights as the last argument of a step, which is left out where there are none."""
         return () if self.segment is None else (self.params,)
+
+    def bound(self, params: Any) -> Callable[[Any, Any], Any] | None:
+        """Returns the function (truth, answers) -> masks of some weights, if there is one."""
+        return None if self.segment is None else functools.partial(self.segment, params)
+
+
+NOTHING = Frozen()
+"""For a task that needs no such model."""
 
 
 def check(task: Task, folder: Path | None) -> None:
@@ -42,12 +54,8 @@ def check(task: Task, folder: Path | None) -> None:
       folder: of the model that draws, or the name that a published one has on the hub; None: none
         was given.
     """
+    check_given(task, folder)
     if folder is None:
-        if task.needs_segmenter:
-            raise ValueError(
-                f"segmenter: expected the folder of a model that draws for the task {task.name!r}, "
-                "whose scores are of masks, got none; do: give --segmenter DIR"
-            )
         return
     if not task.needs_segmenter:
         raise ValueError(
@@ -79,8 +87,22 @@ def _sizes(folder: Path) -> Any:
     return _published(folder) or families.read(folder)
 
 
-def load(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
+def check_given(task: Task, segmenter: object) -> None:
+    """Raises ValueError where a task needs a model that draws, and None stands for it."""
+    if segmenter is None and task.needs_segmenter:
+        raise ValueError(
+            f"segmenter: expected the folder of a model that draws for the task {task.name!r}, "
+            "whose scores are of masks, got none; do: give --segmenter DIR"
+        )
+
+
+def load(task: Task, folder: Path | None, *, on: Mesh | None = None) -> Frozen:
     """Returns the model of a folder with its weights whole on every device of a mesh.
+
+    Args:
+      task: whose answers it draws.
+      folder: of the model; None: there is none.
+      on: the mesh; None: the default device.
 
     Raises:
       ValueError: as `check` and `check_weights`, or a file of the folder is broken.
@@ -88,9 +110,10 @@ def load(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
     check(task, folder)
     check_weights(folder)
     if folder is None:
-        return Frozen()
+        return NOTHING
     graph, params = nnx.split(weights.load(folder, compute=_compute(folder)))
-    params = jax.device_put(params, sharding.replicated_sharding(on))
+    if on is not None:
+        params = jax.device_put(params, sharding.replicated_sharding(on))
     return Frozen(_segment(graph, task), params)
 
 
@@ -102,7 +125,7 @@ def shapes(task: Task, folder: Path | None, *, on: Mesh) -> Frozen:
     """
     check(task, folder)
     if folder is None:
-        return Frozen()
+        return NOTHING
     graph, params = nnx.split(weights.blank(_sizes(folder), _compute(folder)))
     whole = sharding.replicated_sharding(on)
     params = jax.tree.map(
@@ -135,13 +158,11 @@ def _compute(folder: Path) -> Compute:
     return Compute(dtype=dtype, param_dtype=dtype)
 
 
-def _segment(graph: Any, task: Task) -> steps.Segment:
+def _segment(graph: Any, task: Task) -> Segment:
     """Returns the function (weights, truth, answers) -> masks in the frame of the truth."""
-    # What was released shows the model blue first.
-    channels = "bgr" if getattr(task, "released", False) else "rgb"
 
     def segment(params: Any, truth: Any, answer: Any) -> Any:
         model = nnx.merge(graph, params)
-        return pointed_masks.masks(model, truth.view, answer, channels=channels)
+        return pointed_masks.masks(model, truth.view, answer, channels=task.channels)
 
     return segment
