@@ -47,42 +47,10 @@ class Config:
     json: Path | None = None
     """File for the numbers of cases; without it they are printed."""
 
-    def __post_init__(self):
-        check_least(self, "match", count=1, seed=0)
-        if (self.checkpoint is None) == (self.scores is None):
-            got = "neither" if self.scores is None else "both"
-            raise ValueError(
-                f"match: expected a model or scores of one, got {got}; do: give --checkpoint DIR, "
-                "or --scores FILE alone"
-            )
-        if (self.image is None) != (not self.texts) or len(self.texts) == 1:
-            raise ValueError(
-                f"texts: expected an image and at least two texts, or neither, got "
-                f"{self.image or 'no image'} and {len(self.texts)} texts; do: give --image FILE "
-                "--texts TEXT TEXT"
-            )
-        drawn, of_cases = ("cases", "count", "seed"), ("out", "name", "beside", "json")
-        if self.scores is not None:
-            self._refuse(("image", "texts", "data", "dtype", *drawn), f"{self.scores}")
-        if self.image is not None:
-            self._refuse(("data", *drawn, *of_cases), f"{self.image}")
-        if self.data is not None:
-            self._refuse(drawn, f"{self.data}")
-        if self.out is None:
-            self._refuse(("beside",), "no --out")
-
-    def _refuse(self, names: tuple[str, ...], beside: str) -> None:
-        """Raises ValueError if one of the options has another value than its default."""
-        fields = {field.name: field for field in dataclasses.fields(self)}
-        for name in names:
-            if getattr(self, name) != fields[name].default:
-                raise ValueError(
-                    f"--{name}: expected none beside {beside}, got one; do: leave one of both out"
-                )
-
 
 def main(config: Config) -> int:
     """Prints how well each text fits, or the shares of right choices by subset and direction."""
+    _check(config)
     if config.image is not None:
         return _of_image(config, config.image)
     run_folder.check_json(config.json)
@@ -136,3 +104,39 @@ def _of_image(config: Config, path: Path) -> int:
     ]
     console.tell_json({"fits": config.texts[int(np.argmax(cosines))], "texts": texts}, indent=2)
     return 0
+
+
+def _check(config: Config) -> None:
+    """Raises ValueError for options that do not go together."""
+    check_least(config, "match", count=1, seed=0)
+    if (config.checkpoint is None) == (config.scores is None):
+        got = "neither" if config.scores is None else "both"
+        raise ValueError(
+            f"match: expected a model or scores of one, got {got}; do: give --checkpoint DIR, or "
+            "--scores FILE alone"
+        )
+    if (config.image is None) != (not config.texts) or len(config.texts) == 1:
+        raise ValueError(
+            f"texts: expected an image and at least two texts, or neither, got "
+            f"{config.image or 'no image'} and {len(config.texts)} texts; do: give --image FILE "
+            "--texts TEXT TEXT"
+        )
+    drawn, of_cases = ("cases", "count", "seed"), ("out", "name", "beside", "json")
+    if config.scores is not None:
+        _refuse(config, ("image", "texts", "data", "dtype", *drawn), f"{config.scores}")
+    if config.image is not None:
+        _refuse(config, ("data", *drawn, *of_cases), f"{config.image}")
+    if config.data is not None:
+        _refuse(config, drawn, f"{config.data}")
+    if config.out is None:
+        _refuse(config, ("beside",), "no --out")
+
+
+def _refuse(config: Config, names: tuple[str, ...], beside: str) -> None:
+    """Raises ValueError if one of the options has another value than its default."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name in names:
+        if getattr(config, name) != fields[name].default:
+            raise ValueError(
+                f"--{name}: expected none beside {beside}, got one; do: leave one of both out"
+            )

@@ -1,29 +1,22 @@
-"""A CLIP is taught on drawn cases: the program from end to end; every option acts or is refused."""
+"""A CLIP is taught on drawn cases: the program from end to end."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import types
 
-import fingerprints
 import jax
 import numpy as np
 import pytest
-import run_stand_ins
 import small_run
 import tiny_clip
-from flax import nnx
 
-from seg_jax.cli import align, main
+from seg_jax.cli import main
 from seg_jax.inference import matcher
-from seg_jax.models.io import model_folder, weights
-from seg_jax.runs import alignment, console, matching, stage
+from seg_jax.runs import alignment
 from seg_jax.scenes import contrasts
 from seg_jax.scenes.contrasts import Subset
 from seg_jax.scenes.things import Colour, Kind
-from seg_jax.training import contrastive, optimizers, state
 from seg_jax.training.loop import Loop
 
 TEXT = dataclasses.replace(tiny_clip.TEXT, vocab_size=700, max_position_embeddings=16)
@@ -127,73 +120,3 @@ def test_compile_knows_its_steps(tmp_path, capsys):
     assert done["backward"] == pytest.approx(2 * (both + done["head"]))
     assert main.main([*words, "--held-out", "3"]) == 1
     assert "held_out: expected options that a step depends on" in capsys.readouterr().err
-
-
-@pytest.fixture
-def prints(monkeypatch, tmp_path, words):
-    """Returns a function (program, config) -> what the stages of the program receive."""
-    note = fingerprints.Notes(monkeypatch, tmp_path)
-    patch = monkeypatch.setattr
-    end = state.State(np.zeros((), int), np.zeros((), int), {}, ())
-
-    class Nothing(nnx.Module):
-        """A model without weights."""
-
-    def blank(sizes, compute):
-        note("sizes", sizes, compute)
-        return Nothing()
-
-    def run_stage(run, body, start, *, batches, place, mesh):
-        note("stage", run.loop, run.offload, place.folder, place.stage)
-        start.weights()
-        return stage.Trained(end, 1.0)
-
-    def load(folder, *, compute, on):
-        note("load", folder, compute)
-        return Nothing()
-
-    @contextlib.contextmanager
-    def hold(run, *, reads):
-        note("hold", run.out, run.resume, run.anew, reads)
-        run.out.mkdir(parents=True)
-        yield
-
-    def tried(run, model, words):
-        note("tried", run.held_out)
-        interval = {"mean": 0.0, "low": 0.0, "high": 0.0}
-        return {"names": interval, "cases": {"mean": 0.0, "chance": 0.0}}
-
-    def draw_weights(plan):
-        note("random", plan.run.seed)
-        return nnx.state(Nothing())
-
-    run_stand_ins.put_mesh(monkeypatch, note)
-    patch(weights, "blank", blank)
-    patch(weights, "load", load)
-    patch(stage, "run_stage", run_stage)
-    patch(stage, "hold_folder", hold)
-    patch(stage, "open_log", lambda folder: run_stand_ins.Log())
-    patch(contrastive, "step", lambda graph, *options: note("step", options))
-    patch(alignment, "tokenizer", lambda run: (words, run.checkpoint))
-    patch(alignment, "Cases", lambda run, words: note("cases", run.cases, run.feed))
-    patch(alignment, "tried", tried)
-    patch(alignment.Plan, "draw_weights", draw_weights)
-    patch(model_folder, "save", lambda model, folder, source: note("save", folder, source))
-    patch(matching, "show", lambda told: None)
-    patch(console, "say", lambda text: None)
-    patch(console, "tell", lambda path: note("tell", path))
-    return note.of
-
-
-def test_every_option_of_align(prints):
-    fingerprints.walk(prints, align, SMALL)
-    muon = dataclasses.replace(SMALL, optimizer=optimizers.Muon())
-    fingerprints.walk(prints, align, muon, parts=("optimizer",))
-
-
-def test_an_option_of_align_that_nothing_reads_is_found(prints):
-    def dropping(config):
-        align.main(dataclasses.replace(config, objective=SMALL.objective))
-
-    with pytest.raises(AssertionError, match=r"objective\.hard: read and dropped"):
-        fingerprints.walk(prints, types.SimpleNamespace(main=dropping), SMALL, parts=("objective",))
