@@ -51,7 +51,7 @@ class Written(NamedTuple):
     tokens: int
     """Tokens of the answer, its end included."""
     score: float
-    """Geometric mean of the probabilities of its tokens, 0..1."""
+    """Geometric mean of the probabilities of its tokens, 0..1; 0 where they are no numbers."""
     finish: str
     """"stop" where it ended by itself, "length" where it was cut."""
 
@@ -251,7 +251,8 @@ class _Draft:
         self._told += new
         over = None
         if piece.over:
-            score = math.exp(self._logp / max(1, len(self._ids)))
+            mean = self._logp / max(1, len(self._ids))
+            score = math.exp(mean) if math.isfinite(mean) else 0.0
             finish = self._answering.finish_of(self._ids)
             over = Written(piece.number, text, self._prompt, len(self._ids), score, finish)
         return Growth(piece.number, new, over)

@@ -99,6 +99,12 @@ def test_whatever_a_model_writes_gets_a_verdict(served, script):
     assert outline.read("[0.5, 0.5].", Kind.POINT).point is not None
 
 
+def test_numbers_that_are_none_give_no_error(served, monkeypatch):
+    monkeypatch.setattr(np, "log", lambda _: np.nan)
+    status, told, _ = served.send("/v1/segment", {"image": IMAGE, "text": "it"})
+    assert (status, told["objects"][0]["score"]) == (200, 0.0)
+
+
 def test_an_answer_that_is_cut_says_so(served):
     ask = {"image": IMAGE, "text": "it", "max_tokens": 5, "temperature": 0.5, "seed": 9}
     (one,) = served.send("/v1/segment", ask)[1]["objects"]

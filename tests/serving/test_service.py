@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import fault_run
 import pytest
 import scripted
 
@@ -122,6 +123,15 @@ def test_a_client_that_leaves_frees_its_slot(monkeypatch):
         assert engine.counts.answers == 0
         text = served.send("/metrics")[1].decode()
         assert 'seg_jax_requests_total{path="/v1/segment",status="499"} 1.0' in text
+
+
+def test_none_is_lost_among_broken_requests_and_clients_that_leave():
+    found = fault_run.run(200, clients=8)
+    assert (found["requests"], found["lost"]) == (200, 0)
+    assert found["left"] > 5
+    assert found["refused"] > 5
+    assert found["answers_afterwards"]
+    assert found["engine"]["failed"] == found["engine"]["waiting"] == 0
 
 
 def test_an_answer_that_takes_too_long_is_given_up(monkeypatch):
