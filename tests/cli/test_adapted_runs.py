@@ -96,6 +96,23 @@ def test_a_base_with_its_adapter_answers_as_what_both_are_merged_to(
     assert beside[1] == run(*asked, merged)[1]
 
 
+def test_frozen_parts_stay_as_they_are_in_a_whole_model(run, tune, given, steps, tmp_path):
+    out = tmp_path / "out"
+    words = ("--parts.vision", "frozen", "--parts.merger", "frozen", *EVERY)
+    status, _, errors = run(*tune(out, *words))
+    assert status == 0, errors
+    base = safetensors.numpy.load_file(given / "model.safetensors")
+    made = safetensors.numpy.load_file(out / "checkpoint" / "model.safetensors")
+    assert made.keys() == base.keys()
+    for name, one in base.items():
+        assert np.array_equal(made[name], one) == name.startswith("visual."), name
+    shutil.rmtree(out / "state" / "sft" / "4")
+    shutil.rmtree(out / "checkpoint")
+    assert run(*tune(out, *words, "--resume"))[0] == 0
+    again = safetensors.numpy.load_file(out / "checkpoint" / "model.safetensors")
+    assert all(np.array_equal(again[name], one) for name, one in made.items())
+
+
 @pytest.mark.slow
 def test_reinforcement_goes_on_with_an_adapter_held_to_where_it_began(learnt, given, run, tmp_path):
     words = ("--sampling.answers", 2, "--sampling.max-tokens", 12, "--feed.batch", 8)
