@@ -96,6 +96,11 @@ def test_a_bad_line_of_yolo_costs_itself(tmp_path, line, reason):
     assert "0.txt, line 2" in example
 
 
+def test_two_names_of_one_split_of_yolo_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data.yaml: expected val or valid, got both; do: "):
+        yolo_folder(tmp_path, GOOD, yaml="val: images\nvalid: images\nnames: [cup]\n")
+
+
 def test_names_of_yolo_are_texts(tmp_path):
     """Class no is no `false`; numbers as 1.0 are classes; what is not listed has no name."""
     read = yolo_folder(tmp_path, GOOD + GOOD.replace("0 ", "1.0 ", 1) + GOOD.replace("0 ", "7 ", 1))

@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from seg_jax import checksums, escapes
 from seg_jax.cli import convert, main
 from seg_jax.data import record_schema, tf_example
 from seg_jax.data.build import claims
+from seg_jax.data.findings import Findings
+from seg_jax.data.formats import conversations, yaml_text
 from seg_jax.evaluation.referring import protocols
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
 from seg_jax.models.io import safetensors
@@ -76,6 +79,58 @@ def test_a_claim_that_is_no_object_is_one_line(tmp_path):
         claims.claim_folder(tmp_path, {"name": "folder"}, anew=False),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["<ref>" * 18_000, "Where is " * 10_000, "is" * 40_000, "<|object_ref_start|>" * 4000],
+)
+def test_a_question_takes_time_by_its_length(question):
+    """Each mark that nothing closed was looked for up to the end, and each place tried anew."""
+    rules = conversations.Rules(questions=("Where is {}?", "is{} here"))
+    begin = time.process_time()
+    assert conversations.Book(rules, Findings())._phrase(question) == ""
+    assert time.process_time() - begin < 1
+
+
+@pytest.mark.parametrize(
+    ("question", "phrase"),
+    [
+        ("Where is the red cup?", "the red cup"),
+        ("So: Where is the cup ?", "the cup"),
+        ("Where is?", ""),
+        ("Where is it", ""),
+        ("<ref>a cup</ref>, where?", "a cup"),
+    ],
+)
+def test_what_is_asked_about_stands_between_the_words_of_a_form(question, phrase):
+    book = conversations.Book(conversations.Rules(questions=("Where is {}?",)), Findings())
+    assert book._phrase(question) == phrase
+
+
+@pytest.mark.parametrize("text", ["\ud800 cup", "x" * 100_001])
+def test_questions_and_labels_that_no_file_holds_are_left_out(text):
+    ring = [[0.1, 0.1], [0.4, 0.1], [0.4, 0.3]]
+    for asked, label in ((text, "cup"), ("Where?", text)):
+        met = Findings()
+        answer = json.dumps([{"polygon": ring, "label": label}])
+        talk = {"image": "http://[::1/a.jpg", "query": asked, "response": answer}
+        book = conversations.Book(conversations.Rules(), met)
+        book.add(talk, "a.json, [0]", folders=[Path()])
+        assert not book._answers
+        (reason,) = met.counts
+        assert reason.startswith("answer left out: "), reason
+
+
+def test_a_mapping_of_many_names_takes_time_by_their_number(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("".join(f"{number:x}:\n" for number in range(30_000)))
+    begin = time.process_time()
+    assert len(yaml_text.read(path)) == 30_000
+    assert time.process_time() - begin < 5
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(ValueError, match=r"expected a mapping in YAML, got the name 'a' twice; do"):
+        yaml_text.read(path)
 
 
 @pytest.mark.parametrize("content", [["<|im_end|>"], {"a": 1}, None])

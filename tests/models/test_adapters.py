@@ -10,6 +10,7 @@ import tiny_kimi
 import tiny_qwen3
 import tiny_vlm
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from seg_jax.models.adapters import lora, peft_folder
 from seg_jax.models.adapters.lora import LoRA, Parts
@@ -163,3 +164,19 @@ def test_the_first_draw_is_that_of_peft_and_changes_nothing():
     again = lora.draw(lora.only_adapters(shapes), seed=3)
     for one, other in zip(jax.tree.leaves(drawn), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_two_tensors_of_one_weight_are_refused(tmp_path):
+    """A file may have a weight by the hub's older and newer name: nobody can know which is meant."""
+    config, learning, *_, added = built("qwen2_5_vl")
+    peft_folder.write(tmp_path, learning, added, base="base")
+    path = tmp_path / peft_folder.WEIGHTS
+    tensors = load_file(path)
+    peft_folder.Folder(tmp_path, config)
+    for name in sorted(tensors)[:2]:
+        bare = name.removeprefix(peft_folder.PREFIX)
+        save_file(tensors | {bare: tensors[name]}, path)
+        with pytest.raises(
+            ValueError, match=r"expected one tensor of each weight, got .* too; do: "
+        ):
+            peft_folder.Folder(tmp_path, config)

@@ -49,6 +49,8 @@ from seg_jax.data.formats.conventions import Numbers, Taken, Written
 ADVICE = "correct the conversation"
 LEFT_OUT = "answer left out"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant", "model", "chatgpt", "bot")
+_NAMED_IMAGES = 100
+"""Images of a conversation that are counted; one is taken."""
 _PAIRS = (
     ("query", "response"),
     ("problem", "solution"),
@@ -192,6 +194,8 @@ class Book:
             place = f"{where}, answer {number}"
             try:
                 told = placed.get(number) or regions.find(answer, where=place)
+                texts = [question, *(one.label for one in told or ())]
+                schemas.check(texts, list[schemas.Text], where=place, advice=ADVICE)
             except ValueError as error:
                 self._met.add_error(LEFT_OUT, error)
                 continue
@@ -263,8 +267,8 @@ class Book:
     def _phrase(self, question: str) -> str:
         """Returns what a question marks as what it asks about; else nothing."""
         for form in self._forms:
-            if match := form.search(question):
-                return " ".join(match[1].split())
+            if phrase := _between(question, form):
+                return phrase
         return regions.reference(question)
 
     def _fill(self, page: _Page, answer: _Answer, size: tuple[int, int] | None) -> None:
@@ -367,8 +371,8 @@ def _size_of(picture: Picture, upright: bool | None) -> tuple[int, int]:
     return header.upright_size if upright else (header.height, header.width)
 
 
-def _form(text: str) -> re.Pattern[str]:
-    """Returns the pattern of a form of questions.
+def _form(text: str) -> tuple[str, str]:
+    """Returns what a form of questions has before and after what is asked about.
 
     Raises:
       ValueError: it has no {}, or several.
@@ -378,10 +382,15 @@ def _form(text: str) -> re.Pattern[str]:
             f"questions: expected a form with {{}} once, got {text!r}; do: write it for what is "
             "asked about, as 'Where is {}?'"
         )
-    before, after = (r"\s+".join(map(re.escape, part.split())) for part in text.split("{}"))
-    return re.compile(
-        rf"{before}\s*(.+?)\s*{after}\s*\Z" if after else rf"{before}\s*(.+)", re.DOTALL
-    )
+    before, after = (" ".join(part.split()) for part in text.split("{}"))
+    return before, after
+
+
+def _between(question: str, form: tuple[str, str]) -> str:
+    """Returns what a question, its words parted by single blanks, has in the place of {}."""
+    before, after = form
+    _, there, rest = question.partition(before) if before else ("", "{}", question)
+    return rest.removesuffix(after).strip() if there and rest.endswith(after) else ""
 
 
 def _turns(value: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
@@ -460,6 +469,8 @@ def _picture(value: Mapping[str, Any], folders: list[Path], where: str) -> Pictu
             one = next((one[key] for key in ("path", "url", "image") if one.get(key)), None)
         if one not in named:
             named.append(one)
+        if len(named) == _NAMED_IMAGES:
+            break
     if len(named) != 1:
         raise BadAnnotation(
             f"{where}: expected one image, got {len(named) or 'none'}; do: leave one image in each "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ MOST_FILES = 2_000_000
 def relative(told: str) -> str:
     """Returns the path that an annotation gives, with slashes, without scheme, host and query."""
     told = told.strip()
-    parts = urllib.parse.urlsplit(told) if re.match(r"[a-z][a-z0-9+.-]+://", told, re.I) else None
+    parts = None
+    if re.match(r"[a-z][a-z0-9+.-]+://", told, re.I):
+        with contextlib.suppress(ValueError):  # An address of no host.
+            parts = urllib.parse.urlsplit(told)
     if parts is None:
         path = told.replace("\\", "/")
         path, _, query = path.partition("?")

@@ -31,7 +31,8 @@ _WITHIN = ("boxes", "objects", "detections", "items", "results", "answer", "anno
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(</answer>|\Z)", re.DOTALL)
 _REF = re.compile(
-    r"(?:<ref>|<\|object_ref_start\|>)(.*?)(?:</ref>|<\|object_ref_end\|>)", re.DOTALL
+    # Not any text: each tag that is never closed would be looked for up to the end.
+    r"(?:<ref>|<\|object_ref_start\|>)([^<]*)(?:</ref>|<\|object_ref_end\|>)"
 )
 _TAGGED = re.compile(
     r"(?:(?:<ref>|<\|object_ref_start\|>)(?P<ref>[^<]*)(?:</ref>|<\|object_ref_end\|>)\s*)?"

@@ -27,8 +27,9 @@ class _Loader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [getattr(key, "value", None) for key, _ in node.value]
-        if twice := [name for place, name in enumerate(names) if name in names[:place]][:1]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        if twice := [name for name in names if name in seen or seen.add(name)][:1]:
             raise _Refused(f"the name {schemas.short_repr(twice[0])} twice")
         return super().construct_mapping(node, deep)
 

@@ -54,6 +54,8 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
         keypoints="kpt_shape" in told,
         boxes=boxes,
     )
+    if told.get("val") and told.get("valid"):
+        raise ValueError(f"{path}: expected val or valid, got both; do: leave one of them in it")
     splits = {
         "val" if one == "valid" else one: told[one] for one in (*SPLITS, "valid") if told.get(one)
     }

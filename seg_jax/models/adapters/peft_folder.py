@@ -104,11 +104,13 @@ class Folder:
             known = weights.hub_name(name.removeprefix(PREFIX), aliases)
             match = _NAME.fullmatch(known)
             if match is not None and match["module"] in modules:
-                self._pairs.setdefault(match["module"], {})[match["side"]] = name
+                first = self._pairs.setdefault(match["module"], {}).setdefault(match["side"], name)
             elif match is None and known in own:
-                self._saved[known] = name
+                first = self._saved.setdefault(known, name)
             else:
                 self._refuse(name, "a linear layer or a weight of the base", "none of this name")
+            if first != name:
+                self._refuse(name, "one tensor of each weight", f"{first} too")
         for module, sides in self._pairs.items():
             for side in (side for side in _SIDES if side not in sides):
                 self._refuse(f"{module}.lora_{side}.weight", "A and B of each layer", "one alone")
