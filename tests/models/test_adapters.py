@@ -167,7 +167,7 @@ def test_the_first_draw_is_that_of_peft_and_changes_nothing():
 
 
 def test_two_tensors_of_one_weight_are_refused(tmp_path):
-    """A file may have a weight by the hub's older and newer name: nobody can know which is meant."""
+    """A file may have a weight by two names of the hub: nobody can know which is meant."""
     config, learning, *_, added = built("qwen2_5_vl")
     peft_folder.write(tmp_path, learning, added, base="base")
     path = tmp_path / peft_folder.WEIGHTS
