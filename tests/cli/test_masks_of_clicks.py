@@ -185,9 +185,11 @@ def test_a_model_is_asked_about_scenes_and_about_foregrounds(root, run, tmp_path
     assert found["format"]["mean"] == 1
     assert 0 < found["ciou"]["mean"] < 1
     assert 0 < found["sampled"]["scores"]["iou"]["best"]["mean"] < 1
+    data = ["--data", "{root}/camo", "--split", "test"]
+    assert run("evaluate", *model, *data)["questions"] == 3
     other = run("evaluate", *model, "--scenes", 4, "--released")
     assert other["ciou"] != found["ciou"]  # Blue first.
-    words = ["evaluate", *model, "--protocol", "cod", "--data", "{root}/camo", "--split", "test"]
+    words = ["evaluate", *model, "--protocol", "cod", *data]
     maps = run(*words, "--out", tmp_path / "out")
     assert maps["sets"]["camo"]["images"] == 3
     path = tmp_path / "out/answers.jsonl"
