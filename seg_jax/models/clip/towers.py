@@ -20,7 +20,10 @@ from seg_jax.models.nn.norms import LayerNorm
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Array
 
-STD = 0.02
+TOKEN_STD, PLACE_STD = 0.02, 0.01
+"""Standard deviations of the tables of tokens and of their places in a text, as random weights
+have them; whatever else is drawn has one over the root of what it adds up (`openai/CLIP`,
+`model.py`). With less, small towers begin with vectors that are all alike, and stay there."""
 
 
 def _stack(tower: Vision | Text, *, compute: Compute, rngs: nnx.Rngs) -> blocks.GeluBlock:
@@ -30,7 +33,7 @@ def _stack(tower: Vision | Text, *, compute: Compute, rngs: nnx.Rngs) -> blocks.
         kv_heads=tower.num_attention_heads,
         ffn=tower.intermediate_size,
         eps=tower.layer_norm_eps,
-        std=STD,
+        std=tower.hidden_size**-0.5,
         out_bias=True,
         ffn_bias=True,
         activation=tower.hidden_act,
@@ -67,10 +70,11 @@ class VisionTower(nnx.Module):
         self.config, self.compute = config, compute
         vision = config.vision
         width, dtype = vision.hidden_size, compute.param_dtype
-        options = {"std": STD, "dtype": dtype, "rngs": rngs}
+        options = {"std": width**-0.5, "dtype": dtype, "rngs": rngs}
         pixels = (3 * vision.patch_size**2, width)  # In torch's order: channel, row, column.
-        self.patch = Linear(pixels, bias=False, stack=0, **options)
-        draw = STD * rngs.params.normal((width,), jnp.dtype(dtype))
+        of_pixels = options | {"std": pixels[0] ** -0.5}
+        self.patch = Linear(pixels, bias=False, stack=0, **of_pixels)
+        draw = width**-0.5 * rngs.params.normal((width,), jnp.dtype(dtype))
         self.first = nnx.Param(draw)
         self.positions = Embedding((vision.patches + 1, width), **options)
         self.norm_before = LayerNorm(width, eps=vision.layer_norm_eps, stack=0, dtype=dtype)
@@ -107,12 +111,13 @@ class TextTower(nnx.Module):
         """Draws the tower and the layer to a common space of `width` channels."""
         self.config, self.compute = text, compute
         size, dtype = text.hidden_size, compute.param_dtype
-        options = {"std": STD, "dtype": dtype, "rngs": rngs}
-        self.embed = Embedding((text.vocab_size, size), **options)
-        self.positions = Embedding((text.max_position_embeddings, size), **options)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.embed = Embedding((text.vocab_size, size), std=TOKEN_STD, **options)
+        places = (text.max_position_embeddings, size)
+        self.positions = Embedding(places, std=PLACE_STD, **options)
         self.blocks = _stack(text, compute=compute, rngs=rngs)
         self.norm = LayerNorm(size, eps=text.layer_norm_eps, stack=0, dtype=dtype)
-        self.project = Linear((size, width), bias=False, stack=0, **options)
+        self.project = Linear((size, width), bias=False, stack=0, std=size**-0.5, **options)
 
     def __call__(
         self, ids: Int[Array, "N T"], used: Bool[Array, "N T"] | None = None
