@@ -24,7 +24,7 @@ from seg_jax.training import loop, optimizers, policy, steps
 MODEL = experiments.load("simpleseg/qwen25_vl_3b_sft.py").MODEL
 VISUAL_TOKENS = 27 * 27
 """Of 756 x 756 pixels, what Qwen2.5-VL makes of an image of 768 x 768."""
-QUESTION = 160
+QUESTION = 192
 LAYOUT = Layout(
     max_pixels=28 * 28 * VISUAL_TOKENS,
     max_patches=4 * VISUAL_TOKENS,
@@ -32,8 +32,8 @@ LAYOUT = Layout(
     max_question=QUESTION,
     max_answer=1024,
 )
-"""Rows of one image: the wording takes 141 tokens behind it and some 15 before; evaluation lets
-answers have 1,024 tokens."""
+"""Rows of one image: the wording takes 141 tokens behind it and some 15 before, and a tenth more
+where compile makes a tokenizer; evaluation lets answers have 1,024 tokens."""
 GRPO = policy.Policy(
     ratio="token",
     spread="sample",
@@ -51,7 +51,7 @@ def config() -> reinforcement.Config:
     return reinforcement.Config(
         out=Path("runs/seg_r1_3b_prerl"),
         model=MODEL,
-        task=Prompted(stage="prerl"),
+        task=Prompted(stage="prerl", square=True),
         layout=LAYOUT,
         compute=Compute(dtype="bfloat16", param_dtype="float32", remat="full"),
         mesh=steps.Mesh(fsdp=-1),

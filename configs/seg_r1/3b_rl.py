@@ -17,9 +17,9 @@ from seg_jax.tasks.prompted import Prompted
 from seg_jax.training import loop
 
 FIRST = experiments.sibling(__file__, "3b_prerl.py")
-QUESTION = 96
+QUESTION = 128
 LAYOUT = dataclasses.replace(
-    FIRST.LAYOUT, max_prompt=FIRST.VISUAL_TOKENS + 199 + QUESTION, max_question=QUESTION
+    FIRST.LAYOUT, max_prompt=FIRST.VISUAL_TOKENS + 247 + QUESTION, max_question=QUESTION
 )
 """The wording takes 78 tokens behind the image and some 187 before it, where the system turn is."""
 
@@ -30,7 +30,7 @@ def config() -> reinforcement.Config:
     return dataclasses.replace(
         base,
         out=Path("runs/seg_r1_3b_rl"),
-        task=Prompted(stage="rl"),
+        task=Prompted(stage="rl", square=True),
         layout=LAYOUT,
         source=Built(folders=(Path("data/cod10k"), Path("data/camo")), singly=True),
         sampling=dataclasses.replace(base.sampling, max_tokens=400),

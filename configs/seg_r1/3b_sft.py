@@ -21,7 +21,7 @@ from seg_jax.training import loop, optimizers, sft
 FIRST = experiments.sibling(__file__, "3b_prerl.py")
 QUESTION = 256
 LAYOUT = dataclasses.replace(
-    FIRST.LAYOUT, max_prompt=FIRST.VISUAL_TOKENS + 167 + QUESTION, max_question=QUESTION
+    FIRST.LAYOUT, max_prompt=FIRST.VISUAL_TOKENS + 215 + QUESTION, max_question=QUESTION
 )
 """The system turn takes 138 tokens before the image; questions are the data set's own."""
 
@@ -32,7 +32,7 @@ def config() -> supervised.Config:
     return supervised.Config(
         out=Path("runs/seg_r1_3b_sft"),
         model=FIRST.MODEL,
-        task=Prompted(stage="sft", mixture=Mixture(whole=0.0, trace=1.0)),
+        task=Prompted(stage="sft", square=True, mixture=Mixture(whole=0.0, trace=1.0)),
         layout=LAYOUT,
         compute=first.compute,
         mesh=first.mesh,

@@ -20,6 +20,8 @@ from flax import nnx
 from seg_jax.cli import arguments, compile, finetune, reinforce
 from seg_jax.data import pipeline
 from seg_jax.data.sources import Scenes
+from seg_jax.grammar import chat
+from seg_jax.grammar.tokenizer import tokens
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import frozen_segmenter
 from seg_jax.models import families
@@ -27,6 +29,7 @@ from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import config as sam2_config
 from seg_jax.models.sam2 import meta_names
 from seg_jax.runs import datasets, experiments, stage, start
+from seg_jax.tasks.prompted import Prompted
 from seg_jax.training import optimizers, state, steps
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -93,10 +96,20 @@ def documented_command(path):
     return shlex.split(found)
 
 
+def hub_tokenizer(kind, folder):
+    """Returns a small tokenizer that knows the words of every task, as a published one does."""
+    if kind == "kimi_vl":
+        return tiny_folders._tokenizer(kind, folder)
+    told = list(chat.sentences(["the red star"]))
+    for stage_ in ("prerl", "rl", "sft"):
+        told += Prompted(stage=stage_).sentences(["the red star"])
+    return tokens.train(told, folder=folder, vocab_size=1000)
+
+
 def hub_folder(folder, name):
     """Writes what a published checkpoint of a size says of itself: all of its files but weights."""
     kind = "kimi_vl" if "kimi" in name else "qwen2_5_vl"
-    tokenizer = tiny_folders._tokenizer(kind, folder)
+    tokenizer = hub_tokenizer(kind, folder)
     preprocessor = {"patch_size": 14, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     if kind == "kimi_vl":
         hub = published_configs.KIMI | {"media_placeholder_token_id": tokenizer.image_id}
