@@ -158,8 +158,11 @@ NAMES_A_PORT = {
     "training/mask_learning.py",
     "training/optimizers.py",
     "cli/benchmarks/masks.py",
+    "cli/benchmarks/segmenter.py",
     "cli/benchmarks/torch_peer.py",
     "annotation/sam.py",
+    "annotation/sam2.py",
+    "annotation/choice.py",
 }
 
 
