@@ -24,6 +24,7 @@ from seg_jax.cli import arguments as command_line
 
 PROGRAMS = {
     "quickstart": "learn to outline in minutes: SFT, GSPO beyond its teacher, a report",
+    "clickstart": "learn to point in minutes: RL alone, by the masks that a small SAM 2 draws",
     "finetune": "supervised fine-tuning (SFT) of a configuration",
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
     "study": "train variants of one setting and compare them on the same unseen scenes",
@@ -52,6 +53,7 @@ programs:
 
 examples:
   seg-jax quickstart
+  seg-jax clickstart
   seg-jax finetune configs/simpleseg/tiny_sft.py --optimizer.lr 1e-3
   seg-jax reinforce configs/simpleseg/tiny_gspo.py --checkpoint runs/tiny_sft/checkpoint
   seg-jax study configs/simpleseg/study_points.py
@@ -232,6 +234,8 @@ def _load(name: str) -> ModuleType:
     match name:
         case "quickstart":
             from seg_jax.cli import quickstart as program
+        case "clickstart":
+            from seg_jax.cli import clickstart as program
         case "study":
             from seg_jax.cli import study as program
         case "finetune":

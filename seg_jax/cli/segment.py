@@ -14,7 +14,7 @@ from seg_jax.geometry import bitmask, contour
 from seg_jax.inference import segmenter as segmenters
 from seg_jax.inference.segmenter import Drawn
 from seg_jax.report import overlay
-from seg_jax.runs import console
+from seg_jax.runs import console, experiments
 
 MOST_CLICKS = 1024
 
@@ -23,10 +23,11 @@ MOST_CLICKS = 1024
 class Config:
     """The mask of one object of an image, told by a box, by clicks, or by both."""
 
-    segmenter: Path
-    """Folder of a SAM 2, as convert makes it or the hub has it, or Meta's .pt."""
     image: Path
     """Image file."""
+    segmenter: Path = experiments.TOY_SAM2
+    """Folder of a SAM 2, as convert makes it or the hub has it, or Meta's .pt; without one, the
+    small one of the package, which knows drawn scenes only."""
     box: tuple[float, float, float, float] | None = None
     """A box around the object: x0 y0 x1 y1, fractions of width and height."""
     click: tuple[tuple[float, float, int], ...] = ()

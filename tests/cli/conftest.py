@@ -139,7 +139,7 @@ def reinforcing(monkeypatch):
     events = {}
 
     def stand_in(*_, **__):
-        def step(state, prompts, rollout, reference):
+        def step(state, prompts, rollout, reference, *_):
             number = int(state.step) + 1
             events.get(number, lambda: None)()
             change = float(np.asarray(prompts.tokens.ids).mean()) * 1e-4

@@ -153,6 +153,9 @@ def test_quickstart_refuses_a_wrong_start_before_it_works(fails, tmp_path):
         ("quickstart", "--scenes", "0"),
         ("quickstart", "--gallery", "5000"),
         ("quickstart", "--sampled-scenes", "5000"),
+        ("clickstart", "--minutes", "nan"),
+        ("clickstart", "--blind-scenes", "1"),
+        ("clickstart", "--gallery", "5000"),
         ("evaluate", "--scenes", "0"),
         ("evaluate", "--batch", "-1"),
         ("evaluate", "--seed", "-1"),
@@ -162,7 +165,7 @@ def test_quickstart_refuses_a_wrong_start_before_it_works(fails, tmp_path):
     ],
 )
 def test_wrong_values_are_refused(run, given, tmp_path, program, option, value):
-    words = ("--checkpoint", given) if program != "quickstart" else ()
+    words = () if program in ("quickstart", "clickstart") else ("--checkpoint", given)
     words += ("--out", tmp_path / "out") if program != "evaluate" else ()
     status, out, line = run(program, *words, option, value)
     assert status in (1, 2)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from seg_jax.grammar import chat
+
 Stage = Literal["prerl", "rl", "sft"]
 """A first reinforcement on clicks alone; reinforcement on thoughts, boxes and clicks; fine-tuning
 on written answers."""
@@ -76,8 +78,8 @@ WORDINGS: dict[Wording, str] = {
 }
 """What the evaluations of referring and of reasoning ask; phrases are in small letters there."""
 
-BRIEF_CLICKS = "Point at {expression}."
-BRIEF = "Draw a box around {expression} and point at it."
+BRIEF_CLICKS = chat.QUESTIONS[0].format(clue="{expression}", noun="point")
+BRIEF = chat.QUESTIONS[0].format(clue="{expression}", noun="box and points")
 """Our own forms, for models too small to read those of the release: they have no system turn."""
 SALIENT, PRIMARY = "the most salient object", "each primary object"
 """What they say of an image as a whole."""
