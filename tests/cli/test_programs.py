@@ -69,7 +69,8 @@ def test_a_model_of_clicks_is_asked_for_all_of_the_foreground(image, monkeypatch
         )
 
     asked = types.SimpleNamespace(bundle=types.SimpleNamespace(task=task), predict=predict)
-    monkeypatch.setattr(cli_predict.Config, "predictor", lambda config: asked)
+    monkeypatch.setattr(cli_predict.Config, "asked_task", lambda config: task)
+    monkeypatch.setattr(cli_predict.Config, "predictor", lambda config, **_: asked)
     assert main.main(["predict", "--image", str(image)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["verdict"], told["labels"]) == ("OK", [1])
