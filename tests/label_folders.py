@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,115 @@ def labelme(root: Path, drawn):
         told |= {"imageData": None, "imageHeight": picture.height, "imageWidth": picture.width}
         path = root / picture.split / f"{picture.name[:-4]}.json"
         path.write_text(json.dumps(told, indent=2))
+
+
+def brush(mask):
+    """Returns a mask as Label Studio's brush writes it: runs of bytes, and bytes one by one."""
+    values = np.repeat(255 * np.asarray(mask, np.uint8).ravel(), 4)
+    lengths = (3, 8, 12, 16)
+    bits = [f"{values.size:032b}", f"{7:05b}", *(f"{one - 1:04b}" for one in lengths)]
+    ends = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), values.size]
+    for begin, end in itertools.pairwise(ends):
+        for at in range(begin, end, 60_000):
+            run = min(end - at, 60_000)
+            which = next(place for place, one in enumerate(lengths) if run <= 2**one)
+            literal = run <= 8
+            told = f"{values[at]:08b}" * (run if literal else 1)
+            bits.append(f"{int(not literal)}{which:02b}{run - 1:0{lengths[which]}b}{told}")
+    whole = "".join(bits)
+    whole += "0" * (-len(whole) % 8)
+    return [int(whole[at : at + 8], 2) for at in range(0, len(whole), 8)]
+
+
+def label_studio(root: Path, drawn):
+    """Writes exports of Label Studio; a thing of several parts is brushed."""
+    tasks = {}
+    for number, picture in enumerate(drawn):
+        draw(root, picture, "images")
+        size = picture.width, picture.height
+        results = []
+        for place, thing in enumerate(picture.things):
+            ring = thing.rings[0]
+            shares = [100 * one / size[n % 2] for n, one in enumerate(ring)]
+            value, kind = {"points": pairs(shares), "closed": True}, "polygonlabels"
+            if len(thing.rings) > 1:
+                mask = formats.true_mask(thing.rings, picture.height, picture.width)
+                value, kind = {"format": "rle", "rle": brush(mask)}, "brushlabels"
+            if thing.box:
+                value = {"x": shares[0], "y": shares[1], "rotation": 0}
+                value |= {"width": shares[4] - shares[0], "height": shares[5] - shares[1]}
+                kind = "rectanglelabels"
+            result = {"id": f"r{place}", "type": kind, "value": value | {kind: [thing.label]}}
+            result |= {"original_width": size[0], "original_height": size[1]}
+            result |= {"image_rotation": 0, "from_name": "label", "to_name": "image"}
+            results.append(result | {"origin": "manual"})
+        told = {"id": number, "data": {"image": f"/data/upload/1/0a1b2c3d-{picture.name}"}}
+        told["annotations"] = [{"id": 1, "was_cancelled": False, "result": results}]
+        tasks.setdefault(picture.split, []).append(told)
+    for split, some in tasks.items():
+        (root / f"{split}.json").write_text(json.dumps(some))
+
+
+def cvat(root: Path, drawn):
+    """Writes a project of CVAT; the second part of a thing is a polygon of its group."""
+    lines = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "<version>1.1</version>"]
+    lines += ["<meta><task><name>a &amp; b</name></task></meta>"]
+    for number, picture in enumerate(drawn):
+        draw(root, picture, f"images/{picture.split}")
+        size = f'width="{picture.width}" height="{picture.height}"'
+        subset = f'subset="{picture.split}"'
+        lines.append(f'<image id="{number}" name="{picture.name}" {subset} {size}>')
+        for place, thing in enumerate(picture.things):
+            for ring in thing.rings:
+                points = ";".join(f"{x:.2f},{y:.2f}" for x, y in pairs(ring))
+                group = f' group_id="{place + 1}"' if len(thing.rings) > 1 else ""
+                told = f'label="{thing.label}" source="manual" occluded="0" z_order="0"{group}'
+                if thing.box:
+                    corners = zip(
+                        ("xtl", "ytl", "xbr", "ybr"), (*ring[:2], *ring[4:6]), strict=True
+                    )
+                    ends = " ".join(f'{name}="{one:.2f}"' for name, one in corners)
+                    lines.append(f"<box {told} {ends}></box>")
+                else:
+                    lines.append(f'<polygon {told} points="{points}"></polygon>')
+        lines.append("</image>")
+    (root / "annotations.xml").write_text("\n".join([*lines, "</annotations>"]))
+
+
+VOC = ((0, 0, 0), (224, 64, 0), (0, 128, 128))
+"""Colours of background, cup and fork."""
+
+
+def voc(root: Path, drawn):
+    """Writes masks of Pascal VOC, palettes as the challenge's; later things lie on top."""
+    from seg_jax.data.formats.voc import colour
+
+    palette = [channel for n in range(256) for channel in colour(n).to_bytes(3, "little")]
+    lists = {}
+    for picture in drawn:
+        draw(root, picture, "JPEGImages")
+        shape = picture.height, picture.width
+        classes, objects = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+        for place, thing in enumerate(picture.things):
+            mask = formats.true_mask(thing.rings, *shape)
+            classes[mask] = VOC[1 if thing.label == "cup" else 2]
+            objects[mask] = place + 1
+        classes[:2], objects[:2] = (224, 224, 192), 255
+        for folder in ("SegmentationClass", "SegmentationObject"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(classes).save(root / "SegmentationClass" / picture.name)
+        indexed = Image.fromarray(objects).convert("P")
+        indexed.putpalette(palette)
+        indexed.save(root / "SegmentationObject" / picture.name)
+        lists.setdefault(picture.split, []).append(picture.name[:-4])
+    names = [
+        f"{n}:{','.join(map(str, c))}::"
+        for n, c in zip(("background", "cup", "fork"), VOC, strict=True)
+    ]
+    (root / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *names]))
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+    for split, stems in lists.items():
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(stems))
 
 
 def conversations(root: Path, drawn):

@@ -73,7 +73,7 @@ class Config(dataset.Plan):
 
     def _check_folders(self) -> None:
         """Raises ValueError for a folder of images or masks where the data set has its own."""
-        if self.name in ("reasonseg", "fcot") and self.images is not None:
+        if self.name in ("reasonseg", "fcot", "huggingface") and self.images is not None:
             raise ValueError(
                 f"images: expected none for {self.name}, whose images lie beside their "
                 f"annotations, got {self.images}; do: leave it out"

@@ -38,7 +38,7 @@ def root(tmp_path_factory):
         formats.instances(root / "instances", split)
         formats.panoptic(root / "panoptic", split, images=3)
     formats.folder(root / "folder")
-    for name in ("yolo", "labelme", "conversations"):
+    for name in ("yolo", "labelme", "label_studio", "cvat", "voc", "conversations"):
         getattr(label_folders, name)(root / name, label_folders.pictures(boxes=True))
     for name in ("cod10k", "ecssd"):
         formats.masks(root / name, name)
@@ -128,6 +128,9 @@ BUILD = {
     "folder": config("folder", "folder"),
     "yolo": config("yolo", "yolo"),
     "labelme": config("labelme", "labelme"),
+    "label_studio": config("label_studio", "label_studio"),
+    "cvat": config("cvat", "cvat"),
+    "voc": config("voc", "voc"),
     "conversations": config(
         "conversations",
         "conversations",

@@ -1,14 +1,18 @@
 """Conversations with boxes, points and polygons: what numbers mean is found and told."""
 
+import io
 import json
 import re
 
 import label_folders as labels
 import numpy as np
 import published_formats as formats
+import pyarrow
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
-from seg_jax.data.formats import conventions, conversations, text_regions
+from seg_jax.data.formats import conventions, conversations, huggingface, text_regions
 from seg_jax.data.formats.conventions import Numbers, Written
 from seg_jax.data.formats.conversations import Rules
 from seg_jax.data.formats.text_regions import Told
@@ -400,3 +404,47 @@ def test_a_form_of_questions_has_one_place(tmp_path, form):
 def test_numbers_of_a_processor_are_checked():
     with pytest.raises(ValueError, match="expected factor >= 1"):
         Numbers(factor=0)
+
+
+def parquet(path, *talks, image="image", several=False, column="messages"):
+    """Writes a table as data sets of the hub have them."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(buffer, "PNG")
+    picture = {"bytes": buffer.getvalue(), "path": "a.png"}
+    rows = [{image: [picture] if several else picture, column: talk} for talk in talks]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("place", "split"),
+    [
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("data/validation-00000-of-00001.parquet", "val"),
+        ("default/test/0000.parquet", "test"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_tables_of_the_hub_are_read(tmp_path, place, split, several):
+    image = "images" if several else "image"
+    talks = MESSAGES["roles"], MESSAGES["roles"][:1]
+    parquet(tmp_path / place, *talks, image=image, several=several)
+    found, met = labels.records("huggingface", tmp_path, boxes=True)
+    (record,) = found.values()
+    assert (record.split, record.height, record.width) == (split, 48, 64)
+    (((_, mask),), texts) = labels.things(record)
+    assert texts == {"The cup?": (0,)}
+    np.testing.assert_array_equal(
+        mask, formats.true_mask([[6.4, 9.6, 25.6, 9.6, 25.6, 24, 6.4, 24]])
+    )
+    assert met.counts["conversation left out: it has no question with an answer"] == 1
+
+
+def test_tables_without_conversations_are_refused(tmp_path):
+    parquet(tmp_path / "train.parquet", 5, column="label")
+    with pytest.raises(
+        ValueError, match="expected columns image and messages, .* got image, label"
+    ):
+        huggingface.read(tmp_path, rules=Rules())
+    with pytest.raises(ValueError, match="expected Parquet files"):
+        huggingface.read(tmp_path / "none", rules=Rules())

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.data.formats import drawn, labelme, picture_paths, yaml_text, yolo
+from seg_jax.data.formats import (
+    cvat,
+    drawn,
+    label_studio,
+    labelme,
+    picture_paths,
+    voc,
+    xml_elements,
+    yaml_text,
+    yolo,
+)
 from seg_jax.geometry import bitmask
 
 
@@ -39,15 +49,17 @@ def test_yolo_is_read(tmp_path, coco, write):
             assert (mask & wanted).sum() >= 0.98 * (mask | wanted).sum()
 
 
-def test_labelme_is_read(tmp_path, coco):
+@pytest.mark.parametrize("name", ["labelme", "label_studio", "cvat"])
+def test_labels_of_tools_are_read(tmp_path, coco, name):
+    """Things of two parts are groups of LabelMe and CVAT, and a brush of Label Studio's."""
     some = labels.pictures(parts=2)
-    labels.labelme(tmp_path / "labelme", some)
-    found, met = labels.records("labelme", tmp_path / "labelme")
+    getattr(labels, name)(tmp_path / name, some)
+    found, met = labels.records(name, tmp_path / name)
     assert met.counts == {}
     labels.assert_same(found, coco(some))
 
 
-@pytest.mark.parametrize("name", ["yolo", "labelme"])
+@pytest.mark.parametrize("name", ["yolo", "labelme", "label_studio", "cvat"])
 def test_boxes_of_tools_are_outlines_where_that_is_said(tmp_path, coco, name):
     some = labels.pictures(boxes=True)
     getattr(labels, name)(tmp_path / name, some)
@@ -305,3 +317,253 @@ def test_who_turned_the_image_decides(tmp_path, name, size, upright, turned):
 )
 def test_paths_of_tools(told, wanted):
     assert picture_paths.relative(told) == wanted
+
+
+def studio_task(root, *values, note=None, **changes):
+    """Writes one task of Label Studio with regions of these values, and reads it."""
+    some = labels.pictures()[:1]
+    labels.label_studio(root, some)
+    path = root / "train.json"
+    (task,) = json.loads(path.read_text())
+    good = task["annotations"][0]["result"][0]
+    results = [good]
+    for value in values:
+        kind = value.pop("type", "polygonlabels")
+        more = {name: value.pop(name) for name in ("id", "image_rotation") if name in value}
+        results.append(good | {"type": kind, "value": value} | more)
+    task["annotations"][0] |= {"result": results} | (note or {})
+    path.write_text(json.dumps([task | changes]))
+    return label_studio.read(root)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"x": 10, "y": 10, "width": 20, "height": 20}, "a box is no outline"),
+        ({"x": 10, "y": 10, "width": 1}, "a point is no outline"),
+        ({"points": SQUARE, "closed": False}, "a polyline is no outline"),
+        ({"points": SQUARE[:2]}, "no polygon has three points"),
+        ({"points": [[1, 2], [3]]}, "expected list of length 2 at points[]"),
+        ({}, "it has no shape"),
+        ({"points": SQUARE, "image_rotation": 90}, "its image was turned by hand"),
+        ({"rle": [0, 0, 0, 4]}, "its brush is cut off"),
+        ({"rle": [0, 0, 0, 4, 58, 0, 0, 0]}, "its brush is of another size than the image"),
+        ({"rle": [0, 256]}, "expected int <= 255 at rle[]"),
+        ({"rle": labels.brush(np.zeros((61, 83)))[:-1]}, "its brush is cut off"),
+    ],
+)
+def test_a_bad_region_of_label_studio_costs_itself(tmp_path, value, reason):
+    read = studio_task(tmp_path, value | {"polygonlabels": ["cup"]})
+    assert [len(image.objects) for image in read.images] == [1]
+    ((told, count),) = read.findings.counts.items()
+    assert count == 1
+    assert told.startswith(f"region left out: {reason}")
+    assert "train.json, [0], result[1]" in read.findings.examples[told][0]
+
+
+def test_texts_and_ellipses_of_label_studio(tmp_path):
+    read = studio_task(
+        tmp_path,
+        {"type": "textarea", "id": "r0", "text": ["the  left cup", 5]},
+        {"type": "choices", "choices": ["good"]},
+        {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10, "rotation": 0, "ellipselabels": ["plate"]}
+        | {"id": "r9"},
+    )
+    assert read.findings.counts == {}
+    (image,) = read.images
+    told = {one.text: one.objects for one in image.expressions}
+    assert told == {"cup": (0,), "plate": (1,), "the left cup": (0,)}
+    area = bitmask.from_rle(image.objects[1].outline.rle(61, 83)).sum()
+    assert abs(area - np.pi * 0.2 * 83 * 0.1 * 61) < 6
+
+
+def test_annotations_of_label_studio_that_count(tmp_path):
+    """The first that was not cancelled; the others are told; JSON-MIN has none of them."""
+    assert studio_task(tmp_path, note={"was_cancelled": True}).images == []
+    task = json.loads((tmp_path / "train.json").read_text())[0]
+    note = task["annotations"][0]
+    good = note | {"was_cancelled": False}
+    (tmp_path / "train.json").write_text(json.dumps([task | {"annotations": [note, good, good]}]))
+    read = label_studio.read(tmp_path)
+    assert read.findings.counts == {"annotation left out: its task has another one before": 1}
+    assert [len(image.objects) for image in read.images] == [1]
+    result = good["result"][0]
+    flat = result["value"] | {"original_width": 83, "original_height": 61}
+    least = {"image": task["data"]["image"], "id": 1, "annotation_id": 1, "label": [flat]}
+    (tmp_path / "train.json").write_text(json.dumps([least]))
+    assert label_studio.read(tmp_path).images[0].objects == read.images[0].objects
+
+
+@pytest.mark.parametrize("task", [5, {}, {"data": {}}, {"data": {"image": 5}, "annotations": []}])
+def test_a_bad_task_of_label_studio_costs_itself(tmp_path, task):
+    studio_task(tmp_path)
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), task]))
+    read = label_studio.read(tmp_path)
+    assert len(read.images) == 1
+    assert sum(read.findings.counts.values()) == 1
+
+
+def cvat_file(root, shapes, *, head=""):
+    """Writes XML of CVAT with one image of 61x83, and reads it."""
+    labels.draw(root, labels.pictures()[0], "images")
+    image = f'<image id="0" name="0.png" width="83" height="61">{shapes}</image>'
+    text = f'<?xml version="1.0"?>{head}<annotations>{image}</annotations>'
+    (root / "annotations.xml").write_text(text)
+    return cvat.read(root)
+
+
+POLYGON = '<polygon label="cup" points="10,10;40,10;40,30"/>'
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ('<box label="a" xtl="1" ytl="1" xbr="9" ybr="9"/>', "a box is no outline"),
+        ('<polyline label="a" points="1,2;3,4;5,6"/>', "a polyline is no outline"),
+        ('<points label="a" points="1,2"/>', "a point is no outline"),
+        ('<skeleton label="a"/>', "a skeleton is no outline"),
+        ('<polygon label="a" points="1,2;3,4"/>', "no polygon has three points"),
+        ('<polygon label="a" points="1,2;3,4;5"/>', "a polygon has half a point"),
+        ('<polygon label="a" points="1,x;3,4;5,6"/>', "its points are no numbers"),
+        ('<polygon label="a" points="1,nan;3,4;5,6"/>', "its points are no numbers"),
+        ('<polygon label="a"/>', "no polygon has three points"),
+        ('<ellipse label="a" cx="1" cy="2" rx="3"/>', "it has no number in ry"),
+        ('<mask label="a" rle="0, 4" left="80" top="1" width="4" height="1"/>', "its mask reaches"),
+        (
+            '<mask label="a" rle="0, 5" left="1" top="1" width="2" height="2"/>',
+            "its run lengths do",
+        ),
+        (
+            '<mask label="a" rle="0, -1, 5" left="1" top="1" width="2" height="2"/>',
+            "its run lengths",
+        ),
+    ],
+)
+def test_a_bad_shape_of_cvat_costs_itself(tmp_path, shape, reason):
+    read = cvat_file(tmp_path, POLYGON + shape)
+    assert [len(image.objects) for image in read.images] == [1]
+    ((told, count),) = read.findings.counts.items()
+    assert count == 1
+    assert told.startswith(f"shape left out: {reason}")
+
+
+def test_masks_and_ellipses_of_cvat(tmp_path):
+    """Run lengths go along the rows of the box; an ellipse is turned as it is seen."""
+    read = cvat_file(
+        tmp_path,
+        '<mask label="a" rle="1, 3, 1, 1" left="20" top="30" width="3" height="2"/>'
+        '<ellipse label="b" cx="40" cy="30" rx="20" ry="5" rotation="90"/><tag label="c"/>',
+    )
+    assert read.findings.counts == {}
+    mask, turned = (bitmask.from_rle(one.outline.rle(61, 83)) for one in read.images[0].objects)
+    assert np.argwhere(mask).tolist() == [[30, 21], [30, 22], [31, 20], [31, 22]]
+    rows, columns = np.nonzero(turned)
+    assert (np.ptp(rows), np.ptp(columns)) == (39, 9)
+
+
+HOSTILE = (
+    '<!DOCTYPE a [<!ENTITY b "c">]>',
+    '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>',
+    '<!DOCTYPE a SYSTEM "http://localhost/a.dtd">',
+)
+
+
+@pytest.mark.parametrize("head", HOSTILE)
+def test_document_types_are_refused(tmp_path, head):
+    with pytest.raises(ValueError, match="expected XML of CVAT for images, got"):
+        cvat_file(tmp_path, POLYGON, head=head)
+    with pytest.raises(ValueError, match="got a document type or entities; do: export"):
+        list(xml_elements.children(tmp_path / "annotations.xml"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<a>", "<a><b></a></b>", "a", "<a>&b;</a>", "<a>" * 99, "\xff"]
+)
+def test_broken_xml_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "a.xml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="^[^\n]*expected XML of a labelling tool, got [^\n]*$"):
+        list(xml_elements.children(path))
+
+
+def test_images_before_a_torn_end_are_kept(tmp_path):
+    cvat_file(tmp_path, POLYGON)
+    path = tmp_path / "annotations.xml"
+    path.write_text(path.read_text().replace("</annotations>", "<image"))
+    read = cvat.read(tmp_path)
+    assert len(read.images) == 1
+    assert [one.startswith("file left out from there on") for one in read.findings.counts] == [True]
+
+
+def voc_masks(some):
+    """Returns what is left of each thing where later ones and void lie on top."""
+    found = []
+    for picture in some:
+        masks = []
+        for thing in picture.things:
+            mask = labels.formats.true_mask(thing.rings, picture.height, picture.width)
+            masks = [one & ~mask for one in masks] + [mask]
+        void = np.zeros((picture.height, picture.width), bool)
+        void[:2] = True
+        found.append((picture, [*masks, void]))
+    return found
+
+
+def test_masks_of_voc_are_read(tmp_path):
+    some = labels.pictures(parts=2)
+    labels.voc(tmp_path, some)
+    found, met = labels.records("voc", tmp_path)
+    assert met.counts == {}
+    for picture, masks in voc_masks(some):
+        record = found[picture.split, picture.name]
+        things, texts = labels.things(record)
+        assert texts == {"cup": (1, 3), "fork": (2,)}
+        assert [name for name, _ in things] == ["", "cup", "fork", "cup"]
+        assert record.roles[0].name == "IGNORED"
+        for (_, mask), wanted in zip(things[1:], masks[:-1], strict=True):
+            np.testing.assert_array_equal(mask, wanted & ~masks[-1])
+        np.testing.assert_array_equal(things[0][1], masks[-1])
+
+
+def test_masks_of_voc_without_objects_or_colours(tmp_path):
+    """Without SegmentationObject a class is one object; grey masks have numbers of classes."""
+    some = labels.pictures()[:1]
+    labels.voc(tmp_path, some)
+    (tmp_path / "SegmentationObject" / "0.png").unlink()
+    found, met = labels.records("voc", tmp_path)
+    assert [*met.counts] == [voc._NO_OBJECTS]
+    assert [*found["train", "0.png"].names] == ["", "cup", "fork"]
+    (tmp_path / "labelmap.txt").unlink()
+    mask = np.zeros((61, 83), np.uint8)
+    mask[5:9, 5:9], mask[20:30, 20:30], mask[40:50, 3:7] = 15, 8, 99
+    Image.fromarray(mask).save(tmp_path / "SegmentationClass" / "0.png")
+    found, met = labels.records("voc", tmp_path)
+    assert [*found["train", "0.png"].names] == ["cat", "person", ""]
+    assert met.counts["object without a name: its colour is no class"] == 1
+
+
+def test_the_palette_of_voc():
+    """As the challenge's masks have it."""
+    wanted = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        255: (224, 224, 192),
+    }
+    for number, channels in wanted.items():
+        assert voc.colour(number).to_bytes(3, "little") == bytes(channels)
+
+
+def test_masks_of_voc_that_are_odd_cost_their_image(tmp_path):
+    labels.voc(tmp_path, labels.pictures())
+    (tmp_path / "SegmentationClass" / "0.png").write_bytes(b"\x89PNG")
+    (tmp_path / "SegmentationClass" / "1.png").unlink()
+    (tmp_path / "labelmap.txt").write_text("cup:224,64,0::\nfork:1,2::\n")
+    found, met = labels.records("voc", tmp_path)
+    assert [*found] == [("val", "2.png")]
+    assert met.counts["image left out: it has no mask"] == 1
+    assert met.counts["class left out: it has no colour"] == 1
+    with pytest.raises(ValueError, match="expected SegmentationClass of Pascal VOC, got"):
+        voc.read(tmp_path / "JPEGImages")

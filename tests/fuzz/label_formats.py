@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import data_formats
+import image_mutations
 import json_mutations
 import label_folders
 from byte_mutations import mutated
@@ -52,6 +53,9 @@ FORMATS = {
     for form in (
         _format("yolo", mutations={"*.txt": mutated_words, "*.yaml": mutated_words}),
         _format("labelme"),
+        _format("label_studio"),
+        _format("cvat", mutations={"*.xml": mutated_words}),
+        _format("voc", mutations={"*.txt": mutated_words, "Seg*.png": image_mutations.mutated_png}),
         _format("conversations", read=data_formats.build_reader("conversations", boxes=True)),
     )
 }

@@ -22,6 +22,9 @@ NAMES = (
     *(["parquet"] if importlib.util.find_spec("pyarrow") else []),  # As the reader does without.
     "yolo",
     "labelme",
+    "label_studio",
+    "cvat",
+    "voc",
     "conversations",
     "png",
     "jpeg",

@@ -190,7 +190,7 @@ def claim_build(plan: Plan, *, anew: bool) -> Iterator[None]:
         "family": None if plan.family is None else str(plan.family),
         "records": plan.records,
     }
-    wanted |= readers.chosen(plan)
+    wanted |= readers.chosen_options(plan)
     places = plan.source, plan.images, plan.masks, plan.family
     reads = [one for one in places if one is not None]
     with claims.claim_folder(plan.out, wanted, anew=anew, reads=reads):

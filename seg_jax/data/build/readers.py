@@ -11,13 +11,17 @@ from seg_jax.data.formats import (
     annotations,
     coco,
     conversations,
+    cvat,
     fcot,
     folder,
     foreign,
+    huggingface,
+    label_studio,
     labelme,
     mask_folders,
     reasonseg,
     refer,
+    voc,
     yolo,
 )
 from seg_jax.data.formats.annotations import Annotations
@@ -45,16 +49,25 @@ Name = Literal[
     "fcot",
     "yolo",
     "labelme",
+    "label_studio",
+    "cvat",
+    "voc",
     "conversations",
+    "huggingface",
     "folder",
 ]
 """The formats that are read; the refer family by the names that TFDS gives them."""
 
-DRAWN: dict[str, Callable[..., Annotations]] = {"yolo": yolo.read, "labelme": labelme.read}
+DRAWN: dict[str, Callable[..., Annotations]] = {
+    "yolo": yolo.read,
+    "labelme": labelme.read,
+    "label_studio": label_studio.read,
+    "cvat": cvat.read,
+}
 """Formats of labelling tools, in which objects may be boxes as well as outlines."""
-TALKED = ("conversations",)
+TALKED = ("conversations", "huggingface")
 """Formats in which boxes, points and polygons stand in texts."""
-UPRIGHT = (*DRAWN, *TALKED, "coco_instances", "coco_panoptic")
+UPRIGHT = (*DRAWN, *TALKED, "voc", "coco_instances", "coco_panoptic")
 """Formats that do not tell themselves whether outlines are of images as EXIF turns them."""
 PLACES = {
     "coco": (
@@ -116,7 +129,7 @@ _OPTIONS = {
 """Options of reading, and the formats that they are for."""
 
 
-def chosen(plan: Plan) -> dict[str, Any]:
+def chosen_options(plan: Plan) -> dict[str, Any]:
     """Returns the options of reading that are not left as they are, as JSON has them."""
     defaults = {field.name: field.default for field in dataclasses.fields(Plan)}
     values = {name: getattr(plan, name) for name in _OPTIONS}
@@ -129,7 +142,7 @@ def chosen(plan: Plan) -> dict[str, Any]:
 
 def check_options(plan: Plan) -> None:
     """Raises ValueError for an option of reading that the format does not have."""
-    for name, value in chosen(plan).items():
+    for name, value in chosen_options(plan).items():
         if plan.name not in (known := _OPTIONS[name]):
             raise ValueError(
                 f"{name}: expected one of {', '.join(known)} beside it, got {value} for "
@@ -168,14 +181,18 @@ def _read(plan: Plan) -> Annotations:
         return fcot.read(source)
     if plan.name in DRAWN:
         return DRAWN[plan.name](source, images=plan.images, boxes=plan.boxes)
-    if plan.name == "conversations":
+    if plan.name in TALKED:
         rules = conversations.Rules(
             numbers=plan.numbers,
             questions=plan.questions,
             boxes=plan.boxes,
             upright=plan.upright,
         )
+        if plan.name == "huggingface":
+            return huggingface.read(source, rules=rules)
         return conversations.read(source, images=plan.images, rules=rules)
+    if plan.name == "voc":
+        return voc.read(source, images=plan.images)
     if plan.name in mask_folders.LAYOUTS:
         return mask_folders.read(
             source, plan.name, images=plan.images, masks=plan.masks, splits=plan.splits

@@ -25,6 +25,7 @@ from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
     GreyMask,
+    LabelSegment,
     PngSegment,
     Polygons,
     Role,
@@ -87,7 +88,7 @@ class Task:
 
 def _image_paths(image: AnnotatedImage) -> list[Path]:
     """Returns the files of pixels that a record is made of: the image, and those of masks."""
-    kinds = (PngSegment, GreyMask)
+    kinds = (PngSegment, LabelSegment, GreyMask)
     masks = {one.outline.file for one in image.objects if isinstance(one.outline, kinds)}
     return [image.image, *sorted(masks)]
 
@@ -373,7 +374,7 @@ def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
         if image.row is None:
             data = image_files.read_bytes(image.image)
         else:
-            data = parquet_rows.image_bytes(image.image, image.row)
+            data = parquet_rows.image_bytes(image.image, image.row, image.column)
         header = image_files.read_header(data)
         told = image.size or _size_of_mask(image)
         stored = image_files.storable(data, upright=_is_turned(image, header, told, met))

@@ -116,6 +116,25 @@ class PngSegment:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelSegment:
+    """The pixels of one colour in an image of labels: red + 256 green + 65536 blue."""
+
+    file: Path
+    number: int
+
+    def rle(self, height: int, width: int) -> dict[str, Any]:
+        """Returns the region as compressed COCO run lengths."""
+        numbers = label_numbers(self.file)
+        if numbers.shape != (height, width):
+            raise BadAnnotation(
+                f"{self.file}: expected {height}x{width} pixels as the image, got "
+                f"{numbers.shape[0]}x{numbers.shape[1]}; do: export the masks anew",
+                "mask is of another size than the image",
+            )
+        return bitmask.to_rle(numbers == self.number)
+
+
+@dataclasses.dataclass(frozen=True)
 class PaintedShapes:
     """Polygons painted over each other, the largest first; those of one label remain.
 
@@ -168,7 +187,9 @@ class GreyMask:
         return _grey_image(self.file).remarks
 
 
-Outline = Polygons | UnitPolygons | RunLengths | PngSegment | PaintedShapes | GreyMask
+Outline = (
+    Polygons | UnitPolygons | RunLengths | PngSegment | LabelSegment | PaintedShapes | GreyMask
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +250,8 @@ class AnnotatedImage:
     """Conversations about it."""
     row: int | None = None
     """Row of the table that `image` is then, a Parquet file; None: `image` is its file."""
+    column: str = "image"
+    """Column of the table that holds the image."""
 
 
 @dataclasses.dataclass
@@ -389,6 +412,27 @@ def _numbers_in_disguise(value: Any) -> dict[str, int]:
         for name, one in fields.items()
         if isinstance(one, str | float) and (number := whole_number(one)) is not None
     }
+
+
+def label_numbers(file: Path) -> Int[np.ndarray, "H W"]:
+    """Returns the colours of an image of labels, red + 256 green + 65536 blue.
+
+    The last ones are kept while their files do not change.
+
+    Raises:
+      image_files.Unreadable: see `image_files.read`.
+    """
+    try:
+        state = file.stat()
+    except (OSError, ValueError):  # The reader says what is wrong.
+        return _label_numbers.__wrapped__(file, (0, 0))
+    return _label_numbers(file, (state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _label_numbers(file: Path, _state: tuple[int, int]) -> Int[np.ndarray, "H W"]:
+    channels = image_files.read(file, upright=False).astype(np.int32)
+    return channels[..., 0] | channels[..., 1] << 8 | channels[..., 2] << 16
 
 
 @functools.lru_cache(maxsize=2)

@@ -136,7 +136,7 @@ def _nearer(
     form: str, some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]], order: Order
 ) -> Taken:
     """Returns pixels or thousandths, under which regions come nearer to the borders of images."""
-    farthest = np.max([one[1] / one_size for one, one_size in _sized(some, ends)], axis=0)
+    farthest = np.max([one[1] / one_size for one, one_size in _ends_and_sizes(some, ends)], axis=0)
     reach = {"pixels": farthest.min(), "thousand": np.max([one[1] for one in ends], 0).min() / 1000}
     best = max(reach, key=lambda name: reach[name])
     other = min(reach, key=lambda name: reach[name])
@@ -149,7 +149,7 @@ def _nearer(
     return Taken("pixels" if best == "pixels" else "thousand", order, why)
 
 
-def _sized(some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]]):
+def _ends_and_sizes(some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]]):
     return [(one, np.array(it.size[::-1], float)) for one, it in zip(ends, some, strict=True)]
 
 

@@ -1,11 +1,11 @@
-r"""Reads conversations about images, with boxes, points and polygons in their answers.
+"""Reads conversations about images, with boxes, points and polygons in their answers.
 
 SPLIT.json (a list) or SPLIT.jsonl, as LLaVA, ShareGPT, Qwen, ms-swift and EasyR1 write them:
 
-    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nThe red cup?"},
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image> The red cup?"},
                                          {"from": "gpt", "value": "[0.1, 0.2, 0.4, 0.5]"}]}
-    {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>Locate the cup"},
-     {"role": "assistant", "content": "[{\"bbox_2d\": [10, 20, 40, 50], \"label\": \"cup\"}]"}]}
+    {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image> Where is the cup?"},
+                                       {"role": "assistant", "content": "<box>(1,2),(3,4)</box>"}]}
 
 What the numbers mean is found out for all answers of one form together (`conventions.py`), and
 told. An answer's labels are expressions of its regions; without labels the question is one that
@@ -51,7 +51,7 @@ LEFT_OUT = "answer left out"
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant", "model", "chatgpt", "bot")
 _NAMED_IMAGES = 100
 """Images of a conversation that are counted; one is taken."""
-_PAIRS = (
+PAIRS = (
     ("query", "response"),
     ("problem", "solution"),
     ("question", "answer"),
@@ -357,6 +357,7 @@ class _Page:
             expressions=tuple(self.expressions),
             upright=upright,
             row=self.picture.row,
+            column=self.picture.column,
         )
 
 
@@ -402,9 +403,9 @@ def _turns(value: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     named = [value.get(name) for name in ("conversations", "messages")]
     turns = next((one for one in named if one is not None), None)
     if turns is None:
-        for ask, answer in _PAIRS:
+        for ask, answer in PAIRS:
             if isinstance(value.get(ask), str) and isinstance(value.get(answer), str):
-                yield _asked(value[ask]), value[answer]
+                yield _without_marks(value[ask]), value[answer]
                 return
     if not isinstance(turns, list):
         names = ", ".join(sorted(schemas.short_repr(one) for one in value)[:6])
@@ -423,7 +424,7 @@ def _turns(value: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
             question = text
         elif role in _ANSWERS and question is not None:
             any_ = True
-            yield _asked(question), text
+            yield _without_marks(question), text
     if not any_:
         raise BadAnnotation(
             f"{where}: expected turns of a user and an assistant, got none; do: {ADVICE}",
@@ -440,7 +441,7 @@ def _text(content: Any) -> str:
     return "\n".join(one for one in found if isinstance(one, str))
 
 
-def _asked(text: str) -> str:
+def _without_marks(text: str) -> str:
     """Returns a question without the marks of images."""
     return " ".join(_IMAGE_MARK.sub(" ", text).split())
 

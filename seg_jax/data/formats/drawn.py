@@ -25,7 +25,8 @@ from seg_jax.geometry import bitmask
 ELLIPSE_POINTS = 180
 """Vertices of the polygon that an ellipse becomes: it is within 0.02 % of its radius."""
 NAMELESS = "object without a name: it has no label"
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names of folders and files of splits, and what the splits are called."""
 
 Ring = tuple[float, ...]
 
@@ -114,7 +115,7 @@ def label(text: str | None, where: str, met: Findings) -> str:
 
 def split_of(place: PurePosixPath | Path) -> str:
     """Returns the split of a file by the first folder that is named as one; else train."""
-    return next((_SPLITS[part.lower()] for part in place.parts if part.lower() in _SPLITS), "train")
+    return next((SPLITS[part.lower()] for part in place.parts if part.lower() in SPLITS), "train")
 
 
 def annotated_image(
@@ -163,7 +164,7 @@ def _objects(
     texts: dict[str, list[int]] = {}
     seen: set[Any] = set()
     for number, parts in enumerate(groups.values()):
-        outline = _united([part.outline for part in parts], drawing.size)
+        outline = _union([part.outline for part in parts], drawing.size)
         one = AnnotatedObject(number, outline, name=parts[0].name, role=parts[0].role)
         said = {text: None for part in parts for text in part.texts}
         identity = repr((one.outline, one.name, one.role))
@@ -177,7 +178,7 @@ def _objects(
     return objects, texts
 
 
-def _united(outlines: Sequence[Outline], size: tuple[int, int] | None) -> Outline:
+def _union(outlines: Sequence[Outline], size: tuple[int, int] | None) -> Outline:
     """Returns an outline of all of some; masks and polygons together need the image's size."""
     if len(outlines) == 1:
         return outlines[0]
@@ -186,7 +187,10 @@ def _united(outlines: Sequence[Outline], size: tuple[int, int] | None) -> Outlin
         if len(some) == len(outlines):
             return kind(tuple(ring for one in some for ring in one.rings))
     if size is None:
-        raise AssertionError("Only tools that tell the size group masks.")
+        raise BadAnnotation(
+            "group: expected the image's size beside a mask in it, got none; do: tell the size",
+            "its group has a mask, and the size of the image is not told",
+        )
     return RunLengths(tuple(as_text(one.rle(*size)) for one in outlines))
 
 

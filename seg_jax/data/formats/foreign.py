@@ -54,7 +54,12 @@ _SIGNS = (
     (r"(^|/)obj\.(names|data)$", "labels of YOLO", "write data.yaml, and build yolo"),
     (r"(^|/)_annotations\.createml\.json$", "boxes of CreateML", _NO_OUTLINES),
     (r"(^|/)_classes\.csv$", "classes of images", _NO_OUTLINES),
-    (r"\.xml$", "XML, as CVAT, LabelMe and Pascal VOC write it", _CONVERT),
+    (r"(^|/)SegmentationClass/[^/]*$", "masks of Pascal VOC", _BUILD.format("voc")),
+    (
+        r"\.xml$",
+        "XML, as CVAT, LabelMe and Pascal VOC write it",
+        "build cvat, if it is CVAT's, or convert it",
+    ),
     (r"\.(tfrecord|parquet|arrow|lmdb)([-.][^/]*)?$", "records of another program", _CONVERT),
     (r"\.(zip|tar|tgz|tar\.gz|7z|rar)$", "an archive", "unpack it"),
 )
@@ -62,7 +67,10 @@ _SIGNS = (
 _KEYS = (
     ((b'"shapes"', b'"imagePath"'), "JSON of LabelMe", _BUILD.format("labelme")),
     ((b'"annotations"', b'"segmentation"', b'"counts"'), "masks as Segment Anything's", _CONVERT),
-    ((b'"completions"',), "JSON of Label Studio", _CONVERT),
+    ((b'"completions"',), "JSON of Label Studio", _BUILD.format("label_studio")),
+    ((b'"original_width"',), "JSON of Label Studio", _BUILD.format("label_studio")),
+    ((b'"conversations"',), "conversations", _BUILD.format("conversations")),
+    ((b'"messages"',), "conversations", _BUILD.format("conversations")),
     ((), "JSON of another format", _CONVERT),
 )
 """Words in a JSON file that tell its format."""

@@ -106,6 +106,16 @@ def texts(path: Path, columns: Sequence[str], image: str) -> Iterator[dict[str, 
             yield from _rows(path, file, group, columns)
 
 
+def columns(path: Path) -> list[str]:
+    """Returns the names of the columns of a file, in order.
+
+    Raises:
+      ValueError: it is no such file.
+    """
+    with _opened(path) as file:
+        return list(dict.fromkeys(one.split(".")[0] for one in _names(file)))
+
+
 def _names(file: Any) -> list[str]:
     """Returns the names of a file's columns, those within others after a dot."""
     schema = file.metadata.schema
@@ -121,6 +131,8 @@ def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
     try:
         state = path.stat()
         value = _images(path, (state.st_size, state.st_mtime_ns), column).read(row)
+        if isinstance(value, list):  # A list of images, of which rows with one alone are read.
+            value = value[0] if len(value) == 1 else None
         value = value.get("bytes") if isinstance(value, dict) else value
     except (OSError, ValueError) as error:
         value, got = None, str(error).partition("; do: ")[0]

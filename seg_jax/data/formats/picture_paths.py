@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from seg_jax import files, schemas
+from seg_jax import files
 
 IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|gif|tiff?|ppm)", re.IGNORECASE)
 """Names of images; those that a file manager leaves, as ._a.jpg, are none."""
@@ -88,8 +89,6 @@ def files_below(folder: Path, *, ending: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    import os
-
     for top, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (Path(top) / name for name in names if not name.startswith("."))
@@ -110,8 +109,3 @@ def read_lines(path: Path) -> list[str]:
       ValueError: see `files.read_text`.
     """
     return files.read_text(path, most=2**28, advice="save it in UTF-8").splitlines()
-
-
-def shown(told: str) -> str:
-    """Returns a path as messages show it."""
-    return schemas.short_repr(told)

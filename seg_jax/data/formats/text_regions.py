@@ -49,7 +49,7 @@ class Told(NamedTuple):
     """What stood before the numbers, as "bbox_2d" or "<box>": one form has one meaning."""
     kind: Kind
     rings: tuple[tuple[float, ...], ...]
-    """Of a point two numbers, of a box four, of a polygon those of its rings."""
+    """Two numbers for a point, four for a box, or those of each ring of a polygon."""
     label: str = ""
     box: tuple[float, ...] = ()
     """The box that was told beside a polygon, in the order of `box_2d`, or nothing."""

@@ -12,6 +12,7 @@ from seg_jax import files, schemas
 MOST_BYTES = 1 << 18
 """Bytes of a file: a list of ten thousand classes."""
 _ADVICE = "correct the file"
+_ALIAS = "an alias, which repeats another part"
 
 
 class _Refused(Exception):
@@ -23,14 +24,15 @@ class _Loader(yaml.BaseLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise _Refused("an alias, which repeats another part")
+            raise _Refused(_ALIAS)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         seen: set[str] = set()
         if twice := [name for name in names if name in seen or seen.add(name)][:1]:
-            raise _Refused(f"the name {schemas.short_repr(twice[0])} twice")
+            got = f"the name {schemas.short_repr(twice[0])} twice"
+            raise _Refused(got)
         return super().construct_mapping(node, deep)
 
 
