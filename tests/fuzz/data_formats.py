@@ -148,7 +148,7 @@ _PARQUET = Format(
     name="parquet",
     make=_make_parquet,
     mutations={"*.parquet": parquet_mutations.mutated_parquet},
-    read=_builder("fcot"),
+    read=build_reader("fcot"),
 )
 _ROWS = (_PARQUET,) if importlib.util.find_spec("pyarrow") else ()
 
