@@ -567,3 +567,11 @@ def test_masks_of_voc_that_are_odd_cost_their_image(tmp_path):
     assert met.counts["class left out: it has no colour"] == 1
     with pytest.raises(ValueError, match="expected SegmentationClass of Pascal VOC, got"):
         voc.read(tmp_path / "JPEGImages")
+
+
+def test_a_long_text_beside_an_image_of_label_studio_is_none(tmp_path):
+    """A pattern of names looked through a million letters from each of them on."""
+    task = json.loads((studio_task(tmp_path) and (tmp_path / "train.json")).read_text())[0]
+    data = {"text": "a" * 1_000_000, "picture_of_it": task["data"]["image"]}
+    (tmp_path / "train.json").write_text(json.dumps([task | {"data": data}]))
+    assert [one.image.name for one in label_studio.read(tmp_path).images] == ["0.png"]

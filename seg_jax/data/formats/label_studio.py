@@ -184,7 +184,12 @@ def _image(task: Mapping[str, Any], where: str) -> str:
         [one for one in data.values() if isinstance(one, str)] if isinstance(data, Mapping) else []
     )
     named = [data[name] for name in ("image", "img", "picture") if isinstance(data.get(name), str)]
-    pictures = [one for one in told if picture_paths.IMAGE.search(picture_paths.relative(one))]
+    # Longer texts are no paths, and the pattern would look through them again and again.
+    short = [one for one in told if len(one) < 4096]
+    names = [picture_paths.relative(one).rpartition("/")[2] for one in short]
+    pictures = [
+        one for one, name in zip(short, names, strict=True) if picture_paths.IMAGE.fullmatch(name)
+    ]
     for one in (*named, *pictures):
         if not one.startswith("data:") and 0 < len(one) < 4096 and "\0" not in one:
             return one
