@@ -394,7 +394,7 @@ def test_annotations_of_label_studio_that_count(tmp_path):
     assert label_studio.read(tmp_path).images[0].objects == read.images[0].objects
 
 
-@pytest.mark.parametrize("task", [5, {}, {"data": {}}, {"data": {"image": 5}, "annotations": []}])
+@pytest.mark.parametrize("task", [5, {}, {"data": {}}, {"data": [5]}, {"data": {"image": 5}}])
 def test_a_bad_task_of_label_studio_costs_itself(tmp_path, task):
     studio_task(tmp_path)
     path = tmp_path / "train.json"

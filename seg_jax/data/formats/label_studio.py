@@ -180,9 +180,8 @@ def _drawing(
 def _image(task: Mapping[str, Any], where: str) -> str:
     """Returns the path of a task's image."""
     data = task.get("data", task)
-    told = (
-        [one for one in data.values() if isinstance(one, str)] if isinstance(data, Mapping) else []
-    )
+    data = data if isinstance(data, Mapping) else {}
+    told = [one for one in data.values() if isinstance(one, str)]
     named = [data[name] for name in ("image", "img", "picture") if isinstance(data.get(name), str)]
     # Longer texts are no paths, and the pattern would look through them again and again.
     short = [one for one in told if len(one) < 4096]
