@@ -42,5 +42,5 @@ def config(*, seed: int = 0) -> reinforcement.Config:
         optimizer=optimizers.AdamW(
             lr=5e-4, schedule=optimizers.Schedule(warmup=0.05, final=0.1), weight_decay=0.0
         ),
-        loop=loop.Loop(steps=300, log_every=2),
+        loop=loop.Loop(steps=400, log_every=2),
     )

@@ -50,7 +50,7 @@ class RandomClicks(Prompted):
 
 
 def scenes(*, seed: int, count: int | None = None) -> Scenes:
-    """Returns the quickstart's scenes of two things, drawn at the frame's size.
+    """Returns the quickstart's scenes of two things, drawn smaller at the frame's size.
 
     Args:
       seed: of the scenes.
@@ -58,7 +58,8 @@ def scenes(*, seed: int, count: int | None = None) -> Scenes:
     """
     base = BASE.scenes(seed=seed, count=count)
     return dataclasses.replace(
-        base, world=dataclasses.replace(base.world, height=FRAME, width=FRAME)
+        base,
+        world=dataclasses.replace(base.world, height=FRAME, width=FRAME, size_unit=(0.26, 0.42)),
     )
 
 
@@ -77,10 +78,8 @@ def config(*, seed: int = 0) -> supervised.Config:
         task=RandomClicks(**vars(TASK)),
         layout=LAYOUT,
         feed=Feed(batch=8, questions=4, seed=seed),
-        optimizer=optimizers.Muon(
-            lr=4e-3,
-            newton_schulz_dtype="float32",
-            schedule=optimizers.Schedule(warmup=0.05),
+        optimizer=optimizers.AdamW(
+            lr=1.5e-3, schedule=optimizers.Schedule(warmup=0.05), weight_decay=0.0
         ),
-        loop=loop.Loop(steps=80, log_every=10),
+        loop=loop.Loop(steps=120, log_every=10),
     )

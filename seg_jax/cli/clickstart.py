@@ -54,7 +54,7 @@ class Config:
     """Scenes to learn from on which the best blind clicks are chosen."""
     gallery: int = 12
     """Unseen scenes shown in the report, at most `scenes`."""
-    sft_steps: int = 80
+    sft_steps: int = 120
     rl_steps: int = 400
     mesh: jitted_steps.Mesh = jitted_steps.Mesh(data=-1, fsdp=1)
     """The models are small: every device has all of them."""

@@ -24,7 +24,7 @@ from seg_jax.cli import arguments as command_line
 
 PROGRAMS = {
     "quickstart": "learn to outline in minutes: SFT, GSPO beyond its teacher, a report",
-    "clickstart": "learn to point in minutes: RL alone, by the masks that a small SAM 2 draws",
+    "clickstart": "RL alone in minutes: clicks, by the masks that a small SAM 2 draws of them",
     "finetune": "supervised fine-tuning (SFT) of a configuration",
     "reinforce": "reinforcement learning (GSPO) from a checkpoint",
     "study": "train variants of one setting and compare them on the same unseen scenes",
