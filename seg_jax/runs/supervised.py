@@ -143,7 +143,9 @@ class Plan(abstract.VLMPlan):
         """Returns a batch of the plan's source, on the host."""
         run, bundle = self.run, self.bundle
         feed = dataclasses.replace(run.feed, workers=0, threads=0, prefetch=0)
-        task = bundle.task.without_unjudged()  # Scenes have no written conversations.
+        task = bundle.task
+        if "trace" in task.needs.values():  # Scenes have no written conversations.
+            task = task.without_unjudged()
         return next(pipeline.batches(run.source, task, bundle.encoder, feed=feed, rows="sft"))
 
 
