@@ -383,7 +383,7 @@ def test_broken_sources_leave_nothing(broken, fails, tmp_path):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     line = fails("convert", broken, dest)
-    assert "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, got 'llama'" in line
+    assert "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, clip, got 'llama'" in line
     (broken / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros(3, np.float32)}, path)
     assert "missing: " in fails("convert", broken, dest)

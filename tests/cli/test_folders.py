@@ -278,7 +278,8 @@ def test_other_models_and_other_tokenizers(kind, broken, refused, run, tmp_path)
     path.write_text(json.dumps(json.loads(whole) | {"model_type": "kimi_lv"}))
     line = refused(folder)
     assert (
-        "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, got 'kimi_lv' (near kimi_vl)" in line
+        "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, clip, got 'kimi_lv' (near kimi_vl)"
+        in line
     )
     status, _, lines = run("convert", folder, tmp_path / "dest")
     assert (status, len(lines), list(tmp_path.glob("dest*"))) == (1, 1, [])
@@ -319,7 +320,7 @@ def seen(monkeypatch):
     class Asked(Predictor):
         def __init__(self, bundle, **_):
             self.bundle = bundle
-            self._table = None
+            self._segmenter = None
             rollout = types.SimpleNamespace(
                 ids=np.full((1, 1, 1), bundle.tokenizer.end_id), used=np.ones((1, 1, 1), bool)
             )

@@ -384,7 +384,8 @@ def test_a_config_of_no_known_family_names_the_known_ones(model, tmp_path):
         assert "\n" not in str(caught.value)
 
     wrong(
-        "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, got 'llava'; do", model_type="llava"
+        "expected one of qwen2_5_vl, qwen3_vl, kimi_vl, sam2, clip, got 'llava'; do",
+        model_type="llava",
     )
     wrong("got 'qwen2_vl' .near qwen2_5_vl.; do", model_type="qwen2_vl")
     wrong("got None; do", model_type=None)
