@@ -155,6 +155,14 @@ class ModelOptions:
             drawing["frozen"] = frozen_segmenter.load(asked, self.segmenter, on=on)
         return Predictor(bundle, grammar=self.grammar, nothing=nothing, refill=refill, **drawing)
 
+    def refuse_segmenter(self, program: str) -> None:
+        """Raises ValueError if a segmenter is given to a program that has no use for it."""
+        if self.segmenter is not None:
+            raise ValueError(
+                f"segmenter: expected none for {program}, which gives outlines as they are "
+                f"written, got {self.segmenter}; do: leave it out, or ask by seg-jax predict"
+            )
+
     def _is_plain(self, asked: Task) -> bool:
         """Returns whether a model of Hugging Face's is asked for boxes and clicks."""
         return (

@@ -67,6 +67,7 @@ def main(config: Config) -> int:
     import starlette  # noqa: F401 - what is missing is told before minutes of work
     import uvicorn  # noqa: F401
 
+    config.refuse_segmenter("serve")
     token = _token(config.host)
     listener = server.bind(config.host, config.port)
     try:

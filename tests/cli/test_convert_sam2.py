@@ -225,9 +225,8 @@ def test_files_that_are_not_metas_are_told(model, tmp_path, capfd):
     line = fails(path)
     assert f"expected the width and the number of blocks of {known}, got (8, 7)" in line
     torch.save(tensors, tmp_path / "b.pt")
-    assert "expected weights as the authors of sam2 publish them, got the tensor" in fails(
-        tmp_path / "b.pt"
-    )
+    line = fails(tmp_path / "b.pt")
+    assert "expected weights as the authors of sam2, clip publish them, got the tensor" in line
     with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
         attack = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "made") + b"'\ntR."
         archive.writestr("archive/data.pkl", attack)

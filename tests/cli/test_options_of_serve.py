@@ -16,6 +16,8 @@ from seg_jax.data.encode import Layout
 from seg_jax.inference import predictor
 from seg_jax.runs import run_folder
 from seg_jax.serving import server
+from seg_jax.tasks.referring import Referring
+from seg_jax.tasks.task import Task
 
 MODES = {"by default": {}, "elsewhere": {"host": "0.0.0.0", "images": Path()}}
 
@@ -25,6 +27,7 @@ class Bundle:
     """Stands for a model."""
 
     layout: Layout = Layout()
+    task: Task | None = None
 
     @property
     def tokenizer(self):
@@ -77,8 +80,8 @@ def prints(monkeypatch, tmp_path):
         note("service", access.token, images, shown)
         return SimpleNamespace(answering=answering)
 
-    def load(folder, *, compute, on, visual_tokens, task_kind):
-        note("load", folder, compute, visual_tokens, task_kind)
+    def load(folder, *, compute, on, visual_tokens, task_kind, adapter):
+        note("load", folder, compute, visual_tokens, task_kind, adapter)
         return Bundle()
 
     for program in (serve, measured):
@@ -89,6 +92,7 @@ def prints(monkeypatch, tmp_path):
     monkeypatch.setattr(serve.secrets, "token_urlsafe", lambda: "made up")
     monkeypatch.setattr(model_options.families, "noted_dtype", lambda folder: "float32")
     monkeypatch.setattr(model_options.bundles, "load", load)
+    monkeypatch.setattr(model_options.bundles, "own_task", lambda *_, **__: Referring())
     monkeypatch.setattr(model_options, "Predictor", Asked)
     monkeypatch.delenv(serve.TOKEN, raising=False)
     _stand_in_for_clients(monkeypatch, note)

@@ -82,6 +82,7 @@ def main(config: Config) -> int:
 
 def measure(config: Config) -> dict[str, Any]:
     """Returns all numbers."""
+    config.refuse_segmenter("benchmark serve")
     predictor = config.predictor()
     answering = Answering(
         predictor.bundle,
