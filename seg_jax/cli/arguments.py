@@ -15,8 +15,9 @@ import gc
 import io
 import os
 import re
-import runpy
+import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -127,7 +128,12 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
             f"command line: expected a configuration file CONFIG.py, got {str(path)!r}; do: {guess}"
         )
     try:
-        config = runpy.run_path(str(path), run_name=path.stem)["config"]()
+        # As a module that stays: what reads the docstrings of its classes asks for their source.
+        module = types.ModuleType(f"seg_jax_config_{path.stem}")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        config = vars(module)["config"]()
     except Exception as error:
         raise UsageError(_where(path, error)) from error
     of_run = getattr(kind, "of_run", None)

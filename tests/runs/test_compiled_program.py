@@ -125,9 +125,9 @@ def hub_folder(folder, name):
 def trained_folder(folder, name):
     """Writes what the run of a configuration leaves: all of its files but weights."""
     short = name.removeprefix("seg_r1_")
-    room = "simpleseg" if short == name else "seg_r1"
+    room = "seg_r1" if name.startswith(("seg_r1", "clickstart")) else "simpleseg"
     run = experiments.load(f"{room}/{short}.py").config()
-    if name.startswith("several"):  # It speaks with the tokenizer of its start.
+    if name.startswith(("several", "clickstart")):  # It speaks with the tokenizer of its start.
         for path in experiments.QUICKSTART_START.iterdir():
             if path.suffix != ".safetensors" and path.name != "checksums.json":
                 shutil.copy(path, folder)

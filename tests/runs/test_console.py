@@ -56,6 +56,7 @@ def test_results_are_lines_and_json(capsys):
 PRINTERS = {
     "runs/console.py",
     "cli/main.py",  # Errors and help, before anything else is imported.
+    "serving/telemetry.py",  # The log of a server: a line of JSON for every request.
     "training/processes.py",  # The line of a process that ends while its main thread waits.
     "training/coordination_service.py",  # A word to the process that has started it.
 }
