@@ -285,6 +285,8 @@ def test_a_signal_lets_an_answer_on_the_way_end(number, status):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"SEG_JAX_TOKEN": ""},
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         address = process.stdout.readline().strip()
