@@ -26,7 +26,7 @@ def main(config: Config) -> int:
         words, source = alignment.tokenizer(config)
         told: dict[str, Any] = {}
         if config.held_out:
-            first = sharding.gather(alignment.first_weights(config, plan))
+            first = sharding.gather(plan.first_weights())
             told["before"] = alignment.tried(config, nnx.merge(plan.graph, first), words)
         with stage.open_log(config.out) as log:
             trained = alignment.train(config, words, stage.Place(config.out, "align", log))

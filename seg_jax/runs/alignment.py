@@ -7,13 +7,12 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from tyro.conf import subcommand
 
 from seg_jax import files
@@ -25,13 +24,11 @@ from seg_jax.inference.matcher import Matcher
 from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.parallel import sharding
 from seg_jax.records import check_least
-from seg_jax.runs import lowering, matching, stage
+from seg_jax.runs import learner, matching, stage
 from seg_jax.runs.lowering import Measured, Step
-from seg_jax.runs.start import Start
 from seg_jax.scenes import contrasts
-from seg_jax.training import contrastive, optimizers, state, steps
+from seg_jax.training import contrastive, optimizers, steps
 from seg_jax.training.contrastive import Objective, Pairs
 from seg_jax.training.loop import Loop
 
@@ -124,21 +121,8 @@ class Config:
         Raises:
           ValueError: there is no such model in the folder, one of other sizes, or none is named.
         """
-        folder = checkpoint or self.checkpoint
-        if folder is None:
-            if check and self.model is None:
-                raise ValueError(
-                    "model: expected the sizes of a CLIP or a checkpoint, got neither; do: give "
-                    "--checkpoint DIR"
-                )
-            return self
-        found = families.read(folder)
-        families.check_pairs(found)
-        if check and self.model is not None and self.model != found:
-            raise ValueError(
-                f"model: expected the sizes of {folder}, got others; do: leave --model out"
-            )
-        return dataclasses.replace(self, checkpoint=folder, model=found)
+        fits = families.check_pairs
+        return learner.completed(self, checkpoint, fits=fits, model="CLIP", check=check)
 
     def unlowered(self) -> tuple[str, ...]:
         """Returns the options that no step depends on."""
@@ -170,29 +154,10 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(lowering.Plan):
+class Plan(learner.Plan):
     """The steps of the run from shapes alone: learning, and both towers at work."""
 
     run: Config
-    graph: Any
-    shapes: Any
-    mesh: Mesh
-
-    @property
-    def params(self) -> Any:
-        """Shapes of the weights."""
-        return self.shapes
-
-    @property
-    def state(self) -> state.State:
-        """The state of training as it lies on the devices."""
-        transform = optimizers.build(self.run.optimizer)
-        return state.shapes(self.shapes, transform, self.mesh, offload=self.run.offload)
-
-    @property
-    def rows(self) -> Any:
-        """How batches are divided."""
-        return sharding.batch(self.mesh, self.run.feed.batch)
 
     def steps(self) -> dict[str, Callable[[], Step]]:
         """Returns what makes each step, by name."""
@@ -237,21 +202,6 @@ class Plan(lowering.Plan):
         work = {"text": self._work("text")}
         arguments = (self.state.params, self._ids())
         return Step("texts", jax.jit(encode), arguments, work, advice=("a smaller feed.batch",))
-
-    def fresh(self) -> state.State:
-        """Returns the state of a run that begins, with random weights."""
-        transform = optimizers.build(self.run.optimizer)
-        return state.fresh(self.draw_weights(), transform, horizon=1, on=self.mesh)
-
-    def draw_weights(self) -> Any:
-        """Returns random weights in their shards; each device makes its own and no others."""
-        run = self.run
-
-        def draw() -> Any:
-            kind = families.family_of(run.model).model
-            return nnx.state(kind(run.model, compute=run.compute, rngs=nnx.Rngs(run.seed)))
-
-        return jax.jit(draw, out_shardings=sharding.shardings(self.shapes, self.mesh))()
 
     def _pixels(self) -> jax.ShapeDtypeStruct:
         side = self.run.sizes.side
@@ -308,12 +258,6 @@ class Cases:
         self._drawn = position["drawn"]
 
 
-class _Weights(NamedTuple):
-    """As much of a bundle as a stage looks at."""
-
-    params: Any
-
-
 def tokenizer(run: Config) -> tuple[Tokenizer, Path]:
     """Returns the checkpoint's tokenizer, or one of what cases say, and the folder of its files.
 
@@ -339,21 +283,7 @@ def tokenizer(run: Config) -> tuple[Tokenizer, Path]:
 def train(run: Config, words: Tokenizer, place: stage.Place) -> stage.Trained:
     """Returns the trained state; the stage resumes from what it finds in its place."""
     plan = run.plan(jax.devices())
-    batches, rows = Cases(run, words), plan.rows
-    one = plan.align().function
-
-    def body(current: state.State):
-        return one(current, jax.device_put(next(batches), rows))
-
-    start = Start(cast(Any, _Weights(plan.params)), lambda: first_weights(run, plan))
-    return stage.run_stage(run, body, start, batches=batches, place=place, mesh=plan.mesh)
-
-
-def first_weights(run: Config, plan: Plan) -> Any:
-    """Returns the weights that a run begins with, in their shards."""
-    if run.checkpoint is None:
-        return plan.draw_weights()
-    return nnx.state(weights.load(run.checkpoint, compute=run.compute, on=plan.mesh))
+    return learner.train(plan, plan.align().function, Cases(run, words), place=place)
 
 
 def tried(run: Config, model: Any, words: Tokenizer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from seg_jax.models.facts.family import Segmenter
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
-from seg_jax.runs import lowering
+from seg_jax.runs import learner, lowering
 from seg_jax.runs.lowering import Step
 from seg_jax.training import steps
 
@@ -68,21 +68,8 @@ class Config:
         Raises:
           ValueError: the folder holds no model that draws masks, or other sizes; or there are none.
         """
-        folder = checkpoint or self.checkpoint
-        if folder is None:
-            if check and self.model is None:
-                raise ValueError(
-                    "model: expected the sizes of a model or a checkpoint, got neither; do: give "
-                    "--checkpoint DIR"
-                )
-            return self
-        found = families.read(folder)
-        families.check_segmenter(found)
-        if check and self.model is not None and self.model != found:
-            raise ValueError(
-                f"model: expected the sizes of {folder}, got others; do: leave --model out"
-            )
-        return dataclasses.replace(self, checkpoint=folder, model=found)
+        fits = families.check_segmenter
+        return learner.completed(self, checkpoint, fits=fits, check=check)
 
     def unlowered(self) -> tuple[str, ...]:
         """Returns the options that no step depends on: there is none."""

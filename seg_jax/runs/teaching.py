@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Bool, UInt8
 
 from seg_jax.data.sources import scene_seed
@@ -19,14 +18,12 @@ from seg_jax.inference import segmenter
 from seg_jax.models import families
 from seg_jax.models.io import weights
 from seg_jax.models.nn.compute import Compute
-from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2.config import Config as Sizes
 from seg_jax.records import check_least
-from seg_jax.runs import lowering, segmentation, stage
+from seg_jax.runs import learner, segmentation, stage
 from seg_jax.runs.lowering import Measured, Step
-from seg_jax.runs.start import Start
 from seg_jax.scenes import draw, world
-from seg_jax.training import mask_learning, optimizers, state, steps
+from seg_jax.training import mask_learning, optimizers, steps
 from seg_jax.training.loop import Loop
 from seg_jax.training.mask_learning import Objects
 
@@ -122,34 +119,15 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(lowering.Plan):
+class Plan(learner.Plan):
     """The step of the run from shapes alone."""
 
     run: Config
-    graph: Any
-    shapes: Any
-    mesh: Mesh
-
-    @property
-    def params(self) -> Any:
-        """Shapes of the weights."""
-        return self.shapes
-
-    @property
-    def state(self) -> state.State:
-        """The state of training as it lies on the devices."""
-        transform = optimizers.build(self.run.optimizer)
-        return state.shapes(self.shapes, transform, self.mesh, offload=self.run.offload)
 
     @property
     def side(self) -> int:
         """Rows and columns of the images."""
         return cast(Sizes, self.run.model).side
-
-    @property
-    def rows(self) -> Any:
-        """How batches are divided."""
-        return sharding.batch(self.mesh, self.run.feed.batch)
 
     def steps(self) -> dict[str, Callable[[], Step]]:
         """Returns what makes the step, by name."""
@@ -167,21 +145,6 @@ class Plan(lowering.Plan):
         objects = Objects(*parts)
         advice = ("a smaller feed.batch", "fewer feed.objects")
         return Step("teach", function, (self.state, objects), self._work(), advice=advice)
-
-    def fresh(self) -> state.State:
-        """Returns the state of a run that begins, with random weights."""
-        transform = optimizers.build(self.run.optimizer)
-        return state.fresh(self.draw_weights(), transform, horizon=1, on=self.mesh)
-
-    def draw_weights(self) -> Any:
-        """Returns random weights in their shards; each device makes its own and no others."""
-        run = self.run
-
-        def draw() -> Any:
-            kind = families.family_of(run.model).model
-            return nnx.state(kind(run.model, compute=run.compute, rngs=nnx.Rngs(run.seed)))
-
-        return jax.jit(draw, out_shardings=sharding.shardings(self.shapes, self.mesh))()
 
     def _work(self) -> dict[str, float]:
         run = self.run
@@ -251,28 +214,10 @@ def scene(
     return segmenter.stretched(image, side), masks[masks.any((1, 2))]
 
 
-class _Weights(NamedTuple):
-    """As much of a bundle as a stage looks at."""
-
-    params: Any
-
-
 def train(run: Config, place: stage.Place) -> stage.Trained:
     """Returns the trained state; the stage resumes from what it finds in its place."""
     plan = run.plan(jax.devices())
-    batches, rows = Scenes(run, plan.side), plan.rows
-    one = plan.teach().function
-
-    def begin() -> Any:
-        if run.checkpoint is None:
-            return plan.draw_weights()
-        return nnx.state(weights.load(run.checkpoint, compute=run.compute, on=plan.mesh))
-
-    def body(current: state.State):
-        return one(current, jax.device_put(next(batches), rows))
-
-    start = Start(cast(Any, _Weights(plan.params)), begin)
-    return stage.run_stage(run, body, start, batches=batches, place=place, mesh=plan.mesh)
+    return learner.train(plan, plan.teach().function, Scenes(run, plan.side), place=place)
 
 
 def tried(run: Config, model: Any) -> dict[str, float]:

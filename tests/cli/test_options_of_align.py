@@ -66,7 +66,7 @@ def prints(monkeypatch, tmp_path):
     patch(stage, "open_log", lambda folder: run_stand_ins.Log())
     patch(contrastive, "step", lambda graph, *options: note("step", options))
     patch(alignment, "tokenizer", lambda run: (words, run.checkpoint))
-    patch(alignment, "Cases", lambda run, words: note("cases", run.cases, run.feed))
+    patch(alignment, "Cases", lambda run, words: note("cases", run.cases, run.feed) or iter(()))
     patch(alignment, "tried", tried)
     patch(alignment.Plan, "draw_weights", draw_weights)
     patch(model_folder, "save", lambda model, folder, source: note("save", folder, source))

@@ -41,6 +41,10 @@ def prints(monkeypatch, tmp_path):
         note("load", folder, compute)
         return Nothing()
 
+    def scenes(run, side):
+        note("scenes", run.world, run.feed, side)
+        return iter(())
+
     @contextlib.contextmanager
     def hold(run, *, reads):
         note("hold", run.out, run.resume, run.anew, reads)
@@ -54,7 +58,9 @@ def prints(monkeypatch, tmp_path):
     patch(stage, "hold_folder", hold)
     patch(stage, "open_log", lambda folder: run_stand_ins.Log())
     patch(mask_learning, "step", lambda graph, *options, seed: note("step", options, seed))
-    patch(teaching, "Scenes", lambda run, side: note("scenes", run.world, run.feed, side))
+    patch(
+        teaching, "Scenes", lambda run, side: note("scenes", run.world, run.feed, side) or iter(())
+    )
     patch(teaching, "tried", lambda run, model: note("tried", run.held_out) or {})
     patch(teaching.Plan, "draw_weights", lambda plan: note("random", plan.run.seed))
     patch(model_folder, "save", lambda model, folder, source: note("save", folder, source))
