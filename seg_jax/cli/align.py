@@ -21,8 +21,7 @@ def main(config: Config) -> int:
     config = config.completed()
     plan = config.plan(jax.devices())
     _ = plan.state, plan.rows  # What the devices do not divide is refused before a folder is made.
-    reads = [] if config.checkpoint is None else [config.checkpoint]
-    with stage.hold_folder(config, reads=reads):
+    with stage.hold_folder(config):
         words, source = alignment.tokenizer(config)
         told: dict[str, Any] = {}
         if config.held_out:

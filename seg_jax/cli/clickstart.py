@@ -97,7 +97,7 @@ def main(config: Config) -> int:
         config,
         resume=config.resume,
         anew=config.anew,
-        reads=[config.start, config.segmenter],
+        models={"start": config.start, "segmenter": config.segmenter},
     ):
         _tell_story(config, begin)
     return 0

@@ -96,7 +96,11 @@ def main(config: Config) -> int:
     begin = time.monotonic()
     bundles.load(config.start)  # Known to be whole before minutes are spent.
     with run_folder.hold(
-        config.out, config, resume=config.resume, anew=config.anew, reads=[config.start]
+        config.out,
+        config,
+        resume=config.resume,
+        anew=config.anew,
+        models={"start": config.start},
     ):
         _tell_story(config, begin)
     return 0

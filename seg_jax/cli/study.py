@@ -150,7 +150,11 @@ def main(config: Config) -> int:
     begin = time.monotonic()
     with (
         run_folder.hold(
-            config.out, config, resume=config.resume, anew=config.anew, reads=[config.start]
+            config.out,
+            config,
+            resume=config.resume,
+            anew=config.anew,
+            models={"start": config.start},
         ),
         Log(config.out) as log,
     ):

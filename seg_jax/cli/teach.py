@@ -19,8 +19,7 @@ def main(config: Config) -> int:
     config = config.completed()
     plan = config.plan(jax.devices())
     _ = plan.state, plan.rows  # What the devices do not divide is refused before a folder is made.
-    reads = [] if config.checkpoint is None else [config.checkpoint]
-    with stage.hold_folder(config, reads=reads):
+    with stage.hold_folder(config):
         with stage.open_log(config.out) as log:
             trained = teaching.train(config, stage.Place(config.out, "teach", log))
         model = nnx.merge(plan.graph, sharding.gather(trained.state.params))

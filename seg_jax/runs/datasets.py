@@ -84,16 +84,14 @@ def with_source(config: ConfigT) -> ConfigT:
 
 
 def folders_read(config: Any) -> list[Path]:
-    """Returns the folders that a run reads: its models, its adapter and its data sets.
+    """Returns the folders of the data sets that a run reads.
 
     Args:
-      config: of a run, with its `source`, its `checkpoint` and its `adapter`.
+      config: of a run, with its `source`.
     """
     source = config.source
     parts = source.parts if isinstance(source, Mixed) else (source,)
-    data = [folder for part in parts if isinstance(part, Built) for folder in part.folders]
-    models = (config.checkpoint, getattr(config, "segmenter", None), config.adapter.folder)
-    return [*(folder for folder in models if folder is not None), *data]
+    return [folder for part in parts if isinstance(part, Built) for folder in part.folders]
 
 
 def fitting(source: Scenes | Built | Mixed, needs: Mapping[str, Need]) -> Scenes | Built | Mixed:

@@ -11,16 +11,17 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from seg_jax import files, locks
-from seg_jax.runs import console
+from seg_jax.runs import console, noted_models
 
 RECORD = "config.json"
 MADE = (
     RECORD,
+    noted_models.RECORD,
     "metrics.jsonl",
     "summary.json",
     "report.html",
@@ -39,7 +40,13 @@ MADE = (
 
 @contextlib.contextmanager
 def hold(
-    folder: Path, config: Any, *, resume: bool, anew: bool, reads: Collection[Path] = ()
+    folder: Path,
+    config: Any,
+    *,
+    resume: bool,
+    anew: bool,
+    reads: Collection[Path] = (),
+    models: Mapping[str, Path] | None = None,
 ) -> Iterator[None]:
     """Holds the folder of a run for this process, made for it or found to be of its configuration.
 
@@ -49,11 +56,13 @@ def hold(
       resume: whether a run is to go on.
       anew: whether a run is to be replaced.
       reads: folders that the run reads from, and so may not replace.
+      models: those that it reads, by the names of their options: to go on they must hold what they
+        held when the run began.
 
     Raises:
       ValueError: another process works in the folder, it holds a run and neither or both were
-        asked for, another configuration's run is to be resumed, or it is an address such as
-        gs://bucket/run.
+        asked for, another configuration's run is to be resumed, a model is another one, or it is
+        an address such as gs://bucket/run.
       OSError: the folder cannot be made.
     """
     if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
@@ -64,7 +73,8 @@ def hold(
         )
     if resume and anew:
         raise ValueError("run: expected one of --resume and --anew, got both; do: give one")
-    for one in reads if anew else ():
+    models = models or {}
+    for one in (*models.values(), *reads) if anew else ():
         if one.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"{folder}: expected a folder that the run does not read from, got --anew, which "
@@ -75,6 +85,7 @@ def hold(
     folder.mkdir(parents=True, exist_ok=True)
     with locks.hold(folder / locks.NAME, place=folder):
         _claim(folder, plain(config), resume=resume, anew=anew)
+        noted_models.note(folder, models)
         yield
 
 

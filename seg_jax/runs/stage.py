@@ -50,14 +50,33 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold_folder(run: Any, *, reads: Collection[Path]) -> Iterator[None]:
-    """Holds the folder of a run for all of its processes; the first of them has the lock."""
+def hold_folder(run: Any, *, reads: Collection[Path] = ()) -> Iterator[None]:
+    """Holds the folder of a run for all of its processes; the first of them has the lock.
+
+    Args:
+      run: its configuration.
+      reads: folders that it reads beside its models.
+    """
     hold = functools.partial(
-        run_folder.hold, run.out, run, resume=run.resume, anew=run.anew, reads=reads
+        run_folder.hold,
+        run.out,
+        run,
+        resume=run.resume,
+        anew=run.anew,
+        reads=reads,
+        models=models_read(run),
     )
     with contextlib.ExitStack() as held:
         processes.run_on_first(lambda: held.enter_context(hold()))
         yield
+
+
+def models_read(run: Any) -> dict[str, Path]:
+    """Returns the folders of the models that a run reads, its adapter too, by their options."""
+    adapter = getattr(run, "adapter", None)
+    found = {name: getattr(run, name, None) for name in ("checkpoint", "segmenter")}
+    found["adapter.folder"] = None if adapter is None else adapter.folder
+    return {name: folder for name, folder in found.items() if folder is not None}
 
 
 def open_log(folder: Path, board: Board | None = None) -> Log:

@@ -70,6 +70,23 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(learnt, run, tune, tmp_path
     assert cheap_runs.curve_of(begun) == cheap_runs.curve_of(learnt)
 
 
+def test_a_run_does_not_go_on_over_another_base(learnt, given, run, tmp_path):
+    """The weights beside its adapters are not in its checkpoints: they are read again."""
+    begun, base = tmp_path / "begun", tmp_path / "base"
+    shutil.copytree(learnt, begun)
+    shutil.rmtree(begun / "checkpoint")
+    shutil.copytree(given, base)
+    weights = safetensors.numpy.load_file(base / "model.safetensors")
+    safetensors.numpy.save_file({n: 2 * w for n, w in weights.items()}, base / "model.safetensors")
+    (base / "checksums.json").unlink(missing_ok=True)
+    words = ("finetune", learnt.parent / "four.py", "--checkpoint", base, "--out", begun)
+    status, _, errors = run(*words, *ADAPTED, *EVERY, "--resume")
+    assert status == 1
+    wanted = f"checkpoint: expected {base / 'model.safetensors'} as it was when the run in {begun}"
+    assert wanted in errors
+    assert not (begun / "checkpoint").exists()
+
+
 def test_a_base_with_its_adapter_answers_as_what_both_are_merged_to(
     learnt, given, run, image, tmp_path
 ):

@@ -93,8 +93,8 @@ def _stand_for_files(patch, note):
     """Notes where results go and what is shown; no echo of options."""
 
     @contextlib.contextmanager
-    def hold(folder, config, *, resume, anew, reads):
-        note("hold", folder, resume, anew, reads)
+    def hold(folder, config, *, resume, anew, models):
+        note("hold", folder, resume, anew, models)
         folder.mkdir(parents=True)
         yield
 

@@ -51,8 +51,8 @@ def prints(monkeypatch, tmp_path):
         return given
 
     @contextlib.contextmanager
-    def hold(folder, config, *, resume, anew, reads):
-        note("hold", folder, resume, anew, reads)
+    def hold(folder, config, *, resume, anew, models):
+        note("hold", folder, resume, anew, models)
         folder.mkdir(parents=True)
         yield
 

@@ -46,8 +46,8 @@ def prints(monkeypatch, tmp_path):
         return iter(())
 
     @contextlib.contextmanager
-    def hold(run, *, reads):
-        note("hold", run.out, run.resume, run.anew, reads)
+    def hold(run):
+        note("hold", run.out, run.resume, run.anew, stage.models_read(run))
         run.out.mkdir(parents=True)
         yield
 

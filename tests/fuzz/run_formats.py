@@ -18,6 +18,7 @@ import json_mutations
 import numpy as np
 from harness import Format
 
+from seg_jax import checksums
 from seg_jax.annotation import endpoint, words
 from seg_jax.annotation.stages import Failed, Question
 from seg_jax.report import metrics_log
@@ -50,14 +51,28 @@ def _config() -> Any:
     return experiments.load("simpleseg/nano_sft.py").config()
 
 
+def _models(folder: Path) -> dict[str, Path]:
+    return {"segmenter": folder / "model", "checkpoint": folder / "listed"}
+
+
 def _make_run(folder: Path) -> None:
-    with run_folder.hold(folder / "run", _config(), resume=False, anew=False):
+    for path in _models(folder).values():
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        (path / "model.safetensors").write_bytes(b"weights")
+    listed = _models(folder)["checkpoint"]
+    checksums.write(listed / checksums.FILE, checksums.of_files(listed, checksums.files_of(listed)))
+    with run_folder.hold(
+        folder / "run", _config(), resume=False, anew=False, models=_models(folder)
+    ):
         pass
 
 
 def _read_run(folder: Path) -> None:
     """Resumes a run, as far as its folder decides."""
-    with run_folder.hold(folder / "run", _config(), resume=True, anew=False):
+    with run_folder.hold(
+        folder / "run", _config(), resume=True, anew=False, models=_models(folder)
+    ):
         pass
 
 
@@ -253,7 +268,11 @@ _FORMATS = (
     Format(
         name="run",
         make=_make_run,
-        mutations={"run/config.json": _JSON},
+        mutations={
+            "run/*.json": _JSON,
+            "listed/checksums.json": _JSON,
+            "model/*": byte_mutations.mutated,
+        },
         read=_read_run,
     ),
     Format(

@@ -141,6 +141,23 @@ def test_the_pickle_written_by_hand_is_as_torch_has_it(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "w.pt")["w"], data.reshape(2, 2))
 
 
+@pytest.mark.parametrize("block", [7, 1 << 20])
+@pytest.mark.parametrize("place", [0, 13, -1])
+def test_a_changed_bit_of_a_storage_is_noticed(place, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_archive, "_CRC_BYTES", block)
+    path, numbers = tmp_path / "w.pt", np.arange(1, 7, dtype=np.float32)
+    torch.save({"whole": torch.tensor(numbers), "other": torch.ones(2)}, path)
+    data = bytearray(path.read_bytes())
+    begin = data.index(numbers.tobytes())
+    data[begin + place % numbers.nbytes] ^= 4
+    path.write_bytes(data)
+    archive = torch_archive.Archive(path)
+    (_, other), *_ = archive.blocks("other")
+    np.testing.assert_array_equal(other, [1, 1])
+    with pytest.raises(ValueError, match=r"w.pt: expected the storage '0' as it was saved, got .*"):
+        list(archive.blocks("whole"))
+
+
 HOSTILE = [
     _Runs(os.system, "touch {}"),
     _Runs(eval, "open('{}', 'w')"),

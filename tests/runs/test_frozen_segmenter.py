@@ -18,7 +18,7 @@ from seg_jax.inference import frozen_segmenter, segmenter
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import config, meta_names
 from seg_jax.records import Rollout
-from seg_jax.runs import datasets, reinforcement, run_folder, start
+from seg_jax.runs import reinforcement, run_folder, stage, start
 from seg_jax.tasks.prompted import Prompted
 from seg_jax.tasks.referring import Referring
 from seg_jax.training import hlo, steps
@@ -228,11 +228,12 @@ def test_a_run_never_replaces_the_folder_of_its_segmenter(tmp_path):
     paths = {name for name, hint in hints.items() if Path in (hint, *typing.get_args(hint))}
     known = {"out", "checkpoint", "segmenter", "data"}  # Those of data are the source's.
     assert paths == known, "expected every folder of a run to be known"
-    assert datasets.folders_read(run) == models
+    assert stage.models_read(run) == {"checkpoint": models[0], "segmenter": models[1]}
     for one in models:
         one.mkdir(parents=True)
+    taught = {"segmenter": models[1]}
     with (
         pytest.raises(ValueError, match=r"got --anew, which would remove .*/taught; do: "),
-        run_folder.hold(tmp_path / "run", {}, resume=False, anew=True, reads=models[1:]),
+        run_folder.hold(tmp_path / "run", {}, resume=False, anew=True, models=taught),
     ):
         pass

@@ -10,7 +10,7 @@ import small_run
 
 from seg_jax.data.sources import Built, Mixed
 from seg_jax.models.adapters.lora import LoRA
-from seg_jax.runs import datasets, run_folder
+from seg_jax.runs import datasets, run_folder, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,9 @@ def test_a_run_never_replaces_the_data_that_it_reads(tmp_path):
         adapter=LoRA(folder=tmp_path / "a"),
     )
     reads = datasets.folders_read(config)
-    assert reads == [tmp_path / "c", tmp_path / "a", second, data]
+    assert reads == [second, data]
+    models = {"checkpoint": tmp_path / "c", "adapter.folder": tmp_path / "a"}
+    assert stage.models_read(config) == models
     with pytest.raises(ValueError, match="does not read from, got --anew, .* remove .*data; do"):
         claim(run, Options(), resume=False, anew=True, reads=reads)
     assert data.exists()

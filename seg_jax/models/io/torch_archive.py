@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ MOST_AXES = 8
 ROOTS = ("state_dict", "model", "model_state_dict")
 """Entries that hold the tensors in a checkpoint of a training, in the order they are looked for."""
 _PARALLEL = "module."
+_CRC_BYTES = 1 << 20
+"""Bytes of a storage that are held while its CRC is computed."""
 _LOCAL = struct.Struct("<4s22xHH")
 """What stands before an entry: a mark, and how long its name and its extra field are."""
 
@@ -57,6 +60,14 @@ class _Storage(NamedTuple):
     dtype: np.dtype
     key: str
     count: int
+
+
+class _Place(NamedTuple):
+    """Where the bytes of a storage lie in the file, and their CRC-32."""
+
+    begin: int
+    size: int
+    crc: int
 
 
 class _Tensor(NamedTuple):
@@ -131,8 +142,13 @@ class Archive(safetensors.Arrays):
     def blocks(
         self, name: str, begin: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields rows begin..end of a tensor (all of a scalar) in pieces, each with its first."""
+        """Yields rows begin..end of a tensor (all of a scalar) in pieces, each with its first.
+
+        Raises:
+          ValueError: the numbers that it is a view of are not those that were saved.
+        """
         tensor = self._tensors[name]
+        self._check(tensor.storage.key)
         if not tensor.shape or not math.prod(tensor.shape):
             yield begin, self._view(tensor)
             return
@@ -144,18 +160,36 @@ class Archive(safetensors.Arrays):
             at = tensor.offset + first * tensor.strides[0]
             yield first, self._view(tensor._replace(offset=at, shape=(rows, *tensor.shape[1:])))
 
+    def _check(self, key: str) -> None:
+        """Compares a storage with its CRC, the first time that one of its tensors is read."""
+        if key in self._checked:
+            return
+        begin, size, crc = self._places[key]
+        found = 0
+        with self._path.open("rb") as file:
+            file.seek(begin)
+            while size and (block := file.read(min(size, _CRC_BYTES))):
+                found = zlib.crc32(block, found)
+                size -= len(block)
+        if size or found != crc:
+            raise ValueError(
+                f"{self._path}: expected the storage {schemas.short_repr(key)} as it was saved, "
+                f"got other bytes (its CRC differs); do: {ADVICE}"
+            )
+        self._checked.add(key)
+
     def _view(self, tensor: _Tensor) -> np.ndarray:
         """Returns a tensor, of which only its own part of the file is mapped."""
         kind, item = tensor.storage.dtype, tensor.storage.dtype.itemsize
         if not math.prod(tensor.shape):
             return np.zeros(tensor.shape, kind)
-        begin = self._offsets[tensor.storage.key] + tensor.offset * item
+        begin = self._places[tensor.storage.key].begin + tensor.offset * item
         whole = np.memmap(self._path, kind, "r", begin, (_extent(tensor),))
         strides = [stride * item for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(whole, tensor.shape, strides, writeable=False)
 
     def _read(self) -> dict[str, _Tensor]:
-        """Returns the tensors by name; where their numbers begin is kept too."""
+        """Returns the tensors by name; where their numbers lie is kept too."""
         if not self._path.is_file():  # A pipe would be waited for.
             raise ValueError("no file, a folder or a pipe")
         with zipfile.ZipFile(self._path) as archive:
@@ -183,13 +217,14 @@ class Archive(safetensors.Arrays):
             value = safe_pickle.loads(archive.read(pickles[0]), more=_STEPS)
         tensors = _named_tensors(value)
         stored = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-        self._offsets = {}
+        self._places: dict[str, _Place] = {}
+        self._checked: set[str] = set()
         for key, storage in stored.items():
             entry = named.get(f"{root}data/{key}")
             size = -1 if entry is None else entry.file_size
             if entry is None or size != storage.count * storage.dtype.itemsize:
                 raise ValueError(f"{size} bytes of the storage {schemas.short_repr(key)}")
-            self._offsets[key] = self._begin(entry)
+            self._places[key] = _Place(self._begin(entry), entry.file_size, entry.CRC)
         for name, tensor in tensors.items():
             if stored[tensor.storage.key] != tensor.storage:
                 raise ValueError(f"{schemas.short_repr(name)}: two kinds of one storage")
