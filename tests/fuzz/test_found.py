@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from seg_jax.data.findings import Findings
 from seg_jax.data.formats import conversations, yaml_text
 from seg_jax.evaluation.referring import protocols
 from seg_jax.grammar.tokenizer import tiktoken_bpe, tokens
-from seg_jax.models.io import safetensors
+from seg_jax.models.io import safetensors, torch_archive
 from seg_jax.runs import protocol, run_folder
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -271,3 +272,14 @@ def test_an_error_about_a_long_value_is_cut_where_it_is_printed(monkeypatch, cap
         "; do: give a short one"
     )
     assert json.dumps(escapes.brief("short")) == '"short"'
+
+
+def test_a_pickle_of_millions_of_instructions_is_refused_unread(tmp_path):
+    """Each byte may be an instruction: a pickle of ten million took ten seconds."""
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02)" + b"\x85" * 5_000_000 + b".")
+        archive.writestr("archive/data/0", b"")
+    with pytest.raises(
+        ValueError, match=r"w.pt: expected weights .*, got a pickle of more than 4194304 bytes; do"
+    ):
+        torch_archive.Archive(tmp_path / "w.pt")

@@ -51,6 +51,7 @@ NAMES = (
     "metrics",
     "run",
     "http",
+    "conversion",
     "shards",
     "journal",
 )

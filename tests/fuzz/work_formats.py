@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import byte_mutations
+import container_mutations
 import json_mutations
 from harness import Format
 
@@ -130,7 +131,37 @@ def _resume_journal(folder: Path) -> None:
         assert again._whole == partial._whole
 
 
+def _make_conversion(folder: Path) -> None:
+    import tiny_folders
+
+    tiny_folders.make("qwen2_5_vl", folder / "source")
+
+
+def _convert_folder(folder: Path) -> None:
+    """Converts a folder of the hub; what is made is whole, and of what is refused nothing is."""
+    from seg_jax import checksums
+
+    dest = folder / "dest"
+    try:
+        _convert().main(_convert().Config(source=str(folder / "source"), dest=dest))
+    except (ValueError, OSError):
+        assert not dest.exists(), "a folder of a model that was refused"
+        raise
+    checksums.check_folder(dest, lambda name: True)
+    assert (dest / checksums.FILE).is_file()
+
+
 _FORMATS = (
+    Format(
+        name="conversion",
+        make=_make_conversion,
+        mutations={
+            "*/*.safetensors": container_mutations.mutated_safetensors,
+            "*/*config.json": _JSON,
+        },
+        read=_convert_folder,
+        may_start=True,
+    ),
     Format(
         name="shards",
         make=_make_shards,

@@ -25,8 +25,9 @@ from seg_jax.safe_pickle import Machine, RefusedInstruction
 
 SUFFIXES = (".pt", ".pth")
 ADVICE = "get the file from where it was published"
-MOST_PICKLE_BYTES = 16 << 20
-"""The largest pickle that is read; that of a thousand tensors has a hundred thousand bytes."""
+MOST_PICKLE_BYTES = 4 << 20
+"""The largest pickle that is read, in seconds even where each byte is an instruction; that of a
+thousand tensors has a hundred thousand bytes."""
 MOST_ENTRIES = 100_000
 MOST_AXES = 8
 ROOTS = ("state_dict", "model", "model_state_dict")
