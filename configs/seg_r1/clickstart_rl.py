@@ -40,7 +40,7 @@ def config(*, seed: int = 0) -> reinforcement.Config:
         ),
         weights=dict(WEIGHTS),
         optimizer=optimizers.AdamW(
-            lr=5e-4, schedule=optimizers.Schedule(warmup=0.05, final=0.1), weight_decay=0.0
+            lr=8e-4, schedule=optimizers.Schedule(warmup=0.05, final=0.1), weight_decay=0.0
         ),
         loop=loop.Loop(steps=400, log_every=2),
     )

@@ -40,7 +40,7 @@ def config() -> teaching.Config:
     return teaching.Config(
         model=MODEL,
         world=scenes,
-        feed=teaching.Feed(batch=16, objects=2),
+        feed=teaching.Feed(batch=16, objects=2, ground=0.15),
         optimizer=optimizers.AdamW(
             lr=1e-3,
             b2=0.99,

@@ -4,7 +4,7 @@ What came of it, twice one after the other, is the model that the quickstart sta
 (seg_jax/cli/quickstart_start): with fresh scenes all the time it is as finished as its teacher's
 outlines let it be. The second time: `--checkpoint runs/quickstart_start/checkpoint --out runs/again
 --loop.steps 5000 --source.seed 3001 --optimizer.lr 3e-3`. A quarter of an hour and an hour on one
-core. Later its tokenizer got tokens for the tags of clicks, with which the clickstart begins.
+core.
 seg-jax finetune configs/simpleseg/quickstart_start.py --checkpoint runs/quickstart_base/checkpoint
 """
 

@@ -44,7 +44,7 @@ class Config:
     minutes: float = 10.0
     """Time of all on a slow machine, of which the steps take three quarters; a faster one has done
     them earlier."""
-    start: Path = experiments.QUICKSTART_START
+    start: Path = experiments.CLICKSTART_START
     """Folder of the model that learns to point: one that sees."""
     segmenter: Path = experiments.TOY_SAM2
     """Folder of the model that draws what is pointed at; its weights stay as they are."""

@@ -21,6 +21,7 @@ from msgspec import Meta
 from seg_jax import checksums, files, locks, schemas
 from seg_jax.grammar.tokenizer.tokens import Tokenizer
 from seg_jax.inference import bundle as bundles
+from seg_jax.inference import whole_numbers
 from seg_jax.models import families
 from seg_jax.models.adapters import peft_folder
 from seg_jax.models.io import orbax_params, safetensors, torch_archive, weights
@@ -60,11 +61,19 @@ class Config:
     activation: Literal["gelu", "quick_gelu"] | None = None
     """What a CLIP in a .pt was taught with, which no tensor says: OpenAI's have quick_gelu, most
     others of open_clip gelu."""
+    whole_numbers: int | None = None
+    """Give a small model of ours, which writes decimals, a token for each whole number to this one,
+    up to 99, and for the tags of clicks; a number begins as the decimal that it means."""
 
     def __post_init__(self):
         if self.merge is not None and self.to == "orbax":
             raise ValueError(
                 "merge: expected --to hf beside it, got orbax; do: merge first, then convert DEST"
+            )
+        if self.whole_numbers is not None and (self.merge is not None or self.to == "orbax"):
+            raise ValueError(
+                "whole_numbers: expected no --merge and --to hf beside it, got one; do: convert "
+                "twice"
             )
 
 
@@ -76,6 +85,8 @@ def main(config: Config) -> int:
         raise ValueError(
             f"{source}: expected another folder to write, got the source; do: choose another DEST"
         )
+    if config.whole_numbers is not None:
+        return _with_whole_numbers(source, config)
     model = _open(source, config)
     if source.is_dir():
         checksums.check_folder(source, lambda name: True)
@@ -90,10 +101,29 @@ def main(config: Config) -> int:
         if config.merge is not None and (config.merge / bundles.MANIFEST).exists():
             shutil.copyfile(config.merge / bundles.MANIFEST, partial.folder / bundles.MANIFEST)
         partial.publish()
+    _tell(config, model, dtype=dtype)
+    return 0
+
+
+def _with_whole_numbers(source: Path, config: Config) -> int:
+    """Writes a small model with more tokens, and prints what has been made."""
+    assert config.whole_numbers is not None
+    _check_free(config.dest)
+    opened = _open(source, config)
+    dtype = config.dtype or opened.dtype
+    exact = Compute(param_dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    whole_numbers.save(
+        bundles.load(source, compute=exact), config.dest, frame=config.whole_numbers
+    )
+    made = _open(config.dest, Config(source=str(config.dest), dest=config.dest))
+    _tell(config, made, dtype=made.dtype)
+    return 0
+
+
+def _tell(config: Config, model: _Model, *, dtype: str) -> None:
     family = families.family_of(model.config).model_type
     made = {"checkpoint": str(config.dest), "model_type": family, "tensors": len(model.entries)}
     console.tell_json(made | {"bytes": model.nbytes, "dtype": dtype, "format": config.to})
-    return 0
 
 
 def departures(source: Path, config: Any) -> list[str]:

@@ -15,6 +15,8 @@ NANO = _PACKAGE / "cli" / "nano_model"
 """The model that answers where none is named; its README.md says how it was made, what it can."""
 QUICKSTART_START = _PACKAGE / "cli" / "quickstart_start"
 """A model that outlines with four points; configs/simpleseg/quickstart_start.py made it."""
+CLICKSTART_START = _PACKAGE / "cli" / "clickstart_start"
+"""The same with tokens for whole numbers and the tags of clicks; `seg-jax convert` made it."""
 TOY_SAM2 = _PACKAGE / "cli" / "toy_sam2"
 """A small SAM 2 that draws the things of drawn scenes; configs/seg_r1/toy_sam2.py made it."""
 

@@ -41,11 +41,18 @@ class Feed:
     """Scenes of a step, of all devices together."""
     objects: int = 4
     """Objects of a scene that are asked for; some twice where it has fewer."""
+    ground: float = 0.0
+    """Share of them, drawn by chance, in whose stead the ground is asked for: what no thing covers.
+    Without it a click beside things is taken for one on the nearest."""
     seed: int = 0
     """Seed of the scenes."""
 
     def __post_init__(self):
-        check_least(self, "feed", batch=1, objects=1, seed=0)
+        check_least(self, "feed", batch=1, objects=1, ground=0, seed=0)
+        if self.ground > 1:
+            raise ValueError(
+                f"feed.ground: expected a share in 0..1, got {self.ground}; do: give a fraction"
+            )
         if self.seed >= HELD_OUT:
             raise ValueError(f"feed.seed: expected below {HELD_OUT}, got {self.seed}; do: less")
 
@@ -178,6 +185,9 @@ class Scenes:
             rng = np.random.default_rng((feed.seed, number))
             places = rng.permutation(len(found))
             images[row], masks[row] = image, found[np.resize(places, feed.objects)]
+            ground = ~found.any(0)
+            if feed.ground and ground.any():
+                masks[row, rng.random(feed.objects) < feed.ground] = ground
         return Objects(images, masks)
 
     def _next_scene(self) -> tuple[int, np.ndarray, np.ndarray]:

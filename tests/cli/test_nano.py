@@ -35,7 +35,9 @@ def test_it_is_small_and_says_how_it_was_made():
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("folder", [experiments.NANO, experiments.QUICKSTART_START])
+@pytest.mark.parametrize(
+    "folder", [experiments.NANO, experiments.QUICKSTART_START, experiments.CLICKSTART_START]
+)
 def test_damage_to_a_packaged_model_is_noticed(folder):
     sums = checksums.read(folder / checksums.FILE)
     others = {"README.md", "curves.svg", checksums.FILE}  # no part of the model

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fingerprints
 import huggingface_hub
+import jax
 import pytest
 import tiny_folders
 from huggingface_hub import constants
@@ -60,7 +61,7 @@ def _stand_ins(patch, note, root):
         note("open", folder)
         return read_hub(folder)
 
-    def load(folder, *, compute, config=None):
+    def load(folder, *, compute, config=None, on=None):
         note("load", folder, compute)
         return weights.blank(config or convert.families.read(folder), compute)
 
@@ -89,6 +90,18 @@ def _stand_ins(patch, note, root):
 @pytest.mark.parametrize("to", ["hf", "orbax"])
 def test_every_option_of_convert(source, dtype, to, prints):
     base = convert.Config(source=source, dest=Path("made"), dtype=dtype, to=to)
+    fingerprints.walk(prints, convert, base, aliases=("dtype",))
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_every_option_beside_whole_numbers(dtype, prints, monkeypatch, root):
+    def save(bundle, folder, *, frame):
+        dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(bundle.params)})
+        prints.__self__("grown", bundle.tokenizer_folder, dtypes, frame)
+        shutil.copytree(root / "hub", folder)
+
+    monkeypatch.setattr(convert.whole_numbers, "save", save)
+    base = convert.Config(source="hub", dest=Path("made"), dtype=dtype, whole_numbers=9)
     fingerprints.walk(prints, convert, base, aliases=("dtype",))
 
 

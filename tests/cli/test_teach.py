@@ -108,6 +108,27 @@ def test_scenes_go_on_where_they_stood():
         np.testing.assert_array_equal(one, other)
 
 
+def test_the_ground_is_asked_for_in_its_share():
+    asked = dataclasses.replace(SMALL, feed=dataclasses.replace(SMALL.feed, batch=200, ground=0.3))
+    scenes, things = teaching.Scenes(asked, SIDE), teaching.Scenes(SMALL, SIDE)
+    batch, grounds = next(scenes), 0
+    for number, masks in enumerate(batch.masks):
+        _, found = teaching.scene(asked, number, seed=asked.feed.seed, side=SIDE)
+        ground = ~found.any(0)
+        for mask in masks:
+            grounds += (mask == ground).all()
+            assert (mask == ground).all() or (mask == found).all((-2, -1)).any()
+    assert 0.2 < grounds / (200 * SMALL.feed.objects) < 0.4
+    # Without a share nothing else changes.
+    np.testing.assert_array_equal(next(things).images, batch.images[: SMALL.feed.batch])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_ground_that_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match=r"^feed.ground: expected .*, got .*; do: "):
+        teaching.Feed(ground=share)
+
+
 def test_scenes_whose_things_vanish_are_passed_over(monkeypatch):
     small = world.Config(height=1024, width=1024, count=(1, 1), size_unit=(0.01, 0.012))
     run = dataclasses.replace(SMALL, world=small)

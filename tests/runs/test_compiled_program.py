@@ -128,7 +128,8 @@ def trained_folder(folder, name):
     room = "seg_r1" if name.startswith(("seg_r1", "clickstart")) else "simpleseg"
     run = experiments.load(f"{room}/{short}.py").config()
     if name.startswith(("several", "clickstart")):  # It speaks with the tokenizer of its start.
-        for path in experiments.QUICKSTART_START.iterdir():
+        click, several = experiments.CLICKSTART_START, experiments.QUICKSTART_START
+        for path in (click if room == "seg_r1" else several).iterdir():
             if path.suffix != ".safetensors" and path.name != "checksums.json":
                 shutil.copy(path, folder)
     elif name.startswith(("tiny", "nano", "quickstart")):

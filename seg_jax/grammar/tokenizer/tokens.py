@@ -152,6 +152,11 @@ class Tokenizer:
     def __reduce__(self):
         return Tokenizer, self._arguments
 
+    @property
+    def definition(self) -> str:
+        """The text of its tokenizer.json."""
+        return self._arguments[0]
+
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json or tiktoken.model, tokenizer_config.json and the chat template.
