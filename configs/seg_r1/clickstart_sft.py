@@ -1,7 +1,7 @@
 """Fine-tuning of a model that sees on random clicks: it learns how a click is written, not where.
 
-The model is the quickstart's start, which outlines what words mean. It writes places as decimals; so
-that it need not learn numbers anew, whole ones became tokens that begin as the decimals they mean
+The model is the quickstart's start, which outlines what words mean and writes places as decimals.
+That it need not learn numbers anew, whole ones became tokens that begin as the decimals they mean
 (`convert seg_jax/cli/quickstart_start seg_jax/cli/clickstart_start --whole-numbers 96`). Every
 answer that it is taught here is a click drawn from the whole picture, whatever the picture: all
 that can be learnt is the format. A minute on two cores; `clickstart_rl.py` goes on from it.

@@ -112,9 +112,7 @@ def _with_whole_numbers(source: Path, config: Config) -> int:
     opened = _open(source, config)
     dtype = config.dtype or opened.dtype
     exact = Compute(param_dtype="bfloat16" if dtype == "bfloat16" else "float32")
-    whole_numbers.save(
-        bundles.load(source, compute=exact), config.dest, frame=config.whole_numbers
-    )
+    whole_numbers.save(bundles.load(source, compute=exact), config.dest, frame=config.whole_numbers)
     made = _open(config.dest, Config(source=str(config.dest), dest=config.dest))
     _tell(config, made, dtype=made.dtype)
     return 0

@@ -1,4 +1,4 @@
-"""A tokenizer of decimals gets whole numbers and tags; what it wrote before is written as before."""
+"""A tokenizer of decimals gets whole numbers and tags; what it wrote, it writes as before."""
 
 import json
 
