@@ -12,6 +12,7 @@ import tiny_sam2
 import torch
 from flax import nnx
 
+from seg_jax.models.nn import xla_attention
 from seg_jax.models.parallel import sharding
 from seg_jax.models.sam2 import decoder, hiera
 from seg_jax.models.sam2.sam2 import Sam2
@@ -267,7 +268,33 @@ def test_long_maps_never_hold_the_scores_of_all_pairs():
 
     text = jax.jit(jax.grad(loss)).lower(params, images).as_text()
     assert "4096x4096" not in text
-    assert "512x4096" in text
+    assert "256x4096" in text
+
+
+@pytest.mark.parametrize("long_row", [1024, 8])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_attention_to_keys_is_a_softmax_whatever_the_parts(long_row, hidden, monkeypatch):
+    """Of 21 queries in parts of two the last is filled up; there are fewer than keys."""
+    monkeypatch.setattr(xla_attention, "LONG_ROW", long_row)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (21, 40, 40))
+    used = rng.random((2, 40)) < 0.5 if hidden else None
+
+    def plain(q, k, v):
+        scores = jnp.einsum("bthd,bshd->bhts", q, k) * 8**-0.5
+        if used is not None:
+            scores = jnp.where(used[:, None, None], scores, -jnp.inf)
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
+
+    def ours(q, k, v):
+        return xla_attention.attend_keys(xla_attention.Heads(q, k, v), used)
+
+    for one, other in zip(
+        jax.tree.leaves(jax.vjp(ours, q, k, v)[1](v[:, :21])) + [ours(q, k, v)],
+        jax.tree.leaves(jax.vjp(plain, q, k, v)[1](v[:, :21])) + [plain(q, k, v)],
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-6)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (virtual) devices")

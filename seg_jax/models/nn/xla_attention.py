@@ -75,22 +75,30 @@ def attend_keys(
     Of more than `LONG_ROW` queries, part after part is worked off, as by `attend`.
 
     Args:
-      heads: queries [B T ..], keys and values [B S ..].
+      heads: queries [B T ..], keys and values [B S ..], as many heads of each.
       used: where a key counts; None: everywhere.
     """
-    allowed = None if used is None else used[:, None, :]
     batch, length, *rest = heads.q.shape
+    # Laid out for the products once; XLA would do so for every part.
+    keys, values = heads.k.transpose(0, 2, 3, 1), heads.v.swapaxes(1, 2)
 
-    def part(q):
-        return _weigh_values(q, heads.k, heads.v, allowed=allowed)
+    def part(q: Float[Array, "B heads t hd"]) -> Float[Array, "B heads t vd"]:
+        scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        if used is not None:
+            scores = jnp.where(used[:, None, None], scores, MASKED_SCORE)
+        largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+        weights = jnp.exp(scores - largest)
+        out = jnp.matmul(weights.astype(values.dtype), values)
+        return (out / weights.sum(-1, keepdims=True)).astype(values.dtype)
 
+    q = heads.q.swapaxes(1, 2)
     if length <= LONG_ROW:
-        return part(heads.q)
-    parts = -(-length // (LONG_ROW // 2))
+        return part(q).swapaxes(1, 2)
+    parts = -(-length // (LONG_ROW // 4))  # Whose scores lie in the caches of a processor.
     size = -(-length // parts)
-    q = jnp.pad(heads.q, ((0, 0), (0, parts * size - length), (0, 0), (0, 0)))
-    q = q.reshape(batch, parts, size, *rest).swapaxes(0, 1)
-    out = jax.lax.map(jax.checkpoint(part), q).swapaxes(0, 1)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, parts * size - length), (0, 0)))
+    q = q.reshape(batch, rest[0], parts, size, rest[1]).transpose(2, 0, 1, 3, 4)
+    out = jax.lax.map(jax.checkpoint(part), q).transpose(1, 0, 3, 2, 4)
     return out.reshape(batch, parts * size, *out.shape[3:])[:, :length]
 
 
