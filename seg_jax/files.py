@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MOST_BYTES = 2 << 30
 """Most bytes of a file that is read at once: twice the largest annotations that are published."""
@@ -271,6 +272,29 @@ def write_bytes(path: Path, data: bytes, *, aside: Path | None = None) -> None:
             f"{str(path)!r}: expected to write {len(data)} bytes, got {error.strerror}; do: free "
             "space or choose another folder",
         ) from None
+
+
+@contextlib.contextmanager
+def open_whole(path: Path, *, aside: Path | None = None) -> Iterator[IO[str]]:
+    """Opens a text in UTF-8 to write, which appears whole or not at all.
+
+    Args:
+      path: of the file; its folder is made.
+      aside: folder on the same disk where the unfinished file lies; None: that of the file.
+
+    Raises:
+      OSError: no room, no folder, no permission.
+    """
+    folder = path.parent if aside is None else aside
+    for place in (folder, path.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name[:80]}.{secrets.token_hex(4)}.tmp"
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            yield file
+        move_synced(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def move_synced(temporary: Path, path: Path) -> None:

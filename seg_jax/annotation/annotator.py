@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from seg_jax.annotation.stages import Detection, Failed, Models, Question, Segme
 from seg_jax.annotation.words import Wording
 from seg_jax.data import image_files
 from seg_jax.data.findings import Findings
+from seg_jax.data.image_lists import ImageFile
 from seg_jax.geometry import bitmask, contour, host_raster, polygon
 
 MODELS = ("detector", "segmenter", "describer")
@@ -50,14 +50,6 @@ class Settings:
     filters: Filters = Filters()
     contour: Contour = Contour()
     wording: Wording = Wording()
-
-
-class ImageFile(NamedTuple):
-    """An image to annotate."""
-
-    key: str
-    """Name of the image within the data set."""
-    path: Path
 
 
 class Outcome(NamedTuple):

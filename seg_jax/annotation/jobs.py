@@ -13,17 +13,17 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from msgspec import Meta
+from typing import Any, NamedTuple
 
 from seg_jax import files, schemas
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import ImageFile, Settings
+from seg_jax.annotation.annotator import Settings
 from seg_jax.annotation.stages import Models, Stages, Unusable
+from seg_jax.data import shard_files
 from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, record_files
 from seg_jax.data.findings import Findings
+from seg_jax.data.image_lists import ImageFile
 
 DONE, LIST = ".annotated", ".images.jsonl"
 """Folder of finished shards; file that lists the images for every process."""
@@ -32,8 +32,6 @@ LETTERS, SUMMARY = "dead_letters.jsonl", "summary.json"
 _PLAIN = "annotations"
 _MADE = (*claims.MADE, LETTERS, SUMMARY, LIST, f"{DONE}/*.jsonl", f"{_PLAIN}/*.jsonl")
 """Patterns of what an annotation makes in its folder."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-"""File name endings of images."""
 _FORMAT = 2
 """Format of shards; it grows when older shards can no longer be read."""
 _AGAIN = "run the same command again"
@@ -80,99 +78,6 @@ class ShardResult(NamedTuple):
     findings: Findings
 
 
-class _Head(schemas.Record, frozen=True):
-    """The first line of a finished shard."""
-
-    digest: schemas.Text
-    """Digest of all that the shard depends on."""
-    sha256: schemas.Text
-    """Digest of the lines below."""
-    counts: dict[schemas.Text, Annotated[int, Meta(ge=0, le=2**53)]]
-    findings: Any
-    own: schemas.Text | None = None
-    """Digest of all of this line but itself; older versions wrote none."""
-
-
-def list_images(source: str, findings: Findings | None = None) -> list[ImageFile]:
-    """Returns images with their keys, in the order of the keys.
-
-    Args:
-      source: a folder, whose images get their paths in it as keys; a pattern as `web/*/*.jpg`;
-        or a text file with a path a line, relative to its folder.
-      findings: is told what is passed over.
-
-    Raises:
-      ValueError: there are none.
-    """
-    path = Path(source)
-    met = Findings() if findings is None else findings
-    if path.is_dir():
-        images = _images_of_folder(path, met)
-    elif path.is_file():
-        if path.suffix.lower() in SUFFIXES:
-            images = [ImageFile(path.name, path)]
-        else:
-            images = _images_of_list(path, met)
-    else:
-        images = _images_of_pattern(path)
-    if not images:
-        raise ValueError(
-            f"images: expected a folder, a pattern or a list of images, got none at {source}; "
-            f"do: check the path; names of images end with one of {', '.join(SUFFIXES)}"
-        )
-    return sorted(images)
-
-
-def _images_of_folder(folder: Path, met: Findings) -> list[ImageFile]:
-    """Returns the images in a folder by the ends of their names."""
-    images = []
-    for one in sorted(folder.rglob("*")):
-        if one.is_file():
-            if one.suffix.lower() in SUFFIXES:
-                images.append(ImageFile(one.relative_to(folder).as_posix(), one))
-            else:
-                reason = "file left out, as its name does not end as an image's"
-                met.add(reason, str(one), advice="rename or convert it, if it is an image")
-    return images
-
-
-def _images_of_list(path: Path, met: Findings) -> list[ImageFile]:
-    """Returns the images whose paths a text file lists."""
-    text = files.read_text(
-        path,
-        expected="a text file with the path of an image a line",
-        advice="save the list in UTF-8, or give a folder of images",
-    )
-    images: dict[str, ImageFile] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not (name := line.strip()):
-            continue
-        if name in images:
-            met.add("image listed again, taken once", f"{path}, line {number}: {name}")
-        images.setdefault(name, ImageFile(name, path.parent / name))
-    return [*images.values()]
-
-
-def _images_of_pattern(path: Path) -> list[ImageFile]:
-    """Returns the files that a pattern matches."""
-    fixed, pattern = _split_pattern(path)
-    try:
-        found = [one for one in fixed.glob(pattern) if one.is_file()] if pattern else []
-    except (ValueError, OSError) as error:  # As "**a", or what no file system can name.
-        raise ValueError(
-            f"images: expected a pattern as web/*/*.jpg, got {str(path)!r} ({error}); do: correct "
-            "--images"
-        ) from None
-    return [ImageFile(one.relative_to(fixed).as_posix(), one) for one in found]
-
-
-def _split_pattern(path: Path) -> tuple[Path, str]:
-    """Returns the folder before the first wild card, and the pattern from there on."""
-    parts = path.parts
-    wild = next((n for n, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
-    return Path(*parts[:wild]), "/".join(parts[wild:])
-
-
 def cut_into_shards(images: Sequence[ImageFile], records: int) -> list[Shard]:
     """Returns the images in shards of at most `records`."""
     starts = range(0, len(images), records)
@@ -217,10 +122,7 @@ def shard_path(shard: Shard, job: Job) -> Path:
 
 def is_whole(shard: Shard, job: Job) -> bool:
     """Returns whether a shard of the same images exists already, undamaged."""
-    try:
-        return _read_lines(shard, job)[0].digest == shard_digest(shard, job)
-    except ValueError:
-        return False
+    return shard_files.is_of(shard_path(shard, job), shard_digest(shard, job))
 
 
 def damaged_shards(every: Sequence[Shard], job: Job) -> Findings:
@@ -229,34 +131,11 @@ def damaged_shards(every: Sequence[Shard], job: Job) -> Findings:
     for shard in every:
         if shard_path(shard, job).exists():
             try:
-                _read_lines(shard, job)
+                shard_files.read(shard_path(shard, job))
             except ValueError as error:
                 told = str(error).partition("; do: ")[0]
                 met.add("finished shard is damaged and made again", told)
     return met
-
-
-def _read_lines(shard: Shard, job: Job) -> tuple[_Head, Findings, bytes]:
-    """Returns the first line of a finished shard, its findings, and the bytes below it.
-
-    Raises:
-      ValueError: there is none, or it is damaged.
-    """
-    path = shard_path(shard, job)
-    first, _, rest = files.read_bytes(path, advice=_AGAIN).partition(b"\n")
-    value = files.parse_json(first, where=str(path), advice=_AGAIN)
-    head = schemas.check(value, _Head, where=str(path), advice=_AGAIN)
-    met = Findings.from_json(head.findings, where=str(path), advice=_AGAIN)
-    own = _own_digest(head.digest, head.sha256, counts=head.counts, met=met)
-    if hashlib.sha256(rest).hexdigest() != head.sha256 or head.own not in (None, own):
-        raise ValueError(f"{path}: expected a whole shard, got other bytes; do: {_AGAIN}")
-    return head, met, rest
-
-
-def _own_digest(digest: str, sha256: str, *, counts: dict[str, int], met: Findings) -> str:
-    """Returns the digest of the first line of a shard."""
-    parts = [digest, sha256, sorted(counts.items()), met.as_json()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_shard(shard: Shard, job: Job) -> ShardResult:
@@ -265,13 +144,10 @@ def read_shard(shard: Shard, job: Job) -> ShardResult:
     Raises:
       ValueError: it is not.
     """
-    head, met, rest = _read_lines(shard, job)
-    where = str(shard_path(shard, job))
-    # The digest holds: these are the lines that `annotate_shard` wrote.
-    every = [files.parse_json(line, where=where) for line in rest.splitlines()]
-    lines = [one["line"] for one in every if "line" in one]
-    failed = [one["failed"] for one in every if "failed" in one]
-    return ShardResult(lines, failed, head.counts, met)
+    whole = shard_files.read(shard_path(shard, job))
+    lines = [one["line"] for one in whole.lines if "line" in one]
+    failed = [one["failed"] for one in whole.lines if "failed" in one]
+    return ShardResult(lines, failed, whole.counts, whole.findings)
 
 
 def forget_failures(every: Sequence[Shard], job: Job) -> int:
@@ -329,32 +205,15 @@ def annotate_shard(shard: Shard, job: Job) -> int:
             counts["failed" if outcome.failed else "without_objects"] += 1
         rest += [{"failed": one} for one in outcome.failed]
         met.merge(annotator.findings_of(image, outcome))
-    _write_shard(shard, job, rest, counts=counts, met=met)
+    shard_files.write(
+        shard_path(shard, job),
+        rest,
+        digest=shard_digest(shard, job),
+        counts=counts,
+        findings=met,
+        aside=job.out / record_files.UNFINISHED,
+    )
     return len(shard.images)
-
-
-def _write_shard(
-    shard: Shard,
-    job: Job,
-    rest: Sequence[dict[str, Any]],
-    *,
-    counts: collections.Counter[str],
-    met: Findings,
-) -> None:
-    """Writes a finished shard, with what tells that it is whole."""
-    below = "".join(f"{json.dumps(one)}\n" for one in rest).encode()
-    digest, sha256 = shard_digest(shard, job), hashlib.sha256(below).hexdigest()
-    head = {
-        "digest": digest,
-        "sha256": sha256,
-        "counts": dict(sorted(counts.items())),
-        "findings": met.as_json(),
-        "own": _own_digest(digest, sha256, counts=counts, met=met),
-    }
-    path = shard_path(shard, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = json.dumps(head).encode() + b"\n" + below
-    files.write_bytes(path, data, aside=job.out / record_files.UNFINISHED)
 
 
 def _check_failures(worker: _Worker, outcome: annotator.Outcome, job: Job) -> None:

@@ -6,11 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from seg_jax import files
 from seg_jax.annotation import jobs
@@ -71,11 +70,13 @@ def gather_shards(every: Sequence[Shard], job: Job, splits: Splits) -> dict[str,
     seen: dict[str, str] = {}
     found: collections.Counter[str] = collections.Counter()
     met = Findings()
+    aside = job.out / record_files.UNFINISHED
     with contextlib.ExitStack() as stack:
         sheets = {
-            name: stack.enter_context(_open_whole(_split_file(job, name), job)) for name in names
+            name: stack.enter_context(files.open_whole(_split_file(job, name), aside=aside))
+            for name in names
         }
-        letters = stack.enter_context(_open_whole(job.out / LETTERS, job))
+        letters = stack.enter_context(files.open_whole(job.out / LETTERS, aside=aside))
         for shard in every:
             part = jobs.read_shard(shard, job)
             counts.update(part.counts)
@@ -144,21 +145,6 @@ def _nothing_left(job: Job, summary: dict[str, Any]) -> str:
 
 def _split_file(job: Job, split: str) -> Path:
     return jobs.plain_folder(job) / f"{split}.jsonl"
-
-
-@contextlib.contextmanager
-def _open_whole(path: Path, job: Job) -> Iterator[IO[str]]:
-    """Opens a file to write, which appears whole or not at all."""
-    aside = job.out / record_files.UNFINISHED
-    for place in (aside, path.parent):
-        place.mkdir(parents=True, exist_ok=True)
-    temporary = aside / f"{path.name}.{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="ascii") as file:
-            yield file
-        files.move_synced(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def build_dataset(

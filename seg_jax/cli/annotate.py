@@ -18,6 +18,7 @@ from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.jobs import Job, Shard
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.words import Wording
+from seg_jax.data import image_lists
 from seg_jax.data.build import beam as build_beam
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.findings import Findings
@@ -110,7 +111,7 @@ def main(config: Config) -> int:
     run_folder.check_json(config.json)
     begin = time.monotonic()
     met = Findings()
-    images = jobs.list_images(config.images, met)
+    images = image_lists.list_images(config.images, met)
     _check_apart(config, images)
     console.say(f"{len(images)} images, {len(settings.labels)} labels")
     choice = config.choice()
@@ -174,7 +175,7 @@ def _labels(config: Config) -> tuple[str, ...]:
     return names
 
 
-def _check_apart(config: Config, images: Sequence[jobs.ImageFile]) -> None:
+def _check_apart(config: Config, images: Sequence[image_lists.ImageFile]) -> None:
     """Raises if images lie where --anew would remove them."""
     out = config.out.resolve()
     if any(one.path.resolve().is_relative_to(out) for one in images):

@@ -10,10 +10,10 @@ import numpy as np
 
 from seg_jax import files
 from seg_jax.data import image_files
+from seg_jax.data.exports import overlay
 from seg_jax.geometry import bitmask, contour
 from seg_jax.inference import segmenter as segmenters
 from seg_jax.inference.segmenter import Drawn
-from seg_jax.report import overlay
 from seg_jax.runs import console, experiments
 
 MOST_CLICKS = 1024

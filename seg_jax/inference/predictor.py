@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from seg_jax.data import buckets
 from seg_jax.data.encode import TooLong
 from seg_jax.grammar import automaton, chat
 from seg_jax.inference.bundle import Bundle
@@ -17,7 +20,31 @@ from seg_jax.inference.segmenter import Segmenter
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Prompts, Rollout
-from seg_jax.tasks.task import Judgement, Prediction, judge
+from seg_jax.tasks.task import Example, Judgement, Prediction, judge
+
+Row = tuple[Example, Prompts]
+"""A question and its row (no batch axis), as the model reads it."""
+
+
+class Answered(NamedTuple):
+    """An answer to one of many questions."""
+
+    prediction: Prediction
+    score: float
+    """Geometric mean of the probabilities of its tokens, 0..1; 0 where they are no numbers."""
+    tokens: int
+    """Tokens of the answer, its end included."""
+
+
+def mean_probability(logp: float, tokens: int) -> float:
+    """Returns the geometric mean of the probabilities of tokens; 0 where it is no number.
+
+    Args:
+      logp: sum of the logarithms of the probabilities.
+      tokens: their count.
+    """
+    mean = logp / max(1, tokens)
+    return math.exp(mean) if math.isfinite(mean) else 0.0
 
 
 class Predictor:
@@ -56,6 +83,11 @@ class Predictor:
         judgement)."""
         self._params = bundle.params
 
+    @property
+    def draws(self) -> bool:
+        """Whether a model draws what answers point at, and so needs their images again."""
+        return self._segmenter is not None
+
     def answer(self, prompts: Prompts, params: Any = None) -> tuple[Rollout, Judgement]:
         """Returns greedy answers to a batch of prompts, judged against their truth.
 
@@ -74,7 +106,7 @@ class Predictor:
         params = self._params if params is None else params
         return self.judged_answer(params, prompts, *self.frozen.argument)
 
-    def predict(
+    def predict_one(
         self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: int | None = None
     ) -> Prediction:
         """Returns what the model answers about what an expression, point or box refers to.
@@ -87,19 +119,57 @@ class Predictor:
         Raises:
           ValueError: the question does not fit the model's rows, or the task has none like it.
         """
-        task, encoder = self.bundle.task, self.bundle.encoder
+        example, prompt = self.row(image, clue, kind)
+        rollout, _ = self.answer(jax.tree.map(lambda leaf: np.asarray(leaf)[None], prompt))
+        ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
+        return self._read(example, self.bundle.tokenizer.decode(ids))
+
+    def row(
+        self, image: UInt8[np.ndarray, "H W 3"], clue: chat.Clue, kind: int | None = None
+    ) -> Row:
+        """Returns a question as `answer_rows` takes it, see `predict_one`; the device rests.
+
+        Raises:
+          ValueError: the question does not fit the model's rows, or the task has none like it.
+        """
+        task = self.bundle.task
         example = task.ask(image, clue, kind)
         try:
-            prompt = encoder.prompt_row(task, example)
+            return example, self.bundle.encoder.prompt_row(task, example)
         except TooLong as error:
             reason = str(error).split(";")[0]
             raise ValueError(f"{example.question!r}: {reason}; do: ask in fewer words") from error
-        rollout, _ = self.answer(jax.tree.map(lambda leaf: np.asarray(leaf)[None], prompt))
-        ids = np.asarray(rollout.ids)[0, 0][np.asarray(rollout.used)[0, 0]]
-        text = self.bundle.tokenizer.decode(ids)
+
+    def answer_rows(self, rows: Sequence[Row], *, batch: int) -> list[Answered]:
+        """Returns the answers to questions, batch by batch.
+
+        Equal rows in equal batches get equal answers; in other batches sums may be rounded
+        otherwise.
+
+        Args:
+          rows: of `row`.
+          batch: questions at once; what is missing of the last ones is filled up.
+        """
+        found: list[Answered] = []
+        for begin in range(0, len(rows), batch):
+            some = [*rows[begin : begin + batch]]
+            prompts = [prompt for _, prompt in some]
+            prompts += prompts[-1:] * (batch - len(some))
+            rollout, _ = self.answer(buckets.batch_of_rows(prompts, self.bundle.layout))
+            leaves = rollout.ids, rollout.used, rollout.logp
+            ids, used, logp = (np.asarray(leaf)[:, 0] for leaf in leaves)
+            for (example, _), each, kept, likely in zip(some, ids, used, logp, strict=False):
+                text = self.bundle.tokenizer.decode(each[kept].tolist())
+                count = int(kept.sum())
+                score = mean_probability(float(likely[kept].sum(dtype=np.float64)), count)
+                found.append(Answered(self._read(example, text), score, count))
+        return found
+
+    def _read(self, example: Example, text: str) -> Prediction:
+        """Returns what an answer says, its mask drawn if there is a model for that."""
         if self._segmenter is None:
-            return task.predict(example, text)
-        return task.predict(example, text, draw=self._segmenter.union)
+            return self.bundle.task.predict(example, text)
+        return self.bundle.task.predict(example, text, draw=self._segmenter.union)
 
     def _generate_and_judge(
         self, params: Any, prompts: Prompts, drawing: Any = None

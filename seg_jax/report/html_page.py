@@ -21,10 +21,11 @@ from markupsafe import Markup
 from PIL import Image, features
 
 from seg_jax import files
+from seg_jax.data.exports import overlay
 from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
-from seg_jax.report import charts, overlay
+from seg_jax.report import charts
 from seg_jax.report.charts import Curve
 from seg_jax.report.exhibits import Exhibit, Panel
 

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from seg_jax.data.exports import overlay
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, Verdict
-from seg_jax.report import overlay
 from seg_jax.report.exhibits import Exhibit, Panel
 from seg_jax.tasks.task import Judgement, Task, judge
 

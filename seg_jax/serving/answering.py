@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +15,7 @@ from seg_jax.data import buckets
 from seg_jax.data.encode import Encoder
 from seg_jax.data.image_files import RgbImage
 from seg_jax.grammar import automaton, chat
+from seg_jax.inference import predictor
 from seg_jax.inference.bundle import Bundle
 from seg_jax.models.vlm.running_batch import FREE, RunningBatch, Sizes, Wanted
 from seg_jax.records import Automaton, Images, Prompts, Tokens
@@ -251,8 +251,7 @@ class _Draft:
         self._told += new
         over = None
         if piece.over:
-            mean = self._logp / max(1, len(self._ids))
-            score = math.exp(mean) if math.isfinite(mean) else 0.0
+            score = predictor.mean_probability(self._logp, len(self._ids))
             finish = self._answering.finish_of(self._ids)
             over = Written(piece.number, text, self._prompt, len(self._ids), score, finish)
         return Growth(piece.number, new, over)

@@ -19,6 +19,7 @@ from PIL import Image
 from seg_jax.annotation import jobs, results
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.stages import Stages, Unusable
+from seg_jax.data import image_lists
 from seg_jax.data.build import claims, dataset
 from seg_jax.data.sources import Built
 
@@ -26,7 +27,7 @@ from seg_jax.data.sources import Built
 def annotate(images, job, *, workers=1, splits=None, anew=False, retry=False):
     """Returns the summary of an annotation."""
     with jobs.claim_folder(job, anew=anew):
-        every = jobs.cut_into_shards(jobs.list_images(str(images)), job.records)
+        every = jobs.cut_into_shards(image_lists.list_images(str(images)), job.records)
         if retry:
             jobs.forget_failures(every, job)
         jobs.annotate_shards(every, job, workers=workers, progress=lambda done: None)
@@ -152,7 +153,7 @@ def test_an_annotation_that_was_stopped_goes_on(tmp_path, until):
         if done >= until:
             raise Stopped
 
-    every = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+    every = jobs.cut_into_shards(image_lists.list_images(str(tmp_path / "web")), job.records)
     with jobs.claim_folder(job, anew=False), pytest.raises(Stopped):
         jobs.annotate_shards(every, job, workers=1, progress=progress)
     assert not (job.out / "dataset_info.json").exists()
@@ -356,21 +357,23 @@ def test_images_are_listed_by_folder_pattern_and_list(tmp_path):
     known.make(tmp_path / "web" / "a", 2)
     known.make(tmp_path / "web" / "b", 1)
     (tmp_path / "web" / "b" / "note.txt").write_text("a/000.png\n../a/001.png\na/000.png\n")
-    found = jobs.list_images(str(tmp_path / "web"))
+    found = image_lists.list_images(str(tmp_path / "web"))
     assert [one.key for one in found] == ["a/000.png", "a/001.png", "b/000.png"]
     assert found[2].path == tmp_path / "web" / "b" / "000.png"
-    assert [one.key for one in jobs.list_images(str(tmp_path / "web" / "*" / "000.png"))] == [
+    assert [
+        one.key for one in image_lists.list_images(str(tmp_path / "web" / "*" / "000.png"))
+    ] == [
         "a/000.png",
         "b/000.png",
     ]
-    listed = jobs.list_images(str(tmp_path / "web" / "b" / "note.txt"))
+    listed = image_lists.list_images(str(tmp_path / "web" / "b" / "note.txt"))
     assert [one.key for one in listed] == ["../a/001.png", "a/000.png"]
     assert listed[0].path == tmp_path / "web" / "b" / "../a/001.png"
-    (one,) = jobs.list_images(str(tmp_path / "web" / "a" / "000.png"))
+    (one,) = image_lists.list_images(str(tmp_path / "web" / "a" / "000.png"))
     assert one.key == "000.png"
     for nothing in ("none", "web/*.jpg", "*/none/*"):
         with pytest.raises(ValueError, match="expected a folder, a pattern or a list of images"):
-            jobs.list_images(str(tmp_path / nothing))
+            image_lists.list_images(str(tmp_path / nothing))
     job = known.job(tmp_path / "out", 2)
     jobs.write_list(found, job)
     assert jobs.read_list(job) == found

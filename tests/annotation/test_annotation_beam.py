@@ -9,6 +9,7 @@ import pytest
 from test_annotating import annotate, tree
 
 from seg_jax.annotation import jobs, results
+from seg_jax.data import image_lists
 from seg_jax.data.build import claims
 
 
@@ -88,7 +89,7 @@ def by_beam(images, job, options=()):
     from seg_jax.data.build import beam as storing
 
     with jobs.claim_folder(job, anew=False):
-        found = jobs.list_images(str(images))
+        found = image_lists.list_images(str(images))
         every = jobs.cut_into_shards(found, job.records)
         jobs.write_list(found, job)
         beam.annotate_shards(every, job, runner="DirectRunner", options=options)
@@ -133,7 +134,7 @@ def test_shards_that_nobody_made_are_told(engine, tmp_path, monkeypatch):
 
     known.make(tmp_path / "web", 3)
     job = known.job(tmp_path / "out", 3)
-    found = jobs.list_images(str(tmp_path / "web"))
+    found = image_lists.list_images(str(tmp_path / "web"))
     jobs.write_list(found, job)
     monkeypatch.setattr(jobs, "is_whole", lambda shard, job: False)
     with pytest.raises(ValueError, match="do: check that its workers see this folder"):

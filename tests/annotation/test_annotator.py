@@ -12,9 +12,10 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import Contour, ImageFile, annotate, clean_outline
+from seg_jax.annotation.annotator import Contour, annotate, clean_outline
 from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.stages import Answer, Detection, Segment, Stages, Unusable
+from seg_jax.data.image_lists import ImageFile
 
 
 @pytest.fixture

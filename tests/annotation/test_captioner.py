@@ -10,6 +10,7 @@ from flax import nnx
 
 from seg_jax.annotation.captioner import BATCH, Captioner
 from seg_jax.annotation.stages import Failed, Question, Unusable
+from seg_jax.data.image_lists import ImageFile
 from seg_jax.inference import bundle as bundles
 from seg_jax.models.vlm import sampler
 
@@ -76,7 +77,7 @@ def test_a_folder_that_is_no_model_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_it_is_a_describer_of_an_annotation(captioner, tmp_path):
-    from seg_jax.annotation.annotator import ImageFile, annotate
+    from seg_jax.annotation.annotator import annotate
 
     known.make(tmp_path, 1)
     stages = known.Load(1)()._replace(describer=captioner)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg_jax.annotation.annotator import ImageFile, annotate
+from seg_jax.annotation.annotator import annotate
 from seg_jax.annotation.choice import Choice
 from seg_jax.annotation.endpoint import Endpoint, Settings
 from seg_jax.annotation.stages import Failed, Question, Unusable
+from seg_jax.data.image_lists import ImageFile
 
 VARIABLE = "SEG_JAX_DESCRIBER_KEY"
 

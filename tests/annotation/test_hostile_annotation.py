@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from seg_jax.annotation import annotator, filters, hub, jobs, results
-from seg_jax.annotation.annotator import ImageFile
 from seg_jax.annotation.filters import Filters
 from seg_jax.annotation.results import Splits
 from seg_jax.annotation.stages import Detection, Segment, Stages, Unusable
 from seg_jax.cli import annotate as program
+from seg_jax.data import image_lists
 from seg_jax.data.build import dataset
 from seg_jax.data.findings import Findings
+from seg_jax.data.image_lists import ImageFile
 from seg_jax.data.sources import Built
 
 
 def annotate(images, job):
     """Returns the summary of an annotation."""
     with jobs.claim_folder(job, anew=False):
-        every = jobs.cut_into_shards(jobs.list_images(str(images)), job.records)
+        every = jobs.cut_into_shards(image_lists.list_images(str(images)), job.records)
         jobs.annotate_shards(every, job, workers=1, progress=lambda done: None)
         summary = results.gather_shards(every, job, Splits())
         make = functools.partial(dataset.make_files, workers=1, progress=lambda done: None)
@@ -36,16 +37,16 @@ def test_a_list_of_images_is_read_as_people_write_it(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_bytes("\ufeffb.png\r\n\r\n  a/b.png  \r\nb.png\r\n".encode())
     met = Findings()
-    found = jobs.list_images(str(listed), met)
+    found = image_lists.list_images(str(listed), met)
     assert [one.key for one in found] == ["a/b.png", "b.png"]
     (line,) = met.lines()
     assert line == f"1 x image listed again, taken once, first {listed}, line 4: b.png"
     listed.write_bytes(b"a\xff\n")
     with pytest.raises(ValueError, match="path of an image a line, got other bytes at byte 1"):
-        jobs.list_images(str(listed))
+        image_lists.list_images(str(listed))
     for pattern in ("**a", "a\0*", "["):
         with pytest.raises(ValueError, match="images: expected "):
-            jobs.list_images(str(tmp_path / pattern))
+            image_lists.list_images(str(tmp_path / pattern))
 
 
 def test_files_that_are_no_images_by_name_are_told(tmp_path):
@@ -53,7 +54,7 @@ def test_files_that_are_no_images_by_name_are_told(tmp_path):
     for name in ("b.heic", "a.txt"):
         (tmp_path / "web" / name).touch()
     met = Findings()
-    assert len(jobs.list_images(str(tmp_path / "web"), met)) == 1
+    assert len(image_lists.list_images(str(tmp_path / "web"), met)) == 1
     (line,) = met.lines()
     assert line.startswith("2 x file left out, as its name does not end as an image's, first ")
     assert line.endswith("a.txt; do: rename or convert it, if it is an image")
@@ -120,7 +121,7 @@ def test_a_damaged_shard_is_told_and_made_again(tmp_path, damage):
     path = job.out / jobs.DONE / "000001.jsonl"
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    every = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+    every = jobs.cut_into_shards(image_lists.list_images(str(tmp_path / "web")), job.records)
     (line,) = jobs.damaged_shards(every, job).lines()
     assert line.startswith(f"1 x finished shard is damaged and made again, first {path}")
     with pytest.raises(ValueError, match="000001.jsonl.*: expected .*; do: run the same command"):
@@ -139,7 +140,7 @@ def test_a_shard_of_an_older_version_stays(tmp_path):
     head = json.loads(first)
     assert len(head.pop("own")) == 64
     path.write_bytes(json.dumps(head).encode() + b"\n" + rest)
-    (shard,) = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+    (shard,) = jobs.cut_into_shards(image_lists.list_images(str(tmp_path / "web")), job.records)
     assert jobs.is_whole(shard, job)
     assert not jobs.damaged_shards([shard], job).lines()
 

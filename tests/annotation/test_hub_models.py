@@ -15,11 +15,12 @@ import transformers
 from PIL import Image
 
 from seg_jax.annotation import choice, filters, hub
-from seg_jax.annotation.annotator import Contour, ImageFile, annotate
+from seg_jax.annotation.annotator import Contour, annotate
 from seg_jax.annotation.grounding import GroundingDino
 from seg_jax.annotation.sam import Sam
 from seg_jax.annotation.sam2 import Sam2
 from seg_jax.annotation.stages import Stages, Unusable
+from seg_jax.data.image_lists import ImageFile
 
 SIZES = [(64, 64), (50, 90), (100, 30), (7, 7)]
 

@@ -30,6 +30,7 @@ from seg_jax.annotation.stages import (
     Stages,
     Unusable,
 )
+from seg_jax.data import image_lists
 
 KEYS = {"SEG_JAX_DESCRIBER_KEY": "one", "1:2": "two"}
 
@@ -73,7 +74,7 @@ def image(tmp_path_factory):
     """Returns the file of an image whose lesser side has 40 pixels."""
     path = tmp_path_factory.mktemp("image") / "image.png"
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
-    return annotator.ImageFile("image", path)
+    return image_lists.ImageFile("image", path)
 
 
 def test_every_filter_changes_what_is_kept(image):

@@ -13,7 +13,7 @@ import small_run
 from seg_jax.annotation import jobs, results
 from seg_jax.cli import finetune
 from seg_jax.cli import main as shell
-from seg_jax.data import sources
+from seg_jax.data import image_lists, sources
 from seg_jax.data.build import dataset
 from seg_jax.runs import experiments
 from seg_jax.training import optimizers
@@ -153,7 +153,7 @@ def made(tmp_path):
     samples = known.make(tmp_path / "web", 6)
     job = known.job(tmp_path / "out", 6)
     with jobs.claim_folder(job, anew=False):
-        every = jobs.cut_into_shards(jobs.list_images(str(tmp_path / "web")), job.records)
+        every = jobs.cut_into_shards(image_lists.list_images(str(tmp_path / "web")), job.records)
         jobs.annotate_shards(every, job, workers=1, progress=lambda done: None)
         results.gather_shards(every, job, results.Splits())
         make = functools.partial(dataset.make_files, workers=1, progress=lambda done: None)

@@ -180,7 +180,7 @@ def test_odd_images_are_answered_as_by_transformers(kind, tmp_path):
     asked.answer = lambda *words: rollouts.append(answer(*words)) or rollouts[-1]
     for size in ((31, 53), (90, 17), (59, 60)):
         image = scene(*size)
-        told = asked.predict(image, "the red star").as_json()
+        told = asked.predict_one(image, "the red star").as_json()
         assert told["size"] == {"height": size[0], "width": size[1]}
         assert told["rle"]["size"] == list(size)
         rollout = rollouts[-1][0]
@@ -326,9 +326,9 @@ def seen(monkeypatch):
             )
             self.answer = lambda *_: (rollout, None)
 
-        def predict(self, image, *words):
+        def predict_one(self, image, *words):
             asked.append(image)
-            return super().predict(image, *words)
+            return super().predict_one(image, *words)
 
     monkeypatch.setattr(model_options, "Predictor", Asked)
     return asked

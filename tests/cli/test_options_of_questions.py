@@ -18,7 +18,8 @@ import run_stand_ins
 import small_run
 
 from seg_jax.cli import evaluate, model_options, predict
-from seg_jax.data import fitting, image_files, split_files
+from seg_jax.data import fitting, image_files, image_lists, question_lists, split_files
+from seg_jax.data.exports import overlay
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Built, Scenes
 from seg_jax.evaluation import task_metrics
@@ -29,11 +30,11 @@ from seg_jax.inference import frozen_segmenter, predictor, segmenter
 from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.models import families
 from seg_jax.models.sam2 import config as sam2_config
-from seg_jax.report import overlay
 from seg_jax.runs import (
     console,
     evaluation,
     foreground,
+    predictions,
     protocol,
     run_folder,
     sampled_answers,
@@ -54,6 +55,7 @@ def prints(monkeypatch, tmp_path):
     _stand_for_data(monkeypatch, note)
     _stand_for_answers(monkeypatch, note)
     _stand_for_files(monkeypatch, note)
+    _stand_for_many(monkeypatch, note)
     return note.of
 
 
@@ -66,7 +68,7 @@ def _stand_for_models(patch, note):
             note("predictor", grammar, nothing, refill, bundle.layout, segmenter is not None)
             self.bundle, self.frozen = bundle, frozen
 
-        def predict(self, image, clue, kind):
+        def predict_one(self, image, clue, kind):
             note("predict", image, clue if isinstance(clue, str) else clue.tolist(), kind)
             note("asked of", self.bundle.task)
             return types.SimpleNamespace(as_json=dict, rings_unit=[])
@@ -191,6 +193,28 @@ def _stand_for_answers(patch, note):
     patch.setattr(evaluate, "Model", Model)
 
 
+def _stand_for_many(patch, note):
+    """Notes which pictures are listed, which questions are planned, and what becomes of them."""
+
+    def listed(source, met):
+        note("listed", source)
+        return [(name, Path(source) / name) for name in ("a.png", "b.png")]
+
+    def read(path, met):
+        note("read", path)
+        return question_lists.of_images([Path("a.png")], ["the red star"], answer=None)
+
+    def run(job, load, *, anew):
+        note("job", [one.questions for one in job.pictures], job.out, job.batch, job.formats, anew)
+        load()
+        return {"answered": 1, "failed": 0, "masks": 1, "findings": {}}
+
+    patch.setattr(image_lists, "list_images", listed)
+    patch.setattr(question_lists, "read", read)
+    patch.setattr(predictions, "run", run)
+    patch.setattr(console, "tell", lambda result: note("told", result))
+
+
 def _stand_for_files(patch, note):
     """Notes what is read, drawn and written, but no echo of options in it."""
 
@@ -274,6 +298,15 @@ PREDICT = {
     "masks of all that is there": {"checkpoint": CLICKS, "segmenter": SAM, "out": OUT},
     "a folder of the hub": {"checkpoint": HUB, "segmenter": SAM, "text": "the red star"},
     "a box as an answer": {"text": "the red star", "answer": "box", "checkpoint": CHECKPOINT},
+    "many pictures": {"images": ("web",), "text": "the red star", "out": OUT},
+    "texts of many pictures": {
+        "images": ("web", "more"),
+        "texts": ("the red star", "a ring"),
+        "out": OUT,
+        "formats": ("coco",),
+    },
+    "all that is there in many": {"images": ("web",), "checkpoint": CLICKS, "out": OUT},
+    "questions of a file": {"questions": Path("questions.jsonl"), "out": OUT},
 }
 """Modes, by the options that choose them."""
 ALIASES = ("world", "dtype")
@@ -288,7 +321,8 @@ def test_every_option_of_evaluate(mode, prints):
 
 @pytest.mark.parametrize("mode", PREDICT)
 def test_every_option_of_predict(mode, prints):
-    base = predict.Config(image=Path("image.png"), **PREDICT[mode])
+    many = "images" in PREDICT[mode] or "questions" in PREDICT[mode]
+    base = predict.Config(image=None if many else Path("image.png"), **PREDICT[mode])
     fingerprints.walk(prints, predict, base, aliases=ALIASES)
 
 

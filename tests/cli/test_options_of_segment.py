@@ -10,8 +10,8 @@ import pytest
 
 from seg_jax.cli import segment
 from seg_jax.data import image_files
+from seg_jax.data.exports import overlay
 from seg_jax.inference import segmenter
-from seg_jax.report import overlay
 
 OUT = Path("out")
 MODES = {

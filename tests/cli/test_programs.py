@@ -68,7 +68,7 @@ def test_a_model_of_clicks_is_asked_for_all_of_the_foreground(image, monkeypatch
             task.ask(image, clue, kind), "<points>[[3,4]]</points> <labels>[1]</labels>"
         )
 
-    asked = types.SimpleNamespace(bundle=types.SimpleNamespace(task=task), predict=predict)
+    asked = types.SimpleNamespace(bundle=types.SimpleNamespace(task=task), predict_one=predict)
     monkeypatch.setattr(cli_predict.Config, "asked_task", lambda config: task)
     monkeypatch.setattr(cli_predict.Config, "predictor", lambda config, **_: asked)
     assert main.main(["predict", "--image", str(image)]) == 0

@@ -8,9 +8,9 @@ from built_data import build, records, tree
 from PIL import Image
 
 from seg_jax.annotation import annotator
-from seg_jax.annotation.annotator import ImageFile
 from seg_jax.data import image_files
 from seg_jax.data.build import dataset
+from seg_jax.data.image_lists import ImageFile
 from seg_jax.data.sources import Built
 
 SIDE = 64

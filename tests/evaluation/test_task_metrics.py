@@ -267,7 +267,7 @@ def test_with_the_grammar_every_prediction_of_random_weights_is_read():
     held = Predictor(small_run.bundle(), grammar=True)
     image = np.zeros((64, 64, 3), np.uint8)
     for kind in Kind:
-        assert held.predict(image, "the red star", kind).verdict == Verdict.OK
+        assert held.predict_one(image, "the red star", kind).verdict == Verdict.OK
 
 
 def test_a_layout_too_short_for_the_grammar_is_refused():
@@ -275,7 +275,7 @@ def test_a_layout_too_short_for_the_grammar_is_refused():
     layout = dataclasses.replace(bundle.layout, max_answer=6)
     held = Predictor(dataclasses.replace(bundle, layout=layout), grammar=True)
     with pytest.raises(ValueError, match="max_tokens: expected at least"):
-        held.predict(np.zeros((64, 64, 3), np.uint8), "the red star", Kind.MASK)
+        held.predict_one(np.zeros((64, 64, 3), np.uint8), "the red star", Kind.MASK)
 
 
 def test_an_answer_is_held_against_the_mask_of_its_own_scene(monkeypatch):

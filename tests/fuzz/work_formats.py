@@ -28,6 +28,7 @@ def _annotate(folder: Path) -> Iterator[str]:
     import known_scenes
 
     from seg_jax.annotation import jobs, results
+    from seg_jax.data import image_lists
     from seg_jax.data.findings import Findings
 
     # Shards know the paths of their images: as they were when they were made.
@@ -36,7 +37,7 @@ def _annotate(folder: Path) -> Iterator[str]:
         with jobs.claim_folder(job, anew=False):
             if (job.out / jobs.LIST).exists():  # As machines of a pipeline read it.
                 jobs.read_list(job)
-            every = jobs.cut_into_shards(jobs.list_images("web/list.txt", met), job.records)
+            every = jobs.cut_into_shards(image_lists.list_images("web/list.txt", met), job.records)
             yield from met.lines()
             yield from jobs.damaged_shards(every, job).lines()
             jobs.forget_failures(every, job)

@@ -33,7 +33,7 @@ def ask(monkeypatch):
         used = np.array([[[True] * len(ids) + [False] * 3]])
         rollout = SimpleNamespace(ids=row, used=used)
         monkeypatch.setattr(asked, "answer", lambda *_: (rollout, None))
-        return asked.predict(np.zeros((*size, 3), np.uint8), "the red star", kind)
+        return asked.predict_one(np.zeros((*size, 3), np.uint8), "the red star", kind)
 
     return call
 

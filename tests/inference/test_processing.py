@@ -44,7 +44,7 @@ def test_transformers_answers_token_for_token_as_we_do(nano, written):
     shapes = set()
     for index in range(20):
         sample = SCENES[index]
-        ours = nano.predict(sample.image, sample.phrases[0][0])
+        ours = nano.predict_one(sample.image, sample.phrases[0][0])
         seen = see(images=[Image.fromarray(sample.image)], return_tensors="pt")
         pads = int(seen["image_grid_thw"].prod()) // see.merge_size**2
         turn = [{"type": "image"}, {"type": "text", "text": ours.question}]

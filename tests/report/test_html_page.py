@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seg_jax.data.exports import overlay
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
-from seg_jax.report import html_page, overlay
+from seg_jax.report import html_page
 from seg_jax.report.charts import Curve
 from seg_jax.report.exhibits import Exhibit, Panel
 from seg_jax.report.html_page import Report

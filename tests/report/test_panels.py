@@ -8,8 +8,9 @@ import pytest
 import small_run
 from PIL import Image
 
+from seg_jax.data.exports import overlay
 from seg_jax.records import Kind, Rollout, Verdict
-from seg_jax.report import overlay, panels
+from seg_jax.report import panels
 from seg_jax.tasks.referring import Mixture
 
 LENGTH = 60

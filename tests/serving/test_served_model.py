@@ -22,7 +22,7 @@ def test_answers_are_those_of_predict_and_nothing_is_compiled(monkeypatch):
         rng = np.random.default_rng(number)
         data = scripted.picture_of(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
         asked.append((data, f"the {['red', 'blue'][number % 2]} star"))
-    want = [alone.predict(image_files.read(data), text).as_json() for data, text in asked]
+    want = [alone.predict_one(image_files.read(data), text).as_json() for data, text in asked]
     compiled = []
 
     def listen(event, *_, **__):

@@ -24,7 +24,7 @@ def test_nano_outlines_scenes_as_predict_does(monkeypatch):
     scenes = experiments.load("simpleseg/nano_sft.py").scenes(seed=examples.SEED)
     asked = [(scenes[n], next(t[0] for t in scenes[n].phrases if t)) for n in range(COUNT)]
     alone = predictor.Predictor(bundle)
-    want = [alone.predict(sample.image, text).as_json() for sample, text in asked]
+    want = [alone.predict_one(sample.image, text).as_json() for sample, text in asked]
     sizes = Sizes(slots=4, together=2)
     with (
         scripted.serve(monkeypatch, real=True, asked=bundle, sizes=sizes) as served,

@@ -115,13 +115,13 @@ def measure(config: Config) -> dict[str, Any]:
 def _rows(config: Config, predictor: Any, port: int, asked: list[Any]) -> list[dict[str, Any]]:
     """Returns a row for direct calls and one for each number of clients."""
     image, text, _ = asked[0]
-    predictor.predict(image, text)  # Compiles.
+    predictor.predict_one(image, text)  # Compiles.
     rows = []
 
     def direct(number: int) -> Timed:
         image, text, _ = asked[number % len(asked)]
         begin = time.perf_counter()
-        predicted = predictor.predict(image, text)
+        predicted = predictor.predict_one(image, text)
         tokens = len(predictor.bundle.tokenizer.encode(predicted.text)) + 1
         return Timed(time.perf_counter() - begin, tokens, 200, (200,))
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from seg_jax.report import overlay
+from seg_jax.data.exports import overlay
 
 SQUARE = np.array([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]])
 HOLE = np.array([[0.4, 0.4], [0.4, 0.6], [0.5, 0.6], [0.6, 0.6], [0.6, 0.4]])

@@ -1,0 +1,1 @@
+"""Answers out: one writer for each format that others read."""
