@@ -151,6 +151,15 @@ def check(
         ) from None
 
 
+def holds(value: Any, kind: Any) -> bool:
+    """Returns whether a value is of a type, as `check` would find."""
+    try:
+        msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
 def short_repr(value: Any) -> str:
     """Returns a value as a message shows it: one line, escaped, cut; never a long computation."""
     if isinstance(value, list | dict | tuple):  # Perhaps deeper than can be printed.

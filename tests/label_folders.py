@@ -12,6 +12,7 @@ import published_formats as formats
 from PIL import Image
 
 from seg_jax.data.build import dataset, record_files
+from seg_jax.data.formats import yolo as yolo_reader
 from seg_jax.geometry import bitmask
 
 
@@ -99,6 +100,18 @@ def yolo(root: Path, drawn, *, write=repr):
     (root / "data.yaml").write_text(
         "train: images/train\nval: images/val\nnc: 2\nnames:\n  0: cup\n  1: fork\n"
     )
+
+
+YOLO_LINE = "0 0.1 0.1 0.6 0.1 0.6 0.6\n"
+
+
+def yolo_folder(root, text, *, yaml="train: images\nnames: [cup, no]\n", **changes):
+    """Writes a folder of one image with this text of labels, and reads it."""
+    draw(root, pictures()[0]._replace(**changes), "images")
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "labels" / "0.txt").write_text(text)
+    (root / "data.yaml").write_text(yaml)
+    return yolo_reader.read(root)
 
 
 def png(mask):

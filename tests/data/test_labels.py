@@ -1,6 +1,7 @@
 """Folders of labelling tools are read as COCO's files of the same drawings, bit for bit."""
 
 import json
+import math
 
 import label_folders as labels
 import numpy as np
@@ -9,14 +10,11 @@ from PIL import Image
 
 from seg_jax.data.formats import (
     cvat,
-    drawn,
     label_studio,
     labelme,
     picture_paths,
     voc,
     xml_elements,
-    yaml_text,
-    yolo,
 )
 from seg_jax.geometry import bitmask
 
@@ -70,126 +68,6 @@ def test_boxes_of_tools_are_outlines_where_that_is_said(tmp_path, coco, name):
     assert [*met.counts.values()] == [3]
     assert "a box is no outline" in met.lines()[0]
     labels.assert_same(found, coco(labels.pictures()))
-
-
-def yolo_folder(root, text, *, yaml="train: images\nnames: [cup, no]\n", **changes):
-    """Writes a folder of one image with this text of labels."""
-    some = labels.pictures()[:1]
-    labels.draw(root, some[0]._replace(**changes), "images")
-    (root / "labels").mkdir(exist_ok=True)
-    (root / "labels" / "0.txt").write_text(text)
-    (root / "data.yaml").write_text(yaml)
-    return yolo.read(root)
-
-
-GOOD = "0 0.1 0.1 0.6 0.1 0.6 0.6\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("0 0.1 0.1 0.6 0.1 0.6", "a box is no outline"),
-        ("0 0.1 0.1 0.6 0.6", "a box is no outline"),
-        ("0 0.1 0.1 0.6 0.1 0.6 0.6 0.7", "a polygon has half a point"),
-        ("0 0.1 0.1", "no polygon has three points"),
-        ("0", "no polygon has three points"),
-        ("0 10 10 60 10 60 60", "coordinates are no fractions of the image"),
-        ("cup 0.1 0.1 0.6 0.1 0.6 0.6", "it has something else than numbers"),
-        ("0 0.1 0.1 0.6 nan 0.6 0.6", "it has something else than numbers"),
-        ("0.5 0.1 0.1 0.6 0.1 0.6 0.6", "it does not begin with the number of a class"),
-        ("-1 0.1 0.1 0.6 0.1 0.6 0.6", "it does not begin with the number of a class"),
-    ],
-)
-def test_a_bad_line_of_yolo_costs_itself(tmp_path, line, reason):
-    read = yolo_folder(tmp_path, f"{GOOD}{line}\n\n")
-    assert [len(image.objects) for image in read.images] == [1]
-    assert read.findings.counts == {f"line left out: {reason}": 1}
-    (example,) = read.findings.examples[f"line left out: {reason}"]
-    assert "0.txt, line 2" in example
-
-
-def test_two_names_of_one_split_of_yolo_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data.yaml: expected val or valid, got both; do: "):
-        yolo_folder(tmp_path, GOOD, yaml="val: images\nvalid: images\nnames: [cup]\n")
-
-
-def test_names_of_yolo_are_texts(tmp_path):
-    """Class no is no `false`; numbers as 1.0 are classes; what is not listed has no name."""
-    read = yolo_folder(tmp_path, GOOD + GOOD.replace("0 ", "1.0 ", 1) + GOOD.replace("0 ", "7 ", 1))
-    assert [one.name for one in read.images[0].objects] == ["cup", "no", ""]
-    assert read.findings.counts == {"object without a name: its class is not listed": 1}
-    read = yolo_folder(tmp_path, GOOD, yaml="train: images\n")
-    assert read.findings.counts == {"no names of classes are listed: objects have none": 1}
-    read = yolo_folder(tmp_path, GOOD, yaml="train: images\nnames: {0: a, x: b, 2: ''}\n")
-    assert read.images[0].objects[0].name == "a"
-    assert read.findings.counts == {"class without a name": 2}
-
-
-def test_equal_lines_of_yolo_are_one_object(tmp_path):
-    read = yolo_folder(tmp_path, GOOD * 3)
-    assert len(read.images[0].objects) == 1
-    assert read.findings.counts == {"object left out: it is there already": 2}
-
-
-def test_images_of_yolo_without_labels_are_told(tmp_path):
-    read = yolo_folder(tmp_path, "")
-    assert read.images == []
-    (tmp_path / "labels" / "0.txt").unlink()
-    assert list(yolo.read(tmp_path).findings.counts) == [drawn.annotations.NONE_TAKEN]
-
-
-def test_boxes_are_outlines_where_that_is_said(tmp_path):
-    (tmp_path / "yolo").mkdir()
-    yolo_folder(tmp_path / "yolo", "0 0.5 0.5 0.25 0.5\n", height=40, width=80)
-    found, met = labels.records("yolo", tmp_path / "yolo", boxes=True)
-    (((name, mask),), _) = labels.things(found["train", "0.png"])
-    wanted = np.zeros((40, 80), bool)
-    wanted[10:30, 30:50] = True
-    np.testing.assert_array_equal(mask, wanted)
-    assert (name, met.counts) == ("cup", {})
-
-
-def test_keypoints_of_yolo_are_boxes_with_points(tmp_path):
-    yaml = "train: images\nnames: [cup]\nkpt_shape: [2, 2]\n"
-    read = yolo_folder(tmp_path, "0 0.5 0.5 0.25 0.5 0.1 0.1 0.2 0.2\n", yaml=yaml)
-    assert read.findings.counts["line left out: a box is no outline"] == 1
-
-
-@pytest.mark.parametrize("told", ["../images", "./images", "images/", "list.txt"])
-def test_yolo_finds_images_as_ultralytics_does(tmp_path, told):
-    (tmp_path / "list.txt").write_text("./images/0.png\n")
-    read = yolo_folder(tmp_path, GOOD, yaml=f"train: {told}\nval: nowhere\nnames: [cup]\n")
-    assert [image.image.name for image in read.images] == ["0.png"]
-    assert read.findings.counts == {"split without images": 1}
-    with pytest.raises(ValueError, match="expected folders of images, got none for train"):
-        yolo_folder(tmp_path, GOOD, yaml="train: nowhere\nnames: [cup]\n")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &x [1]\nb: *x\n",
-        "a: 1\na: 2\n",
-        "- a\n",
-        "a: [1\n",
-        "a: " + "[" * 5000,
-        "? [a]\n: b\n",
-        "a: \x01\n",
-    ],
-)
-def test_hostile_yaml_is_refused(tmp_path, text):
-    path = tmp_path / "data.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="expected a mapping in YAML, got .*; do: correct"):
-        yaml_text.read(path)
-
-
-def test_tags_of_yaml_are_not_followed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "data.yaml"
-    path.write_text("a: !!python/object/apply:os.system [touch touched]\nb: no\nc: 1e3\n")
-    assert yaml_text.read(path) == {"a": ["touch touched"], "b": "no", "c": "1e3"}
-    assert not (tmp_path / "touched").exists()
 
 
 def labelme_file(root, *shapes, **changes):
@@ -253,10 +131,51 @@ def test_masks_circles_and_texts_of_labelme(tmp_path):
     assert told == {"cup": (0,), "a": (1,), "b": (2,), "the small mask": (1,)}
 
 
-def test_a_mask_of_labelme_stays_within_its_image(tmp_path):
-    shape = {"label": "a", "shape_type": "mask", "points": [[80, 58], [86, 62]]}
+@pytest.mark.parametrize(
+    ("x", "y", "fits"),
+    [
+        (76, 56, True),
+        (77, 0, False),
+        (0, 57, False),
+        (-0.5, -0.4, True),
+        (-0.6, 0, False),
+        (0, -0.6, False),
+        (75.6, 56.4, True),
+        (75.4, 55.5, True),
+    ],
+)
+def test_a_mask_of_labelme_stays_within_its_image(tmp_path, x, y, fits):
+    """Its upper left corner is the nearest one of a pixel."""
+    shape = {"label": "a", "shape_type": "mask", "points": [[x, y], [x + 6, y + 4]]}
     read = labelme_file(tmp_path, shape | {"mask": labels.png(np.ones((5, 7), bool))})
-    assert read.findings.counts == {"shape left out: its mask reaches beyond the image": 1}
+    if not fits:
+        assert read.findings.counts == {"shape left out: its mask reaches beyond the image": 1}
+        return
+    assert read.findings.counts == {}
+    wanted, left, top = np.zeros((61, 83), bool), math.floor(x + 0.5), math.floor(y + 0.5)
+    wanted[top : top + 5, left : left + 7] = True
+    found = bitmask.from_rle(read.images[0].objects[1].outline.rle(61, 83))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_turned_boxes_circles_and_the_background_of_labelme(tmp_path):
+    corners = [[20, 10], [30, 20], [20, 30], [10, 20]]
+    shapes = [
+        {"label": "a", "shape_type": "rotation", "points": corners},
+        {"label": "b", "shape_type": "circle", "points": [[40, 30], [43, 34]]},
+        {"label": "_background_", "points": SQUARE},
+    ]
+    labelme_file(tmp_path, *shapes)
+    read = labelme.read(tmp_path, boxes=True)
+    assert read.findings.counts == {}
+    _, box, circle = read.images[0].objects
+    assert box.outline.rings == ((20, 10, 30, 20, 20, 30, 10, 20),)
+    (ring,) = circle.outline.rings
+    np.testing.assert_allclose(np.hypot(np.array(ring[::2]) - 40, np.array(ring[1::2]) - 30), 5)
+    three = {"label": "a", "shape_type": "rectangle", "points": corners[:3]}
+    labelme_file(tmp_path, three)
+    counts = labelme.read(tmp_path, boxes=True).findings.counts
+    assert counts == {"shape left out: a rectangle has another number of points": 1}
 
 
 @pytest.mark.parametrize("told", ["0.png", "..\\train\\0.png", "C:\\me\\train\\0.png", "old.png"])
@@ -291,7 +210,7 @@ def test_other_json_files_beside_labelme_are_told(tmp_path):
 def test_who_turned_the_image_decides(tmp_path, name, size, upright, turned):
     """Of LabelMe the annotated size tells; YOLO's outlines are of the turned image."""
     if name == "yolo":
-        yolo_folder(tmp_path, GOOD)
+        labels.yolo_folder(tmp_path, labels.YOLO_LINE)
         path = tmp_path / "images" / "0.png"
     else:
         height, width = size

@@ -171,17 +171,67 @@ def test_schedule_follows_the_papers_numbers():
     np.testing.assert_allclose(rates[3], 2e-6, rtol=1e-2)
 
 
-def test_large_gradients_are_clipped_by_their_global_norm():
-    config = optimizers.AdamW(clip=1.0)
-    transform = optimizers.build(config)
-    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
-    small, _ = transform.update(
-        {"a": jnp.full(4, 0.5), "b": jnp.zeros(4)}, transform.init(params), params
-    )
-    large, _ = transform.update(
-        {"a": jnp.full(4, 5e6), "b": jnp.zeros(4)}, transform.init(params), params
-    )
-    np.testing.assert_allclose(small["a"], large["a"], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("warmup", "final", "horizon", "wanted"),
+    [
+        (0.25, 0.2, 8, {0: 0.5, 1: 1.0, 2: 1.0, 5: 0.6, 8: 0.2, 100: 0.2}),
+        (0.5, 1.0, 8, {0: 0.25, 1: 0.5, 3: 1.0, 7: 1.0}),
+        (0.0, 0.0, 3, {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.0}),
+        (0.0, 0.5, 1, {0: 1.0, 1: 1.0, 2: 0.5}),
+        (1.0, 0.0, 4, {0: 0.25, 3: 1.0, 4: 1.0, 5: 0.0}),
+    ],
+)
+def test_schedule_is_its_formula(warmup, final, horizon, wanted):
+    """A straight way up, of at least one step, then half a cosine down to the last rate."""
+    schedule = optimizers.Schedule(warmup=warmup, final=final)
+    rates = {step: float(schedule.rate(2.0, step, horizon)) / 2 for step in wanted}
+    assert rates == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [optimizers.AdamW, optimizers.Muon])
+def test_large_gradients_are_clipped_by_their_global_norm(kind):
+    """The first update hangs on no scale: that of a small gradient behind a large one does."""
+    rng = np.random.default_rng(0)
+    start = {"q": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}}
+    start = jax.tree.map(np.float32, start)
+    ways = [jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), start) for _ in range(2)]
+    size = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(ways[0])))
+    constant = optimizers.Schedule(warmup=0.0, final=1.0)
+
+    def trained(clip, *scales):
+        config = kind(lr=0.1, clip=clip, schedule=constant)
+        grads = [
+            jax.tree.map(lambda x, s=scale: s * x / size, way)
+            for scale, way in zip(scales, ways, strict=True)
+        ]
+        return np.concatenate([x.ravel() for x in jax.tree.leaves(train(config, start, grads))])
+
+    clipped = trained(2.0, 50.0, 0.1)
+    np.testing.assert_allclose(clipped, trained(1e9, 2.0, 0.1), atol=1e-5)
+    assert np.abs(clipped - trained(1e9, 50.0, 0.1)).max() > 0.01
+    np.testing.assert_allclose(trained(2.0, 1.9, 0.1), trained(1e9, 1.9, 0.1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [optimizers.AdamW, optimizers.Muon])
+def test_decay_shrinks_matrices_and_embeddings_alone(kind):
+    """Where no gradient comes nothing else moves a weight."""
+    names = {"kernel": (3, 4), "bias": (4,), "scale": (4,), "embedding": (5, 4)}
+    start = {"q": {name: np.ones(shape, np.float32) for name, shape in names.items()}}
+    constant = optimizers.Schedule(warmup=0.0, final=1.0)
+    config = kind(lr=0.1, weight_decay=0.5, schedule=constant)
+    after = train(config, start, [jax.tree.map(np.zeros_like, start)] * 2)["q"]
+    for name, weight in after.items():
+        left = 1.0 if name in ("bias", "scale") else 0.95**2
+        np.testing.assert_allclose(weight, left, rtol=1e-6, err_msg=name)
+
+
+def test_settings_at_the_ends_of_their_ranges_are_taken():
+    infinite = float("inf")
+    for warmup, final in ((0.0, 0.0), (1.0, 5.0)):
+        assert optimizers.Schedule(warmup=warmup, final=final).final == final
+    for kind in (optimizers.AdamW, optimizers.Muon):
+        assert kind(lr=0.0, weight_decay=0.0, b1=0.0, b2=0.0, clip=infinite).clip == infinite
+    assert optimizers.Muon(momentum=0.0, newton_schulz_steps=1).momentum == 0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +247,9 @@ def test_large_gradients_are_clipped_by_their_global_norm():
         (optimizers.Muon, {"momentum": 1.0}),
         (optimizers.Muon, {"newton_schulz_steps": 0}),
         (optimizers.Schedule, {"warmup": 1.5}),
+        (optimizers.Schedule, {"warmup": -0.1}),
         (optimizers.Schedule, {"final": -0.1}),
+        (optimizers.Schedule, {"final": float("inf")}),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(kind, wrong):

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from seg_jax import checksums, files
+from seg_jax import checksums, files, schemas
 from seg_jax.data import record_schema
 from seg_jax.data import workers as processes
 from seg_jax.data.build import claims, leaks, readers, record_files
@@ -55,6 +55,7 @@ def plan_files(plan: Plan) -> FilePlan:
     _check_leak_options(plan, wanted)
     sizes = {split: _split_size(read, split, wanted[split]) for split in sorted(wanted)}
     met = read.findings
+    _drop_unstorable_names(wanted, met)
     _drop_repeated_keys(wanted, met)
     removed = leaks.remove_leaks(
         wanted,
@@ -144,6 +145,22 @@ def _split_size(read: Annotations, split: str, some: list[AnnotatedImage]) -> ex
     if refs is None:
         refs = sum(len(image.objects) for image in some)
     return expected_sizes.Size(refs, len(some), sum(len(image.expressions) for image in some))
+
+
+def _drop_unstorable_names(wanted: dict[str, list[AnnotatedImage]], met: Findings) -> None:
+    """Leaves out images whose file has a name that is no UTF-8: no record and no JSON holds it."""
+    for split, some in wanted.items():
+        wanted[split] = []
+        for image in some:
+            name = f"{image.key} {image.image.name}"
+            if schemas.holds(name, schemas.Text):
+                wanted[split].append(image)
+                continue
+            met.add(
+                "image left out, as the name of its file is no UTF-8",
+                f"{image.key}: {image.image}",
+                advice="rename the file (convmv renames whole folders)",
+            )
 
 
 def _drop_repeated_keys(wanted: dict[str, list[AnnotatedImage]], met: Findings) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from seg_jax import schemas
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import annotations
 from seg_jax.data.formats.annotations import (
@@ -106,7 +107,17 @@ def check_boxes(where: str, *, boxes: bool) -> None:
 
 
 def label(text: str | None, where: str, met: Findings) -> str:
-    """Returns the name that a label gives an object; none is told."""
+    """Returns the name that a label gives an object; none is told.
+
+    Raises:
+      BadAnnotation: no file can hold it.
+    """
+    if not schemas.holds(text or "", schemas.Text):
+        raise BadAnnotation(
+            f"{where}: expected a label without lone surrogates, got {schemas.short_repr(text)}; "
+            "do: name it anew",
+            "its label has lone surrogates or is too long",
+        )
     name = " ".join((text or "").split())
     if not name:
         met.add(NAMELESS, where, advice="give it a label")

@@ -154,7 +154,7 @@ def _drawing(
     told = _image(task, where)
     regions: list[Region] = []
     sizes: list[tuple[int, int]] = []
-    texts = _texts(task)
+    texts = _texts(task, where, met)
     for inside, one in _results(task, where, met):
         try:
             result = annotations.check_annotation(one, _Result, where=inside, findings=met)
@@ -190,7 +190,7 @@ def _image(task: Mapping[str, Any], where: str) -> str:
         one for one, name in zip(short, names, strict=True) if picture_paths.IMAGE.fullmatch(name)
     ]
     for one in (*named, *pictures):
-        if not one.startswith("data:") and 0 < len(one) < 4096 and "\0" not in one:
+        if not one.startswith("data:") and schemas.holds(one, schemas.FileName):
             return one
     raise BadAnnotation(
         f"{where}: expected the path or the URL of an image in data, got "
@@ -228,7 +228,7 @@ def _is_region(one: Any) -> bool:
     return isinstance(value, Mapping) and bool(_label(value)[0])
 
 
-def _texts(task: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _texts(task: Mapping[str, Any], where: str, met: Findings) -> dict[str, tuple[str, ...]]:
     """Returns the texts that were written for regions, by the regions' ids."""
     found: dict[str, tuple[str, ...]] = {}
     for _, one in _every_result(task):
@@ -237,7 +237,13 @@ def _texts(task: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
             continue
         some = value.get("text")
         some = some if isinstance(some, list) else [some]
-        texts = tuple(" ".join(text.split()) for text in some if isinstance(text, str))
+        some = [text for text in some if isinstance(text, str)]
+        try:
+            some = schemas.check(some, list[schemas.Text], where=f"{where}, text", advice=ADVICE)
+        except ValueError as error:
+            met.add_error("texts left out", error)
+            continue
+        texts = tuple(" ".join(text.split()) for text in some)
         if isinstance(one.get("id"), str) and (kept := tuple(text for text in texts if text)):
             found[one["id"]] = kept
     return found

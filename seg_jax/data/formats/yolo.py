@@ -122,7 +122,7 @@ def _names(told: dict[str, Any], path: Path, met: Findings) -> dict[int, str]:
     found = {}
     for key, one in pairs[:_NAMES]:
         number = annotations.whole_number(key)
-        name = " ".join(one.split()) if isinstance(one, str) else ""
+        name = " ".join(one.split()) if schemas.holds(one, schemas.Text) else ""
         if number is None or not name:
             met.add(
                 "class without a name",
