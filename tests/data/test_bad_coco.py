@@ -129,49 +129,6 @@ def test_a_ring_of_fractions_beside_one_of_pixels_costs_itself(tmp_path):
     assert found == Polygons((tuple(map(float, ring)),))
 
 
-@pytest.mark.parametrize(
-    ("ring", "are"),
-    [
-        ((-0.02, 0, 1.02, 0, 1, 1), True),
-        ((-0.021, 0, 1, 0, 1, 1), False),
-        ((0, 0, 1.021, 0, 1, 1), False),
-        ((0.5, 0.5, 0.5, 0.5), False),
-        ((0, 0, 0, 0), False),
-        ((0, 0, 0, 0.5), True),
-    ],
-)
-def test_fractions_are_within_a_margin_and_differ(ring, are):
-    assert segmentation.are_fractions([*map(float, ring)]) is are
-
-
-@pytest.mark.parametrize(
-    ("box", "wanted"),
-    [
-        ([5, 6, 7, 8], (5, 6, 12, 14)),
-        ([5, 6, 0, 8], (5, 6, 5, 14)),
-        ([5, 6, 7, 0], (5, 6, 12, 6)),
-        ([0, 0, 0, 0], (0, 0, 0, 0)),
-        ([5, 6, 7, -0.1], None),
-        (None, None),
-    ],
-)
-def test_boxes_have_corner_and_size(box, wanted):
-    told = Findings()
-    assert segmentation.box_px(box, where="here", findings=told) == wanted
-    assert len(told.counts) == (wanted is None and box is not None)
-
-
-@pytest.mark.parametrize(("letter", "known"), [("0", 1), ("o", 1), ("/", 0), ("p", 0)])
-def test_letters_of_compressed_counts(letter, known):
-    value = {"size": [48, 64], "counts": f"1{letter}"}
-    if known:
-        found = segmentation.read_outline(value, where="here", findings=Findings())
-        assert found == RunLengths((value,))
-        return
-    with pytest.raises(BadAnnotation, match="expected compressed counts, letters from 0 to o, got"):
-        segmentation.read_outline(value, where="here", findings=Findings())
-
-
 def test_run_lengths_of_another_size_are_told(tmp_path):
     """why-1: height and width in the wrong order are the usual fault."""
     read = texts.read_coco(tmp_path, {"segmentation": {"size": [64, 48], "counts": [0, 3072]}})

@@ -5,6 +5,7 @@ from pathlib import Path
 import label_folders as labels
 import numpy as np
 import pytest
+from label_folders import yolo_folder
 
 from seg_jax.data.formats import drawn, yaml_text, yolo
 

@@ -208,7 +208,7 @@ def test_large_gradients_are_clipped_by_their_global_norm(kind):
 
     clipped = trained(2.0, 50.0, 0.1)
     np.testing.assert_allclose(clipped, trained(1e9, 2.0, 0.1), atol=1e-5)
-    assert np.abs(clipped - trained(1e9, 50.0, 0.1)).max() > 0.01
+    assert np.abs(clipped - trained(1e9, 50.0, 0.1)).max() > 0.003
     np.testing.assert_allclose(trained(2.0, 1.9, 0.1), trained(1e9, 1.9, 0.1), atol=1e-6)
 
 
