@@ -299,12 +299,16 @@ class Encoder:
         size = height // layout.patch, width // layout.patch
         return PatchedImage(grid.patchify(whole, layout.patch, layout.merge), size)
 
-    def image_from_patches(self, images: Images) -> UInt8[np.ndarray, "H W 3"]:
-        """Returns the first image of a row (no batch axis), put together from its patches.
+    def image_from_patches(self, images: Images, number: int = 0) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns an image of a row (no batch axis), put together from its patches.
 
         It is what the model sees: the inverse of `image`, up to the resizing.
+
+        Args:
+          images: of the row.
+          number: of the image within the row.
         """
-        mine = images.image == 0
+        mine = images.image == number
         place, patch = images.place[mine], self.layout.patch
         rows, columns = place.max(0) + 1
         image = np.zeros((rows, columns, 3, patch, patch), np.uint8)

@@ -218,6 +218,23 @@ class _Turns(grain.DatasetIterator):
         """Does nothing."""
 
 
+def lane_rows(
+    read: Callable[[int], Future[tuple[Item, Any]]], encoder: Encoder, pack: Pack
+) -> Iterator[tuple[PackedBatch, list[Any]]]:
+    """Yields the rows of one lane, each with what came beside its items, without end.
+
+    Args:
+      read: begins to read an item of the lane by its number, with something beside it.
+      encoder: that made the items.
+      pack: size of the rows.
+    """
+    lane = _Lane(read, pack, [0])
+    while True:
+        drawn = lane.next_items()
+        row = packing.pack_row(encoder, [item for item, _ in drawn], pack)
+        yield row, [beside for _, beside in drawn]
+
+
 class _Lane:
     """The items of one row of every batch: they wait, are chosen, and leave row by row.
 

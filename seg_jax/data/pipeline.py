@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grain
 import jax
@@ -17,7 +19,7 @@ from seg_jax.data import buckets, packed_batches, packing, passing, priority, so
 from seg_jax.data.encode import Encoder
 from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Mixed, Source
-from seg_jax.records import Batch, Prompts, Sample, check_least
+from seg_jax.records import Batch, PackedBatch, Prompts, Sample, check_least
 from seg_jax.tasks.task import Example, Task, Unfit
 
 Row = TypeVar("Row")
@@ -333,6 +335,89 @@ class _Encode(grain.transforms.Map):
         if self.rows == "sft":
             return self.encoder.batch_row(element, rows=feed.packed_rows, length=feed.packed_tokens)
         return self.encoder.prompt_row(self.task, element[0], answer_tokens=self.answer_tokens)
+
+
+class Made(NamedTuple):
+    """A row of a run with what it was made of."""
+
+    row: Batch | PackedBatch | Prompts
+    """Without a batch axis."""
+    samples: list[Sample]
+    """The sample of each image of the row."""
+    examples: list[list[Example]]
+    """The questions about each; those that a packed row has no room for too."""
+
+
+def rows_in_order(
+    source: Source,
+    task: Task,
+    encoder: Encoder,
+    *,
+    feed: Feed,
+    rows: Literal["sft", "prompts"],
+    met: Findings,
+    answer_tokens: int | None = None,
+) -> Generator[Made, None, None]:
+    """Yields the rows of `batches` one by one, each with its samples and questions, without end.
+
+    Of rows of several images they are the first row of every batch.
+
+    Args:
+      source: where the samples come from.
+      task: asks about the samples.
+      encoder: makes rows of the questions.
+      feed: how batches are drawn.
+      rows: as in `batches`.
+      met: is told what was passed over.
+      answer_tokens: as in `batches`.
+
+    Raises:
+      Unfit: of many samples in succession none can become a row.
+    """
+    count = feed.questions if rows == "sft" else 1
+    asked = _samples(source, feed.seed).random_map(_AskAndKeep(task, count))
+    encode = _EncodeAndKeep(task, encoder, rows, feed, answer_tokens)
+    made = passing.PassOver(asked.map(encode))
+    _ = made[0]  # What Grain makes of a data set at first use, it makes for one thread.
+
+    def read(number: int) -> tuple[Any, Any]:
+        (row, *beside), told = made[number]
+        return row, (*beside, told)
+
+    with ThreadPoolExecutor(max(1, feed.threads)) as threads:
+        if rows == "sft" and feed.pack is not None:
+            drawn = packed_batches.lane_rows(
+                lambda number: threads.submit(read, number * feed.batch), encoder, feed.pack
+            )
+        else:
+            ahead = _ahead(lambda number: threads.submit(read, number), 2 * feed.threads + 1)
+            drawn = ((row, [beside]) for row, beside in ahead)
+        for row, kept in drawn:
+            passing.add_told([told for _, _, told in kept], met)
+            yield Made(row, [one for one, _, _ in kept], [some for _, some, _ in kept])
+
+
+def _ahead(read: Callable[[int], Future[Any]], most: int) -> Iterator[Any]:
+    """Yields what is read by number, so many at once, without end."""
+    waiting = collections.deque(map(read, range(most)))
+    for number in itertools.count(most):
+        yield waiting.popleft().result()
+        waiting.append(read(number))
+
+
+class _AskAndKeep(_Ask):
+    """Keeps the sample with the questions that are asked about it."""
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> Any:
+        return element, super().random_map(element, rng)
+
+
+class _EncodeAndKeep(_Encode):
+    """Keeps the sample and its questions with the row."""
+
+    def map(self, element: Any) -> Any:
+        sample, examples = element
+        return super().map(examples), sample, examples
 
 
 def batches_in_order(

@@ -24,6 +24,10 @@ class Panel:
     verdict: Verdict | None = None
     text: str = ""
     """The answer as the model wrote it."""
+    image: RgbImage | None = None
+    """What it is drawn over; None: the image of its exhibit."""
+    heading: str = "Answer"
+    """Heading of the text."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from seg_jax.data.exports import overlay
 from seg_jax.evaluation import bootstrap
 from seg_jax.evaluation.bootstrap import Interval
 from seg_jax.records import Verdict
-from seg_jax.report import charts
+from seg_jax.report import charts, vector_overlay
 from seg_jax.report.charts import Curve
 from seg_jax.report.exhibits import Exhibit, Panel
 
@@ -51,11 +51,14 @@ class Report:
     """Paragraphs under the title."""
     commands: Sequence[str] = ()
     """What to type to get the same."""
+    shapes: bool = False
+    """Whether outlines are shapes over plain images, for pages of many; else they are drawn in."""
 
 
 # Of the images of all panels together, before base64 adds a third.
 _BYTES = 1_100_000
 _SIDE_PX = 384
+_BYTES_OF_PLAIN, _SIDE_OF_PLAIN_PX, _SMALL_PX = 20_000, 480, 200
 _LONGEST = 4000  # characters of an answer
 
 
@@ -81,7 +84,7 @@ def page(report: Report) -> str:
             table=_table(report.summary_rows),
             level=bootstrap.level(),
             groups=_charts(report.curves or ()),
-            exhibits=_gallery(report.exhibits),
+            exhibits=_gallery(report.exhibits, shapes=report.shapes),
             config=config,
             light=charts.LIGHT,
             dark=charts.DARK,
@@ -173,6 +176,9 @@ class _PanelView(NamedTuple):
     verdict: str
     is_fault: bool
     text: str
+    heading: str
+    shapes: Markup | None = None
+    """What stands over the image; None: it is drawn in."""
 
 
 class _ExhibitView(NamedTuple):
@@ -182,18 +188,20 @@ class _ExhibitView(NamedTuple):
     panels: list[_PanelView]
 
 
-def _gallery(exhibits: Sequence[Exhibit]) -> list[tuple[str, list[_ExhibitView]]]:
+def _gallery(exhibits: Sequence[Exhibit], *, shapes: bool) -> list[tuple[str, list[_ExhibitView]]]:
     """Returns exhibits, images inline, by the heading that those next to each other share."""
     captions = dict.fromkeys(panel.caption for item in exhibits for panel in item.panels)
     if not captions:
         return []
     colours = dict(zip(captions, itertools.cycle(overlay.COLOURS), strict=False))
     budget = min(_BYTES // sum(len(item.panels) for item in exhibits), 60_000)
+    if shapes:  # Many images, to be looked at closely.
+        budget = _BYTES_OF_PLAIN
 
     def views() -> Iterator[tuple[str, _ExhibitView]]:
         for number, item in enumerate(exhibits, 1):
             panels = [
-                _panel(item, panel, colour=colours[panel.caption], budget=budget)
+                _panel(item, panel, colour=colours[panel.caption], budget=budget, shapes=shapes)
                 for panel in item.panels
             ]
             yield item.group, _ExhibitView(number, item.question, item.note, panels)
@@ -203,17 +211,27 @@ def _gallery(exhibits: Sequence[Exhibit]) -> list[tuple[str, list[_ExhibitView]]
 
 
 def _panel(
-    exhibit: Exhibit, panel: Panel, *, colour: tuple[int, int, int], budget: int
+    exhibit: Exhibit,
+    panel: Panel,
+    *,
+    colour: tuple[int, int, int],
+    budget: int,
+    shapes: bool,
 ) -> _PanelView:
     """Returns one panel: the image, how good it is, what was answered."""
-    shown = overlay.draw(
-        exhibit.image,
-        panel.rings_unit,
-        points_unit=exhibit.points_unit,
-        boxes_unit=exhibit.boxes_unit,
-        colour=colour,
-        scale=_scale(max(exhibit.image.shape)),
-    )
+    image = exhibit.image if panel.image is None else panel.image
+    marks: Mapping[str, Any] = {
+        "points_unit": exhibit.points_unit,
+        "boxes_unit": exhibit.boxes_unit,
+        "colour": colour,
+    }
+    over = None
+    if shapes:
+        over = Markup(vector_overlay.shapes(image.shape[:2], panel.rings_unit, **marks))
+        shown = overlay.resize(image, min(1.0, _SIDE_OF_PLAIN_PX / max(image.shape)))
+    else:
+        scale = _scale(max(image.shape))
+        shown = overlay.draw(image, panel.rings_unit, **marks, scale=scale)
     alt, iou, verdict = [f"{panel.caption}: {exhibit.question}"], math.nan, ""
     if panel.iou is not None:
         iou = float(panel.iou)
@@ -228,7 +246,7 @@ def _panel(
     return _PanelView(
         panel.caption,
         colour,
-        _source(shown, budget),
+        _source(shown, budget, lossy=shapes and max(shown.shape) > _SMALL_PX),
         width=shown.shape[1],
         height=shown.shape[0],
         alt=", ".join(alt),
@@ -237,6 +255,8 @@ def _panel(
         verdict=verdict,
         is_fault=panel.verdict not in (None, Verdict.OK),
         text=text,
+        heading=panel.heading,
+        shapes=over,
     )
 
 
@@ -245,11 +265,11 @@ def _scale(longer: int) -> float | int:
     return _SIDE_PX / longer if longer > _SIDE_PX else max(1, _SIDE_PX // longer)
 
 
-def _source(image: UInt8[np.ndarray, "h w 3"], budget: int) -> str:
-    """Returns the image as a data URL: PNG, or where that is over the budget a lossy coding."""
+def _source(image: UInt8[np.ndarray, "h w 3"], budget: int, *, lossy: bool = False) -> str:
+    """Returns the image as a data URL: PNG, or `lossy` and where it is over the budget WebP."""
     full = Image.fromarray(image)
-    lossy = "webp" if features.check("webp") else "jpeg"
-    for kind, quality in (("png", 0), (lossy, 82), (lossy, 65), (lossy, 45)):
+    photo = "webp" if features.check("webp") else "jpeg"
+    for kind, quality in (("png", 0), (photo, 82), (photo, 65), (photo, 45))[lossy:]:
         buffer = io.BytesIO()
         full.save(buffer, kind, **({"quality": quality, "method": 2} if quality else {}))
         if buffer.tell() <= budget:

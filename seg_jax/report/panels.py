@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from seg_jax.data import read_back
 from seg_jax.data.exports import overlay
 from seg_jax.inference.bundle import Bundle
 from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
@@ -103,10 +104,9 @@ class Viewer:
 
     def _question(self, prompt: Prompts) -> str:
         """Returns what is asked after the image, up to the end of the turn."""
-        tokenizer, ids = self._bundle.tokenizer, np.asarray(prompt.tokens.ids)
+        ids = np.asarray(prompt.tokens.ids)
         after = ids[np.flatnonzero(prompt.tokens.visual_tokens >= 0)[-1] + 1 :]
-        ends = np.flatnonzero(after == tokenizer.end_id)
-        return tokenizer.decode(after[: ends[0]] if len(ends) else after).strip()
+        return read_back.question_text(self._bundle.tokenizer, after)
 
 
 def sheet(exhibits: Sequence[Exhibit]) -> UInt8[np.ndarray, "h w 3"]:

@@ -9,6 +9,7 @@ import jax
 
 from seg_jax.data import fitting, held_out, packed_batches, pipeline, priority, sources
 from seg_jax.data.encode import Encoder
+from seg_jax.data.findings import Findings
 from seg_jax.data.sources import Source
 from seg_jax.models.parallel import sharding
 from seg_jax.tasks.task import Task
@@ -26,6 +27,37 @@ class ShardedBatches(NamedTuple):
     """Samples of a pass over the source; None: it has no end."""
     asked: Source | None
     """Images that are held out for validation, if the run has one."""
+
+
+class Divided(NamedTuple):
+    """The source of a run in two, and what is in neither."""
+
+    source: Source
+    """What is learnt from."""
+    asked: Source | None
+    """Images that are held out for validation, if the run has one."""
+    left_out: Findings
+    """What rows cannot hold."""
+
+
+def divided_source(run: Any, encoder: Encoder, *, rows: Literal["sft", "prompts"]) -> Divided:
+    """Returns the source of a run without what rows cannot hold and what is held out of it.
+
+    Args:
+      run: a configuration with `source`, `feed` and `validate`.
+      encoder: that makes rows of the questions.
+      rows: questions with their answers, or prompts alone.
+    """
+    source, left_out = fitting.fitting_source(run.source, encoder, rows=rows, pack=run.feed.pack)
+    if not run.validate.samples:
+        return Divided(source, None, left_out)
+    source, asked = held_out.hold_out(
+        source,
+        run.validate.samples,
+        split=run.validate.split,
+        fit=lambda source: fitting.fitting_source(source, encoder, rows="prompts")[0],
+    )
+    return Divided(source, asked, left_out)
 
 
 def sharded_batches(
@@ -52,15 +84,7 @@ def sharded_batches(
     """
     count = run.feed.batch
     places = sharding.batch(mesh, count)
-    source, left_out = fitting.fitting_source(run.source, encoder, rows=rows, pack=run.feed.pack)
-    asked = None
-    if run.validate.samples:
-        source, asked = held_out.hold_out(
-            source,
-            run.validate.samples,
-            split=run.validate.split,
-            fit=lambda source: fitting.fitting_source(source, encoder, rows="prompts")[0],
-        )
+    source, asked, left_out = divided_source(run, encoder, rows=rows)
     batches = pipeline.batches(
         source,
         task,

@@ -186,7 +186,7 @@ def _check_model(model: Any, sizes: Any, folder: Path) -> None:
         raise ValueError(
             f"model: expected a {expected}, as {folder} holds, got a {got}; do: leave it out"
         )
-    for name, ours, theirs in _differences(model, sizes, "model"):
+    for name, ours, theirs in differences(model, sizes, "model", but=_OF_THE_TOKENIZER):
         raise ValueError(
             f"{name}: expected {theirs}, as {folder} has it, got {ours}; do: leave it out, or "
             "train a model of this size from random weights, without --checkpoint"
@@ -221,14 +221,23 @@ def _leaves(config: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield inner, value
 
 
-def _differences(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yields name and both values of every field in which two configurations differ."""
+def differences(
+    ours: Any, theirs: Any, name: str, *, but: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name and both values of every field in which two configurations differ.
+
+    Args:
+      ours: a configuration.
+      theirs: one of the same class.
+      name: that the names of fields begin with.
+      but: ends of the names of fields that are not compared.
+    """
     for field in dataclasses.fields(ours):
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)
         inner = f"{name}.{field.name}"
         if dataclasses.is_dataclass(mine) and type(mine) is type(other):
-            yield from _differences(mine, other, inner)
-        elif mine != other and not field.name.endswith(_OF_THE_TOKENIZER):
+            yield from differences(mine, other, inner, but=but)
+        elif mine != other and not field.name.endswith(but):
             yield inner, mine, other
 
 

@@ -274,6 +274,27 @@ class Task(abc.ABC):
           draw: draws the mask of what it points at, handed to a task that prompts such a model.
         """
 
+    def agreement(self, example: Example, text: str, *, truth: Any = None) -> float | None:
+        """Returns how well an answer agrees with what is annotated, at the image's own size, 0..1.
+
+        It is for people who look at what is learnt from; nothing is trained on it.
+
+        Args:
+          example: the question, with what was annotated.
+          text: of the answer.
+          truth: record of the example in a row, if there is one: the worse of both counts.
+
+        Returns:
+          None where there is nothing to compare.
+        """
+        del example, text, truth
+        return None
+
+    def losses(self, example: Example) -> Sequence[str]:
+        """Returns what the options of the task cost a true answer, in fixed phrases."""
+        del example
+        return ()
+
     @abc.abstractmethod
     def metrics(self, outcome: Outcome) -> list[Metric]:
         """Returns the numbers that tell how good many answers are."""

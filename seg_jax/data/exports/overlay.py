@@ -67,17 +67,17 @@ def draw(
     Raises:
       ValueError: if the result would have no pixels or too many.
     """
-    canvas = _resize(image, scale).astype(np.float32)
+    canvas = resize(image, scale).astype(np.float32)
     height, width = canvas.shape[:2]
     unit_px = np.array([width, height], np.float64)
-    rings = [_finite(ring) * unit_px for ring in rings_unit]
+    rings = [finite(ring) * unit_px for ring in rings_unit]
     points = [point for ring in rings if len(ring) == 1 for point in ring]
-    points += list(_finite(np.reshape(points_unit, (-1, 2))) * unit_px)
+    points += list(finite(np.reshape(points_unit, (-1, 2))) * unit_px)
     rings = [ring for ring in rings if len(ring) > 1]
     inside = _inside(rings, height, width)
     canvas[inside] += opacity * (np.array(colour, np.float32) - canvas[inside])
     corners = boxes.corners(np.reshape(np.asarray(boxes_unit, np.float64), (-1, 4)))
-    frames = [_finite(box) * unit_px for box in corners]
+    frames = [finite(box) * unit_px for box in corners]
     line = max(2.0, max(height, width) / 180)
     rings = _outlined(rings)
     dots = [(ring, _dot_px(ring, line)) for ring in rings]
@@ -87,7 +87,7 @@ def draw(
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def _resize(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
+def resize(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the image at another size; whole factors repeat pixels, others are smooth."""
     height, width = image.shape[:2]
     longer = max(height, width)
@@ -106,7 +106,7 @@ def _resize(image: RgbImage, scale: float | int | None) -> UInt8[np.ndarray, "h 
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def _finite(ring: Ring) -> Float[np.ndarray, "p 2"]:
+def finite(ring: Ring) -> Float[np.ndarray, "p 2"]:
     """Returns the finite vertices, none absurdly far outside."""
     ring = np.asarray(ring, np.float64)
     return np.clip(ring[np.isfinite(ring).all(axis=1)], -100, 100)

@@ -98,6 +98,22 @@ def shown_rings(
     return [*outlines(mask), *sides, *points_unit[:, None]]
 
 
+def agreement(read: grammar.Reading, mask: Bool[np.ndarray, "H W"]) -> float:
+    """Returns the share of clicks that lie on or beside a mask as their labels say, 0..1.
+
+    If there are boxes, it is at most the share of the mask's pixels that lie in one of them.
+    """
+    size = np.array(mask.shape[::-1])
+    column, row = np.clip((read.points_unit * size).astype(int), 0, size - 1).T
+    shares = [float(np.mean(mask[row, column] == (read.labels == 1)))] if len(row) else []
+    if len(read.boxes_unit):
+        inside = np.zeros_like(mask)
+        for x0, y0, x1, y1 in np.round(read.boxes_unit * np.tile(size, 2)).astype(int):
+            inside[y0:y1, x0:x1] = True
+        shares.append(float(inside[mask].mean()))
+    return min(shares, default=0.0)
+
+
 def mask_json(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
     """Returns plain values of a mask: its borders to the pixel, box, area and run lengths."""
     size, area = np.array(mask.shape[::-1]), int(mask.sum())

@@ -288,8 +288,7 @@ class Prompted(Task):
         edge = self.frame
         words: UInt32[np.ndarray, "K E"] = np.zeros((edge // 32, edge), np.uint32)
         if example.mask is not None:
-            grey = views.stretched(example.mask.astype(np.uint8) * 255, edge)
-            words = packed_masks.pack(grey > 127, (edge, edge))
+            words = packed_masks.pack(self._in_frame(example.mask), (edge, edge))
         return Truth(words, views.stretched(example.whole_image, edge))
 
     def sentences(self, expressions: Iterable[str]) -> Iterator[str]:
@@ -395,6 +394,26 @@ class Prompted(Task):
             size=image.shape[:2],
             grey=grey,
         )
+
+    def agreement(
+        self, example: task.Example, text: str, *, truth: Truth | None = None
+    ) -> float | None:
+        """Returns the share of clicks that lie right, or if less of the mask's pixels in boxes.
+
+        Of a truth record it is the share of the pixels of the frame that are the mask's.
+        """
+        mask = _own(example).mask
+        if mask is None or not mask.any():
+            return None
+        found = answers.agreement(self._read(text), mask)
+        if truth is None:
+            return found
+        stored = packed_masks.unpack(np.asarray(truth.words), (self.frame, self.frame))
+        return min(found, float(np.mean(stored == self._in_frame(mask))))
+
+    def _in_frame(self, mask: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "E E"]:
+        """Returns a mask stretched to the frame."""
+        return views.stretched(mask.astype(np.uint8) * 255, self.frame) > 127
 
     def _read(self, text: str) -> clicks.Reading:
         return clicks.read(

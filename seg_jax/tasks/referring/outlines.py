@@ -137,11 +137,8 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.nd
     if style.tracing == "released":
         return _as_released(mask, style)
     size = np.array([mask.shape[1], mask.shape[0]], np.float64)
-    whole = mask if style.holes else contour.fill_holes(mask)
-    traced = contour.trace(whole, min_area=style.min_area) or contour.trace(whole)
-    traced = traced[: min(style.max_rings, style.max_points // 3)]
-    epsilons = [style.epsilon * polygon.arc_length(ring) for ring in traced]
-    rings = polygon.simplify_each(traced, epsilons)
+    traced = _rings_traced(mask, style)[: _most_rings(style)]
+    rings = _within_tolerance(traced, style)
     total = sum(len(ring) for ring in rings)
     if total > style.max_points:
         spare = style.max_points - 3 * len(rings)
@@ -151,6 +148,42 @@ def rings_unit(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.nd
         ]
     clockwise = style.order != "counterclockwise"
     return [polygon.canonical(ring, clockwise=clockwise) / size for ring in rings]
+
+
+def _rings_traced(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.ndarray]:
+    """Returns the rings of a mask that are large enough, the largest first."""
+    whole = mask if style.holes else contour.fill_holes(mask)
+    return contour.trace(whole, min_area=style.min_area) or contour.trace(whole)
+
+
+def _most_rings(style: OutlineStyle) -> int:
+    return min(style.max_rings, style.max_points // 3)
+
+
+def _within_tolerance(traced: list[np.ndarray], style: OutlineStyle) -> list[np.ndarray]:
+    epsilons = [style.epsilon * polygon.arc_length(ring) for ring in traced]
+    return polygon.simplify_each(traced, epsilons)
+
+
+def losses(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> tuple[str, ...]:
+    """Returns what the outline of a mask lacks beside what its tolerance takes, in fixed phrases.
+
+    Of outlines as the data script traces them nothing is told.
+    """
+    if style.tracing == "released":
+        return ()
+    found, traced = [], _rings_traced(mask, style)
+    if not style.holes and (contour.fill_holes(mask) != mask).any():
+        found.append("holes are filled: task.holes is off")
+    every = contour.trace(mask if style.holes else contour.fill_holes(mask))
+    if len(every) > len(traced):
+        found.append("rings are left out that are smaller than task.min_area")
+    if len(traced) > _most_rings(style):
+        found.append("rings are left out beyond task.max_rings")
+    kept = _within_tolerance(traced[: _most_rings(style)], style)
+    if sum(map(len, kept)) > style.max_points:
+        found.append("the outline is coarser than task.epsilon, to fit task.max_points")
+    return tuple(found)
 
 
 def _as_released(mask: Bool[np.ndarray, "H W"], style: OutlineStyle) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from seg_jax.geometry import bitmask, contour, snapping
+from seg_jax.geometry import bitmask, boxes, contour, snapping
 from seg_jax.geometry.host_raster import Outlines, fill
 from seg_jax.grammar import outline
 from seg_jax.records import Kind, Ring, Verdict
@@ -51,6 +51,31 @@ def draw(
     if reading.box is not None:
         box_px = reading.box * np.tile([width, height], 2)
     return DrawnAnswer(mask, box_px, rings, reading.verdict, reading.says_nothing)
+
+
+def agreement(drawn: DrawnAnswer, kind: Kind, mask: Bool[np.ndarray, "H W"]) -> float:
+    """Returns how well an answer agrees with a mask of its size, 0..1.
+
+    Of outlines it is the IoU, of boxes that with the mask's box, of a point whether it lies in the
+    mask. Where the mask is empty it is 1 for the answer that there is nothing.
+    """
+    if not mask.any():
+        return float(drawn.says_nothing)
+    if kind == Kind.MASK:
+        return iou(drawn.mask, mask)
+    if not drawn.rings_unit:
+        return 0.0
+    if kind == Kind.BOX:
+        return boxes.iou(drawn.box_px, contour.box_px(mask))
+    x, y = (drawn.rings_unit[0][0] * mask.shape[::-1]).astype(int)
+    inside = 0 <= x < mask.shape[1] and 0 <= y < mask.shape[0]
+    return float(inside and mask[y, x])
+
+
+def iou(one: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
+    """Returns the IoU of two masks, 1 where both are empty."""
+    union = int(np.sum(one | other))
+    return float(np.sum(one & other) / union) if union else 1.0
 
 
 def _vertices(reading: outline.Reading) -> tuple[Ring, ...]:

@@ -319,6 +319,32 @@ class Referring(OutlineStyle, Task):
             mask=drawn.mask,
         )
 
+    def agreement(
+        self, example: task.Example, text: str, *, truth: Truth | None = None
+    ) -> float | None:
+        """Returns IoU with the mask or its box, of a point whether it lies in the mask.
+
+        Where nothing is meant it is 1 for the answer that says so.
+        """
+        example = _region(example)
+        if example.kind is None or example.mask is None:
+            return None
+        mask = example.mask
+        drawn = reading.draw(text, example.kind, mask.shape, rule=self.rule)
+        found = reading.agreement(drawn, example.kind, mask)
+        if truth is None:
+            return found
+        height, width = (int(side) for side in truth.size)
+        stored = packed_masks.unpack(np.asarray(truth.words), (height, width))
+        return min(found, float(stored.shape == mask.shape and reading.iou(stored, mask)))
+
+    def losses(self, example: task.Example) -> tuple[str, ...]:
+        """Returns what the outline lacks beside what its tolerance takes."""
+        example = _region(example)
+        if example.kind != Kind.MASK or example.mask is None or not example.mask.any():
+            return ()
+        return outlines.losses(example.mask, self)
+
     def metrics(self, outcome: Outcome) -> list[Metric]:
         """Returns the numbers of referring.
 
