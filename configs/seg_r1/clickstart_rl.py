@@ -34,13 +34,14 @@ def config(*, seed: int = 0) -> reinforcement.Config:
         segmenter=experiments.TOY_SAM2,
         feed=Feed(batch=16, seed=seed),
         sampling=steps.Sampling(answers=16, max_tokens=SFT.LAYOUT.max_answer),
-        # As Seg-R1's release: one update a batch, nothing to clip.
+        # As Seg-R1's release: one update a batch, nothing to clip. Twice its KL, and less of groups
+        # that differ little: without these all clicks soon go to one place.
         policy=policy.Policy(
-            ratio="token", anchor="self", spread="sample", spread_eps=1e-4, minibatches=1
+            ratio="token", anchor="self", spread="sample", spread_floor=0.1, kl=0.08, minibatches=1
         ),
         weights=dict(WEIGHTS),
         optimizer=optimizers.AdamW(
-            lr=8e-4, schedule=optimizers.Schedule(warmup=0.05, final=0.1), weight_decay=0.0
+            lr=7e-4, schedule=optimizers.Schedule(warmup=0.1, final=0.1), weight_decay=0.0
         ),
         loop=loop.Loop(steps=400, log_every=2),
     )
