@@ -4,11 +4,12 @@ A run end is a pixel's number, column by column, at which a mask changes: zeros 
 of data sets become masks here; `raster.fill` does the same on devices, to the bit. Time and memory
 grow with the vertices and the columns that they cross, not with the coordinates.
 
-Axes here: `E` edges of a ring.
+Axes here: `E` edges of rings.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -54,18 +55,17 @@ def fill(
             f"runlengths.fill: expected an image of 1 to {bitmask.MOST_PIXELS} pixels, got "
             f"{height}x{width}; do: drop the polygons"
         )
-    edges = [_edges_on_canvas(_fine_points(ring), width) for ring in outlines if len(ring) >= 6]
-    if (crossings := sum(int(some.count.sum()) for some in edges)) > MOST_CROSSINGS:
+    edges = _edges_on_canvas(*_fine_edges([ring for ring in outlines if len(ring) >= 6]), width)
+    if (crossings := int(edges.count.sum())) > MOST_CROSSINGS:
         raise ValueError(
             f"runlengths.fill: expected polygons that cross columns at most {MOST_CROSSINGS} "
             f"times, got {crossings}; do: outline the object with fewer vertices"
         )
-    every = [_run_ends(some, height, width) for some in edges]
+    every = [_run_ends(some, height, width) for some in _in_groups(edges)]
     if rings == "evenodd":
-        return _to_rle(
-            _odd_places(np.concatenate([_NOTHING, *every]), height * width), height, width
-        )
-    return _to_rle(_union_ends(every), height, width)
+        places = np.concatenate([_NOTHING, *(some.places for some in every)])
+        return _to_rle(_odd_places(places, height * width), height, width)
+    return _to_rle(_union(every), height, width)
 
 
 def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def merge(rles: Sequence[Mapping[str, Any]], *, height: int, width: int) -> dict
                 "runlengths.merge: expected masks of the image's size, got "
                 f"{rle.get('size')} beside {height}x{width}; do: give those of one image"
             )
-        every.append(_odd_places(np.cumsum(runs), height * width))
-    return _to_rle(_union_ends(every), height, width)
+        every.append(_alternating(_odd_places(np.cumsum(runs), height * width)))
+    return _to_rle(_union(every), height, width)
 
 
 def area(rle: Mapping[str, Any]) -> int:
@@ -118,40 +118,80 @@ def box_px(rle: Mapping[str, Any]) -> tuple[int, int, int, int]:
     return left, int((first % height).min()), right, int((last % height).max()) + 1
 
 
-def _fine_points(ring: Sequence[float | int]) -> Int[np.ndarray, "P 2"]:
-    """Returns the vertices of a ring on the fine grid, the first one repeated at the end."""
-    if len(ring) % 2:
+def _fine_edges(
+    outlines: Sequence[Sequence[float | int]],
+) -> tuple[Int[np.ndarray, "E 2"], Int[np.ndarray, "E 2"], Int[np.ndarray, " E"]]:
+    """Returns both ends of every edge on the fine grid, and the numbers of their rings."""
+    lengths = np.fromiter(map(len, outlines), np.int64, len(outlines))
+    if (odd := lengths[lengths % 2 == 1]).size:
         raise ValueError(
-            f"runlengths: expected x and y of each point, got {len(ring)} numbers; do: complete "
-            "them"
+            f"runlengths: expected x and y of each point, got {odd[0]} numbers; do: complete them"
         )
-    points = np.asarray(ring, np.float64).reshape(-1, 2)
+    numbers = itertools.chain.from_iterable(outlines)
+    points = np.fromiter(numbers, np.float64, lengths.sum()).reshape(-1, 2)
     # Beyond this no image lies, and int32 would overflow.
     if not (np.abs(points) < 2**24).all():
         raise ValueError(
             "runlengths: expected polygons of finite pixels, got others; do: drop them"
         )
     fine = np.trunc(_FINE * points + 0.5).astype(np.int64)
-    return np.concatenate([fine, fine[:1]])
+    following, last = np.arange(1, len(fine) + 1), np.cumsum(lengths // 2) - 1
+    following[last] -= lengths // 2
+    return fine, fine[following], np.repeat(np.arange(len(lengths)), lengths // 2)
 
 
-def _run_ends(edges: _Edges, height: int, width: int) -> Int[np.ndarray, " n"]:
-    """Returns the run ends of a ring, sorted; two at one place cancel each other."""
-    total = np.cumsum(edges.count)
+class _RunEnds(NamedTuple):
+    """Where masks change, of one mask after the other, each sorted."""
+
+    places: Int[np.ndarray, " n"]
+    turns: Int[np.ndarray, " n"]
+    """1 where a mask begins, -1 where it ends."""
+
+
+def _alternating(places: Int[np.ndarray, " n"]) -> _RunEnds:
+    """Returns the sorted run ends of one mask."""
+    return _RunEnds(places, 1 - 2 * (np.arange(len(places)) % 2))
+
+
+def _in_groups(edges: _Edges) -> list[_Edges]:
+    """Returns edges in groups of whole rings that can be worked out at once, long ones alone."""
+    firsts = np.flatnonzero(np.diff(edges.ring, prepend=-1))
+    sizes = np.add.reduceat(edges.count, firsts) if firsts.size else _NOTHING
+    at, crossings, cuts = 0, 0, [0]
+    for at, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
+        if at and crossings + size > _AT_ONCE:
+            cuts.append(at)
+            crossings = 0
+        crossings += size
+    bounds = zip(cuts, [*cuts[1:], len(edges.ring)], strict=True)
+    return [_Edges(*(field[begin:end] for field in edges)) for begin, end in bounds]
+
+
+def _run_ends(edges: _Edges, height: int, width: int) -> _RunEnds:
+    """Returns the run ends of each ring of a group; two at one place cancel each other."""
+    pixels, total = height * width, np.cumsum(edges.count)
     if not total.size or total[-1] <= _AT_ONCE:
-        return _odd_places(_toggles(edges, height), height * width)
+        ring = np.repeat(edges.ring, edges.count)
+        # Beyond the last pixel a column may end, so a ring has a place more than pixels.
+        ends, times = np.unique(_toggles(edges, height) + ring * (pixels + 1), return_counts=True)
+        ends = ends[times % 2 == 1]
+        ring, places = np.divmod(ends, pixels + 1)
+        ring, places = ring[places < pixels], places[places < pixels]
+        rank = np.arange(len(ring)) - np.searchsorted(ring, ring)
+        return _RunEnds(places, 1 - 2 * (rank % 2))
     # Many edges across many columns: a bit for each pixel is less than a number for each of those.
-    odd = np.zeros(height * width, bool)
+    odd = np.zeros(pixels, bool)
     for some in np.split(np.arange(total.size), np.flatnonzero(np.diff(total // _AT_ONCE)) + 1):
         part = _Edges(*(field[some] for field in edges))
-        ends = _odd_places(_toggles(part, height), height * width)
-        odd[ends] ^= True
-    return np.flatnonzero(odd)
+        odd[_odd_places(_toggles(part, height), pixels)] ^= True
+    return _alternating(np.flatnonzero(odd))
 
 
 class _Edges(NamedTuple):
     """Edges that cross columns of the image, from their lower end along their longer axis."""
 
+    ring: Int[np.ndarray, " E"]
+    """The number of the ring that each is of."""
     low: Int[np.ndarray, "E 2"]
     steps: Int[np.ndarray, " E"]
     """Fine steps along the longer axis."""
@@ -165,14 +205,19 @@ class _Edges(NamedTuple):
     """Columns that are crossed, of those of the image."""
 
 
-def _edges_on_canvas(points: Int[np.ndarray, "P 2"], width: int) -> _Edges:
-    """Returns the edges of a ring that cross the middle of a column of the image."""
-    start, end = points[:-1], points[1:]
+def _edges_on_canvas(
+    start: Int[np.ndarray, "E 2"],
+    end: Int[np.ndarray, "E 2"],
+    ring: Int[np.ndarray, " E"],
+    width: int,
+) -> _Edges:
+    """Returns the edges that cross the middle of a column of the image."""
     # A column is crossed between the fine steps 5 n + 2 and 5 n + 3.
     left, right = np.minimum(start, end)[:, 0], np.maximum(start, end)[:, 0]
     first, last = (np.clip(-((2 - u) // _FINE), 0, width) for u in (left, right))
     crosses = first < last
     start, end, first, last = start[crosses], end[crosses], first[crosses], last[crosses]
+    ring = ring[crosses]
     size = np.abs(end - start)
     flat = size[:, 0] >= size[:, 1]
     each, major = np.arange(len(start)), np.where(flat, 0, 1)
@@ -180,7 +225,7 @@ def _edges_on_canvas(points: Int[np.ndarray, "P 2"], width: int) -> _Edges:
     low, high = np.where(flip[:, None], end, start), np.where(flip[:, None], start, end)
     steps = size[each, major]
     slope = (high - low)[each, 1 - major] / steps
-    return _Edges(low, steps, slope, flat, first, last - first)
+    return _Edges(ring, low, steps, slope, flat, first, last - first)
 
 
 def _toggles(edges: _Edges, height: int) -> Int[np.ndarray, " n"]:
@@ -231,13 +276,10 @@ def _odd_places(places: Int[np.ndarray, " _"], pixels: int) -> Int[np.ndarray, "
     return ends[(times % 2 == 1) & (ends < pixels)]
 
 
-def _union_ends(every: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
-    """Returns the run ends of the union of masks with these run ends."""
-    if len(every) == 1:
-        return every[0]
-    ends = np.concatenate([_NOTHING, *every])
-    turns = [1 - 2 * (np.arange(len(each)) % 2) for each in every]
-    turns = np.concatenate([_NOTHING, *turns])
+def _union(every: Sequence[_RunEnds]) -> Int[np.ndarray, " n"]:
+    """Returns the run ends of the union of masks."""
+    ends = np.concatenate([_NOTHING, *(some.places for some in every)])
+    turns = np.concatenate([_NOTHING, *(some.turns for some in every)])
     places, which = np.unique(ends, return_inverse=True)
     change = np.zeros(len(places), np.int64)
     np.add.at(change, which, turns)
