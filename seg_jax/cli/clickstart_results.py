@@ -196,7 +196,7 @@ def write_report(
     """Writes the report and its picture beside the numbers."""
     shown = [_exhibit(story, index) for index in range(gallery)]
     if shown:
-        image_files.write(folder / "gallery.png", panels.sheet(shown[:5]))
+        image_files.write(folder / "gallery.png", panels.sheet(shown[:3]))
     html_page.write(
         folder / "report.html",
         html_page.Report(
