@@ -90,7 +90,9 @@ def read(path: Path) -> Sums:
       ValueError: it is damaged.
     """
     advice = "fetch or save the folder again"
-    found = schemas.check(files.read_json(path, advice=advice), _List, where=str(path))
+    found = schemas.check(
+        files.read_json(path, advice=advice), _List, where=str(path), advice=advice
+    )
     if found.own != _own(found.files):
         raise ValueError(
             f"{path}: expected what its own checksum is of, got other contents; do: {advice}"

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,20 @@ def make_folder(folder: Path, what: str) -> None:
             f"{folder}: expected a folder for {what}, got a file, or a path below one; do: name a "
             "folder"
         ) from None
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, or whatever else stands in its place.
+
+    `shutil.rmtree` alone waits for ever at a pipe, and fails at a link.
+
+    Raises:
+      OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes, *, aside: Path | None = None) -> None:

@@ -116,3 +116,30 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, aside):
     files.write_bytes(path, b"after", aside=folder if aside else None)
     assert path.read_text() == "after"
     assert [one.name for one in tmp_path.rglob("*") if one.is_file()] == ["a.txt"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder", "link", "pipe", "nowhere", "itself"])
+def test_whatever_stands_in_a_place_is_removed(tmp_path, kind):
+    """`shutil.rmtree` waits for ever at a pipe; what a link leads to stays."""
+    kept, place = tmp_path / "kept", tmp_path / "place"
+    kept.mkdir()
+    (kept / "a").write_text("a")
+    match kind:
+        case "file":
+            place.write_text("a")
+        case "folder":
+            (place / "inner").mkdir(parents=True)
+            (place / "inner" / "link").symlink_to(kept)
+            os.mkfifo(place / "inner" / "pipe")
+        case "link":
+            place.symlink_to(kept)
+        case "pipe":
+            os.mkfifo(place)
+        case "nowhere":
+            place.symlink_to(tmp_path / "gone")
+        case "itself":
+            place.symlink_to(place)
+    files.remove(place)
+    assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "a").read_text() == "a"

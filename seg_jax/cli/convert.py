@@ -438,7 +438,7 @@ class _Partial:
             return
         for path in self.folder.iterdir():
             if path.name != JOURNAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                files.remove(path)
         self._file.truncate(0)
         self._note(self._fingerprint)
 
@@ -473,7 +473,8 @@ class _Partial:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None and not self._whole:  # Nothing that is worth to be kept.
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove(self.folder)
         self._open.close()
 
 

@@ -9,7 +9,6 @@ import functools
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -202,13 +201,12 @@ _FREE = (
 
 
 def _check_same(record: Path, wanted: dict[str, Any]) -> None:
-    saved = files.read_json(record, advice="start anew with --anew") if record.exists() else None
-    if not isinstance(saved, dict):
+    if not record.exists():
         raise ValueError(
             f"{record.parent}: expected a run to resume, got a folder without {RECORD}; "
             "do: choose another --out"
         )
-    saved = _renamed(saved)
+    saved = _renamed(files.read_json_object(record, advice="start anew with --anew"))
     differing = sorted(_differences(saved, wanted))
     if strange := sorted((saved.keys() ^ wanted.keys()) - set(_FREE)):
         raise ValueError(
@@ -269,10 +267,7 @@ def _remove(folder: Path) -> None:
         )
     # The record goes last: what an interrupted removal leaves is still known as a run.
     for path in sorted(_contents(folder), key=lambda path: path.name == RECORD):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        files.remove(path)
 
 
 def _is_made(name: str) -> bool:

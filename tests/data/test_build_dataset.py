@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -314,6 +315,9 @@ def test_a_half_written_file_is_never_taken_for_whole(tmp_path):
     (asked.out / record_files.UNFINISHED).mkdir()
     (asked.out / record_files.UNFINISHED / "left.1").write_bytes(b"half")
     (asked.out / record_files.PARTS / "train-00001.json").write_text("{")
+    build(asked)
+    assert tree(asked.out) == whole
+    os.mkfifo(asked.out / record_files.UNFINISHED)  # Which `shutil.rmtree` waits at.
     build(asked)
     assert tree(asked.out) == whole
 

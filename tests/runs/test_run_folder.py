@@ -107,3 +107,11 @@ def test_a_run_of_an_earlier_version_resumes_or_says_what_to_do(tmp_path):
     (tmp_path / run_folder.RECORD).write_text(json.dumps(record | {"lessons": 3}))
     with pytest.raises(ValueError, match=r"with other options \(lessons\); do: finish it with"):
         claim(tmp_path, run, resume=True, anew=False)
+
+
+@pytest.mark.parametrize("record", ["[]", "null", "[" * 100_000, ""])
+def test_a_record_that_is_none_is_named(tmp_path, record):
+    claim(tmp_path, Options(), resume=False, anew=False)
+    (tmp_path / run_folder.RECORD).write_text(record)
+    with pytest.raises(ValueError, match=r"config.json: expected .*JSON.*, got .*; do: start anew"):
+        claim(tmp_path, Options(), resume=True, anew=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,8 @@ def claim_folder(
                 raise ValueError(
                     f"{out}: expected the build of {before}, as before, got {now}; do: {_ADVICE}"
                 )
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            files.remove(out / UNFINISHED)
         files.write_bytes(
             claim, json.dumps(wanted, sort_keys=True).encode(), aside=out / UNFINISHED
         )

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -317,7 +316,8 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
         (record_schema.INFO, info),
     ):
         files.write_bytes(plan.out / name, text.encode(), aside=aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove(aside)
     return report
 
 

@@ -48,22 +48,26 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(folder.name + ".partial")
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove(temporary)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         names = checksums.files_of(temporary)
         checksums.write(temporary / checksums.FILE, checksums.of_files(temporary, names))
         if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove(old)
             folder.rename(old)
         temporary.rename(folder)
     except BaseException:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            files.remove(temporary)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove(old)
 
 
 def _keep_config(model: Any, folder: Path, source: Path) -> None:
