@@ -18,7 +18,7 @@ from seg_jax.data.exports import overlay
 from seg_jax.data.exports.table import Format
 from seg_jax.data.findings import Findings
 from seg_jax.data.question_lists import Question
-from seg_jax.runs import console, predictions, run_folder
+from seg_jax.runs import console, prediction_jobs, predictions, run_folder
 from seg_jax.tasks.prompted import ClicksPrediction
 from seg_jax.tasks.task import Task, Unfit
 
@@ -61,7 +61,8 @@ class Config(ModelOptions):
     formats: tuple[Format, ...] = ()
     """What answers about many images are also written as: coco_results and coco (JSON), folder
     (what `build folder` reads), yolo, labelme, voc (palettes), svg, masks (a PNG each), overlays
-    (PNG)."""
+    (PNG), gallery (pages to look at, which load nothing). Those that OUT has already are kept up to
+    date."""
     batch: int | None = None
     """Questions about many images that go to the device at once; left out: 8."""
     anew: bool = False
@@ -163,7 +164,7 @@ def _answer_one(config: Config, task: Task, clues: Sequence[str | tuple[float, .
     image = image_files.read(config.image)
     if config.out is not None:  # What cannot be written is known before the model is loaded.
         files.make_folder(config.out, "the overlay")
-    kind = _kind(task, config.answer)
+    kind = task.kind_number(config.answer)
     predictor = config.predictor(asked=task, draws="masks")
     clue = clues[0] if clues else ""
     try:
@@ -193,7 +194,7 @@ def _answer_many(config: Config, task: Task, clues: Sequence[str | tuple[float, 
     console.say(f"{len(asked)} questions about {len({one.key for one in asked})} pictures")
     for line in met.lines():
         console.say(f"warning: {line}")
-    job = predictions.plan(
+    job = prediction_jobs.plan(
         asked,
         out=config.out,
         batch=config.batch or _BATCH,
@@ -255,15 +256,3 @@ def _name(image: Path, what: str) -> str:
         return f"{image.name}-{what}.png"
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     return f"{image.name}-{digest}-{what}.png"
-
-
-def _kind(task: Task, answer: str | None) -> int | None:
-    """Returns the number of the kind of answer of a name."""
-    if answer is None:
-        return None
-    if answer not in task.kind_names:
-        raise ValueError(
-            f"answer: expected one of {', '.join(task.kind_names)}, got {answer!r}; "
-            "do: choose one, or leave it out"
-        )
-    return task.kind_names.index(answer)

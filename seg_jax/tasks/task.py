@@ -149,6 +149,21 @@ class Task(abc.ABC):
         """The numbers of the kinds of answers that are asked for and judged."""
         return tuple(range(len(self.kind_names)))
 
+    def kind_number(self, name: str | None) -> int | None:
+        """Returns the number of the kind of answer of a name; None of none.
+
+        Raises:
+          ValueError: there is no such kind.
+        """
+        if name is None:
+            return None
+        if name not in self.kind_names:
+            raise ValueError(
+                f"answer: expected one of {', '.join(self.kind_names)}, got {name!r}; "
+                "do: choose one, or leave it out"
+            )
+        return self.kind_names.index(name)
+
     @property
     def decimals(self) -> int | None:
         """The decimals of the coordinates that are asked with and answered; None: there are none.

@@ -5,61 +5,40 @@ The model is a stand-in that writes an outline by what it is asked; all else is 
 
 import dataclasses
 import json
-import zlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-import small_run
 from PIL import Image
 from pycocotools.coco import COCO
+from scripted_answers import Scripted
 
 from seg_jax import locks
 from seg_jax.data import question_lists
 from seg_jax.data.exports import coco_json
 from seg_jax.data.findings import Findings
 from seg_jax.data.question_lists import Question
-from seg_jax.grammar import outline
-from seg_jax.inference.predictor import Predictor
-from seg_jax.records import Kind, Rollout
-from seg_jax.runs import predictions
+from seg_jax.records import Kind
+from seg_jax.runs import prediction_jobs, predictions
 from seg_jax.tasks.referring import draw
 
-FORMATS = ("coco_results", "coco", "folder", "yolo", "labelme", "voc", "svg", "masks", "overlays")
+FORMATS = (
+    "coco_results",
+    "coco",
+    "folder",
+    "yolo",
+    "labelme",
+    "voc",
+    "svg",
+    "masks",
+    "overlays",
+    "gallery",
+)
 KINDS = ("point", "box", "mask")
-
-
-def bundle():
-    small = small_run.bundle()
-    room = {"max_answer": 240, "max_prompt": 200, "max_question": 120, "buckets": 2}
-    return dataclasses.replace(small, layout=dataclasses.replace(small.layout, **room))
-
-
-class Scripted(Predictor):
-    """Writes an outline that the question decides; `events[n]` is called before the n-th batch."""
-
-    def __init__(self):
-        super().__init__(bundle())
-        self.batches, self.events = [], {}
-
-    def answer(self, prompts, params=None):
-        self.batches.append(len(prompts.tokens.ids))
-        self.events.get(len(self.batches), lambda: None)()
-        tokenizer, rows = self.bundle.tokenizer, []
-        for ids, segments in zip(prompts.tokens.ids, prompts.tokens.segments, strict=True):
-            asked = tokenizer.decode(ids[segments > 0].tolist())
-            text = "[]." if "nothing" in asked else outline_of(asked)
-            rows.append([*tokenizer.encode(text), tokenizer.end_id][:240])
-        ids = np.zeros((len(rows), 1, 240), np.int32)
-        used = np.zeros(ids.shape, bool)
-        for row, each in enumerate(rows):
-            ids[row, 0, : len(each)], used[row, 0, : len(each)] = each, True
-        return Rollout(ids, used, np.full(ids.shape, np.log(0.5), np.float32)), None
-
-
-def outline_of(asked):
-    rng = np.random.default_rng(zlib.crc32(asked.encode()))
-    rings = [rng.random((4, 2)) for _ in range(1 + asked.count("both"))]
-    return outline.write_mask(rings, digits=2)
 
 
 @pytest.fixture
@@ -83,7 +62,7 @@ def job(web, out, **changes):
     paths = [*sorted(one for one in web.rglob("*") if one.is_file()), web / "gone.png"]
     asked = question_lists.of_images(paths, TEXTS, answer=None)
     told = {"out": out, "batch": 2, "formats": FORMATS, "identity": {"model": "x"}, "kinds": KINDS}
-    return predictions.plan(asked, **(told | changes))
+    return prediction_jobs.plan(asked, **(told | changes))
 
 
 def tree(out):
@@ -216,7 +195,7 @@ def test_where_nothing_can_be_answered_that_is_an_error(tmp_path):
     asked = question_lists.of_images([tmp_path / "gone.png"], ["x"], answer=None)
     told = {"out": tmp_path / "out", "batch": 2, "formats": (), "identity": {}, "kinds": KINDS}
     with pytest.raises(ValueError, match="expected an answer at least, got none to 1 questions, 1"):
-        predictions.run(predictions.plan(asked, **told), Scripted, anew=False)
+        predictions.run(prediction_jobs.plan(asked, **told), Scripted, anew=False)
 
 
 def test_numbers_for_coco_are_those_of_the_questions(web, tmp_path):
@@ -230,7 +209,7 @@ def test_numbers_for_coco_are_those_of_the_questions(web, tmp_path):
     asked = question_lists.read(path, met := Findings())
     assert met.counts == {}
     told = {"out": tmp_path / "out", "batch": 4, "formats": ("coco_results", "coco")}
-    planned = predictions.plan(asked, **told, identity={}, kinds=KINDS)
+    planned = prediction_jobs.plan(asked, **told, identity={}, kinds=KINDS)
     predictions.run(planned, Scripted, anew=False)
     results = json.loads((tmp_path / "out" / coco_json.RESULTS).read_text())
     assert [(one["image_id"], one["category_id"]) for one in results] == [(42, 9), (42, 9), (7, 9)]
@@ -263,7 +242,7 @@ def test_questions_that_do_not_fit_together_are_refused(tmp_path, rows, say):
         asked = asked[::-1]
         asked[0], asked[1] = dataclasses.replace(asked[0], clue="b"), asked[1]
     with pytest.raises(ValueError, match=say):
-        predictions.plan(asked, out=tmp_path, batch=1, formats=(), identity={}, kinds=KINDS)
+        prediction_jobs.plan(asked, out=tmp_path, batch=1, formats=(), identity={}, kinds=KINDS)
 
 
 def test_a_bad_line_of_questions_costs_itself(tmp_path):
@@ -289,3 +268,39 @@ def test_a_bad_line_of_questions_costs_itself(tmp_path):
     path.write_text("\n".join(bad[:1]))
     with pytest.raises(ValueError, match="expected questions, a JSON object a line, got none: 1 x"):
         question_lists.read(path, Findings())
+
+
+ASKING = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {runs!r}]
+import test_predictions
+from scripted_answers import Scripted
+from seg_jax.runs import predictions
+predictions.run(test_predictions.job(Path({web!r}), Path({out!r})), Scripted, anew=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(web, tmp_path):
+    """SIGKILL while questions are answered, and while files are written: nothing is left behind."""
+    predictions.run(job(web, tmp_path / "whole"), Scripted, anew=False)
+    out, here = tmp_path / "out", Path(__file__).parent
+    told = {"tests": str(here.parent), "runs": str(here), "web": str(web), "out": str(out)}
+    command = [sys.executable, "-c", ASKING.format(**told)]
+    events = [(predictions.DONE, 1), (predictions.DONE, 3), ("yolo/labels", 1), ("overlays", 3)]
+    killed = 0
+    for folder, count in events:
+        process = subprocess.Popen(command, cwd=Path.cwd())
+        while process.poll() is None:
+            if sum(one.is_file() for one in (out / folder).rglob("*")) >= count:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        killed += process.wait() == -signal.SIGKILL
+        assert not (out / "summary.json").exists()
+    assert killed == len(events)
+    assert subprocess.run(command, check=False).returncode == 0
+    one, other = tree(tmp_path / "whole"), tree(out)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []

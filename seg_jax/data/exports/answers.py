@@ -18,6 +18,7 @@ from jaxtyping import Bool
 
 from seg_jax.data.image_lists import SUFFIXES
 from seg_jax.geometry import bitmask, runlengths
+from seg_jax.records import Verdict
 
 Files = Iterator[tuple[str, Callable[[], bytes]]]
 """Files of an export: the path of each within its folder, and what makes its bytes."""
@@ -44,6 +45,16 @@ class Answer:
     def score(self) -> float:
         """Geometric mean of the probabilities of the answer's tokens, 0..1."""
         return self.told["score"]
+
+    @property
+    def text(self) -> str:
+        """What the model wrote."""
+        return self.told["text"]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the reader found in it."""
+        return Verdict[self.told["verdict"]]
 
     @property
     def kind(self) -> str:

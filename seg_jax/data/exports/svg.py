@@ -40,17 +40,18 @@ def drawing(answers: Sequence[Answer], size: tuple[int, int], *, source: str) ->
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}">',
-        f'<image href="{_text(source)}" width="{width}" height="{height}"/>',
+        f'<image href="{text(source)}" width="{width}" height="{height}"/>',
         f'<g fill-opacity="0.35" fill-rule="evenodd" stroke-width="{line:g}" '
         'stroke-linejoin="round">',
-        *(_shape(one, _colour(place), line) for place, one in enumerate(answers)),
+        *(_shape(one, colour(place), line) for place, one in enumerate(answers)),
         "</g>",
         "</svg>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def _colour(place: int) -> str:
+def colour(place: int) -> str:
+    """Returns the colour of an answer by its place, as CSS has it."""
     red, green, blue = COLOURS[place % len(COLOURS)]
     return f"#{red:02x}{green:02x}{blue:02x}"
 
@@ -60,7 +61,7 @@ def _shape(answer: Answer, colour: str, line: float) -> str:
     rings = answer.rings_px
     if not rings:
         return ""
-    title = f"<title>{_text(answer.label)} {answer.score:.3f}</title>"
+    title = f"<title>{text(answer.label)} {answer.score:.3f}</title>"
     ink = f'fill="{colour}" stroke="{colour}"'
     if answer.kind == "box":
         (x0, y0), (x1, y1) = rings[0].tolist()
@@ -75,5 +76,6 @@ def _shape(answer: Answer, colour: str, line: float) -> str:
     return f'<path d="{way}" {ink}>{title}</path>'
 
 
-def _text(text: str) -> str:
-    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text))
+def text(value: str) -> str:
+    """Returns a text that XML and HTML can hold, escaped."""
+    return html.escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", value))

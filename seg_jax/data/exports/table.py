@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, get_args
 
 from seg_jax.data.exports import (
     coco_json,
@@ -18,9 +18,20 @@ from seg_jax.data.exports import (
 from seg_jax.data.exports.answers import Category, Files, Picture
 
 Format = Literal[
-    "coco_results", "coco", "folder", "yolo", "labelme", "voc", "svg", "masks", "overlays"
+    "coco_results",
+    "coco",
+    "folder",
+    "yolo",
+    "labelme",
+    "voc",
+    "svg",
+    "masks",
+    "overlays",
+    "gallery",
 ]
 """The formats that answers are exported to."""
+GALLERY: Format = "gallery"
+"""The format whose files are pages of many pictures."""
 
 Stream = Callable[[IO[str], Iterable[Picture], Sequence[Category]], None]
 """Writes the file of all pictures, one after another."""
@@ -56,6 +67,16 @@ _PER_PICTURE: dict[Format, Callable[[Picture, Path], Files]] = {
     "masks": lambda picture, _: mask_images.masks(picture),
     "overlays": lambda picture, _: mask_images.overlays(picture),
 }
+
+FOLDERS: tuple[Format, ...] = (*_PER_PICTURE, GALLERY)
+"""Formats that are a folder of this name."""
+
+
+def with_present(formats: Sequence[Format], out: Path) -> tuple[Format, ...]:
+    """Returns formats with those that a folder of a run has already, so that none gets stale."""
+    there = [one for one in FOLDERS if any(path.is_file() for path in (out / one).rglob("*"))]
+    there += [one for one in WHOLE if (out / WHOLE[one].path).is_file()]
+    return tuple(one for one in get_args(Format) if one in formats or one in there)
 
 
 def of_picture(picture: Picture, formats: Sequence[Format], out: Path) -> Files:
