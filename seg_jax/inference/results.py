@@ -92,10 +92,11 @@ class Result:
                 points = [(x, y) for x, y in one.rings_unit[0].tolist()]
                 confidence = [one.score] * len(points)
                 fields["keypoints"].append(told | {"points": points, "confidence": confidence})
-            if not one.is_mask and not _is_box(one):
+            box_px = one.box_px
+            if box_px is None or not (one.is_mask or _is_box(one)):
                 continue
             told["confidence"] = one.score
-            x0, y0, x1, y1 = one.box_px or ()
+            x0, y0, x1, y1 = box_px
             box = [x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height]
             detection = told | {"bounding_box": box}
             if one.is_mask:

@@ -36,7 +36,7 @@ def write(job: Job, shards: Sequence[Shard]) -> Findings:
     Raises:
       OSError: a file cannot be written.
     """
-    formats = [one for one in job.formats if one not in table.WHOLE]
+    formats: list[Format] = [one for one in job.formats if one not in table.WHOLE]
     met, wanted = Findings(), set[str]()
     if not formats:
         return met
@@ -64,7 +64,7 @@ def _notes(
     job: Job, shards: Sequence[Shard], formats: Sequence[Format], pages: Sequence[Sequence[Shard]]
 ) -> Iterator[_Note]:
     """Yields what each shard, and each page of the gallery, has been written to."""
-    single = [one for one in formats if one != table.GALLERY]
+    single: list[Format] = [one for one in formats if one != table.GALLERY]
     for shard in shards:
         yield _exported(shard, job, single)
     for number, some in enumerate(pages):
