@@ -2,33 +2,23 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
 import label_folders as labels
 import numpy as np
 import pytest
+from exported_answers import BUILDS, CATEGORIES, built_again, of_mask, written
 from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from seg_jax import files
 from seg_jax.data.exports import answers, coco_json, mask_images, overlay, svg, table, yolo_folder
 from seg_jax.data.exports.answers import Answer, Category, Picture
 from seg_jax.geometry import bitmask, keyholes, runlengths
 from seg_jax.grammar import outline
 from seg_jax.records import Kind
-from seg_jax.tasks.prompted import answers as pointed
 from seg_jax.tasks.referring import Referring, draw
-
-
-def of_mask(mask, label, *, number=0, score=0.5):
-    """Returns an answer whose outline is the border of a mask, to the pixel."""
-    height, width = mask.shape
-    told = {"number": number, "label": label, "asked": {"text": label}, "score": score}
-    told |= {"size": {"height": height, "width": width}, "verdict": "OK", "kind": "mask"}
-    return told | pointed.mask_json(mask)
 
 
 def of_text(text, label, size, *, number=0, kind=Kind.MASK):
@@ -37,23 +27,6 @@ def of_text(text, label, size, *, number=0, kind=Kind.MASK):
     example = task.ask(np.zeros((*size, 3), np.uint8), label, kind)
     told = {"number": number, "label": label, "asked": {"text": label}, "score": 0.25}
     return told | task.predict(example, text).as_json()
-
-
-def written(out, pictures, categories, formats):
-    """Writes pictures in some formats, as a run does."""
-    every = [one for picture in pictures for one in table.of_picture(picture, formats, out)]
-    every += table.of_all(categories, [one.name for one in pictures], formats)
-    for name, make in every:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(out / name, make())
-    for one in formats:
-        if one in table.WHOLE:
-            path, write = table.WHOLE[one]
-            with files.open_whole(out / path) as file:
-                write(file, pictures, categories)
-
-
-CATEGORIES = [Category("cup", 1), Category("fork", 2)]
 
 
 def as_answers(root, found):
@@ -77,32 +50,6 @@ def as_answers(root, found):
             )
         )
     return pictures
-
-
-BUILDS = {
-    "coco": ("coco_instances", "coco"),
-    "folder": ("folder", "folder"),
-    "yolo": ("yolo", "yolo"),
-    "labelme": ("labelme", "labelme"),
-    "voc": ("voc", "voc"),
-}
-"""Formats that answers are written in and `seg-jax build` reads, by the names of the latter."""
-
-
-def built_again(out, pictures, name):
-    """Returns the masks of each picture after a build of an export, by label."""
-    build, folder = BUILDS[name]
-    options = {"images": out} if name in ("coco", "folder") else {}
-    found, met = labels.records(build, out / folder, **options)
-    assert not [one for one in met.counts if "left out" in one]
-    by_stem = {}
-    for (split, key), record in found.items():
-        if (name, split) != ("yolo", "val"):  # YOLO asks for both splits: they are one.
-            stem = Path(key).stem
-            (whose,) = (one.name for one in pictures if Path(one.name).name == stem)
-            by_stem[whose] = labels.things(record)[0]
-    assert by_stem.keys() == {one.name for one in pictures}
-    return by_stem
 
 
 @pytest.mark.parametrize("parts", [1, 3])
