@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import sys
+import urllib.parse
 from xml.etree import ElementTree
 
 import cv2
@@ -219,6 +222,25 @@ def test_a_drawing_is_whole_xml_without_markup_of_others(picture):
     assert [kinds.count(one) for one in ("path", "rect", "circle", "title", "b")] == [2, 1, 1, 4, 0]
     titles = [one.text for one in root.iter("{http://www.w3.org/2000/svg}title")]
     assert titles[0] == "<b>cup</b> & \N{REPLACEMENT CHARACTER} 0.250"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are texts elsewhere")
+@pytest.mark.parametrize("format", [*table.WHOLE, "yolo", "labelme", "voc", "svg", "masks"])
+def test_a_picture_named_in_another_encoding_is_exported(picture, tmp_path, format):
+    """As archives from Windows have them; the drawing leads to the bytes of the name."""
+    path = tmp_path / os.fsdecode(b"caf\xe9\x1b.png")
+    path.write_bytes(picture.path.read_bytes())
+    name = answers.unique_names([str(path)])[0]
+    odd = dataclasses.replace(picture, key=str(path), path=path, name=name)
+    categories = [Category(one.label, place + 1) for place, one in enumerate(picture.answers)]
+    written(tmp_path / "out", [odd], categories, [format])
+    texts = [one for one in (tmp_path / "out").rglob("*") if one.suffix in (".svg", ".json")]
+    for one in texts:
+        one.read_bytes().decode()
+    if format == "svg":
+        (image,) = ElementTree.parse(texts[0]).iter("{http://www.w3.org/2000/svg}image")
+        way = os.fsdecode(urllib.parse.unquote_to_bytes(image.get("href")))
+        assert (texts[0].parent / way).resolve() == path
 
 
 def test_an_overlay_of_one_answer_is_that_of_one(picture):

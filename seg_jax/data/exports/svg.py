@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ def of_picture(picture: Picture, folder: Path) -> Files:
     name = f"{picture.name}.svg"
 
     def text() -> bytes:
-        way = urllib.parse.quote(labelme_json.way_to(picture, (folder / name).parent), safe="/")
-        return drawing(picture.answers, picture.size, source=way).encode()
+        way = labelme_json.way_to(picture, (folder / name).parent)
+        address = urllib.parse.quote(os.fsencode(way), safe="/")  # Of names that are no UTF-8 too.
+        return drawing(picture.answers, picture.size, source=address).encode()
 
     yield name, text
 
