@@ -4,7 +4,7 @@ import pytest
 
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import segmentation
-from seg_jax.data.formats.annotations import BadAnnotation, RunLengths
+from seg_jax.data.formats.annotations import BadAnnotation, Polygons, RunLengths
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,18 @@ def test_letters_of_compressed_counts(letter, known):
         return
     with pytest.raises(BadAnnotation, match="expected compressed counts, letters from 0 to o, got"):
         segmentation.read_outline(value, where="here", findings=Findings())
+
+
+@pytest.mark.parametrize("numbers", [[10, 10, 40], [10.0, 10.0, 40.0], [10, 10.5, 40]])
+def test_a_flat_list_of_numbers_of_any_kind_is_told(numbers):
+    with pytest.raises(BadAnnotation, match="got a flat list of 3 numbers"):
+        segmentation.read_outline(numbers, where="here", findings=Findings())
+
+
+def test_three_triangles_are_three_polygons():
+    """Three points in pairs are one."""
+    rings = [[10 * n, 10, 10 * n + 9, 10, 10 * n + 9, 30] for n in range(3)]
+    told = Findings()
+    found = segmentation.read_outline(rings, where="here", findings=told)
+    assert found == Polygons(tuple(tuple(map(float, ring)) for ring in rings))
+    assert told.counts == {}

@@ -10,6 +10,7 @@ from seg_jax.data.formats import folder, foreign, reasonseg, refer
 
 FOLDERS = {
     "YOLO": (["data.yaml", "train/labels/1.txt", "train/images/1.jpg"], "labels of YOLO"),
+    "YOLO without its yaml": (["images/train/1.jpg", "labels/train/1.txt"], "labels of YOLO"),
     "Darknet": (["obj.names", "obj_train_data/1.txt"], "labels of YOLO"),
     "Roboflow": (["train/_annotations.coco.json", "train/1.jpg"], "COCO as Roboflow writes it"),
     "CreateML": (["train/_annotations.createml.json"], "boxes of CreateML"),

@@ -44,6 +44,7 @@ def test_a_bad_line_of_yolo_costs_itself(tmp_path, line, reason):
     ("line", "ring"),
     [
         ("0 0 0 1 0 1 1 0 1", (0, 0, 1, 0, 1, 1, 0, 1)),
+        ("0 -0.02 0 1.02 0 1 1", (-0.02, 0, 1.02, 0, 1, 1)),
         ("0 -0.019 .1 1.019 +0.1 6e-1 0.6", (-0.019, 0.1, 1.019, 0.1, 0.6, 0.6)),
         (f"0 0.1 0.1 0.6 0.1 0.6 0.{'5' * 38}", (0.1, 0.1, 0.6, 0.1, 0.6, float("0." + "5" * 38))),
     ],
@@ -177,3 +178,21 @@ def test_tags_of_yaml_are_not_followed(tmp_path, monkeypatch):
     path.write_text("a: !!python/object/apply:os.system [touch touched]\nb: no\nc: 1e3\n")
     assert yaml_text.read(path) == {"a": ["touch touched"], "b": "no", "c": "1e3"}
     assert not (tmp_path / "touched").exists()
+
+
+def test_boxes_of_yolo_may_have_how_sure_a_model_was_behind_them(tmp_path):
+    yolo_folder(tmp_path, "0 0.5 0.5 0.25 0.5 0.9\n")
+    read = yolo.read(tmp_path, boxes=True)
+    assert read.findings.counts == {}
+    (one,) = read.images[0].objects
+    assert one.outline.rings == ((0.375, 0.25, 0.625, 0.25, 0.625, 0.75, 0.375, 0.75),)
+
+
+def test_labels_without_a_data_yaml_are_told_what_to_write(tmp_path):
+    yolo_folder(tmp_path, GOOD)
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(ValueError, match="got labels of YOLO .*do: write data.yaml with train"):
+        yolo.read(tmp_path)
+    (tmp_path / "labels" / "0.txt").unlink()
+    with pytest.raises(ValueError, match=r"expected data.yaml of YOLO, got (?!labels of YOLO)"):
+        yolo.read(tmp_path)

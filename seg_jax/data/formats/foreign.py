@@ -51,7 +51,11 @@ _SIGNS = (
         "get instances_SPLIT.json from the same place",
     ),
     (r"(^|/)data\.ya?ml$", "labels of YOLO", _BUILD.format("yolo")),
-    (r"(^|/)obj\.(names|data)$", "labels of YOLO", "write data.yaml, and build yolo"),
+    (
+        r"(^|/)(obj\.(names|data)|labels/(.*/)?[^/]*\.txt)$",
+        "labels of YOLO",
+        "write data.yaml, and build yolo",
+    ),
     (r"(^|/)_annotations\.createml\.json$", "boxes of CreateML", _NO_OUTLINES),
     (r"(^|/)_classes\.csv$", "classes of images", _NO_OUTLINES),
     (r"(^|/)SegmentationClass/[^/]*$", "masks of Pascal VOC", _BUILD.format("voc")),
