@@ -126,6 +126,7 @@ def _noted(
     try:
         value = files.read_json(path)
         known = schemas.check(value, _Note, where=str(path))
+        Findings.from_json(known.findings)
         if known.digest == digest and all((job.out / one).is_file() for one in known.files):
             return known
     except ValueError:  # There is none, or half of one.

@@ -53,6 +53,7 @@ NAMES = (
     "http",
     "conversion",
     "shards",
+    "questions",
     "journal",
 )
 CASES = 120

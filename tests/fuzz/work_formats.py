@@ -59,7 +59,7 @@ def _make_shards(folder: Path) -> None:
 def _mutated_shard(data: bytes, rng: random.Random) -> bytes:
     """Returns a shard with a changed first line, which half of the time is of its own digest."""
     from seg_jax import schemas
-    from seg_jax.annotation import jobs
+    from seg_jax.data import shard_files
     from seg_jax.data.findings import Findings
 
     first, _, rest = data.partition(b"\n")
@@ -68,12 +68,49 @@ def _mutated_shard(data: bytes, rng: random.Random) -> bytes:
     changed = _JSON(first, rng)
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         value = json.loads(changed)
-        head = schemas.check(value, jobs._Head, where="head")
+        head = schemas.check(value, shard_files._Head, where="head")
         if rng.random() < 0.5:
             met = Findings.from_json(head.findings)
-            own = jobs._own_digest(head.digest, head.sha256, counts=head.counts, met=met)
+            own = shard_files._own_digest(head.digest, head.sha256, counts=head.counts, met=met)
             changed = json.dumps(value | {"own": own}).encode()
     return changed + b"\n" + rest
+
+
+_ASKED = {"image": "web/000.png", "id": 7, "questions": [{"text": "the cup", "name": "cup"}]}
+_POINTED = [{"point": [0.25, 0.5]}, {"box": [0.1, 0.2, 0.6, 0.9], "answer": "box"}]
+
+
+def _make_questions(folder: Path) -> None:
+    lines = [_ASKED, {"image": "web/001.png", "questions": _POINTED}]
+    lines += [{"image": "web/2.png", "text": "all of them", "image_id": 3, "category_id": 1}]
+    (folder / "questions.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines[:2]))
+    (folder / "numbers.jsonl").write_text(f"{json.dumps(lines[2])}\n")
+
+
+def _plan_questions(folder: Path) -> Iterator[str]:
+    """Reads the questions of files, and plans their answers in every format."""
+    from seg_jax.data import question_lists
+    from seg_jax.data.exports import table
+    from seg_jax.data.findings import Findings
+    from seg_jax.runs import prediction_jobs
+
+    for path in sorted(folder.glob("*.jsonl")):
+        met = Findings()
+        asked = question_lists.read(path, met)
+        yield from met.lines()
+        job = prediction_jobs.plan(
+            asked,
+            out=folder / "out",
+            batch=1,
+            formats=[*table.WHOLE, *table.FOLDERS],
+            identity={"model": "x"},
+            kinds=("point", "box", "mask"),
+        )
+        for shard in prediction_jobs.cut_shards(job):
+            json.dumps(
+                [question.asked_json() for one in shard.pictures for question in one.questions]
+            )
+        yield from (one.name for one in job.categories)
 
 
 _FINGERPRINT = "what is converted"
@@ -172,6 +209,12 @@ _FORMATS = (
             "web/list.txt": lambda data, rng: byte_mutations.mutated_text(data, rng, _PATHS),
         },
         read=_annotate,
+    ),
+    Format(
+        name="questions",
+        make=_make_questions,
+        mutations={"*.jsonl": json_mutations.mutated_lines},
+        read=_plan_questions,
     ),
     Format(
         name="journal",

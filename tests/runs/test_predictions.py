@@ -162,6 +162,17 @@ def test_nothing_is_asked_twice_and_formats_are_added_without_a_model(web, tmp_p
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("findings", [None, [], {"a": 1}, {"a": {"count": -1, "examples": []}}])
+def test_a_damaged_note_of_an_export_is_passed_over(web, tmp_path, findings):
+    """Only its digest was looked at: what it had been told ended the run."""
+    predictions.run(job(web, tmp_path / "out"), Scripted, anew=False)
+    whole = tree(tmp_path / "out")
+    for path in (tmp_path / "out/.exported").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"findings": findings}))
+    predictions.run(job(web, tmp_path / "out"), Scripted, anew=False)
+    assert tree(tmp_path / "out") == whole
+
+
 def test_what_has_changed_is_answered_anew_and_what_is_gone_is_gone(web, tmp_path):
     predictions.run(job(web, tmp_path / "out"), Scripted, anew=False)
     (web / "2.png").unlink()
