@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seg_jax import files
+from seg_jax import files, schemas
 from seg_jax.cli.model_options import ModelOptions
 from seg_jax.data import image_files, image_lists, question_lists
 from seg_jax.data.exports import overlay
@@ -190,7 +190,7 @@ def _answer_many(config: Config, task: Task, clues: Sequence[str | tuple[float, 
     """Answers all questions, says what was left out, and prints the folder or the summary."""
     assert config.out is not None
     met = Findings()
-    asked = _questions(config, clues, met)
+    asked = _questions(config, task, clues, met)
     console.say(f"{len(asked)} questions about {len({one.key for one in asked})} pictures")
     for line in met.lines():
         console.say(f"warning: {line}")
@@ -202,6 +202,7 @@ def _answer_many(config: Config, task: Task, clues: Sequence[str | tuple[float, 
         identity=_identity(config, task),
         kinds=task.kind_names,
     )
+    files.make_folder(config.out, "the answers")
     summary = predictions.run(
         job, lambda: config.predictor(asked=task, draws="masks"), anew=config.anew
     )
@@ -217,17 +218,23 @@ def _answer_many(config: Config, task: Task, clues: Sequence[str | tuple[float, 
 
 
 def _questions(
-    config: Config, clues: Sequence[str | tuple[float, ...]], met: Findings
+    config: Config, task: Task, clues: Sequence[str | tuple[float, ...]], met: Findings
 ) -> list[Question]:
     """Returns the questions about many images; one that is named twice is asked once."""
     if config.questions is not None:
-        return question_lists.read(config.questions, met)
+        return question_lists.read(config.questions, met, whole=task.asks_whole)
     found: dict[str, Path] = {}
     for source in config.images:
         for _, path in image_lists.list_images(source, met):
+            if not schemas.holds(path.as_posix(), schemas.Text):
+                reason = "picture left out, as the name of its file is no UTF-8"
+                met.add(reason, path.as_posix(), advice="rename it (convmv renames whole folders)")
+                continue
             if path.as_posix() in found:
                 met.add("image named again, asked about once", path.as_posix())
             found.setdefault(path.as_posix(), path)
+    if not found:
+        raise ValueError(f"images: expected pictures, got {met.commonest()}; do: rename the files")
     return question_lists.of_images([*found.values()], clues or [""], answer=config.answer)
 
 

@@ -10,7 +10,8 @@ A line of a file of questions is a JSON object:
 Points x, y and boxes x0, y0, x1, y1 are fractions of width and height. Left out may be `id` (a text
 or an integer, which the answer carries), `name` (what the object is called; else the expression),
 `answer` (the kind of answer: mask, box or point), and `image_id` and `category_id`, the numbers
-that COCO's files then have. A line or question that is wrong costs itself, and is told.
+that COCO's files then have. A line or question that is wrong costs itself, and is told. Only a
+task that asks about pictures as a whole takes one without text, point and box.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Question:
     @property
     def label(self) -> str:
         """What the object is called."""
-        told = self.name if self.name is not None else self.clue
+        told = self.name if self.name is not None and self.name.strip() else self.clue
         return " ".join(told.split()) or UNNAMED if isinstance(told, str) else UNNAMED
 
     @property
@@ -90,12 +91,13 @@ class _Line(_One, frozen=True, kw_only=True, forbid_unknown_fields=True):
     questions: Annotated[list[Any], Meta(min_length=1)] | None = None
 
 
-def read(path: Path, findings: Findings) -> list[Question]:
+def read(path: Path, findings: Findings, *, whole: bool = False) -> list[Question]:
     """Returns the questions of a file, in its order.
 
     Args:
       path: of the file.
       findings: are told of lines and questions that are left out.
+      whole: whether a picture may be asked about as a whole, without a clue.
 
     Raises:
       ValueError: the file cannot be read, or no question is left.
@@ -115,7 +117,7 @@ def read(path: Path, findings: Findings) -> list[Question]:
             continue
         for place, one in parts:
             try:
-                found.append(_question(one, told, path.parent, where=place))
+                found.append(_question(one, told, path.parent, where=place, whole=whole))
             except ValueError as error:
                 findings.add_error("question left out", error)
     if not found:
@@ -140,7 +142,7 @@ def _parts(line: _Line, where: str) -> Iterator[tuple[str, Any]]:
     yield from ((f"{where}, questions[{n}]", one) for n, one in enumerate(line.questions))
 
 
-def _question(value: Any, line: _Line, folder: Path, *, where: str) -> Question:
+def _question(value: Any, line: _Line, folder: Path, *, where: str, whole: bool) -> Question:
     """Returns a question; what it does not say itself its line says for all of them.
 
     Raises:
@@ -154,6 +156,12 @@ def _question(value: Any, line: _Line, folder: Path, *, where: str) -> Question:
         raise ValueError(
             f"{where}: expected one of text, point and box, got {len(clues)}; do: write a question "
             "for each"
+        )
+
+    if not whole and not any(str(clue).strip() for clue in clues):
+        raise ValueError(
+            f'{where}: expected text, point or box, got none; do: tell the object, as "text": "the '
+            'red star"'
         )
 
     def told(name: str) -> Any:

@@ -200,8 +200,8 @@ def _stand_for_many(patch, note):
         note("listed", source)
         return [(name, Path(source) / name) for name in ("a.png", "b.png")]
 
-    def read(path, met):
-        note("read", path)
+    def read(path, met, *, whole):
+        note("read", path, whole)
         return question_lists.of_images([Path("a.png")], ["the red star"], answer=None)
 
     def run(job, load, *, anew):

@@ -1,9 +1,14 @@
 """`seg-jax predict` about many pictures: how they are named, and what is refused."""
 
 import json
+import os
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
+
+from seg_jax.data.exports.table import Format
 
 TEXT = ("--text", "the red star")
 
@@ -37,6 +42,15 @@ def test_pictures_are_files_folders_patterns_and_lists(given, run, answers, web,
     told = [json.loads(line) for line in (web / "out/answers.jsonl").read_text().splitlines()]
     assert [one["image"] for one in told] == found
     assert len([*(web / "out/overlays").rglob("*.png")]) == len(found)
+
+
+def test_names_that_are_no_utf8_cost_themselves(given, run, fails, answers, web):
+    odd = Path(os.fsdecode(b"web/bad\xff.png"))
+    odd.write_bytes((web / "web/a.png").read_bytes())
+    asked = ("--checkpoint", given, *TEXT, "--out", "out", "--formats", *get_args(Format))
+    status, _, line = run("predict", *asked, "--images", "web")
+    assert (status, line) == (0, "3 answered, 0 failed, 0 masks")
+    assert "got 1 x picture left out" in fails("predict", *asked, "--images", str(odd))
 
 
 def test_several_questions_a_picture_and_a_summary(given, run, answers, web):
@@ -76,6 +90,7 @@ def test_one_answer_is_printed_or_written(given, run, answers, image, tmp_path):
         (("--images", "none", "--out", "o", *TEXT), "images: expected a folder, a pattern or a"),
         (("--images", "web", "--out", "o", *TEXT, "--batch", "0"), "batch: expected at least 1"),
         (("--image", "web/a.png", *TEXT, "--formats", "coco"), "formats: expected --images or"),
+        (("--images", "web", "--out", "list.txt", *TEXT), "expected a folder for the answers, got"),
         (("--image", "web/a.png", *TEXT, "--anew"), "anew: expected --images or --questions"),
         (("--questions", "none.jsonl", "--out", "o", *TEXT), "questions: expected no --text, "),
         (("--questions", "none.jsonl", "--out", "o"), "none.jsonl: expected questions, a JSON"),

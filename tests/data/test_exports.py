@@ -264,6 +264,8 @@ def test_names_never_meet():
     tricky = ["x.png", "x.jpg", f"{answers.unique_names(['x.png', 'x.jpg'])[0]}.png"]
     assert len({*answers.unique_names(tricky)}) == 3
     assert answers.unique_names([]) == []
+    assert answers.unique_names(["."]) == ["_"]
+    assert len({*answers.unique_names(["/", "/a", ".", "_"])}) == 4
 
 
 def test_more_names_than_a_palette_has_are_refused():

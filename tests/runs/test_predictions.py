@@ -266,16 +266,19 @@ def test_a_bad_line_of_questions_costs_itself(tmp_path):
         '{"image": "a.png", "text": "x", "point": [0.1, 0.2]}',
         '{"image": "a.png", "text": "x", "questions": [{"text": "y"}]}',
         '{"image": "a.png", "questions": []}',
+        '{"image": "a.png"}',
+        '{"image": "a.png", "text": " "}',
         '{"image": "a.png", "point": [1.5, 0.2]}',
         '{"image": "a.png", "box": [0.5, 0.2, 0.1, 0.9]}',
         '{"image": "a.png", "text": "\\u0001"}',
         '{"image": "a.png", "questions": [{"text": 3}, {"text": "kept"}]}',
     ]
-    path.write_text("\n".join([json.dumps(good), *bad, ""]))
+    path.write_text("\ufeff" + "\r\n".join([json.dumps(good), *bad, ""]))
     found = question_lists.read(path, met := Findings())
     assert [one.clue for one in found] == ["x", "kept"]
     assert sum(met.counts.values()) == len(bad)
     assert all("; do: " in line for line in met.lines())
+    assert len(question_lists.read(path, Findings(), whole=True)) == len(found) + 2
     path.write_text("\n".join(bad[:1]))
     with pytest.raises(ValueError, match="expected questions, a JSON object a line, got none: 1 x"):
         question_lists.read(path, Findings())

@@ -170,6 +170,7 @@ def unique_names(keys: Sequence[str]) -> list[str]:
 
 
 def _plain_name(parts: Sequence[str]) -> str:
+    parts = parts or ("_",)  # Of a folder that is asked about, as ".".
     last = PurePosixPath(parts[-1])
     stem = last.stem if last.suffix.lower() in SUFFIXES else last.name
     plain = [re.sub(r"[^\w.-]", "_", part)[:MOST_NAME] for part in (*parts[:-1], stem)]
