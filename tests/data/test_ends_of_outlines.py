@@ -63,3 +63,15 @@ def test_three_triangles_are_three_polygons():
     found = segmentation.read_outline(rings, where="here", findings=told)
     assert found == Polygons(tuple(tuple(map(float, ring)) for ring in rings))
     assert told.counts == {}
+
+
+@pytest.mark.parametrize(("counts", "whole"), [([3072], 1), ([10, 20, 3042], 1), ([10, 102], 0)])
+def test_counts_fill_their_size(counts, whole):
+    """10 and 102 are as many as height and width together."""
+    value, told = {"size": [48, 64], "counts": counts}, Findings()
+    if whole:
+        found = segmentation.read_outline(value, where="here", findings=told)
+        assert found == RunLengths((value,))
+        return
+    with pytest.raises(BadAnnotation, match="expected counts of 3072 pixels, got 112; do: "):
+        segmentation.read_outline(value, where="here", findings=told)
