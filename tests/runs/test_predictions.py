@@ -127,7 +127,14 @@ def test_masks_of_coco_are_those_that_evaluate_counts(web, tmp_path):
     assert seen == 24
 
 
-@pytest.mark.parametrize(("broken", "left"), [(1, 10), (6, 5), (10, 2)])
+@pytest.mark.parametrize(
+    ("broken", "left"),
+    [
+        pytest.param(1, 10, marks=pytest.mark.slow),
+        (6, 5),
+        pytest.param(10, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(web, tmp_path, broken, left):
     """Of ten batches five, three and two are of a shard."""
     predictions.run(job(web, tmp_path / "whole"), Scripted, anew=False)
@@ -173,6 +180,7 @@ def test_a_damaged_note_of_an_export_is_passed_over(web, tmp_path, findings):
     assert tree(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_answered_anew_and_what_is_gone_is_gone(web, tmp_path):
     predictions.run(job(web, tmp_path / "out"), Scripted, anew=False)
     (web / "2.png").unlink()
@@ -186,6 +194,7 @@ def test_what_has_changed_is_answered_anew_and_what_is_gone_is_gone(web, tmp_pat
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_model_needs_anew_and_foreign_files_stay(web, tmp_path):
     predictions.run(job(web, tmp_path / "out"), Scripted, anew=False)
     other = job(web, tmp_path / "out", identity={"model": "y"}, formats=())
