@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import fingerprints
 import label_folders
 import published_formats as formats
+import pyarrow.parquet
 import pytest
 
 from seg_jax import files
@@ -36,13 +38,35 @@ def root(tmp_path_factory):
     formats.reasonseg(root / "reasonseg")
     for split in ("train2017", "val2017"):
         formats.instances(root / "instances", split)
+        _draw_a_box_alone(root / "instances" / "annotations" / f"instances_{split}.json")
         formats.panoptic(root / "panoptic", split, images=3)
     formats.folder(root / "folder")
     for name in ("yolo", "labelme", "label_studio", "cvat", "voc", "conversations"):
         getattr(label_folders, name)(root / name, label_folders.pictures(boxes=True))
     for name in ("cod10k", "ecssd"):
         formats.masks(root / name, name)
+    _make_tables(root / "tables")
     return root
+
+
+def _draw_a_box_alone(path):
+    told = json.loads(path.read_text())
+    told["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(told))
+
+
+def _make_tables(folder):
+    """Writes a table of objects and one of conversations, as the hub has them."""
+    folder.mkdir()
+    image = {"bytes": formats.image(folder / "a.jpg", 1).read_bytes()}
+    objects = [{"bbox": [x, 10.0, 16.0, 20.0], "category": "cup"} for x in (30.0, 45.0)]
+    talk = [
+        {"role": "user", "content": "Where is the cup?"},
+        {"role": "assistant", "content": "[8, 10, 24, 30]"},
+    ]
+    for name, column in {"train": {"objects": objects}, "val": {"messages": talk}}.items():
+        table = pyarrow.Table.from_pylist([{"image": image} | column] * 2)
+        pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
 
 
 @pytest.fixture
@@ -115,6 +139,7 @@ def config(name, source, **options):
     return build.Config(name=name, source=Path(source), out=Path("out"), records=1, **options)
 
 
+_RESIZED = Numbers(meaning="resized", least_pixels=1_000_000)
 BUILD = {
     "refcoco": config("refcoco_unc", "refer"),
     "refcocog": config("refcocog_umd", "refer"),
@@ -134,8 +159,10 @@ BUILD = {
     "conversations": config(
         "conversations",
         "conversations",
-        numbers=Numbers(meaning="resized", least_pixels=1_000_000),
+        numbers=_RESIZED,
+        boxes=True,
     ),
+    "huggingface": config("huggingface", "tables", numbers=_RESIZED, boxes=True),
     "masks in splits": config("cod10k", "cod10k"),
     "masks in one split": config("ecssd", "ecssd"),
     "one edition": config("refcoco_unc", "refer", held_out=("refcocog_umd",)),
@@ -151,10 +178,11 @@ BUILD = {
 _SIZES = "numbers.least_pixels", "numbers.most_pixels"
 ALIASES = {
     "yolo": ("upright",),
-    "conversations": (*_SIZES, "numbers.factor", "numbers.order", "upright"),
+    "conversations": (*_SIZES, "numbers.factor", "numbers.order", "numbers.boxes", "upright"),
+    "huggingface": (*_SIZES, "numbers.factor", "numbers.order", "numbers.boxes", "upright"),
 }
-"""Options that have a value without effect there: YOLO's outlines are of turned images, and images
-are resized alike within a little more or less."""
+"""Options that have a value without effect there: YOLO's outlines are of turned images, images
+are resized alike within a little more or less, and boxes are what they are taken for."""
 
 
 @pytest.mark.parametrize("mode", BUILD)

@@ -446,5 +446,29 @@ def test_tables_without_conversations_are_refused(tmp_path):
         ValueError, match="expected columns image and messages, .* got image, label"
     ):
         huggingface.read(tmp_path, rules=Rules())
-    with pytest.raises(ValueError, match="expected Parquet files"):
+    with pytest.raises(ValueError, match="expected Parquet or Arrow files"):
         huggingface.read(tmp_path / "none", rules=Rules())
+
+
+def test_boxes_in_texts_are_corners_until_it_is_said(tmp_path):
+    talks = talk("The cup?", "[8, 10, 16, 20]")
+    for said, box in {"auto": (8, 10, 16, 20), "sizes": (8, 10, 24, 30)}.items():
+        numbers = Numbers(meaning="pixels", boxes=said)
+        (image,) = read(tmp_path, talks, rules=Rules(numbers=numbers, boxes=True)).images
+        x0, y0, x1, y1 = (one / side for one, side in zip(box, (64, 48, 64, 48), strict=True))
+        (ring,) = image.objects[0].outline.rings
+        np.testing.assert_allclose(ring, (x0, y0, x1, y0, x1, y1, x0, y1))
+
+
+@pytest.mark.parametrize(("shrunk", "doubted"), [(1, False), (2, True)])
+def test_pixels_that_end_far_from_the_borders_are_doubted(shrunk, doubted):
+    """As those of a large photo are that somebody's processor had made smaller."""
+    rng = np.random.default_rng(0)
+    some = []
+    for _ in range(40):
+        x, y = rng.uniform(0, 0.8, 2) * (4000 / shrunk, 3000 / shrunk)
+        box = (x, y, x + 700 / shrunk, y + 500 / shrunk)
+        some.append(Written(Told("bbox_2d", "box", (box,)), (3000, 4000), "a"))
+    taken = conventions.decide("bbox_2d", some, Numbers())
+    assert taken.meaning == "pixels"
+    assert ("--numbers.most-pixels" in taken.why) == doubted

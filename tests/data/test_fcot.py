@@ -11,7 +11,7 @@ from PIL import Image
 from test_mask_folders import build
 
 from seg_jax.data import held_out, record_schema, sources
-from seg_jax.data.formats import fcot, parquet_rows
+from seg_jax.data.formats import fcot, table_rows
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -131,7 +131,7 @@ def test_damage_within_a_file_costs_rows_or_the_file_and_never_more(tmp_path):
         told = "; do: "
         try:
             for image in fcot.read(tmp_path).images:
-                parquet_rows.image_bytes(image.image, image.row)
+                table_rows.image_bytes(image.image, image.row)
         except ValueError as error:
             told = str(error)
         assert "; do: " in told
@@ -159,7 +159,7 @@ BOMB = """
 import resource, sys
 from pathlib import Path
 import pyarrow, pyarrow.parquet
-from seg_jax.data.formats import parquet_rows
+from seg_jax.data.formats import parquet_rows, table_rows
 path, rows = Path(sys.argv[1]), 300
 ones = pyarrow.array([0] * rows, pyarrow.int32())
 def table(value):
@@ -172,7 +172,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2)
 assert path.stat().st_size < 100_000
 assert sum(1 for _ in parquet_rows.texts(path, ["problem"], "image")) == rows
-assert len(parquet_rows.image_bytes(path, rows - 1)) == 16 << 20
+assert len(table_rows.image_bytes(path, rows - 1)) == 16 << 20
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
 """
 """A small file whose rows all name one long value; twice 4.7 GiB if they are decoded at once."""
@@ -189,11 +189,11 @@ def test_images_are_the_same_in_whatever_order_they_are_read(tmp_path):
     given = rows(tmp_path, 7)
     path = write(tmp_path, given, group=3)
     for row in (0, 1, 2, 3, 6, 5, 4, 4, 0, 6):
-        assert parquet_rows.image_bytes(path, row) == given[row][0]
+        assert table_rows.image_bytes(path, row) == given[row][0]
     with pytest.raises(ValueError, match="image is missing|expected the bytes of an image") as told:
-        parquet_rows.image_bytes(path, 7)
+        table_rows.image_bytes(path, 7)
     assert "a row below 7" in str(told.value)
-    assert parquet_rows.image_bytes(path, 6) == given[6][0]
+    assert table_rows.image_bytes(path, 6) == given[6][0]
 
 
 def test_a_release_of_pyarrow_that_runs_what_it_reads_is_refused(tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from seg_jax.data.formats import (
     annotations,
     coco,
+    coco_layouts,
     conversations,
     cvat,
     fcot,
     folder,
-    foreign,
     huggingface,
     label_studio,
     labelme,
@@ -121,7 +121,7 @@ class Plan:
 
 
 _OPTIONS = {
-    "boxes": (*DRAWN, *TALKED),
+    "boxes": (*DRAWN, *TALKED, "coco_instances"),
     "numbers": TALKED,
     "questions": TALKED,
     "upright": UPRIGHT,
@@ -202,29 +202,20 @@ def _read(plan: Plan) -> Annotations:
 
 def _read_coco(plan: Plan) -> Annotations:
     """Returns the images of COCO's instances or panoptic segments."""
-    source = plan.source
-    prefix = plan.name.removeprefix("coco_")
-    sheets = sorted((source / "annotations").glob(f"{prefix}_*.json"))
-    if not sheets:
-        what, advice = foreign.found_instead(source)
-        raise ValueError(
-            f"{source}: expected annotations/{prefix}_SPLIT.json, got {what}; do: give the folder "
-            f"that holds annotations and the images' folders as --source, or {advice}"
-        )
+    source, kind = plan.source, plan.name.removeprefix("coco_")
+    sheets = coco_layouts.sheets(source, kind, images=plan.images)
     whole = Annotations([])
-    known = [file.stem.removeprefix(f"{prefix}_") for file in sheets]
-    if unknown := sorted({*plan.splits} - {*known}):
+    known = {one.split for one in sheets}
+    if unknown := sorted({*plan.splits} - known):
         raise ValueError(
-            f"splits: expected some of {', '.join(known)}, got {', '.join(unknown)}"
+            f"splits: expected some of {', '.join(sorted(known))}, got {', '.join(unknown)}"
             "; do: choose --splits among them"
         )
-    for file in sheets:
-        split = file.stem.removeprefix(f"{prefix}_")
+    for file, split, images in sheets:
         if plan.splits and split not in plan.splits:
             continue
-        images = _images_folder(plan, (split, f"images/{split}"))
-        if prefix == "instances":
-            one = coco.read_instances(file, images=images, split=split)
+        if kind == "instances":
+            one = coco.read_instances(file, images=images, split=split, boxes=plan.boxes)
         else:
             numbers = [source / "annotations" / file.stem, source / file.stem]
             numbers = next((place for place in numbers if place.is_dir()), numbers[0])

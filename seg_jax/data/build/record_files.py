@@ -18,7 +18,7 @@ from msgspec import Meta
 from seg_jax import checksums, files, schemas
 from seg_jax.data import findings, image_files, limits, record_schema
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import parquet_rows
+from seg_jax.data.formats import table_rows
 from seg_jax.data.formats.annotations import (
     NONE_THERE,
     ORDINARY,
@@ -374,7 +374,7 @@ def _read_image(image: AnnotatedImage, met: Findings) -> image_files.Stored:
         if image.row is None:
             data = image_files.read_bytes(image.image)
         else:
-            data = parquet_rows.image_bytes(image.image, image.row, image.column)
+            data = table_rows.image_bytes(image.image, image.row, image.column)
         header = image_files.read_header(data)
         told = image.size or _size_of_mask(image)
         stored = image_files.storable(data, upright=_is_turned(image, header, told, met))

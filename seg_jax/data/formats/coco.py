@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from seg_jax import files, schemas
 from seg_jax.data.findings import Findings
-from seg_jax.data.formats import annotations, segmentation
+from seg_jax.data.formats import annotations, coco_layouts, drawn, segmentation
 from seg_jax.data.formats.annotations import (
     AnnotatedImage,
     AnnotatedObject,
@@ -18,6 +18,7 @@ from seg_jax.data.formats.annotations import (
     BadAnnotation,
     Outline,
     PngSegment,
+    Polygons,
     Role,
 )
 
@@ -76,13 +77,16 @@ class _File(schemas.Record, frozen=True):
     categories: list[Any] | None = None
 
 
-def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
+def read_instances(
+    path: Path, *, images: Path | tuple[Path, ...], split: str, boxes: bool = False
+) -> Annotations:
     """Returns the images of an instances_*.json; each category's name means all that show it.
 
     Args:
       path: of the JSON file.
-      images: folder of the images.
+      images: folder of the images, or several where they may lie.
       split: that they are of.
+      boxes: whether the box of an annotation without an outline is taken for it.
 
     Raises:
       ValueError: the file is none of this format.
@@ -93,7 +97,7 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     seen: set[int] = set()
     for place in range(len(sheet.annotations)):
         try:
-            number, one = sheet.read_object(place)
+            number, one = sheet.read_object(place, boxes=boxes)
             objects[number].append(one)
             if one.id in seen:
                 told = f"{sheet.place(place)}: id {one.id}"
@@ -106,13 +110,15 @@ def read_instances(path: Path, *, images: Path, split: str) -> Annotations:
     return read
 
 
-def read_panoptic(path: Path, *, numbers: Path, images: Path, split: str) -> Annotations:
+def read_panoptic(
+    path: Path, *, numbers: Path, images: Path | tuple[Path, ...], split: str
+) -> Annotations:
     """Returns the images of a panoptic_*.json, things and stuff alike.
 
     Args:
       path: of the JSON file.
       numbers: folder of the PNGs whose pixels are segment numbers.
-      images: folder of the images.
+      images: folder of the images, or several where they may lie.
       split: that they are of.
 
     Raises:
@@ -208,8 +214,12 @@ class CocoFile:
             f"its image is {'not listed' if got == 'none' else 'ambiguous'}",
         )
 
-    def read_object(self, place: int) -> tuple[int, AnnotatedObject]:
+    def read_object(self, place: int, *, boxes: bool | None = None) -> tuple[int, AnnotatedObject]:
         """Returns an annotation's image, by its number, and its object.
+
+        Args:
+          place: of the annotation in the file.
+          boxes: whether its box is the outline where it has no other; None: not asked.
 
         Raises:
           ValueError: the annotation cannot be taken.
@@ -219,7 +229,8 @@ class CocoFile:
             self.annotations[place], _Annotation, where=where, findings=self.findings
         )
         image = self.image_of(note.image_id, where)
-        outline = segmentation.read_outline(
+        box = None if boxes is None else self._box(note, where, boxes=boxes)
+        outline = box or segmentation.read_outline(
             note.segmentation, where=where, findings=self.findings, size=image.size
         )
         number = note.id
@@ -227,6 +238,18 @@ class CocoFile:
             number = place
             self.findings.add(NUMBERED, where, advice=_OWN_ID)
         return image.id, self.object_of(note, outline, number=number, where=where)
+
+    def _box(self, note: _Annotation, where: str, *, boxes: bool) -> Polygons | None:
+        """Returns the box of an annotation that has no other outline; None: it has one, or neither.
+
+        Raises:
+          BadAnnotation: boxes are not to be taken for outlines.
+        """
+        if note.segmentation or note.bbox is None:
+            return None
+        drawn.check_boxes(where, boxes=boxes)
+        found = segmentation.box_px(note.bbox, where=where, findings=self.findings)
+        return None if found is None else Polygons((drawn.rectangle(found),))
 
     def places_by_id(self) -> dict[int, int]:
         """Returns the place of every annotation by its id; ids of different ones are told."""
@@ -349,12 +372,17 @@ def _read_file(path: Path) -> _File:
 
 
 def _annotated_images(
-    sheet: CocoFile, objects: dict[int, list[AnnotatedObject]], *, split: str, images: Path
+    sheet: CocoFile,
+    objects: dict[int, list[AnnotatedObject]],
+    *,
+    split: str,
+    images: Path | tuple[Path, ...],
 ) -> Iterator[AnnotatedImage]:
     """Yields the images that have objects; expressions are their names, each meaning all of it.
 
     The others are told.
     """
+    folders = (images,) if isinstance(images, Path) else images
     for number, some in objects.items():
         if not some:
             name = schemas.short_repr(sheet.images[number].file_name)
@@ -365,7 +393,7 @@ def _annotated_images(
             yield AnnotatedImage(
                 key=f"{split}/{image.file_name}",
                 split=split,
-                image=images / image.file_name,
+                image=coco_layouts.find_image(image.file_name, folders),
                 image_id=number,
                 objects=tuple(some),
                 expressions=annotations.names_as_expressions(some),

@@ -21,6 +21,7 @@ from seg_jax.geometry import grid
 
 Meaning = Literal["pixels", "resized", "unit", "thousand", "percent"]
 Order = Literal["xy", "yx"]
+BoxForm = Literal["corners", "sizes"]
 
 WORDS: Mapping[str, str] = {
     "pixels": "pixels of the image",
@@ -36,6 +37,8 @@ LEAST_REGIONS = 8
 NEAR, NEARER = 0.85, 0.08
 """How far, in parts of the image, regions must reach to count as near its borders, and how much
 farther than under another meaning."""
+FAR = 0.7
+"""Where many regions in pixels reach no farther than this, they may be of a smaller image."""
 _SLACK = {"pixels": 1.0, "resized": 1.0, "unit": 0.02, "thousand": 1.0, "percent": 1.0}
 """How far numbers may lie beyond the image by rounding."""
 _FIXED: Mapping[str, tuple[Meaning, Order]] = {
@@ -58,6 +61,9 @@ class Numbers:
     order: Literal["auto", "xy", "yx"] = "auto"
     """Whether x or y comes first; auto: x, but y in Gemini's box_2d, and in polygons beside it as
     fits that box."""
+    boxes: Literal["auto", "corners", "sizes"] = "auto"
+    """Whether the opposite corner of a box follows its first one, or width and height; auto:
+    the corner in texts, and in columns of tables what their boxes fit, which is told."""
     factor: int = 28
     """The sides of a resized image are multiples of it: 28 for Qwen2-VL and Qwen2.5-VL."""
     least_pixels: int = 3136
@@ -123,6 +129,8 @@ def decide(form: str, some: Sequence[Written], numbers: Numbers) -> Taken:
         other = "thousand" if rivals[0] == "pixels" else "pixels"
         limit = "1000" if other == "thousand" else "their images"
         why = f"{beyond[other]:.0%} of {count} would lie beyond {limit} otherwise"
+        if rivals == ["pixels"] and len(some) >= LEAST_REGIONS:
+            why += _doubt(_reach(some, ends))
         return Taken(rivals[0], order, why)  # pyright: ignore[reportArgumentType]
     if not rivals and "resized" in fits:
         why = f"{beyond['pixels']:.0%} of {count} lie beyond their images, but not resized"
@@ -132,12 +140,56 @@ def decide(form: str, some: Sequence[Written], numbers: Numbers) -> Taken:
     return _nearer(form, some, ends, order)
 
 
+def box_form(some: Sequence[Written], numbers: Numbers) -> tuple[BoxForm, str]:
+    """Returns what follows the first corner of boxes, and why; nothing where the user says it.
+
+    Args:
+      some: boxes of one column, as they were written.
+      numbers: what the user says.
+
+    Raises:
+      BadAnnotation: they fit neither, or both alike.
+    """
+    if numbers.boxes != "auto":
+        return numbers.boxes, ""
+    boxes = np.array([one.told.rings[0] for one in some])
+    first, second = boxes[:, :2], boxes[:, 2:]
+    meaning = numbers.meaning
+    if meaning == "auto":
+        meaning = "unit" if np.quantile(boxes, 1 - MOST_BEYOND) <= 1.02 else "pixels"
+    limits = np.array([extent(meaning, one.size, numbers) for one in some]) + _SLACK[meaning]
+    odd = {
+        "corners": float(np.mean((second < first).any(axis=1))),
+        "sizes": float(np.mean((first + second > limits).any(axis=1))),
+    }
+    fits = [name for name, share in odd.items() if share <= MOST_BEYOND]
+    if len(fits) != 1:
+        box = ", ".join(f"{number:g}" for number in boxes[0])
+        raise BadAnnotation(
+            f"{some[0].where}: expected boxes as two corners or as a corner and sizes, got "
+            f"{'either' if fits else 'neither'}, as {box} in an image of "
+            f"{some[0].size[1]}x{some[0].size[0]}; do: say what they are by --numbers.boxes "
+            "corners or sizes, and by --numbers.meaning",
+            f"its boxes fit {'two corners and sizes alike' if fits else 'no convention'}",
+        )
+    count = len(some)
+    if fits == ["corners"]:
+        return "corners", f"{odd['sizes']:.0%} of {count} would end beyond their images as sizes"
+    return "sizes", f"{odd['corners']:.0%} of {count} would end before they begin as corners"
+
+
+def with_corners(told: Told) -> Told:
+    """Returns a box of a corner, width and height as one of two corners."""
+    x, y, width, height = told.rings[0]
+    return told._replace(rings=((x, y, x + width, y + height),))
+
+
 def _nearer(
     form: str, some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]], order: Order
 ) -> Taken:
     """Returns pixels or thousandths, under which regions come nearer to the borders of images."""
-    farthest = np.max([one[1] / one_size for one, one_size in _ends_and_sizes(some, ends)], axis=0)
-    reach = {"pixels": farthest.min(), "thousand": np.max([one[1] for one in ends], 0).min() / 1000}
+    thousand = float(np.max([one[1] for one in ends], 0).min()) / 1000
+    reach = {"pixels": _reach(some, ends), "thousand": thousand}
     best = max(reach, key=lambda name: reach[name])
     other = min(reach, key=lambda name: reach[name])
     if len(some) < LEAST_REGIONS or reach[best] < max(NEAR, reach[other] + NEARER):
@@ -147,6 +199,22 @@ def _nearer(
         f"{reach[other]:.0%} as {WORDS[other]}"
     )
     return Taken("pixels" if best == "pixels" else "thousand", order, why)
+
+
+def _reach(some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]]) -> float:
+    """Returns how far pixels reach in parts of their images: in width or height, the lesser."""
+    parts = [one[1] / size for one, size in _ends_and_sizes(some, ends)]
+    return float(np.max(parts, axis=0).min())
+
+
+def _doubt(reach: float) -> str:
+    """Returns what to look at where many regions in pixels all end far from the borders."""
+    if reach >= FAR:
+        return ""
+    return (
+        f"; but none reaches beyond {reach:.0%} of width or height: if they are of a resized "
+        "image, say so by --numbers.meaning resized and its --numbers.most-pixels"
+    )
 
 
 def _ends_and_sizes(some: Sequence[Written], ends: Sequence[Float[np.ndarray, "2 2"]]):

@@ -30,8 +30,8 @@ from seg_jax.data.formats import (
     conventions,
     drawn,
     foreign,
-    parquet_rows,
     picture_paths,
+    table_rows,
 )
 from seg_jax.data.formats import text_regions as regions
 from seg_jax.data.formats.annotations import (
@@ -48,6 +48,8 @@ from seg_jax.data.formats.conventions import Numbers, Taken, Written
 
 ADVICE = "correct the conversation"
 LEFT_OUT = "answer left out"
+COLUMN = "the column objects"
+"""Form of boxes and outlines that stand in a column of a table."""
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant", "model", "chatgpt", "bot")
 _NAMED_IMAGES = 100
 """Images of a conversation that are counted; one is taken."""
@@ -95,7 +97,8 @@ class _Answer(NamedTuple):
     picture: Picture
     phrase: str
     """What was asked about, where the question marks it; else nothing."""
-    question: str
+    question: str | None
+    """None: nothing was asked; labels alone are expressions."""
     told: list[regions.Told]
     where: str
 
@@ -209,6 +212,16 @@ class Book:
             phrase = self._phrase(question)
             self._answers.append(_Answer(picture, phrase, question, told, place))
 
+    def add_objects(self, told: list[regions.Told], where: str, *, picture: Picture) -> None:
+        """Adds objects that a table has in a column of its own.
+
+        Args:
+          told: their boxes, of the form `COLUMN`, and outlines, with their names as labels.
+          where: tells file and row.
+          picture: that they are of.
+        """
+        self._answers.append(_Answer(picture, "", None, told, where))
+
     def images(self, split: str) -> list[AnnotatedImage]:
         """Returns the images of all conversations that were added, each once."""
         written: dict[str, list[Written]] = {}
@@ -216,6 +229,8 @@ class Book:
         for answer in self._answers:
             if answer.picture not in sizes:
                 sizes[answer.picture] = self._size(answer.picture)
+        self._answers = self._with_corners(sizes)
+        for answer in self._answers:
             if (size := sizes[answer.picture]) is None:
                 continue
             for told in answer.told:
@@ -232,6 +247,46 @@ class Book:
             else:
                 self._met.add(annotations.NONE_TAKEN, f"{split}: {page.picture.key}")
         return found
+
+    def _with_corners(self, sizes: Mapping[Picture, tuple[int, int] | None]) -> list[_Answer]:
+        """Returns the answers with boxes as two corners, and tells of a guess."""
+        boxes = [
+            Written(told, size, answer.where)
+            for answer in self._answers
+            for told in answer.told
+            if (size := sizes[answer.picture]) and told.kind == "box" and told.form == COLUMN
+        ]
+        numbers, left_out = self._rules.numbers, False
+        form: conventions.BoxForm = "sizes" if numbers.boxes == "sizes" else "corners"
+        columns = form
+        if boxes:
+            try:
+                columns, why = conventions.box_form(boxes, numbers)
+            except BadAnnotation as error:
+                told, _, advice = str(error).partition("; do: ")
+                reason = f"region left out: {error.reason}"
+                self._met.add(reason, told, count=len(boxes), advice=advice)
+                left_out, why = True, ""
+            if why:
+                what = {"corners": "their corners", "sizes": "a corner, width and height"}
+                self._met.add(
+                    f"boxes of {COLUMN} are taken for {what[columns]}",
+                    f"{boxes[0].where}: {why}",
+                    count=len(boxes),
+                    advice=f"say so by --numbers.boxes {columns}, or that they are not",
+                )
+
+        def read(told: regions.Told) -> regions.Told:
+            its_form = columns if told.form == COLUMN else form
+            is_size = told.kind == "box" and its_form == "sizes"
+            return conventions.with_corners(told) if is_size else told
+
+        return [
+            answer._replace(
+                told=[read(one) for one in answer.told if not left_out or one.form != COLUMN]
+            )
+            for answer in self._answers
+        ]
 
     def _size(self, picture: Picture) -> tuple[int, int] | None:
         """Returns height and width of an image; None of one that cannot be read."""
@@ -286,6 +341,11 @@ class Book:
                 self._met.add_error("region left out", error)
                 continue
             meant.setdefault(told.label, []).append(page.place(outline, told.label))
+        if answer.question is None:
+            for label, places in meant.items():
+                if label:
+                    page.say(label, places)
+            return
         if answer.told and not meant:
             return
         if answer.phrase or not meant or "" in meant:
@@ -367,7 +427,7 @@ def _size_of(picture: Picture, upright: bool | None) -> tuple[int, int]:
     if picture.row is None:
         header = image_files.read_header(picture.path)
     else:
-        data = parquet_rows.image_bytes(picture.path, picture.row, picture.column)
+        data = table_rows.image_bytes(picture.path, picture.row, picture.column)
         header = image_files.read_header(data, where=picture.key)
     return header.upright_size if upright else (header.height, header.width)
 

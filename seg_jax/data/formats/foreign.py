@@ -21,11 +21,16 @@ _BUILD = "build {}, with the folder that holds it as --source"
 _NO_OUTLINES = "annotate objects with outlines; seg-jax annotate makes them of bare images"
 _COCO = "put it into DIR/annotations as {}_SPLIT.json, the images into DIR/SPLIT, and build {}"
 _SIGNS = (
+    (
+        r"(^|/)(dataset_dict|state)\.json$",
+        "a data set of Hugging Face's datasets",
+        _BUILD.format("huggingface"),
+    ),
     (r"(^|/)dataset_info\.json$", "a data set that is built", "train on it by --data"),
     (
         r"(^|/)_annotations\.coco\.json$",
         "COCO as Roboflow writes it",
-        _COCO.format("instances", "coco_instances"),
+        _BUILD.format("coco_instances"),
     ),
     (r"(^|/)[^/]*_results\.json$", "results of a detector", "get instances_SPLIT.json of COCO"),
     (
@@ -64,6 +69,7 @@ _SIGNS = (
         "XML, as CVAT, LabelMe and Pascal VOC write it",
         "build cvat, if it is CVAT's, or convert it",
     ),
+    (r"\.(parquet|arrow)$", "tables of Hugging Face's hub", _BUILD.format("huggingface")),
     (r"\.(tfrecord|parquet|arrow|lmdb)([-.][^/]*)?$", "records of another program", _CONVERT),
     (r"\.(zip|tar|tgz|tar\.gz|7z|rar)$", "an archive", "unpack it"),
 )

@@ -7,7 +7,6 @@ read too, where labels stand beside the image.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -38,7 +37,6 @@ _KINDS = (
 )
 _PLAIN = ("polygon", "brush", "rectangle", "ellipse", "keypoint")
 """Types of regions that have no label."""
-_HASH = re.compile(r"^[0-9a-f]{8}-")
 
 
 class _Value(schemas.Record, frozen=True, kw_only=True):
@@ -171,9 +169,7 @@ def _drawing(
         )
     picture = picture_paths.find(told, folders=[*folders])
     if not picture_paths.is_file(picture):
-        # Uploaded files are stored under their names behind eight letters.
-        plain = _HASH.sub("", picture.name)
-        picture = next((p for f in folders if picture_paths.is_file(p := f / plain)), picture)
+        picture = picture_paths.without_hash(picture, folders) or picture
     return Drawing(told, picture, regions, size=sizes[0] if sizes else None)
 
 

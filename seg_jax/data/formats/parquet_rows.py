@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seg_jax.data import image_files
-
 MOST_BYTES = 8 << 30
 """Bytes of a file; rows are read by groups."""
 MOST_ROWS = 1_000_000
@@ -39,16 +37,8 @@ def _opened(path: Path) -> Any:
     Raises:
       ValueError: pyarrow is not there or runs what it reads, or it is no such file.
     """
-    try:
-        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise _bad(path, "pyarrow, which reads Parquet", "none", _INSTALL) from None
-    if _release(pyarrow.__version__) < FIRST_SAFE:
-        raise _bad(path, "pyarrow 14.0.1 or newer", pyarrow.__version__, _INSTALL)
-    if not path.is_file():
-        raise _bad(path, "a regular file", "none or another kind", "check --source")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise _bad(path, f"at most {MOST_BYTES} bytes", size)
+    pyarrow = library(path)
+    check_file(path)
     try:
         file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except Exception as error:  # A damaged file fails in any way it can.
@@ -60,6 +50,30 @@ def _opened(path: Path) -> Any:
         if (size := told.row_group(group).total_byte_size) > MOST_GROUP_BYTES:
             raise _bad(path, f"groups of at most {MOST_GROUP_BYTES} bytes", size)
     return file
+
+
+def library(path: Path) -> Any:
+    """Returns pyarrow with its readers of Parquet and Arrow.
+
+    Raises:
+      ValueError: it is not there, or runs what it reads.
+    """
+    try:
+        import pyarrow.ipc
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise _bad(path, "pyarrow, which reads Parquet and Arrow", "none", _INSTALL) from None
+    if _release(pyarrow.__version__) < FIRST_SAFE:
+        raise _bad(path, "pyarrow 14.0.1 or newer", pyarrow.__version__, _INSTALL)
+    return pyarrow
+
+
+def check_file(path: Path) -> None:
+    """Raises ValueError unless it is a regular file that is not too large."""
+    if not path.is_file():
+        raise _bad(path, "a regular file", "none or another kind", "check --source")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise _bad(path, f"at most {MOST_BYTES} bytes", size)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -116,38 +130,30 @@ def columns(path: Path) -> list[str]:
         return list(dict.fromkeys(one.split(".")[0] for one in _names(file)))
 
 
+def metadata(path: Path) -> bytes:
+    """Returns what Hugging Face's library notes of the columns, as JSON; else nothing.
+
+    Raises:
+      ValueError: it is no such file.
+    """
+    with _opened(path) as file:
+        return (file.metadata.metadata or {}).get(b"huggingface", b"")
+
+
 def _names(file: Any) -> list[str]:
     """Returns the names of a file's columns, those within others after a dot."""
     schema = file.metadata.schema
     return [schema.column(place).path for place in range(len(schema))]
 
 
-def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
-    """Returns the bytes of an image's file that a row holds; rows are read one after the other.
+def value(path: Path, row: int, column: str) -> Any:
+    """Returns what a row has in a column; rows are read one after the other.
 
     Raises:
-      image_files.Unreadable: the row holds none, or the file is damaged.
+      ValueError: it has none, or the file is damaged.
     """
-    try:
-        state = path.stat()
-        value = _images(path, (state.st_size, state.st_mtime_ns), column).read(row)
-        if isinstance(value, list):  # A list of images, of which rows with one alone are read.
-            value = value[0] if len(value) == 1 else None
-        value = value.get("bytes") if isinstance(value, dict) else value
-    except (OSError, ValueError) as error:
-        value, got = None, str(error).partition("; do: ")[0]
-    else:
-        got = "none"
-    if not isinstance(value, bytes) or not value:
-        where = f"{path}, row {row}"
-        raise image_files.Unreadable(
-            where,
-            reason="image is missing",
-            expected="the bytes of an image",
-            got=got,
-            advice=_ADVICE,
-        )
-    return value
+    state = path.stat()
+    return _images(path, (state.st_size, state.st_mtime_ns), column).read(row)
 
 
 class _Images:

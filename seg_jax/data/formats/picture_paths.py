@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from seg_jax import files
 
 IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|gif|tiff?|ppm)", re.IGNORECASE)
 """Names of images; those that a file manager leaves, as ._a.jpg, are none."""
+_HASH = re.compile(r"^[0-9a-f]{8}-")
 MOST_FILES = 2_000_000
 """Files of a folder, with those below it."""
 
@@ -59,6 +60,19 @@ def find(told: str, *, folders: list[Path]) -> Path:
             if is_file(place):
                 return place
     return folders[0].joinpath(*parts)
+
+
+def without_hash(path: Path, folders: Sequence[Path]) -> Path | None:
+    """Returns an image whose name Label Studio has put eight letters before; None: there is none.
+
+    Args:
+      path: as the annotation names it.
+      folders: where the image may lie under the name that it had.
+    """
+    plain = _HASH.sub("", path.name)
+    if plain == path.name:
+        return None
+    return next((place for one in folders if is_file(place := one / plain)), None)
 
 
 def is_file(path: Path) -> bool:
