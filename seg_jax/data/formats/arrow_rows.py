@@ -102,7 +102,7 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _kept(path: Path, _state: tuple[int, int]) -> _Stream:
+def _stream_of(path: Path, _state: tuple[int, int]) -> _Stream:
     return _Stream(path)
 
 
@@ -112,7 +112,7 @@ def _stream(path: Path) -> _Stream:
         state = path.stat()
     except OSError:
         raise _bad(path, "a regular file", "none or another kind", "check --source") from None
-    return _kept(path, (state.st_size, state.st_mtime_ns))
+    return _stream_of(path, (state.st_size, state.st_mtime_ns))
 
 
 def columns(path: Path) -> list[str]:
