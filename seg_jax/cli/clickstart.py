@@ -90,8 +90,8 @@ BOX_GRID = 5
 def main(config: Config) -> int:
     """Tells the story and prints a table and where the report is."""
     begin = time.monotonic()
-    bundles.load(config.start)  # Known to be whole before minutes are spent.
-    frozen_segmenter.check(_task(), config.segmenter)
+    bundles.load(config.start)  # Known to be whole before a folder is made and minutes are spent.
+    frozen_segmenter.load(_task(), config.segmenter)
     with run_folder.hold(
         config.out,
         config,

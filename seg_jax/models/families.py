@@ -80,8 +80,10 @@ def read(folder: Path) -> Any:
     Pixel statistics come from `preprocessor_config.json` where there is one.
 
     Raises:
-      ValueError: no `config.json`, of no known family, or of a model that its port cannot be.
+      ValueError: no folder, no `config.json`, of no known family, or of a model that its port
+        cannot be.
     """
+    _check_folder(folder)
     check_no_adapter(folder)
     path = folder / "config.json"
     hub = files.read_json_object(path)
@@ -116,6 +118,21 @@ def read(folder: Path) -> Any:
             f"{path}: expected the sizes of a model of type {hub.get('model_type')!r}, got "
             f"{type(error).__name__}: {error}; do: copy the file that belongs to the weights"
         ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ValueError for a path that is no folder: a file, a name of the hub, a slip."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise ValueError(
+            f"{folder}: expected the folder of a model, got a file; do: give the folder that holds "
+            f"it, or make one of a .pt: seg-jax convert {folder} DIR"
+        )
+    raise ValueError(
+        f"{folder}: expected the folder of a model, got nothing there; do: check the path, or "
+        f"bring a model of the hub into a folder: seg-jax convert {folder} DIR"
+    )
 
 
 def check_no_adapter(folder: Path) -> None:

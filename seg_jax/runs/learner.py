@@ -51,7 +51,10 @@ def completed(
             )
         return run
     found = families.read(folder)
-    fits(found)
+    try:
+        fits(found)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     if check and given.model is not None and given.model != found:
         raise ValueError(
             f"model: expected the sizes of {folder}, got others; do: leave --model out"

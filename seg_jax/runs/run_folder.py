@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import os
 import platform
 import re
 import subprocess
@@ -60,8 +58,8 @@ def hold(
 
     Raises:
       ValueError: another process works in the folder, it holds a run and neither or both were
-        asked for, another configuration's run is to be resumed, a model is another one, or it is
-        an address such as gs://bucket/run.
+        asked for, another configuration's run is to be resumed, a model is another one, it is a
+        file, or an address such as gs://bucket/run.
       OSError: the folder cannot be made.
     """
     if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
@@ -79,13 +77,17 @@ def hold(
                 f"{folder}: expected a folder that the run does not read from, got --anew, which "
                 f"would remove {one}; do: choose another --out"
             )
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, "the run")
     with locks.hold(folder / locks.NAME, place=folder):
+        begins = anew or not _contents(folder)
         _claim(folder, plain(config), resume=resume, anew=anew)
-        noted_models.note(folder, models)
-        yield
+        try:
+            noted_models.note(folder, models)
+            yield
+        except ValueError:
+            if begins:
+                _forget(folder)
+            raise
 
 
 def _claim(folder: Path, wanted: dict[str, Any], *, resume: bool, anew: bool) -> None:
@@ -102,6 +104,14 @@ def _claim(folder: Path, wanted: dict[str, Any], *, resume: bool, anew: bool) ->
         _check_same(record, wanted)
         return
     files.write_json(record, wanted)
+
+
+def _forget(folder: Path) -> None:
+    """Removes the records of a run that ended before it wrote anything: it may begin corrected."""
+    records = [folder / RECORD, folder / noted_models.RECORD]
+    if {*_contents(folder)} <= {*records}:
+        for record in records:
+            record.unlink(missing_ok=True)
 
 
 def _contents(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -139,6 +140,13 @@ def test_a_clickstart_refuses_wrong_models_before_it_works(fails, given, tmp_pat
     assert "expected a checkpoint folder" in line
     line = fails("clickstart", "--start", given, "--segmenter", given, "--out", out)
     assert line.startswith("segmenter: ")
+    name = "facebook/sam2.1-hiera-large"  # Its sizes are known, for compile.
+    line = fails("clickstart", "--start", given, "--segmenter", name, "--out", out)
+    assert "a name that only compile takes" in line
+    damaged = shutil.copytree(experiments.TOY_SAM2, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"")
+    line = fails("clickstart", "--start", given, "--segmenter", damaged, "--out", out)
+    assert "expected a whole safetensors file" in line
     assert not out.exists()
 
 

@@ -50,7 +50,7 @@ def _stand_for_stages(patch, note):
         note("load", folder, compute, on is not None)
         return given
 
-    def load_frozen(task, folder, *, on):
+    def load_frozen(task, folder, *, on=None):
         note("segmenter", task, folder)
         return stand_in_segmenter.FROZEN
 

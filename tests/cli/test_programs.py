@@ -367,7 +367,8 @@ def test_a_damaged_checkpoint_is_named(fails, run, steps, tune, tmp_path):
 def test_an_out_that_is_a_file_is_refused(fails, steps, tune, tmp_path):
     (tmp_path / "file").write_text("mine")
     for more in ((), ("--anew",), ("--resume",)):
-        assert "not a directory" in fails(*tune(tmp_path / "file", *more))
+        line = fails(*tune(tmp_path / "file", *more))
+        assert "expected a folder for the run, got a file" in line
     assert (tmp_path / "file").read_text() == "mine"
     assert fails(*tune("/proc/nowhere"))
 

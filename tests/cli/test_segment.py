@@ -93,7 +93,12 @@ def test_wrong_files_are_told(folder, image, tmp_path, capsys):
         return errors
 
     assert "nothing.png" in fails(folder, tmp_path / "nothing.png")
-    assert "expected a file, got none" in fails(tmp_path / "nowhere")
+    line = fails("facebook/sam2.1-hiera-tiny")
+    assert "facebook/sam2.1-hiera-tiny: expected the folder of a model, got nothing there" in line
+    assert "seg-jax convert facebook/sam2.1-hiera-tiny DIR" in line
+    assert "expected the folder of a model, got a file" in fails(image)
+    (tmp_path / "nothing").mkdir()
+    assert "config.json: expected a file, got none" in fails(tmp_path / "nothing")
     vlm = tiny_folders.make("qwen2_5_vl", tmp_path / "vlm")
     assert "expected a model that draws masks of points and boxes, got 'qwen2_5_vl'" in fails(vlm)
     assert "expected weights as torch.save writes them" in fails(tmp_path / "nowhere.pt")

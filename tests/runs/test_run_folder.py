@@ -56,6 +56,35 @@ def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_run_that_was_refused_before_it_wrote_anything_may_begin_corrected(tmp_path):
+    def refused(error, *, written=()):
+        with (
+            pytest.raises(error),
+            run_folder.hold(tmp_path, Options(lr=2.0), resume=False, anew=False),
+        ):
+            for name in written:
+                (tmp_path / name).write_text("{}")
+            raise error
+
+    refused(ValueError)
+    assert not [*tmp_path.iterdir()]
+    refused(ValueError, written=["models.json"])
+    claim(tmp_path, Options(), resume=False, anew=False)
+    # What goes on keeps its records, and so does what has begun to write, or was interrupted.
+    with (
+        pytest.raises(ValueError, match="damaged"),
+        run_folder.hold(tmp_path, Options(), resume=True, anew=False),
+    ):
+        raise ValueError("damaged")
+    assert (tmp_path / "config.json").exists()
+    for error, written in ((ValueError, ["metrics.jsonl"]), (KeyboardInterrupt, [])):
+        claim(tmp_path, Options(), resume=False, anew=True)
+        for path in tmp_path.iterdir():
+            path.unlink()
+        refused(error, written=written)
+        assert (tmp_path / "config.json").exists()
+
+
 def test_a_foreign_file_in_a_run_is_never_removed(tmp_path):
     claim(tmp_path / "run", Options(), resume=False, anew=False)
     (tmp_path / "run" / "state").mkdir()

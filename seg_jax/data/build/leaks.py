@@ -33,7 +33,7 @@ def remove_leaks(
     trains = [split for split in splits if split.startswith("train")]
     of_family = name in refer.FAMILY or name.startswith("coco_")
     if not of_family or not trains:
-        return {"filter": "does not apply: no train split with images of the family"}
+        return {"filter": "does not apply: no train split shares images with RefCOCO"}
     if family is None:
         return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}
     kind = refer.FAMILY[name].images if name in refer.FAMILY else "coco"
