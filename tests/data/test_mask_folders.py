@@ -148,6 +148,8 @@ def spoil(path, kind):
         grey.resize((32, 24)).save(path)
     elif kind == "numbers":
         Image.fromarray(mask.astype(np.uint8)).save(path)
+    elif kind == "black":  # The object shows by its alpha alone.
+        Image.fromarray(np.stack([0 * pixels] * 3 + [pixels], -1)).save(path)
     elif kind == "empty":
         Image.fromarray(0 * pixels).save(path)
     elif kind == "cut":
@@ -184,7 +186,8 @@ def test_odd_masks_are_taken(tmp_path, kind, reasons):
     [
         ("size", "object left out: mask is of another size than the image"),
         ("numbers", "object left out: mask has no grey above 128, though some above 0"),
-        ("empty", "object left out, as no pixel of the image is in it"),
+        ("empty", "object left out: mask is empty: black or transparent throughout"),
+        ("black", "object left out: mask is empty: black or transparent throughout"),
         ("cut", "object left out: image is damaged"),
         ("text", "object left out: file is no image that is read"),
     ],

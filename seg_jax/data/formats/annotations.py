@@ -167,11 +167,12 @@ class GreyMask:
                 f"{grey.shape[0]}x{grey.shape[1]}; do: get the file from where it was published",
                 "mask is of another size than the image",
             )
-        if 0 < grey.max() <= self.above:
+        if (most := grey.max()) <= self.above:
+            some = f"mask has no grey above {self.above}, though some above 0"
             raise BadAnnotation(
                 f"{self.file}: expected greys above {self.above} on the object, got none above "
-                f"{grey.max()}; do: write 255 where the object is",
-                f"mask has no grey above {self.above}, though some above 0",
+                f"{most}; do: write 255 where the object is, without transparency",
+                some if most else "mask is empty: black or transparent throughout",
             )
         return bitmask.to_rle(grey > self.above)
 
