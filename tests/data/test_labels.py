@@ -1,7 +1,10 @@
 """Folders of labelling tools are read as COCO's files of the same drawings, bit for bit."""
 
+import errno
 import json
 import math
+import os
+from pathlib import Path
 
 import label_folders as labels
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 from seg_jax.data.formats import (
+    annotations,
     cvat,
     label_studio,
     labelme,
@@ -313,6 +317,44 @@ def test_annotations_of_label_studio_that_count(tmp_path):
     assert label_studio.read(tmp_path).images[0].objects == read.images[0].objects
 
 
+def several_images(root, *targets, data):
+    """Writes a task of Label Studio of these images with a region for each `to_name`."""
+    labels.label_studio(root, labels.pictures()[:1])
+    (task,) = json.loads((root / "train.json").read_text())
+    good = task["annotations"][0]["result"][0]
+    task["annotations"][0]["result"] = [good | {"to_name": name} for name in targets]
+    (root / "train.json").write_text(json.dumps([task | {"data": data}]))
+    read = label_studio.read(root)
+    return [(one.image.name, len(one.objects)) for one in read.images], read.findings
+
+
+def test_regions_of_several_images_in_a_task_are_each_of_their_own(tmp_path):
+    """All of them were laid on the first image; the second was never heard of."""
+    data = {"left": "a.png", "right": "b.png", "note": "no image"}
+    images, met = several_images(tmp_path, "left", "right", data=data)
+    assert images == [("a.png", 1), ("b.png", 1)]
+    assert met.counts == {}
+    images, met = several_images(tmp_path, "right", data=data)
+    assert images == [("b.png", 1)]
+    assert met.counts == {annotations.NONE_TAKEN: 1}
+    assert met.examples[annotations.NONE_TAKEN] == [f"{tmp_path}/train.json, [0], left"]
+
+
+def test_a_region_of_nobody_knows_which_image_is_left_out(tmp_path):
+    data = {"left": "a.png", "right": "b.png"}
+    images, met = several_images(tmp_path, "left", "other", data=data)
+    assert images == [("a.png", 1)]
+    reason = "region left out: its task has several images, and nothing says which is meant"
+    assert met.counts == {reason: 1, annotations.NONE_TAKEN: 1}
+    assert (
+        "result[1]: expected to_name as one of left, right, got 'other'" in met.examples[reason][0]
+    )
+    images, met = several_images(tmp_path, "one", "two", data=data)
+    assert (images, met.counts[reason]) == ([], 2)
+    images, met = several_images(tmp_path, "tag", "tag", data={"small": "b.png", "image": "a.png"})
+    assert (images, met.counts) == ([("a.png", 1)], {"object left out: it is there already": 1})
+
+
 @pytest.mark.parametrize("task", [5, {}, {"data": {}}, {"data": [5]}, {"data": {"image": 5}}])
 def test_a_bad_task_of_label_studio_costs_itself(tmp_path, task):
     studio_task(tmp_path)
@@ -494,3 +536,20 @@ def test_a_long_text_beside_an_image_of_label_studio_is_none(tmp_path):
     data = {"text": "a" * 1_000_000, "picture_of_it": task["data"]["image"]}
     (tmp_path / "train.json").write_text(json.dumps([task | {"data": data}]))
     assert [one.image.name for one in label_studio.read(tmp_path).images] == ["0.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    """What lay in it was missing without a word."""
+    labels.labelme(tmp_path, labels.pictures())
+    walk = os.scandir
+
+    def locked(path):
+        if Path(path).name == "train":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(
+        ValueError, match="train: expected a folder that can be read, got Permission"
+    ):
+        labelme.read(tmp_path)

@@ -196,3 +196,16 @@ def test_labels_without_a_data_yaml_are_told_what_to_write(tmp_path):
     (tmp_path / "labels" / "0.txt").unlink()
     with pytest.raises(ValueError, match=r"expected data.yaml of YOLO, got (?!labels of YOLO)"):
         yolo.read(tmp_path)
+
+
+def test_labels_of_yolo_without_an_image_are_told(tmp_path):
+    """They were passed over without a word; lists of classes beside them are none."""
+    yolo_folder(tmp_path, GOOD)
+    folder = next(tmp_path.rglob("0.txt")).parent
+    (folder / "lost.txt").write_text(GOOD)
+    (folder / "classes.txt").write_text("cup\nno\n")
+    (folder / "empty.txt").write_text("\n")
+    read = yolo.read(tmp_path)
+    assert read.findings.counts == {"labels left out: no image has them": 1}
+    (example,) = read.findings.examples["labels left out: no image has them"]
+    assert example.startswith(f"{folder}/lost.txt: ")

@@ -304,9 +304,8 @@ class CocoFile:
         by_file: dict[str, int] = {}
         for told, image in every:
             if image.id in self._doubtful:
-                if image != first[image.id]:
-                    reason = "image left out: its id is listed with different values"
-                    self.findings.add(reason, told, advice="give each image an id of its own")
+                reason = "image left out: its id is listed with different values"
+                self.findings.add(reason, told, advice="give each image an id of its own")
             elif image.file_name in torn:
                 self._torn.add(image.id)
                 reason = "image left out: its file is listed with different sizes"

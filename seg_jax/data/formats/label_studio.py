@@ -1,8 +1,9 @@
 """Reads exports of Label Studio as JSON: polygons, brushes, ellipses and boxes of tasks.
 
-Coordinates are hundredths of the image. Of several annotations of a task the first that was not
-cancelled is taken. Texts that were written for a region are expressions that mean it. JSON-MIN is
-read too, where labels stand beside the image.
+Coordinates are hundredths of the image. In a task of several images a region is of that which its
+`to_name` tells. Of several annotations of a task the first that was not cancelled is taken. Texts
+that were written for a region are expressions that mean it. JSON-MIN is read too, where labels
+stand beside the image.
 """
 
 from __future__ import annotations
@@ -95,16 +96,14 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
         for place, task in enumerate(tasks):
             where = f"{path}, [{place}]"
             any_ = any_ or _is_task(task)
-            try:
-                drawing = _drawing(task, folders, where=where, boxes=boxes, met=found.findings)
-            except ValueError as error:
-                found.findings.add_error("task left out", error)
-                continue
-            image = drawn.annotated_image(
-                drawing, split=split, number=len(found.images), where=where, met=found.findings
-            )
-            if image:
-                found.images.append(image)
+            for inside, drawing in _drawings(
+                task, folders, where=where, boxes=boxes, met=found.findings
+            ):
+                image = drawn.annotated_image(
+                    drawing, split=split, number=len(found.images), where=inside, met=found.findings
+                )
+                if image:
+                    found.images.append(image)
     if not any_:
         what, advice = foreign.found_instead(source)
         raise ValueError(
@@ -136,61 +135,104 @@ def _is_task(task: Any) -> bool:
     return isinstance(task, Mapping) and any(name in task for name in names)
 
 
-def _drawing(
+def _drawings(
     task: Any, folders: Sequence[Path], *, where: str, boxes: bool, met: Findings
-) -> Drawing:
-    """Returns the image of a task with its regions; bad ones are told.
+) -> Iterator[tuple[str, Drawing]]:
+    """Yields the images of a task with their regions, each after how messages name it.
 
-    Raises:
-      BadAnnotation: it is no task, or names no image.
+    What is bad is told.
     """
-    if not _is_task(task):
-        raise BadAnnotation(
-            f"{where}: expected a task, got {schemas.short_repr(task)}; do: {ADVICE}",
-            "it is no task of Label Studio",
-        )
-    told = _image(task, where)
-    regions: list[Region] = []
-    sizes: list[tuple[int, int]] = []
+    try:
+        if not _is_task(task):
+            raise BadAnnotation(
+                f"{where}: expected a task, got {schemas.short_repr(task)}; do: {ADVICE}",
+                "it is no task of Label Studio",
+            )
+        pictures = _pictures(task, where)
+    except ValueError as error:
+        met.add_error("task left out", error)
+        return
     texts = _texts(task, where, met)
-    for inside, one in _results(task, where, met):
-        try:
-            result = annotations.check_annotation(one, _Result, where=inside, findings=met)
-            size = result.original_height, result.original_width
-            regions.append(_region(one, result, texts, _place(result, inside, boxes, met)))
-            sizes.append(size)
-        except ValueError as error:
-            met.add_error("region left out", error)
-    if len({*sizes}) > 1:
-        raise BadAnnotation(
-            f"{where}: expected regions of one size of the image, got "
-            f"{len({*sizes})}; do: {ADVICE}",
-            "its regions are of several sizes of the image",
-        )
+    for name, some in _by_picture([*_results(task, where, met)], pictures, met).items():
+        inside = f"{where}, {name}" if len(pictures) > 1 else where
+        regions: list[Region] = []
+        sizes: list[tuple[int, int]] = []
+        for place, one in some:
+            try:
+                result = annotations.check_annotation(one, _Result, where=place, findings=met)
+                size = result.original_height, result.original_width
+                regions.append(_region(one, result, texts, _place(result, place, boxes, met)))
+                sizes.append(size)
+            except ValueError as error:
+                met.add_error("region left out", error)
+        if len({*sizes}) > 1:
+            error = BadAnnotation(
+                f"{inside}: expected regions of one size of the image, got "
+                f"{len({*sizes})}; do: {ADVICE}",
+                "its regions are of several sizes of the image",
+            )
+            met.add_error("task left out", error)
+            continue
+        told = pictures[name]
+        picture = _find(told, folders)
+        yield inside, Drawing(told, picture, regions, size=sizes[0] if sizes else None)
+
+
+def _find(told: str, folders: Sequence[Path]) -> Path:
+    """Returns the image that a task names."""
     picture = picture_paths.find(told, folders=[*folders])
-    if not picture_paths.is_file(picture):
-        picture = picture_paths.without_hash(picture, folders) or picture
-    return Drawing(told, picture, regions, size=sizes[0] if sizes else None)
+    return picture_paths.without_hash(picture, folders) or picture
 
 
-def _image(task: Mapping[str, Any], where: str) -> str:
-    """Returns the path of a task's image."""
+def _by_picture(
+    results: Sequence[tuple[str, Any]], pictures: Mapping[str, str], met: Findings
+) -> dict[str, list[tuple[str, Any]]]:
+    """Returns the regions of each image of a task, by its name in the task's data.
+
+    A region says which by `to_name`. Where all say the same, and it is no name of the data, the
+    likeliest image is meant.
+    """
+    first = next(iter(pictures))
+    names = [one.get("to_name") if isinstance(one, Mapping) else None for _, one in results]
+    names = [name if isinstance(name, str) else None for name in names]
+    known = {name for name in names if name is not None}
+    if len(pictures) == 1 or (len(known) < 2 and not known & pictures.keys()):
+        return {first: [*results]}
+    found: dict[str, list[tuple[str, Any]]] = {name: [] for name in pictures}
+    for (where, one), name in zip(results, names, strict=True):
+        if name in pictures:
+            found[name].append((where, one))
+            continue
+        error = BadAnnotation(
+            f"{where}: expected to_name as one of {', '.join(pictures)}, got "
+            f"{schemas.short_repr(name)}; do: name the image tags of the project as their values",
+            "its task has several images, and nothing says which is meant",
+        )
+        met.add_error("region left out", error)
+    return found
+
+
+def _pictures(task: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Returns the paths of a task's images by their names in its data, the likeliest first."""
     data = task.get("data", task)
     data = data if isinstance(data, Mapping) else {}
-    told = [one for one in data.values() if isinstance(one, str)]
-    named = [data[name] for name in ("image", "img", "picture") if isinstance(data.get(name), str)]
+    told = {name: one for name, one in data.items() if isinstance(one, str)}
+    named = [name for name in ("image", "img", "picture") if name in told]
     # Longer texts are no paths, and the pattern would look through them again and again.
-    short = [one for one in told if len(one) < 4096]
-    names = [picture_paths.relative(one).rpartition("/")[2] for one in short]
-    pictures = [
-        one for one, name in zip(short, names, strict=True) if picture_paths.IMAGE.fullmatch(name)
-    ]
-    for one in (*named, *pictures):
-        if not one.startswith("data:") and schemas.holds(one, schemas.FileName):
-            return one
+    short = {name: one for name, one in told.items() if len(one) < 4096}
+    files_ = {name: picture_paths.relative(one).rpartition("/")[2] for name, one in short.items()}
+    like = [name for name, one in files_.items() if picture_paths.IMAGE.fullmatch(one)]
+    found = {
+        name: told[name]
+        for name in (*named, *like)
+        if not told[name].startswith("data:") and schemas.holds(told[name], schemas.FileName)
+    }
+    if found:
+        return found
+    got = next(iter(told.values()), data)
     raise BadAnnotation(
         f"{where}: expected the path or the URL of an image in data, got "
-        f"{schemas.short_repr(next(iter(told), None))}; do: {ADVICE}",
+        f"{schemas.short_repr(got)}; do: {ADVICE}",
         "it names no image",
     )
 

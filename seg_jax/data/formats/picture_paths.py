@@ -91,7 +91,7 @@ def files_below(folder: Path, *, ending: str) -> list[Path]:
       ending: a regular expression of names, as `IMAGE.pattern`.
 
     Raises:
-      ValueError: there are too many.
+      ValueError: there are too many, or a folder cannot be read.
     """
     kept = re.compile(ending, re.IGNORECASE)
     found = [path for path in _walk(folder) if kept.fullmatch(path.name)]
@@ -103,9 +103,19 @@ def files_below(folder: Path, *, ending: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for top, inner, names in os.walk(folder):
+    for top, inner, names in os.walk(folder, onerror=_refuse):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (Path(top) / name for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    """Raises ValueError: what lies in a folder that cannot be read would be missed silently."""
+    if isinstance(error, FileNotFoundError):
+        return  # Nothing lies there.
+    raise ValueError(
+        f"{error.filename}: expected a folder that can be read, got {error.strerror}; do: allow it "
+        "(chmod), or move it away"
+    ) from None
 
 
 def name_within(path: Path, folder: Path) -> str:

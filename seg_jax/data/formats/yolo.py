@@ -65,6 +65,7 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
         )
     root = _root(path, told, images)
     missing = []
+    labels: set[Path] = set()
     for split, value in splits.items():
         places = [value] if isinstance(value, str) else value
         lists = [_find(root, source, one) for one in places if isinstance(one, str)]
@@ -73,7 +74,9 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
             missing.append(f"{split} ({schemas.short_repr(value)})")
             continue
         for picture in pictures:
+            labels.add(_labels(picture))
             _add(found, picture, split, root=root, rules=rules)
+    _tell_unused(labels, found.findings)
     for one in missing:
         found.findings.add(
             annotations.NO_IMAGES, f"{path}: {one}", advice=annotations.NO_IMAGES_ADVICE
@@ -174,6 +177,30 @@ def _labels(picture: Path) -> Path:
         place = len(parts) - 2 - parts[:-1][::-1].index("images")
         parts[place] = "labels"
     return Path(*parts).with_suffix(".txt")
+
+
+def _tell_unused(used: set[Path], met: Findings) -> None:
+    """Tells of labels that lie beside those of images, and are of none."""
+    for folder in sorted({path.parent for path in used}):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.glob("*.txt")):
+            if path not in used and _has_labels(path):
+                met.add(
+                    "labels left out: no image has them",
+                    f"{path}: expected an image of this name in a folder of data.yaml, got none",
+                    advice="add the image, or rename one of them",
+                )
+
+
+def _has_labels(path: Path) -> bool:
+    """Returns whether a text begins as labels do: lists of classes or of images do not."""
+    try:
+        lines = picture_paths.read_lines(path) if picture_paths.is_file(path) else []
+    except ValueError:
+        return True
+    first = next((line.split() for line in lines if line.strip()), [])
+    return len(first) > 4 and all(re.match(r"[+-]?[\d.]", word) for word in first)
 
 
 def _add(found: Annotations, picture: Path, split: str, *, root: Path, rules: _Rules) -> None:
