@@ -266,6 +266,12 @@ class Built:
         count = len(of)
         if not self.absent and of.counts:
             count = min(count, of.counts.get("records_with_objects", 0))
+        if not count and (nameless := of.counts.get("objects", 0)):
+            raise ValueError(
+                f"{of.folder}: expected expressions that mean objects in the split {self.split}, "
+                f"got none for {nameless} objects; do: name them in the annotations and build anew "
+                f"({record_schema.REPORT} tells what was left out)"
+            )
         if not count:
             raise ValueError(
                 f"{of.folder}: expected images with objects in the split {self.split}, got none; "

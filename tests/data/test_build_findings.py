@@ -10,6 +10,7 @@ import pytest
 from built_data import build, records, tree
 from PIL import Image
 
+from seg_jax.data import sources
 from seg_jax.data.build import dataset, record_files
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import annotations
@@ -231,6 +232,21 @@ def test_what_runs_will_pass_over_is_told_when_data_are_built(tmp_path):
     assert report["limits"][reason]["examples"] == [
         f"train/a.jpg ({tmp_path}/a.jpg): 3 x 900 pixels, 1 masks"
     ]
+
+
+def test_objects_that_nothing_names_are_told_when_data_are_built(tmp_path):
+    """The build looked well, and every run said that there were no objects."""
+    asked = own_data(tmp_path, pictures=["a.jpg"])
+    line = json.loads((tmp_path / "train.jsonl").read_text())
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps(line | {"phrases": [], "objects": [{"segmentation": [POLYGON]}]})
+    )
+    limits = build(asked)["limits"]
+    (told,) = limits.values()
+    assert [*limits] == ["split refused by runs that ask for objects: no expression means one"]
+    assert told["examples"] == ["train: 1 objects"]
+    with pytest.raises(ValueError, match=r"got none for 1 objects; do: name them .*build\.json"):
+        len(sources.Built(folders=(asked.out,), split="train"))
 
 
 def turned(tmp_path, orientation, *, height, width, **fields):

@@ -281,6 +281,13 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
             f"{why}; do: check the annotations and --images",
             met,
         )
+    for split, one in splits.items():
+        if one.get("objects") and not one.get("records_with_objects"):
+            limited.add(
+                "split refused by runs that ask for objects: no expression means one",
+                f"{split}: {one['objects']} objects",
+                advice="name the objects in the annotations",
+            )
     lengths = [
         (split, [part["records"] for part in some], splits[split]["bytes"])
         for split, some in by_split.items()
