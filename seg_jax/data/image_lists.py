@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from seg_jax import files
 from seg_jax.data.findings import Findings
+from seg_jax.data.formats import picture_paths
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 """File name endings of images."""
@@ -53,13 +54,13 @@ def list_images(source: str, findings: Findings | None = None) -> list[ImageFile
 def _images_of_folder(folder: Path, met: Findings) -> list[ImageFile]:
     """Returns the images in a folder by the ends of their names."""
     images = []
-    for one in sorted(folder.rglob("*")):
-        if one.is_file():
-            if one.suffix.lower() in SUFFIXES:
-                images.append(ImageFile(one.relative_to(folder).as_posix(), one))
-            else:
-                reason = "file left out, as its name does not end as an image's"
-                met.add(reason, str(one), advice="rename or convert it, if it is an image")
+    # Broken links and pipes are images by their names, which cannot be read: that is told of each.
+    for one in sorted(picture_paths.walk(folder, met, hidden=True)):
+        if one.suffix.lower() in SUFFIXES:
+            images.append(ImageFile(one.relative_to(folder).as_posix(), one))
+        else:
+            reason = "file left out, as its name does not end as an image's"
+            met.add(reason, str(one), advice="rename or convert it, if it is an image")
     return images
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import known_scenes as known
@@ -58,6 +59,19 @@ def test_files_that_are_no_images_by_name_are_told(tmp_path):
     (line,) = met.lines()
     assert line.startswith("2 x file left out, as its name does not end as an image's, first ")
     assert line.endswith("a.txt; do: rename or convert it, if it is an image")
+
+
+def test_links_and_pipes_in_a_folder_of_images_are_not_passed_over(tmp_path):
+    """They were missing without a word: what reads images says why each cannot be read."""
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "none.jpg")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    met = Findings()
+    assert [one.key for one in image_lists.list_images(str(tmp_path), met)] == [
+        "broken.jpg",
+        "pipe.png",
+    ]
+    assert met.counts == {"folder left out, as it is a link": 1}
 
 
 def test_images_are_told_apart_by_their_paths(tmp_path):

@@ -553,3 +553,12 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
         ValueError, match="train: expected a folder that can be read, got Permission"
     ):
         labelme.read(tmp_path)
+
+
+def test_a_linked_folder_is_told(tmp_path):
+    """What lay behind it was missing without a word; it may lead in circles."""
+    labels.labelme(tmp_path / "set", labels.pictures())
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set")
+    read = labelme.read(tmp_path / "set")
+    assert read.findings.counts == {"folder left out, as it is a link": 1}
+    assert read.findings.examples["folder left out, as it is a link"] == [f"{tmp_path}/set/again"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seg_jax import files
+from seg_jax.data.findings import Findings
 from seg_jax.data.formats import drawn, foreign, picture_paths
 
 ROBOFLOW = "_annotations.coco.json"
@@ -75,7 +76,7 @@ def _own_images(source: Path, split: str, images: Path | None) -> tuple[Path, ..
 
 def _of_tools(source: Path) -> Iterator[Sheet]:
     """Yields the files of tools other than COCO's own; Roboflow's alone if there are any."""
-    every = picture_paths.files_below(source, ending=r".+\.json")
+    every = picture_paths.files_below(source, ending=r".+\.json", met=Findings())
     exported = [path for path in every if path.name == ROBOFLOW]
     for path in exported or every:
         place = path.relative_to(source)

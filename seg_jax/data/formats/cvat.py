@@ -60,7 +60,7 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
       ValueError: there is no such file.
     """
     found, any_ = Annotations([]), False
-    for path in picture_paths.files_below(source, ending=r".+\.xml"):
+    for path in picture_paths.files_below(source, ending=r".+\.xml", met=found.findings):
         top = images or path.parent
         folders = [top, top / "images"]
         try:

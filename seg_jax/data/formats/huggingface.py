@@ -44,14 +44,15 @@ def read(source: Path, *, rules: Rules) -> Annotations:
       ValueError: there is no such file, one is damaged or has no such columns, or pyarrow is not
         there.
     """
-    every = picture_paths.files_below(source, ending=r"(?!cache-).+\.(parquet|arrow)")
+    found = Annotations([])
+    ending = r"(?!cache-).+\.(parquet|arrow)"
+    every = picture_paths.files_below(source, ending=ending, met=found.findings)
     if not every:
         what, advice = foreign.found_instead(source)
         raise ValueError(
             f"{source}: expected Parquet or Arrow files, as data/train-00000-of-00001.parquet, got "
             f"{what}; do: {advice}"
         )
-    found = Annotations([])
     books: dict[str, Book] = {}
     for path in every:
         image, *named = _columns(path)

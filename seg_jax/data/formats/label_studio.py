@@ -86,7 +86,7 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
     found, any_ = Annotations([]), False
     top = images or source
     folders = [top, top / "images", top / "upload"]
-    for path in picture_paths.files_below(source, ending=r".+\.json"):
+    for path in picture_paths.files_below(source, ending=r".+\.json", met=found.findings):
         try:
             tasks = _tasks(path)
         except ValueError as error:

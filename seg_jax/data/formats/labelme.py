@@ -71,7 +71,7 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
     """
     found = Annotations([])
     any_ = False
-    for path in picture_paths.files_below(source, ending=r".+\.json"):
+    for path in picture_paths.files_below(source, ending=r".+\.json", met=found.findings):
         try:
             drawing = _drawing(path, source, images, boxes=boxes, met=found.findings)
         except ValueError as error:

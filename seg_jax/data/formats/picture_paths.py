@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from seg_jax import files
+from seg_jax.data.findings import Findings
 
 IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|gif|tiff?|ppm)", re.IGNORECASE)
 """Names of images; those that a file manager leaves, as ._a.jpg, are none."""
@@ -83,18 +84,19 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def files_below(folder: Path, *, ending: str) -> list[Path]:
+def files_below(folder: Path, *, ending: str, met: Findings) -> list[Path]:
     """Returns files below a folder by the ending of their names, in order.
 
     Args:
       folder: that is looked through, with those in it; hidden ones are passed over.
       ending: a regular expression of names, as `IMAGE.pattern`.
+      met: is told of folders that are not looked through.
 
     Raises:
       ValueError: there are too many, or a folder cannot be read.
     """
     kept = re.compile(ending, re.IGNORECASE)
-    found = [path for path in _walk(folder) if kept.fullmatch(path.name)]
+    found = [path for path in walk(folder, met) if kept.fullmatch(path.name)]
     if len(found) > MOST_FILES:
         raise ValueError(
             f"{folder}: expected at most {MOST_FILES} files, got more; do: build part by part"
@@ -102,10 +104,26 @@ def files_below(folder: Path, *, ending: str) -> list[Path]:
     return sorted(found)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, met: Findings, *, hidden: bool = False) -> Iterator[Path]:
+    """Yields what is no folder in a folder and those below it, each folder's in order.
+
+    Links to folders are not followed, as they may lead anywhere and in circles; they are told.
+
+    Args:
+      folder: that is looked through.
+      met: is told of links.
+      hidden: whether names that begin with a dot count.
+
+    Raises:
+      ValueError: a folder cannot be read.
+    """
     for top, inner, names in os.walk(folder, onerror=_refuse):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(top) / name for name in names if not name.startswith("."))
+        inner[:] = sorted(name for name in inner if hidden or not name.startswith("."))
+        for name in inner:
+            if (place := Path(top) / name).is_symlink():
+                reason = "folder left out, as it is a link"
+                met.add(reason, str(place), advice="put the folder itself there")
+        yield from (Path(top) / one for one in sorted(names) if hidden or not one.startswith("."))
 
 
 def _refuse(error: OSError) -> None:

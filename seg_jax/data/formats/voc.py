@@ -70,7 +70,7 @@ def read(source: Path, *, images: Path | None = None) -> Annotations:
         )
     found = Annotations([])
     labels = _labels(source / "labelmap.txt", found.findings)
-    for split, stem in _stems(source, classes):
+    for split, stem in _stems(source, classes, found.findings):
         where = f"{split}/{stem}"
         mask = classes / f"{stem}.png"
         if not picture_paths.is_file(mask):
@@ -118,7 +118,7 @@ def _labels(path: Path, met: Findings) -> _Labels:
     return _Labels(names, dict(enumerate(names.values())))
 
 
-def _stems(source: Path, classes: Path) -> Iterator[tuple[str, str]]:
+def _stems(source: Path, classes: Path, met: Findings) -> Iterator[tuple[str, str]]:
     """Yields split and name of each image."""
     lists = {path.stem: path for path in sorted((source / "ImageSets/Segmentation").glob("*.txt"))}
     if {"train", "val"} & {*lists}:
@@ -128,7 +128,7 @@ def _stems(source: Path, classes: Path) -> Iterator[tuple[str, str]]:
             if stem := " ".join(line.split()[:1]):
                 yield split, stem.strip('"')
     if not lists:
-        for path in picture_paths.files_below(classes, ending=r".+\.png"):
+        for path in picture_paths.files_below(classes, ending=r".+\.png", met=met):
             yield "train", path.relative_to(classes).with_suffix("").as_posix()
 
 

@@ -69,7 +69,7 @@ def read(source: Path, *, images: Path | None = None, boxes: bool = False) -> An
     for split, value in splits.items():
         places = [value] if isinstance(value, str) else value
         lists = [_find(root, source, one) for one in places if isinstance(one, str)]
-        pictures = [picture for one in lists if one for picture in _pictures(one)]
+        pictures = [picture for one in lists if one for picture in _pictures(one, found.findings)]
         if not pictures:
             missing.append(f"{split} ({schemas.short_repr(value)})")
             continue
@@ -160,10 +160,10 @@ def _find(root: Path, source: Path, told: str) -> Path | None:
     return None
 
 
-def _pictures(place: Path) -> Iterator[Path]:
+def _pictures(place: Path, met: Findings) -> Iterator[Path]:
     """Yields the images of a folder and those below it, or that a text lists."""
     if place.is_dir():
-        yield from picture_paths.files_below(place, ending=picture_paths.IMAGE.pattern)
+        yield from picture_paths.files_below(place, ending=picture_paths.IMAGE.pattern, met=met)
         return
     for line in picture_paths.read_lines(place):
         if told := line.strip():
