@@ -193,6 +193,9 @@ def _message(expected: str, path: str, *, value: Any, where: str, advice: str) -
     inside = path.removeprefix("$").removeprefix(".")
     place = f"{where}, {inside}" if inside else where
     field = re.sub(r"\[[\d.]*\]", "[]", inside)
+    within = where.rpartition(", ")[2]
+    if field.startswith("[") and within.isidentifier():
+        field = within + field  # As segmentation[][].
     reason = f"expected {wanted} at {field}" if field else f"expected {wanted}"
     return f"{place}: expected {wanted}, got {got}; do: {advice}", reason
 

@@ -32,12 +32,15 @@ OUTLINES = {
     "mixed": ([texts.RING, texts.FULL], "segmentation mixes kinds"),
     "numbers and rings": ([texts.RING, 5], "segmentation mixes kinds"),
     "texts": (["10", "10"], "segmentation mixes kinds"),
-    "not a number": ([[*texts.RING[:7], math.nan]], "expected float >= -10000000.0 at [][]"),
-    "infinite": ([[*texts.RING[:7], math.inf]], "expected float <= 10000000.0 at [][]"),
-    "far": ([[*texts.RING[:7], 1e300]], "expected float <= 10000000.0 at [][]"),
-    "text in a ring": ([[*texts.RING[:7], "30"]], "expected float at [][]"),
-    "null in a ring": ([[*texts.RING[:7], None]], "expected float at [][]"),
-    "deep": ([[[[texts.RING]]]], "expected float at [][]"),
+    "not a number": (
+        [[*texts.RING[:7], math.nan]],
+        "expected float >= -10000000.0 at segmentation[][]",
+    ),
+    "infinite": ([[*texts.RING[:7], math.inf]], "expected float <= 10000000.0 at segmentation[][]"),
+    "far": ([[*texts.RING[:7], 1e300]], "expected float <= 10000000.0 at segmentation[][]"),
+    "text in a ring": ([[*texts.RING[:7], "30"]], "expected float at segmentation[][]"),
+    "null in a ring": ([[*texts.RING[:7], None]], "expected float at segmentation[][]"),
+    "deep": ([[[[texts.RING]]]], "expected float at segmentation[][]"),
     "fractions": (
         [[0.1, 0.1, 0.6, 0.1, 0.6, 0.6, 0.1, 0.6]],
         "coordinates are fractions of the image, not pixels",
@@ -294,7 +297,7 @@ def test_numbers_beyond_all_bounds_cost_their_annotation(tmp_path):
     read = texts.coco_text(tmp_path, text)
     assert [len(image.objects) for image in read.images] == [2, 1]
     assert {*read.findings.counts} == {
-        "annotation left out: expected float <= 10000000.0 at [][]",
+        "annotation left out: expected float <= 10000000.0 at segmentation[][]",
         "annotation left out: expected int | null at id",
         "box is odd: that of the mask is taken",
     }

@@ -562,3 +562,15 @@ def test_a_linked_folder_is_told(tmp_path):
     read = labelme.read(tmp_path / "set")
     assert read.findings.counts == {"folder left out, as it is a link": 1}
     assert read.findings.examples["folder left out, as it is a link"] == [f"{tmp_path}/set/again"]
+
+
+def test_an_image_within_a_file_of_labelme_alone_is_told(tmp_path):
+    """That it was missing sent people to look for a path."""
+    labelme_file(tmp_path)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": "iVBORw0KGgo="}))
+    assert labelme.read(tmp_path).findings.counts == {}
+    for picture in tmp_path.rglob("*.png"):
+        picture.unlink()
+    with pytest.raises(ValueError, match="its image is in imageData alone"):
+        labelme.read(tmp_path)

@@ -41,7 +41,7 @@ def text_result(tasks):
             "label_studio",
             "*.json",
             text_result,
-            "texts left out: expected str without lone surrogates at []",
+            "texts left out: expected str without lone surrogates at text[]",
         ),
         (
             "label_studio",

@@ -45,6 +45,7 @@ class _File(schemas.Record, frozen=True, kw_only=True):
     imagePath: schemas.FileName
     imageHeight: schemas.Extent | None = None
     imageWidth: schemas.Extent | None = None
+    imageData: Any = None
 
 
 class _Place(NamedTuple):
@@ -129,6 +130,12 @@ def _drawing(
     beside = path.with_suffix(picture.suffix)
     if not picture_paths.is_file(picture) and picture_paths.is_file(beside):
         picture = beside  # The image was renamed together with its JSON file.
+    if told.imageData and not picture_paths.is_file(picture):
+        raise BadAnnotation(
+            f"{path}: expected an image as {schemas.short_repr(told.imagePath)}, got one within "
+            "the file alone (imageData); do: write images to files (labelme_export_json)",
+            "its image is in imageData alone",
+        )
     name = (inside / picture_paths.name_within(picture, folders[0]).lstrip("/")).as_posix()
     return Drawing(name, picture, regions, size=size)
 
