@@ -40,21 +40,23 @@ def fill(
       rings: "evenodd", so that a ring within a ring is a hole, or "union".
 
     Raises:
-      ValueError: the image has no pixels, or more than `raster.MAX_SIDE` in a side.
+      ValueError: the image has no pixels; or more than `raster.MAX_SIDE` in a side, where the rule
+        is another than COCO's or a vertex is far from the image.
     """
-    if not 1 <= min(height, width) <= max(height, width) <= raster.MAX_SIDE:
-        raise ValueError(
-            f"host_raster.fill: expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, "
-            f"got {height}x{width}; do: scale it and its masks down"
-        )
-    if rule == "coco":
+    if rule == "coco" and min(height, width) >= 1:
         sides = [width, height]
         outlines = [ring for ring in rings_unit if len(ring) >= 3]
         with np.errstate(over="ignore"):
             pixels = [np.ravel(np.asarray(ring, np.float64) * sides) for ring in outlines]
         low, high = raster.REACH_PX
+        high = max(high, max(height, width) - low)  # No canvas bounds run lengths.
         if all(((ring > low) & (ring < high)).all() for ring in pixels):
             return _of_run_lengths(pixels, height=height, width=width, rings=rings)
+    if not 1 <= min(height, width) <= max(height, width) <= raster.MAX_SIDE:
+        raise ValueError(
+            f"host_raster.fill: expected an image of 1x1 to {raster.MAX_SIDE}x{raster.MAX_SIDE}, "
+            f"got {height}x{width}; do: scale it and its masks down"
+        )
     mask = np.zeros((height, width), bool)
     for some in _batches(rings_unit):
         part = _fill(some, height=height, width=width, rule=rule, rings=rings)

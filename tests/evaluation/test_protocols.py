@@ -6,6 +6,7 @@ import benchmark
 import numpy as np
 import pytest
 from benchmark import Listed, rectangle, sample
+from pycocotools import mask as coco
 
 from seg_jax.evaluation.referring import protocols, scoring
 from seg_jax.records import Kind
@@ -292,6 +293,17 @@ def test_nothing_to_evaluate_is_an_error():
         summarise("res", [])
 
 
-def test_an_image_beyond_the_canvas_is_an_error_of_one_line():
-    with pytest.raises(ValueError, match="expected an image of 1x1 to 4096x4096, got 40x5000"):
-        draw(SQUARE, Kind.MASK, (40, 5000))
+def test_images_of_cameras_are_larger_than_the_canvas():
+    """48 megapixels ended preview and predict, which drew answers of them on the canvas."""
+    for height, width in ((40, 5000), (6000, 40)):
+        found = draw(SQUARE, Kind.MASK, (height, width)).mask
+        ring = np.array([[0.2, 0.25], [0.6, 0.25], [0.6, 0.75], [0.2, 0.75]]) * [width, height]
+        (wanted,) = coco.frPyObjects([ring.ravel().tolist()], height, width)
+        assert (found == coco.decode(wanted).astype(bool)).all()
+        assert found.any()
+
+
+def test_what_no_canvas_holds_is_an_error_of_one_line():
+    for size, rule in (((40, 5000), "center"), ((0, 5), "coco")):
+        with pytest.raises(ValueError, match=f"expected an image of 1x1 to .*, got {size[0]}x"):
+            draw(SQUARE, Kind.MASK, size, rule=rule)
