@@ -181,6 +181,8 @@ def _drawings(
 def _find(told: str, folders: Sequence[Path]) -> Path:
     """Returns the image that a task names."""
     picture = picture_paths.find(told, folders=[*folders])
+    if picture_paths.is_file(picture):
+        return picture
     return picture_paths.without_hash(picture, folders) or picture
 
 
