@@ -281,13 +281,7 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
             f"{why}; do: check the annotations and --images",
             met,
         )
-    for split, one in splits.items():
-        if one.get("objects") and not one.get("records_with_objects"):
-            limited.add(
-                "split refused by runs that ask for objects: no expression means one",
-                f"{split}: {one['objects']} objects",
-                advice="name the objects in the annotations",
-            )
+    _tell_nameless(splits, limited)
     lengths = [
         (split, [part["records"] for part in some], splits[split]["bytes"])
         for split, some in by_split.items()
@@ -326,6 +320,17 @@ def finish_build(plan: Plan, planned: FilePlan, parts: Sequence[dict[str, Any]])
     with contextlib.suppress(OSError):
         files.remove(aside)
     return report
+
+
+def _tell_nameless(splits: dict[str, dict[str, Any]], limited: Findings) -> None:
+    """Tells of splits whose objects no expression means: runs refuse them."""
+    for split, one in splits.items():
+        if one.get("objects") and not one.get("records_with_objects"):
+            limited.add(
+                "split refused by runs that ask for objects: no expression means one",
+                f"{split}: {one['objects']} objects",
+                advice="name the objects in the annotations",
+            )
 
 
 def _remove_stale(tasks: Sequence[Task]) -> None:
