@@ -23,7 +23,15 @@ from seg_jax.models.adapters import lora
 from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
-from seg_jax.runs import reinforcement, run_folder, sampled_answers, stage, start, validation
+from seg_jax.runs import (
+    own_rewards,
+    reinforcement,
+    run_folder,
+    sampled_answers,
+    stage,
+    start,
+    validation,
+)
 from seg_jax.training import loop, optimizers, processes, state, steps
 
 
@@ -134,7 +142,7 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
-    def validator(run, bundle, asked, *, mesh, stage, whole, frozen):
+    def validator(run, bundle, asked, *, mesh, stage, whole, frozen, own=None):
         note("validator", run.validate, asked, stage)
 
     real_plan = lora.plan
@@ -151,7 +159,13 @@ def put(patch, note):
     def save_adapter(bundle, folder, *, learning, learned, base):
         note("save", bundle.task, bundle.layout, base)
 
+    def arguments(run, bundle):
+        truth = jax.tree.map(np.asarray, ready["prompts"].truth)
+        size = np.asarray(truth.size)
+        return truth, truth, size[..., 0], size[..., 1]
+
     put_mesh(patch, note)
+    patch.setattr(own_rewards, "_arguments", arguments)
     patch.setattr(lora, "plan", plan)
     patch.setattr(lora, "draw", draw)
     patch.setattr(bundles, "save_adapter", save_adapter)

@@ -16,7 +16,6 @@ import io
 import os
 import re
 import sys
-import traceback
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,6 +68,8 @@ def read(kind: type[ConfigT], arguments: Sequence[str], *, program: str) -> Conf
         blank = kind() if default is None else default
         checkpoint = None if folder is None else Path(folder)
         default = cast(ConfigT, completed(blank, checkpoint, check=False))
+        if named := getattr(default, "with_weights_named", None):
+            default = cast(ConfigT, named(options))
     if help_is_wanted:
         _parse(kind, ["--help"], default, program)
     with _captured() as printed:
@@ -135,7 +136,11 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
         config = vars(module)["config"]()
     except Exception as error:
-        raise UsageError(_where(path, error)) from error
+        if isinstance(error, KeyError) and error.args == ("config",):
+            raise UsageError(
+                f"{path}: expected a function config(), got none; do: define it"
+            ) from error
+        raise UsageError(experiments.failure(path, error)) from error
     of_run = getattr(kind, "of_run", None)
     if of_run is not None:  # A program about the runs of others.
         return of_run(config)
@@ -158,20 +163,6 @@ def _nearest_file(path: Path) -> Path | None:
         if near := difflib.get_close_matches(path.name, names, 1):
             return folder / near[0]
     return None
-
-
-def _where(path: Path, error: Exception) -> str:
-    """Returns the line of a configuration file that fails, and how."""
-    if isinstance(error, KeyError) and error.args == ("config",):
-        return f"{path}: expected a function config(), got none; do: define it"
-    line = None
-    if isinstance(error, SyntaxError):
-        line = error.lineno
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == str(path):
-            line = number
-    place = f"{path}, line {line}" if line else f"{path}"
-    return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _qualified(kind: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -75,6 +76,11 @@ class Config:
         if self.run is None:
             return self
         return dataclasses.replace(self, run=self.run.completed(checkpoint, check=check))
+
+    def with_weights_named(self, options: Sequence[str]) -> Config:
+        """Returns the compilation with a place for the weights of a user's own scores."""
+        named = getattr(self.run, "with_weights_named", None)
+        return self if named is None else dataclasses.replace(self, run=named(options))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
     datasets,
+    own_rewards,
     reinforcement,
     run_folder,
     stage,
@@ -44,17 +45,27 @@ def main(config: Config) -> int:
     with processes.join(config.processes):
         start.check_divisions(config)
         config = datasets.with_source(config)
-        validation.check(config)
         config.check_finite()
+        blank = start.blank_from_checkpoint(config) if config.reward else None
+        rewarded = own_rewards.of_run(config, blank)
+        config = rewarded.run
+        validation.check(config)
         begin = start.from_checkpoint(config)
-        with stage.hold_folder(config, reads=datasets.folders_read(config)):
+        with stage.hold_folder(
+            config, reads=datasets.folders_read(config), rewards=rewarded.functions
+        ):
             task, mesh = begin.bundle.task, config.mesh.build()
             frozen = frozen_segmenter.load(task, config.segmenter, on=mesh)
             gallery = Gallery(config, begin.bundle, frozen)
             with stage.open_log(config.out, config.log) as log:
                 place = stage.Place(config.out, "gspo", log)
                 trained = reinforcement.train(
-                    config, begin, place, show=gallery.show, frozen=frozen
+                    config,
+                    begin,
+                    place,
+                    show=gallery.show,
+                    frozen=frozen,
+                    rewarded=rewarded,
                 )
             task = reinforcement.task_to_save(config)
             stage.save_model(config, begin, trained.state, task=task)
@@ -130,6 +141,7 @@ def _rows(path: Path, scores: Iterable[str]) -> list[dict[str, Any]]:
     records = [record for _, record in metrics_log.records(path)]
     rows = []
     titles = {f"scores/{name}": f"mean {name}" for name in scores}
+    titles |= {f"invalid/{name}": f"answers whose {name} is no number in 0..1" for name in scores}
     for name, words in ({"reward": ""} | titles | _REPORTED).items():
         values = metrics_log.numbers(records, name)
         if values:

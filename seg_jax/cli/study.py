@@ -63,6 +63,12 @@ class Variant:
                     f"study, {self.name}: expected stages that train all weights, got adapters or "
                     "frozen parts; do: compare these by finetune and evaluate"
                 )
+        if self.gspo is not None and self.gspo.reward:
+            raise ValueError(
+                f"study, {self.name}: expected the task's scores alone, whose texts no study "
+                f"keeps, got the reward {self.gspo.reward[0]}; do: compare these by reinforce and "
+                "evaluate"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

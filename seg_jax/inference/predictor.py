@@ -31,6 +31,7 @@ from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import sharding
 from seg_jax.models.vlm import sampler
 from seg_jax.records import Prompts, Rollout
+from seg_jax.tasks.own_scores import OwnScores
 from seg_jax.tasks.task import Example, Judgement, Prediction, judge
 
 Row = tuple[Example, Prompts]
@@ -76,6 +77,7 @@ class Predictor:
         refill: sampler.Refill | None = None,
         frozen: Frozen = NOTHING,
         segmenter: Segmenter | None = None,
+        own: OwnScores | None = None,
     ):
         """Makes it ready.
 
@@ -87,9 +89,11 @@ class Predictor:
           frozen: draws what answers point at where they are judged, for a task whose scores are
             of masks; without it these are unknown.
           segmenter: draws the mask of what `predict` finds an answer to point at.
+          own: scores of a user, by which answers are judged beside the task's.
         """
         self.bundle = bundle
         self.frozen, self._refill, self._segmenter = frozen, refill, segmenter
+        self._add = None if own is None else own.added
         self._reader = bundle.task.reader(bundle.tokenizer.pieces)
         self._grammar = None
         if grammar:
@@ -301,6 +305,7 @@ class Predictor:
             reader=self._reader,
             segment=self.frozen.bound(drawing),
             by_rows=sharding.map_rows,
+            add=self._add,
         )
         return rollout, judged
 

@@ -6,6 +6,7 @@ Only the standard library is imported here, so that a command line is read quick
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,17 @@ def sibling(file: str, name: str) -> ModuleType:
       name: of the other file.
     """
     return _load(Path(file).resolve().parent / name)
+
+
+def failure(path: Path, error: Exception) -> str:
+    """Returns the line of a user's program that fails, and how, in one line."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == str(path):
+            line = number
+    place = f"{path}, line {line}" if line else f"{path}"
+    said = " ".join(str(error).split())
+    return f"{place}: {type(error).__name__}{f': {said}' if said else ''}"
 
 
 @cache

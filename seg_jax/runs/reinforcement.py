@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from seg_jax.inference.frozen_segmenter import Frozen
 from seg_jax.models import flops
 from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Rollout, check_least
-from seg_jax.runs import abstract, datasets, sampled_answers, stage, validation
+from seg_jax.runs import abstract, datasets, own_rewards, sampled_answers, stage, validation
 from seg_jax.runs.batches import sharded_batches
 from seg_jax.runs.drawing import Drawing
 from seg_jax.runs.lowering import Step
 from seg_jax.runs.start import Start
 from seg_jax.runs.training_run import TrainingRun
+from seg_jax.tasks.own_scores import OwnScores
 from seg_jax.tasks.referring import Referring
 from seg_jax.tasks.task import Task
 from seg_jax.training import optimizers, policy, rounds, state, steps
@@ -62,7 +64,11 @@ class Config(TrainingRun):
     sampling: steps.Sampling = steps.Sampling()
     policy: policy.Policy = policy.Policy()
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Weights of the task's scores in the reward, by their names; none: the task's usual ones."""
+    """Weights of the task's scores in the reward, by their names; none: the task's usual ones.
+    Scores of your own have weights here too."""
+    reward: tuple[str, ...] = ()
+    """Functions of your own, FILE.py:FUNCTION, whose scores count beside the task's, each with
+    weight 1 where weights name none: see `seg_jax/tasks/own_scores.py`."""
     optimizer: optimizers.Muon | optimizers.AdamW = optimizers.AdamW(
         lr=1e-6, schedule=optimizers.Schedule(final=1.0)
     )
@@ -157,7 +163,7 @@ class Config(TrainingRun):
         if isinstance(task, Referring):
             task.mixture.check_judged()
         unknown = sorted(self.weights.keys() - task.reward_weights.keys())
-        if unknown:
+        if unknown and not self.reward:  # Of functions the names are known when they have run.
             raise ValueError(
                 f"weights: expected scores of the task {task.name!r}, which are "
                 f"{', '.join(task.reward_weights)}, got {unknown[0]}; do: leave it out"
@@ -174,6 +180,22 @@ class Config(TrainingRun):
         if check:
             frozen_segmenter.check(run.task, run.segmenter)
         return dataclasses.replace(run, weights=run.weights or dict(run.task.reward_weights))
+
+    def with_weights_named(self, options: Sequence[str]) -> Config:
+        """Returns the run with a place for each weight of scores of a user's own.
+
+        What they are called is known to their functions alone, which have not run yet.
+
+        Args:
+          options: of the command line, perhaps with --weights.NAME.
+        """
+        words = [option.partition("=")[0] for option in options]
+        if not self.reward and "--reward" not in words:
+            return self
+        names = [w.removeprefix("--weights.") for w in words if w.startswith("--weights.")]
+        more = {name.replace("-", "_"): own_rewards.USUAL_WEIGHT for name in names}
+        weights = self.weights | {n: one for n, one in more.items() if n not in self.weights}
+        return dataclasses.replace(self, reward=self.reward or ("",), weights=weights)
 
     def default_task(self, taught: Task | None) -> Task:
         """Returns what a model was taught without the questions that nothing judges."""
@@ -220,7 +242,8 @@ class Plan(abstract.VLMPlan):
 
     def update(self) -> Step:
         """Returns the step that judges answers and learns from them."""
-        run, prompts = self.run, self.rows("prompts")
+        run, own = self._weighed
+        prompts = self.rows("prompts")
         function = steps.reinforcing_step(
             self.actor,
             self.bundle.task,
@@ -229,6 +252,7 @@ class Plan(abstract.VLMPlan):
             optimizer=run.optimizer,
             sampling=run.sampling,
             segment=self.segmenter.segment,
+            own=own,
         )
         return Step(
             "update",
@@ -240,20 +264,27 @@ class Plan(abstract.VLMPlan):
 
     def gather(self) -> Step:
         """Returns the step that judges the answers to a further batch and keeps what differs."""
-        run, prompts, rollout = self.run, self.rows("prompts"), self._rollout()
-        frozen = self.segmenter
+        run, own = self._weighed
+        prompts, rollout, frozen = self.rows("prompts"), self._rollout(), self.segmenter
         function = steps.gathering_step(
             self.actor,
             self.bundle.task,
             policy=run.policy,
             weights=run.weights,
             segment=frozen.segment,
+            own=own,
         )
         differ = self.batch(np.zeros(1, bool), run.feed.batch)
         groups = rounds.Groups(prompts, rollout, differ) if run.rounds > 1 else None
         beside = [self.state, self._reference]
         arguments = (groups, prompts, rollout, *frozen.argument)
         return Step("gather", function, arguments, {}, beside=beside)
+
+    @functools.cached_property
+    def _weighed(self) -> tuple[Config, OwnScores | None]:
+        """The run with the weights of all scores, and those of the user."""
+        found = own_rewards.of_run(self.run, self.bundle)
+        return found.run, found.own
 
     @property
     def _unchanged(self) -> tuple[Any, ...]:
@@ -325,6 +356,7 @@ def train(
     *,
     show: Show = lambda step, prompts, rollout: None,
     frozen: Frozen | None = None,
+    rewarded: own_rewards.Rewarded | None = None,
 ) -> stage.Trained:
     """Returns the trained state; the stage resumes from what it finds in its place.
 
@@ -334,33 +366,34 @@ def train(
       place: where the stage writes.
       show: is told of the answers of each step.
       frozen: the run's segmenter, if it was loaded before.
+      rewarded: the run with the user's own scores, if these were tried before.
     """
     run.check_finite()
+    run, own, _ = rewarded or own_rewards.of_run(run, start.bundle)
     mesh, bundle = run.mesh.build(), start.bundle
     drawn = sharded_batches(
         run, bundle.task, bundle.encoder, mesh=mesh, rows="prompts", first=run.priority
     )
-    batches, to_device = drawn.iterator, drawn.to_device
     actor = steps.Actor(bundle.graph, bundle.tokenizer, chunk=run.loss_chunk, ends=bundle.end_ids)
     draw_by = steps.sampler(actor, run.sampling, seed=run.seed, task=bundle.task)
     frozen = frozen or frozen_segmenter.load(bundle.task, run.segmenter, on=mesh)
-    gather = _gathering(run, actor, bundle.task, frozen) if run.gathers else None
-    learn = _learning(run, actor, bundle.task, _last_arguments(frozen, start.frozen), frozen)
+    beside: dict[str, Any] = {"mesh": mesh, "frozen": frozen, "own": own}
+    judging = _judging(run, bundle.task, frozen, own)
+    gather = _gathering(actor, bundle.task, frozen, judging) if run.gathers else None
+    learn = _learning(run, actor, bundle.task, _last_arguments(frozen, start.frozen), judging)
     whole, reference = start.all_weights, None
     if run.policy.kl > 0:
         reference = start.weights()
         start = start._replace(weights=lambda: jax.tree.map(jnp.copy, reference))
     if run.probe:
-        start = start._replace(
-            weights=_weights_probed(run, start, draw=draw_by, mesh=mesh, frozen=frozen)
-        )
+        start = start._replace(weights=_weights_probed(run, start, draw=draw_by, **beside))
 
     def draw(learned: Any, *prompts: Any) -> Rollout:
         return draw_by(whole(learned), *prompts)
 
-    clock, answers = Clock(run.loop.log_every), run.feed.batch * run.sampling.answers
+    batches, rows, clock = drawn.iterator, run.feed.batch, Clock(run.loop.log_every)
     drawing = Drawing(
-        batches, to_device, draw, clock, gather=gather, rounds=run.rounds, prompts=run.feed.batch
+        batches, drawn.to_device, draw, clock, gather=gather, rounds=run.rounds, prompts=rows
     )
 
     def body(current: state.State):
@@ -369,13 +402,12 @@ def train(
         current, metrics = clock.lap("learning", learn(current, prompts, rollout, reference))
         show(step, *shown)
         if clock.seconds:
-            count = float(metrics["length/mean"]) * answers
+            count = float(metrics["length/mean"]) * rows * run.sampling.answers
             metrics |= clock.step_metrics(count, batches=told.get("rounds", 1))
-        metrics |= told
-        return current, metrics
+        return current, metrics | told
 
     validator = validation.validator(
-        run, bundle, drawn.asked, mesh=mesh, stage=place.stage, whole=whole, frozen=frozen
+        run, bundle, drawn.asked, stage=place.stage, whole=whole, **beside
     )
     return stage.run_stage(
         run,
@@ -389,47 +421,60 @@ def train(
     )
 
 
+def _judging(run: Config, task: Task, frozen: Frozen, own: OwnScores | None) -> dict[str, Any]:
+    """Returns what the steps of a run judge answers by."""
+    weights = run.weights or task.reward_weights
+    return {"weights": weights, "own": own, "segment": frozen.segment, "policy": run.policy}
+
+
 def _last_arguments(segmenter: Frozen, frozen: Any) -> tuple[Any, ...]:
     """Returns the last arguments of an update: a segmenter's weights and the frozen ones."""
     return segmenter.argument if frozen is None else (segmenter.params, frozen)
 
 
 def _learning(
-    run: Config, actor: steps.Actor, task: Task, beside: tuple[Any, ...], frozen: Frozen
+    run: Config,
+    actor: steps.Actor,
+    task: Task,
+    beside: tuple[Any, ...],
+    judging: Mapping[str, Any],
 ) -> Callable[..., Any]:
     """Returns the step (state, prompts, rollout, reference) -> (state, metrics)."""
     learn = steps.reinforcing_step(
-        actor,
-        task,
-        policy=run.policy,
-        weights=run.weights or task.reward_weights,
-        optimizer=run.optimizer,
-        sampling=run.sampling,
-        segment=frozen.segment,
+        actor, task, optimizer=run.optimizer, sampling=run.sampling, **judging
     )
     return lambda *arguments: learn(*arguments, *beside)
 
 
 def _gathering(
-    run: Config, actor: steps.Actor, task: Task, frozen: Frozen
+    actor: steps.Actor, task: Task, frozen: Frozen, judging: Mapping[str, Any]
 ) -> Callable[[Any, Prompts, Rollout], Any]:
     """Returns what judges the answers to a batch and keeps what differs."""
-    weights = run.weights or task.reward_weights
-    gather = steps.gathering_step(
-        actor, task, policy=run.policy, weights=weights, segment=frozen.segment
-    )
+    gather = steps.gathering_step(actor, task, **judging)
     return lambda groups, prompts, rollout: gather(groups, prompts, rollout, *frozen.argument)
 
 
 def _weights_probed(
-    run: Config, start: Start, *, draw: Any, mesh: jax.sharding.Mesh, frozen: Frozen
+    run: Config,
+    start: Start,
+    *,
+    draw: Any,
+    mesh: jax.sharding.Mesh,
+    frozen: Frozen,
+    own: OwnScores | None,
 ) -> Callable[[], Any]:
     """Returns what gives the weights of a run that begins afresh, and says what they answer."""
 
     def weights() -> Any:
         params = start.weights()
         sampled_answers.tell_before(
-            run, start.bundle, start.all_weights(params), draw=draw, mesh=mesh, frozen=frozen
+            run,
+            start.bundle,
+            start.all_weights(params),
+            draw=draw,
+            mesh=mesh,
+            frozen=frozen,
+            own=own,
         )
         return params
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from seg_jax import files, locks
-from seg_jax.runs import console, noted_models
+from seg_jax.runs import console, noted_models, user_functions
+from seg_jax.runs.user_functions import UserFunction
 
 RECORD = "config.json"
 MADE = (
     RECORD,
     noted_models.RECORD,
+    user_functions.RECORD,
+    user_functions.TEXTS,
     "metrics.jsonl",
     "summary.json",
     "report.html",
@@ -44,6 +47,7 @@ def hold(
     anew: bool,
     reads: Collection[Path] = (),
     models: Mapping[str, Path] | None = None,
+    rewards: Collection[UserFunction] = (),
 ) -> Iterator[None]:
     """Holds the folder of a run for this process, made for it or found to be of its configuration.
 
@@ -55,11 +59,12 @@ def hold(
       reads: folders that the run reads from, and so may not replace.
       models: those that it reads, by the names of their options: to go on they must hold what they
         held when the run began.
+      rewards: functions of the user that it is rewarded by: so must their texts.
 
     Raises:
       ValueError: another process works in the folder, it holds a run and neither or both were
-        asked for, another configuration's run is to be resumed, a model is another one, it is a
-        file, or an address such as gs://bucket/run.
+        asked for, another configuration's run is to be resumed, a model or the text of a function
+        is another one, it is a file, or an address such as gs://bucket/run.
       OSError: the folder cannot be made.
     """
     if re.match(r"[a-z][a-z0-9]+:/", str(folder)):
@@ -83,6 +88,7 @@ def hold(
         _claim(folder, plain(config), resume=resume, anew=anew)
         try:
             noted_models.note(folder, models)
+            user_functions.note(folder, rewards, option="reward")
             yield
         except ValueError:
             if begins:
@@ -108,10 +114,11 @@ def _claim(folder: Path, wanted: dict[str, Any], *, resume: bool, anew: bool) ->
 
 def _forget(folder: Path) -> None:
     """Removes the records of a run that ended before it wrote anything: it may begin corrected."""
-    records = [folder / RECORD, folder / noted_models.RECORD]
+    noted = (RECORD, noted_models.RECORD, user_functions.RECORD, user_functions.TEXTS)
+    records = [folder / name for name in noted]
     if {*_contents(folder)} <= {*records}:
         for record in records:
-            record.unlink(missing_ok=True)
+            files.remove(record)
 
 
 def _contents(folder: Path) -> list[Path]:
@@ -202,6 +209,7 @@ _FREE = (
     "log",
     "panel_every",
     "probe",
+    "reward",  # By its text, which is noted beside.
     "kept",
     "mesh",
     "offload",

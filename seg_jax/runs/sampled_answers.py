@@ -23,6 +23,7 @@ from seg_jax.models.parallel import sharding
 from seg_jax.records import Prompts, Sample
 from seg_jax.runs import console, evaluation
 from seg_jax.runs.batches import sharded_batches
+from seg_jax.tasks.own_scores import OwnScores
 from seg_jax.tasks.task import Example, Task
 from seg_jax.training import advantages, processes, steps
 
@@ -179,7 +180,14 @@ def _text(interval: Mapping[str, float]) -> str:
 
 
 def tell_before(
-    run: Any, bundle: Bundle, params: Any, *, draw: Any, mesh: Mesh, frozen: Frozen
+    run: Any,
+    bundle: Bundle,
+    params: Any,
+    *,
+    draw: Any,
+    mesh: Mesh,
+    frozen: Frozen,
+    own: OwnScores | None = None,
 ) -> None:
     """Says on two lines what the first prompts of a run are answered with before its first step.
 
@@ -194,13 +202,19 @@ def tell_before(
       draw: the jitted sampler of the run.
       mesh: of the run.
       frozen: the model that draws beside it, if there is one.
+      own: scores of a user beside the task's.
     """
     actor = steps.Actor(bundle.graph, bundle.tokenizer, ends=bundle.end_ids)
     weights = run.weights or bundle.task.reward_weights
     # The greedy decoder may have more room: what a token costs is the same.
     penalty = run.policy.length_penalty / run.sampling.max_tokens
     score = steps.scorer(
-        actor, bundle.task, weights=weights, token_penalty=penalty, segment=frozen.segment
+        actor,
+        bundle.task,
+        weights=weights,
+        token_penalty=penalty,
+        segment=frozen.segment,
+        own=own,
     )
     # As the run calls its sampler: another signature would be another program to compile.
     first = (np.int32(0),) if run.gathers else ()

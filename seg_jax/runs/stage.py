@@ -17,6 +17,7 @@ from seg_jax.inference import bundle as bundles
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import console, run_folder
 from seg_jax.runs.start import Start
+from seg_jax.runs.user_functions import UserFunction
 from seg_jax.tasks.task import Task
 from seg_jax.training import loop, optimizers, processes, state
 from seg_jax.training.checkpoints import Checkpoints
@@ -50,12 +51,15 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def hold_folder(run: Any, *, reads: Collection[Path] = ()) -> Iterator[None]:
+def hold_folder(
+    run: Any, *, reads: Collection[Path] = (), rewards: Collection[UserFunction] = ()
+) -> Iterator[None]:
     """Holds the folder of a run for all of its processes; the first of them has the lock.
 
     Args:
       run: its configuration.
       reads: folders that it reads beside its models.
+      rewards: functions of the user that it is rewarded by.
     """
     hold = functools.partial(
         run_folder.hold,
@@ -65,6 +69,7 @@ def hold_folder(run: Any, *, reads: Collection[Path] = ()) -> Iterator[None]:
         anew=run.anew,
         reads=reads,
         models=models_read(run),
+        rewards=rewards,
     )
     with contextlib.ExitStack() as held:
         processes.run_on_first(lambda: held.enter_context(hold()))

@@ -19,6 +19,7 @@ from seg_jax.inference.frozen_segmenter import NOTHING, Frozen
 from seg_jax.inference.predictor import Predictor
 from seg_jax.models.parallel import sharding
 from seg_jax.runs import console, evaluation
+from seg_jax.tasks.own_scores import OwnScores
 from seg_jax.tasks.task import Task
 from seg_jax.training import processes
 from seg_jax.training.validation import Validation, Validator
@@ -34,7 +35,7 @@ def check(run: Any) -> None:
     """
     run.loop.planned(sources.pass_length(run.source), run.feed.batch)
     if run.validate.samples:
-        _score_and_task(run.validate, run.task)
+        _score_and_task(run, run.task)
         held_out.choose(run.source, run.validate.samples, split=run.validate.split)
 
 
@@ -47,6 +48,7 @@ def validator(
     stage: str,
     whole: Callable[[Any], Any] = lambda learned: learned,
     frozen: Frozen = NOTHING,
+    own: OwnScores | None = None,
 ) -> Validator | None:
     """Returns what measures the weights of a run while it trains; None where it has no validation.
 
@@ -58,12 +60,13 @@ def validator(
       stage: its name, for what is told.
       whole: returns all weights of those that learn.
       frozen: draws what answers point at, for a task whose scores are of masks.
+      own: scores of a user beside the task's.
     """
     if asked is None:
         return None
-    score, task = _score_and_task(run.validate, bundle.task)
+    score, task = _score_and_task(run, bundle.task)
     frozen_segmenter.check_given(task, frozen.segment)
-    predictor = Predictor(dataclasses.replace(bundle, task=task), frozen=frozen)
+    predictor = Predictor(dataclasses.replace(bundle, task=task), frozen=frozen, own=own)
     questions = _Questions(predictor, asked, run.validate.batch, mesh)
     tell = console.say if processes.is_first() else _say_nothing
 
@@ -73,16 +76,19 @@ def validator(
     return Validator(run.validate, score, measure, tell=lambda text: tell(f"{stage}: {text}"))
 
 
-def _score_and_task(config: Validation, task: Task) -> tuple[str, Task]:
+def _score_and_task(run: Any, task: Task) -> tuple[str, Task]:
     """Returns the score that tells what is best, and the task with the questions that are asked.
 
     Raises:
       ValueError: the task has no such score, or cannot be asked so.
     """
-    score = config.score or next(iter(task.reward_weights))
-    if score not in task.reward_weights:
+    config: Validation = run.validate
+    # A run that is rewarded by functions of a user has weighed their scores too.
+    known = dict.fromkeys((*task.reward_weights, *getattr(run, "weights", ())))
+    score = config.score or next(iter(known))
+    if score not in known:
         raise ValueError(
-            f"validate.score: expected one of {', '.join(task.reward_weights)}, the scores of the "
+            f"validate.score: expected one of {', '.join(known)}, the scores of the "
             f"task {task.name!r}, got {score!r}; do: choose one, or leave it out"
         )
     if config.mixture is None:

@@ -115,6 +115,9 @@ class Pointed(NamedTuple):
     """1 for a click on the object, 0 for one beside it."""
 
 
+Add = Callable[[Any, Any, Judgement], Judgement]
+"""(what the answers say [*n ..], truth [*n ..], judgement) -> one with scores beside the task's."""
+
 Draw = Callable[[UInt8[np.ndarray, "H W 3"], Sequence[Pointed]], Bool[np.ndarray, "H W"]]
 """(image, prompts) -> all that a model draws of the prompts in the image, as one mask (host)."""
 
@@ -188,6 +191,19 @@ class Task(abc.ABC):
         """Returns what is stored with a model that was taught this task after another one."""
         del before
         return self
+
+    def size_px(self, truth: Any) -> Int[Array, "*n 2"]:
+        """Returns height and width in pixels of the images that truths [*n ..] stand for.
+
+        Raises:
+          ValueError: the record does not have them.
+        """
+        if (size := getattr(truth, "size", None)) is None:
+            raise ValueError(
+                f"reward: expected a task whose truth has the image's size, got {self.name!r}, "
+                "whose truth has none; do: define size_px of the task"
+            )
+        return size
 
     # What is asked (host).
 
@@ -339,6 +355,7 @@ def judge(
     reader: Reader,
     segment: Segment | None = None,
     by_rows: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    add: Add | None = None,
 ) -> Judgement:
     """Returns what sampled answers [B G ..] are worth: tokens to scores on the device.
 
@@ -349,13 +366,16 @@ def judge(
       reader: of the task, for the tokenizer that the answers are written in.
       segment: draws what the answers point at, where the task needs that.
       by_rows: makes every device read and judge its own prompts alone.
+      add: adds scores beside the task's; None: there are no others.
     """
 
     def read(rollout: Rollout, truth: Any) -> tuple[Any, Int[Array, "B G"]]:
         return reader(rollout.ids, rollout.used, _repeat(truth, rollout.ids.shape[1]))
 
     def score(answer: Any, verdict: Int[Array, "B G"], truth: Any, masks: Any) -> Judgement:
-        return task.judge(answer, verdict, _repeat(truth, verdict.shape[1]), masks=masks)
+        truth = _repeat(truth, verdict.shape[1])
+        judged = task.judge(answer, verdict, truth, masks=masks)
+        return judged if add is None else add(answer, truth, judged)
 
     if segment is None:
         read_and_score = by_rows(lambda rollout, truth: score(*read(rollout, truth), truth, None))

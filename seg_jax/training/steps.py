@@ -29,6 +29,7 @@ from seg_jax.records import (
     Verdict,
     check_least,
 )
+from seg_jax.tasks.own_scores import INVALID, OwnScores
 from seg_jax.tasks.task import Judgement, Task, judge
 from seg_jax.training import advantages, optimizers, rounds, sft
 from seg_jax.training import policy as policies
@@ -223,6 +224,7 @@ def scorer(
     *,
     weights: Mapping[str, float],
     segment: Segment | None = None,
+    own: OwnScores | None = None,
     token_penalty: float = 0.0,
 ) -> Any:
     """Returns the jitted function (rollout, truth, segmenter) -> Worth: what a step would learn of.
@@ -230,7 +232,7 @@ def scorer(
     The reward loses the penalty with each token of an answer. The segmenter, the weights of
     `segment`, is left out where there is none.
     """
-    judge_rows = _judge(actor, task, segment)
+    judge_rows = _judge(actor, task, segment, own)
 
     def score(rollout: Rollout, truth: Any, segmenter: Any = None) -> Worth:
         judged = judge_rows(rollout, truth, segmenter)
@@ -249,13 +251,14 @@ def gathering_step(
     policy: policies.Policy,
     weights: Mapping[str, float],
     segment: Segment | None = None,
+    own: OwnScores | None = None,
 ) -> Any:
     """Returns the jitted (groups, prompts, rollout, segmenter) -> (groups, told).
 
     It judges the answers to a batch and adds their groups to those gathered of this step, None
     before the first; see `rounds.fill`.
     """
-    judge_rows = _judge(actor, task, segment)
+    judge_rows = _judge(actor, task, segment, own)
 
     def gather(
         groups: rounds.Groups | None, prompts: Prompts, rollout: Rollout, segmenter: Any = None
@@ -284,6 +287,7 @@ def reinforcing_step(
     optimizer: optimizers.Optimizer,
     sampling: Sampling,
     segment: Segment | None = None,
+    own: OwnScores | None = None,
 ) -> Any:
     """Returns the jitted (state, prompts, rollout, reference, segmenter, frozen) -> (state, ..).
 
@@ -300,9 +304,10 @@ def reinforcing_step(
       sampling: how the answers were drawn.
       segment: draws what answers point at, for a task that prompts a model for masks; its weights
         are an argument of the step, which is left out where there is none.
+      own: scores of a user beside the task's.
     """
     transform = optimizers.build(optimizer)
-    judge_rows = _judge(actor, task, segment)
+    judge_rows = _judge(actor, task, segment, own)
     grammar = _grammar(actor, sampling, task)
 
     def score(
@@ -355,6 +360,8 @@ def _judged_metrics(policy: policies.Policy, judged: Judgement, reward: Float[Ar
     """Returns how sampled answers were judged, and the true ones among them."""
     own = functools.partial(policies.own_answers, policy)
     told = {f"scores/{name}": own(values).mean() for name, values in judged.scores.items()}
+    invalid = {n: share for n, share in judged.measures.items() if n.startswith(INVALID)}
+    told |= {name: own(share).mean() for name, share in invalid.items()}
     told |= {f"verdicts/{v.name}": (own(judged.verdict) == v).mean() for v in Verdict}
     told["reward"] = own(reward).mean()
     told["reward_spread"] = own(reward).std(1).mean()
@@ -386,7 +393,9 @@ Segment = Callable[[Any, Any, Any], Any]
 """(weights, truth [B ..], what the answers say [B G ..]) -> masks [B G ..]: see `tasks.Segment`."""
 
 
-def _judge(actor: Actor, task: Task, segment: Segment | None = None) -> Any:
+def _judge(
+    actor: Actor, task: Task, segment: Segment | None = None, own: OwnScores | None = None
+) -> Any:
     """Returns the function (rollout, truth, segmenter) -> judgement; devices judge their rows."""
     if task.needs_segmenter and segment is None:
         raise ValueError(
@@ -394,10 +403,12 @@ def _judge(actor: Actor, task: Task, segment: Segment | None = None) -> Any:
             "masks, got none; do: hand one over, or reinforce another task"
         )
     reader = task.reader(actor.tokenizer.pieces)
+    add = None if own is None else own.added
 
     def judge_rows(rollout: Rollout, truth: Any, segmenter: Any = None) -> Judgement:
         bound = None if segment is None else functools.partial(segment, segmenter)
-        return judge(task, rollout, truth, reader=reader, segment=bound, by_rows=sharding.map_rows)
+        by_rows = sharding.map_rows
+        return judge(task, rollout, truth, reader=reader, segment=bound, by_rows=by_rows, add=add)
 
     return judge_rows
 

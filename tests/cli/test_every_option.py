@@ -152,6 +152,21 @@ def test_every_option_of_finetune_with_adapters(prints, checkpoint):
     walk(prints, finetune, bare.completed(), parts=("adapter", "parts", "seed"))
 
 
+def test_every_option_of_reinforce_with_scores_of_one_s_own(prints, checkpoint, tmp_path):
+    file = tmp_path / "mine.py"
+    one = "def {0}(answer, truth, height, width):\n    return {{'{0}_': height * 0.001}}\n"
+    file.write_text(one.format("near") + one.format("even"))
+    base = small_run.gspo_config(
+        checkpoint=checkpoint,
+        reward=(f"{file}:near", f"{file}:even"),
+        weights={"iou": 1.0, "near_": 0.5},
+    )
+    bare = dataclasses.replace(base, model=None, layout=None)
+    walk(prints, reinforce, bare.completed(), parts=("reward", "weights", "validate.score"))
+    two = prints(reinforce, bare)
+    assert prints(reinforce, dataclasses.replace(bare, reward=bare.reward[:1])) != two
+
+
 @pytest.mark.parametrize("name", REINFORCE)
 def test_every_option_of_reinforce(name, prints, checkpoint):
     base, parts = REINFORCE[name]

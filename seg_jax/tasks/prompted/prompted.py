@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
@@ -320,6 +321,11 @@ class Prompted(Task):
             )
 
         return read
+
+    def size_px(self, truth: Truth) -> Int[Array, "*n 2"]:
+        """Returns the sides of the frame that answers are judged in."""
+        edge = truth.words.shape[-1]
+        return jnp.full((*truth.words.shape[:-2], 2), edge, jnp.int32)
 
     def judge(
         self, answer: Clicks, verdict: Int[Array, "*n"], truth: Truth, *, masks: Any = None
