@@ -58,13 +58,14 @@ def test_a_bucket_is_no_folder_of_this_machine(address, tmp_path, monkeypatch):
 
 def test_a_run_that_was_refused_before_it_wrote_anything_may_begin_corrected(tmp_path):
     def refused(error, *, written=()):
-        with (
-            pytest.raises(error),
-            run_folder.hold(tmp_path, Options(lr=2.0), resume=False, anew=False),
-        ):
-            for name in written:
-                (tmp_path / name).write_text("{}")
-            raise error
+        def work():
+            with run_folder.hold(tmp_path, Options(lr=2.0), resume=False, anew=False):
+                for name in written:
+                    (tmp_path / name).write_text("{}")
+                raise error
+
+        with pytest.raises(error):
+            work()
 
     refused(ValueError)
     assert not [*tmp_path.iterdir()]
