@@ -202,7 +202,7 @@ def _by_picture(
         return {first: [*results]}
     found: dict[str, list[tuple[str, Any]]] = {name: [] for name in pictures}
     for (where, one), name in zip(results, names, strict=True):
-        if name in pictures:
+        if name is not None and name in pictures:
             found[name].append((where, one))
             continue
         error = BadAnnotation(
