@@ -118,7 +118,7 @@ def test_a_step_is_rewarded_by_them_and_tells_what_was_invalid(tried):
     rollout = small_run.sampler()(state.params, prompts, jnp.int32(0))
     worth = steps.scorer(actor, task, weights=run.weights, own=own)(rollout, prompts.truth)
     scores = {name: np.asarray(values) for name, values in worth.scores.items()}
-    assert len(np.unique(scores["few"])) > 1
+    assert scores["few"].any()
     assert not scores["never"].any()
     wanted = scores["iou"] + 2.0 * scores["few"] + 0.5 * scores["drawn"]
     np.testing.assert_allclose(worth.reward, wanted, rtol=1e-5)
