@@ -66,4 +66,7 @@ def curve_of(out):
 
 
 def interrupt():
+    """Presses Ctrl-C, also where the tests were started in the background, which is deaf to it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

@@ -54,10 +54,11 @@ def test_what_cannot_be_is_told_before_a_run_begins():
 def test_nothing_that_is_not_judged_is_asked():
     run = small_run.sft_config(validate=Validation(samples=4))
     assert run.task.mixture.point_name > 0
-    score, task = validation._score_and_task(run.validate, run.task)
+    score, task = validation._score_and_task(run, run.task)
     assert score == "iou"
     task.mixture.check_judged()
-    other = dataclasses.replace(run.validate, mixture=Mixture(text_box=1.0), score="format")
+    chosen = dataclasses.replace(run.validate, mixture=Mixture(text_box=1.0), score="format")
+    other = dataclasses.replace(run, validate=chosen)
     assert validation._score_and_task(other, run.task)[0] == "format"
     assert validation._score_and_task(other, run.task)[1].mixture == Mixture(text_box=1.0)
 
