@@ -40,7 +40,7 @@ class Asked(predictor.Predictor):
     def __init__(self, bundle, **_):
         self.bundle = bundle
 
-    def predict(self, *_):
+    def predict_one(self, *_):
         return SimpleNamespace(text="[]")
 
 
