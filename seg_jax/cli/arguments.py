@@ -15,8 +15,6 @@ import gc
 import io
 import os
 import re
-import sys
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -129,11 +127,7 @@ def load(path: str | os.PathLike[str], kind: type[ConfigT]) -> ConfigT:
             f"command line: expected a configuration file CONFIG.py, got {str(path)!r}; do: {guess}"
         )
     try:
-        # As a module that stays: what reads the docstrings of its classes asks for their source.
-        module = types.ModuleType(f"seg_jax_config_{path.stem}")
-        module.__file__ = str(path)
-        sys.modules[module.__name__] = module
-        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        module = experiments.run(path, path.read_bytes(), name=f"seg_jax_config_{path.stem}")
         config = vars(module)["config"]()
     except Exception as error:
         if isinstance(error, KeyError) and error.args == ("config",):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from seg_jax import files
 from seg_jax.cli import clickstart_results as results
 from seg_jax.data.sources import Scenes
 from seg_jax.inference import bundle as bundles
 from seg_jax.inference import frozen_segmenter
+from seg_jax.inference.bundle import Bundle
+from seg_jax.inference.frozen_segmenter import Frozen
 from seg_jax.records import check_least
 from seg_jax.runs import (
     chapters,
@@ -90,8 +93,7 @@ BOX_GRID = 5
 def main(config: Config) -> int:
     """Tells the story and prints a table and where the report is."""
     begin = time.monotonic()
-    bundles.load(config.start)  # Known to be whole before a folder is made and minutes are spent.
-    frozen_segmenter.load(_task(), config.segmenter)
+    models = _models(config)  # Known to be whole before a folder is made and minutes are spent.
     with run_folder.hold(
         config.out,
         config,
@@ -99,14 +101,32 @@ def main(config: Config) -> int:
         anew=config.anew,
         models={"start": config.start, "segmenter": config.segmenter},
     ):
-        _tell_story(config, begin)
+        _tell_story(config, models, begin)
     return 0
 
 
-def _tell_story(config: Config, begin: float) -> None:
+class _Models(NamedTuple):
+    """What the story begins with, on its mesh."""
+
+    mesh: Mesh
+    start: Bundle
+    segmenter: Frozen
+
+
+def _models(config: Config) -> _Models:
+    """Returns the models, read from their folders."""
+    mesh = config.mesh.build()
+    return _Models(
+        mesh,
+        bundles.load(config.start, compute=_sft(config).compute, on=mesh),
+        frozen_segmenter.load(_task(), config.segmenter, on=mesh),
+    )
+
+
+def _tell_story(config: Config, models: _Models, begin: float) -> None:
     """Writes everything of the run into its folder, and prints the table."""
     with Log(config.out) as log:
-        story, seconds = _story(config, log)
+        story, seconds = _story(config, models, log)
     summary = results.summary(story, seconds | {"all": time.monotonic() - begin}) | {
         "seed": config.seed,
         "config": run_folder.plain(config),
@@ -125,12 +145,11 @@ def _tell_story(config: Config, begin: float) -> None:
     console.say(f"in {summary['seconds'] / 60:.1f} minutes; open {config.out / 'report.html'}")
 
 
-def _story(config: Config, log: Log) -> tuple[results.Story, dict[str, float]]:
+def _story(config: Config, models: _Models, log: Log) -> tuple[results.Story, dict[str, float]]:
     """Runs both stages and all evaluations."""
-    sft, rl, mesh, task = _sft(config), _rl(config), config.mesh.build(), _task()
-    read = bundles.load(config.start, compute=sft.compute, on=mesh)
+    sft, rl, task = _sft(config), _rl(config), _task()
+    mesh, read, frozen = models
     model = dataclasses.replace(read, task=sft.task, layout=sft.layout)
-    frozen = frozen_segmenter.load(task, config.segmenter, on=mesh)
 
     console.say("1 of 2: how a click is written, from clicks anywhere (SFT)")
     begin = start.Start(model, lambda: model.params)

@@ -6,6 +6,7 @@ Only the standard library is imported here, so that a command line is read quick
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,26 @@ def sibling(file: str, name: str) -> ModuleType:
       name: of the other file.
     """
     return _load(Path(file).resolve().parent / name)
+
+
+def run(path: Path, text: bytes, *, name: str) -> ModuleType:
+    """Returns the module of a user's program, which is run.
+
+    It stays: what reads the docstrings of its classes asks for their source.
+
+    Args:
+      path: of the program, for messages.
+      text: of it.
+      name: of the module.
+
+    Raises:
+      Exception: whatever the program raises; see `failure`.
+    """
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    exec(compile(text, path, "exec"), vars(module))
+    return module
 
 
 def failure(path: Path, error: Exception) -> str:

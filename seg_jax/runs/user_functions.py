@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-import types
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from seg_jax import files, schemas
@@ -77,14 +76,10 @@ def load(title: str, *, option: str) -> UserFunction:
 
 
 @cache
-def _module(path: Path, text: bytes) -> types.ModuleType:
+def _module(path: Path, text: bytes) -> ModuleType:
     """Returns the module of a file, which is run once however many of its functions are named."""
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    module = types.ModuleType(f"seg_jax_user_{path.stem}_{digest}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    exec(compile(text, path, "exec"), vars(module))
-    return module
+    return experiments.run(path, text, name=f"seg_jax_user_{path.stem}_{digest}")
 
 
 class _Noted(schemas.Record, frozen=True, kw_only=True):

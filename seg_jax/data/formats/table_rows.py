@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from seg_jax.data import image_files
@@ -18,7 +19,7 @@ def columns(path: Path) -> list[str]:
     Raises:
       ValueError: it is no such file.
     """
-    return arrow_rows.columns(path) if path.suffix == ARROW else parquet_rows.columns(path)
+    return _reader(path).columns(path)
 
 
 def metadata(path: Path) -> bytes:
@@ -27,7 +28,7 @@ def metadata(path: Path) -> bytes:
     Raises:
       ValueError: it is no such file.
     """
-    return arrow_rows.metadata(path) if path.suffix == ARROW else parquet_rows.metadata(path)
+    return _reader(path).metadata(path)
 
 
 def texts(path: Path, columns: Sequence[str], image: str) -> Iterator[dict[str, Any]]:
@@ -54,8 +55,7 @@ def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
     """
     got = "none"
     try:
-        read = arrow_rows.value if path.suffix == ARROW else parquet_rows.value
-        value = read(path, row, column)
+        value = _reader(path).value(path, row, column)
         if isinstance(value, list):  # A list of images, of which rows with one alone are read.
             value = value[0] if len(value) == 1 else None
         if isinstance(value, dict):
@@ -73,3 +73,8 @@ def image_bytes(path: Path, row: int, column: str = "image") -> bytes:
             advice="fetch or save the file again, with its images",
         )
     return value
+
+
+def _reader(path: Path) -> ModuleType:
+    """Returns the module that reads such files; both have the same functions."""
+    return arrow_rows if path.suffix == ARROW else parquet_rows

@@ -139,16 +139,14 @@ def _weigh_values(
     k: Float[Array, "B S kv hd"],
     v: Float[Array, "B S kv vd"],
     *,
-    allowed: Bool[Array, "B _ S"] | None,
+    allowed: Bool[Array, "B _ S"],
 ) -> Float[Array, "B T heads vd"]:
-    """Returns the values of allowed keys (None: all), weighted by the softmax of their scores."""
+    """Returns the values of allowed keys, weighted by the softmax of their scores."""
     batch, length, count, width = q.shape
     kv = k.shape[2]
     q = q.reshape(batch, length, kv, count // kv, width)
     scores = jnp.einsum("btkrd,bskd->bkrts", q, k, preferred_element_type=jnp.float32)
-    scores = scores * width**-0.5
-    if allowed is not None:
-        scores = jnp.where(allowed[:, None, None], scores, MASKED_SCORE)
+    scores = jnp.where(allowed[:, None, None], scores * width**-0.5, MASKED_SCORE)
     weights = jax.nn.softmax(scores, -1).astype(v.dtype)
     out = jnp.einsum("bkrts,bskd->btkrd", weights, v)
     return out.reshape(batch, length, count, v.shape[-1])
