@@ -19,6 +19,7 @@ from typing import NoReturn, Protocol, cast
 import seg_jax
 from seg_jax import escapes
 from seg_jax.cli import arguments as command_line
+from seg_jax.cli import host_memory
 
 # This file imports neither jax nor a program before it is needed: `seg-jax --help` stays quick.
 
@@ -78,6 +79,9 @@ An error is one line; with SEG_JAX_TRACEBACK=1 in the environment it is the whol
 
 _EXTRAS = {"apache_beam": "beam", **dict.fromkeys(("starlette", "uvicorn"), "serve")}
 """Extras of packages that not all programs need."""
+
+_WITHOUT_STEPS = ("build", "convert", "preview", "compile")
+"""Programs that run no steps whose temporaries come again."""
 
 _BENCHMARK_HELP = """\
 usage: seg-jax benchmark PART [--option value ...]
@@ -190,6 +194,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 def _start(name: str, arguments: Sequence[str]) -> int:
     """Runs a program with the configuration that its arguments ask for."""
     _choose_platforms(Path("/dev"))
+    if name not in _WITHOUT_STEPS:
+        host_memory.keep_freed()
     program = cast(_Program, _load(name))
     config = command_line.read(program.Config, arguments, program=f"seg-jax {name}")
     return program.main(config) or 0
