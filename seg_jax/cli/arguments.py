@@ -36,6 +36,19 @@ RENAMED = {
 """Parts of the names of options that were called otherwise, each with what it is called now."""
 
 
+CALLED = {
+    "coco": "coco_instances",
+    "jsonl": "folder",
+    "llava": "conversations",
+    "messages": "conversations",
+    "parquet": "huggingface",
+    "roboflow": "coco_instances",
+    "sharegpt": "conversations",
+    "ultralytics": "yolo",
+}
+"""What formats of labels are called elsewhere, each with what it is called here."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood; exit status 2."""
 
@@ -266,7 +279,8 @@ def _sentence(box: str, program: str) -> str:
     text = text.partition(" Got errors:")[0]
     help_is_due = ": expected " not in f": {text}" or text.startswith("--")
     text = _house_form(text)
-    return f"{text.rstrip('.')}; do: {program} --help" if help_is_due else text
+    is_told = not help_is_due or "; do: " in text
+    return text if is_told else f"{text.rstrip('.')}; do: {program} --help"
 
 
 _KINDS = {"INT": "whole number", "FLOAT": "number", "STR": "text", "PATH": "path"}
@@ -277,7 +291,7 @@ _FORMS = (
     (r"(--\S+): could not convert string to float: (.+)", "a number"),
     (r"(--\S+): Could not find valid parse for arguments: \[(.+)\]", "values of its kind"),
     (r"(--\S+): no type matching (?P<kind>.+) could be instantiated from \[(.+)\]", None),
-    (r"[Ii]nvalid choice (?P<got>.+) for argument '(--\S+)'\. Expected one of \((.+)\)", None),
+    (r"[Ii]nvalid choice (?P<got>.+) for argument '(\S+)'\. Expected one of \((.+)\)", None),
     (r"Missing value for argument '(--\S+)'.*", "a value"),
     (r"Missing from [^:]+: (\S+).*", "a value"),
 )
@@ -293,12 +307,24 @@ def _house_form(text: str) -> str:
         named, [name, *rest] = found.groupdict(), found.groups()
         if "got" in named:
             _, name, choices = found.groups()
-            return f"{name}: expected {_or(re.split(', ?', choices))}, got {named['got']}"
+            known, got = re.split(", ?", choices), named["got"]
+            told = f": expected {_or(known)}, got {got}"
+            if name.startswith("-"):
+                return name + told
+            meant = _meant(got.strip("'"), [one.strip("'") for one in known])
+            return f"{name.upper()}{told}{meant}"
         if "kind" in named:
             kinds = named["kind"].split("|")
             return f"{name}: expected {_or([_in_words(kind) for kind in kinds])}, got {rest[-1]}"
         return f"{name}: expected {expected}, got {rest[0] if rest else 'none'}"
     return text
+
+
+def _meant(got: str, known: Sequence[str]) -> str:
+    """Returns which choice a wrong one may mean, as advice; nothing where none is like it."""
+    other = CALLED.get(got.lower(), got)
+    near = difflib.get_close_matches(other, known, n=1, cutoff=0.6)
+    return f"; do: correct it, did you mean {near[0]!r}?" if near else ""
 
 
 def _in_words(kind: str) -> str:

@@ -13,6 +13,7 @@ import tyro
 from seg_jax import files
 from seg_jax.data import sources
 from seg_jax.data.build import beam, dataset, readers, record_files, token_budget
+from seg_jax.data.build import leaks as build_leaks
 from seg_jax.data.findings import Findings
 from seg_jax.data.formats import mask_folders, refer
 from seg_jax.runs import console, run_folder
@@ -159,7 +160,7 @@ def say_leaks(report: dict[str, Any]) -> None:
         )
     if leaks.get("not_there"):
         console.say(f"warning: not looked through, not there: {', '.join(leaks['not_there'])}")
-    if "train" not in leaks:
+    if "train" not in leaks and leaks["filter"] != build_leaks.NONE_SHARED:
         console.say(f"leak filter: {leaks['filter']}")
 
 

@@ -253,6 +253,20 @@ def test_a_value_of_the_wrong_kind_is_told_in_the_house_form(capsys, program, op
     assert (status, line) == (2, f"seg-jax {program}: {told}; do: seg-jax {program} --help")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("coco", "coco_instances"), ("ShareGPT", "conversations"), ("labelm", "labelme"), ("q", None)],
+)
+def test_what_a_format_is_called_elsewhere_is_answered_by_its_name_here(capsys, name, meant):
+    status, line = fails(capsys, "build", name, "--source", "x", "--out", "y")
+    assert status == 2
+    assert line.startswith("seg-jax build: NAME: expected camo, ")
+    assert f"got '{name}'" in line
+    advice = f"correct it, did you mean {meant!r}?" if meant else "seg-jax build --help"
+    assert line.endswith(f"; do: {advice}")
+    assert line.count("; do: ") == 1
+
+
 # Configuration files.
 
 

@@ -10,6 +10,9 @@ from seg_jax.data.findings import Findings
 from seg_jax.data.formats import refer
 from seg_jax.data.formats.annotations import AnnotatedImage
 
+NONE_SHARED = "does not apply: no train split shares images with RefCOCO"
+"""What a report says of a data set that the filter has nothing to do with."""
+
 
 def remove_leaks(
     splits: dict[str, list[AnnotatedImage]],
@@ -33,7 +36,7 @@ def remove_leaks(
     trains = [split for split in splits if split.startswith("train")]
     of_family = name in refer.FAMILY or name.startswith("coco_")
     if not of_family or not trains:
-        return {"filter": "does not apply: no train split shares images with RefCOCO"}
+        return {"filter": NONE_SHARED}
     if family is None:
         return {"filter": "off: --family DIR removes val and test images of refcoco, .. in it"}
     kind = refer.FAMILY[name].images if name in refer.FAMILY else "coco"

@@ -103,8 +103,14 @@ class _Answer(NamedTuple):
     where: str
 
 
+_OF_SPLITS = re.compile("train|val|test|dev|eval", re.IGNORECASE)
+"""How the names of files of splits begin."""
+
+
 def read(source: Path, *, images: Path | None = None, rules: Rules) -> Annotations:
     """Returns the images of the conversations of every SPLIT.json and SPLIT.jsonl in a folder.
+
+    One file alone that is not named as a split, as dataset.json, is of train.
 
     Args:
       source: the folder.
@@ -122,6 +128,8 @@ def read(source: Path, *, images: Path | None = None, rules: Rules) -> Annotatio
             any_ = True
             book.add(value, where, folders=[images or source, source, path.parent])
         split = re.sub(r"\W", "_", path.stem)
+        if len(every) == 1 and not _OF_SPLITS.match(split):
+            split = "train"
         found.images += book.images(split)
     if not any_:
         what, advice = foreign.found_instead(source)
