@@ -24,6 +24,7 @@ from seg_jax.models.io import weights
 from seg_jax.models.vlm import number_embedding
 from seg_jax.report import html_page, panels
 from seg_jax.runs import (
+    memory_fitting,
     own_rewards,
     reinforcement,
     run_folder,
@@ -142,6 +143,10 @@ def put(patch, note):
         note("log", folder, board)
         return Log()
 
+    def fit(run, target, *, only, **_):
+        note("fit", only)
+        return memory_fitting.Fit(run, {}, [], 0)
+
     def validator(run, bundle, asked, *, mesh, stage, whole, frozen, own=None):
         note("validator", run.validate, asked, stage)
 
@@ -165,6 +170,7 @@ def put(patch, note):
         return truth, truth, size[..., 0], size[..., 1]
 
     put_mesh(patch, note)
+    patch.setattr(memory_fitting, "fit", fit)
     patch.setattr(own_rewards, "_arguments", arguments)
     patch.setattr(lora, "plan", plan)
     patch.setattr(lora, "draw", draw)

@@ -15,15 +15,11 @@ from tyro.conf import arg
 from seg_jax import files
 from seg_jax.cli import arguments
 from seg_jax.models import flops
-from seg_jax.runs import console, lowering, run_folder
+from seg_jax.runs import compilation, console, lowering, memory_fitting, run_folder, step_times
+from seg_jax.runs.compilation import Result
 from seg_jax.training import hlo, topology
 
 GIB = topology.GIB
-ASSUMED = (
-    "estimate, not measured: a step takes at least as long as its operations at the peak of "
-    "bfloat16, and as its collectives in rings at full link speed; neither attention masks nor "
-    "padding, memory traffic, norms or waiting are counted"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,27 +79,6 @@ class Config:
         return self if named is None else dataclasses.replace(self, run=named(options))
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of a step, for one device."""
-
-    step: str
-    fits: bool | None
-    """None where no memory is known to judge by."""
-    needed_bytes: int
-    available_bytes: int | None
-    operations: flops.Flops
-    beside_bytes: int = 0
-    """In memory meanwhile without being an argument."""
-    memory: hlo.Memory | None = None
-    """None if the compiler found no place for it."""
-    text: hlo.ProgramText | None = None
-    lower_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    complaint: str = ""
-    advice: tuple[str, ...] = ()
-
-
 def main(config: Config) -> int:
     """Prints what every step needs on a device; 1 if one does not fit."""
     if config.run is None:
@@ -116,20 +91,13 @@ def main(config: Config) -> int:
     run_folder.check_json(config.json)
     begin = time.monotonic()
     target = topology.from_name(config.topology)
-    plan = config.run.plan(target.devices)
-    makers = plan.steps()
-    if unknown := set(config.only) - set(makers):
-        raise ValueError(
-            f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
-            "; do: name one of these, or leave --only out"
-        )
-    results = []
-    for name in config.only or makers:
-        console.say(f"{name}: compiling for {len(target.devices)} devices of {target.name}")
-        results.append(compile_step(makers[name](), plan, target, hbm=config.hbm))
+    found = _compile(config, target)
+    results, plan = found.results, found.run.plan(target.devices)
     minutes = (time.monotonic() - begin) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     _show(results, plan, target)
+    for line in (*_fitted(found, config), *_hours(results, found.run, target)):
+        console.say(line)
     console.say(f"{minutes:.1f} minutes, {peak:.1f} GiB of this machine's memory at most")
     if config.json is not None:
         report = {
@@ -137,10 +105,11 @@ def main(config: Config) -> int:
             "mesh": dict(plan.mesh.shape),
             "devices": len(target.devices),
             "parameters": _count(plan),
-            "run": run_folder.plain(config.run),
+            "run": run_folder.plain(found.run),
+            "fitted_options": found.options,
             "minutes": round(minutes, 2),
             "host_gib": round(peak, 2),
-            "estimate_assumes": ASSUMED,
+            "estimate_assumes": [step_times.ASSUMED, step_times.MEASURED],
             "versions": run_folder.versions(),
             "steps": [_record(result, target) for result in results],
         }
@@ -148,64 +117,38 @@ def main(config: Config) -> int:
     return 0 if all(result.fits is not False for result in results) else 1
 
 
-def compile_step(
-    step: lowering.Step, plan: lowering.Plan, target: topology.Topology, *, hbm: float | None
-) -> Result:
-    """Returns what became of one step of a plan.
-
-    Args:
-      step: of the plan.
-      plan: on the target's devices.
-      target: what to compile for.
-      hbm: GiB of a device to judge by; None: what the target has.
-    """
-    share = len(target.devices)
-    operations = {name: done / share for name, done in step.work.items()}
-    available = target.hbm_bytes if hbm is None else hbm * GIB
-    if target.chip is not None and hbm is None and available is not None:
-        available -= target.chip.kept_gib * GIB
-    available = None if available is None else int(available)
-    beside = hlo.device_bytes(step.beside)
-    start = time.monotonic()
-    with jax.set_mesh(plan.mesh):
-        lowered = step.function.lower(*step.arguments)
-    between = time.monotonic()
-    program, needed, complaint, memory, text = None, 0, "", None, None
-    try:
-        program = hlo.compile(lowered, step.arguments, target.options)
-    except hlo.TooLarge as error:
-        needed, complaint = error.needed, str(error)
-        available = error.available if hbm is None else available
-    seconds = time.monotonic() - between
-    if program is not None:
-        memory = hlo.memory(program, lowered, step.arguments)
-        text, needed = hlo.read_text(program.as_text()), memory.total
-    needed += beside
-    fits = None if available is None else program is not None and needed <= available
-    return Result(
-        step.name,
-        fits,
-        needed,
-        available,
-        operations,
-        beside_bytes=beside,
-        memory=memory,
-        text=text,
-        lower_seconds=between - start,
-        compile_seconds=seconds,
-        complaint=complaint,
-        advice=() if fits is not False else advice(step, plan, available or 0),
-    )
+def _compile(config: Config, target: topology.Topology) -> memory_fitting.Fit:
+    """Returns the steps that were asked for as they are, or as they fit."""
+    makers = config.run.plan(target.devices).steps()
+    if unknown := set(config.only) - set(makers):
+        raise ValueError(
+            f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
+            "; do: name one of these, or leave --only out"
+        )
+    place = f"for {len(target.devices)} devices of {target.name}"
+    if getattr(config.run, "fit", False):
+        return memory_fitting.fit(
+            config.run,
+            target,
+            only=config.only,
+            hbm=config.hbm,
+            same=False,
+            tell=lambda line: console.say(f"{line}, {place}"),
+        )
+    results, plan = [], config.run.plan(target.devices)
+    for name in config.only or makers:
+        console.say(f"{name}: compiling {place}")
+        results.append(compilation.compile_step(makers[name](), plan, target, hbm=config.hbm))
+    return memory_fitting.Fit(config.run, {}, results, len(results))
 
 
-def advice(step: lowering.Step, plan: lowering.Plan, available: int) -> tuple[str, ...]:
-    """Returns what may make a step fit, what costs least first."""
-    state = hlo.device_bytes(plan.state)
-    larger = (
-        f"more chips or a larger mesh.fsdp x mesh.tensor: the state alone takes "
-        f"{state / GIB:.1f} GiB of a device"
-    )
-    return (*([larger] if state > available / 2 else []), *step.advice, "more chips")
+def _fitted(found: memory_fitting.Fit, config: Config) -> list[str]:
+    """Returns what the search for options that fit came to."""
+    if not getattr(config.run, "fit", False):
+        return []
+    if found.fits:
+        return [f"fits, compiled {found.compilations} times, with: {found.words or 'nothing else'}"]
+    return [f"does not fit even with: {found.words or 'what there is to try'}"]
 
 
 def _count(plan: lowering.Plan) -> int:
@@ -217,23 +160,27 @@ def _needed_operations(result: Result) -> float:
     return sum(result.operations.get(name, 0.0) for name in flops.NEEDED)
 
 
-def _least_seconds(result: Result, target: topology.Topology) -> dict[str, float]:
-    """Returns the estimate of a step's least time: by its operations, by its collectives."""
-    if target.chip is None or result.text is None:
-        return {}
-    sent = sum(traffic.sent for traffic in result.text.collectives.values())
-    share = target.devices_per_chip
-    return {
-        "operations": sum(result.operations.values()) * share / target.chip.flops,
-        "collectives": sent * share / target.chip.link,
-    }
+def _hours(results: list[Result], run: Any, target: topology.Topology) -> list[str]:
+    """Returns what is expected of the whole run, where its steps and the machine are known."""
+    told = {result.step: step_times.expected_seconds(result, target) for result in results}
+    steps = [told.get(name) for name in ("sft", "sample", "update") if name in told]
+    loop = getattr(run, "loop", None)
+    known = [seconds for seconds in steps if seconds is not None]
+    if loop is None or len(known) < len(steps) or not known:
+        return []
+    lines = [f"** {step_times.MEASURED}"]
+    if loop.steps is not None and ("sft" in told or len(known) == 2):
+        hours = loop.steps * sum(known) / 3600
+        lines.append(f"a run of {loop.steps} steps: {hours:.1f} hours expected**")
+    return lines
 
 
 def _record(result: Result, target: topology.Topology) -> dict[str, Any]:
     """Returns a result as values that JSON knows."""
     record = dataclasses.asdict(result)
     record["verdict"] = _verdict(result)
-    record["least_seconds_estimate"] = _least_seconds(result, target)
+    record["least_seconds_estimate"] = step_times.least_seconds(result, target)
+    record["expected_seconds_estimate"] = step_times.expected_seconds(result, target)
     return record
 
 
@@ -254,7 +201,7 @@ def _show(results: list[Result], plan: lowering.Plan, target: topology.Topology)
     )
     console.table(title, ("", *(result.step for result in results)), lines)
     if target.chip is not None:
-        console.say(f"* {ASSUMED}")
+        console.say(f"* {step_times.ASSUMED}")
     for result in results:
         if result.complaint:
             console.say(f"{result.step}: {_first(result.complaint)}")
@@ -278,7 +225,14 @@ _PLACES = {
             ),
             ("needed in all",),
             hlo.COLLECTIVES,
-            ("kernels", "loops", "least time by operations*", "least time by collectives*"),
+            (
+                "kernels",
+                "loops",
+                "least time by operations*",
+                "least time by collectives*",
+                "least time by weights read*",
+                "time expected**",
+            ),
             ("to lower", "verdict"),
         ),
         start=1,
@@ -316,8 +270,10 @@ def _column(result: Result, target: topology.Topology) -> dict[str, str]:
         lines["kernels"] = kernels or "none"
         lost = sum(loop.trips is None for loop in result.text.loops)
         lines["loops, of unknown length"] = f"{len(result.text.loops)}, {lost}"
-    for name, seconds in _least_seconds(result, target).items():
+    for name, seconds in step_times.least_seconds(result, target).items():
         lines[f"least time by {name}*, s"] = f"{seconds:.3g}"
+    if (seconds := step_times.expected_seconds(result, target)) is not None:
+        lines["time expected**, s"] = f"{seconds:.3g}"
     lines["to lower, to compile, s"] = f"{result.lower_seconds:.0f}, {result.compile_seconds:.0f}"
     lines["verdict"] = _verdict(result)
     return lines

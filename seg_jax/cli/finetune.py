@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seg_jax.runs import console, datasets, stage, start, supervised, validation
+from seg_jax.runs import console, datasets, memory_fitting, stage, start, supervised, validation
 from seg_jax.runs.supervised import Config
 from seg_jax.training import processes
 
@@ -14,6 +14,7 @@ def main(config: Config) -> int:
     config = config.completed()
     with processes.join(config.processes):
         start.check_divisions(config)
+        config = memory_fitting.for_devices(config, ("sft",))
         config = datasets.with_source(config)
         validation.check(config)
         # A wrong --checkpoint must not cost the run that --anew replaces.

@@ -19,6 +19,7 @@ from seg_jax.report import exhibits, html_page, metrics_log, panels
 from seg_jax.runs import (
     console,
     datasets,
+    memory_fitting,
     own_rewards,
     reinforcement,
     run_folder,
@@ -44,6 +45,9 @@ def main(config: Config) -> int:
     frozen_segmenter.check_weights(config.segmenter)
     with processes.join(config.processes):
         start.check_divisions(config)
+        config = memory_fitting.for_devices(
+            config, ("sample", *["gather"][: config.gathers], "update")
+        )
         config = datasets.with_source(config)
         config.check_finite()
         blank = start.blank_from_checkpoint(config) if config.reward else None

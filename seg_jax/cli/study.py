@@ -63,6 +63,11 @@ class Variant:
                     f"study, {self.name}: expected stages that train all weights, got adapters or "
                     "frozen parts; do: compare these by finetune and evaluate"
                 )
+            if run is not None and run.fit:
+                raise ValueError(
+                    f"study, {self.name}: expected stages with options that fit as they are, got "
+                    "fit; do: find them by seg-jax compile"
+                )
         if self.gspo is not None and self.gspo.reward:
             raise ValueError(
                 f"study, {self.name}: expected the task's scores alone, whose texts no study "

@@ -150,7 +150,8 @@ class VLMPlan(Plan):
         function = Predictor(self.bundle, frozen=self.segmenter).judged_answer
         done = self.decoding_work(prompts, 1, self.bundle.layout.max_answer)
         arguments = (self.weights, prompts, *self.segmenter.argument)
-        return Step("evaluate", function, arguments, done, advice=self.decoding_advice())
+        advice, longest = self.decoding_advice(), self.bundle.layout.max_answer
+        return Step("evaluate", function, arguments, done, advice=advice, passes=longest)
 
     def decoding_work(self, prompts: Prompts, answers: int, length: int) -> flops.Flops:
         """Returns the work of answers of the full length; most end sooner."""

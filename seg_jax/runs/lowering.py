@@ -29,6 +29,9 @@ class Step:
     """What lies in memory meanwhile without being an argument: shapes with their shardings."""
     advice: tuple[str, ...] = ()
     """Options of the run that may make the step fit a device, what costs least first."""
+    passes: int = 0
+    """How often the first argument, weights, is read from memory because one token waits for the
+    one before it; 0: not counted."""
 
 
 class Plan(abc.ABC):

@@ -210,6 +210,11 @@ class Config(TrainingRun):
         """Whether answers are judged before a step has its prompts, or for what comes later."""
         return self.rounds > 1 or self.priority.by != "off"
 
+    @property
+    def steps_of_training(self) -> tuple[str, ...]:
+        """Names of the steps that it consists of, in their order."""
+        return ("sample", *(("gather",) if self.gathers else ()), "update")
+
     def plan(self, devices: Sequence[Any]) -> Plan:
         """Returns the steps of the run over some devices, see `abstract.VLMPlan.of_run`."""
         return Plan.of_run(self, devices)
@@ -238,6 +243,7 @@ class Plan(abstract.VLMPlan):
             self.decoding_work(prompts, run.sampling.answers, run.sampling.max_tokens),
             beside=[self.state.moments, self._reference, self.segmenter.params],
             advice=self.decoding_advice(),
+            passes=run.sampling.max_tokens,
         )
 
     def update(self) -> Step:

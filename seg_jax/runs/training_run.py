@@ -60,6 +60,11 @@ class TrainingRun(datasets.Data):
     published one is enough: facebook/sam2.1-hiera-large, -base-plus, -small or -tiny."""
     loss_chunk: int | None = None
     """Tokens of a row whose logits exist at once; a large vocabulary needs 512 or fewer."""
+    fit: bool = False
+    """Find options with which the steps fit the memory of the devices before anything starts, by
+    compiling them: scores of a few tokens at once, fewer rows at once, layers made again, moments
+    in the host's memory, which leave what is learned as it is. `seg-jax compile` goes further: to
+    bfloat16, adapters, smaller batches and images."""
     resume: bool = False
     """Go on with the run in OUT where it stopped."""
     anew: bool = False

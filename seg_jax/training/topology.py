@@ -12,37 +12,19 @@ from typing import Any
 
 import jax
 
+from seg_jax.models.parallel import chips
 from seg_jax.models.parallel.chips import CHIPS, Chip
+from seg_jax.training.gpus import GPUS
 
 GIB = 2**30
 
 HOST_GPUS = 8
 """Number of GPUs of a host, connected by NVLink."""
+_TPUS = [name for name, chip in CHIPS.items() if chip.axes]
+_HOSTS = {"1": "1x1", "4": "2x2", "8": "2x4"}
+"""Sides of the chips of one host, by their number."""
 NETWORK = 50e9
 """Bytes a second from a GPU to another host: 400 Gbit/s (NVIDIA DGX H100 user guide)."""
-
-_GPU = {
-    "h100": ("NVIDIA H100 80GB HBM3", 3_352_320_000_000, 84_942_979_072),
-    "h200": ("NVIDIA H200 141GB HBM3e", 4_800_000_000_000, 151_397_597_184),
-}
-"""Name of a GPU, and of its memory the bytes a second and the bytes."""
-_HOPPER = """
-gpu_device_info {{
-  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_core: 233472 shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  l2_cache_size: 52428800 memory_bandwidth: {bandwidth} device_memory_size: {memory}
-}}
-platform_name: "CUDA"
-runtime_version {{ major: 12 minor: 8 }}
-dnn_version_info {{ major: 9 minor: 8 }}
-device_description_str: "{name}"
-"""
-"""What XLA's compiler needs to know of a GPU (`GpuTargetConfigProto`), for a Hopper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +40,22 @@ class Topology:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options of the compiler, where the devices are not here."""
 
+    limit: float | None = None
+    """Bytes of a device that a process may have, where that is known."""
+
     @property
     def hbm_bytes(self) -> float | None:
         """Memory of a device, or None where it has no fixed size."""
+        if self.limit is not None:
+            return self.limit
         return None if self.chip is None else self.chip.hbm_gib * GIB / self.devices_per_chip
+
+    @property
+    def available_bytes(self) -> float | None:
+        """Memory of a device that is left to programs, None where it is not known."""
+        if self.limit is not None or self.chip is None or self.hbm_bytes is None:
+            return self.hbm_bytes
+        return self.hbm_bytes - self.chip.kept_gib * GIB
 
 
 def from_name(name: str) -> Topology:
@@ -77,24 +71,40 @@ def from_name(name: str) -> Topology:
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", shape):
         return Topology(name, _virtual_cpus(int(shape)), None)
     chip = CHIPS.get(kind)
-    if kind in _GPU and re.fullmatch(r"[1-9]\d{0,4}", shape):
+    if kind in GPUS and re.fullmatch(r"[1-9]\d{0,4}", shape):
         devices, hosts = _gpu_descriptions(name, kind, int(shape))
         chip = CHIPS[kind] if hosts == 1 else dataclasses.replace(CHIPS[kind], link=NETWORK)
         # XLA chooses tiles of its own products by trying them, for which a GPU has to be here.
         return Topology(name, devices, chip, options={"xla_gpu_enable_triton_gemm": False})
+    shape = _HOSTS.get(shape, shape) if chip is not None and chip.axes == 2 else shape
     if (
         chip is None
         or not chip.axes
         or not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{chip.axes - 1}}}", shape)
     ):
         raise ValueError(
-            "topology: expected cpu:8, v5e:16x16, v6e:8x8, v5p:4x4x4, h100:8, h200:32 or the like, "
+            "topology: expected cpu:8, v5e:16x16, v6e:1, v5p:4x4x4, h100:8, l4:1 or the like, "
             f"got {name!r}"
-            "; do: name a kind of device and its count or sides like these"
+            f"; do: name one of {', '.join([*GPUS, *_TPUS])} and its count or sides like these"
         )
     sides = [int(side) for side in shape.split("x")]
-    devices = _tpu_descriptions(name, sides)
+    devices = _tpu_descriptions(f"{kind}:{shape}", sides)
     return Topology(name, devices, chip, len(devices) // math.prod(sides))
+
+
+def here() -> Topology:
+    """Returns the devices of this process and its peers, with the memory that it may have.
+
+    CPU devices share 80 % of their host's.
+    """
+    devices = jax.devices()
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if memory is None and devices[0].platform == "cpu":
+        memory = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory /= jax.local_device_count()
+    chip = chips.of_kind(devices[0].device_kind)
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    return Topology(name, list(devices), chip, limit=memory)
 
 
 def _virtual_cpus(count: int) -> list[Any]:
@@ -124,12 +134,11 @@ def _gpu_descriptions(name: str, kind: str, count: int) -> tuple[list[Any], int]
         )
     from jax.experimental import topologies
 
-    facts = dict(zip(("name", "bandwidth", "memory"), _GPU[kind], strict=True))
     found = topologies.get_topology_desc(
         topology_name=name,
         platform="cuda",
         topology=f"1x{hosts}x{count // hosts}",
-        target_config=_HOPPER.format(**facts),
+        target_config=GPUS[kind].target_config(),
     )
     return list(found.devices), hosts
 

@@ -18,7 +18,7 @@ from seg_jax.data.priority import Priority
 from seg_jax.models.nn.compute import Compute
 from seg_jax.models.parallel import chips
 from seg_jax.models.vlm import kimi_vl
-from seg_jax.runs import start
+from seg_jax.runs import compilation, start, step_times
 from seg_jax.training import hlo, policy, topology
 from seg_jax.training import steps as jitted_steps
 
@@ -81,7 +81,7 @@ def made(run, step, name):
     """Returns what became of a step of a run, compiled for a topology."""
     target = topology.from_name(name)
     plan = run.plan(target.devices)
-    return compile.compile_step(plan.steps()[step](), plan, target, hbm=None), target
+    return compilation.compile_step(plan.steps()[step](), plan, target, hbm=None), target
 
 
 def fails(capsys, *words):
@@ -128,7 +128,7 @@ def test_a_compiler_without_room_gives_a_verdict(monkeypatch):
     monkeypatch.setattr(hlo, "compile", refuse)
     plan = small_run.sft_config().plan(jax.devices()[:8])
     target = topology.Topology("v5e:2x4", jax.devices()[:8], chips.CHIPS["v5e"])
-    result = compile.compile_step(plan.steps()["sft"](), plan, target, hbm=None)
+    result = compilation.compile_step(plan.steps()["sft"](), plan, target, hbm=None)
     assert result.fits is False
     assert result.memory is None
     assert (result.needed_bytes, result.available_bytes) == (17 * 2**30, 15 * 2**30)
@@ -293,7 +293,7 @@ def test_a_small_run_compiles_for_a_tpu(step):
     tokens = small_run.gspo_config().sampling.max_tokens
     least = 2 if step == "sft" else tokens - 1
     assert max(loop.trips or 0 for loop in result.text.loops) >= least
-    assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+    assert all(seconds > 0 for seconds in step_times.least_seconds(result, target).values())
 
 
 @needs_libtpu
@@ -308,7 +308,7 @@ def test_a_run_of_full_size_fits_the_pod_that_it_is_meant_for(name):
     target = topology.from_name(f"{kind}:{shape}")
     plan = run.plan(target.devices)
     for make in plan.steps().values():
-        result = compile.compile_step(make(), plan, target, hbm=None)
+        result = compilation.compile_step(make(), plan, target, hbm=None)
         assert result.fits is True, (result.step, result.complaint, result.advice)
 
 
@@ -327,4 +327,4 @@ def test_a_small_run_compiles_for_gpus(step):
     assert result.fits is True
     assert result.text.collectives
     assert result.available_bytes == pytest.approx(78.1 * 2**30)
-    assert all(seconds > 0 for seconds in compile._least_seconds(result, target).values())
+    assert all(seconds > 0 for seconds in step_times.least_seconds(result, target).values())

@@ -22,6 +22,12 @@ from seg_jax.models.parallel import chips
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
+        ("TPU7x", "tpu7x"),
     ],
 )
 def test_a_device_is_of_its_chip(kind, name):
@@ -29,7 +35,10 @@ def test_a_device_is_of_its_chip(kind, name):
     assert chips.memory_gib(kind) == chips.CHIPS[name].hbm_gib
 
 
-@pytest.mark.parametrize("kind", ["", "cpu", "TPU v4 lite", "TPU v7", "NVIDIA", "NVIDIA B200"])
+@pytest.mark.parametrize(
+    "kind",
+    ["", "cpu", "TPU v4 lite", "TPU v7", "NVIDIA", "NVIDIA L40", "NVIDIA GeForce RTX 4090 D"],
+)
 def test_no_device_is_taken_for_another(kind):
     assert chips.of_kind(kind) is None
     assert chips.memory_gib(kind) == (chips.CPU_GIB if kind == "cpu" else math.inf)

@@ -80,6 +80,10 @@ def main(config: Config) -> int:
             "before the options"
         )
     lowering.check_options(config.run, config.given or config.run)
+    if getattr(config.run, "fit", False):
+        raise ValueError(
+            "fit: expected a step as it is, got fit; do: find its options by seg-jax compile"
+        )
     return harness.report(config, measure, _show)
 
 
