@@ -175,7 +175,7 @@ def _rungs(run: Any, result: Result, shards: int, *, same: bool) -> Iterator[Opt
 def _state_rungs(run: Any, *, same: bool) -> Iterator[Options]:
     """Yields what makes weights, moments and gradients smaller."""
     adapts = run.adapter.rank is not None or run.adapter.folder is not None
-    if not run.offload and not adapts:
+    if not run.offload:
         yield {"offload": True}
     if same:
         return
