@@ -274,8 +274,8 @@ class Decoder(nnx.Module):
         self, prefix: protocol.Prefix, *, answers: int, length: int, queues: int | None = None
     ) -> protocol.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
-        _, batch, _, wide = prefix.cache[0].shape
-        own = jnp.zeros((queues or batch, answers, length, wide), prefix.cache[0].dtype)
+        batch, _, wide = (latents := prefix.cache[0][0]).shape
+        own = jnp.zeros((queues or batch, answers, length, wide), latents.dtype)
         turn = self.model._turn(prefix.following[:, None] + jnp.arange(length))
         return protocol.Suffix((own,) * len(self.blocks), jnp.int32(0), turn)
 

@@ -18,7 +18,8 @@ class Prefix(NamedTuple):
     """A prompt that has been read: all that its answers need of it."""
 
     cache: Any
-    """What the model's attention keeps of the prompt: a tree of arrays [layers B ..]."""
+    """What the model's attention keeps of the prompt: a tree of arrays [layers B ..], or for a
+    decoder of tuples with an array [B ..] for each layer."""
     used: Bool[Array, "B P"]
     """True where the prompt has a token."""
     following: Int[Array, " B"]

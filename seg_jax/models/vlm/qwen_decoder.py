@@ -239,8 +239,8 @@ class Decoder(nnx.Module):
         self, prefix: protocol.Prefix, *, answers: int, length: int, queues: int | None = None
     ) -> protocol.Suffix:
         """Returns the empty cache of answers of at most `length` tokens."""
-        k, v = prefix.cache
-        _, batch, kv, head, _ = k.shape
+        k, v = (layers[0] for layers in prefix.cache)
+        batch, kv, head, _ = k.shape
         batch = queues or batch
         own = cached_attention.AnswerCache(
             jnp.zeros((batch, kv, answers, head, length), k.dtype),

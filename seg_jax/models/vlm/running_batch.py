@@ -205,7 +205,9 @@ class RunningBatch:
         self._programs[name] = program.lower(*arguments).compile()
 
     def _prefill(self, params: Any, tokens: Tokens, images: Images) -> protocol.Prefix:
-        return nnx.merge(self._graph, params).prefill(tokens, images)
+        prefix = nnx.merge(self._graph, params).prefill(tokens, images)
+        # A layer each: XLA for CPUs would cut them out of their stack again for every token.
+        return prefix._replace(cache=jax.tree.map(tuple, prefix.cache))
 
     def _read(
         self, wide: protocol.Prefix, params: Any, tokens: Tokens, images: Images
@@ -378,36 +380,25 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(zeros, shapes)
 
 
-def _is_cache(path: Any) -> bool:
-    """Returns whether a leaf is of a prompt's cache, [layers B ..]; others are [B ..]."""
-    return any(getattr(key, "name", None) == "cache" for key in path)
-
-
 def _entry(tree: Any, which: Int[Array, ""]) -> Any:
     """Returns one entry of a tree with a batch axis, which stays."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.lax.dynamic_slice_in_dim(leaf, which, 1, int(_is_cache(path))), tree
-    )
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, which, 1, 0), tree)
 
 
 def _write_entries(tree: Any, new: Any, slot: Int[Array, ""]) -> Any:
     """Returns a tree with new entries from a slot on."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, more: jax.lax.dynamic_update_slice_in_dim(
-            leaf, more.astype(leaf.dtype), slot, int(_is_cache(path))
-        ),
-        tree,
-        new,
-    )
+
+    def put(leaf, more):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, more.astype(leaf.dtype), slot, 0)
+
+    return jax.tree.map(put, tree, new)
 
 
 def _first(state: _State, width: int) -> _State:
     """Returns the first slots of a state."""
 
     def take(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf[:, :width] if _is_cache(path) else leaf[:width], tree
-        )
+        return jax.tree.map(lambda leaf: leaf[:width], tree)
 
     suffix = state.suffix._replace(own=take(state.suffix.own), turn=take(state.suffix.turn))
     return _State(take(state.prefix), suffix, take(state.standing))
