@@ -8,10 +8,13 @@ import shutil
 import string
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import many_processes
 import pytest
+
+from seg_jax.cli import arguments, serve
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -276,3 +279,26 @@ def test_slurm_runs_two_tasks_to_the_end(few_steps, tmp_path):
 def test_the_server_keeps_what_it_compiles():
     (command,) = commands("serve.sh", "--port", "8001")
     assert command == ["exec", "seg-jax", "serve", "--port", "8001"]
+
+
+def test_the_recipe_of_a_container_copies_what_is_there_and_starts_the_server():
+    """No container is built here: what a build would need, and the command that it would run."""
+    text = (LAUNCH / "Dockerfile").read_text()
+    root, said = LAUNCH.parent, [line.split(None, 1) for line in text.splitlines() if line]
+    copied = {word for name, rest in said if name == "COPY" for word in rest.split()[:-1]}
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert all((root / word).exists() for word in copied)
+    # What the build of a wheel reads.
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wanted = {*wheel["packages"], *wheel["force-include"], *project["project"]["license-files"]}
+    assert copied == wanted | {"pyproject.toml", project["project"]["readme"]}
+    (extra,) = re.findall(r"pip install --no-cache-dir '\.\[(\w+)\]'", text)
+    assert extra in project["project"]["optional-dependencies"]
+    (python,) = re.findall(r"^FROM python:3\.(\d+)-slim$", text, re.MULTILINE)
+    assert f"Programming Language :: Python :: 3.{python}" in project["project"]["classifiers"]
+    (start,) = [json.loads(rest) for name, rest in said if name == "ENTRYPOINT"]
+    assert start[:2] == ["seg-jax", "serve"]
+    config = arguments.read(serve.Config, start[2:], program="serve")
+    assert config.host == "0.0.0.0"
+    assert f"EXPOSE {config.port}\n" in text
+    assert serve.TOKEN in text

@@ -96,6 +96,7 @@ class Answering:
             bundle.params,
             max_tokens=self.max_tokens,
             end_ids=bundle.end_ids,
+            words=bundle.layout.max_question,
             sizes=sizes,
             pad_id=bundle.tokenizer.pad_id,
             grammar=self.grammar,

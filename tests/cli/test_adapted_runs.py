@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +14,11 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from seg_jax.cli import main, study
+from seg_jax.cli import main, serve, study
+from seg_jax.inference.predictor import Predictor
 from seg_jax.models.adapters.lora import LoRA
+from seg_jax.models.vlm.running_batch import Sizes
+from seg_jax.serving.answering import Manner
 
 ADAPTED = ("--adapter.rank", 4, "--adapter.alpha", 8, "--parts.merger", "trained")
 ADAPTED += ("--optimizer.lr", 1e-2)
@@ -239,3 +244,33 @@ def test_a_study_trains_all_weights():
     run = small_run.sft_config(adapter=LoRA(rank=4))
     with pytest.raises(ValueError, match="expected stages that train all weights, got adapters"):
         study.Variant(name="few", sft=run)
+
+
+def test_a_server_answers_by_base_and_adapter(learnt, given):
+    both = {"checkpoint": given, "adapter": learnt / "checkpoint"}
+    sizes = Sizes(slots=1, together=1, pictures=0)
+    config = serve.Config(**both, batch=sizes, buckets=1, quiet=True, name="both")
+    answering = serve._service(config, None).answering
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    try:
+        (told,) = asyncio.run(
+            answering.ask(image, "the red star", kind=None, manner=Manner(max_tokens=24))
+        )
+    finally:
+        answering.stop()
+    bundles = {
+        name: config.predictor().bundle
+        for name, config in {
+            "alone": serve.Config(checkpoint=given),
+            "both": serve.Config(**both),
+        }.items()
+    }
+    texts = {name: answer_of(bundle, image) for name, bundle in bundles.items()}
+    assert told.written.text == texts["both"] != texts["alone"]
+
+
+def answer_of(bundle, image):
+    """Returns what `predict` would write, cut at 24 tokens."""
+    short = dataclasses.replace(bundle.layout, max_answer=24)
+    found = Predictor(dataclasses.replace(bundle, layout=short))
+    return found.predict_one(image, "the red star").text

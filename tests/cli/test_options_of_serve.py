@@ -104,7 +104,7 @@ def _stand_in_for_clients(monkeypatch, note):
 
     def timed(ask, count, *, clients):
         note("timed", count, clients)
-        return [ask(number) for number in range(min(count, 20))], 1.0
+        return [ask(number) for number in range(min(count, 20))], 1.0, 1.0
 
     def post(port, body, wanted, path="/v1/segment"):
         note("post", body)

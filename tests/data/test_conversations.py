@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from seg_jax.cli import main
 from seg_jax.data.formats import conventions, conversations, huggingface, text_regions
 from seg_jax.data.formats.conventions import Numbers, Written
 from seg_jax.data.formats.conversations import Rules
@@ -472,3 +473,22 @@ def test_pixels_that_end_far_from_the_borders_are_doubted(shrunk, doubted):
     taken = conventions.decide("bbox_2d", some, Numbers())
     assert taken.meaning == "pixels"
     assert ("--numbers.most-pixels" in taken.why) == doubted
+
+
+def test_a_conversation_about_several_images_is_told_wherever_the_set_is_used(tmp_path, capsys):
+    """A reference and a query, as a path list and as pieces of a turn; both are left out."""
+    pieces = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}]
+    pieces.append({"type": "text", "text": "The same cup in the second?"})
+    turns = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "[0, 0, 1, 1]"}]
+    pair = {"images": ["a.png", "b.png"], "messages": MESSAGES["roles"]}
+    read(tmp_path, pair, {"messages": turns}, talk("The cup?", "[0.1, 0.2, 0.4, 0.5]"))
+    out, page = tmp_path / "out", tmp_path / "page"
+    words = ["build", "conversations", "--boxes", "--source", tmp_path, "--out", out]
+    assert main.main([str(word) for word in [*words, "--workers", 1]]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 x conversation left out: it has several images" in said
+    assert "do: leave one image in each conversation" in said
+    assert main.main(["preview", str(out), "--out", str(page)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it has several images" in said
+    assert "it has several images" in (page / "preview.html").read_text()

@@ -37,12 +37,13 @@ def make(rows, *, grammar=None, **sizes):
         bundle.params,
         max_tokens=MOST,
         end_ids=bundle.end_ids,
+        words=bundle.layout.max_question,
         sizes=Sizes(**{"slots": 4, "chunk": 3, "together": 2, **sizes}),
         pad_id=bundle.tokenizer.pad_id,
         grammar=grammar,
     )
     names = list(batch.compile_for(rows[:1]))
-    assert {name.split()[0] for name in names} == {"read", "place", "decode"}
+    assert {name.split()[0] for name in names} == {"look", "read", "place", "decode"}
     return batch
 
 
@@ -187,6 +188,7 @@ def test_shorter_prompts_are_read_into_the_same_slots(rows, alone):
         bundle.params,
         max_tokens=MOST,
         end_ids=bundle.end_ids,
+        words=bundle.layout.max_question,
         sizes=Sizes(slots=1, chunk=4, together=1),
     )
     list(batch.compile_for([cut, rows[0]]))
@@ -195,6 +197,68 @@ def test_shorter_prompts_are_read_into_the_same_slots(rows, alone):
     run.join(0, batch.read([cut]), 0, Wanted(MOST))
     run.to_the_end()
     np.testing.assert_array_equal(run.ids[0], alone(rows[0])[0])
+
+
+def test_a_picture_is_read_once_for_all_questions_about_it(rows, alone, monkeypatch):
+    batch = make(rows, pictures=2)
+    tokens, images = rows[0]
+    ids = tokens.ids.copy()
+    ids[0, np.flatnonzero(tokens.visual_tokens[0] >= 0).max() + 3] = 5  # A word of the question.
+    other = tokens._replace(ids=ids), images
+    looked = []
+    look = batch._look_at
+
+    def listen(heads):
+        looked.append(len(heads))
+        look(heads)
+
+    monkeypatch.setattr(batch, "_look_at", listen)
+
+    def answer(row):
+        run = Run(batch)
+        run.join(0, batch.read([row]), 0, Wanted(MOST))
+        run.to_the_end()
+        np.testing.assert_array_equal(run.ids[0], alone(row)[0])
+        np.testing.assert_allclose(run.logp[0], alone(row)[1], atol=1e-4)
+
+    for row in (rows[0], other, rows[1], rows[0], rows[2], rows[1], rows[0]):
+        answer(row)
+    # The third picture took the place of the second, which nobody had asked about for longest.
+    assert looked == [1, 0, 1, 0, 1, 1, 1]
+    batch.read([rows[3], rows[3]])
+    assert looked[-1] == 1
+    batch.clear()
+    batch.read([rows[3]])
+    assert looked[-2:] == [1, 1]
+
+
+def test_pictures_are_told_apart_by_what_is_read_of_them(rows):
+    divide = running_batch._divide
+    tokens, images = rows[0]
+    part = divide(rows[0], 60, 0)
+    visual = np.flatnonzero(tokens.visual_tokens[0] >= 0)
+    assert part.count == tokens.ids.shape[1] - visual.max() - 1
+    np.testing.assert_array_equal(part.words[0, : part.count], tokens.ids[0, -part.count :])
+    head = part.head[0]
+    np.testing.assert_array_equal(head.ids[0, part.count :], tokens.ids[0, : -part.count])
+    assert (head.segments[0, : part.count] == 0).all()
+    assert (head.visual_tokens[0, : part.count] == -1).all()
+    # Padding does not count, any pixel, turn of the picture or word before it does.
+    padding = np.count_nonzero(tokens.segments[0] == 0)
+    assert padding
+    short = type(tokens)(*(leaf[..., padding:] for leaf in tokens)), images
+    assert divide(short, 60, 0).key == part.key
+    patches = images.patches.copy()
+    patches[0, 0, 0] ^= 1
+    assert divide((tokens, images._replace(patches=patches)), 60, 0).key != part.key
+    place = images.place[..., ::-1].copy()
+    assert divide((tokens, images._replace(place=place)), 60, 0).key != part.key
+    before = tokens.ids.copy()
+    before[0, visual.min() - 2] += 1
+    assert divide((tokens._replace(ids=before), images), 60, 0).key != part.key
+    # Of a long question the first words are read with the picture.
+    assert divide(rows[0], 4, 0).count == 4
+    assert divide(rows[0], 4, 0).key != part.key
 
 
 def test_answers_are_held_to_the_grammar_that_each_asks_for(rows):
@@ -212,6 +276,16 @@ def test_answers_are_held_to_the_grammar_that_each_asks_for(rows):
         assert text.startswith("[0.") or text.startswith("[1.")
         assert "]" in text
     assert not texts[2].startswith("[")
+
+
+def test_a_number_of_pictures_is_none_or_more(rows, alone):
+    with pytest.raises(ValueError, match="expected 0 pictures or more"):
+        Sizes(pictures=-1)
+    batch = make(rows, pictures=0)
+    run = Run(batch)
+    run.join(0, batch.read(rows[:2]), 1, Wanted(MOST))
+    run.to_the_end()
+    np.testing.assert_array_equal(run.ids[0], alone(rows[1])[0])
 
 
 @pytest.mark.parametrize("sizes", [{"slots": 0}, {"chunk": 0}, {"together": 0}])

@@ -39,8 +39,8 @@ class Batch(running_batch.RunningBatch):
     pause = 0.0
     """Seconds that a call takes."""
 
-    def __init__(self, graph, params, *, max_tokens, end_ids, sizes, pad_id=0, grammar=None):
-        del graph, params, pad_id
+    def __init__(self, graph, params, *, max_tokens, end_ids, words, sizes, pad_id=0, grammar=None):
+        del graph, params, words, pad_id
         self.sizes, self.max_tokens, self._ends, self.grammar = sizes, max_tokens, end_ids, grammar
         self._tokenizer = small_run.bundle().tokenizer
         self.placed: list[tuple[str, Wanted]] = []

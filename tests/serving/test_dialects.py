@@ -39,9 +39,9 @@ def client(served):
         yield made
 
 
-def messages(text="Outline the red star.", image=None):
+def messages(text="Outline the red star.", image=None, *, pictures=1):
     picture = {"type": "image_url", "image_url": {"url": image or scripted.data_uri()}}
-    return [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
+    return [{"role": "user", "content": [*[picture] * pictures, {"type": "text", "text": text}]}]
 
 
 # OpenAI.
@@ -98,6 +98,7 @@ def test_the_client_of_openai_lists_the_model(client):
     [
         ({"messages": messages(image="https://example.com/a.png")}, "no address is fetched"),
         ({"messages": [{"role": "user", "content": "hello"}]}, "expected one image_url"),
+        ({"messages": messages(pictures=2)}, "expected one image_url and a text, got 2 and 1"),
         ({"messages": messages() + messages()}, "one of the user"),
         ({"messages": [{"role": "assistant", "content": "hm"}]}, "role"),
         ({"model": "gpt"}, "expected 'tiny', got 'gpt'"),

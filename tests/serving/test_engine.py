@@ -76,6 +76,7 @@ def start():
             None,
             max_tokens=100,
             end_ids=(small_run.bundle().tokenizer.end_id,),
+            words=8,
             sizes=Sizes(**{"slots": 2, "chunk": 4, "together": 2, **sizes}),
         )
         made = engine.Engine(batch, most_waiting=most_waiting)

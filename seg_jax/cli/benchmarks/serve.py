@@ -45,8 +45,11 @@ class Config(ModelOptions):
     """Numbers of clients at once, each measured alone."""
     requests: int = 128
     """Requests of each measurement."""
+    rounds: int = 3
+    """Times that all are measured, in turn: what else the machine does falls on all of them."""
     scenes: int = 32
-    """Drawn scenes that are asked about in turn."""
+    """Drawn scenes that are asked about in turn; not more than `batch.pictures`: all but the first
+    questions are about pictures that are read already."""
     faulty: float = 0.0
     """Share of requests that are broken or given up, 0 to 0.9; then nothing else is measured."""
     seed: int = 3
@@ -56,11 +59,12 @@ class Config(ModelOptions):
     """File for the numbers."""
 
     def __post_init__(self):
-        if min(*self.clients, 1, self.requests, self.scenes) < 1 or not 0 <= self.faulty <= 0.9:
+        least = min(*self.clients, 1, self.requests, self.rounds, self.scenes)
+        if least < 1 or not 0 <= self.faulty <= 0.9:
             raise ValueError(
-                "serve: expected clients, requests and scenes >= 1 and a faulty share of 0 to 0.9, "
-                f"got {self.clients}, {self.requests}, {self.scenes} and {self.faulty}; do: choose "
-                "values in this range"
+                "serve: expected clients, requests, rounds and scenes >= 1 and a faulty share of 0 "
+                f"to 0.9, got {self.clients}, {self.requests}, {self.rounds}, {self.scenes} and "
+                f"{self.faulty}; do: choose values in this range"
             )
 
 
@@ -116,7 +120,6 @@ def _rows(config: Config, predictor: Any, port: int, asked: list[Any]) -> list[d
     """Returns a row for direct calls and one for each number of clients."""
     image, text, _ = asked[0]
     predictor.predict_one(image, text)  # Compiles.
-    rows = []
 
     def direct(number: int) -> Timed:
         image, text, _ = asked[number % len(asked)]
@@ -125,23 +128,33 @@ def _rows(config: Config, predictor: Any, port: int, asked: list[Any]) -> list[d
         tokens = len(predictor.bundle.tokenizer.encode(predicted.text)) + 1
         return Timed(time.perf_counter() - begin, tokens, 200, (200,))
 
-    count = min(config.requests, 64)
-    rows.append(_summary("direct", 1, *_timed(direct, count, clients=1)))
-    for clients in config.clients:
+    def over_http(number: int) -> Timed:
+        return _post(port, asked[number % len(asked)][2], (200,))
 
-        def over_http(number: int) -> Timed:
-            return _post(port, asked[number % len(asked)][2], (200,))
-
-        timed = _timed(over_http, config.requests, clients=clients)
-        rows.append(_summary("server", clients, *timed))
-    base = next((row for row in rows if row["what"] == "server" and row["clients"] == 1), rows[0])
-    for row in rows:
-        row["times_one_after_the_other"] = row["requests_a_second"] / base["requests_a_second"]
+    turns = [("direct", 1, direct), *(("server", count, over_http) for count in config.clients)]
+    rounds = [
+        [_timed(ask, config.requests, clients=clients) for _, clients, ask in turns]
+        for _ in range(config.rounds)
+    ]
+    rows = []
+    for (what, clients, _), mine in zip(turns, zip(*rounds, strict=True), strict=True):
+        every = [one for found, _, _ in mine for one in found]
+        seconds, worked = sum(some[1] for some in mine), sum(some[2] for some in mine)
+        # Beside direct calls one after the other, in the same round.
+        ratios = [some[0][1] / one[1] for some, one in zip(rounds, mine, strict=True)]
+        row = _summary(what, clients, every, seconds, worked)
+        rows.append(row | {"times_direct": statistics.median(ratios)})
     return rows
 
 
-def _timed(ask: Callable[[int], Timed], count: int, *, clients: int) -> tuple[list[Timed], float]:
-    """Returns what came of requests that clients send in turn, and the seconds of all."""
+def _timed(
+    ask: Callable[[int], Timed], count: int, *, clients: int
+) -> tuple[list[Timed], float, float]:
+    """Returns what came of requests that clients send in turn, and the seconds of all.
+
+    The last are seconds of processors, clients included: where others work on the machine they say
+    more than those of the clock.
+    """
     numbers, lock = iter(range(count)), threading.Lock()
 
     def next_numbers() -> Iterator[int]:
@@ -152,16 +165,18 @@ def _timed(ask: Callable[[int], Timed], count: int, *, clients: int) -> tuple[li
                 return
             yield number
 
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(clients) as pool:
         every = [
             pool.submit(lambda: [ask(number) for number in next_numbers()]) for _ in range(clients)
         ]
         found = [one for some in every for one in some.result()]
-    return found, time.perf_counter() - begin
+    return found, time.perf_counter() - begin, time.process_time() - worked
 
 
-def _summary(what: str, clients: int, found: list[Timed], seconds: float) -> dict[str, Any]:
+def _summary(
+    what: str, clients: int, found: list[Timed], seconds: float, worked: float
+) -> dict[str, Any]:
     lost = [one for one in found if one.status not in one.wanted]
     times = sorted(one.seconds for one in found)
     return {
@@ -171,6 +186,7 @@ def _summary(what: str, clients: int, found: list[Timed], seconds: float) -> dic
         "lost": len(lost),
         "requests_a_second": len(found) / seconds,
         "tokens_a_second": sum(one.tokens for one in found) / seconds,
+        "processor_seconds_a_request": worked / len(found),
         "p50_seconds": statistics.median(times),
         "p99_seconds": times[min(len(times) - 1, int(0.99 * len(times)))],
     }
@@ -190,10 +206,10 @@ def _faults(config: Config, port: int, asked: list[Any]) -> dict[str, Any]:
             return _post(port, body, (200,))
         return _FAULTS[number % len(_FAULTS)](port, body)
 
-    found, seconds = _timed(ask, config.requests, clients=max(config.clients))
+    found, *seconds = _timed(ask, config.requests, clients=max(config.clients))
     told = _post(port, asked[0][2], (200,))  # It still answers.
     return {
-        **_summary("server, with faults", max(config.clients), found, seconds),
+        **_summary("server, with faults", max(config.clients), found, *seconds),
         "left": sum(one.status == 0 for one in found),
         "refused": sum(one.status >= 400 for one in found),
         "answers_afterwards": told.status == 200,
@@ -289,7 +305,7 @@ def _show(results: dict[str, Any]) -> None:
         return
     console.table(
         "Answers of the server",
-        ("", "clients", "requests/s", "tokens/s", "p50, ms", "p99, ms", "lost", "times"),
+        ("", "clients", "requests/s", "tokens/s", "p50, ms", "p99, ms", "CPU, ms", "lost", "times"),
         [
             (
                 row["what"],
@@ -298,8 +314,9 @@ def _show(results: dict[str, Any]) -> None:
                 f"{row['tokens_a_second']:.0f}",
                 f"{1e3 * row['p50_seconds']:.0f}",
                 f"{1e3 * row['p99_seconds']:.0f}",
+                f"{1e3 * row['processor_seconds_a_request']:.1f}",
                 str(row["lost"]),
-                f"{row['times_one_after_the_other']:.2f}",
+                f"{row['times_direct']:.2f}",
             )
             for row in results["rows"]
         ],

@@ -126,6 +126,20 @@ def slice_columns(x: Any, length: Int[Array, ""], slots: Slots | None, *, new: i
     return jax.tree.map(lambda leaf: leaf[:, :, None], take_entries(flat, at))
 
 
+def slice_rows(x: Any, begin: Int[Array, " B"], *, length: int, axis: int) -> Any:
+    """Returns `length` entries of an axis of arrays [B ..], for each row from its own begin on."""
+
+    def cut(leaf):
+        # Few rows: XLA for CPUs gathers by numbers what it copies whole.
+        rows = [
+            jax.lax.dynamic_slice_in_dim(leaf[row : row + 1], begin[row], length, axis)
+            for row in range(leaf.shape[0])
+        ]
+        return jnp.concatenate(rows)
+
+    return jax.tree.map(cut, x)
+
+
 def gather_prompts(slots: Slots, x: Any) -> Any:
     """Returns the entries of each slot's prompt, [S R ..], of arrays [B ..]."""
     queues, answers = slots.slot.shape

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from seg_jax.models.nn import batching
 from seg_jax.models.nn.batching import Slots
@@ -43,6 +43,23 @@ def prompt_cache(heads: Heads) -> PromptCache:
 def answer_cache(heads: Heads) -> AnswerCache:
     """Returns the keys and values of answers, [B G Q kv hd], as they read them themselves."""
     return AnswerCache(heads.k.transpose(0, 3, 1, 4, 2), heads.v.transpose(0, 3, 1, 2, 4))
+
+
+def prolonged(prompt: PromptCache, answer: AnswerCache, count: Int[Array, " B"]) -> PromptCache:
+    """Returns prompts with the first tokens of their one answer at their ends, as long as before.
+
+    Args:
+      prompt: keys and values of prompts whose first columns, as many as the tokens, are padding.
+      answer: those of an answer each, G = 1.
+      count: tokens of each that are meant.
+    """
+    length = prompt.v.shape[2]
+    k = jnp.concatenate([prompt.k, answer.k[:, :, 0]], 3)
+    v = jnp.concatenate([prompt.v, answer.v[:, :, 0]], 2)
+    return PromptCache(
+        batching.slice_rows(k, count, length=length, axis=3),
+        batching.slice_rows(v, count, length=length, axis=2),
+    )
 
 
 def attend(

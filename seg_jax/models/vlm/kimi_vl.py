@@ -19,6 +19,7 @@ from seg_jax.models.facts.arithmetic import Arithmetic
 from seg_jax.models.facts.family import VLM, Family, SpecialTokens
 from seg_jax.models.nn import (
     attention,
+    batching,
     layer_stack,
     linear,
     rotary,
@@ -295,6 +296,21 @@ class Decoder(nnx.Module):
         x = self.model._words(ids)
         x, suffix = decoding.extend(self.blocks, x, suffix, reach=reach, mix=mix)
         return self.model.norm(x), suffix
+
+    def prolonged(
+        self, prefix: protocol.Prefix, suffix: protocol.Suffix, count: Int[Array, " B"]
+    ) -> tuple[tuple[Array, ...], ...]:
+        """Returns the cache of prompts with the first tokens of their one answer at their ends."""
+        length, own = prefix.used.shape[1], iter(suffix.own)
+        return tuple(
+            tuple(
+                batching.slice_rows(
+                    jnp.concatenate([prompt, next(own)[:, 0]], 1), count, length=length, axis=1
+                )
+                for prompt in stack
+            )
+            for stack in prefix.cache
+        )
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""

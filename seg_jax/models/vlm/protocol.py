@@ -110,6 +110,14 @@ class Decoder(Protocol):
         """
         ...
 
+    def prolonged(self, prefix: Prefix, suffix: Suffix, count: Int[Array, " B"]) -> Any:
+        """Returns the cache of prompts with the first tokens of their one answer at their ends.
+
+        It has an array for each layer, as that of the prefix, and as many columns: those that
+        fall off at the beginning, `count` of each prompt, must be padding.
+        """
+        ...
+
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
         ...

@@ -272,6 +272,14 @@ class Decoder(nnx.Module):
         x, suffix = decoding.extend(self.blocks, x, suffix, reach=reach, mix=mix)
         return self.model.norm(x), suffix
 
+    def prolonged(
+        self, prefix: protocol.Prefix, suffix: protocol.Suffix, count: Int[Array, " B"]
+    ) -> cached_attention.PromptCache:
+        """Returns the cache of prompts with the first tokens of their one answer at their ends."""
+        prompts = map(cached_attention.PromptCache, *prefix.cache)
+        found = map(lambda *both: cached_attention.prolonged(*both, count), prompts, suffix.own)
+        return cached_attention.PromptCache(*zip(*found, strict=True))
+
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
         return self.model.logits(hidden)

@@ -1,18 +1,22 @@
 """A running batch: answers join its slots at any time and leave them when they are done.
 
-Three programs, all compiled before the first answer: `read` reads prompts of one length, `place`
-gives an answer the slot that it is decoded in, `decode` takes the first slots some tokens further.
-State stays on the device from call to call. Each slot has a queue of its own with one prompt in it
-(`batching`), so that prompts lie where their answers are decoded.
+Four programs, all compiled before the first answer: `look` reads prompts of one length up to the
+end of their pictures, `read` the words behind these, `place` gives an answer the slot that it is
+decoded in, `decode` takes the first slots some tokens further. State stays on the device from call
+to call. Each slot has a queue of its own with one prompt in it (`batching`), so that prompts lie
+where their answers are decoded. The latest pictures stay read: who asks about one of them again
+waits for the words alone.
 
-Axes here: `R` slots.
+Axes here: `R` slots, `W` words of a prompt (tokens).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +74,19 @@ class _Standing(NamedTuple):
     held: constraint.Progress | None
 
 
+class _Divided(NamedTuple):
+    """A prompt in two (host)."""
+
+    key: bytes
+    """Tells the first part from all others by what it holds, however it is padded."""
+    head: tuple[Tokens, Images]
+    """All up to the end of its picture, right-aligned like the whole; the batch axis is 1."""
+    words: Int[np.ndarray, "1 W"]
+    """What comes behind, left-aligned."""
+    count: int
+    """Words that are some."""
+
+
 class _State(NamedTuple):
     """What a running batch keeps on the device; a prompt and a cache for each slot."""
 
@@ -88,8 +105,15 @@ class Sizes:
     """Tokens between looks for answers that have come, ended or been given up."""
     together: int = 4
     """Most prompts that are read in one call."""
+    pictures: int = 16
+    """Pictures that stay read, the latest ones: each takes the memory of a slot."""
 
     def __post_init__(self):
+        if self.pictures < 0:
+            raise ValueError(
+                f"running_batch: expected 0 pictures or more, got {self.pictures}; do: give 0 for "
+                "none"
+            )
         if min(self.slots, self.chunk, self.together) < 1:
             raise ValueError(
                 "running_batch: expected slots, chunk and together of at least 1, got "
@@ -117,6 +141,7 @@ class RunningBatch:
         *,
         max_tokens: int,
         end_ids: tuple[int, ...],
+        words: int,
         sizes: Sizes,
         pad_id: int = 0,
         grammar: Automaton | None = None,
@@ -128,13 +153,16 @@ class RunningBatch:
           params: the weights.
           max_tokens: most tokens of an answer.
           end_ids: tokens that end an answer (and belong to it).
+          words: most tokens of a question that are read behind a picture; those of a longer one
+            that come first are read with the picture.
           sizes: what there is room for.
           pad_id: stands where a slot has no token.
           grammar: what answers can be held to.
         """
         self.sizes, self.max_tokens = sizes, max_tokens
         self._graph, self._params, self._grammar = graph, params, grammar
-        self._ends, self._pad_id = end_ids, pad_id
+        self._ends, self._pad_id, self._words = end_ids, pad_id, words
+        self._seen: collections.OrderedDict[bytes, protocol.Prefix] = collections.OrderedDict()
         self._reach = max(1, max_tokens - 1)
         lay = jax.jit(lambda params: nnx.split(nnx.merge(graph, params).decoder()))
         self._decoder_graph, self._weights = lay(params)
@@ -149,13 +177,17 @@ class RunningBatch:
         """
         longest = rows[-1]
         shapes = jax.eval_shape(lambda: self._empty_state(longest))
+        one = jax.eval_shape(self._prefill, self._params, *longest)
         for batch in self.sizes.batches:
-            wide = jax.eval_shape(self._prefill, self._params, *_stacked([longest] * batch))
             for row in rows:
                 some = _stacked([row] * batch)
-                read = jax.jit(functools.partial(self._read, wide))
-                self._make(("read", *_shape_of(some)), read, self._params, *some)
-                yield f"read {batch} x {row[0].ids.shape[1]} tokens"
+                look = jax.jit(functools.partial(self._look, one))
+                self._make(("look", *_shape_of(some)), look, self._params, *some)
+                yield f"look {batch} x {row[0].ids.shape[1]} tokens"
+            words = np.zeros((batch, self._words), np.int32), np.ones(batch, np.int32)
+            self._make(("read", batch), jax.jit(self._read), self._weights, (one,) * batch, *words)
+            yield f"read {batch} x {self._words} tokens"
+            wide = jax.eval_shape(self._read, self._weights, (one,) * batch, *words)
             place, wanted = jax.jit(self._place, donate_argnums=1), _scalars(Wanted(1))
             where = np.int32(0), np.int32(0)
             self._make(("place", batch), place, self._weights, shapes, wide, *where, wanted)
@@ -169,7 +201,8 @@ class RunningBatch:
         self.clear()
 
     def clear(self) -> None:
-        """Empties all slots, whatever became of them."""
+        """Empties all slots, whatever became of them, and forgets all pictures."""
+        self._seen.clear()
         self._state = None  # Freed before there is another.
         self._state = self._programs[("empty",)]()
 
@@ -178,9 +211,29 @@ class RunningBatch:
 
         Where there are fewer than are read together the first stands in the places that are left.
         """
-        batch = next(size for size in self.sizes.batches if size >= len(rows))
-        some = _stacked([*rows, *[rows[0]] * (batch - len(rows))])
-        return self._programs["read", *_shape_of(some)](self._params, *some)
+        parts = [_divide(row, self._words, self._pad_id) for row in rows]
+        self._look_at({part.key: part.head for part in parts if part.key not in self._seen})
+        full = [*parts, *[parts[0]] * (self._batch_of(len(parts)) - len(parts))]
+        words = np.concatenate([part.words for part in full])
+        count = np.array([part.count for part in full], np.int32)
+        heads = tuple(self._seen[part.key] for part in full)
+        for part in parts:
+            self._seen.move_to_end(part.key)
+        while len(self._seen) > self.sizes.pictures:
+            self._seen.popitem(last=False)
+        return self._programs["read", len(full)](self._weights, heads, words, count)
+
+    def _look_at(self, heads: Mapping[bytes, tuple[Tokens, Images]]) -> None:
+        """Reads first parts of prompts, and keeps them."""
+        if heads:
+            batch = self._batch_of(len(heads))
+            full = [*heads.values()]
+            some = _stacked([*full, *full[:1] * (batch - len(full))])
+            found = self._programs["look", *_shape_of(some)](self._params, *some)
+            self._seen |= zip(heads, found, strict=False)
+
+    def _batch_of(self, count: int) -> int:
+        return next(size for size in self.sizes.batches if size >= count)
 
     def place(self, prefix: protocol.Prefix, which: int, *, slot: int, wanted: Wanted) -> Drawn:
         """Puts an answer to prompt `which` of those read into a slot; returns its first token."""
@@ -209,16 +262,42 @@ class RunningBatch:
         # A layer each: XLA for CPUs would cut them out of their stack again for every token.
         return prefix._replace(cache=jax.tree.map(tuple, prefix.cache))
 
-    def _read(
+    def _look(
         self, wide: protocol.Prefix, params: Any, tokens: Tokens, images: Images
-    ) -> protocol.Prefix:
-        """Returns prompts as read, right-aligned in the shapes of the longest."""
+    ) -> tuple[protocol.Prefix, ...]:
+        """Returns prompts as read, one by one, right-aligned in the shapes of the longest."""
 
         def align(leaf, to):
             lacking = [long - short for short, long in zip(leaf.shape, to.shape, strict=True)]
             return jnp.pad(leaf, [(count, 0) for count in lacking])
 
-        return jax.tree.map(align, self._prefill(params, tokens, images), wide)
+        read = self._prefill(params, tokens, images)
+        numbers = range(tokens.ids.shape[0])
+        return tuple(
+            jax.tree.map(align, _entry(read, jnp.int32(number)), wide) for number in numbers
+        )
+
+    def _read(
+        self,
+        weights: Any,
+        heads: tuple[protocol.Prefix, ...],
+        words: Int[Array, "B W"],
+        count: Int[Array, " B"],
+    ) -> protocol.Prefix:
+        """Returns prompts of which the words are read too; they end where the heads did."""
+        decoder = nnx.merge(self._decoder_graph, weights)
+        head = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *heads)
+        suffix = decoder.empty(head, answers=1, length=self._words)
+        hidden, suffix = decoder.extend(words[:, None], head, suffix)
+        columns = jnp.arange(self._words)
+        used = jnp.concatenate([head.used, columns < count[:, None]], 1)
+        last = jnp.take_along_axis(hidden[:, 0], (count - 1)[:, None, None], 1)[:, 0]
+        return protocol.Prefix(
+            decoder.prolonged(head, suffix, count),
+            batching.slice_rows(used, count, length=head.used.shape[1], axis=1),
+            head.following + count,
+            last,
+        )
 
     def _empty_state(self, longest: tuple[Tokens, Images]) -> _State:
         slots = self.sizes.slots
@@ -356,6 +435,28 @@ def _draw(
 
 def _stacked(rows: Sequence[tuple[Tokens, Images]]) -> tuple[Tokens, Images]:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+
+
+def _divide(row: tuple[Tokens, Images], words: int, pad_id: int) -> _Divided:
+    """Returns a prompt (batch axis 1) in two: its last words go apart, without visual tokens."""
+    tokens, images = row
+    length = tokens.ids.shape[-1]
+    visual = np.flatnonzero(np.asarray(tokens.visual_tokens)[0] >= 0)
+    split = max(int(visual.max(initial=-1)) + 1, length - words)
+    count = length - split
+
+    def moved(leaf: np.ndarray, fill: int) -> np.ndarray:
+        pad = [(0, 0)] * (leaf.ndim - 1) + [(count, 0)]
+        return np.pad(leaf[..., :split], pad, constant_values=fill)
+
+    head = Tokens(*map(moved, map(np.asarray, tokens), (pad_id, 0, 0, -1)))
+    ids = np.full((1, words), pad_id, np.int32)
+    ids[:, :count] = tokens.ids[:, split:]
+    told, patches = np.asarray(head.segments[0]) > 0, np.asarray(images.image)[0] >= 0
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in (*(leaf[0][..., told] for leaf in head), *(leaf[0][patches] for leaf in images)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return _Divided(digest.digest(), (head, images), ids, count)
 
 
 def _shape_of(some: tuple[Tokens, Images]) -> tuple[int, ...]:
