@@ -261,6 +261,37 @@ def test_pictures_are_told_apart_by_what_is_read_of_them(rows):
     assert divide(rows[0], 4, 0).key != part.key
 
 
+@pytest.mark.parametrize("family", ["qwen", "kimi"])
+def test_words_behind_a_picture_are_read_as_with_it(rows, family):
+    """In both kinds of caches: keys and values of heads, and latents."""
+    bundle = small_run.bundle()
+    graph, params = {"qwen": small_run.model, "kimi": small_run.kimi}[family]()[1:]
+    words = bundle.layout.max_question
+    batch = running_batch.RunningBatch(
+        graph, params, max_tokens=4, end_ids=(1,), words=words, sizes=Sizes()
+    )
+    read = jax.jit(batch._prefill)
+    parts = [running_batch._divide(row, words, 0) for row in (rows[0], rows[6])]
+    count = np.array([part.count for part in parts], np.int32)
+    assert count[0] != count[1]
+    heads = tuple(read(params, *part.head) for part in parts)
+    asked = np.concatenate([part.words for part in parts])
+    found = jax.jit(batch._read)(batch._weights, heads, asked, count)
+    length = bundle.layout.max_prompt
+    for number, row in enumerate((rows[0], rows[6])):
+        want = read(params, *row)
+        mine = jax.tree.map(lambda leaf, at=number: np.asarray(leaf)[at : at + 1], found)
+        np.testing.assert_array_equal(mine.used, want.used)
+        np.testing.assert_array_equal(mine.following, want.following)
+        np.testing.assert_allclose(mine.hidden, want.hidden, atol=1e-4)
+        told = np.flatnonzero(want.used[0])
+        for one, other in zip(*map(jax.tree.leaves, (mine.cache, want.cache)), strict=True):
+            assert one.shape == other.shape
+            axis = other.shape.index(length)
+            both = (np.take(np.asarray(leaf), told, axis) for leaf in (one, other))
+            np.testing.assert_allclose(*both, atol=1e-4)
+
+
 def test_answers_are_held_to_the_grammar_that_each_asks_for(rows):
     bundle = small_run.bundle()
     grammar = bundle.task.grammar(bundle.tokenizer.pieces, bundle.end_ids, nothing=False)

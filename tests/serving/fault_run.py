@@ -31,7 +31,7 @@ def run(count: int, *, clients: int = 16) -> dict[str, Any]:
     image = scripted.data_uri(scripted.picture(96, 96))
     bodies = [json.dumps({"image": image, "text": f"thing {n}"}).encode() for n in range(32)]
     asked = [(None, "", body) for body in bodies]
-    config = serve.Config(requests=count, faulty=SHARE, clients=(clients,))
+    config = serve.Config(requests=count, rounds=1, faulty=SHARE, clients=(clients,))
     with (
         pytest.MonkeyPatch.context() as patch,
         scripted.serve(patch, limits=limits, sizes=sizes) as served,

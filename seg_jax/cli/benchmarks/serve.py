@@ -195,18 +195,19 @@ def _summary(
 def _faults(config: Config, port: int, asked: list[Any]) -> dict[str, Any]:
     """Returns what came of requests of which some are broken or given up, and what memory grew."""
     rng = random.Random(config.seed)
-    chances = [rng.random() for _ in range(config.requests)]
+    count = config.requests * config.rounds
+    chances = [rng.random() for _ in range(count)]
     memory: list[float] = []
 
     def ask(number: int) -> Timed:
         body = asked[number % len(asked)][2]
-        if number % max(1, config.requests // 10) == 0:
+        if number % max(1, count // 10) == 0:
             memory.append(_resident_mib())
         if chances[number] >= config.faulty:
             return _post(port, body, (200,))
         return _FAULTS[number % len(_FAULTS)](port, body)
 
-    found, *seconds = _timed(ask, config.requests, clients=max(config.clients))
+    found, *seconds = _timed(ask, count, clients=max(config.clients))
     told = _post(port, asked[0][2], (200,))  # It still answers.
     return {
         **_summary("server, with faults", max(config.clients), found, *seconds),
