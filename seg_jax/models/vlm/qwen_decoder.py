@@ -274,11 +274,15 @@ class Decoder(nnx.Module):
 
     def prolonged(
         self, prefix: protocol.Prefix, suffix: protocol.Suffix, count: Int[Array, " B"]
-    ) -> cached_attention.PromptCache:
+    ) -> Any:
         """Returns the cache of prompts with the first tokens of their one answer at their ends."""
         prompts = map(cached_attention.PromptCache, *prefix.cache)
-        found = map(lambda *both: cached_attention.prolonged(*both, count), prompts, suffix.own)
-        return cached_attention.PromptCache(*zip(*found, strict=True))
+        found = [
+            cached_attention.prolonged(prompt, own, count)
+            for prompt, own in zip(prompts, suffix.own, strict=True)
+        ]
+        k, v = ([one[part] for one in found] for part in range(2))
+        return prefix.cache._replace(k=tuple(k), v=tuple(v))
 
     def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
         """Returns the scores of the next token."""
