@@ -258,19 +258,17 @@ def test_a_server_answers_by_base_and_adapter(learnt, given):
         )
     finally:
         answering.stop()
-    bundles = {
-        name: config.predictor().bundle
-        for name, config in {
-            "alone": serve.Config(checkpoint=given),
-            "both": serve.Config(**both),
-        }.items()
-    }
-    texts = {name: answer_of(bundle, image) for name, bundle in bundles.items()}
-    assert told.written.text == texts["both"] != texts["alone"]
+    wanted = answer_of(serve.Config(**both), image)
+    alone = answer_of(serve.Config(checkpoint=given), image)
+    assert told.written.text == wanted.prediction.text
+    assert told.written.score == pytest.approx(wanted.score, rel=1e-4)
+    assert told.written.score != pytest.approx(alone.score, rel=1e-3)
 
 
-def answer_of(bundle, image):
-    """Returns what `predict` would write, cut at 24 tokens."""
-    short = dataclasses.replace(bundle.layout, max_answer=24)
-    found = Predictor(dataclasses.replace(bundle, layout=short))
-    return found.predict_one(image, "the red star").text
+def answer_of(config, image):
+    """Returns what `predict` would answer, cut at 24 tokens."""
+    bundle = config.predictor().bundle
+    layout = dataclasses.replace(bundle.layout, max_answer=24)
+    asked = Predictor(dataclasses.replace(bundle, layout=layout))
+    (found,) = asked.answer_rows([asked.row(image, "the red star")], batch=1)
+    return found
