@@ -2,7 +2,7 @@
 
 One circle, square or triangle beside another on a plain ground: as far from the scenes that the
 model was trained on as another drawing program is.
-python tests/drawings.py
+python tests/drawings.py [FOLDER of a model [PICTURE.png of its outlines]]
 """
 
 import dataclasses
@@ -90,17 +90,44 @@ def giou(predictor: Predictor, size: tuple[int, int], *, count: int = 120) -> fl
     return task_metrics.summarise(task, outcome)["giou"]["mean"]
 
 
-def main(folder: str | None) -> None:
+def picture(predictor: Predictor, *, height: int = 180) -> np.ndarray:
+    """Returns the first drawing of each size, all as high, with the outline of its first thing."""
+    shown = []
+    for size in SIZES:
+        drawing = Drawings(*size)[0]
+        image = np.ascontiguousarray(drawing.image)
+        found = predictor.predict_one(image, drawing.phrases[0][0])
+        scale = height / size[0]
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for ring in found.rings_unit:
+            points = (ring * image.shape[1::-1]).round().astype(np.int32)
+            cv2.polylines(image, [points], True, (255, 255, 255), 5, cv2.LINE_AA)
+            cv2.polylines(image, [points], True, (0, 0, 0), 2, cv2.LINE_AA)
+        shown += [image, np.full((height, 8, 3), 255, np.uint8)]
+    half = len(shown) // 2
+    rows = [np.concatenate(shown[:half], 1), np.concatenate(shown[half:], 1)]
+    width = max(row.shape[1] for row in rows)
+    rows = [
+        np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    return np.concatenate(rows)
+
+
+def main(folder: str | None, out: str | None = None) -> None:
     """Prints a table in Markdown.
 
     Args:
       folder: of the model; None: the packaged one.
+      out: file for a picture of what it outlines; None: none is drawn.
     """
     checkpoint = None if folder is None else Path(folder)
     predictor = ModelOptions(checkpoint=checkpoint, dtype="float32").predictor()
     print("| height x width | gIoU |\n|---|---|")
     for height, width in SIZES:
         print(f"| {height} x {width} | {giou(predictor, (height, width)):.3f} |", flush=True)
+    if out is not None:
+        cv2.imwrite(out, picture(predictor)[..., ::-1])
 
 
 if __name__ == "__main__":

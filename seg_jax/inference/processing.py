@@ -19,8 +19,9 @@ TRANSFORMERS_5 = "processor_config.json"
 def write(folder: Path, *, config: Any, layout: Layout, tokenizer: Tokenizer) -> None:
     """Writes `preprocessor_config.json` and, where none came along, `generation_config.json`.
 
-    What came with the model is kept but for how images are cut: that is as the layout has it, so
-    that another program shows the model what it was trained on.
+    What came with the model is kept but for how images are cut, and for a limit of answers below
+    the layout's: both are as the layout has them, so that another program shows the model what it
+    was trained on and lets it end.
 
     Args:
       folder: of the model, with the files that travel with it.
@@ -37,8 +38,13 @@ def write(folder: Path, *, config: Any, layout: Layout, tokenizer: Tokenizer) ->
     kept = {name: found[name] for name in ("image_processor_type", "resample") if name in found}
     files.write_json(folder / PREPROCESSOR, found | cut | kept)
     _drop_stale(folder)
-    if not (folder / GENERATION).exists():
-        files.write_json(folder / GENERATION, _generation(layout, tokenizer))
+    path = folder / GENERATION
+    ends = files.read_json_object(path) if path.exists() else {}
+    most = ends.get("max_new_tokens", layout.max_answer)
+    if not path.exists():
+        files.write_json(path, _generation(layout, tokenizer))
+    elif not isinstance(most, int) or most < layout.max_answer:  # It would cut answers short.
+        files.write_json(path, ends | {"max_new_tokens": layout.max_answer})
 
 
 def image_layout(layout: Layout) -> ImageLayout:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import drawings
 import many_processes
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from seg_jax.runs import evaluation, experiments
 from seg_jax.tasks.referring import Mixture
 
 NANO = experiments.load("simpleseg/nano_sft.py")
+SHAPES = experiments.load("simpleseg/nano_shapes_sft.py")
 LIMIT = 8 * 2**20
 
 
@@ -40,15 +42,21 @@ def test_it_is_small_and_says_how_it_was_made():
 )
 def test_damage_to_a_packaged_model_is_noticed(folder):
     sums = checksums.read(folder / checksums.FILE)
-    others = {"README.md", "curves.svg", checksums.FILE}  # no part of the model
+    others = {
+        "README.md",
+        "curves.svg",
+        "drawings.png",
+        "example.png",
+        checksums.FILE,
+    }  # no part of the model
     assert sums.keys() == {*checksums.files_of(folder)} - others
     assert checksums.find_damage(folder, sums) is None
 
 
 def test_it_is_the_model_of_its_configuration():
     predictor = model_options.ModelOptions().predictor()
-    assert predictor.bundle.layout == NANO.LAYOUT
-    assert predictor.bundle.task == NANO.TASK
+    assert predictor.bundle.layout == SHAPES.LAYOUT
+    assert predictor.bundle.task == SHAPES.TASK
 
 
 @pytest.mark.slow
@@ -60,6 +68,13 @@ def test_it_outlines_scenes_that_it_has_not_seen():
     summary = task_metrics.summarise(task, outcome)
     assert summary["giou"]["mean"] > 0.7
     assert summary["parse_rate"]["mean"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", drawings.SIZES)
+def test_it_outlines_drawings_of_another_program_in_images_of_any_shape(size):
+    predictor = model_options.ModelOptions(dtype="float32").predictor()
+    assert drawings.giou(predictor, size, count=24) > 0.8
 
 
 @pytest.mark.slow

@@ -92,6 +92,15 @@ def test_what_came_with_a_model_is_kept_but_for_the_cutting(found, nano, tmp_pat
     assert (tmp_path / processing.GENERATION).read_text() == '{"temperature": 0.1}'
 
 
+def test_a_limit_that_would_cut_answers_short_is_raised(nano, tmp_path):
+    path, layout = tmp_path / processing.GENERATION, nano.bundle.layout
+    told = {"config": families.read(experiments.NANO), "layout": layout}
+    for before, after in ((1, layout.max_answer), (None, layout.max_answer), (10**4, 10**4)):
+        path.write_text(json.dumps({"top_k": 1, "max_new_tokens": before}))
+        processing.write(tmp_path, **told, tokenizer=nano.bundle.tokenizer)
+        assert json.loads(path.read_text()) == {"top_k": 1, "max_new_tokens": after}
+
+
 def test_transformers_5s_file_does_not_contradict(nano, tmp_path):
     whole = {"processor_class": "Qwen2_5_VLProcessor", "image_processor": published.QWEN25}
     (tmp_path / processing.TRANSFORMERS_5).write_text(json.dumps(whole))
