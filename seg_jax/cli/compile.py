@@ -15,7 +15,7 @@ from tyro.conf import arg
 from seg_jax import files
 from seg_jax.cli import arguments
 from seg_jax.models import flops
-from seg_jax.runs import compilation, console, lowering, memory_fitting, run_folder, step_times
+from seg_jax.runs import console, lowering, memory_fitting, run_folder, step_times
 from seg_jax.runs.compilation import Result
 from seg_jax.training import hlo, topology
 
@@ -91,8 +91,16 @@ def main(config: Config) -> int:
     run_folder.check_json(config.json)
     begin = time.monotonic()
     target = topology.from_name(config.topology)
-    found = _compile(config, target)
-    results, plan = found.results, found.run.plan(target.devices)
+    place = f"for {len(target.devices)} devices of {target.name}"
+    found = memory_fitting.fit(
+        config.run,
+        target,
+        only=config.only,
+        hbm=config.hbm,
+        tried="all" if getattr(config.run, "fit", False) else "nothing",
+        tell=lambda line: console.say(f"{line} {place}"),
+    )
+    results, plan = found.results, found.plan
     minutes = (time.monotonic() - begin) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     _show(results, plan, target)
@@ -115,31 +123,6 @@ def main(config: Config) -> int:
         }
         files.write_json(config.json, report)
     return 0 if all(result.fits is not False for result in results) else 1
-
-
-def _compile(config: Config, target: topology.Topology) -> memory_fitting.Fit:
-    """Returns the steps that were asked for as they are, or as they fit."""
-    makers = config.run.plan(target.devices).steps()
-    if unknown := set(config.only) - set(makers):
-        raise ValueError(
-            f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
-            "; do: name one of these, or leave --only out"
-        )
-    place = f"for {len(target.devices)} devices of {target.name}"
-    if getattr(config.run, "fit", False):
-        return memory_fitting.fit(
-            config.run,
-            target,
-            only=config.only,
-            hbm=config.hbm,
-            same=False,
-            tell=lambda line: console.say(f"{line}, {place}"),
-        )
-    results, plan = [], config.run.plan(target.devices)
-    for name in config.only or makers:
-        console.say(f"{name}: compiling {place}")
-        results.append(compilation.compile_step(makers[name](), plan, target, hbm=config.hbm))
-    return memory_fitting.Fit(config.run, {}, results, len(results))
 
 
 def _fitted(found: memory_fitting.Fit, config: Config) -> list[str]:

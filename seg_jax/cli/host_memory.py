@@ -44,5 +44,14 @@ def keep_freed(devices: Path = Path("/dev")) -> bool:
 def _computes_on_cpu(devices: Path) -> bool:
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
-    names = ("accel*", "vfio/*", "nvidiactl", "dxg", "kfd")
-    return not any(next(devices.glob(name), None) for name in names)
+    return not (has_tpu(devices) or has_nvidia_gpu(devices) or (devices / "kfd").exists())
+
+
+def has_tpu(devices: Path) -> bool:
+    """Returns whether the system shows a TPU among its devices."""
+    return any([*devices.glob("accel*"), *devices.glob("vfio/*")])
+
+
+def has_nvidia_gpu(devices: Path) -> bool:
+    """Returns whether the system shows an NVIDIA GPU among its devices."""
+    return any((devices / name).exists() for name in ("nvidiactl", "dxg"))

@@ -209,8 +209,8 @@ def _choose_platforms(devices: Path) -> None:
     compilers = "libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"
     if "JAX_PLATFORMS" in os.environ or not any(map(importlib.util.find_spec, compilers)):
         return
-    if not [*devices.glob("accel*"), *devices.glob("vfio/*")]:
-        gpu = any((devices / name).exists() for name in ("nvidiactl", "dxg"))
+    if not host_memory.has_tpu(devices):
+        gpu = host_memory.has_nvidia_gpu(devices)
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu else "cpu"
 
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from seg_jax.models.parallel import mesh_axes
-from seg_jax.runs import compilation, console
+from seg_jax.runs import compilation, console, lowering
 from seg_jax.runs.compilation import Result
 from seg_jax.training import processes, topology
 
 Options = Mapping[str, Any]
 """Values by the names of their options, as compute.remat."""
+Tried = Literal["nothing", "same", "all"]
+"""What is tried where a step does not fit: nothing, options that leave what is learned as it is but
+for rounding, or all."""
 LOSS_CHUNK = 256
 """Tokens whose scores exist at once."""
 FULL_ROWS = 4
@@ -36,6 +39,8 @@ class Fit:
 
     run: Any
     """With the options that were found."""
+    plan: lowering.Plan
+    """The steps of that run over the devices."""
     options: dict[str, Any]
     """The options that were changed, in their order."""
     results: list[Result]
@@ -62,30 +67,36 @@ def fit(
     *,
     only: tuple[str, ...] = (),
     hbm: float | None = None,
-    same: bool = True,
+    tried: Tried = "same",
     tell: Callable[[str], None] = lambda line: None,
 ) -> Fit:
     """Returns a run whose steps fit, or the one that comes nearest.
 
     Args:
-      run: a completed run of finetune or reinforce.
+      run: a completed run; of finetune or reinforce, if anything is to be tried.
       target: devices to compile for.
       only: names of its steps; none: all.
       hbm: GiB of a device to judge by; None: what the target has.
-      same: whether only options are tried that leave what is learned as it is, but for rounding.
+      tried: what is tried where a step does not fit.
       tell: is told a line about each step that is compiled.
 
     Raises:
-      ValueError: the memory of a device is not known.
+      ValueError: it has no such step, or the memory that it is to fit is not known.
     """
-    if hbm is None and target.available_bytes is None:
+    if tried != "nothing" and hbm is None and target.available_bytes is None:
         raise ValueError(
             f"fit: expected devices whose memory is known, got {target.name}; do: say it, as "
             "--hbm 16, or leave it out"
         )
-    found = Fit(run, {}, [], 0)
-    for name in only or tuple(run.plan(target.devices).steps()):
-        found = _fit_step(found, name, target, hbm=hbm, same=same, tell=tell)
+    found = Fit(run, run.plan(target.devices), {}, [], 0)
+    makers = tuple(found.plan.steps())
+    if unknown := set(only) - set(makers):
+        raise ValueError(
+            f"only: expected steps among {', '.join(makers)}, got {sorted(unknown)}"
+            "; do: name one of these, or leave --only out"
+        )
+    for name in only or makers:
+        found = _fit_step(found, name, target, hbm=hbm, tried=tried, tell=tell)
     return found
 
 
@@ -122,21 +133,22 @@ def _fit_step(
     target: topology.Topology,
     *,
     hbm: float | None,
-    same: bool,
+    tried: Tried,
     tell: Callable[[str], None],
 ) -> Fit:
     """Returns what was found before with the options that a further step needs."""
-    run, options, compiled = found.run, dict(found.options), found.compilations
+    run, plan, options = found.run, found.plan, dict(found.options)
+    compiled = found.compilations
     while True:
-        plan = run.plan(target.devices)
         tell(f"{name}: compiling" + (f" with {_last(options)}" if options else ""))
         result = compilation.compile_step(plan.steps()[name](), plan, target, hbm=hbm)
         compiled += 1
         change = None
-        if result.fits is False:
-            change = next(_rungs(run, result, _shards(plan.mesh), same=same), None)
+        if result.fits is False and tried != "nothing":
+            rungs = _rungs(run, result, _shards(plan.mesh), same=tried == "same")
+            change = next(rungs, None)
         if change is None:
-            return Fit(run, options, [*found.results, result], compiled)
+            return Fit(run, plan, options, [*found.results, result], compiled)
         if "adapter.rank" in change:  # What all weights needed may not be needed any more.
             run, options = found.run, dict(found.options)
         for option, value in change.items():
@@ -145,6 +157,7 @@ def _fit_step(
             options.pop(option, None)
             if value != before or option in found.options:
                 options[option] = value
+        plan = run.plan(target.devices)
 
 
 def _last(options: Options) -> str:

@@ -76,7 +76,7 @@ def test_what_changes_the_training_comes_only_when_asked_for(run):
     """Where weights and moments alone are too much, no smaller pieces are tried."""
     full = {"only": ("sft",), "hbm": 1e-9}
     assert memory_fitting.fit(run, HERE, **full).options == {"offload": True}
-    least = memory_fitting.fit(run, HERE, **full, same=False)
+    least = memory_fitting.fit(run, HERE, **full, tried="all")
     assert not least.fits
     assert least.options == {
         "compute.dtype": "bfloat16",
@@ -154,7 +154,9 @@ def test_what_is_trained_is_what_fits(monkeypatch, words, capsys):
         assert target.limit > 0
         result = compilation.Result(*only, True, 0, 0, {})
         found = dataclasses.replace(run, loss_chunk=256)
-        return memory_fitting.Fit(found, {"loss_chunk": 256}, [result], 2)
+        return memory_fitting.Fit(
+            found, found.plan(target.devices), {"loss_chunk": 256}, [result], 2
+        )
 
     monkeypatch.setattr(memory_fitting, "fit", fit)
     assert main.main(words) == 0
