@@ -10,6 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 extras="train"
 [[ -e /dev/nvidiactl ]] && extras="train,cuda"
 prepare "$extras"
-# Small arrays by the thousand: an allocator that gives pages back at once costs a tenth of the time.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000:glibc.malloc.arena_max=1}"
+# Larger pages of memory, where glibc may ask for them; seg_jax/cli/host_memory.py does the rest.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec seg-jax quickstart "$@"

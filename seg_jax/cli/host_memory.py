@@ -36,8 +36,7 @@ def keep_freed(devices: Path = Path("/dev")) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # Another libc: musl has no such switches.
         return False
-    most = 2**31 - 1
-    wanted = ((_ARENAS, 1), (_MAPPED, 0), (_TRIMMED, most), (_PADDED, 2**26))
+    wanted = ((_ARENAS, 1), (_MAPPED, 0), (_TRIMMED, -1), (_PADDED, 2**26))  # -1: never trimmed.
     return all(mallopt(name, value) for name, value in wanted)
 
 
